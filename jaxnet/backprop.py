@@ -1,0 +1,257 @@
+"""Backpropagation of a network and a loss: the only vmap over examples, and the only 1/n.
+
+Everything here is one function, `backpropagate`, with another reading.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.factors import dataclass_tree
+from jaxnet.layer import Layer, Loss, Reading, ShapeError, Static, Tree, on_leaves, output
+from jaxnet.readings import apart, product, total
+
+
+def initialize(net: Layer, loss: Loss | None, key: jax.Array, x: Tree) -> Tree:
+    """Fresh parameters for inputs of the shape and dtype of `x`, one example.
+
+    The network's; or the pair (the network's, the loss's) where the loss has parameters of its own.
+    """
+    if loss is None or loss.init is None:
+        return net.init(key, x)
+    net_key, loss_key = jax.random.split(key)
+    params = net.init(net_key, x)
+    return params, loss.init(loss_key, output(net, params, x))
+
+
+def one_example(net: Layer, loss: Loss, read: Reading, train: bool = False) -> Callable:
+    """(params, x, y, weight, key) -> weight · cost, what was read: forward, the turn, backward, of one example."""
+
+    def one(params, x, y, weight, key):
+        net_params, loss_params = (params, ()) if loss.init is None else params
+        out, saved = net.forward(net_params, x, key, train)
+        cost, d_out, loss_reading = loss.turn(loss_params, out, y, weight, read)
+        _, reading = net.backward(net_params, saved, d_out, read)
+        reading = reading if loss.init is None else (reading, loss_reading)
+        return cost, apart(reading, read.out_axes)
+
+    return one
+
+
+def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> Callable:
+    """What `read` reads in the backward pass of a batch's mean cost.
+
+    C = 1/n Σ_x C_x, over n = the terms that count (examples, or tokens), each with its weight.
+
+    Returns `batch(params, xs, ys, *, key=None, train=False, weights=None) -> value, readings`: xs, ys and weights have
+    the batch as leading axis; a weight is a number for each example, or one for each of its terms; the mean is then
+    Σ w C / Σ w. Readings come with the structure of the parameters, one for each example or one for the batch as the
+    reading says; those of a pair as a tuple. `chunks`: run the batch in so many equal pieces, one after another, to
+    save memory; for additive readings.
+    Raises `ValueError` for a reading that is not additive in several chunks, or chunks that do not divide the batch.
+    """
+    if chunks > 1 and not read.additive:
+        raise ValueError("only an additive reading (total, and pairs of such) may run in chunks: call it with chunks=1")
+
+    def batch(params, xs, ys, *, key=None, train=False, weights=None):
+        one = one_example(net, loss, read, train)
+        over_examples = jax.vmap(one, (None, 0, 0, 0, 0), (0, read.out_axes))
+
+        def piece(pieces):
+            costs, readings = over_examples(params, *pieces)
+            return costs.sum(), readings
+
+        # One weight for each example, and mapped: so no factor is ever unmapped, not even of a δ equal for all.
+        weights = mean_weights(loss, ys, weights)
+        keys = None if key is None else jax.random.split(key, len(weights))
+        if chunks == 1:
+            return piece((xs, ys, weights, keys))
+        return summed(piece, (xs, ys, weights, keys), chunks)
+
+    return batch
+
+
+def mean_weights(loss: Loss, ys: Tree, weights: Tree | None = None) -> jax.Array:
+    """The share of each example, or of each of its terms, in the batch's mean: w / Σ w."""
+    ones = jax.vmap(lambda y: jnp.ones(()), axis_size=len(jax.tree.leaves(ys)[0]))(ys) if weights is None else weights
+    return ones * one_over(jax.vmap(loss.terms)(ys, ones).sum())
+
+
+def one_over(n: jax.Array) -> jax.Array:
+    """1/n; 0 where nothing counts, so that a batch or an example of ignored terms alone adds nothing."""
+    return jnp.where(n > 0, 1 / jnp.where(n > 0, n, 1), 0)
+
+
+def summed(piece: Callable, batch: Tree, chunks: int) -> Tree:
+    """Σ piece(chunk) over equal chunks of a batch, in a scan."""
+    size = len(jax.tree.leaves(batch)[0])
+    if size % chunks:
+        raise ValueError(f"chunks must divide the batch, got {chunks} chunks of {size} examples")
+    split = jax.tree.map(lambda t: t.reshape(chunks, size // chunks, *t.shape[1:]), batch)
+    first = jax.tree.map(
+        lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(piece, jax.tree.map(lambda t: t[0], split))
+    )
+    return jax.lax.scan(lambda so_far, part: (jax.tree.map(jnp.add, so_far, piece(part)), None), first, split)[0]
+
+
+def value_and_grad(net: Layer, loss: Loss, *, chunks: int = 1) -> Callable:
+    """As `jax.value_and_grad` of a batch's mean cost, by the hand-written backward pass.
+
+    Returns `(params, xs, ys, *, key=None, train=False, weights=None) -> value, grads`, grads with the structure,
+    shapes and dtypes of params; see `backpropagate`.
+    """
+    return backpropagate(net, loss, total, chunks=chunks)
+
+
+def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
+    """Each example's own cost C_x and what `read` reads in its backward pass: by default its own gradient.
+
+    Returns `(params, xs, ys, *, key=None, train=False) -> costs (batch,), readings`, each with the batch as leading
+    axis. Nothing is divided by the batch's size; a sequence's cost is the mean over its terms.
+    Raises `ValueError` for a reading that sums over the examples.
+    """
+    if None in jax.tree.leaves(read.out_axes, is_leaf=lambda axes: axes is None):
+        raise ValueError("per_example takes readings that are one for each example (product, squared_norm, deltas)")
+
+    def batch(params, xs, ys, *, key=None, train=False):
+        def one(x, y, k):
+            return one_example(net, loss, read, train)(params, x, y, one_over(loss.terms(y, 1.0)), k)
+
+        keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(ys)[0]))
+        return jax.vmap(one)(xs, ys, keys)
+
+    return batch
+
+
+def predict(net: Layer) -> Callable:
+    """(params, xs) -> the network's outputs for a batch, in evaluation mode."""
+    return lambda params, xs: jax.vmap(lambda x: net.forward(params, x)[0])(xs)
+
+
+def vjp(net: Layer) -> Callable:
+    """As `jax.vjp` of the network at one example, by the hand-written backward pass.
+
+    Returns `(params, x, *, key=None, train=False) -> out, pullback`, and `pullback(d_out) -> (d_params, dx)`.
+    """
+
+    def at(params, x, *, key=None, train=False):
+        out, saved = net.forward(params, x, key, train)
+
+        def pullback(d_out):
+            dx, d_params = net.backward(params, saved, d_out, product)
+            return d_params, dx
+
+        return out, pullback
+
+    return at
+
+
+def as_custom_vjp(net: Layer, *, batched: bool = False, train: bool = False) -> Callable:
+    """The network as a function that `jax.grad` differentiates by the hand-written rule.
+
+    Returns `f(params, x, key=None) -> out`, for one example, which `jit`, `vmap`, `grad` and other libraries' training
+    loops take; `vmap(grad(…))` of it gives per-example gradients. With `batched`, for a batch `xs`: gradients of a sum
+    over the batch then cost one matrix product for each W, where `vmap` of the single form costs about twice that.
+    """
+    read = total if batched else product
+
+    def forward(params, x, key):
+        return net.forward(params, x, key, train)
+
+    def backward(params, saved, d_out):
+        return net.backward(params, saved, d_out, read)
+
+    def over(f, out_axes=0):
+        return jax.vmap(f, (None, 0, 0), out_axes) if batched else f
+
+    def keys(x, key):
+        return jax.random.split(key, len(x)) if batched and key is not None else key
+
+    @jax.custom_vjp
+    def f(params, x, key):
+        return over(forward)(params, x, keys(x, key))[0]
+
+    def rule_forward(params, x, key):
+        out, saved = over(forward)(params, x, keys(x, key))
+        return out, (params, saved, Static(jax.tree.map(lambda t: t.dtype, x)))
+
+    def rule_backward(residuals, d_out):
+        params, saved, dtype = residuals
+        dx, d_params = over(backward, (0, read.out_axes))(params, saved, d_out)
+        return d_params, dx.astype(dtype.value) if jnp.issubdtype(dtype.value, jnp.inexact) else None, None
+
+    f.defvjp(rule_forward, rule_backward)
+
+    def network(params, x, key=None):
+        return f(params, x, key)
+
+    return network
+
+
+@dataclass_tree
+class Step:
+    """What a trace holds of one leaf layer: its name, its value, and δ = ∂C/∂out (both in the shape of out)."""
+
+    layer: Static
+    out: Tree
+    delta: Tree
+
+    def __str__(self):
+        return f"{self.layer.value}: out {self.out.shape}, δ {self.delta.shape}"
+
+
+class Trace(NamedTuple):
+    """The costs of the examples, and a `Step` for each leaf layer, first layer first."""
+
+    cost: jax.Array
+    steps: tuple[Step, ...]
+
+
+def _recording(layer: Layer) -> Layer:
+    """A leaf layer that saves its value too, for whoever reads."""
+
+    def forward(params, x, key=None, train=False):
+        out, saved = layer.forward(params, x, key, train)
+        return out, (saved, Static(layer.name), out)
+
+    def backward(params, saved, d_out, read):
+        seen = read._replace(at=lambda passing: read.at(passing._replace(saved=saved)))
+        return layer.backward(params, saved[0], d_out, seen)
+
+    return layer._replace(forward=forward, backward=backward)
+
+
+def _step(passing):
+    _, name, out = passing.saved
+    return Step(name, out, passing.d_out)
+
+
+_steps = Reading(_step, out_axes=0)
+
+
+def trace(net: Layer, loss: Loss) -> Callable:
+    """Every value and every δ, by layer: of a dense layer z and δ = ∂C/∂z, of an activation a and ∂C/∂a.
+
+    Returns `(params, x, y, *, key=None, train=False) -> Trace`, of one example, or of a batch with each example's own
+    cost and δ: x is taken for one example where the network takes its shape, else for a batch.
+    Inside `repeat`, a step's arrays have the times as leading axis; inside `per_position`, the positions.
+    """
+    recorded = on_leaves(_recording, net)
+
+    def of(params, x, y, *, key=None, train=False):
+        def one(x, y, key):
+            cost, readings = one_example(recorded, loss, _steps, train)(params, x, y, one_over(loss.terms(y, 1.0)), key)
+            steps = jax.tree.leaves(readings, is_leaf=lambda node: isinstance(node, Step))
+            return Trace(cost, tuple(steps))
+
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        try:
+            jax.eval_shape(one, x, y, key)
+        except ShapeError:
+            keys = None if key is None else jax.random.split(key, len(x))
+            return jax.vmap(one)(x, y, keys)
+        return one(x, y, key)
+
+    return of

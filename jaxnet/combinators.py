@@ -1,0 +1,271 @@
+"""Combinators: networks of layers. Each passes `read` down; none knows what is read.
+
+Parameters of a combination of several layers are the tuple of theirs; of one layer, that layer's own.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.factors import Sum
+from jaxnet.layer import Layer, Passing, ShapeError, Static, inside, output, split_key
+from jaxnet.readings import over_positions, whole
+
+
+def numbered(layers: tuple[Layer, ...], i: int):
+    """Where a `ShapeError` in the i-th of these layers arose."""
+    return inside(f"layer {i + 1} of {len(layers)}")
+
+
+def serial(*layers: Layer) -> Layer:
+    """One layer after the other; backward in reverse. Parameters: the tuple of the layers'."""
+
+    def init(key, x):
+        params = []
+        for i, (layer, layer_key) in enumerate(zip(layers, split_key(key, len(layers)), strict=True)):
+            with numbered(layers, i):
+                params.append(layer.init(layer_key, x))
+                x = output(layer, params[-1], x)
+        return tuple(params)
+
+    def forward(params, x, key=None, train=False):
+        saved = []
+        for i, (layer, p, k) in enumerate(zip(layers, params, split_key(key, len(layers)), strict=True)):
+            with numbered(layers, i):
+                x, s = layer.forward(p, x, k, train)
+            saved.append(s)
+        return x, tuple(saved)
+
+    def backward(params, saved, d_out, read):
+        readings = []
+        for layer, p, s in reversed([*zip(layers, params, saved, strict=True)]):
+            d_out, reading = layer.backward(p, s, d_out, read)
+            readings.append(reading)
+        return d_out, tuple(reversed(readings))
+
+    return Layer("serial", init, forward, backward, layers, serial)
+
+
+def residual(layer: Layer) -> Layer:
+    """out = x + f(x), so dx = d_out + f's dx. Parameters: f's.
+
+    Raises `ShapeError` where f changes the shape.
+    """
+
+    def init(key, x):
+        params = layer.init(key, x)
+        same_shape("residual", x, output(layer, params, x))
+        return params
+
+    def forward(params, x, key=None, train=False):
+        out, saved = layer.forward(params, x, key, train)
+        same_shape("residual", x, out)
+        return x + out, saved
+
+    def backward(params, saved, d_out, read):  # out = x + f(x)
+        dx, reading = layer.backward(params, saved, d_out, read)
+        return d_out + dx, reading
+
+    return Layer("residual", init, forward, backward, (layer,), residual)
+
+
+def same_shape(name: str, x, out) -> None:
+    """Raises `ShapeError` where a layer that must keep the shape does not."""
+    if x.shape != out.shape:
+        raise ShapeError(
+            f"{name} takes a layer that gives back the shape it takes, got {x.shape} in and {out.shape} out: "
+            f"end the layer with one of {x.shape[-1] if x.shape else 1} units, or join two ways by parallel(…)"
+        )
+
+
+def parallel(*layers: Layer, join: Literal["sum", "concatenate"] = "sum") -> Layer:
+    """The same input through several layers, their outputs summed, or concatenated along the last axis.
+
+    Backward: each gets d_out, or its piece of it; dx is the sum of theirs. Parameters: the tuple of the layers'.
+    Raises `ShapeError` where the outputs cannot be joined, `ValueError` for another `join`.
+    """
+    if join not in ("sum", "concatenate"):
+        raise ValueError(f'parallel joins by "sum" or "concatenate", got {join!r}')
+
+    def init(key, x):
+        params = []
+        for i, (layer, layer_key) in enumerate(zip(layers, split_key(key, len(layers)), strict=True)):
+            with numbered(layers, i):
+                params.append(layer.init(layer_key, x))
+        joinable([output(layer, p, x) for layer, p in zip(layers, params, strict=True)])
+        return tuple(params)
+
+    def joinable(outs):
+        shapes = [out.shape if join == "sum" else out.shape[:-1] for out in outs]
+        if len(set(shapes)) > 1:
+            which = "the same shape" if join == "sum" else "shapes that differ in the last axis only"
+            raise ShapeError(f"parallel ({join}) takes layers that give {which}, got {[out.shape for out in outs]}")
+
+    def forward(params, x, key=None, train=False):
+        outs, saved = [], []
+        for i, (layer, p, k) in enumerate(zip(layers, params, split_key(key, len(layers)), strict=True)):
+            with numbered(layers, i):
+                out, s = layer.forward(p, x, k, train)
+            outs.append(out)
+            saved.append(s)
+        joinable(outs)
+        out = sum(outs[1:], start=outs[0]) if join == "sum" else jnp.concatenate(outs, axis=-1)
+        return out, (tuple(saved), Static(tuple(out.shape[-1] for out in outs)))
+
+    def pieces(d_out, widths):
+        if join == "sum":
+            return [d_out] * len(layers)
+        ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+        return jnp.split(d_out, ends, axis=-1)
+
+    def backward(params, saved, d_out, read):
+        saved, widths = saved
+        dxs, readings = [], []
+        for layer, p, s, d in zip(layers, params, saved, pieces(d_out, widths.value), strict=True):
+            dx, reading = layer.backward(p, s, d, read)
+            dxs.append(dx)
+            readings.append(reading)
+        return sum(dxs[1:], start=dxs[0]), tuple(readings)
+
+    return Layer(f"parallel ({join})", init, forward, backward, layers, lambda *parts: parallel(*parts, join=join))
+
+
+def per_position(layer: Layer) -> Layer:
+    """A layer that takes one position, at every position of a sequence (the first axis). Parameters: the layer's.
+
+    Each position gets a key of its own. Factors are summed over the positions before they are read.
+    Raises `ShapeError` for an input without positions.
+    """
+
+    def accepts(xs):
+        if xs.ndim < 1:
+            raise ShapeError(f"per_position takes a sequence, (positions, …), got shape {xs.shape}")
+
+    def init(key, xs):
+        accepts(xs)
+        return layer.init(key, jax.eval_shape(lambda xs: xs[0], xs))
+
+    def forward(params, xs, key=None, train=False):
+        accepts(xs)
+        keys = None if key is None else jax.random.split(key, len(xs))
+        return jax.vmap(lambda x, k: layer.forward(params, x, k, train))(xs, keys)
+
+    def backward(params, saved, d_outs, read):
+        def at_one(s, d):
+            return layer.backward(params, s, d, over_positions(read))
+
+        return jax.vmap(at_one, out_axes=(0, None))(saved, d_outs)
+
+    return Layer("per position", init, forward, backward, (layer,), per_position)
+
+
+def repeat(layer: Layer, times: int) -> Layer:
+    """The same layer `times` times, each with parameters of its own, as one scan: compile time does not grow.
+
+    Parameters: the layer's, each with a leading axis of `times`. Readings are taken inside the scan, so gradients are
+    contracted there and no factors are kept.
+    Raises `ShapeError` where the layer changes the shape, `ValueError` for less than one time.
+    """
+    if times < 1:
+        raise ValueError(f"repeat takes a layer at least once, got {times} times")
+
+    def init(key, x):
+        same_shape(f"repeat {times}", x, output(layer, jax.eval_shape(layer.init, key, x), x))
+        return jax.vmap(lambda key: layer.init(key, x))(jax.random.split(key, times))
+
+    def forward(params, x, key=None, train=False):
+        keys = None if key is None else jax.random.split(key, times)
+        return jax.lax.scan(lambda x, pk: layer.forward(pk[0], x, pk[1], train), x, (params, keys))
+
+    def backward(params, saved, d_out, read):
+        return jax.lax.scan(lambda d, ps: layer.backward(*ps, d, read), d_out, (params, saved), reverse=True)
+
+    return Layer(f"repeat {times}", init, forward, backward, (layer,), lambda part: repeat(part, times))
+
+
+def remat(layer: Layer) -> Layer:
+    """A layer that saves only its input and is run forward again in backward: less memory for more time.
+
+    Parameters: the layer's. On a CPU it pays inside `repeat` alone: elsewhere the compiler keeps what it computed.
+    Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016.
+    """
+
+    def forward(params, x, key=None, train=False):
+        return layer.forward(params, x, key, train)[0], (x, key, Static(train))
+
+    def backward(params, saved, d_out, read):
+        x, key, train = saved
+        # The barrier keeps the compiler from finding that it has seen this forward pass before.
+        x, d_out = jax.lax.optimization_barrier((x, d_out))
+        _, saved = layer.forward(params, x, key, train.value)
+        return layer.backward(params, saved, d_out, read)
+
+    return Layer(f"remat {layer.name}", layer.init, forward, backward, (layer,), remat)
+
+
+def tied(*layers: Layer, share: str = "W", where: tuple[int, ...]) -> Layer:
+    """`serial`, in which the layers at `where` share one parameter: its gradient is the sum of its uses.
+
+    `share`: the name of the parameter, for layers whose parameters are a dict, inside `per_position` too. `where`:
+    indices into `layers`, at least two. Parameters: as `serial`'s; the shared one stands in the first of those layers
+    and is left out in the others.
+    Raises `ValueError` for fewer than two uses or a layer without such a parameter, `ShapeError` where shapes differ.
+    """
+    if len(set(where)) < 2 or not all(0 <= i < len(layers) for i in where):
+        raise ValueError(f"tied takes at least two different indices of its {len(layers)} layers, got {where}")
+    owner, *borrowers = sorted(where)
+    chain = serial(*layers)
+
+    def borrowed(params):
+        """The parameters as `serial` takes them: the shared one in each layer that uses it."""
+        return tuple(p | {share: params[owner][share]} if i in borrowers else p for i, p in enumerate(params))
+
+    def without(p):
+        return {name: value for name, value in p.items() if name != share}
+
+    def init(key, x):
+        params = chain.init(key, x)
+        for i in where:
+            if not isinstance(params[i], dict) or share not in params[i]:
+                raise ValueError(f"tied takes layers with a parameter {share!r}; layer {i} ({layers[i].name}) has none")
+            if params[i][share].shape != params[owner][share].shape:
+                shapes = [params[j][share].shape for j in where]
+                raise ShapeError(f"tied layers need {share} of one shape, got {shapes}")
+        return tuple(without(p) if i in borrowers else p for i, p in enumerate(params))
+
+    def forward(params, x, key=None, train=False):
+        return chain.forward(borrowed(params), x, key, train)
+
+    def backward(params, saved, d_out, read):
+        readings: list = [None] * len(layers)
+        passings: dict[int, Passing] = {}
+        full = borrowed(params)
+        for i in reversed(range(len(layers))):
+            if i in where:  # read once all uses are known
+                d_out, passings[i] = layers[i].backward(full[i], saved[i], d_out, whole)
+            else:
+                d_out, readings[i] = layers[i].backward(full[i], saved[i], d_out, read)
+        uses = Sum(tuple(passings[i].factors[share] for i in where))
+        for i, passing in passings.items():
+            factors = passing.factors | {share: uses} if i == owner else without(passing.factors)
+            readings[i] = read.at(passing._replace(params=params[i], factors=factors))
+        return d_out, tuple(readings)
+
+    def rebuild(*parts: Layer) -> Layer:
+        return tied(*parts, share=share, where=where)
+
+    return Layer("tied", init, forward, backward, layers, rebuild)
+
+
+COMBINATORS: dict[str, Callable[..., Layer]] = {
+    "serial": serial,
+    "residual": residual,
+    "parallel": parallel,
+    "per_position": per_position,
+    "repeat": repeat,
+    "remat": remat,
+    "tied": tied,
+}
+"""The combinators by name."""

@@ -1,0 +1,121 @@
+"""A parameter's gradient, kept as the factors that it is the product of, until somebody reads it.
+
+∇_W C of a dense layer is δ aᵀ: two vectors that say all that a matrix would. A factor sums over its first `sums` axes
+(positions of a sequence, time steps, examples). It is bilinear: scaling its leaves by c scales the gradient by c²,
+so factors never leave the library; what users get are arrays.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+
+Cls = TypeVar("Cls", bound=type)
+
+
+@dataclass_transform(frozen_default=True)
+def dataclass_tree(cls: Cls) -> Cls:
+    """A frozen dataclass that is a pytree."""
+    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+
+
+def accumulated(dtype) -> Any:
+    """The dtype that sums of `dtype` are taken in: at least float32."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+class Factor(abc.ABC):
+    """∂C/∂p of one parameter p, not multiplied out."""
+
+    @abc.abstractmethod
+    def multiply(self, out_sharding=None) -> jax.Array:
+        """∂C/∂p with the shape of p. `out_sharding` is p's, on a mesh with explicit axes."""
+
+    @abc.abstractmethod
+    def summed_once_more(self) -> Factor:
+        """The factor whose leaves have got one more leading axis, summed over."""
+
+    def squared_norm(self) -> jax.Array:
+        """‖∂C/∂p‖²."""
+        return self.gram(self)
+
+    def gram(self, other: Factor) -> jax.Array:
+        """The inner product ⟨∂C/∂p, ∂C′/∂p⟩ with another factor of the same parameter."""
+        return jnp.sum(self.multiply() * other.multiply())
+
+
+@dataclass_tree
+class Outer(Factor):
+    """∇_W C = Σ δ aᵀ over the first `sums` axes."""
+
+    delta: Any  # (…, out)
+    a: Any  # (…, in)
+    sums: int = field(default=0, metadata={"static": True})
+
+    def rows(self):
+        """δ and a as matrices, one row for each term of the sum, in the dtype that a was saved in."""
+        delta = self.delta.astype(self.a.dtype)
+        return delta.reshape(-1, delta.shape[-1]), self.a.reshape(-1, self.a.shape[-1])
+
+    def multiply(self, out_sharding=None):
+        # Two dimensions first: a contraction over several axes at once copies its operands on a CPU.
+        delta, a = self.rows()
+        return jnp.matmul(delta.T, a, preferred_element_type=accumulated(a.dtype), out_sharding=out_sharding)
+
+    def summed_once_more(self):
+        return replace(self, sums=self.sums + 1)
+
+    def gram(self, other):
+        delta, a = self.rows()
+        (terms, outs), ins = delta.shape, a.shape[-1]
+        # Σₛₜ (δₛ·δ′ₜ)(aₛ·a′ₜ), where that is less work than multiplying out.
+        if not isinstance(other, Outer) or terms * (outs + ins) >= outs * ins:
+            return super().gram(other)
+        other_delta, other_a = other.rows()
+        products = [
+            jnp.matmul(left, right.T, preferred_element_type=accumulated(left.dtype))
+            for left, right in ((delta, other_delta), (a, other_a))
+        ]
+        return jnp.sum(products[0] * products[1])
+
+
+@dataclass_tree
+class Plain(Factor):
+    """∇_b C = Σ δ over the first `sums` axes."""
+
+    delta: Any
+    sums: int = field(default=0, metadata={"static": True})
+
+    def multiply(self, out_sharding=None):
+        return self.delta.sum(tuple(range(self.sums)), dtype=accumulated(self.delta.dtype))
+
+    def summed_once_more(self):
+        return replace(self, sums=self.sums + 1)
+
+
+@dataclass_tree
+class Sum(Factor):
+    """The gradient of a parameter with several uses: the sum of what each use gives."""
+
+    uses: tuple[Factor, ...]
+
+    def multiply(self, out_sharding=None):
+        first, *others = (use.multiply(out_sharding) for use in self.uses)
+        return sum(others, start=first)
+
+    def summed_once_more(self):
+        return Sum(tuple(use.summed_once_more() for use in self.uses))
+
+    def gram(self, other):
+        # ‖f + g‖² = ‖f‖² + 2⟨f, g⟩ + ‖g‖²: the cross terms are what a norm use by use would miss.
+        others = other.uses if isinstance(other, Sum) else (other,)
+        return sum((use.gram(another) for use in self.uses for another in others), start=jnp.zeros(()))
+
+
+def is_factor(node) -> bool:
+    """Whether a node of a tree is a factor: `is_leaf` for trees of them."""
+    return isinstance(node, Factor)

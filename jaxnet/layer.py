@@ -1,0 +1,144 @@
+"""The contract: what a layer, a loss and a reading are. All of jaxnet is made of these."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+Tree = Any  # a pytree of arrays
+
+
+class ShapeError(ValueError):
+    """An input has a shape that a layer or a loss does not take."""
+
+
+class Layer(NamedTuple):
+    """A differentiable map of ONE example, with its hand-written backward pass: three pure functions.
+
+    - `init(key, x) -> params`: fresh parameters for inputs with the shape and dtype of `x` (an array or a
+      `jax.ShapeDtypeStruct`); `()` where there are none.
+    - `forward(params, x, key=None, train=False) -> out, saved`: the layer's value, and what backward will need.
+      `key` is for randomness, `train` for the mode.
+    - `backward(params, saved, d_out, read) -> dx, readings`: from d_out = ∂C/∂out (the shape of `out`) to
+      dx = ∂C/∂x, and what `read` reads on the way, with the structure of `params`.
+    - `parts`: the layers inside, first to last, for whoever walks the network.
+    - `rebuild(*parts) -> Layer`: the same combination of other layers; None for a leaf.
+    """
+
+    name: str
+    init: Callable[..., Tree]
+    forward: Callable[..., tuple[Tree, Tree]]
+    backward: Callable[..., tuple[Tree, Tree]]
+    parts: tuple["Layer", ...] = ()
+    rebuild: Callable[..., "Layer"] | None = None
+
+
+class Loss(NamedTuple):
+    """Where the forward pass turns into the backward pass.
+
+    - `turn(params, x, y, weight, read) -> Σ weight · cost, dx, readings` of one example: x is the network's output,
+      y its target, `weight` a number, or one for each term (token).
+    - `terms(y, weight) -> Σ weight` over the terms that count: 1/n is one number for the whole batch, the sum of these.
+    - `init(key, x) -> params` where the loss has parameters of its own; parameters of the whole are then the pair
+      (the network's, the loss's). None for most.
+    """
+
+    name: str
+    turn: Callable[..., tuple[jax.Array, Tree, Tree]]
+    terms: Callable[..., jax.Array]
+    init: Callable[..., Tree] | None = None
+
+
+class Passing(NamedTuple):
+    """All that meets at a layer when the error passes through it."""
+
+    params: Tree
+    saved: Tree
+    d_out: Tree
+    dx: Tree
+    factors: Tree  # ∂C/∂params, with the structure of params, not multiplied out
+
+
+class Reading(NamedTuple):
+    """What is read at each layer as the error passes.
+
+    - `at(passing) -> anything`.
+    - `out_axes`: 0 where the result is one for each example, None where it is one for all of them; a tuple of these
+      for a pair of readings.
+    - `additive`: the reading of a batch is the sum of the readings of its pieces, so a batch may run in chunks.
+    """
+
+    at: Callable[[Passing], Tree]
+    out_axes: Any
+    additive: bool = False
+
+
+def leaf(name: str, init: Callable, forward: Callable, backward: Callable, accepts: Callable | None = None) -> Layer:
+    """A layer with nothing inside: its `backward(params, saved, d_out)` gives dx and factors, which are read here.
+
+    `accepts(x, params)` raises `ShapeError` for an input that the layer does not take; params is None at `init`.
+    """
+
+    def checked_init(key, x):
+        if accepts is not None:
+            accepts(x, None)
+        return init(key, x)
+
+    def checked_forward(params, x, key=None, train=False):
+        if accepts is not None:
+            accepts(x, params)
+        return forward(params, x, key, train)
+
+    def read_backward(params, saved, d_out, read):
+        dx, factors = backward(params, saved, d_out)
+        return dx, read.at(Passing(params, saved, d_out, dx, factors))
+
+    return Layer(name, checked_init, checked_forward, read_backward)
+
+
+def no_params(key, x) -> tuple[()]:
+    """`init` of a layer without parameters."""
+    return ()
+
+
+def on_leaves(change: Callable[[Layer], Layer], net: Layer) -> Layer:
+    """The same network with `change(leaf)` for each leaf layer."""
+    if net.rebuild is None:
+        return change(net)
+    return net.rebuild(*(on_leaves(change, part) for part in net.parts))
+
+
+def leaves(net: Layer) -> list[Layer]:
+    """The leaf layers of a network, first to last; one inside `repeat` stands once."""
+    if net.rebuild is None:
+        return [net]
+    return [each for part in net.parts for each in leaves(part)]
+
+
+def output(net: Layer, params: Tree, x: Tree, train: bool = False) -> Tree:
+    """Shape and dtype of what `net` makes of an `x`; nothing is computed."""
+    return jax.eval_shape(lambda p, x: net.forward(p, x, None, train)[0], params, x)
+
+
+def split_key(key: jax.Array | None, times: int) -> Sequence:
+    """A key for each of `times` parts; None for each where there is none."""
+    return [None] * times if key is None else list(jax.random.split(key, times))
+
+
+@contextmanager
+def inside(where: str) -> Iterator[None]:
+    """Says in a `ShapeError` from inside where in the network it arose."""
+    try:
+        yield
+    except ShapeError as error:
+        raise ShapeError(f"{where}: {error}") from None
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Static:
+    """A value in `saved` that is no array: a shape, a mode."""
+
+    value: Any

@@ -1,0 +1,46 @@
+"""The leaf layers: each one's backward pass stands right under its forward pass."""
+
+from jaxnet.layers.activations import (
+    ACTIVATIONS,
+    Activation,
+    elementwise,
+    elu,
+    gelu,
+    gelu_tanh,
+    identity,
+    leaky_relu,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    tanh,
+)
+from jaxnet.layers.dense import dense
+from jaxnet.layers.dropout import dropout
+from jaxnet.layers.initializers import INITIALIZERS, Initializer, pinned
+from jaxnet.layers.shape import flatten, reshape
+
+__all__ = [
+    "ACTIVATIONS",
+    "INITIALIZERS",
+    "Activation",
+    "Initializer",
+    "dense",
+    "dropout",
+    "elementwise",
+    "elu",
+    "flatten",
+    "gelu",
+    "gelu_tanh",
+    "identity",
+    "leaky_relu",
+    "pinned",
+    "relu",
+    "reshape",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "tanh",
+]

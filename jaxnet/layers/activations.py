@@ -1,0 +1,111 @@
+"""Activations: a = g(z), entry by entry, so the Jacobian is diagonal and the error passes as da ⊙ g′(z).
+
+One table of g and g′. g′ is written in z and a = g(z), whichever is shorter, and only what it names is saved: a for
+the sigmoid, since σ′ = a (1 − a); one bit an entry for relu.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+from jaxtyping import Array, Float
+
+from jaxnet.layer import Layer, leaf, no_params
+
+SQRT_2_OVER_PI = (2 / jnp.pi) ** 0.5
+
+
+class Activation(NamedTuple):
+    """A row of the table: `g(z)`, `g_prime(z, a)` with a = g(z), and which of z, a, g′ is saved for backward."""
+
+    name: str
+    g: Callable
+    g_prime: Callable
+    saves: Literal["z", "a", "g_prime"]
+
+
+def exact_gelu(z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """g = z Φ(z), Φ the normal distribution function."""
+    return jax.nn.gelu(z, approximate=False)
+
+
+def gelu_tanh_prime(z: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """g′ of ½ z (1 + tanh u), u = √(2/π) (z + 0.044715 z³). Source: Hendrycks and Gimpel, GELUs, 2016, §2."""
+    t = jnp.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z**3))
+    u_prime = SQRT_2_OVER_PI * (1 + 3 * 0.044715 * z**2)
+    return (1 + t) / 2 + z / 2 * (1 - t**2) * u_prime
+
+
+def rows() -> tuple[Activation, ...]:
+    """The table."""
+    sigma = jax.nn.sigmoid
+    return (
+        #          name         g                g′                                                saves
+        Activation("sigmoid",   sigma,           lambda z, a: a * (1 - a),                         "a"),
+        Activation("tanh",      jnp.tanh,        lambda z, a: 1 - a**2,                            "a"),
+        Activation("relu",      jax.nn.relu,     lambda z, a: z > 0,                               "g_prime"),
+        Activation("softplus",  jax.nn.softplus, lambda z, a: sigma(z),                            "z"),
+        Activation("silu",      jax.nn.silu,     lambda z, a: sigma(z) * (1 + z * (1 - sigma(z))), "z"),
+        Activation("gelu",      exact_gelu,      lambda z, a: norm.cdf(z) + z * norm.pdf(z),       "z"),
+        Activation("gelu_tanh", jax.nn.gelu,     gelu_tanh_prime,                                  "z"),
+    )  # fmt: skip
+
+
+def elementwise(activation: Activation) -> Layer:
+    """a = g(z), dz = da ⊙ g′(z): the layer of a row of the table, or of a row of one's own.
+
+    Takes and gives arrays of any one shape.
+    """
+    name, g, g_prime, saves = activation
+
+    def forward(params, z, key=None, train=False):
+        a = g(z)
+        return a, {"z": z, "a": a}[saves] if saves != "g_prime" else g_prime(z, a)
+
+    def backward(params, saved, da):
+        slope = saved if saves == "g_prime" else g_prime(saved, saved)  # it names only the one that is saved
+        return da * slope.astype(da.dtype), ()
+
+    return leaf(name, no_params, forward, backward)
+
+
+def leaky_relu(slope: float = 0.01) -> Layer:
+    """a = z for z ≥ 0, else slope · z."""
+    return elementwise(
+        Activation(
+            f"leaky_relu {slope:g}",
+            lambda z: jax.nn.leaky_relu(z, slope),
+            lambda z, a: jnp.where(z >= 0, 1.0, slope),
+            "z",
+        )
+    )
+
+
+def elu(alpha: float = 1.0) -> Layer:
+    """a = z for z > 0, else α (eᶻ − 1)."""
+    return elementwise(
+        Activation(f"elu {alpha:g}", lambda z: jax.nn.elu(z, alpha), lambda z, a: jnp.where(a > 0, 1.0, a + alpha), "a")
+    )
+
+
+ACTIVATIONS: dict[str, Layer] = {row.name: elementwise(row) for row in rows()}
+"""The activations without options, by name."""
+
+sigmoid, tanh, relu, softplus, silu, gelu, gelu_tanh = ACTIVATIONS.values()
+
+identity = leaf("identity", no_params, lambda params, z, key=None, train=False: (z, ()), lambda params, _, da: (da, ()))
+
+
+def _softmax_forward(params, z, key=None, train=False):
+    p = jax.nn.softmax(z, axis=-1)
+    return p, p
+
+
+def _softmax_backward(params, p, dp):  # p = eᶻ / Σ eᶻ;  ∂p/∂z = diag(p) − p pᵀ
+    return p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True)), ()
+
+
+softmax = leaf("softmax", no_params, _softmax_forward, _softmax_backward)
+"""p = eᶻ / Σ eᶻ over the last axis, with its whole Jacobian: dz = p ⊙ (dp − ⟨p, dp⟩)."""

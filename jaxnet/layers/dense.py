@@ -1,0 +1,65 @@
+"""The dense layer.
+
+    z = W a + b            W: (out, in)   a: (in,)   b, z: (out,)
+    ∂C/∂a = Wᵀ δ           δ = ∂C/∂z: (out,)
+    ∇_W C = δ aᵀ           (out, in)
+    ∇_b C = δ              (out,)
+
+Source: Nielsen, Neural Networks and Deep Learning, ch. 2, (BP2) to (BP4).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxnet.factors import Outer, Plain, accumulated
+from jaxnet.layer import Layer, ShapeError, leaf
+from jaxnet.layers.initializers import Initializer, initializer
+
+
+def times(W: Float[Array, "rows columns"], a: Float[Array, " columns"]) -> Float[Array, " rows"]:
+    """W a, multiplied in W's dtype, summed in float32 or better, in a's dtype.
+
+    So bfloat16 weights make bfloat16 products of float32 activations and errors: where the hardware has units for
+    them, these are fastest with a float32 result.
+    """
+    return jnp.matmul(W, a.astype(W.dtype), preferred_element_type=accumulated(W.dtype)).astype(a.dtype)
+
+
+def dense(units: int, *, bias: bool = True, init: str | Initializer = "lecun_normal") -> Layer:
+    """z = W a + b, for one vector a; at each position of a sequence by `per_position`.
+
+    `units`: the length of z. `bias`: whether there is a b. `init`: a name of `INITIALIZERS`, an `Initializer`, or a
+    function `(key, shape, dtype)` for W. Parameters: `{"W": (units, in), "b": (units,)}`.
+    Raises `ShapeError` for an input that is no vector, or not of the length that W takes.
+    """
+    name = f"dense {units}"
+    begin = initializer(init)
+
+    def accepts(a, params):
+        if a.ndim != 1:
+            raise ShapeError(
+                f"{name} takes a vector, got shape {a.shape}: put flatten() before it, "
+                f"or per_position({name.replace(' ', '(')})) for a sequence of vectors"
+            )
+        if params is not None and params["W"].shape != (units, len(a)):
+            raise ShapeError(
+                f"{name} has W of shape {params['W'].shape}, which takes a vector of {params['W'].shape[-1]}, "
+                f"got {len(a)}: initialise it for this input"
+            )
+
+    def new(key, a):
+        dtype = a.dtype if jnp.issubdtype(a.dtype, jnp.floating) else jnp.float32
+        W_key, b_key = jnp.unstack(jax.random.split(key))
+        params = {"W": begin.W(W_key, (units, a.shape[0]), dtype)}
+        return params | {"b": begin.b(b_key, (units,), dtype)} if bias else params
+
+    def forward(params, a, key=None, train=False):
+        z = times(params["W"], a)
+        return z + params["b"] if bias else z, a.astype(params["W"].dtype)
+
+    def backward(params, a, delta):  # z = W a + b
+        factors = {"W": Outer(delta, a)}
+        return times(params["W"].T, delta), factors | {"b": Plain(delta)} if bias else factors
+
+    return leaf(name, new, forward, backward, accepts)

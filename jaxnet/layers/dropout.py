@@ -1,0 +1,37 @@
+"""Dropout: while training, each entry is zero with probability p, and the others are divided by 1 − p.
+
+    out = x ⊙ m / (1 − p)        m: 0 or 1, drawn anew for each example and step
+    dx  = d_out ⊙ m / (1 − p)    the same m
+
+Source: Srivastava et al., Dropout, JMLR 2014, §4, in the inverted form of §10 (scaled while training).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.layer import Layer, leaf, no_params
+
+
+def dropout(drop_rate: float) -> Layer:
+    """out = x ⊙ m / (1 − p) while training, x in evaluation. `drop_rate`: p, in [0, 1).
+
+    Raises `ValueError` for a rate outside, and while training without a key.
+    """
+    if not 0 <= drop_rate < 1:
+        raise ValueError(f"a drop rate is at least 0 and below 1, got {drop_rate}")
+
+    def masked(x, m):
+        return jnp.where(m, x / (1 - drop_rate), jnp.zeros_like(x))
+
+    def forward(params, x, key=None, train=False):
+        if not train or drop_rate == 0:
+            return x, None
+        if key is None:
+            raise ValueError("dropout draws its mask from a key while training, got none: pass key=jax.random.key(…)")
+        m = jax.random.bernoulli(key, 1 - drop_rate, x.shape)
+        return masked(x, m), m
+
+    def backward(params, m, d_out):
+        return d_out if m is None else masked(d_out, m), ()
+
+    return leaf(f"dropout {drop_rate:g}", no_params, forward, backward)

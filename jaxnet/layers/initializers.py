@@ -1,0 +1,77 @@
+"""How parameters begin. The scaled ones are `jax.nn.initializers`, told that W is (out, in)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from jax.nn import initializers as jax_initializers
+
+
+class Initializer(NamedTuple):
+    """How W, (out, in), and b, (out,), begin: functions `(key, shape, dtype) -> array`."""
+
+    W: Callable
+    b: Callable
+
+
+def _scaled(initializer: Callable) -> Callable:
+    return initializer(in_axis=-1, out_axis=-2)
+
+
+def _over_sqrt_fan_in(key, shape, dtype):
+    return jax.random.normal(key, shape, dtype) / shape[-1] ** 0.5
+
+
+def _orthogonal(key, shape, dtype):
+    return jax_initializers.orthogonal(column_axis=-2)(key, shape, dtype)
+
+
+zeros = jax_initializers.zeros
+normal = jax_initializers.normal(1.0)
+
+INITIALIZERS: dict[str, Initializer] = {
+    name: Initializer(W, b)
+    for name, W, b in (
+        ("lecun_normal", _scaled(jax_initializers.lecun_normal), zeros),
+        ("lecun_uniform", _scaled(jax_initializers.lecun_uniform), zeros),
+        ("he_normal", _scaled(jax_initializers.he_normal), zeros),
+        ("he_uniform", _scaled(jax_initializers.he_uniform), zeros),
+        ("glorot_normal", _scaled(jax_initializers.glorot_normal), zeros),
+        ("glorot_uniform", _scaled(jax_initializers.glorot_uniform), zeros),
+        ("orthogonal", _orthogonal, zeros),
+        ("zeros", zeros, zeros),
+        ("nielsen", normal, normal),  # Nielsen, Neural Networks and Deep Learning, ch. 1: all N(0, 1)
+        ("nielsen_scaled", _over_sqrt_fan_in, normal),  # the same, ch. 3: weights N(0, 1/fan_in), biases N(0, 1)
+    )
+}
+"""The initialisers by name."""
+
+
+def initializer(of: str | Initializer | Callable) -> Initializer:
+    """The initialiser of a name; a function is taken for W's, with b = 0.
+
+    Raises `ValueError` for a name that is none of `INITIALIZERS`.
+    """
+    if isinstance(of, Initializer):
+        return of
+    if callable(of):
+        return Initializer(of, zeros)
+    if of not in INITIALIZERS:
+        raise ValueError(f"an initialiser is one of {', '.join(INITIALIZERS)}, got {of!r}")
+    return INITIALIZERS[of]
+
+
+def pinned(values) -> Callable:
+    """An initialiser that gives these very values: for examples with pinned weights.
+
+    Raises `ValueError` where the shape asked for is another.
+    """
+    return partial(_pinned, values)
+
+
+def _pinned(values, key, shape, dtype):
+    array = jax.numpy.asarray(values, dtype)
+    if array.shape != shape:
+        raise ValueError(f"pinned values must have the shape {shape} of the parameter, got {array.shape}")
+    return array
