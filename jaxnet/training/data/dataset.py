@@ -1,0 +1,192 @@
+"""What a data set is, and what must hold for its numbers before a network sees them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message says what must hold, what came, and how to mend it."""
+
+
+class Split(NamedTuple):
+    """Examples and their targets.
+
+    x: (examples, …), float32 (int32 for tokens of one's own).
+    y: (examples,) int32 class labels, or (examples, …) float32 targets of a regression.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits of one kind of data; validation and test may be empty, train may not.
+
+    classes: how many classes the labels count, or None where y is a regression's target.
+    picture: (height, width) of one example where x is a picture, flat or not.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int | None
+    picture: tuple[int, int] | None = None
+
+    def summary(self) -> str:
+        """One line: `mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes`."""
+        sizes = " / ".join(f"{len(split.y):,}" for split in (self.train, self.validation, self.test))
+        x, y = self.train
+        shape = self.picture or x.shape[1:]
+        what = "×".join(map(str, shape)) if len(shape) > 1 else plural(int(np.prod(shape)), "number")
+        if self.classes is None:
+            kind = plural(int(np.prod(y.shape[1:])), "target")
+        else:
+            kind = plural(self.classes, "class", "classes")
+        return f"{self.name}  {sizes}  {what} in {x.min():.4g}…{x.max():.4g}  {kind}"
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """`1 target`, `2 targets`."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`did you mean "mnist"?`, or what there is where nothing comes close."""
+    lowered = {k.lower(): k for k in known}
+    close = get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.55)
+    return f'did you mean "{lowered[close[0]]}"?' if close else f"there is {', '.join(known)}"
+
+
+# ------------------------------------------------------------------------------------------- numbers
+
+
+def as_numbers(where: str, values: Any) -> np.ndarray:
+    """The values as an array of real numbers, of which there is at least one."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{where}: must hold real numbers, got dtype {array.dtype}")
+    if array.ndim == 0:
+        raise DataError(f"{where}: the first axis must count the examples, got a single number")
+    if array.size == 0:
+        raise DataError(f"{where}: holds no examples, got shape {array.shape}: an empty data set trains nothing")
+    return array
+
+
+def check_finite(where: str, array: np.ndarray) -> None:
+    """Raise where a number is NaN or infinite, and say at which place."""
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    at = np.unravel_index(int(np.argmin(finite)), array.shape)
+    place = f"row {at[0]}"
+    if len(at) > 1:
+        place += f", column {at[1]}" if len(at) == 2 else f", place {tuple(map(int, at[1:]))}"
+    count = plural(int((~finite).sum()), "such number")
+    raise DataError(
+        f"{where}: every number must be finite in float32, got {array[at]} in {place}, counting from 0 ({count}): "
+        "drop these rows or fill them in"
+    )
+
+
+def as_float32(where: str, values: Any, scale: float = 1.0) -> np.ndarray:
+    """The values over `scale`, as finite float32."""
+    array = as_numbers(where, values)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+        if scale != 1:
+            array /= np.float32(scale)
+    check_finite(where, array)
+    return array
+
+
+def as_labels(where: str, values: Any, classes: int | None = None) -> np.ndarray:
+    """Class labels as int32: whole numbers from 0 to below `classes`."""
+    array = as_numbers(where, values)
+    check_finite(where, array)
+    outside = array < 0 if classes is None else (array < 0) | (array >= classes)
+    for bad, rule in (
+        (array != np.floor(array), 'be whole numbers; for a regression put task = "regression"'),
+        (outside, "not be negative" if classes is None else f"go from 0 to {classes - 1}"),
+    ):
+        if bad.any():
+            at = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            raise DataError(f"{where}: class labels must {rule}; got {array[at]} at example {at[0]}, counting from 0")
+    return array.astype(np.int32)
+
+
+def count_classes(where: str, *labels: np.ndarray) -> int:
+    """One more than the largest label, refused where that is more than the examples."""
+    everything = np.concatenate(labels)
+    classes = int(everything.max()) + 1
+    if classes > max(len(everything), 2):
+        raise DataError(
+            f"{where}: labels go up to {classes - 1:,} among {len(everything):,} examples: number the classes from 0, "
+            f'or put classes = {classes} if there are so many, or task = "regression" if these are no classes'
+        )
+    return classes
+
+
+def check_split(where: str, split: Split, shape: tuple[int, ...]) -> Split:
+    """Raise where x and y are of different lengths, or one example is not of the training set's shape."""
+    if len(split.x) != len(split.y):
+        raise DataError(
+            f"{where}: x and y must be of one length, got {len(split.x):,} examples and {len(split.y):,} targets"
+        )
+    if split.x.shape[1:] != shape:
+        raise DataError(f"{where}: one example has shape {split.x.shape[1:]}, in the training set {shape}")
+    return split
+
+
+# --------------------------------------------------------------------------------------------- splits
+
+
+def split_counts(where: str, split: Sequence[float], n: int) -> tuple[int, int, int]:
+    """How many of n examples go to train, validation and test, of three counts or three fractions.
+
+    Fractions are rounded for validation and test; train has the rest where they add up to 1.
+    """
+    if all(isinstance(part, int) for part in split):
+        train, validation, test = (int(part) for part in split)
+        if train + validation + test > n:
+            raise DataError(
+                f"{where}: split {list(split)} takes {train + validation + test:,} examples, but there are {n:,}"
+            )
+    else:
+        if sum(split) > 1 + 1e-9:
+            raise DataError(f"{where}: the fractions of split {list(split)} add up to {sum(split):g}, more than 1")
+        validation, test = (max(1, round(part * n)) if part else 0 for part in split[1:])
+        train = n - validation - test if sum(split) > 1 - 1e-9 else int(split[0] * n)
+    if train < 1:
+        raise DataError(f"{where}: split {list(split)} of {plural(n, 'example')} leaves none to train on")
+    return train, validation, test
+
+
+def shuffled(labels: np.ndarray | None, n: int, seed: int) -> np.ndarray:
+    """An order of n examples in which every stretch holds the classes in nearly their shares.
+
+    Each class is shuffled and then spread evenly over the whole; without labels it is a plain shuffle.
+    """
+    # RandomState's stream is frozen, a Generator's may change with NumPy's version, and a test set must not.
+    order = np.random.RandomState(seed).permutation(n)
+    if labels is None:
+        return order
+    share = np.empty(n)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[order] == label)
+        share[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return order[np.argsort(share, kind="stable")]
+
+
+def cut(x: np.ndarray, y: np.ndarray, counts: Sequence[int], order: np.ndarray) -> tuple[Split, Split, Split]:
+    """Train, validation and test, one after the other along `order`."""
+    ends = np.cumsum(counts)
+    train, validation, test = (
+        Split(x[order[end - count : end]], y[order[end - count : end]]) for end, count in zip(ends, counts, strict=True)
+    )
+    return train, validation, test

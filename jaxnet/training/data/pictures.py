@@ -1,0 +1,150 @@
+"""Handwritten digits: scikit-learn's, which come with it, and MNIST, from IDX files or public mirrors."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxnet.training.data.dataset import (
+    DataError,
+    Dataset,
+    Split,
+    as_float32,
+    as_labels,
+    as_numbers,
+    cut,
+    shuffled,
+    split_counts,
+)
+from jaxnet.training.data.download import cache_folder, fetch
+from jaxnet.training.data.idx import read_idx
+
+# the four files and the SHA-256 of their uncompressed bytes: train pictures and labels, test pictures and labels
+MNIST = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "http://yann.lecun.com/exdb/mnist/",
+)
+ADVICE = "Put the four files, plain or gzipped, into a folder and pass --data-dir FOLDER or set JAXNET_DATA to it."
+
+
+def digits(*, split: Sequence[float] = (1197, 300, 300), flat: bool = True) -> Dataset:
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels, over 16: (n, 64), or (n, 8, 8, 1) with flat=False.
+
+    split: counts or fractions; the order is one fixed shuffle with the classes spread evenly, so the test set is
+    always the same. Source: UCI, Optical Recognition of Handwritten Digits (its test part).
+    """
+    from sklearn.datasets import load_digits  # only who asks for the digits pays for the import
+
+    x, labels = load_digits(return_X_y=True)
+    y = as_labels("digits", labels, 10)
+    x = as_float32("digits", x, 16).reshape(-1, *((64,) if flat else (8, 8, 1)))
+    parts = cut(x, y, split_counts("digits", split, len(y)), shuffled(y, len(y), seed=0))
+    return Dataset("digits", *parts, classes=10, picture=(8, 8))
+
+
+def mnist(
+    *,
+    data_dir: str | Path | None = None,
+    split: Sequence[float] = (50000, 10000, 10000),
+    flat: bool = True,
+    classes: int = 10,
+    mirrors: Sequence[str] = MIRRORS,
+) -> Dataset:
+    """MNIST, or files of its kind: pixels over 255, (n, height·width), or (n, height, width, 1) with flat=False.
+
+    Looked for in data_dir, then in `$JAXNET_DATA` (in either the four files, or a folder mnist/ with them), else
+    downloaded into the cache. split: counts; train is the first of the training files' examples, validation the last
+    (with the default as Nielsen's: 50,000 and 10,000 of the 60,000), test the first of the test files'.
+    Raises DataError where a file is missing, damaged or does not fit the others.
+    """
+    if not all(isinstance(part, int) for part in split) or split[0] < 1:
+        raise DataError(f"mnist: split must be three counts such as [50000, 10000, 10000], got {list(split)}")
+    files = local_files(data_dir) or [
+        fetch(name, sha256, [f"{m.rstrip('/')}/{name}.gz" for m in mirrors], cache_folder() / "mnist", advice=ADVICE)
+        for name, sha256 in MNIST.items()
+    ]
+    train_x, train_y = pictures_and_labels(files[0], files[1], classes)
+    test_x, test_y = pictures_and_labels(files[2], files[3], classes)
+    if train_x.shape[1:] != test_x.shape[1:]:
+        raise DataError(
+            f"{files[2]}: pictures must be of one size, got {test_x.shape[1:]}, and {train_x.shape[1:]} in {files[0]}"
+        )
+    train, validation, test = (int(part) for part in split)
+    for path, due, there in ((files[0], train + validation, len(train_y)), (files[2], test, len(test_y))):
+        if due > there:
+            raise DataError(f"{path}: split {list(split)} takes {due:,} examples of it, but there are {there:,}")
+
+    height, width = train_x.shape[1:]
+    shape = (height * width,) if flat else (height, width, 1)
+
+    def part(x: np.ndarray, y: np.ndarray) -> Split:
+        return Split(np.divide(x.reshape(len(x), *shape), 255, dtype=np.float32), y)
+
+    return Dataset(
+        "mnist",
+        part(train_x[:train], train_y[:train]),
+        part(train_x[len(train_x) - validation :], train_y[len(train_y) - validation :]),
+        part(test_x[:test], test_y[:test]),
+        classes=classes,
+        picture=(height, width),
+    )
+
+
+def pictures_and_labels(pictures: Path, labels: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of the pictures and the labels in two IDX files that belong together."""
+    x, y = read_idx(pictures, 3), read_idx(labels, 1)
+    if len(x) != len(y):
+        raise DataError(f"{pictures} holds {len(x):,} pictures, but {labels} holds {len(y):,} labels: must be as many")
+    return as_numbers(str(pictures), x), as_labels(str(labels), y, classes)
+
+
+def local_files(data_dir: str | Path | None) -> list[Path] | None:
+    """MNIST's four files in data_dir, else in `$JAXNET_DATA`; None where neither is given or the latter has none."""
+    if data_dir is not None:
+        folder = named_folder(data_dir, "the data folder")
+        if files := files_under(folder):
+            return files
+        raise DataError(f"{folder}: holds none of MNIST's files ({', '.join(MNIST)}), itself or in mnist/. {ADVICE}")
+    if named := os.environ.get("JAXNET_DATA"):
+        return files_under(named_folder(named, "JAXNET_DATA"))
+    return None
+
+
+def named_folder(name: str | Path, what: str) -> Path:
+    """The folder that somebody named, which must be there."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {what} must be a folder, got {'a file' if folder.exists() else 'nothing there'}")
+    return folder
+
+
+def files_under(folder: Path) -> list[Path] | None:
+    """The four files in a folder or its mnist/, None where there is not one, refused where some are missing."""
+    for place in (folder, folder / "mnist"):
+        found = {
+            name: next(
+                (
+                    place / (form + end)
+                    for form in (name, name.replace("-idx", ".idx"))
+                    for end in ("", ".gz")
+                    if (place / (form + end)).is_file()
+                ),
+                None,
+            )
+            for name in MNIST
+        }
+        files = [path for path in found.values() if path]
+        if len(files) == len(MNIST):
+            return files
+        if files:
+            missing = ", ".join(name for name, path in found.items() if path is None)
+            raise DataError(f"{place}: of MNIST's four files these are missing, plain or gzipped: {missing}")
+    return None

@@ -1,0 +1,129 @@
+"""From what a config's `data` says to a data set."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxnet.training.data.dataset import DataError, Dataset, Split, did_you_mean
+from jaxnet.training.data.own import load_own
+from jaxnet.training.data.pictures import digits, mnist
+from jaxnet.training.data.tables import load_csv, load_npz
+
+
+def is_number(value: Any) -> bool:
+    """A finite number that is no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """A whole number from `least` up."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_split(value: Any) -> bool:
+    """Three counts or three fractions."""
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(is_number, value)):
+        return False
+    return all(is_count(part, 0) for part in value) or all(0 <= part <= 1 for part in value)
+
+
+def is_list_of_text(value: Any) -> bool:
+    """A list of strings, not empty."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+# option: what holds for it, in code and in words
+OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "split": (is_split, "three counts, or three fractions of at most 1, for train, validation and test"),
+    "limit": (is_count, "a whole number of at least 1: how many examples to keep of each split"),
+    "flat": (lambda value: isinstance(value, bool), "true or false"),
+    "classes": (is_count, "a whole number of at least 1"),
+    "mirrors": (is_list_of_text, "a list of web addresses of folders"),
+    "target": (
+        lambda value: isinstance(value, str | int) and not isinstance(value, bool),
+        "a column's name or number",
+    ),
+    "header": (lambda value: isinstance(value, bool), "true or false"),
+    "task": (lambda value: value in ("classification", "regression"), '"classification" or "regression"'),
+    "scale": (lambda value: is_number(value) and value > 0, "a number above 0, which x is divided by"),
+    "seed": (lambda value: is_count(value, 0) and value < 2**32, "a whole number from 0 to 2³² - 1"),
+}
+OF_ARRAYS = ("split", "limit", "flat", "classes", "task", "scale", "seed")
+TAKES = {
+    "digits": ("split", "limit", "flat"),
+    "mnist": ("split", "limit", "flat", "classes", "mirrors"),
+    ".npz": OF_ARRAYS,
+    ".csv": (*OF_ARRAYS, "target", "header"),
+}
+
+
+def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, seed: int = 0) -> Dataset:
+    """The data set that a config's `data` names.
+
+    spec: "digits", "mnist", a path to an .npz or .csv file, or "package.module:object" (a Dataset, a mapping of
+        arrays, or a function that gives one of them); or a mapping with that as its `name` and options beside it:
+        split, limit (at most so many of each split), flat, and for files task, classes, scale, seed, for .csv also
+        target and header. The options of one's own function are its arguments.
+    data_dir: where MNIST's files, or a file that the current folder has not, lie.
+    seed: shuffles a file of one's own before it is split; runs that are compared must share it.
+    Raises DataError with what must hold, what came, and how to mend it.
+    """
+    if isinstance(spec, str):
+        name, options = spec, {}
+    elif isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        options = dict(spec)
+        name = options.pop("name")
+    else:
+        raise DataError(f'data must be a name, or a table with a name such as {{ name = "mnist" }}, got {spec!r}')
+
+    kind = name if name in TAKES else Path(name).suffix.lower()
+    if kind not in TAKES:
+        if ":" in name:
+            return load_own(name, options)
+        known = [known for known in TAKES if not known.startswith(".")]
+        raise DataError(
+            f'data = "{name}" must be a data set\'s name, a path to a .npz or .csv file, or "package.module:object": '
+            + did_you_mean(name, known)
+        )
+    check_options(name, kind, options)
+    limit = options.pop("limit", None)
+    if kind == "digits":
+        dataset = digits(**options)
+    elif kind == "mnist":
+        dataset = mnist(data_dir=data_dir, **options)
+    else:
+        path = existing_file(name, data_dir)
+        dataset = (load_npz if kind == ".npz" else load_csv)(path, **{"seed": seed, **options})
+    return dataset if limit is None else limited(dataset, limit)
+
+
+def check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
+    """Raise for an option that this kind of data does not take, or whose value is of the wrong kind."""
+    for key, value in options.items():
+        if key not in TAKES[kind]:
+            raise DataError(f'data "{name}" has no option "{key}": {did_you_mean(key, TAKES[kind])}')
+        holds, words = OPTIONS[key]
+        if not holds(value):
+            raise DataError(f'data "{name}": {key} must be {words}, got {value!r}')
+
+
+def existing_file(name: str, data_dir: str | Path | None) -> Path:
+    """The file of that name, in the current folder or in data_dir."""
+    places = [Path(name).expanduser(), *([Path(data_dir).expanduser() / name] if data_dir is not None else [])]
+    for path in places:
+        if path.is_file():
+            return path
+    raise DataError(
+        f'data = "{name}": there is no such file; looked for {" and ".join(str(p.absolute()) for p in places)}'
+    )
+
+
+def limited(dataset: Dataset, most: int) -> Dataset:
+    """At most so many examples of each split, the first ones."""
+
+    def few(split: Split) -> Split:
+        return Split(split.x[:most], split.y[:most])
+
+    return replace(dataset, train=few(dataset.train), validation=few(dataset.validation), test=few(dataset.test))
