@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -29,7 +30,9 @@ def nothing_of_this_machine(monkeypatch, tmp_path):
     """No data but what a test makes, an empty cache, and no proxy in front of the loopback."""
     monkeypatch.delenv("JAXNET_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -439,6 +442,7 @@ def test_a_file_is_also_looked_for_in_the_data_folder(tmp_path):
         ("a;b\n1;2\n", "must have at least two columns, got 1"),
         ("1\n2\n3\n", "must have at least two columns, got 1: are they separated by commas?"),
     ],
+    ids=lambda value: value if value and "\n" not in value else "table",
 )
 def test_bad_csv(text, message):
     refused(message, table(text))
@@ -634,8 +638,10 @@ def test_a_download_is_kept_uncompressed_and_not_asked_for_again(server, tmp_pat
     ],
 )
 def test_a_mirror_that_fails_gives_way_to_the_next(server, tmp_path, bad, reason):
+    start = time.monotonic()
     with pytest.raises(DataError) as error:
         get(server, tmp_path, bad, timeout=0.3, advice="Do this instead.")
+    assert time.monotonic() - start < 8  # the silent one stays silent for 30 s
     assert f"{server.url}/{bad}: " in str(error.value)
     assert reason in str(error.value)
     assert str(error.value).endswith("\nDo this instead.")
@@ -744,12 +750,18 @@ def test_mnist_is_downloaded_where_it_is_not_found(server, tmp_path, monkeypatch
 def test_offline(server, monkeypatch):
     server.shutdown()
     server.server_close()
-    monkeypatch.setattr(pictures, "MIRRORS", ())
-    said = refused(
-        "cannot be reached ([Errno 111] Connection refused)",
-        {"name": "mnist", "mirrors": [server.url, "https://jaxnet.invalid/", "no address"]},
-    )
-    assert "https://jaxnet.invalid/train-images-idx3-ubyte.gz: cannot be reached" in said
+    known = socket.getaddrinfo
+
+    def no_names(host, *rest, **named):
+        if host != "127.0.0.1":
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return known(host, *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_names)
+    mirrors = [server.url, "https://mirror.invalid/", "no address"]
+    said = refused("Connection refused)", {"name": "mnist", "mirrors": mirrors})
+    assert f"{server.url}/train-images-idx3-ubyte.gz: cannot be reached (" in said
+    assert "https://mirror.invalid/train-images-idx3-ubyte.gz: cannot be reached ([Errno -3] Temporary failure" in said
     assert "no address/train-images-idx3-ubyte.gz: broke off (ValueError: unknown url type" in said
     assert said.endswith("pass --data-dir FOLDER or set JAXNET_DATA to it.")
 
