@@ -4,14 +4,15 @@ Everything here is one function, `backpropagate`, with another reading.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnet.factors import dataclass_tree
 from jaxnet.layer import Layer, Loss, Reading, ShapeError, Static, Tree, on_leaves, output
-from jaxnet.readings import apart, product, total
+from jaxnet.readings import apart, explicit_sharding, product, total
 
 
 def initialize(net: Layer, loss: Loss | None, key: jax.Array, x: Tree) -> Tree:
@@ -65,7 +66,7 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
 
         # One weight for each example, and mapped: so no factor is ever unmapped, not even of a δ equal for all.
         weights = mean_weights(loss, ys, weights)
-        keys = None if key is None else jax.random.split(key, len(weights))
+        keys = keys_for(key, xs)
         if chunks == 1:
             return piece((xs, ys, weights, keys))
         return summed(piece, (xs, ys, weights, keys), chunks)
@@ -75,21 +76,47 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
 
 def mean_weights(loss: Loss, ys: Tree, weights: Tree | None = None) -> jax.Array:
     """The share of each example, or of each of its terms, in the batch's mean: w / Σ w."""
-    ones = jax.vmap(lambda y: jnp.ones(()), axis_size=len(jax.tree.leaves(ys)[0]))(ys) if weights is None else weights
-    return ones * one_over(jax.vmap(loss.terms)(ys, ones).sum())
+    if weights is not None:
+        return weights * one_over(jax.vmap(loss.terms)(ys, weights).sum())
+    n = jax.vmap(loss.terms)(ys)
+    n = size(ys) * n.value if isinstance(n, Static) else n.sum()
+    return sharded_as(jnp.ones(size(ys)), ys) * one_over(n)
 
 
-def one_over(n: jax.Array) -> jax.Array:
+def size(batch: Tree) -> int:
+    """How many examples a batch has."""
+    return len(jax.tree.leaves(batch)[0])
+
+
+def keys_for(key: jax.Array | None, batch: Tree) -> jax.Array | None:
+    """A key for each example of a batch; None where there is none."""
+    return None if key is None else sharded_as(jax.random.split(key, size(batch)), batch)
+
+
+def sharded_as(array: jax.Array, batch: Tree) -> jax.Array:
+    """`array`, its leading axis sharded as the batch's where types carry shardings: what vmap maps must agree."""
+    sharding = explicit_sharding(jax.tree.leaves(batch)[0])
+    if sharding is None:
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0])))
+
+
+def one_over(n: jax.Array | float) -> jax.Array:
     """1/n; 0 where nothing counts, so that a batch or an example of ignored terms alone adds nothing."""
-    return jnp.where(n > 0, 1 / jnp.where(n > 0, n, 1), 0)
+    return jnp.where(n > 0, 1 / jnp.where(n > 0, n, 1), 0.0)
+
+
+def own_weight(loss: Loss, y: Tree) -> jax.Array:
+    """1 / the terms of one example that count: the weight of its own mean cost."""
+    n = loss.terms(y)
+    return one_over(n.value if isinstance(n, Static) else n)
 
 
 def summed(piece: Callable, batch: Tree, chunks: int) -> Tree:
     """Σ piece(chunk) over equal chunks of a batch, in a scan."""
-    size = len(jax.tree.leaves(batch)[0])
-    if size % chunks:
-        raise ValueError(f"chunks must divide the batch, got {chunks} chunks of {size} examples")
-    split = jax.tree.map(lambda t: t.reshape(chunks, size // chunks, *t.shape[1:]), batch)
+    if size(batch) % chunks:
+        raise ValueError(f"chunks must divide the batch, got {chunks} chunks of {size(batch)} examples")
+    split = jax.tree.map(lambda t: t.reshape(chunks, -1, *t.shape[1:]), batch)
     first = jax.tree.map(
         lambda t: jnp.zeros(t.shape, t.dtype), jax.eval_shape(piece, jax.tree.map(lambda t: t[0], split))
     )
@@ -117,10 +144,9 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
 
     def batch(params, xs, ys, *, key=None, train=False):
         def one(x, y, k):
-            return one_example(net, loss, read, train)(params, x, y, one_over(loss.terms(y, 1.0)), k)
+            return one_example(net, loss, read, train)(params, x, y, own_weight(loss, y), k)
 
-        keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(ys)[0]))
-        return jax.vmap(one)(xs, ys, keys)
+        return jax.vmap(one)(xs, ys, keys_for(key, xs))
 
     return batch
 
@@ -163,11 +189,11 @@ def as_custom_vjp(net: Layer, *, batched: bool = False, train: bool = False) -> 
     def backward(params, saved, d_out):
         return net.backward(params, saved, d_out, read)
 
-    def over(f, out_axes=0):
+    def over(f, out_axes: Any = 0):
         return jax.vmap(f, (None, 0, 0), out_axes) if batched else f
 
     def keys(x, key):
-        return jax.random.split(key, len(x)) if batched and key is not None else key
+        return keys_for(key, x) if batched else key
 
     @jax.custom_vjp
     def f(params, x, key):
@@ -242,7 +268,7 @@ def trace(net: Layer, loss: Loss) -> Callable:
 
     def of(params, x, y, *, key=None, train=False):
         def one(x, y, key):
-            cost, readings = one_example(recorded, loss, _steps, train)(params, x, y, one_over(loss.terms(y, 1.0)), key)
+            cost, readings = one_example(recorded, loss, _steps, train)(params, x, y, own_weight(loss, y), key)
             steps = jax.tree.leaves(readings, is_leaf=lambda node: isinstance(node, Step))
             return Trace(cost, tuple(steps))
 
@@ -250,8 +276,7 @@ def trace(net: Layer, loss: Loss) -> Callable:
         try:
             jax.eval_shape(one, x, y, key)
         except ShapeError:
-            keys = None if key is None else jax.random.split(key, len(x))
-            return jax.vmap(one)(x, y, keys)
+            return jax.vmap(one)(x, y, keys_for(key, x))
         return one(x, y, key)
 
     return of

@@ -40,14 +40,15 @@ class Loss(NamedTuple):
 
     - `turn(params, x, y, weight, read) -> Σ weight · cost, dx, readings` of one example: x is the network's output,
       y its target, `weight` a number, or one for each term (token).
-    - `terms(y, weight) -> Σ weight` over the terms that count: 1/n is one number for the whole batch, the sum of these.
+    - `terms(y, weight=None) -> Σ weight` over the terms of one example that count: 1/n is one number for the whole
+      batch, n the sum of these. A number of all terms that depends on no value comes as `Static`.
     - `init(key, x) -> params` where the loss has parameters of its own; parameters of the whole are then the pair
       (the network's, the loss's). None for most.
     """
 
     name: str
     turn: Callable[..., tuple[jax.Array, Tree, Tree]]
-    terms: Callable[..., jax.Array]
+    terms: Callable[..., Any]
     init: Callable[..., Tree] | None = None
 
 

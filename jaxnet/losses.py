@@ -1,10 +1,11 @@
 """Losses, each with its value and its δ = ∂C/∂x.
 
 x is the network's output for one example, (…, features); y its target: class indices (integers) of shape (…), or an
-array of the shape of x. The leading axes are the terms (tokens of a sequence), over which the mean is taken, example by
-example; a negative class index marks a term that does not count. Value and δ are taken in float32 or better.
+array of the shape of x. The leading axes are the terms (tokens of a sequence), over which the mean is taken; among them
+a negative class index marks one that does not count. Value and δ are taken in float32 or better.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxnet.factors import accumulated
-from jaxnet.layer import Loss, ShapeError
+from jaxnet.layer import Loss, ShapeError, Static
 
 
 def is_index(y) -> bool:
@@ -21,15 +22,27 @@ def is_index(y) -> bool:
     return jnp.issubdtype(y.dtype, jnp.integer)
 
 
+def tokens(y) -> bool:
+    """Whether a target holds class indices of several terms, of which some may not count."""
+    return is_index(y) and y.ndim > 0
+
+
 def counted(y) -> Float[Array, "..."]:
-    """1 for each term that counts, 0 for each that does not (a negative class index)."""
-    return jnp.where(y >= 0, 1.0, 0.0) if is_index(y) else jnp.ones(y.shape[:-1])
+    """1 for each term of one example that counts, 0 for each token that does not (a negative class index)."""
+    if tokens(y):
+        return jnp.where(y >= 0, 1.0, 0.0)
+    return jnp.ones(y.shape if is_index(y) else y.shape[:-1])
 
 
-def terms(y, weight=1.0) -> Float[Array, ""]:
-    """Σ weight over the terms of one example that count. `weight`: a number, or one for each term."""
+def terms(y, weight=None) -> Float[Array, ""] | Static:
+    """Σ weight over the terms of one example that count. `weight`: a number, or one for each term; None for 1.
+
+    `Static` where no value matters: then no device has to ask another for 1/n.
+    """
+    if weight is None and not tokens(y):
+        return Static(1 if is_index(y) else math.prod(y.shape[:-1]))
     counts = counted(y)
-    return jnp.sum(counts * jnp.asarray(weight, counts.dtype))
+    return jnp.sum(counts if weight is None else counts * jnp.asarray(weight, counts.dtype))
 
 
 def one_hot(y, x) -> Float[Array, "..."]:
@@ -37,7 +50,7 @@ def one_hot(y, x) -> Float[Array, "..."]:
     return jax.nn.one_hot(y, x.shape[-1], dtype=x.dtype) if is_index(y) else y.astype(x.dtype)
 
 
-def pointwise(name: str, value: Callable, delta: Callable) -> Loss:
+def pointwise(name: str, value: Callable[..., Array], delta: Callable[..., Array]) -> Loss:
     """A loss without parameters, of its two formulas for one term: `value(x, y)` a number, `delta(x, y)` = ∂value/∂x.
 
     x and y, the target one-hot where it came as an index, are (…, features); value gives (…).
@@ -96,7 +109,7 @@ def huber(threshold: float = 1.0) -> Loss:
         raise ValueError(f"Huber's threshold is positive, got {threshold}")
     return pointwise(
         "huber",
-        lambda a, y: jnp.mean(optax.losses.huber_loss(a, y, threshold), axis=-1),
+        lambda a, y: jnp.mean(jnp.asarray(optax.losses.huber_loss(a, y, delta=threshold)), axis=-1),
         lambda a, y: jnp.clip(a - y, -threshold, threshold) / a.shape[-1],
     )
 

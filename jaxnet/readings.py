@@ -128,10 +128,9 @@ def over_positions(read: Reading) -> Reading:
     @at.def_vmap
     def _(size, mapped, passing):
         [mapped] = mapped
-        rest = everywhere(size, mapped[1:], passing[1:])
-        *rest, factors = rest
-        factors = jax.tree.map(lambda f: f.summed_once_more(), factors, is_leaf=is_factor)
-        result = read.at(Passing(passing.params, *rest, factors))
+        passing = Passing(passing.params, *everywhere(size, mapped[1:], passing[1:]))
+        factors = jax.tree.map(lambda f: f.summed_once_more(), passing.factors, is_leaf=is_factor)
+        result = read.at(passing._replace(factors=factors))
         return result, jax.tree.map(lambda _: False, result)
 
     return read._replace(at=at)
