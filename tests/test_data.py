@@ -232,7 +232,7 @@ def test_splits_that_cannot_be(tmp_path):
         ("weather", "there is digits, mnist"),
         ("table.parquet", "a path to a .npz or .csv file"),
         ({"split": [1, 2, 3]}, "must be a name, or a table with a name"),
-        (7, "must be a name, or a table with a name"),
+        ({"name": 7}, "must be a name, or a table with a name"),
         ({"name": "digits", "splitt": [1, 2, 3]}, 'no option "splitt": did you mean "split"?'),
         ({"name": "digits", "target": "y"}, 'no option "target"'),
         ({"name": "digits", "limit": 0}, "limit must be a whole number of at least 1"),
@@ -481,7 +481,9 @@ def other_shape():
     return made(split=Split(np.ones((3, 5)), np.array([0, 1, 1])))
 
 def not_a_split():
-    return made(split=[1, 2, 3])
+    part = made()
+    object.__setattr__(part, "test", [1, 2, 3])
+    return part
 """
 
 

@@ -94,7 +94,7 @@ def check_finite(where: str, array: np.ndarray) -> None:
     )
 
 
-def as_float32(where: str, values: Any, scale: float = 1.0) -> np.ndarray:
+def as_float32(where: str, values: Any, scale: int | float = 1) -> np.ndarray:
     """The values over `scale`, as finite float32."""
     array = as_numbers(where, values)
     with np.errstate(over="ignore"):
@@ -146,7 +146,7 @@ def check_split(where: str, split: Split, shape: tuple[int, ...]) -> Split:
 # --------------------------------------------------------------------------------------------- splits
 
 
-def split_counts(where: str, split: Sequence[float], n: int) -> tuple[int, int, int]:
+def split_counts(where: str, split: Sequence[int | float], n: int) -> tuple[int, int, int]:
     """How many of n examples go to train, validation and test, of three counts or three fractions.
 
     Fractions are rounded for validation and test; train has the rest where they add up to 1.

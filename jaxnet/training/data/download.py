@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 
 def fetch(
-    name: str, sha256: str, mirrors: Sequence[str], cache: Path, *, advice: str = "", timeout: float = 20.0
+    name: str, sha256: str, mirrors: Sequence[str], cache: Path, *, advice: str = "", timeout: int | float = 20.0
 ) -> Path:
     """The file `cache/name`, taken from the first mirror that delivers it whole.
 
@@ -67,7 +67,7 @@ def fetch(
     raise DataError(f"{name}: no mirror delivered it:\n{tried}" + (f"\n{advice}" if advice else ""))
 
 
-def download(url: str, sha256: str, path: Path, timeout: float) -> None:
+def download(url: str, sha256: str, path: Path, timeout: int | float) -> None:
     """Fetch one address into a file beside `path`, and rename it to `path` once its hash is right."""
     part = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     digest = hashlib.sha256()
@@ -89,7 +89,7 @@ def download(url: str, sha256: str, path: Path, timeout: float) -> None:
             part.unlink(missing_ok=True)
 
 
-def received(url: str, timeout: float) -> Iterator[bytes]:
+def received(url: str, timeout: int | float) -> Iterator[bytes]:
     """The body at an address, piece by piece; a cut connection is a MirrorError."""
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "jaxnet"})

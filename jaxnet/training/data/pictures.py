@@ -35,7 +35,7 @@ MIRRORS = (
 ADVICE = "Put the four files, plain or gzipped, into a folder and pass --data-dir FOLDER or set JAXNET_DATA to it."
 
 
-def digits(*, split: Sequence[float] = (1197, 300, 300), flat: bool = True) -> Dataset:
+def digits(*, split: Sequence[int | float] = (1197, 300, 300), flat: bool = True) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels, over 16: (n, 64), or (n, 8, 8, 1) with flat=False.
 
     split: counts or fractions; the order is one fixed shuffle with the classes spread evenly, so the test set is
@@ -53,7 +53,7 @@ def digits(*, split: Sequence[float] = (1197, 300, 300), flat: bool = True) -> D
 def mnist(
     *,
     data_dir: str | Path | None = None,
-    split: Sequence[float] = (50000, 10000, 10000),
+    split: Sequence[int | float] = (50000, 10000, 10000),
     flat: bool = True,
     classes: int = 10,
     mirrors: Sequence[str] = MIRRORS,

@@ -36,11 +36,11 @@ def from_arrays(
     where: str,
     arrays: Mapping[str, Any],
     *,
-    split: Sequence[float] | None = None,
+    split: Sequence[int | float] | None = None,
     task: str = "classification",
     classes: int | None = None,
     flat: bool = False,
-    scale: float | None = None,
+    scale: int | float | None = None,
     seed: int = 0,
 ) -> Dataset:
     """A data set of arrays x and y, or x_train, y_train, x_test, y_test and perhaps x_validation, y_validation.
