@@ -1,89 +1,141 @@
-"""What a config file says: its fields, their types and defaults, and how it is read and written again."""
+"""What a config file says: its fields, their types and defaults, and how it is read, refused and written again."""
 
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from jaxnet.training.options import (
+    DataSpec,
+    Init,
+    LossSpec,
+    ModelSpec,
+    OptimizerSpec,
+    Table,
+    is_tag,
+    refuse,
+    shown,
+)
+from jaxnet.training.overrides import OverrideError, apply
 
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message says what must hold, what came, and how to mend it."""
 
 
-class Table(BaseModel):
-    """A table of a config: its keys and types are exact, and it never changes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
 class Train(Table):
     """How the network is trained."""
 
     epochs: int = Field(ge=0)
+    """How often the whole training set is gone through."""
     batch: int = Field(default=32, ge=1)
-    optimizer: Any = "sgd"
+    """Examples in one step; the last step of an epoch takes what remains."""
+    optimizer: OptimizerSpec
+    """One of optax's by name, with its arguments; learning_rate may be a schedule, counted in steps."""
     clip_norm: float | None = Field(default=None, gt=0)
+    """The norm to which the gradient of all parameters together is clipped."""
     accumulate: int = Field(default=1, ge=1)
+    """Steps whose gradients are averaged before the parameters change."""
     l2: float = Field(default=0.0, ge=0)
+    """Nielsen's lambda: weights times 1 - learning_rate * l2 / n in each step, n the training set's size.
+
+    Weights are the parameters with a capital letter (W); biases are spared."""
     shuffle: bool = True
+    """Whether each epoch goes through the training set in another order."""
     steps_per_call: int | None = Field(default=None, ge=1)
+    """Steps in one compiled call; where it is not given, as many as take about a second."""
     chunks: int = Field(default=1, ge=1)
+    """Equal pieces in which each batch is run, one after the other, to save memory."""
 
 
 class Monitor(Table):
     """What is measured on the way."""
 
     delta_norms: bool = True
+    """The root mean square over the examples of each layer's norm of delta."""
     mean_delta: int = Field(default=0, ge=0)
+    """The first so many training examples, over which each layer's mean delta is taken after each epoch."""
     gradient_norms: bool = False
+    """Each layer's norm of the gradient."""
     update_ratios: bool = False
+    """Each layer's norm of the update over that of the parameters."""
     train_accuracy: bool = False
+    """Accuracy and loss over the whole training set after each epoch."""
 
 
 class Checkpoint(Table):
     """How many checkpoints are kept, and how often one is written."""
 
     keep: int = Field(default=3, ge=1)
+    """The newest so many are kept."""
     every_seconds: float = Field(default=30.0, ge=0)
+    """The least time between two; one is always written at the end."""
 
 
 class Mesh(Table):
-    """The devices over which each batch is sharded."""
+    """The devices over which the work is spread."""
 
     data: int = Field(default=1, ge=1)
+    """Devices over which each batch is sharded."""
 
 
 class Promise(Table):
     """What the recipe promises. Accuracies are fractions."""
 
     test_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """After the last epoch, of the test set."""
     best_test_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """After the best epoch, of the test set."""
     validation_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """After the last epoch, of the validation set."""
     best_validation_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """After the best epoch, of the validation set."""
     published: float | None = Field(default=None, ge=0, le=1)
+    """The accuracy in the publication that the recipe reproduces."""
     within: float | None = Field(default=None, ge=0)
+    """By how much a run may differ."""
     seconds: float | None = Field(default=None, ge=0)
+    """How long it takes on the machine that the recipe's head names."""
 
 
 class Config(Table):
-    """A recipe: data, loss, model, training."""
+    """A recipe: data, loss, model and training."""
 
-    name: str = ""
+    name: str = Field(default="", pattern=r"^(\w[\w.+-]*)?$")
+    """The name of its runs; the file's name where it is not given."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the initial parameters, the order of the examples, and dropout."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    data: Any = "digits"
-    loss: Any
-    init: str | None = None
-    model: Any
+    """bfloat16: products in bfloat16, parameters and sums in float32."""
+    data: DataSpec = "digits"
+    """digits, mnist, a .npz or .csv file, package.module:object, or a table with that as its name and options."""
+    loss: LossSpec
+    """A loss by name, with its options."""
+    init: Init | None = None
+    """The initialiser of each layer that names none of its own."""
+    model: ModelSpec
+    """A list of layers, a model by name with its options, or package.module:object."""
     train: Train
     monitor: Monitor = Monitor()
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = Mesh()
     tensorboard: bool = False
+    """Whether TensorBoard's event files are written beside the metrics."""
     promise: Promise = Promise()
+
+    @model_validator(mode="after")
+    def pieces_are_equal(self) -> "Config":
+        """Chunks and devices share a batch evenly."""
+        for key, count in (("train.chunks", self.train.chunks), ("mesh.data", self.mesh.data)):
+            if self.train.batch % count:
+                raise refuse(f"train.batch must be a multiple of {key} = {count}, got {self.train.batch}")
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """All of it as plain data, defaults written out; what is not set is left out."""
@@ -95,14 +147,93 @@ def dump_toml(config: Config) -> str:
     return tomli_w.dumps(config.resolved())
 
 
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a config file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a file, with `key=value` overrides.
+    """The config of a TOML file, changed by overrides such as `train.epochs=3`.
+
+    Raises ConfigError: no such file, no TOML, or a field that does not hold.
+    """
+    path = Path(path)
+    document = {"name": re.sub(r"^\W+|[^\w.+-]", "_", path.stem)} | read_toml(path)
+    return make_config(document, overrides, where=str(path))
+
+
+def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
+    """The config of plain data as a TOML file holds it; `where` it came from is said in errors.
 
     Raises ConfigError.
     """
-    path = Path(path)
-    document = {"name": path.stem} | tomllib.loads(path.read_text("utf-8"))
     try:
-        return Config.model_validate(document)
-    except ValidationError as error:
+        changed = apply(document, overrides)
+    except OverrideError as error:
         raise ConfigError(str(error)) from None
+    try:
+        return Config.model_validate(changed)
+    except ValidationError as error:
+        told = [told_error(each) for each in error.errors()]
+    beside = f" with {' '.join(overrides)}" if overrides else ""
+    separator = "\n  " if len(told) > 1 else " "
+    raise ConfigError(f"{where}{beside}:{separator}" + separator.join(told))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises ConfigError.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(other) for folder in (path.parent, Path("configs")) for other in folder.glob("*.toml"))
+        close = get_close_matches(str(path), near, n=1, cutoff=0.5) or [
+            other for other in near if Path(other).stem == path.stem
+        ]
+        mend = f'did you mean "{close[0]}"?' if close else "give the path of a TOML file"
+        raise ConfigError(f"there is no config {path}: {mend}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} must be a file that can be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be a text file in UTF-8, got byte {error.object[error.start]:#04x}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} must be TOML: {error}") from None
+
+
+# what must hold, by pydantic's name of the error
+MUST = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_pattern_mismatch": "must match {pattern}",
+    "list_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "must have at least {min_length}",
+}
+
+
+def told_error(error: ErrorDetails) -> str:
+    """One error: the place, what must hold, what came, and how to mend it."""
+    place = ".".join(str(part) for part in error["loc"] if not is_tag(part))
+    kind, came, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "config":
+        message = str(context["message"])
+    elif kind == "missing":
+        message = "is missing: it must be given"
+    else:
+        must = MUST[kind].format(**context) if kind in MUST else error["msg"]
+        message = f"{must}, got {shown(came)}"
+        if isinstance(came, str) and kind in ("int_type", "float_type", "bool_type", "list_type"):
+            message += ": write it without quotes" if kind != "list_type" else ": write it in [brackets]"
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,146 @@
+"""The names that a config may use, and the options of each, which are those of its signature.
+
+A row in one of these tables is all that a new layer, loss, model or optimizer needs to be known to configs, to their
+errors and to `jaxnet schema`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import optax
+from pydantic import Field
+
+from jaxnet import combinators, layers
+from jaxnet.layer import Layer, Loss
+from jaxnet.layers.initializers import initializer
+from jaxnet.losses import LOSSES, huber
+from jaxnet.models import MODELS
+
+Units = Annotated[int, Field(ge=1)]
+Numbers = list[float]
+
+
+def dense(
+    units: Units,
+    *,
+    bias: bool = True,
+    init: str | None = None,
+    weights: list[Numbers] | None = None,
+    biases: Numbers | None = None,
+) -> Layer:
+    """z = W a + b. `init`: an initialiser's name; `weights`, `biases`: the values with which they begin."""
+    if biases is not None and not bias:
+        raise ValueError("biases are given where bias = false leaves them out: drop one of the two")
+    if weights is not None and len({len(row) for row in weights}) > 1:
+        raise ValueError(f"weights must be rows of one length, got lengths {[len(row) for row in weights]}")
+    begin = initializer("lecun_normal" if init is None else init)
+    if weights is not None:
+        begin = begin._replace(W=layers.pinned(weights))
+    if biases is not None:
+        begin = begin._replace(b=layers.pinned(biases))
+    return layers.dense(units, bias=bias, init=begin)
+
+
+def reshape(shape: Sequence[int]) -> Layer:
+    """The same numbers in another shape; one -1 stands for what remains."""
+    return layers.reshape(*shape)
+
+
+def repeat(times: Units, block: Layer) -> Layer:
+    """A block `times` times, each with parameters of its own, as one scan."""
+    return combinators.repeat(block, times)
+
+
+def residual(block: Layer) -> Layer:
+    """out = x + block(x)."""
+    return combinators.residual(block)
+
+
+def parallel(branches: Sequence[Layer], join: Literal["sum", "concatenate"] = "sum") -> Layer:
+    """The same input through several branches, joined."""
+    return combinators.parallel(*branches, join=join)
+
+
+def per_position(block: Layer) -> Layer:
+    """A block at every position of a sequence."""
+    return combinators.per_position(block)
+
+
+def remat(block: Layer) -> Layer:
+    """A block that saves only its input."""
+    return combinators.remat(block)
+
+
+def tied(layers: Sequence[Layer], where: Sequence[int], share: str = "W") -> Layer:
+    """Layers in a row, those at `where` (from 0) with one parameter `share` in common."""
+    return combinators.tied(*layers, share=share, where=tuple(where))
+
+
+# The first option of each is its argument: { dense = 30 } is { dense = { units = 30 } }.
+LAYERS: Mapping[str, Callable[..., Layer] | Layer] = MappingProxyType(
+    {
+        **layers.ACTIVATIONS,
+        "identity": layers.identity,
+        "softmax": layers.softmax,
+        "leaky_relu": layers.leaky_relu,
+        "elu": layers.elu,
+        "dense": dense,
+        "dropout": layers.dropout,
+        "flatten": layers.flatten,
+        "reshape": reshape,
+        "residual": residual,
+        "repeat": repeat,
+        "parallel": parallel,
+        "per_position": per_position,
+        "remat": remat,
+        "tied": tied,
+    }
+)
+"""What `model = [...]` may be made of."""
+
+LOSS_NAMES: Mapping[str, Callable[..., Loss] | Loss] = MappingProxyType({**LOSSES, "huber": huber})
+"""What `loss` may be."""
+
+MODEL_NAMES: Mapping[str, Callable[..., Layer]] = MappingProxyType(MODELS)
+"""What `model.name` may be."""
+
+# Not offered: lbfgs and polyak_sgd need the cost as well as the gradient, the scale_by_* are parts of optimizers.
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = MappingProxyType(
+    {
+        name: function
+        for name, function in vars(optax).items()
+        if inspect.isfunction(function)
+        and not name.startswith(("_", "scale_by_"))
+        and "learning_rate" in inspect.signature(function).parameters
+        and name != "lbfgs"
+    }
+)
+"""What `train.optimizer.name` may be: optax's optimizers."""
+
+SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
+    {
+        name: function
+        for name, function in vars(optax).items()
+        if inspect.isfunction(function)
+        and name.endswith(("_schedule", "exponential_decay", "join_schedules"))
+        and not name.startswith(("scale_by_", "inject_"))
+    }
+)
+"""What `learning_rate.schedule` may be: optax's schedules, counted in steps."""
+
+
+def parameters(of: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a function, with their annotations evaluated; none of a value that is no function."""
+    if not callable(of) or isinstance(of, Layer | Loss):
+        return {}
+    return dict(inspect.signature(of, eval_str=True).parameters)
+
+
+def is_own(name: Any) -> bool:
+    """Whether this is the name of an object of one's own, `"package.module:object"`."""
+    if not isinstance(name, str):
+        return False
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))

@@ -1,0 +1,96 @@
+"""Overrides on the command line: `train.epochs=3`, `model.0.dense=50`, in the notation of TOML."""
+
+import copy
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxnet.training.names import LAYERS, parameters
+
+
+class OverrideError(ValueError):
+    """An override that cannot be read, or whose place there is not."""
+
+
+# where a name may stand alone, to be made a table when an option is set beside it
+NAMES = {("data",), ("loss",), ("model",), ("train", "optimizer")}
+
+
+def parse(override: str) -> tuple[tuple[str, ...], Any]:
+    """The path and the value of `key=value`; the value is a TOML value, or text where it cannot be one.
+
+    Raises OverrideError.
+    """
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise OverrideError(f'an override must be key=value, such as train.epochs=3, got "{override}"')
+    return parse_key(key.strip(), override), parse_value(text.strip(), override)
+
+
+def parse_key(key: str, override: str) -> tuple[str, ...]:
+    """The parts of a dotted key, which may be quoted as in TOML."""
+    try:
+        node: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        node = 0
+    path = []
+    while isinstance(node, dict) and len(node) == 1:
+        [(part, node)] = node.items()
+        path.append(part)
+    if node != 0 or not path:
+        raise OverrideError(f'the key of an override must be dotted, such as train.epochs, got "{override}"')
+    return tuple(path)
+
+
+def parse_value(text: str, override: str) -> Any:
+    """A TOML value; what is none is text, unless it begins as one that needs an end."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text.startswith(("[", "{", '"', "'")):
+            raise OverrideError(f"the value of an override must be TOML, got {override}: {error}") from None
+        return text
+    if len(document) > 1:
+        raise OverrideError(f"an override must set one value, got {override!r}")
+    return document["value"]
+
+
+def apply(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A config's plain data with the overrides in it, the last one last.
+
+    Raises OverrideError for a place that there is not.
+    """
+    changed = copy.deepcopy(dict(document))
+    for override in overrides:
+        path, value = parse(override)
+        node: Any = changed
+        for depth, part in enumerate(path[:-1]):
+            where = path[: depth + 1]
+            slot = index(node, part, override)
+            node[slot] = opened(node.get(slot, {}) if isinstance(node, dict) else node[slot], where, override)
+            node = node[slot]
+        node[index(node, path[-1], override)] = value
+    return changed
+
+
+def index(node: Any, part: str, override: str) -> Any:
+    """The key of a table, or the position in a list."""
+    if isinstance(node, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        raise OverrideError(f'{override}: a list of {len(node)} has positions 0 to {len(node) - 1}, got "{part}"')
+    return int(part)
+
+
+def opened(node: Any, where: tuple[str, ...], override: str) -> Any:
+    """What stands at a place, as something that has places itself."""
+    if isinstance(node, dict | list):
+        return node
+    if where in NAMES and isinstance(node, str):
+        return {"name": node}
+    layer = LAYERS.get(where[-1])
+    if where[0] == "model" and parameters(layer):
+        return {next(iter(parameters(layer))): node}
+    raise OverrideError(
+        f"{override}: {'.'.join(where)} is {node!r} and has nothing inside: set {'.'.join(where)} itself"
+    )
