@@ -234,6 +234,19 @@ def told_error(error: ErrorDetails) -> str:
     else:
         must = MUST[kind].format(**context) if kind in MUST else error["msg"]
         message = f"{must}, got {shown(came)}"
-        if isinstance(came, str) and kind in ("int_type", "float_type", "bool_type", "list_type"):
-            message += ": write it without quotes" if kind != "list_type" else ": write it in [brackets]"
+        message += mend(kind, came)
     return f"{place}: {message}" if place else message
+
+
+def mend(kind: str, came: Any) -> str:
+    """How a value is written in TOML, where it is plain what was meant."""
+    if not isinstance(came, str):
+        return ""
+    if kind == "bool_type" and came.lower() in ("true", "false"):
+        return f": write {came.lower()}, without quotes"
+    if kind == "list_type":
+        return ": write it in [brackets]"
+    number = re.fullmatch(r"([+-]?)(\d*)\.?(\d*)", came.strip())
+    if kind in ("int_type", "float_type") and number and (number[2] or number[3]):
+        return f": write {float(came):g}, without quotes"
+    return ""

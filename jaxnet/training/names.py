@@ -18,12 +18,12 @@ from jaxnet.layers.initializers import initializer
 from jaxnet.losses import LOSSES, huber
 from jaxnet.models import MODELS
 
-Units = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
 Numbers = list[float]
 
 
 def dense(
-    units: Units,
+    units: Count,
     *,
     bias: bool = True,
     init: str | None = None,
@@ -48,7 +48,7 @@ def reshape(shape: Sequence[int]) -> Layer:
     return layers.reshape(*shape)
 
 
-def repeat(times: Units, block: Layer) -> Layer:
+def repeat(times: Count, block: Layer) -> Layer:
     """A block `times` times, each with parameters of its own, as one scan."""
     return combinators.repeat(block, times)
 

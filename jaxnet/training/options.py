@@ -13,19 +13,20 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     PlainSerializer,
     Tag,
     WithJsonSchema,
     create_model,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 from typing_extensions import TypeAliasType
 
 from jaxnet.layer import Layer
-from jaxnet.layers import INITIALIZERS
+from jaxnet.layers import ACTIVATIONS, INITIALIZERS
 from jaxnet.training.data.dataset import did_you_mean
-from jaxnet.training.names import LAYERS, LOSS_NAMES, MODEL_NAMES, OPTIMIZERS, SCHEDULES, is_own, parameters
+from jaxnet.training.names import LAYERS, LOSS_NAMES, MODEL_NAMES, OPTIMIZERS, SCHEDULES, Count, is_own, parameters
 
 OWN = {"type": "string", "pattern": r"^[\w.]+:[\w.]+$", "description": "package.module:object, of one's own"}
 
@@ -77,6 +78,16 @@ def as_written(value: Any) -> Any:
     return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
+class Checked:
+    """Marks a field to be checked as another type, one that is made while the program runs."""
+
+    def __init__(self, kind: Any):
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler.generate_schema(self.kind)
+
+
 PLAIN = (AfterValidator(as_written), PlainSerializer(lambda value: value))
 
 
@@ -102,14 +113,20 @@ Scheduled = Annotated[
 """A number, or a schedule of it."""
 
 
-def known_initializer(name: str) -> str:
-    """The name of an initialiser."""
-    if name not in INITIALIZERS:
-        raise refuse(f'must be an initialiser, got "{name}": {did_you_mean(name, tuple(INITIALIZERS))}')
-    return name
+def one_of(names: Iterable[str], what: str) -> Any:
+    """The type of one of these names, with a did-you-mean."""
+    known = list(names)
+
+    def check(name: str) -> str:
+        if name not in known:
+            raise refuse(f'must be {what}, got "{name}": {did_you_mean(name, known)}')
+        return name
+
+    return Annotated[str, AfterValidator(check), WithJsonSchema({"enum": known})]
 
 
-Init = Annotated[str, AfterValidator(known_initializer), WithJsonSchema({"enum": list(INITIALIZERS)})]
+Init = Annotated[Any, Checked(one_of(INITIALIZERS, "an initialiser"))]
+Activation = one_of(ACTIVATIONS, "an activation")
 
 
 def type_of(parameter: Parameter) -> Any:
@@ -117,6 +134,12 @@ def type_of(parameter: Parameter) -> Any:
     name = parameter.name
     if name == "init":
         return Init
+    if name in ("activation", "out"):
+        return Activation
+    if name in ("width", "depth", "outputs"):
+        return Count
+    if name == "widths":
+        return Annotated[list[Count], Field(min_length=1)]
     if name in ("dtype", "mu_dtype", "accumulator_dtype", "dtype_momentum"):
         return Literal["float32", "bfloat16", "float64"]
     return None if name == "key" or name.endswith("mask") else plain_type(parameter.annotation)
@@ -136,7 +159,7 @@ def plain_type(annotation: Any) -> Any:
     if is_function(annotation):  # the only functions that a file can give
         return Schedule
     if isinstance(origin, type) and issubclass(origin, Iterable):
-        return list[plain_type(arguments[0])]
+        return Annotated[list[plain_type(arguments[0])], Field(min_length=1)]
     return None
 
 
@@ -219,10 +242,10 @@ def named(names: Mapping[str, Any], what: str, key: str = "name", own: bool = Tr
     return Annotated[Union[tuple(members)], Discriminator(choice), *PLAIN, BeforeValidator(name_is_known)]  # noqa: UP007
 
 
-ScheduleTable = named(SCHEDULES, "schedule", key="schedule", own=False)
-OptimizerSpec = named(OPTIMIZERS, "optimizer")
-LossSpec = named(LOSS_NAMES, "loss")
-NamedModel = named(MODEL_NAMES, "model")
+ScheduleTable = Annotated[Any, Checked(named(SCHEDULES, "schedule", key="schedule", own=False))]
+OptimizerSpec = Annotated[Any, Checked(named(OPTIMIZERS, "optimizer"))]
+LossSpec = Annotated[Any, Checked(named(LOSS_NAMES, "loss"))]
+NamedModel = Annotated[Any, Checked(named(MODEL_NAMES, "model"))]
 
 
 # --------------------------------------------------------------------------------------------------- layers

@@ -1,0 +1,266 @@
+"""From a config's names to what is trained: network, loss and optimizer, tried on the shapes of the data."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxnet.backprop import initialize, one_example
+from jaxnet.combinators import serial
+from jaxnet.layer import Layer, Loss, ShapeError, output
+from jaxnet.readings import total
+from jaxnet.training.config import Config, ConfigError
+from jaxnet.training.data import Dataset, import_object
+from jaxnet.training.data.own import raised
+from jaxnet.training.names import LAYERS, LOSS_NAMES, MODEL_NAMES, OPTIMIZERS, SCHEDULES, parameters
+
+
+class Experiment(NamedTuple):
+    """What is trained. `example`: shape and dtype of one input, as `initialize` takes it."""
+
+    net: Layer
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    example: jax.ShapeDtypeStruct
+
+
+def build(config: Config, dataset: Dataset) -> Experiment:
+    """The experiment of a config on a data set; nothing is computed but shapes.
+
+    Raises ConfigError for what cannot be made or does not go with the data, ShapeError, naming the layer, where the
+    network does not take the data's shape.
+    """
+    n = len(dataset.train.x)
+    for key, value in (("train.batch", config.train.batch), ("monitor.mean_delta", config.monitor.mean_delta)):
+        if value > n:
+            raise ConfigError(f"{key} must be at most {n}, the examples of {dataset.name} to train on, got {value}")
+    net, loss = network(config), loss_of(config.loss)
+    example = one_input(config, dataset)
+    with jax.enable_x64(True) if config.precision == "float64" else nullcontext():
+        fits(net, loss, example, dataset)
+    return Experiment(net, loss, optimizer_of(config, n), example)
+
+
+def one_input(config: Config, dataset: Dataset) -> jax.ShapeDtypeStruct:
+    """One input of the network: tokens stay whole numbers, the rest is float64 or float32."""
+    x = dataset.train.x
+    wide = np.dtype(np.float64 if config.precision == "float64" else np.float32)
+    return jax.ShapeDtypeStruct(x.shape[1:], wide if np.issubdtype(x.dtype, np.floating) else x.dtype)
+
+
+# ----------------------------------------------------------------------------------------------- by name
+
+
+def make(where: str, function: Callable, /, **options: Any) -> Any:
+    """`function(**options)`; what it refuses is told with its place in the config.
+
+    Raises ConfigError.
+    """
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        given = ", ".join(f"{name} = {value!r}" for name, value in options.items()) or "no options"
+        raise ConfigError(f"{where} cannot be made with {given}: {error}") from None
+    try:
+        return function(**options)
+    except ShapeError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except Exception as error:
+        raise ConfigError(f"{where} failed: {raised(error)}") from error
+
+
+def own(where: str, name: str, kind: type, options: Mapping[str, Any]) -> Any:
+    """An object of one's own, or what a function of one's own makes of the options.
+
+    Raises ConfigError where there is none, or it is of another kind.
+    """
+    try:
+        found = import_object(name)
+    except ImportError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if not isinstance(found, kind) and callable(found):
+        found = make(f'{where}: "{name}"', found, **options)
+    elif options:
+        raise ConfigError(f'{where}: "{name}" is no function, so it takes no options, got {", ".join(options)}')
+    if not isinstance(found, kind):
+        raise ConfigError(
+            f'{where}: "{name}" must be a {kind.__name__} or a function that gives one, got a {type(found).__name__}'
+        )
+    return found
+
+
+def split_name(spec: str | Mapping[str, Any], key: str = "name") -> tuple[str, dict[str, Any]]:
+    """The name and the options of a name, or of a table with a name."""
+    if isinstance(spec, str):
+        return spec, {}
+    options = dict(spec)
+    return options.pop(key), options
+
+
+def with_init(of: Callable, options: Mapping[str, Any], init: str | None) -> dict[str, Any]:
+    """The options, and the config's initialiser where there is none and one is taken."""
+    given = {} if init is None or "init" not in parameters(of) else {"init": init}
+    return given | dict(options)
+
+
+def network(config: Config) -> Layer:
+    """The network of a config.
+
+    Raises ConfigError.
+    """
+    spec = config.model
+    if isinstance(spec, list):
+        return block_of(spec, config.init, "model")
+    name, options = split_name(spec)
+    if name not in MODEL_NAMES:
+        return own("model", name, Layer, options)
+    return make("model", MODEL_NAMES[name], **with_init(MODEL_NAMES[name], options, config.init))
+
+
+def block_of(spec: Any, init: str | None, where: str) -> Layer:
+    """A layer, or several in a row."""
+    if not isinstance(spec, list):
+        return layer_of(spec, init, where)
+    return serial(*(layer_of(each, init, f"{where}.{i}") for i, each in enumerate(spec)))
+
+
+def layer_of(spec: Any, init: str | None, where: str) -> Layer:
+    """One layer of a config's list, with the layers inside it.
+
+    Raises ConfigError.
+    """
+    name, value = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+    if name not in LAYERS:
+        return own(where, name, Layer, value)
+    of = LAYERS[name]
+    if isinstance(of, Layer):
+        return of
+    takes = parameters(of)
+    options = dict(value) if isinstance(value, dict) else {next(iter(takes)): value}
+    for key, inside in options.items():
+        annotation = takes[key].annotation
+        if annotation is Layer:
+            options[key] = block_of(inside, init, f"{where}.{name}")
+        elif Layer in get_args(annotation):
+            options[key] = [block_of(each, init, f"{where}.{name}.{i}") for i, each in enumerate(inside)]
+    return make(f"{where}.{name}", of, **with_init(of, options, init))
+
+
+def loss_of(spec: Any) -> Loss:
+    """The loss of a config.
+
+    Raises ConfigError.
+    """
+    name, options = split_name(spec)
+    if name not in LOSS_NAMES:
+        return own("loss", name, Loss, options)
+    of = LOSS_NAMES[name]
+    return of if isinstance(of, Loss) else make("loss", of, **options)
+
+
+# --------------------------------------------------------------------------------------------- optimizer
+
+
+def optimizer_of(config: Config, n: int) -> optax.GradientTransformation:
+    """Clipping, the optimizer, Nielsen's L2 and accumulation, in that order; n is the training set's size.
+
+    Raises ConfigError.
+    """
+    train = config.train
+    name, given = split_name(train.optimizer)
+    options = {key: argument(value, f"train.optimizer.{key}") for key, value in given.items()}
+    if name in OPTIMIZERS:
+        optimizer = make("train.optimizer", OPTIMIZERS[name], **options)
+    else:
+        optimizer = own("train.optimizer", name, optax.GradientTransformation, options)
+    steps = [optimizer]
+    if train.clip_norm is not None:
+        steps.insert(0, optax.clip_by_global_norm(train.clip_norm))
+    if train.l2:
+        if "learning_rate" not in options:
+            raise ConfigError("train.l2 needs a learning rate, by which weights shrink: give train.optimizer one")
+        steps.append(shrink(options["learning_rate"], train.l2 / n))
+    chained = optax.chain(*steps) if len(steps) > 1 else optimizer
+    if train.accumulate == 1:
+        return chained
+    return optax.MultiSteps(chained, every_k_schedule=train.accumulate).gradient_transformation()
+
+
+def argument(value: Any, where: str) -> Any:
+    """An option of an optimizer or of a schedule as optax takes it: a table with a schedule becomes one."""
+    if isinstance(value, list):
+        return [argument(each, f"{where}.{i}") for i, each in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    if "schedule" not in value:  # steps stand as keys, which TOML holds as text
+        return {int(key) if key.isdecimal() else key: each for key, each in value.items()}
+    name, options = split_name(value, "schedule")
+    return make(where, SCHEDULES[name], **{key: argument(each, f"{where}.{key}") for key, each in options.items()})
+
+
+def shrink(learning_rate: float | optax.Schedule, rate: float) -> optax.GradientTransformation:
+    """Nielsen's L2: w → (1 − ηλ/n) w, besides the optimizer's update. `rate`: λ/n.
+
+    Source: Nielsen, Neural Networks and Deep Learning, ch. 3, (93).
+    """
+    if callable(learning_rate):
+        schedule = learning_rate
+        return optax.add_decayed_weights(lambda step: -jnp.asarray(schedule(step)) * rate, mask=is_weight)
+    return optax.add_decayed_weights(-learning_rate * rate, mask=is_weight)
+
+
+def is_weight(params: Any) -> Any:
+    """For each parameter whether it is a weight: its name has a capital letter, as in the equations."""
+
+    def named_so(path: Any, _: Any) -> bool:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        return bool(names) and str(names[-1])[:1].isupper()
+
+    return jax.tree_util.tree_map_with_path(named_so, params)
+
+
+# -------------------------------------------------------------------------------------------- shapes
+
+
+def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset) -> None:
+    """Tries network and loss on the shapes of the data, forward and backward.
+
+    Raises ShapeError with the layer, or ConfigError.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    y = dataset.train.y
+    target = jax.ShapeDtypeStruct(y.shape[1:], example.dtype if np.issubdtype(y.dtype, np.floating) else y.dtype)
+    weight = jax.ShapeDtypeStruct((), np.dtype(np.float32))
+    took = f"{dataset.name} has inputs of shape {example.shape}"
+    try:
+        params = make("model", lambda: jax.eval_shape(lambda k: initialize(net, loss, k, example), key))
+        last = output(net, params if loss.init is None else params[0], example)
+        make(
+            "model",
+            lambda: jax.eval_shape(one_example(net, loss, total, train=True), params, example, target, weight, key),
+        )
+    except ShapeError as error:
+        raise ShapeError(f"the network and the data do not fit: {error} ({took}, targets of {target.shape})") from None
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if 0 in leaf.shape:
+            raise ShapeError(f"the parameter {jax.tree_util.keystr(path)} is empty, got shape {leaf.shape}: give units")
+    enough_classes(last, dataset)
+
+
+def enough_classes(last: Any, dataset: Dataset) -> None:
+    """The network gives a number for each class of the data."""
+    if dataset.classes is None or not hasattr(last, "shape") or not np.issubdtype(dataset.train.y.dtype, np.integer):
+        return
+    width = last.shape[-1] if last.shape else 0
+    if width < dataset.classes:
+        raise ShapeError(
+            f"the last layer must give a number for each of the {dataset.classes} classes of {dataset.name}, "
+            f"got {width}: end the model with {{ dense = {dataset.classes} }}"
+        )
