@@ -1,0 +1,102 @@
+"""The `jaxnet` command: each subcommand a few lines that call its room, imported when it is called."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+    from typer.core import TyperGroup
+except ModuleNotFoundError as error:
+    raise SystemExit(f"the jaxnet command needs {error.name}: install jaxnet with its extra [experiments]") from None
+
+
+class Commands(TyperGroup):
+    """Turns the errors that bad input causes into a message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except ValueError as error:
+            if type(error).__module__.partition(".")[0] != "jaxnet":
+                raise
+            raise refused(str(error)) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise refused(told_by_the_system(error)) from None
+
+
+def refused(message: str) -> typer.Exit:
+    """Says on stderr why nothing was done; exit status 2."""
+    print(f"jaxnet: {message}", file=sys.stderr)
+    return typer.Exit(2)
+
+
+def told_by_the_system(error: OSError) -> str:
+    """What the operating system did not do, and how to mend it."""
+    what = f"{error.filename}: " if error.filename else ""
+    mend = {
+        errno.ENOSPC: ": make room, or write elsewhere with --runs-dir",
+        errno.EACCES: ": choose a place where you may write, with --runs-dir or --run-dir",
+        errno.EROFS: ": choose a place where you may write, with --runs-dir or --run-dir",
+    }.get(error.errno or 0, "")
+    return f"{what}{error.strerror or error}{mend}"
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as configs/digits.toml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it: train.epochs=3 model.0.dense=50 data=mnist"),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Where MNIST's files lie; else $JAXNET_DATA, else a download.")]
+
+
+@app.callback()
+def jaxnet() -> None:
+    """Backpropagation that you can read, check, change and run."""
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    print_config: Annotated[bool, typer.Option("--print", help="Show the resolved config and do no more.")] = False,
+    run_dir: Annotated[Path | None, typer.Option(help="The run's folder itself; must be new or empty.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="The folder in which the run's folder is made.")] = Path("runs"),
+    data_dir: DataDir = None,
+) -> None:
+    """Train the network of a config."""
+    from jaxnet.training.config import dump_toml, load_config
+
+    changes = tuple(overrides or ())
+    loaded = load_config(config, changes)
+    if print_config:
+        print(dump_toml(loaded), end="")
+        return
+    from jaxnet.training import loop
+
+    loop.train(loaded, run_dir=run_dir, runs_dir=runs_dir, data_dir=data_dir, overrides=changes)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of configs, for editors.
+
+    `jaxnet schema > jaxnet.schema.json`, and `#:schema ./jaxnet.schema.json` as the first line of a config.
+    """
+    import json
+
+    from jaxnet.training.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="jaxnet")
