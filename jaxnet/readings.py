@@ -121,16 +121,19 @@ def over_positions(read: Reading) -> Reading:
     So every layer inside is read by itself, whatever combinators stand between, a scan included.
     """
 
+    def at_all(passing):
+        factors = jax.tree.map(lambda f: f.summed_once_more(), passing.factors, is_leaf=is_factor)
+        return read.at(passing._replace(factors=factors))
+
     @custom_vmap
     def at(passing):
-        return read.at(passing)
+        # A sequence of one: both ways give one structure, also where factors are handed on unread.
+        return at_all(Passing(passing.params, *jax.tree.map(lambda t: t[None], passing[1:])))
 
     @at.def_vmap
     def _(size, mapped, passing):
         [mapped] = mapped
-        passing = Passing(passing.params, *everywhere(size, mapped[1:], passing[1:]))
-        factors = jax.tree.map(lambda f: f.summed_once_more(), passing.factors, is_leaf=is_factor)
-        result = read.at(passing._replace(factors=factors))
+        result = at_all(Passing(passing.params, *everywhere(size, mapped[1:], passing[1:])))
         return result, jax.tree.map(lambda _: False, result)
 
     return read._replace(at=at)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from jaxnet.factors import accumulated
 from jaxnet.layer import Layer, leaf, no_params
 
 SQRT_2_OVER_PI = (2 / jnp.pi) ** 0.5
@@ -31,6 +32,12 @@ def exact_gelu(z: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(z, approximate=False)
 
 
+def exact_gelu_prime(z: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """g′ = Φ(z) + z φ(z), in float32 or better: JAX has no narrower Φ."""
+    z = z.astype(accumulated(z.dtype))
+    return norm.cdf(z) + z * norm.pdf(z)
+
+
 def gelu_tanh_prime(z: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
     """g′ of ½ z (1 + tanh u), u = √(2/π) (z + 0.044715 z³). Source: Hendrycks and Gimpel, GELUs, 2016, §2."""
     t = jnp.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z**3))
@@ -48,7 +55,7 @@ def rows() -> tuple[Activation, ...]:
         Activation("relu",      jax.nn.relu,     lambda z, a: z > 0,                               "g_prime"),
         Activation("softplus",  jax.nn.softplus, lambda z, a: sigma(z),                            "z"),
         Activation("silu",      jax.nn.silu,     lambda z, a: sigma(z) * (1 + z * (1 - sigma(z))), "z"),
-        Activation("gelu",      exact_gelu,      lambda z, a: norm.cdf(z) + z * norm.pdf(z),       "z"),
+        Activation("gelu",      exact_gelu,      exact_gelu_prime,                                 "z"),
         Activation("gelu_tanh", jax.nn.gelu,     gelu_tanh_prime,                                  "z"),
     )  # fmt: skip
 

@@ -26,6 +26,14 @@ def times(W: Float[Array, "rows columns"], a: Float[Array, " columns"]) -> Float
     return jnp.matmul(W, a.astype(W.dtype), preferred_element_type=accumulated(W.dtype)).astype(a.dtype)
 
 
+def transpose_times(W: Float[Array, "out in"], delta: Float[Array, " out"]) -> Float[Array, " in"]:
+    """Wᵀ δ, in the same dtypes, as the row δᵀ W.
+
+    For sequences the compiler then has nothing to transpose; Wᵀ on the left it cannot run in bfloat16 on a CPU.
+    """
+    return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype)).astype(delta.dtype)
+
+
 def dense(units: int, *, bias: bool = True, init: str | Initializer = "lecun_normal") -> Layer:
     """z = W a + b, for one vector a; at each position of a sequence by `per_position`.
 
@@ -60,6 +68,6 @@ def dense(units: int, *, bias: bool = True, init: str | Initializer = "lecun_nor
 
     def backward(params, a, delta):  # z = W a + b
         factors = {"W": Outer(delta, a)}
-        return times(params["W"].T, delta), factors | {"b": Plain(delta)} if bias else factors
+        return transpose_times(params["W"], delta), factors | {"b": Plain(delta)} if bias else factors
 
     return leaf(name, new, forward, backward, accepts)
