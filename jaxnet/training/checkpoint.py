@@ -1,0 +1,181 @@
+"""Checkpoints: the state of a run and how far it is, written so that it goes on bit for bit.
+
+Orbax writes and keeps them; a hash beside each says whether what is read back is what was written.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnet.layer import Tree
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, or none that can be read; the message says what is left."""
+
+
+class Progress(NamedTuple):
+    """How far a run is: whole epochs done, calls done of the next one, seconds, and the lines of metrics so far."""
+
+    epoch: int = 0
+    call: int = 0
+    seconds: float = 0.0
+    metrics: tuple[dict[str, Any], ...] = ()
+    config: str = ""
+    """sha256 of the resolved config and of the data."""
+
+
+def leaves_sha256(tree: Tree) -> str:
+    """sha256 over the bytes of a tree's leaves, in tree order."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+def plain(tree: Tree) -> Tree:
+    """The leaves as NumPy arrays, keys of randomness as their words."""
+
+    def of(leaf):
+        typed = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if typed else leaf)
+
+    return jax.tree.map(of, tree)
+
+
+def like(shapes: Tree, tree: Tree) -> Tree:
+    """Plain arrays with the keys of randomness that `shapes` has."""
+
+    def of(shape, leaf):
+        return jax.random.wrap_key_data(leaf) if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key) else leaf
+
+    return jax.tree.map(of, shapes, tree)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder.
+
+    keep: how many of the newest stay. say: told where a damaged one is passed over.
+    """
+
+    def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = lambda line: None):
+        import orbax.checkpoint as ocp  # late: it takes as long to import as a small network to train
+
+        quiet(logging.getLogger("absl"))
+        self.ocp, self.folder, self.say = ocp, folder, say
+        self.options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self.manager = self.open()
+
+    def open(self):
+        """The manager of the folder as it is now."""
+        return self.ocp.CheckpointManager(self.folder.absolute(), options=self.options)
+
+    def steps(self) -> list[int]:
+        """The steps there are, newest first."""
+        return sorted(self.manager.all_steps(), reverse=True)
+
+    def save(self, step: int, state: Tree, progress: Progress) -> None:
+        """Writes the state after `step`; what is there already stays.
+
+        Raises CheckpointError where it cannot be written.
+        """
+        if step in self.manager.all_steps():
+            return
+        arrays = plain(state)
+        about = progress._asdict() | {"metrics": list(progress.metrics), "sha256": leaves_sha256(arrays)}
+        try:
+            self.manager.save(
+                step,
+                args=self.ocp.args.Composite(
+                    state=self.ocp.args.StandardSave(arrays), progress=self.ocp.args.JsonSave(about)
+                ),
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step:,} could not be written to {self.folder}: {reason(error)}; "
+                f"{self.left()}: mend that, then resume"
+            ) from error
+
+    def left(self) -> str:
+        """Which good checkpoint there is, in words."""
+        steps = self.steps()
+        return f"the last good one is of step {steps[0]:,}" if steps else "there is none before it"
+
+    def newest(self, shapes: Tree) -> tuple[int, Tree, Progress] | None:
+        """Step, state and progress of the newest checkpoint that is whole; None where there is none at all.
+
+        Damaged ones are moved to `damaged/` beside the folder, and said. Raises CheckpointError where all are damaged.
+        """
+        steps = self.steps()
+        for i, step in enumerate(steps):
+            try:
+                state, progress = self.read(step, shapes)
+            except Exception as error:
+                after = f"going back to the one of step {steps[i + 1]:,}" if i + 1 < len(steps) else "none is left"
+                self.say(f"the checkpoint of step {step:,} is damaged ({reason(error)}): {after}")
+                self.put_aside(step)
+                continue
+            return step, state, progress
+        if steps:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be read; they were moved to {self.folder.parent / 'damaged'}: "
+                "train again, or put a good copy back"
+            )
+        return None
+
+    def read(self, step: int, shapes: Tree) -> tuple[Tree, Progress]:
+        """State and progress of one checkpoint; raises where it is not what was written."""
+        folder = self.folder / str(step)
+        about = self.manager.restore(step, args=self.ocp.args.Composite(progress=self.ocp.args.JsonRestore()))
+        about = dict(about["progress"])
+        arrays = jax.tree.map(plain_shape, shapes)
+        restored = self.manager.restore(
+            step, args=self.ocp.args.Composite(state=self.ocp.args.StandardRestore(arrays))
+        )["state"]
+        if about.pop("sha256") != leaves_sha256(restored):
+            raise ValueError(f"{folder} does not hold what was written")
+        return like(shapes, restored), Progress(**about | {"metrics": tuple(about["metrics"])})
+
+    def put_aside(self, step: int) -> None:
+        """Moves a damaged checkpoint out of the way, so that its step may be written again."""
+        aside = self.folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        shutil.move(self.folder / str(step), free(aside / str(step)))
+        self.manager = self.open()
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self.manager.close()
+
+
+def free(path: Path) -> Path:
+    """The path, or with -2, -3 … the first that is not there."""
+    tries = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 1000))]
+    return next(each for each in tries if not each.exists())
+
+
+def plain_shape(shape: Any) -> Any:
+    """An array of the shape and dtype in which `plain` stores a leaf; orbax restores as it to NumPy."""
+    if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        shape = jax.eval_shape(jax.random.key_data, shape)
+    return np.empty(shape.shape, shape.dtype)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
+
+
+def quiet(logger: logging.Logger) -> None:
+    """Orbax tells each step of its work as warnings; what matters comes as an exception."""
+    logger.setLevel(logging.ERROR)
+

@@ -1,0 +1,91 @@
+"""What is watched by layer while a network trains: norms of δ, of gradients, and of updates beside their weights.
+
+Numbers come first layer first; of a block inside `repeat`, time by time.
+"""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.backprop import backpropagate
+from jaxnet.factors import Plain, accumulated
+from jaxnet.layer import Layer, Loss, Passing, Reading, Static, Tree
+from jaxnet.readings import sum_over_examples
+
+Ranks = list[tuple[int, ...]]
+
+
+def length(t: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """‖t‖ over some axes or all, summed in float32 or better."""
+    wide = t.astype(accumulated(t.dtype))
+    return jnp.sqrt(jnp.sum(wide * wide, axis=axes))
+
+
+def where_params(at: Callable[[Passing], jax.Array]) -> Callable[[Passing], jax.Array]:
+    """One number at each layer that has parameters, none at the others: vectors of length 1 and 0."""
+    return lambda passing: at(passing)[None] if jax.tree.leaves(passing.params) else jnp.zeros((0,))
+
+
+def _square(passing):
+    wide = passing.d_out.astype(accumulated(passing.d_out.dtype))
+    return sum_over_examples(None)(Plain(jnp.sum(wide * wide)))
+
+
+sum_of_squares = Reading(where_params(_square), out_axes=None, additive=True)
+"""Σ ‖δ‖² over the examples at every layer that has parameters."""
+
+length_of_sum = Reading(
+    where_params(lambda passing: length(sum_over_examples(None)(Plain(passing.d_out)))), out_axes=None
+)
+"""‖Σ δ‖ over the examples at every layer that has parameters: of the mean δ, since 1/n stands on each."""
+
+_ranks = Reading(lambda passing: Static(tuple(p.ndim for p in jax.tree.leaves(passing.params))), out_axes=None)
+
+
+def ranks(net: Layer, loss: Loss, params: Tree, x: Tree, y: Tree) -> Ranks:
+    """How many axes each parameter has inside its own layer, layer by layer; the axis of a stack is not counted.
+
+    params, x, y: shapes and dtypes, x and y of one example. Parameters of the loss come after the network's.
+    """
+    found: list[Ranks] = []
+
+    def batch(params, x, y):
+        xs, ys = jax.tree.map(lambda t: t[None], (x, y))
+        _, readings = backpropagate(net, loss, _ranks)(params, xs, ys, key=jax.random.key(0), train=True)
+        found.append([node.value for node in jax.tree.leaves(readings, is_leaf=lambda node: isinstance(node, Static))])
+
+    jax.eval_shape(batch, params, x, y)
+    return found[0]
+
+
+def by_layer(ranks: Ranks, tree: Tree) -> list[jax.Array]:
+    """‖·‖ of each layer's part of a tree with the structure of the parameters; a stack keeps its axis."""
+    arrays = iter(jax.tree.leaves(tree))
+    found = []
+    for layer in ranks:
+        parts = [length(t, tuple(range(t.ndim - rank, t.ndim))) for rank, t in zip(layer, arrays, strict=False)]
+        found.append(length(jnp.stack(parts, axis=-1), (-1,))[..., None] if parts else jnp.zeros((0,)))
+    return found
+
+
+def in_order(net: Layer, numbers: Tree) -> jax.Array:
+    """What was read at each leaf layer as one vector, first layer first; of a stack, time by time."""
+    return _in_order(net, iter(jax.tree.leaves(numbers)))
+
+
+def _in_order(net: Layer, numbers: Iterator[jax.Array]) -> jax.Array:
+    if net.rebuild is None:
+        return next(numbers)
+    rows = [row for part in net.parts if (row := _in_order(part, numbers)).shape[-1]]
+    if not rows:
+        return jnp.zeros((0,))
+    joined = jnp.concatenate(rows, axis=-1)
+    # Inside a stack each row is (…, times, layers of the block): one time comes after the other.
+    return joined.reshape(*joined.shape[:-2], -1) if net.name.startswith("repeat ") else joined
+
+
+def mean_delta_norms(net: Layer, loss: Loss) -> Callable[[Tree, jax.Array, jax.Array], jax.Array]:
+    """(params, xs, ys) -> ‖1/n Σ δ‖ over these examples, by layer, in evaluation mode."""
+    read = backpropagate(net, loss, length_of_sum)
+    return lambda params, xs, ys: in_order(net, read(params, xs, ys)[1])

@@ -1,0 +1,260 @@
+"""A run's folder: what was run, in what surroundings, and what came of it. One run never writes over another."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxnet
+from jaxnet.training.checkpoint import CheckpointError, Checkpoints, free
+from jaxnet.training.config import Config, dump_toml, load_config
+from jaxnet.training.data import Dataset
+
+PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
+
+
+class RunError(ValueError):
+    """A run's folder that cannot be made, written or read; the message says what holds and how to mend it."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says of an `OSError` inside what could not be written, and that nothing is lost.
+
+    Raises RunError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}: give another folder, or make room; what was written stays"
+        ) from error
+
+
+# --------------------------------------------------------------------------------------------- names
+
+
+def data_sha256(dataset: Dataset) -> str:
+    """sha256 over the arrays of all splits, their shapes and dtypes."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        for array in split:
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def config_sha256(config: Config, data: str) -> str:
+    """sha256 of the resolved config and of the data's hash: what a resumption must not change."""
+    return hashlib.sha256(f"{json.dumps(config.resolved(), sort_keys=True)} {data}".encode()).hexdigest()
+
+
+def slug(name: str, overrides: Iterable[str], sha256: str) -> str:
+    """NAME-OVERRIDES-HASH, as a folder's name."""
+    changed = re.sub(r"[^\w.=,+-]+", "_", ",".join(overrides))[:80].strip("_")
+    return "-".join(part for part in (name or "run", changed, sha256[:8]) if part)
+
+
+# --------------------------------------------------------------------------------------- surroundings
+
+
+def checkout() -> tuple[str, str] | None:
+    """Revision and differences of the git checkout that jaxnet, or else the current folder, lies in."""
+
+    def git(folder: Path, *command: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+    for folder in (Path(jaxnet.__file__).parent, Path.cwd()):
+        revision = git(folder, "rev-parse", "HEAD")
+        if revision is not None:
+            return revision.strip(), git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of jaxnet, and of what it computes with."""
+    found = {"python": platform.python_version(), "jaxnet": jaxnet.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+# ------------------------------------------------------------------------------------------ the folder
+
+
+class Run:
+    """One run's folder, being written."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def create(
+        cls,
+        config: Config,
+        data: str,
+        devices: dict[str, Any],
+        *,
+        runs_dir: Path,
+        run_dir: Path | None = None,
+        overrides: Sequence[str] = (),
+        beside: dict[str, Any] | None = None,
+    ) -> "Run":
+        """A new folder with all that is known before training, whole as soon as it is there.
+
+        data: the data's hash. devices: as `devices.described` says. beside: more for environment.json.
+        Raises RunError where `run_dir` is taken, or nothing can be written there.
+        """
+        wanted = run_dir or runs_dir / slug(config.name, overrides, config_sha256(config, data))
+        if run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            raise RunError(f"--run-dir must be a new or an empty folder, got {run_dir}, which has something in it")
+        found = checkout()
+        environment = {
+            "versions": versions(),
+            **devices,
+            "machine": platform.platform(),
+            "seed": config.seed,
+            "command": sys.argv,
+            "git_revision": found[0] if found else None,
+            "data_sha256": data,
+            "config_sha256": config_sha256(config, data),
+        }
+        files = {
+            "config.toml": dump_toml(config),
+            "environment.json": json.dumps(environment | (beside or {}), indent=2, sort_keys=True) + "\n",
+            "metrics.jsonl": "",
+        } | ({"source.patch": found[1]} if found else {})
+        with writing(wanted):
+            return cls(place_folder(wanted, files, fixed=run_dir is not None))
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """The folder of an earlier run.
+
+        Raises RunError where it is none.
+        """
+        for name in ("config.toml", "environment.json"):
+            if not (folder / name).is_file():
+                what = "there is no such folder" if not folder.is_dir() else f"it has no {name}"
+                raise RunError(f"{folder} is not a run: {what}; give the folder that `jaxnet train` named")
+        return cls(folder)
+
+    def config(self) -> Config:
+        """The config as it was resolved."""
+        return load_config(self.folder / "config.toml")
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json says."""
+        return self.json("environment.json")
+
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json says; None before the run has ended in any way."""
+        return self.json("summary.json") if (self.folder / "summary.json").exists() else None
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder.
+
+        Raises RunError where it cannot be read.
+        """
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} must be a JSON file that can be read: {error}") from error
+
+    def checkpoints(self, keep: int, say: Callable[[str], None]) -> Checkpoints:
+        """The run's checkpoints.
+
+        Raises RunError where their folder cannot be made.
+        """
+        folder = self.folder / "checkpoints"
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            return Checkpoints(folder, keep, say)
+        except OSError as error:
+            raise CheckpointError(f"cannot open {folder}: {error}") from error
+
+    def rewrite_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Makes metrics.jsonl hold these lines and no more."""
+        self.replace("metrics.jsonl", "".join(line_of(line) for line in lines))
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """One more line of metrics.jsonl."""
+        self.append("metrics.jsonl", line_of(line))
+
+    def log(self, text: str) -> None:
+        """One more line of log.txt."""
+        self.append("log.txt", text.rstrip() + "\n")
+
+    def append(self, name: str, text: str) -> None:
+        """Adds to a file, as one write."""
+        path = self.folder / name
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """summary.json anew."""
+        self.replace("summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
+
+    def replace(self, name: str, text: str) -> None:
+        """A file anew, whole or not at all."""
+        path = self.folder / name
+        with writing(path):
+            new = path.with_name(f".{name}.new")
+            new.write_text(text, "utf-8")
+            new.replace(path)
+
+
+def line_of(line: dict[str, Any]) -> str:
+    """A line of metrics.jsonl."""
+    return json.dumps(line, sort_keys=True) + "\n"
+
+
+def place_folder(wanted: Path, files: dict[str, str], fixed: bool) -> Path:
+    """Writes the files into a folder of another name and then names it `wanted`, or with -2, -3 … where that is taken.
+
+    So a run's folder is whole or not there, and two runs that begin at once get two. fixed: no other name will do.
+    """
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    being_made = Path(tempfile.mkdtemp(prefix=f".{wanted.name}.", dir=wanted.parent))
+    try:
+        for name, text in files.items():
+            (being_made / name).write_text(text, "utf-8")
+        being_made.chmod(0o777 & ~umask())
+        while True:
+            target = wanted if fixed else free(wanted)
+            try:
+                return being_made.rename(target)
+            except OSError:
+                if fixed or not target.exists():
+                    raise
+    except BaseException:
+        shutil.rmtree(being_made, ignore_errors=True)
+        raise
+
+
+def umask() -> int:
+    """The process's file mode mask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

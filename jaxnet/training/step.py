@@ -1,0 +1,309 @@
+"""The training step: backward pass by hand, optimiser, and many steps as one scan over data that stay on the device."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxnet.backprop import backpropagate, initialize, predict
+from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves
+from jaxnet.readings import pair, total
+from jaxnet.training import monitors
+
+STEP_SECONDS = 5e-5
+FLOPS_PER_SECOND = 5e10
+
+
+class State(NamedTuple):
+    """All that a step changes: parameters, the optimiser's state, steps done, and sums over the epoch so far."""
+
+    params: Tree
+    optimizer: Tree
+    step: jax.Array
+    sums: dict[str, jax.Array]
+
+
+class Arrays(NamedTuple):
+    """The examples of one split on the device."""
+
+    x: jax.Array
+    y: jax.Array
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What the training step is made of.
+
+    example, target: shape and dtype of one x and one y. chunks: pieces of a batch, run one after another.
+    mesh: the devices over which a batch is sharded, along "data"; None for one device.
+    """
+
+    net: Layer
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    example: jax.ShapeDtypeStruct
+    target: jax.ShapeDtypeStruct
+    chunks: int = 1
+    delta_norms: bool = False
+    gradient_norms: bool = False
+    update_ratios: bool = False
+    mesh: Mesh | None = None
+
+
+# ------------------------------------------------------------------------------------------- precision
+
+
+def lowered(dtype: Any) -> Callable[[Layer], Layer]:
+    """A leaf layer whose matrices are cast to `dtype` before each use, and whose gradients are the originals'.
+
+    The parameters stay in their own dtype outside; what is read is told of them, so that a gradient is rounded to
+    theirs alone.
+    """
+
+    def cast(params):
+        return jax.tree.map(lambda p: p.astype(dtype) if p.ndim >= 2 else p, params)
+
+    def change(layer: Layer) -> Layer:
+        def forward(params, x, key=None, train=False):
+            return layer.forward(cast(params), x, key, train)
+
+        def backward(params, saved, d_out, read):
+            seen = read._replace(at=lambda passing: read.at(passing._replace(params=params)))
+            return layer.backward(cast(params), saved, d_out, seen)
+
+        return layer._replace(forward=forward, backward=backward)
+
+    return change
+
+
+def in_precision(net: Layer, precision: str) -> Layer:
+    """The network for a precision: in bfloat16, matrices are multiplied in it, and all else stays float32."""
+    return on_leaves(lowered(jnp.bfloat16), net) if precision == "bfloat16" else net
+
+
+# ---------------------------------------------------------------------------------------------- keys
+
+
+def key_data(seed: int) -> Any:
+    """The seed as the two words of a key: plain numbers, which may be stacked, sharded and exported."""
+    return jax.random.key_data(jax.random.key(seed))
+
+
+def init_key(seed: jax.Array) -> jax.Array:
+    """The key of the first parameters."""
+    return jax.random.fold_in(jax.random.wrap_key_data(seed), 0)
+
+
+def step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """The key of the dropout masks of one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(seed), 1), step)
+
+
+# ---------------------------------------------------------------------------------------------- steps
+
+
+def shapes(recipe: Recipe) -> Tree:
+    """Shapes and dtypes of the parameters."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda key: initialize(recipe.net, recipe.loss, key, recipe.example), key)
+
+
+def begin(recipe: Recipe) -> Callable[[jax.Array], State]:
+    """seed -> the state before the first step."""
+
+    def of(seed):
+        params = initialize(recipe.net, recipe.loss, init_key(seed), recipe.example)
+        return strong(State(params, recipe.optimizer.init(params), jnp.zeros((), jnp.int32), zero_sums(recipe)))
+
+    return of
+
+
+def strong(tree: Tree) -> Tree:
+    """Without weak types, which an update would make strong: a scan's state must keep its type."""
+    return jax.tree.map(lambda t: jax.lax.convert_element_type(t, t.dtype) if hasattr(t, "dtype") else t, tree)
+
+
+def zero_sums(recipe: Recipe) -> dict[str, jax.Array]:
+    """The epoch's sums at its beginning."""
+    batch = [jax.ShapeDtypeStruct((1, *t.shape), t.dtype) for t in (recipe.example, recipe.target)]
+    params = shapes(recipe)
+    seen = jax.eval_shape(lambda p, xs, ys: measured(recipe)(p, xs, ys, jax.random.key(0))[1], params, *batch)
+    if recipe.update_ratios:
+        seen |= {"update_ratios": jax.eval_shape(ratios(recipe), params, params)}
+    return {name: jnp.zeros(t.shape, t.dtype) for name, t in seen.items()}
+
+
+def layer_ranks(recipe: Recipe) -> monitors.Ranks:
+    """See `monitors.ranks`."""
+    return monitors.ranks(recipe.net, recipe.loss, shapes(recipe), recipe.example, recipe.target)
+
+
+def measured(recipe: Recipe) -> Callable:
+    """(params, xs, ys, key) -> gradients of the batch's mean cost, and what the epoch sums, in one backward pass."""
+    net, loss = recipe.net, recipe.loss
+    read = pair(total, monitors.sum_of_squares) if recipe.delta_norms else pair(total)
+    backward = backpropagate(net, loss, read, chunks=recipe.chunks)
+    layers = layer_ranks(recipe) if recipe.gradient_norms else []
+
+    def of(params, xs, ys, key):
+        n = len(xs)
+        value, (grads, *squares) = backward(params, xs, ys, key=key, train=True)
+        sums = {"loss": value * n}
+        if squares:  # 1/n stands on every δ, and each example's own is asked for
+            sums["delta_norms"] = monitors.in_order(net, squares[0]) * n**2
+        if recipe.gradient_norms:
+            sums["gradient_norms"] = monitors.in_order(net, monitors.by_layer(layers, grads))
+        return grads, sums
+
+    return of
+
+
+def ratios(recipe: Recipe) -> Callable[[Tree, Tree], jax.Array]:
+    """(updates, params) -> ‖update‖ / ‖parameters‖ by layer; 0 where the parameters are 0."""
+    layers = layer_ranks(recipe)
+
+    def of(updates, params):
+        up, down = (monitors.in_order(recipe.net, monitors.by_layer(layers, t)) for t in (updates, params))
+        return jnp.where(down > 0, up / jnp.where(down > 0, down, 1), 0.0)
+
+    return of
+
+
+def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.Array], State]:
+    """(state, xs, ys, seed) -> the state after one step on one batch."""
+    gradients = measured(recipe)
+    ratio = ratios(recipe) if recipe.update_ratios else None
+
+    def step(state, xs, ys, seed):
+        grads, sums = gradients(state.params, xs, ys, step_key(seed, state.step))
+        updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
+        if ratio is not None:
+            sums |= {"update_ratios": ratio(updates, state.params)}
+        params = optax.apply_updates(state.params, updates)
+        return strong(State(params, optimizer, state.step + 1, jax.tree.map(jnp.add, state.sums, sums)))
+
+    return step
+
+
+def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., State]:
+    """(state, train, order, start, seed) -> the state after `count` steps on batches of `batch`, in one scan.
+
+    train: the whole training set. order: the epoch's order of its examples, of which the steps take those from
+    `start` on, one batch after another.
+    """
+    step = training_step(recipe)
+    shard = sharded(recipe.mesh, batch)
+
+    def run(state, train, order, start, seed):
+        mine = jax.lax.dynamic_slice_in_dim(order, start, count * batch).reshape(count, batch)
+
+        def one(state, at):
+            xs, ys = (shard(t.at[at].get(mode="promise_in_bounds")) for t in train)
+            return step(state, xs, ys, seed), None
+
+        return jax.lax.scan(one, state, mine)[0]
+
+    return run
+
+
+def sharded(mesh: Mesh | None, batch: int) -> Callable[[jax.Array], jax.Array]:
+    """Puts a batch's leading axis over the mesh; a remainder that it does not divide stays whole on every device."""
+    if mesh is None or batch % mesh.shape["data"]:
+        return lambda t: t
+    return lambda t: jax.lax.with_sharding_constraint(t, NamedSharding(mesh, PartitionSpec("data")))
+
+
+# ------------------------------------------------------------------------------------------ the plan
+
+
+class Call(NamedTuple):
+    """One compiled call: `count` steps on batches of `batch`, from place `start` of the epoch's order."""
+
+    start: int
+    count: int
+    batch: int
+
+
+def epoch_calls(examples: int, batch: int, most: int) -> list[Call]:
+    """An epoch as calls of at most `most` steps; a last, partial batch is a smaller call of its own."""
+    steps, rest = divmod(examples, batch)
+    most = even(steps, most)
+    starts = range(0, steps, most) if steps else ()
+    calls = [Call(at * batch, min(most, steps - at), batch) for at in starts]
+    return calls + ([Call(steps * batch, 1, rest)] if rest else [])
+
+
+def even(steps: int, most: int) -> int:
+    """The largest call that divides the steps, if one in the upper half of what is allowed does: it compiles once."""
+    most = min(most, steps)
+    return next((size for size in range(most, most // 2, -1) if steps % size == 0), most)
+
+
+def steps_per_call(recipe: Recipe, batch: int) -> int:
+    """So many steps that a call takes about a second on a small machine; from shapes alone, never from a clock.
+
+    Calls must begin and end at the same steps in a run and in its resumption, so that both are bit for bit the same.
+    """
+    params = sum(math.prod(p.shape) for p in jax.tree.leaves(shapes(recipe)))
+    x = recipe.example
+    positions = x.size if jnp.issubdtype(x.dtype, jnp.integer) else math.prod(x.shape[:-1])
+    return max(1, int(1 / (STEP_SECONDS + 6 * params * batch * positions / FLOPS_PER_SECOND)))
+
+
+# ---------------------------------------------------------------------------------------- evaluation
+
+
+def evaluation(recipe: Recipe, classified: bool, chunk: int = 1000) -> Callable[[Tree, Arrays], dict[str, jax.Array]]:
+    """(params, split) -> mean loss over a split, and the share of right answers where targets are classes.
+
+    In evaluation mode, `chunk` examples at a time. An answer is the largest output; of tokens, negative targets do not
+    count.
+    """
+    net, loss = recipe.net, recipe.loss
+    forward = predict(net)
+
+    def one(loss_params, out, y):
+        cost, _, _ = loss.turn(loss_params, out, y, 1.0, total)
+        terms = loss.terms(y)
+        sums = {"loss": cost, "terms": jnp.asarray(terms.value if isinstance(terms, Static) else terms, cost.dtype)}
+        if classified:
+            right = (jnp.argmax(out, axis=-1) == y) & (y >= 0)
+            sums |= {"right": jnp.sum(right).astype(jnp.int32), "answers": jnp.sum(y >= 0).astype(jnp.int32)}
+        return sums
+
+    def over(params, xs, ys):
+        net_params, loss_params = (params, ()) if loss.init is None else params
+        sums = jax.vmap(one, (None, 0, 0))(loss_params, forward(net_params, xs), ys)
+        return jax.tree.map(lambda t: t.sum(dtype=t.dtype), sums)
+
+    def of(params, split):
+        n = len(split.y)
+        whole, rest = divmod(n, chunk)
+        shard = sharded(recipe.mesh, chunk)
+
+        def at(i):
+            return over(params, *(shard(jax.lax.dynamic_slice_in_dim(t, i * chunk, chunk)) for t in split))
+
+        pieces = [over(params, *(t[whole * chunk :] for t in split))] if rest else []
+        if whole:
+            sums = jax.lax.map(at, jnp.arange(whole))
+            pieces.append(jax.tree.map(lambda t: t.sum(axis=0, dtype=t.dtype), sums))
+        sums = jax.tree.map(lambda *parts: sum(parts[1:], start=parts[0]), *pieces)
+        found = {"loss": sums["loss"] / sums["terms"]}
+        if classified:
+            found["accuracy"] = sums["right"] / sums["answers"]
+        return found
+
+    return of
+
+
+def count_params(recipe: Recipe) -> tuple[int, int]:
+    """How many numbers are learnt, and how many layers hold them."""
+    layers = [layer for layer in layer_ranks(recipe) if layer]
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(shapes(recipe))), len(layers)
+
