@@ -52,7 +52,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pret
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as configs/digits.toml.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it: train.epochs=3 model.0.dense=50 data=mnist"),
+    typer.Argument(metavar="KEY=VALUE", help="Changes to it: train.epochs=3 model.0.dense=50 data=mnist"),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Where MNIST's files lie; else $JAXNET_DATA, else a download.")]
 
