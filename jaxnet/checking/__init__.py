@@ -1,0 +1,12 @@
+"""Checking: is this backward pass right, and if not, where and why?
+
+`check` gives a `Report`, `assert_backward` raises it where the backward pass is wrong.
+"""
+
+from jaxnet.checking.checks import assert_backward, check
+from jaxnet.checking.compare import Leaf
+from jaxnet.checking.held import Held
+from jaxnet.checking.report import Report
+from jaxnet.checking.subject import CannotCheckError
+
+__all__ = ["CannotCheckError", "Held", "Leaf", "Report", "assert_backward", "check"]

@@ -1,0 +1,258 @@
+"""`check`: whether a backward pass is right, and if not, where and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from jaxnet.checking import points
+from jaxnet.checking.compare import worst
+from jaxnet.checking.held import Held, held
+from jaxnet.checking.judging import Findings, Options, judge_elsewhere, judge_finer, judge_seeds, point
+from jaxnet.checking.points import Points, points_of
+from jaxnet.checking.program import Site, custom_sites
+from jaxnet.checking.reference import Runs
+from jaxnet.checking.report import Report
+from jaxnet.checking.rules import differentiated, mode_of, short, subject_of
+from jaxnet.checking.subject import CannotCheckError, Subject, leaves_of
+
+
+@contextmanager
+def settings(args: Any) -> Iterator[None]:
+    """Matmul precision at highest, so that TF32 and bfloat16 units don't blur it; float64 on where inputs are in it."""
+    leaves = jax.tree.leaves(args, is_leaf=points.is_spec)
+    wide = any(str(getattr(leaf, "dtype", "")) in ("float64", "complex128") for leaf in leaves)
+    with ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        if wide:
+            stack.enter_context(jax.enable_x64(True))
+        yield
+
+
+def check(
+    rule: Any,
+    *args: Any,
+    reference: Callable | None = None,
+    intended: Callable | None = None,
+    seed: int = 0,
+    seeds: int = 3,
+    tolerance: float | None = None,
+    precise: bool = True,
+    also: bool = True,
+    shapes: bool = True,
+    inside: bool = True,
+    diagnose: bool = True,
+    adequacy: bool = False,
+    budget: float = 10.0,
+    kwargs: dict[str, Any] | None = None,
+    name: str | None = None,
+    again: str = "",
+) -> Report:
+    """Whether a backward pass is right: every entry of every leaf against autodiff of its primal.
+
+    Args:
+        rule: a `Layer`, a network, or a pair (network, `Loss`); a `jax.custom_vjp` or `jax.custom_jvp` function; a pair
+            (forward, backward) or (f, f_vjp); a function that returns (value, grads) or grads of `reference`; or any
+            function with custom rules inside.
+        args: its arguments, pytrees of arrays; or shapes to draw them from, "float32[8,256], int32[8]<10".
+        reference: the function that the rule is the derivative of; by default the rule's own primal. Kernels that
+            autodiff cannot follow need one.
+        intended: a declared deviation: a function with the intended derivative, or (*args, d_out) -> grads.
+        seed, seeds: the first seed, and how many: each is another random cotangent, and other inputs where drawn.
+        tolerance: relative to a leaf's largest entry, instead of what is measured to be allowed.
+        precise: run the rule in float64 too, where it can: small mistakes show that rounding would hide.
+        also: hold what must hold beside the values (linearity, jit, vmap, repeated runs).
+        shapes: with drawn inputs, try other shapes and points (batch 1, odd, square, block edges, ties, small).
+        inside: check the custom rules found inside, each at the inputs that reach it.
+        diagnose: look for the cause of a mismatch, for up to `budget` seconds.
+        adequacy: list the mistakes that this point could not have seen.
+        kwargs: keyword arguments of the rule.
+
+    Returns a `Report`. Raises `CannotCheckError` where there is nothing to compare, or nothing to compare it with.
+    """
+    options = Options(seed, seeds, tolerance, precise, also, shapes, inside, diagnose, adequacy, budget, again)
+    template = points.expand(args)
+    with settings(template):
+        from jaxnet.checking.networks import check_network, is_network
+
+        if is_network(rule):
+            return check_network(rule, template, options, name=name, reference=reference)
+        drawn = points.draw(template, seed)
+        subject = subject_of(rule, drawn, reference=reference, intended=intended, kwargs=kwargs, name=name)
+        named = "" if reference is None else f"reference `{getattr(reference, '__name__', 'given')}`"
+        return check_subject(subject, points_of(template), replace(options, reference_name=named))
+
+
+def check_subject(subject: Subject, where: Points, options: Options) -> Report:
+    """The whole check of one rule at some points."""
+    found = Findings(notes=list(subject.notes))
+    args = where.draw(options.seed, "plain")
+    runs = Runs.at(subject, args)
+    if options.tolerance is not None and options.tolerance <= 0:
+        raise CannotCheckError(f"tolerance must be positive, got {options.tolerance}")
+    with found.phase("compare"):
+        first = judge_seeds(runs, where, options, found)
+    if first is not None:
+        if options.precise:
+            with found.phase("float64"):
+                judge_finer(runs, where, options, found)
+        if options.also and all(leaf.ok for leaf in found.leaves):
+            with found.phase("also held"):
+                found.held += held(runs, *first)
+        if options.shapes and where.fresh and all(leaf.ok for leaf in found.leaves):
+            with found.phase("other points"):
+                judge_elsewhere(subject, where, options, found)
+    inside = []
+    if options.inside:
+        with found.phase("inside"):
+            inside = check_inside(subject, args, options, found)
+    leaves = tuple(worst(found.leaves))
+    if runs.problems and not any(h.name == "structure and dtypes" for h in found.held):
+        found.held.append(Held("structure and dtypes", False, "; ".join(runs.problems)))
+    report = Report(
+        name=subject.name,
+        where=where.words,
+        seed=options.seed,
+        leaves=leaves,
+        held=tuple(found.held),
+        problems=tuple(found.problems),
+        notes=tuple(dict.fromkeys(found.notes)),
+        passed_over={subject.label(path): why for path, why in leaves_of(args, subject.fixed).passed_over.items()},
+        inside=tuple(inside),
+        reference=reference_words(subject, options),
+        again=options.again,
+        seconds=found.seconds,
+        curve=tuple(runs.curve),
+    )
+    return explained(report, subject, where, options, found)
+
+
+def reference_words(subject: Subject, options: Options) -> str:
+    """What the rule was held against, in words."""
+    how = {
+        "reverse": "autodiff of its primal",
+        "forward": "forward mode, since reverse mode cannot go through its primal",
+        "differences": "finite differences in float64: a second opinion only, since autodiff cannot follow the primal; "
+        "give `reference=` for a proof",
+    }[subject.mode]
+    return (
+        f"{options.reference_name}, {how}".replace("autodiff of its primal", "by autodiff")
+        if options.reference_name
+        else how
+    )
+
+
+def assert_backward(rule: Any, *args: Any, **options: Any) -> Report:
+    """`check`, raising `AssertionError` with the report where the backward pass is wrong; else the report."""
+    report = check(rule, *args, **options)
+    if not report.ok:
+        raise AssertionError("\n" + str(report))
+    return report
+
+
+def check_inside(subject: Subject, args: tuple, options: Options, found: Findings) -> list[Report]:
+    """The custom rules inside the function, each at the very inputs that reach it; at one place three uses at most."""
+    function = subject.custom.__wrapped__ if subject.custom is not None else subject.plain
+    if function is None:
+        return []
+    leaves = leaves_of(args, subject.fixed)
+
+    def call(*values):
+        return runs_flat(function, leaves, values)
+
+    try:
+        sites = custom_sites(call, leaves.values)
+    except Exception as error:
+        found.notes.append(f"the rules inside could not be followed: {short(error)}")
+        return []
+    groups: dict[tuple, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(site.key, []).append(site)
+    reports = []
+    for group in groups.values():
+        chosen = [group[i] for i in sorted({0, len(group) // 2, len(group) - 1})]
+        each = [check_site(site, options) for site in chosen]
+        bad = next((report for report in each if report is not None and not report.ok), None)
+        report = bad or next((report for report in each if report is not None), None)
+        if report is None:
+            continue
+        uses = f"{len(group)} uses" if len(group) > 1 else "1 use"
+        reports.append(replace(report, notes=(*report.notes, f"defined at {group[0].where}, {uses} found")))
+    return reports
+
+
+def runs_flat(function: Callable, leaves, values):
+    """The arrays that a function gives."""
+    return [leaf for leaf in jax.tree.leaves(function(*leaves.tree(values))) if hasattr(leaf, "dtype")]
+
+
+def check_site(site: Site, options: Options) -> Report | None:
+    """One use of a custom rule; None where none of its inputs has a gradient."""
+    subject = Subject(site.name, site.inputs, differentiated(site.function), site.primal, plain=site.function)
+    try:
+        subject = replace(subject, mode=mode_of(site.primal, site.inputs))
+        # The rule stands in a traced program, with its dtypes: it runs in these alone.
+        inner = replace(
+            options, precise=False, shapes=False, inside=False, adequacy=False, seeds=1, also=False, again=""
+        )
+        report = check_subject(subject, points_of(site.inputs), inner)
+    except CannotCheckError:
+        return None
+    return replace(report, layer="" if report.ok else " › ".join(part for part in (site.path, site.name) if part))
+
+
+def explained(report: Report, subject: Subject, where: Points, options: Options, found: Findings) -> Report:
+    """The report with layer, diagnosis and adequacy."""
+    changes: dict[str, Any] = {}
+    wrong_inside = next((inner for inner in report.inside if not inner.ok), None)
+    if wrong_inside is not None:
+        changes["layer"] = wrong_inside.layer or wrong_inside.name
+        changes["diagnosis"] = wrong_inside.diagnosis
+    elif found.witness is not None and options.diagnose and not subject.tangents:
+        with found.phase("diagnosis"):
+            changes["diagnosis"] = diagnosed(subject, where, options, found)
+    if options.adequacy and report.ok and subject.mode == "reverse" and not subject.tangents:
+        from jaxnet.checking.adequacy import adequacy
+
+        args = where.draw(options.seed, "plain")
+        runs = Runs.at(subject, args)
+        _values, d_out = point(runs, where, options.seed)
+        with found.phase("adequacy"):
+            blind = adequacy(subject.primal, args, runs.outs.zeros_elsewhere(d_out), budget=options.budget)
+        changes["blind"] = tuple(each.words for each in blind)
+    return replace(report, **changes)
+
+
+def diagnosed(subject: Subject, where: Points, options: Options, found: Findings) -> Any:
+    """What the diagnosis says of the first wrong point."""
+    from jaxnet.checking.diagnose import Problem, diagnose
+
+    assert found.witness is not None
+    args, cotangent, wrong, allowed = found.witness
+
+    def fresh(there: Points):
+        def at(seed: int):
+            args = there.draw(seed, "plain")
+            runs = Runs.at(replace(subject, args=args), args)
+            _, d_out = point(runs, there, seed)
+            values = runs.leaves.values if there.fresh else points.alike(runs.leaves.values, seed)
+            return runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out)
+
+        return at
+
+    elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
+    problem = Problem(
+        primal=subject.primal,
+        backward=lambda args, d_out: subject.run(args, d_out)[1],
+        args=args,
+        cotangent=cotangent,
+        draw=fresh(where),
+        redraw=None if elsewhere is None else fresh(elsewhere),
+        wrong=wrong,
+        tolerance=max(allowed, 1e-6) if options.tolerance is None else options.tolerance,
+    )
+    return diagnose(problem, budget=options.budget)

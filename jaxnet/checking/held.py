@@ -1,0 +1,145 @@
+"""What else must hold of a backward pass: linear, adjoint to the derivative, equal under jit and vmap, repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.checking.noise import Exact, largest, scale_of
+from jaxnet.checking.points import random_like
+from jaxnet.checking.reference import Runs, in_float64, widened
+from jaxnet.checking.rules import short
+
+
+@dataclass(frozen=True)
+class Held:
+    """One property beside the values: whether it holds, and what was seen. `ok` is None where it could not be asked."""
+
+    name: str
+    ok: bool | None
+    words: str = ""
+
+
+def held(runs: Runs, values: Sequence, seed: Sequence, got: Sequence[np.ndarray], exact: Exact) -> list[Held]:
+    """Everything beside the values, at one point. `got` are the rule's gradients there."""
+    asked: list[tuple[str, Callable[[], Held | None]]] = [
+        ("2 runs", lambda: two_runs(runs, values, seed, got)),
+        ("jit = eager", lambda: jit_is_eager(runs, values, seed, got, exact)),
+        ("linear in the cotangent", lambda: linear(runs, values, seed, got, exact)),
+        ("adjoint of the derivative", lambda: adjoint(runs, values, seed, got, exact)),
+        ("vmap", lambda: mapped(runs, values, seed, exact)),
+        ("each output by itself", lambda: outputs_apart(runs, values, seed, got, exact)),
+    ]
+    found = []
+    for name, ask in asked:
+        try:
+            answer = ask()
+        except Exception as error:
+            answer = Held(name, False if name == "jit = eager" else None, f"raises {short(error)}")
+        if answer is not None:
+            found.append(answer)
+    if runs.problems:
+        found.append(Held("structure and dtypes", False, "; ".join(runs.problems)))
+    return found
+
+
+def within(name: str, labels, got, other, allowed, words: str = "") -> Held:
+    """Whether two lists of leaves agree within `allowed`; NaN agrees with nothing."""
+    for label, a, b, limit in zip(labels, got, other, allowed, strict=True):
+        bad = ~(np.abs(a - b) <= limit)
+        if bad.any():
+            with np.errstate(invalid="ignore"):
+                size = float(np.nanmax(np.abs(a - b))) / (scale_of(b) or 1.0)
+            return Held(name, False, f"{label} differs by {size:.1e}{words}")
+    return Held(name, True)
+
+
+def two_runs(runs: Runs, values, seed, got) -> Held:
+    _, again = runs.run("rule", values, seed)
+    noise = max(largest(again, got), default=0.0)
+    if noise == 0:
+        return Held("2 runs bitwise equal", True)
+    return Held("2 runs differ", True, f"by up to {noise:.1e}: noise of the rule itself, not counted as an error")
+
+
+def jit_is_eager(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+    if not runs.subject.transforms:
+        return None
+    _, eager = runs.rule(list(values), list(seed))
+    return within("jit = eager", runs.labels(), [widened(g) for g in eager], got, [2 * a for a in exact.grads_allowed])
+
+
+def linear(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+    if runs.subject.seed_one:
+        return None
+    other = random_like(seed, 77)
+    both = [(2 * a - 3 * b).astype(a.dtype) for a, b in zip(seed, other, strict=True)]
+    _, second = runs.run("rule", values, other)
+    _, together = runs.run("rule", values, both)
+    sums = [2 * a - 3 * b for a, b in zip(got, second, strict=True)]
+    unit = max(float(jnp.finfo(s.dtype).eps) for s in seed)
+    allowed = [
+        8 * a + 8 * unit * max(scale_of(s), scale_of(b))
+        for a, s, b in zip(exact.grads_allowed, got, second, strict=True)
+    ]
+    return within("linear in the cotangent", runs.labels(), together, sums, allowed, " from the sum of its parts")
+
+
+def adjoint(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+    subject = runs.subject
+    if subject.tangents or subject.mode == "differences" or subject.declared is not None:
+        return None
+    direction = random_like(values, 78)
+
+    def push(values, direction):
+        def call(v):
+            return runs.flat_out(subject.primal(*runs.args(v)))
+
+        return jax.jvp(call, (list(values),), (list(direction),))[1]
+
+    tangents = [widened(t) for t in in_float64(jax.jit(push), tuple(values), tuple(direction))]
+    left = sum((widened(s) * t).sum() for s, t in zip(seed, tangents, strict=True))
+    right = sum((g * widened(v)).sum() for g, v in zip(got, direction, strict=True))
+    allowed = sum(a * np.sqrt(g.size) * 4 for a, g in zip(exact.grads_allowed, got, strict=True))
+    if abs(left - right) <= allowed:
+        return Held("⟨d_out, J v⟩ = ⟨backward(d_out), v⟩", True)
+    return Held("⟨d_out, J v⟩ = ⟨backward(d_out), v⟩", False, f"{left:.6g} against {right:.6g}")
+
+
+def mapped(runs: Runs, values, seed, exact: Exact) -> Held | None:
+    if not runs.subject.transforms:
+        return None
+
+    def double(leaves, other):
+        return [jnp.stack([a, b]) for a, b in zip(leaves, other, strict=True)]
+
+    second = random_like(seed, 79) if not runs.subject.seed_one else seed
+    _, two = jax.jit(jax.vmap(lambda v, s: runs.rule(v, s)))(double(values, values), double(seed, second))
+    for i, s in enumerate((seed, second)):
+        _, one = runs.run("rule", values, s)
+        allowed = [4 * a + 1e-300 for a in exact.grads_allowed]
+        answer = within("vmap", runs.labels(), [widened(t)[i] for t in two], one, allowed, " from the unmapped rule")
+        if not answer.ok:
+            return answer
+    return Held("vmap", True)
+
+
+def outputs_apart(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+    """The gradients of each output alone, the others never touched (symbolic zeros), must sum to those of all."""
+    subject = runs.subject
+    if subject.custom is None or subject.tangents or len(runs.outs.where) < 2:
+        return None
+    total = [np.zeros_like(g) for g in got]
+    for i, s in enumerate(seed):
+
+        def call(v, i=i):
+            return runs.flat_out(subject.plain(*runs.args(v)))[i]  # type: ignore[misc]
+
+        part = jax.vjp(call, list(values))[1](s)[0]
+        total = [t + widened(p) for t, p in zip(total, part, strict=True)]
+    allowed = [4 * a for a in exact.grads_allowed]
+    return within("each output by itself", runs.labels(), total, got, allowed, " when the other outputs are not used")

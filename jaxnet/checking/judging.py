@@ -1,0 +1,326 @@
+"""A rule at points: in its own dtype at every seed, in a finer one, and at other kinds of points and shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.checking import points
+from jaxnet.checking.compare import Leaf, compare, drift
+from jaxnet.checking.held import Held
+from jaxnet.checking.kinks import kinked
+from jaxnet.checking.noise import Exact, coarsest, exact_at, unit_of
+from jaxnet.checking.points import Points
+from jaxnet.checking.program import first_not_finite, float_dtypes
+from jaxnet.checking.reference import Runs, in_float64, widened
+from jaxnet.checking.rules import short
+from jaxnet.checking.subject import Subject, leaves_of
+
+SLACK = 32  # a correct rule may lose so many times what is allowed: then it is called imprecise
+ELSEWHERE_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a check is run."""
+
+    seed: int = 0
+    seeds: int = 3
+    tolerance: float | None = None
+    precise: bool = True
+    also: bool = True
+    shapes: bool = True
+    inside: bool = True
+    diagnose: bool = True
+    adequacy: bool = False
+    budget: float = 10.0
+    again: str = ""
+    reference_name: str = ""
+
+
+@dataclass
+class Findings:
+    """What has been found so far."""
+
+    leaves: list[Leaf] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    witness: tuple | None = None  # args, cotangent, paths and allowed of the first wrong point
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Notes the seconds that something took."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def point(runs: Runs, where: Points, seed: int, how: str = "plain") -> tuple[tuple, tuple]:
+    """Values of the leaves with a gradient, and a random cotangent, at a seed."""
+    args = where.draw(seed, how)
+    if runs.subject.seed_one:
+        return leaves_of(args, runs.subject.fixed).values, tuple(jnp.ones(s.shape, s.dtype) for s in runs.seed_shapes())
+    return leaves_of(args, runs.subject.fixed).values, points.random_like(runs.seed_shapes(), seed)
+
+
+def reseated(runs: Runs, args: tuple) -> Runs:
+    """The runs for other passed-over leaves (targets, masks): they are constants of the compiled functions."""
+    fresh = Runs.at(runs.subject, args)
+    same = [x is y for x, y in zip(others(runs.leaves), others(fresh.leaves), strict=True)]
+    return runs if all(same) else fresh
+
+
+def others(leaves) -> list:
+    """The leaves that have no gradient."""
+    return [leaf for i, leaf in enumerate(leaves.everything) if i not in leaves.where]
+
+
+def inside_unit(runs: Runs, values: Sequence, seed: Sequence) -> float | None:
+    """The coarsest unit that the rule computes in at these dtypes; None where it does not run."""
+    try:
+        program = jax.make_jaxpr(lambda v, s: runs.rule(v, s))(list(values), list(seed))
+    except Exception:
+        return None
+    return max((unit_of(dtype) for dtype in float_dtypes(program)), default=0.0)
+
+
+def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) -> tuple | None:
+    """The rule in its own dtype at every seed. Returns the first point and what was got; None where it fails."""
+    first = None
+    values, d_out = point(runs, where, options.seed)
+    own = coarsest([*values, *d_out])
+    unit = max(own, inside_unit(runs, values, d_out) or own)
+    if unit > own:
+        found.notes.append(f"the rule rounds to {unit_name(unit)} inside: that is what it is held to")
+    for seed in range(options.seed, options.seed + options.seeds):
+        at = reseated(runs, where.draw(seed, "plain"))
+        values, d_out = point(at, where, seed)
+        try:
+            got = at.run("rule", values, d_out)
+        except Exception as error:
+            if not raised_under_jit(at, values, d_out, error, found):
+                return None
+            runs.subject = replace(runs.subject, transforms=False)
+            at = reseated(runs, where.draw(seed, "plain"))
+            got = at.run("rule", values, d_out)
+        exact = exact_at(at, values, d_out, unit)
+        leaves = judge(at, values, d_out, got, exact, unit, options)
+        if first is None:
+            first = (values, d_out, got[1], exact)
+            not_finite_anywhere(at, values, d_out, exact, found)
+            plain_forward(at, values, exact, options, found)
+            loose_tolerance(options, exact, found)
+        note(found, leaves, at, values, d_out)
+    return first
+
+
+def not_finite_anywhere(runs: Runs, values, d_out, exact: Exact, found: Findings) -> None:
+    """A NaN or an infinity in the reference itself is a failure, and its first term is named."""
+    if all(np.isfinite(a).all() for a in [*exact.out, *exact.grads]):
+        return
+    if all(np.isfinite(a).all() for a in exact.out):
+        term = first_not_finite(lambda v, s: runs.expected(v, s), list(values), list(d_out))
+    else:
+        term = first_not_finite(lambda v: runs.subject.primal(*runs.args(v)), list(values))
+    found.problems.append(f"not finite in the reference itself: {term or 'only in float64'}")
+
+
+def plain_forward(runs: Runs, values, exact: Exact, options: Options, found: Findings) -> None:
+    """The function called without differentiation must give what its rule's forward gives."""
+    if runs.subject.plain is None or not runs.subject.transforms:
+        return
+    plain = runs.subject.plain
+    try:
+        out = jax.jit(lambda v: runs.flat_out(plain(*runs.args(v))))(list(values))
+    except Exception as error:
+        found.problems.append(f"called without differentiation, the rule raises {short(error)}")
+        return
+    for path, g, e, allowed in zip(runs.outs.paths, out, exact.out, exact.out_allowed, strict=True):
+        leaf = compare(f"primal{path}", widened(g), e, allowed, options.tolerance, forward=True)
+        if not leaf.ok:
+            found.leaves.append(leaf)
+
+
+def loose_tolerance(options: Options, exact: Exact, found: Findings) -> None:
+    """A tolerance looser than rounding asks for is a warning."""
+    if options.tolerance is None:
+        return
+    needed = max(
+        (
+            a / s
+            for a, g in zip(exact.grads_allowed, exact.grads, strict=True)
+            if (s := float(np.max(np.abs(g), initial=0)))
+        ),
+        default=0.0,
+    )
+    if options.tolerance > needed > 0:
+        found.notes.append(
+            f"WARNING: the tolerance of {options.tolerance:g} is looser than the {needed:.0e} that rounding asks for"
+        )
+
+
+def raised_under_jit(runs: Runs, values, d_out, error: Exception, found: Findings) -> bool:
+    """Notes why the rule does not run; True where it does without jit."""
+    try:
+        runs.rule(list(values), list(d_out))
+    except Exception as plainly:
+        found.problems.append(f"the rule raises {short(plainly)}")
+        return False
+    found.held.append(Held("jit", False, f"the rule runs eagerly, but under jit it raises {short(error)}"))
+    return True
+
+
+def unit_name(unit: float) -> str:
+    """The dtype with a unit in the last place."""
+    return next(name for name in ("bfloat16", "float16", "float32", "float64") if unit_of(name) <= unit)
+
+
+def judge(
+    runs: Runs, values, d_out, got, exact: Exact, unit: float, options: Options, *, finer: float = 0.0,
+    ties: bool = False, dtype: str = "",
+) -> list[Leaf]:  # fmt: skip
+    """Outputs and gradients at one point against the exact ones. `finer` is what is allowed at least, relative."""
+    got_out, got_grads = got
+    leaves = []
+    outs = ["forward" if path == "" else f"forward{path}" for path in runs.outs.paths]
+    for path, g, e, allowed in zip(outs, got_out, exact.out, exact.out_allowed, strict=True):
+        limit = max(allowed, finer * float(np.max(np.abs(e), initial=0.0)))
+        leaves.append(compare(path, g, e, limit, options.tolerance, forward=True, dtype=dtype))
+    limits = [
+        max(a, finer * float(np.max(np.abs(e), initial=0.0)))
+        for a, e in zip(exact.grads_allowed, exact.grads, strict=True)
+    ]
+    found = [
+        compare(path, g, e, limit, options.tolerance, dtype=dtype)
+        for path, g, e, limit in zip(runs.labels(), got_grads, exact.grads, limits, strict=True)
+    ]
+    wrong = [i for i, leaf in enumerate(found) if not leaf.ok and np.isfinite(leaf.error)]
+    granted = kinked(runs, values, d_out, got_grads, exact, wrong, unit, ties)
+    found = [replace(leaf, verdict="kink") if i in granted else leaf for i, leaf in enumerate(found)]
+    if unit > 1e-4:
+        _, own = runs.run("expected", values, d_out)
+        found = [drift(leaf, ratio_of(o, e), unit) for leaf, o, e in zip(found, own, exact.grads, strict=True)]
+    return leaves + found
+
+
+def ratio_of(own: np.ndarray, exact: np.ndarray) -> float:
+    """How long the reference's own gradient in this dtype is along the exact one."""
+    below = float(np.vdot(exact, exact).real)
+    return float(np.vdot(exact, own).real) / below if below else 1.0
+
+
+def note(found: Findings, leaves: list[Leaf], runs: Runs, values: Sequence, d_out: Sequence) -> None:
+    """Keeps the verdicts of one point, and the first wrong point for the diagnosis."""
+    found.leaves += leaves
+    wrong = [leaf for leaf in leaves if not leaf.ok and not leaf.forward]
+    if not wrong or found.witness is not None or runs.subject.tangents:
+        return
+    labels = runs.labels()
+    paths = tuple(runs.leaves.paths[labels.index(leaf.path)] for leaf in wrong)
+    allowed = max(leaf.allowed for leaf in wrong)
+    found.witness = runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out), paths, allowed
+
+
+def judge_finer(runs: Runs, where: Points, options: Options, found: Findings) -> None:
+    """The rule in float64 (or float32, for one in half precision that casts to it): mistakes that rounding would hide.
+
+    Where it is right there, an error a little beyond what is allowed in the user's dtype is loss of precision only.
+    """
+    values, d_out = point(runs, where, options.seed)
+    own = coarsest([*values, *d_out])
+    if own <= unit_of(jnp.float64):
+        inner, slack = own, 4.0
+    else:
+        inner = in_float64(lambda v, s: inside_unit(runs, v, s), values, d_out)
+        slack = SLACK if inner is not None and inner < own < 1e-4 else 4.0
+    if inner is None or inner >= own:
+        why = "does not run there" if inner is None else f"rounds to {unit_name(inner)} inside"
+        if own > unit_of(jnp.float64):
+            found.notes.append(f"not run in float64: the rule {why}")
+    else:
+        # A constant in the rule may be given to the user's dtype only: finer than that nothing is asked.
+        finer, finer_leaves = (4 * own if own < 1e-4 else own / 8), []
+        for seed in range(options.seed, options.seed + options.seeds):
+            at = reseated(runs, where.draw(seed, "plain"))
+            values, d_out = point(at, where, seed)
+            leaves = in_float64(lambda v, s, at=at: finer_leaves_at(at, v, s, inner, finer, options), values, d_out)
+            finer_leaves += leaves
+            note(found, [leaf for leaf in leaves if not leaf.ok], at, values, d_out)
+        if any(not leaf.ok for leaf in finer_leaves):
+            return
+    found.leaves = [imprecise(leaf, slack, own) for leaf in found.leaves]
+    if all(leaf.ok for leaf in found.leaves):
+        found.witness = None
+
+
+def finer_leaves_at(runs: Runs, values, d_out, unit: float, finer: float, options: Options) -> list[Leaf]:
+    """The verdicts of the rule in a finer dtype at one point."""
+    got = runs.run("rule", values, d_out)
+    exact = exact_at(runs, values, d_out, unit)
+    return judge(
+        runs, values, d_out, got, exact, unit, replace(options, tolerance=None), finer=finer, dtype=unit_name(unit)
+    )
+
+
+def imprecise(leaf: Leaf, slack: float, unit: float) -> Leaf:
+    """A wrong leaf that is a little off, where the algebra is known to be right: loss of precision."""
+    if leaf.ok or not leaf.error <= min(slack * leaf.allowed, 0.25) or leaf.cosine < (0.999 if unit < 1e-4 else 0.98):
+        return leaf
+    return replace(leaf, verdict="imprecise", pattern=f"{leaf.error / leaf.allowed:.1f} times what is allowed")
+
+
+def judge_elsewhere(subject: Subject, where: Points, options: Options, found: Findings) -> None:
+    """Small inputs, inputs with ties, and other shapes, while time lasts."""
+    places = [("small inputs", where, "small"), ("inputs with ties", where, "ties")]
+    places += [(how, other, "plain") for how, other in where.elsewhere()]
+    start = time.perf_counter()
+    tried, left = [], []
+    for how, there, kind in places:
+        if time.perf_counter() - start > ELSEWHERE_SECONDS:
+            left.append(how)
+        elif judge_there(subject, how, there, kind, options, found):
+            tried.append(how)
+    if tried:
+        found.notes.append(f"also at: {', '.join(dict.fromkeys(tried))}")
+    if left:
+        found.notes.append(f"no time for: {', '.join(dict.fromkeys(left))}")
+
+
+def judge_there(subject: Subject, how: str, there: Points, kind: str, options: Options, found: Findings) -> bool:
+    """The rule at another kind of point; False where the reference does not take it, or is not finite there."""
+    seed = options.seed + 1000
+    try:
+        args = there.draw(seed, kind)
+        runs = Runs.at(replace(subject, args=args), args)
+        values, d_out = point(runs, there, seed, kind)
+        unit = coarsest([*values, *d_out])
+        exact = exact_at(runs, values, d_out, unit)
+    except Exception:
+        return False  # the reference itself does not take this shape: nothing to hold the rule to
+    if not all(np.isfinite(a).all() for a in [*exact.out, *exact.grads]):
+        return False
+    try:
+        got = runs.run("rule", values, d_out)
+    except Exception as error:
+        found.notes.append(f"{how} ({there.words}): the reference runs, the rule raises {short(error)}")
+        return False
+    leaves = judge(runs, values, d_out, got, exact, unit, options, ties=kind == "ties", dtype=f"{how}, {there.words}")
+    if known_right(found):
+        leaves = [imprecise(leaf, SLACK if unit < 1e-4 else 4.0, unit) for leaf in leaves]
+    note(found, leaves, runs, values, d_out)
+    return True
+
+
+def known_right(found: Findings) -> bool:
+    """Whether the rule was right in float64."""
+    return "float64" in found.seconds and all(leaf.ok for leaf in found.leaves)

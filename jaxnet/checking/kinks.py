@@ -1,0 +1,68 @@
+"""Kinks: entries that differ because a branch (relu, max, sort) flips within rounding of this very point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.checking.noise import Exact
+from jaxnet.checking.points import generator
+from jaxnet.checking.reference import Runs, in_float64, widened
+
+DRAWS = 48
+
+
+def shaken(values: Sequence, unit: float, seed: int) -> tuple:
+    """The values moved by some units of rounding of their own and of their leaf's size: zeros move as well."""
+    fresh = []
+    for i, value in enumerate(values):
+        host, rng = widened(value), generator(seed, 404, i)
+        size = np.abs(host) + np.sqrt(np.mean(np.abs(host) ** 2))
+        fresh.append(jnp.asarray(host + unit * size * rng.uniform(-1, 1, host.shape)))
+    return tuple(fresh)
+
+
+def kinked(
+    runs: Runs, values: Sequence, seed: Sequence, got: Sequence[np.ndarray], exact: Exact, wrong: Sequence[int],
+    unit: float, ties: bool = False,
+) -> set[int]:  # fmt: skip
+    """Which of the `wrong` leaves differ only by branches that flip within rounding.
+
+    The reference in float64 at shaken inputs must take values on both sides of what the rule gave, entry by entry; and
+    the sum of a leaf, where no flip changes it (a maximum that goes to one of several), must be the reference's.
+    At points with exact ties (`ties`), many branches are open at once and their combinations are not all met: there an
+    entry that the reference itself moves at is granted.
+    """
+    if not wrong or runs.subject.mode == "differences" or any(np.iscomplexobj(got[i]) for i in wrong):
+        return set()
+    low = {i: exact.grads[i].copy() for i in wrong}
+    high = {i: exact.grads[i].copy() for i in wrong}
+    sums: dict[int, list[float]] = {i: [float(exact.grads[i].sum())] for i in wrong}
+    for draw in range(DRAWS):
+        moved = shaken(values, unit * 8 ** (draw % 2), draw)
+        _, grads = in_float64(lambda v, s: runs.run("expected", v, s), moved, tuple(seed))
+        for i in wrong:
+            low[i], high[i] = np.fmin(low[i], grads[i]), np.fmax(high[i], grads[i])
+            sums[i].append(float(grads[i].sum()))
+    granted = set()
+    for i in wrong:
+        limit = max(exact.grads_allowed[i], 1e-300)
+        off = ~(np.abs(got[i] - exact.grads[i]) <= limit)
+        slack = limit + 0.02 * (high[i] - low[i])
+        # Smooth dependence on the shaken inputs must not pass for a kink. At 8 units it moves an entry by up to 16
+        # times what one unit does, which is at most half of the limit; a flip moves it as far as its branches differ.
+        moves = high[i] - low[i] > 12 * limit
+        between = (got[i] >= low[i] - slack) & (got[i] <= high[i] + slack)
+        fits = moves & (between | ties)
+        spread = max(sums[i]) - min(sums[i])
+        whole = float(got[i].sum())
+        inside = (
+            min(sums[i]) - spread - limit * got[i].size ** 0.5
+            <= whole
+            <= max(sums[i]) + spread + limit * got[i].size ** 0.5
+        )
+        if fits[off].all() and (inside or (ties and spread > limit * got[i].size)):
+            granted.add(i)
+    return granted

@@ -1,0 +1,309 @@
+"""Layers, networks and losses: their backward pass against autodiff of their forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.backprop import initialize, value_and_grad, vjp
+from jaxnet.checking import points
+from jaxnet.checking.bisection import bisected
+from jaxnet.checking.judging import Options
+from jaxnet.checking.points import Points
+from jaxnet.checking.report import Report
+from jaxnet.checking.rules import mode_of
+from jaxnet.checking.subject import CannotCheckError, Subject, Tree, why_passed_over
+from jaxnet.layer import Layer, Loss, ShapeError, Static
+from jaxnet.readings import product, total
+
+
+def is_network(rule: Any) -> bool:
+    """Whether `rule` is a layer, a network, a loss, or a pair (network, loss)."""
+    return isinstance(rule, Layer | Loss) or (
+        isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], Layer) and isinstance(rule[1], Loss)
+    )
+
+
+def check_network(
+    rule: Any, template: tuple, options: Options, *, name: str | None = None, reference: Callable | None = None
+) -> Report:
+    """The check of a layer or network at (x) or (params, x), of a loss at (x, y), of a pair at (xs, ys)."""
+    if isinstance(rule, Loss):
+        return check_loss(rule, template, options, name)
+    if isinstance(rule, Layer):
+        return check_layer(rule, template, options, name, reference)
+    return check_pair(*rule, template, options, name)
+
+
+def check_layer(
+    net: Layer, template: tuple, options: Options, name: str | None = None, reference: Callable | None = None
+) -> Report:
+    """A layer or a network, in evaluation mode, and in training mode where that is another program."""
+    from jaxnet.checking.checks import check_subject
+
+    if len(template) not in (1, 2):
+        raise CannotCheckError(
+            f"a layer is checked at (x) or (params, x), one example or a batch; got {len(template)} arguments"
+        )
+    batched = takes_batch(net, template)
+    reports = []
+    for train in modes(net, template, batched, options.seed):
+        subject, where = layer_subject(net, template, batched, train, options.seed, name)
+        if reference is not None:
+            subject = replace(subject, primal=reference, mode=mode_of(reference, subject.args))
+        report = check_subject(subject, where, replace(options, diagnose=False))
+        if not report.ok:
+            use = Use(batched, jax.random.key(options.seed + 17) if train else None, train)
+            return bisected(net, report, subject, where, use, options)
+        reports.append(report)
+    if len(reports) == 1:
+        return reports[0]
+    return replace(reports[0], notes=(*reports[0].notes, "right in training mode too"))
+
+
+def example_of(x: Tree, batched: bool) -> Tree:
+    """Shape and dtype of one example."""
+
+    def leaf(t):
+        return jax.ShapeDtypeStruct(tuple(t.shape)[1 if batched else 0 :], t.dtype)
+
+    return jax.tree.map(leaf, x, is_leaf=points.is_spec)
+
+
+def takes_batch(net: Layer, template: tuple) -> bool:
+    """Whether x is a batch for this network; an x that it takes as one example is one."""
+    key = jax.random.key(0)
+    errors = []
+    for batched in (False, True):
+        try:
+            example = example_of(template[-1], batched)
+            params = jax.eval_shape(net.init, key, example) if len(template) == 1 else points.draw(template[0], 0)
+            jax.eval_shape(lambda p, x: net.forward(p, x)[0], params, example)
+            return batched
+        except (ShapeError, TypeError, ValueError, IndexError) as error:
+            errors.append(str(error).splitlines()[0])
+    raise CannotCheckError(
+        f"{net.name} takes this input neither as one example ({errors[0]}) nor as a batch ({errors[1]})"
+    )
+
+
+def modes(net: Layer, template: tuple, batched: bool, seed: int) -> list[bool]:
+    """Evaluation, and training where its program is another one (dropout, batch statistics)."""
+    key, example = jax.random.key(0), example_of(template[-1], batched)
+    params = jax.eval_shape(net.init, key, example) if len(template) == 1 else points.draw(template[0], seed)
+    programs = []
+    for train in (False, True):
+        try:
+            programs.append(
+                str(jax.make_jaxpr(lambda p, x, k, t=train: net.forward(p, x, k, t)[0])(params, example, key))
+            )
+        except Exception:
+            programs.append(None)
+    return [
+        train for train in (False, True) if programs[train] is not None and (not train or programs[1] != programs[0])
+    ] or [False]
+
+
+def random_params(net: Layer, example: Tree, seed: int) -> Tree:
+    """Fresh parameters, none of them symmetric: a bias of zeros, a γ of ones get random entries."""
+    params = jax.jit(lambda key: net.init(key, example))(jax.random.key(seed))
+    leaves, treedef = jax.tree.flatten(params)
+    fresh = []
+    for i, leaf in enumerate(leaves):
+        if why_passed_over(leaf) is not None:
+            fresh.append(leaf)
+            continue
+        rng, host = points.generator(seed, 505, i), np.asarray(leaf, np.float64)
+        constant = host.size < 2 or np.all(host == host.flat[0])
+        noise = 0.3 if constant else 0.1 * float(host.std())
+        fresh.append(jnp.asarray(host + noise * rng.standard_normal(host.shape)).astype(leaf.dtype))
+    return jax.tree.unflatten(treedef, fresh)
+
+
+def network_points(template: tuple, batched: bool, parameters: Callable) -> Points:
+    """Points of a network: x (and what follows) as given or drawn, parameters as given or drawn anew at each seed."""
+    made: dict[int, Tree] = {}
+
+    def draw(seed: int, how: str = "plain") -> tuple:
+        rest = points.draw(template, seed, how)
+        if seed not in made:
+            made[seed] = parameters(example_of(rest[0], batched), seed)
+        return (made[seed], *rest)
+
+    def elsewhere() -> list[tuple[str, Points]]:
+        others = points.other_shapes(template) if points.has_specs(template) else []
+        if batched:
+            others = [each for each in others if each[0] in ("batch 1", "an odd batch")]
+        return [(how, network_points(other, batched, parameters)) for how, other in others]
+
+    return Points(draw, True, points.described(template), elsewhere)
+
+
+def points_for(template: tuple, inputs: int, batched: bool, parameters: Callable) -> Points:
+    """Points for `inputs` arguments with drawn parameters, or with given ones before them."""
+    if len(template) == inputs:
+        return network_points(template, batched, parameters)
+    return points.points_of(template)
+
+
+def layer_subject(
+    net: Layer, template: tuple, batched: bool, train: bool, seed: int, name: str | None
+) -> tuple[Subject, Points]:
+    """The layer's backward pass as a subject (params, x), and its points."""
+    where = points_for(template, 1, batched, lambda example, seed: random_params(net, example, seed))
+    args = where.draw(seed, "plain")
+    use = Use(batched, jax.random.key(seed + 17) if train else None, train)
+    label = (name or net.name) + (" (training)" if train else "")
+    subject = Subject(label, args, use.backward(net), use.forward(net), names=("params", "x"))
+    return replace(subject, mode=mode_of(subject.primal, args)), where
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a network is run: on one example or on a batch, with a key and in training or without."""
+
+    batched: bool
+    key: Any
+    train: bool
+
+    def keys(self, x: Tree) -> Any:
+        """A key for each example."""
+        return None if self.key is None else jax.random.split(self.key, len(jax.tree.leaves(x)[0]))
+
+    def forward(self, net: Layer) -> Callable:
+        """(params, x) -> out, for autodiff."""
+
+        def one(params, x, key):
+            return net.forward(params, x, key, self.train)[0]
+
+        def forward(params, x):
+            if self.batched:
+                return jax.vmap(one, (None, 0, 0))(params, x, self.keys(x))
+            return one(params, x, self.key)
+
+        return forward
+
+    def backward(self, net: Layer) -> Callable:
+        """(args, d_out) -> out, (d_params, dx), by the hand-written backward pass."""
+
+        def of_batch(params, x, d_out):
+            out, saved = jax.vmap(lambda x, key: net.forward(params, x, key, self.train))(x, self.keys(x))
+            one = jax.vmap(lambda s, d: net.backward(params, s, d, total), out_axes=(0, None))
+            dx, d_params = one(saved, d_out)
+            return out, (d_params, dx)
+
+        def run(args, d_out):
+            params, x = args
+            if self.batched:
+                return of_batch(params, x, d_out)
+            out, pullback = vjp(net)(params, x, key=self.key, train=self.train)
+            return out, pullback(d_out)
+
+        return run
+
+
+def check_loss(loss: Loss, template: tuple, options: Options, name: str | None) -> Report:
+    """A loss of one example: δ and the gradients of its own parameters, where it has some."""
+    from jaxnet.checking.checks import check_subject
+
+    own = loss.init is not None
+    count = 3 if own else 2
+    if len(template) not in {2, count}:
+        raise CannotCheckError(f"a loss is checked at (x, y) of one example, got {len(template)} arguments")
+    init = loss.init or (lambda key, x: ())
+
+    def drawn(example, seed):
+        return jax.jit(lambda key: init(key, example))(jax.random.key(seed))
+
+    where = points_for(template, 2, False, drawn) if own else points.points_of(template)
+
+    def parts(args):
+        return args if own else ((), *args)
+
+    def primal(*args):
+        params, x, y = parts(args)
+        return loss.turn(params, x, y, 1.0, product)[0]
+
+    def run(args, weight):
+        params, x, y = parts(args)
+        _, dx, d_params = loss.turn(params, x, y, weight, product)
+        return primal(*args), (d_params, dx, None) if own else (dx, None)
+
+    args, names = where.draw(options.seed, "plain"), ("params", "x", "y") if own else ("x", "y")
+    subject = Subject(name or loss.name, args, run, primal, fixed=(len(names) - 1,), names=names)
+    return check_subject(replace(subject, mode=mode_of(primal, args, subject.fixed)), where, options)
+
+
+def mean_cost(net: Layer, loss: Loss) -> Callable:
+    """(params, xs, ys) -> the mean cost of a batch, for autodiff."""
+
+    def cost(params, xs, ys):
+        net_params, loss_params = params if loss.init is not None else (params, ())
+
+        def one(x, y):
+            return loss.turn(loss_params, net.forward(net_params, x)[0], y, 1.0, product)[0]
+
+        terms = [loss.terms(jax.tree.map(lambda t, i=i: t[i], ys)) for i in range(len(jax.tree.leaves(ys)[0]))]
+        n = sum(jnp.asarray(term.value if isinstance(term, Static) else term, jnp.float32) for term in terms)
+        costs = jax.vmap(one)(xs, ys)
+        return costs.sum() / jnp.asarray(n).astype(costs.dtype)
+
+    return cost
+
+
+def check_pair(net: Layer, loss: Loss, template: tuple, options: Options, name: str | None) -> Report:
+    """A network with its loss, on a batch: every entry of the gradient of the mean cost."""
+    from jaxnet.checking.checks import check_subject
+
+    if len(template) not in (2, 3):
+        raise CannotCheckError(
+            f"a network with its loss is checked at (xs, ys) of a batch, got {len(template)} arguments"
+        )
+
+    def parameters(example, seed):
+        if loss.init is None:
+            return random_params(net, example, seed)
+        return initialize(net, loss, jax.random.key(seed), example)
+
+    where = points_for(template, 2, True, parameters)
+    args, both = where.draw(options.seed, "plain"), value_and_grad(net, loss)
+
+    def run(args, d_out):
+        value, grads = both(*args)
+        return value, (grads, None, None)
+
+    cost = mean_cost(net, loss)
+    subject = Subject(
+        name or f"{net.name} with {loss.name}",
+        args,
+        run,
+        cost,
+        fixed=(1, 2),
+        names=("params", "xs", "ys"),
+        seed_one=True,
+    )
+    subject = replace(subject, mode=mode_of(cost, args, subject.fixed))
+    report = check_subject(subject, where, replace(options, diagnose=False))
+    if report.ok:
+        return report
+    return replace(report, **placed(net, loss, template, args, options))
+
+
+def placed(net: Layer, loss: Loss, template: tuple, args: tuple, options: Options) -> dict[str, Any]:
+    """Layer and diagnosis of a wrong gradient: the network by itself, the loss by itself, or what joins them."""
+    inner = replace(options, shapes=False, also=False)
+    at_net = check_layer(net, template[:-1] if loss.init is None else (template[-2],), inner)
+    if not at_net.ok:
+        return {"layer": at_net.layer, "diagnosis": at_net.diagnosis}
+    params = args[0] if loss.init is None else args[0][0]
+    out = jax.eval_shape(lambda p, x: net.forward(p, x)[0], params, example_of(args[1], True))
+    y = jax.tree.map(lambda t: t[0], args[2])
+    at_loss = check_loss(loss, (points.Spec(str(out.dtype), out.shape), y), inner, None)
+    if not at_loss.ok:
+        return {"layer": f"the loss, {loss.name}", "diagnosis": at_loss.diagnosis}
+    return {"layer": "between network and loss, each right by itself (the mean over the batch?)"}

@@ -1,0 +1,111 @@
+"""How far a correct rule may be from the exact gradient at a point: measured there, never guessed.
+
+Three measures of rounding, each for the largest entry of a leaf:
+- own: |reference in this dtype − reference in float64|, the reference's own error;
+- spread: |reference in float64 at inputs moved by one rounding of this dtype − at the inputs|. A backward-stable rule
+  is the exact one for inputs so moved, whatever order it computes in; this sees what is badly conditioned here;
+- a floor of 4 + √N/8 units in the last place of the leaf's largest entry, N the size of the largest array: a sum of N
+  terms rounds like a random walk of N steps (Higham, "Accuracy and Stability of Numerical Algorithms", 4.2), most of
+  them against partial sums below the total, and a reference may round to zero error by luck. In half precision, where
+  sums are taken in float32, the floor stays at 4.
+
+Allowed is twice the larger of own and spread, plus the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.checking.points import generator
+from jaxnet.checking.reference import Runs, in_float64, widened
+
+DRAWS = 3
+
+
+def unit_of(dtype) -> float:
+    """The unit in the last place of 1 in a float or complex dtype."""
+    return float(jnp.finfo(dtype).eps)
+
+
+def coarsest(arrays: Sequence) -> float:
+    """The largest unit among arrays."""
+    return max((unit_of(a.dtype) for a in arrays), default=unit_of(jnp.float32))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The reference at one point: outputs and gradients in float64, with what is allowed for each leaf, absolute."""
+
+    out: list[np.ndarray]
+    grads: list[np.ndarray]
+    out_allowed: list[float]
+    grads_allowed: list[float]
+
+
+def moved(values: Sequence, unit: float, seed: int) -> tuple:
+    """The values with every entry moved by up to one unit in the last place."""
+    fresh = []
+    for i, value in enumerate(values):
+        host = widened(value)
+        fresh.append(jnp.asarray(host * (1 + unit * generator(seed, 303, i).uniform(-1, 1, host.shape))))
+    return tuple(fresh)
+
+
+def exact_at(runs: Runs, values: Sequence, seed: Sequence, unit: float) -> Exact:
+    """The reference in float64 at a point, and what rounding at `unit` allows a correct rule to be away from it.
+
+    `values` and `seed` may be in a finer dtype than `unit` says (a rule that is run in float64 but casts inside).
+    """
+    out, grads = in_float64(lambda v, s: runs.run("expected", v, s), tuple(values), tuple(seed))
+    own_out, own = [0.0] * len(out), [0.0] * len(grads)
+    spread_out, spread = [0.0] * len(out), [0.0] * len(grads)
+    if coarsest([*values, *seed]) > unit_of(jnp.float64):
+        near_out, near = runs.run("expected", values, seed)
+        own_out, own = largest(near_out, out), largest(near, grads)
+    if runs.subject.mode != "differences" or runs.subject.declared is not None:
+        for draw in range(DRAWS):
+            near_out, near = in_float64(
+                lambda v, s, draw=draw: runs.run("expected", moved(v, unit, draw), moved(s, unit, draw + 1000)),
+                tuple(values),
+                tuple(seed),
+            )
+            spread_out = np.maximum(spread_out, largest(near_out, out))
+            spread = np.maximum(spread, largest(near, grads))
+    else:
+        spread = [max(1e-9, 4 * min(change for _, change in runs.curve))] * len(grads)
+    size = max(array.size for array in [*out, *grads])
+    floor = unit * (4 + (np.sqrt(size) / 8 if unit < 1e-4 else 0))
+    whole = max((scale_of(g) for g in grads), default=0.0)
+    whole = max(whole, *(scale_of(widened(s)) for s in seed))
+    allowed = [bound(exact, a, b, floor, whole) for exact, a, b in zip(grads, own, spread, strict=True)]
+    whole_out = max(scale_of(o) for o in out)
+    out_allowed = [bound(exact, a, b, floor, whole_out) for exact, a, b in zip(out, own_out, spread_out, strict=True)]
+    return Exact(out, grads, out_allowed, allowed)
+
+
+def bound(exact: np.ndarray, own: float, spread: float, floor: float, whole: float) -> float:
+    """What is allowed in one leaf. A leaf that is zero but for noise is held to the noise of the largest leaf."""
+    scale, measured = scale_of(exact), float(np.nan_to_num(max(own, spread)))
+    if scale <= 64 * measured or scale < floor * whole:
+        return 16 * measured + 2 * floor * whole
+    return 2 * measured + floor * scale
+
+
+def scale_of(array: np.ndarray) -> float:
+    """The largest finite entry."""
+    sizes = np.abs(array)
+    return float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
+
+
+def largest(arrays: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> list[float]:
+    """The largest difference in each leaf; entries that are finite in neither count for nothing."""
+    found = []
+    for a, b in zip(arrays, others, strict=True):
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.abs(a - b)
+        found.append(float(np.max(difference, where=np.isfinite(difference), initial=0.0)))
+    return found

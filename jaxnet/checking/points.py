@@ -1,0 +1,229 @@
+"""Points at which a rule is checked: inputs from shape strings, random cotangents, other points like a given one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.checking.subject import CannotCheckError, Tree, why_passed_over
+
+SPEC = re.compile(r"^(?P<dtype>[a-z_]+\d*)(?:\[(?P<shape>[\d\s,]*)\])?\s*(?:(?P<bound>[<>])\s*(?P<limit>[-\d.e]+))?$")
+SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i32": "int32", "c64": "complex64"}
+SMALL = 3e-3  # a scale at which a variance is of the size of the usual ε = 1e-5
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape, dtype and range of one input to be drawn."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    below: float | None = None
+    above: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+def parse_spec(text: str) -> Any:
+    """One input: "float32[8,256]", "int32[8]<10" (0 to 9), "float32[8]>0" (positive), "key", or a number as it is."""
+    text = text.strip()
+    if text == "key":
+        return jax.random.key(0)
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    match = SPEC.match(text)
+    name = SHORT.get(match["dtype"], match["dtype"]) if match else ""
+    try:
+        dtype = jnp.dtype(name) if match else None
+    except TypeError:
+        dtype = None
+    if match is None or dtype is None:
+        raise CannotCheckError(
+            f'inputs are dtypes with shapes, as "float32[8,256], int32[8]<10", got {text!r}: write so, or give arrays'
+        )
+    shape = tuple(int(n) for n in (match["shape"] or "").replace(" ", "").split(",") if n)
+    limit = None if match["limit"] is None else float(match["limit"])
+    return Spec(dtype.name, shape, limit if match["bound"] == "<" else None, limit if match["bound"] == ">" else None)
+
+
+def parse_specs(text: str) -> tuple:
+    """The inputs in a string, separated by commas outside brackets."""
+    return tuple(parse_spec(part) for part in re.split(r",(?![^\[]*\])", text) if part.strip())
+
+
+def expand(args: Sequence) -> tuple:
+    """Arguments with every shape string in them read; one string may stand for several arguments."""
+    flat: list = []
+    for arg in args:
+        if isinstance(arg, str):
+            flat.extend(parse_specs(arg))
+        else:
+            flat.append(jax.tree.map(lambda leaf: parse_spec(leaf) if isinstance(leaf, str) else leaf, arg))
+    return tuple(flat)
+
+
+def is_spec(leaf) -> bool:
+    """Whether a leaf is to be drawn."""
+    return isinstance(leaf, Spec)
+
+
+def has_specs(args: Tree) -> bool:
+    """Whether anything in `args` is to be drawn."""
+    return any(is_spec(leaf) for leaf in jax.tree.leaves(args, is_leaf=is_spec))
+
+
+def generator(seed: int, *more: int) -> np.random.Generator:
+    """numpy's generator: points are drawn without a compilation."""
+    return np.random.default_rng([seed % 2**32, *more])
+
+
+def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
+    """Random numbers for one input; `how` is "plain", "small" (variances near the usual ε) or "ties"."""
+    dtype = jnp.dtype(spec.dtype)
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return jnp.asarray(rng.random(spec.shape) < 0.5)
+    if jnp.issubdtype(dtype, jnp.integer):
+        low, high = int(spec.above + 1 if spec.above is not None else 0), spec.below
+        return jnp.asarray(rng.integers(low, int(high) if high is not None else low + 8, spec.shape), dtype)
+    scale, shift = rng.uniform(0.6, 1.4), rng.uniform(-0.4, 0.4)
+    values = scale * rng.standard_normal(spec.shape) + shift
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        values = values + 1j * rng.standard_normal(spec.shape)
+    if how == "small":
+        values = values * SMALL
+    if how == "ties":
+        values = np.round(2 * values.real) / 2 + (1j * np.round(2 * values.imag) / 2 if values.dtype.kind == "c" else 0)
+    if spec.above is not None:
+        values = spec.above + np.abs(values) + (0.05 if how != "small" else 0.05 * SMALL)
+    if spec.below is not None:
+        values = spec.below - np.abs(spec.below - values)
+    return jnp.asarray(values).astype(dtype)
+
+
+def draw(args: Tree, seed: int, how: str = "plain") -> Tree:
+    """`args` with numbers for every spec in it."""
+    leaves, treedef = jax.tree.flatten(args, is_leaf=is_spec)
+    drawn = [draw_spec(leaf, generator(seed, i), how) if is_spec(leaf) else leaf for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, drawn)
+
+
+def alike(values: Sequence, seed: int) -> tuple:
+    """Other numbers in the range of the given ones: each array's entries in another order, each 0.7 to 1.3 times.
+
+    A constant array (γ = 1, β = 0) gets random entries, since there another order is the same again.
+    """
+    fresh = []
+    for i, value in enumerate(values):
+        rng, host = generator(seed, 101, i), np.asarray(value, None if value.dtype.itemsize > 2 else np.float32)
+        if host.size > 1 and np.all(host == host.flat[0]):
+            fresh.append(jnp.asarray(host + 0.3 * rng.standard_normal(host.shape)).astype(value.dtype))
+            continue
+        mixed = rng.permutation(host.reshape(-1)).reshape(host.shape) * rng.uniform(0.7, 1.3, host.shape)
+        fresh.append(jnp.asarray(mixed).astype(value.dtype))
+    return tuple(fresh)
+
+
+def random_like(shapes: Sequence, seed: int) -> tuple:
+    """A random cotangent, with different scales in its entries, for leaves of these shapes and dtypes."""
+    drawn = []
+    for i, leaf in enumerate(shapes):
+        rng = generator(seed, 202, i)
+        values = rng.standard_normal(leaf.shape)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            values = values + 1j * rng.standard_normal(leaf.shape)
+        drawn.append(jnp.asarray(values).astype(leaf.dtype))
+    return tuple(drawn)
+
+
+def resized(args: Tree, sizes: dict[int, int]) -> Tree:
+    """`args` with every axis of a size in `sizes` at another one."""
+
+    def leaf(spec):
+        if not is_spec(spec):
+            return spec
+        return Spec(spec.dtype, tuple(sizes.get(n, n) for n in spec.shape), spec.below, spec.above)
+
+    return jax.tree.map(leaf, args, is_leaf=is_spec)
+
+
+def with_leading(args: Tree, size: int) -> Tree:
+    """`args` with the first input's first axis, and every first axis of that size, at another size."""
+    specs = [leaf for leaf in jax.tree.leaves(args, is_leaf=is_spec) if is_spec(leaf) and leaf.shape]
+    if not specs:
+        return args
+    old = specs[0].shape[0]
+
+    def leaf(spec):
+        if not is_spec(spec) or not spec.shape or spec.shape[0] != old:
+            return spec
+        return Spec(spec.dtype, (size, *spec.shape[1:]), spec.below, spec.above)
+
+    return jax.tree.map(leaf, args, is_leaf=is_spec)
+
+
+def other_shapes(args: Tree) -> list[tuple[str, Tree]]:
+    """Other shapes to try: one more in every axis, batch 1, an odd batch, square, the edges of blocks."""
+    specs = [leaf for leaf in jax.tree.leaves(args, is_leaf=is_spec) if is_spec(leaf)]
+    sizes = sorted({n for spec in specs for n in spec.shape if n > 1})
+    if not sizes:
+        return []
+    first = next(spec for spec in specs if spec.shape)
+    found: list[tuple[str, Tree]] = [("one more in every axis", resized(args, {n: n + 1 for n in sizes}))]
+    if len(first.shape) > 1:
+        found.append(("batch 1", with_leading(args, 1)))
+        found.append(("an odd batch", with_leading(args, first.shape[0] + 1 + first.shape[0] % 2)))
+        found.append(("square", resized(args, {first.shape[0]: first.shape[1]})))
+    if (largest := sizes[-1]) >= 64:
+        block = max(128, 2 ** (largest.bit_length() - 1)) if largest < 128 else 128
+        found.extend((f"around a block of {block}", resized(args, {largest: n})) for n in (block - 1, block + 1))
+    unlike = [(how, shape) for how, shape in found if shape != args]
+    return [each for i, each in enumerate(unlike) if each[1] not in [shape for _, shape in unlike[:i]]]
+
+
+def described(args: Tree) -> str:
+    """Dtype and shape of the leaves of `args`, the dtype once where it is the same."""
+    words, last = [], None
+    for leaf in jax.tree.leaves(args, is_leaf=is_spec):
+        if is_spec(leaf) or hasattr(leaf, "shape"):
+            dtype, shape = str(leaf.dtype), f"[{','.join(map(str, leaf.shape))}]"
+            words.append(shape if dtype == last else dtype + shape)
+            last = dtype
+        elif why_passed_over(leaf) is None:
+            words.append(f"{leaf:g}")
+    shown = words if len(words) <= 12 else [*words[:11], f"… {len(words)} leaves"]
+    return " ".join(shown)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where a rule is checked: `draw(seed, how)` gives the arguments, `elsewhere()` the same at other shapes, by name.
+
+    `fresh` says whether another seed gives other arguments; `words` describes them.
+    """
+
+    draw: Callable[[int, str], tuple]
+    fresh: bool
+    words: str
+    elsewhere: Callable[[], list[tuple[str, Points]]] = list
+
+
+def points_of(template: tuple) -> Points:
+    """The points that arguments, or shapes to draw them from, stand for."""
+    fresh = has_specs(template)
+
+    def elsewhere():
+        return [(how, points_of(other)) for how, other in other_shapes(template)]
+
+    return Points(
+        lambda seed, how="plain": draw(template, seed, how), fresh, described(template), elsewhere if fresh else list
+    )

@@ -1,0 +1,201 @@
+"""What a rule is held against: autodiff of its primal, in any dtype; forward mode or finite differences where it must.
+
+Sources: reverse and forward mode as in Griewank and Walther, "Evaluating Derivatives"; the step of finite differences
+by the smallest change from one step to the next, as in Ridders (1982).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.checking.rules import flat_gradients, short
+from jaxnet.checking.subject import CannotCheckError, Leaves, Subject, cast, leaves_of
+
+MOST_COLUMNS = 16384  # entries of which a Jacobian is taken column by column
+MOST_DIFFERENCES = 4096
+
+
+@dataclass
+class Runs:
+    """The rule and its reference at one shape, compiled once, as functions (values, d_out) of flat leaves."""
+
+    subject: Subject
+    leaves: Leaves
+    outs: Leaves
+    problems: list[str] = field(default_factory=list)
+    curve: list[tuple[float, float]] = field(default_factory=list)  # of finite differences: step, change
+    compiled: dict = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, subject: Subject, args: tuple) -> Runs:
+        """The rule and its reference at the shapes of `args`."""
+        leaves = leaves_of(args, subject.fixed)
+        if not leaves.where:
+            why = ", ".join(f"{path} is {why}" for path, why in leaves.passed_over.items()) or "there are no inputs"
+            raise CannotCheckError(f"no input has a gradient: {why}")
+        shapes = jax.eval_shape(lambda values: subject.primal(*leaves.tree(values)), leaves.values)
+        outs = leaves_of(shapes)
+        if not outs.where:
+            raise CannotCheckError("no output has a gradient: all are integers, booleans or keys")
+        return cls(subject, leaves, outs)
+
+    def seed_shapes(self) -> tuple:
+        """The leaves that a random cotangent (or tangent) is drawn for."""
+        return self.leaves.values if self.subject.tangents else self.outs.values
+
+    def args(self, values: Sequence) -> tuple:
+        """The arguments with `values` in them; in float64 the other float arrays (targets) are in float64 too."""
+        args = self.leaves.tree(values)
+        return cast(args, jnp.float64) if all(wide(v) for v in values) else args
+
+    def labels(self) -> list[str]:
+        """The names of what is compared."""
+        if self.subject.tangents:
+            return [f"∂out{path}" for path in self.outs.paths]
+        return ["∂" + self.subject.label(path) for path in self.leaves.paths]
+
+    def rule(self, values, seed):
+        """out, gradients by the rule, as flat lists; the compiled function notes what is wrong with their structure."""
+        args = self.args(values)
+        if self.subject.tangents:
+            out, tangents = self.subject.run(args, seed)
+            return self.flat_out(out), self.flat_out(tangents)
+        out, grads = self.subject.run(args, self.outs.zeros_elsewhere(seed))
+        flat, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads)
+        self.problems.extend(problem for problem in problems if problem not in self.problems)
+        return self.flat_out(out), [
+            jnp.zeros_like(v) * jnp.nan if g is None else g for g, v in zip(flat, values, strict=True)
+        ]
+
+    def flat_out(self, out):
+        """The outputs that have a gradient."""
+        found = leaves_of(out)
+        if found.paths != self.outs.paths:
+            raise TypeError(f"the rule's forward gives {list(found.paths)}, the primal {list(self.outs.paths)}")
+        return list(found.values)
+
+    def expected(self, values, seed):
+        """out, gradients by the reference, as flat lists."""
+        args, subject = self.args(values), self.subject
+
+        def call(values):
+            return subject.primal(*self.args(values))
+
+        if subject.tangents:
+            out, tangents = jax.jvp(call, (tuple(values),), (tuple(seed),))
+            return self.flat_out(out), self.flat_out(tangents)
+        if subject.declared is not None:
+            grads, problems = flat_gradients(
+                leaves_of(args, subject.fixed), subject.declared(args, self.outs.zeros_elsewhere(seed))
+            )
+            if problems:
+                raise CannotCheckError(f"intended must give a gradient for each argument: {'; '.join(problems)}")
+            return self.flat_out(call(values)), grads
+        if subject.mode == "forward":
+            return self.flat_out(call(values)), by_columns(lambda v: self.flat_out(call(v)), values, seed)
+        out, pull = jax.vjp(call, tuple(values))
+        return self.flat_out(out), list(pull(self.outs.zeros_elsewhere(seed))[0])
+
+    def run(self, which: str, values, seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """`which` ("rule" or "expected") at a point, as numpy arrays in float64 or complex128."""
+        if which == "expected" and self.subject.mode == "differences" and self.subject.declared is None:
+            return self.differences(values, seed)
+        key = which, jax.config.jax_enable_x64, tuple(str(v.dtype) for v in values)
+        if key not in self.compiled:
+            function = self.rule if which == "rule" else self.expected
+            self.compiled[key] = jax.jit(function) if which == "expected" or self.subject.transforms else function
+        out, grads = self.compiled[key](list(values), list(seed))
+        return [widened(o) for o in out], [widened(g) for g in grads]
+
+    def differences(self, values, seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Central differences of ⟨cotangent, primal⟩ in the values' dtype, at the step where they change least."""
+        size = sum(v.size for v in values)
+        if size > MOST_DIFFERENCES or any(jnp.issubdtype(v.dtype, jnp.complexfloating) for v in values):
+            raise CannotCheckError(
+                f"finite differences are for up to {MOST_DIFFERENCES} real numbers, got {size}: give `reference=`"
+            )
+
+        def call(v):
+            return self.flat_out(self.subject.primal(*self.args(v)))
+
+        flat, back = flattened(values)
+        unit = float(jnp.finfo(flat.dtype).eps)
+        outs = [widened(o) for o in call(values)]
+
+        def cost(v):
+            return sum(float(np.vdot(widened(s), widened(o)).real) for s, o in zip(seed, call(back(v)), strict=True))
+
+        scale = np.maximum(np.abs(np.asarray(flat, np.float64)), 0.1)
+        steps = [unit ** (k / 12) for k in range(2, 9)]
+        tables = []
+        for step in steps:
+            column = np.zeros(size)
+            for i in range(size):
+                h = step * scale[i]
+                up, down = flat.at[i].add(h), flat.at[i].add(-h)
+                column[i] = (cost(up) - cost(down)) / float(up[i] - down[i])
+            tables.append(column)
+        changes = [float(np.abs(a - b).max()) for a, b in itertools.pairwise(tables)]
+        self.curve = list(zip(steps[1:], changes, strict=True))
+        best = tables[int(np.argmin(changes)) + 1]
+        return outs, [widened(part) for part in back(jnp.asarray(best))]
+
+
+def flattened(values) -> tuple[jax.Array, Callable]:
+    """Leaves as one vector, and back."""
+    dtype = jnp.result_type(*values)
+    sizes = np.cumsum([v.size for v in values])[:-1]
+
+    def back(vector):
+        return [p.reshape(v.shape).astype(v.dtype) for p, v in zip(jnp.split(vector, sizes), values, strict=True)]
+
+    return jnp.concatenate([v.reshape(-1).astype(dtype) for v in values]), back
+
+
+def by_columns(call: Callable, values, seed) -> list:
+    """⟨cotangent, J e_i⟩ for every entry i of the inputs: the gradient where reverse mode cannot go."""
+    flat, back = flattened(values)
+    if flat.size > MOST_COLUMNS or jnp.issubdtype(flat.dtype, jnp.complexfloating):
+        raise CannotCheckError(
+            f"forward mode takes up to {MOST_COLUMNS} real numbers, got {flat.size}: give a `reference=`"
+        )
+
+    def one(i):
+        direction = jnp.zeros_like(flat).at[i].set(1)
+        _, tangents = jax.jvp(lambda v: call(back(v)), (flat,), (direction,))
+        return sum(jnp.vdot(s, t) for s, t in zip(seed, tangents, strict=True))
+
+    return back(jax.lax.map(one, jnp.arange(flat.size), batch_size=min(64, flat.size)))
+
+
+def wide(value) -> bool:
+    """Whether a value is in float64 or complex128."""
+    return value.dtype in (jnp.float64, jnp.complex128)
+
+
+def widened(value) -> np.ndarray:
+    """An array on the host in float64 or complex128."""
+    host = np.asarray(value)
+    return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
+
+
+def in_float64(function: Callable, *trees):
+    """`function` of the trees in float64, with float64 switched on; promotion as users have it by default."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return function(*(cast(tree, jnp.float64) for tree in trees))
+
+
+def safely(function: Callable, *args):
+    """`function(*args)`, or the exception that it raised in one line, as a pair (result, None) or (None, words)."""
+    try:
+        return function(*args), None
+    except CannotCheckError:
+        raise
+    except Exception as error:
+        return None, short(error)
