@@ -1,0 +1,130 @@
+"""How variants of one computation are timed against each other: interleaved, as ratios with quartiles.
+
+A shared machine drifts by more than the differences that matter, so every round runs each variant once, in an order
+that rotates, and a ratio is taken within its round.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Variant(NamedTuple):
+    """One way to compute a case.
+
+    `run()` computes it to the end; `memory`: temporary bytes of its compiled program, None where it has none;
+    `aim`: the most that our time may be of its time, and our memory of its memory; None for no aim.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    memory: int | None = None
+    time_aim: float | None = None
+    memory_aim: float | None = None
+
+
+class Case(NamedTuple):
+    """A computation, our way to do it and others. `rounds`: how often each is timed."""
+
+    name: str
+    ours: Variant
+    others: Sequence[Variant]
+    rounds: int = 15
+
+
+class Row(NamedTuple):
+    """Our time and memory over another's. Below 1 is a win; times in seconds."""
+
+    case: str
+    against: str
+    time_ratio: float
+    quartiles: tuple[float, float]
+    memory_ratio: float | None
+    time_aim: float | None
+    memory_aim: float | None
+    seconds: float
+    seconds_against: float
+
+    def verdict(self) -> str:
+        """Whether the aims are met; an aim is met where it lies within the quartiles, too."""
+        missed = []
+        if self.time_aim is not None and self.quartiles[0] > self.time_aim:
+            missed.append("time")
+        if self.memory_aim is not None and self.memory_ratio is not None and self.memory_ratio > self.memory_aim:
+            missed.append("memory")
+        if self.time_aim is None and self.memory_aim is None:
+            return ""
+        return f"missed: {', '.join(missed)}" if missed else "met"
+
+
+def compiled(name: str, f: Callable, *args, time_aim: float | None = None, memory_aim: float | None = None) -> Variant:
+    """A variant that is a JAX function, compiled for these arguments."""
+    program = jax.jit(f).lower(*args).compile()
+    analysis = program.memory_analysis()  # None on a device that does not tell
+    memory = analysis.temp_size_in_bytes if analysis else None
+    return Variant(name, lambda: jax.block_until_ready(program(*args)), memory, time_aim, memory_aim)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one run takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure(case: Case) -> list[Row]:
+    """Time a case's variants against ours, round by round; one row for each of the others."""
+    variants = [case.ours, *case.others]
+    for variant in variants:
+        variant.run()
+    times = np.empty((case.rounds, len(variants)))
+    for i in range(case.rounds):
+        for j in np.roll(range(len(variants)), i):
+            times[i, j] = seconds(variants[j].run)
+    return [row(case, times[:, 0], other, times[:, j]) for j, other in enumerate(case.others, start=1)]
+
+
+def row(case: Case, ours: np.ndarray, other: Variant, theirs: np.ndarray) -> Row:
+    """The row of the times of ours and another, a time for each round."""
+    low, median, high = np.quantile(ours / theirs, (0.25, 0.5, 0.75))
+    memory = case.ours.memory / other.memory if case.ours.memory is not None and other.memory else None
+    return Row(
+        case.name,
+        other.name,
+        float(median),
+        (float(low), float(high)),
+        memory,
+        other.time_aim,
+        other.memory_aim,
+        float(np.median(ours)),
+        float(np.median(theirs)),
+    )
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on."""
+    device = jax.devices()[0]
+    return {
+        "date": date.today().isoformat(),
+        "device": device.device_kind if device.platform != "cpu" else processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "dtype": "float32",
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
