@@ -1,0 +1,189 @@
+"""Another value in a value's place: another layer's z, another step's h, a function of them, another derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from jaxnet.checking.diagnose import numeric
+from jaxnet.checking.diagnose.program import Op
+from jaxnet.checking.diagnose.scene import Mutant, Scene, Where, on_operand, replaced, swapped
+
+_LINEAR_IN_OPERAND = {"mul", "div", "dot_general", "conv_general_dilated"}
+
+
+def donors(scene: Scene) -> Iterator[Mutant]:
+    """Another array of the same shape in an operand's place, or a multiple of it beside the operand."""
+    tape = scene.tape
+    for site, op in scene.linear():
+        for j, i in enumerate(op.inputs):
+            if not numeric.is_float(tape.values[i]) or np.ndim(tape.values[i]) == 0:
+                continue
+            moving = tape.linear[i]
+            if not moving and not tape.depends[i] and op.name != "dot_general":
+                continue
+            for nth, donor in enumerate(scene.donors(op, i, linear=moving)):
+                fit = "add" if op.name in _LINEAR_IN_OPERAND and not moving and not (op.name == "div" and j == 1) else ""
+                change = on_operand(j, lambda op, x, look, w=donor.where: look(w))
+                graded = lambda c, site=site, j=j, w=donor.where: {site: on_operand(j, lambda op, x, look: x + c * look(w))}  # noqa: E731
+                yield Mutant((site, "donor", j, donor.where), {site: change}, 1.5 + 0.01 * nth, _say(op, j, donor.number), site, fit, graded)
+            if op.name == "dot_general" and not moving and np.ndim(tape.values[i]) == 2:
+                for donor in scene.donors(op, i, linear=False, transposed=True):
+                    change = on_operand(j, lambda op, x, look, w=donor.where: swapped(look(w)))
+                    yield Mutant((site, "donor.T", j, donor.where), {site: change}, 1.8, _say(op, j, donor.number, ".T"), site)
+    for site, op in scene.residual():
+        if op.name in ("step", "stack", "expand", "reshape", "broadcast_in_dim") or not numeric.is_float(tape.values[op.outputs[0]]):
+            continue
+        for j, i in enumerate(op.inputs):
+            if tape.depends[i] and numeric.is_float(tape.values[i]) and np.ndim(tape.values[i]):
+                for nth, donor in enumerate(scene.donors(op, i, linear=False)):
+                    change = on_operand(j, lambda op, x, look, w=donor.where: look(w))
+                    yield Mutant((site, "donor", j, donor.where), {site: change}, 1.7 + 0.01 * nth, _say(op, j, donor.number), site)
+    for site, op in scene.residual():
+        if op.name in ("gt", "ge", "lt", "le"):
+            for j, i in enumerate(op.inputs):
+                for donor in scene.donors(op, i, linear=True):
+                    change = on_operand(j, lambda op, x, look, w=donor.where: look(w))
+                    yield Mutant((site, "donor", j, donor.where), {site: change}, 1.7, _say(op, j, donor.number), site)
+
+
+def _say(op: Op, j: int, number: int, after: str = ""):
+    def say(namer, c):
+        right = namer.operation(op, op.inputs, 5)[0]
+        donor, place = namer.expr(number, 4) + after, namer.expr(op.inputs[j], 4)
+        if c:
+            return f"{c:+.4g}·{donor} is added to {place} in {right}", right
+        return f"{donor} stands in the place of {place} in {right}", right
+
+    return say
+
+
+def _normal(x):
+    return np.exp(-x * x / 2) / np.sqrt(2 * np.pi).astype(x.dtype)
+
+
+def _phi(x):
+    return scipy.special.ndtr(x)
+
+
+def _tanh_gelu_slope(x):
+    k, c = np.sqrt(2 / np.pi), 0.044715
+    t = np.tanh(k * (x + c * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * k * (1 + 3 * c * x * x)
+
+
+def _sigmoid_slope(x):
+    s = scipy.special.expit(x)
+    return s * (1 - s)
+
+
+SLOPES: tuple[tuple[str, Callable[[Any], Any], float], ...] = (
+    ("{0}", lambda x: x, 2.0),
+    ("(1 - {0})", lambda x: 1 - x, 2.0),
+    ("{0}(1 - {0})", lambda x: x * (1 - x), 2.0),
+    ("(1 - {0}²)", lambda x: 1 - x * x, 2.0),
+    ("(1 + {0})", lambda x: 1 + x, 2.1),
+    ("{0}²", lambda x: x * x, 2.1),
+    ("[{0} > 0]", lambda x: x > 0, 2.0),
+    ("[{0} < 0]", lambda x: x < 0, 2.2),
+    ("[|{0}| < 1]", lambda x: np.abs(x) < 1, 2.2),
+    ("[|{0}| <= 1]", lambda x: np.abs(x) <= 1, 2.3),
+    ("sign({0})", np.sign, 2.1),
+    ("σ({0})", scipy.special.expit, 2.0),
+    ("σ′({0}) = σ(1 - σ)", _sigmoid_slope, 2.0),
+    ("tanh′({0}) = 1 - tanh²", lambda x: 1 - np.tanh(x) ** 2, 2.0),
+    ("tanh({0})", np.tanh, 2.1),
+    ("Φ({0})", _phi, 2.0),
+    ("gelu′({0}) = Φ + {0}φ, the exact form's", lambda x: _phi(x) + x * _normal(x), 2.0),
+    ("gelu′({0}) of the tanh approximation", _tanh_gelu_slope, 2.0),
+    ("1.702-sigmoid gelu′({0})", lambda x: scipy.special.expit(1.702 * x) + 1.702 * x * _sigmoid_slope(1.702 * x), 2.1),
+    ("σ(1.702 {0})", lambda x: scipy.special.expit(1.702 * x), 2.1),
+    ("silu′({0}) = σ + {0}σ′", lambda x: scipy.special.expit(x) + x * _sigmoid_slope(x), 2.0),
+    ("exp({0})", np.exp, 2.1),
+    ("elu′({0})", lambda x: np.where(x > 0, 1, np.exp(x)), 2.2),
+    ("1/{0}", lambda x: 1 / x, 2.1),
+    ("1/{0}²", lambda x: 1 / (x * x), 2.1),
+    ("sqrt({0})", np.sqrt, 2.1),
+    ("1/sqrt({0})", lambda x: 1 / np.sqrt(x), 2.1),
+    ("1/(2 sqrt({0}))", lambda x: 0.5 / np.sqrt(x), 2.1),
+    ("1/(1 + {0}²)", lambda x: 1 / (1 + x * x), 2.2),
+    ("1/(1 + {0})", lambda x: 1 / (1 + x), 2.2),
+    ("1/(1 + |{0}|)²", lambda x: 1 / (1 + np.abs(x)) ** 2, 2.2),
+    ("cos({0})", np.cos, 2.2),
+    ("sin({0})", np.sin, 2.2),
+    ("-sin({0})", lambda x: -np.sin(x), 2.2),
+    ("2{0}", lambda x: 2 * x, 2.1),
+    ("3{0}²", lambda x: 3 * x * x, 2.2),
+    ("log({0})", np.log, 2.2),
+    ("exp(-{0})", lambda x: np.exp(-x), 2.2),
+    ("exp(-{0}²)", lambda x: np.exp(-x * x), 2.2),
+)
+
+_DIAGONAL = {"mul", "div", "neg", "copy", "convert_element_type", "add_any", "add", "sub", "select_n"}
+
+
+def dominators(scene: Scene) -> dict[int, int]:
+    """For each value that the error reaches entry by entry from one value, the nearest such value."""
+    tape, above, depth = scene.tape, {}, {}
+    for op in tape.ops:
+        if len(op.outputs) != 1 or not tape.linear[op.outputs[0]] or op.name not in _DIAGONAL:
+            continue
+        out = op.outputs[0]
+        moving = [i for i in op.inputs if tape.linear[i]]
+        if any(np.shape(tape.values[i]) != np.shape(tape.values[out]) for i in moving) or (op.name == "div" and tape.linear[op.inputs[1]]):
+            continue
+        if len(moving) < len(op.inputs) and op.name in ("add_any", "add", "sub"):
+            continue
+        a = moving[0]
+        for b in moving[1:]:
+            while a != b:
+                if depth.get(a, 0) < depth.get(b, 0):
+                    a, b = b, a
+                if a not in above:
+                    break
+                a = above[a]
+            if a != b:
+                break
+        else:
+            above[out] = a
+            depth[out] = depth.get(a, 0) + 1
+    return above
+
+
+def slopes(scene: Scene) -> Iterator[Mutant]:
+    """Where the error is multiplied entry by entry: by another function's derivative, or by this one's elsewhere."""
+    tape = scene.tape
+    above = dominators(scene)
+    firsts = set(scene.first.values())
+    for site, op in scene.linear():
+        out = op.outputs[0]
+        if out not in above or scene.first[site] not in firsts or np.size(tape.values[out]) < 3:
+            continue
+        entry, levels = above[out], 0
+        while levels < 4:
+            where: Where = (tape.ops[tape.maker[entry]].site, tape.ops[tape.maker[entry]].outputs.index(entry)) if entry in tape.maker else (None, entry)
+            for nth, donor in enumerate(scene.donors(op, out, linear=False)):
+                for words, function, cost in SLOPES:
+
+                    def change(op, ins, look, w=where, d=donor.where, f=function):
+                        u = look(w)
+                        return u * np.asarray(f(look(d))).astype(u.dtype)
+
+                    yield Mutant((site, "slope", where, donor.where, words), {site: replaced(change)}, cost + 0.01 * nth + 0.02 * levels,
+                                 _say_slope(op, entry, donor.number, words), site)  # fmt: skip
+            if entry not in above:
+                break
+            entry, levels = above[entry], levels + 1
+
+
+def _say_slope(op: Op, entry: int, number: int, words: str):
+    def say(namer, c):
+        value = namer.expr(number, 4)
+        value = value if value.isidentifier() or value.endswith(")") else f"({value})"
+        right = namer.operation(op, op.inputs, 7)[0]
+        return f"the error is multiplied by {words.format(value)}, where it should become {right}", right
+
+    return say

@@ -1,0 +1,145 @@
+"""Values of a backward program written as the user would write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxnet.checking.diagnose.program import Op, Tape
+
+_INFIX = {"add": ("+", 1), "add_any": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
+_COMPARE = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
+_TRANSPARENT = {"reshape", "squeeze", "expand_dims", "expand", "broadcast_in_dim", "convert_element_type", "copy",
+                "copy_p", "step", "carry", "stop_gradient"}  # fmt: skip
+_CALLED = {"logistic": "sigmoid", "reduce_max": "max", "reduce_min": "min", "dynamic_slice": "slice", "rev": "flip",
+           "scatter-add": "scatter_add", "conv_general_dilated": "conv", "reduce_window_sum": "window_sum"}  # fmt: skip
+
+
+class Namer:
+    """Names the values of one tape: arguments, what the user's lines assign, and short expressions of these."""
+
+    def __init__(self, tape: Tape):
+        self.tape = tape
+        self.names = dict(tape.names)
+        last: dict[tuple, int] = {}
+        for k, op in enumerate(tape.ops):
+            if op.line.assigns and tape.forward.issuperset(op.outputs) and op.name not in ("carry", "step", "stack"):
+                last[(op.line.file, op.line.number, op.frame)] = k
+        for k in last.values():
+            op = tape.ops[k]
+            if len(op.outputs) == 1:
+                self.names.setdefault(op.outputs[0], op.line.assigns)
+
+    def leaf(self, path: str) -> str:
+        """How a leaf of the arguments is called."""
+        return self.tape.names.get(self.tape.args.get(path, -1), path)
+
+    def expr(self, number: int, depth: int = 6) -> str:
+        """The value as an expression in what has a name."""
+        return self._expr(number, depth)[0]
+
+    def _expr(self, number: int, depth: int) -> tuple[str, int]:
+        if number in self.names:
+            return self.names[number], 9
+        tape = self.tape
+        if number not in tape.maker:
+            return _constant(tape.values[number]), 9
+        op = tape.ops[tape.maker[number]]
+        if op.name in _TRANSPARENT:
+            return self._expr(op.inputs[0], depth)
+        if depth <= 0:
+            return ("δ" if tape.linear[number] else "…"), 9
+        return self.operation(op, op.inputs, depth)
+
+    def operation(self, op: Op, inputs: Sequence[int], depth: int) -> tuple[str, int]:
+        """What an operation does to these values, with the strength of its outermost sign."""
+        name = op.name
+        if name == "div" and (averaged := self.averaged(inputs)) is not None:
+            return f"mean({self.expr(averaged, depth - 1)})", 9
+        if name in _INFIX and len(inputs) == 2:
+            sign, strength = _INFIX[name]
+            a, a_strength = self._expr(inputs[0], depth - 1)
+            b, b_strength = self._expr(inputs[1], depth - 1)
+            a = f"({a})" if a_strength < strength else a
+            b = f"({b})" if b_strength < strength + (name in ("sub", "div")) else b
+            return f"{a} {sign} {b}", strength
+        parts = [self._expr(i, depth - 1) for i in inputs]
+        bare = [p for p, _ in parts]
+        tight = [p if s >= 3 else f"({p})" for p, s in parts]
+        if name in _COMPARE:
+            return f"({bare[0]} {_COMPARE[name]} {bare[1]})", 9
+        if name == "neg":
+            return f"-{tight[0]}", 1
+        if name == "integer_pow":
+            return f"{tight[0]}**{op.params['y']}", 3
+        if name == "square":
+            return f"{tight[0]}**2", 3
+        if name == "transpose":
+            return f"{tight[0]}.T", 9
+        if name == "dot_general":
+            return _product(op, tight, [np.ndim(self.tape.values[i]) for i in inputs]), 2
+        if name in ("reduce_sum", "reduce_keep"):
+            return f"sum({bare[0]})", 9
+        if name == "select_n" and len(bare) == 3:
+            return f"where({bare[0]}, {bare[2]}, {bare[1]})", 9
+        return f"{_CALLED.get(name, name)}({', '.join(bare)})", 9
+
+    def averaged(self, inputs: Sequence[int]) -> int | None:
+        """What is averaged, where the operands are a sum and the number of its terms."""
+        tape = self.tape
+        over = tape.values[inputs[1]]
+        if np.ndim(over) or inputs[1] in tape.maker and tape.depends[inputs[1]]:
+            return None
+        number = inputs[0]
+        while number in tape.maker and tape.ops[tape.maker[number]].name in _TRANSPARENT:
+            number = tape.ops[tape.maker[number]].inputs[0]
+        if number not in tape.maker or tape.ops[tape.maker[number]].name not in ("reduce_sum", "reduce_keep"):
+            return None
+        op = tape.ops[tape.maker[number]]
+        shape = np.shape(tape.values[op.inputs[0]])
+        return op.inputs[0] if np.prod([shape[a] for a in op.params["axes"]]) == over else None
+
+    def cotangent_of(self, number: int) -> str:
+        """The variable of the user's that a value is the cotangent of, by the lines it passes between; else nothing."""
+        tape = self.tape
+        here = tape.ops[tape.maker[number]].line if number in tape.maker else None
+        seen, ahead, found = set(), [number], set()
+        while ahead:
+            i = ahead.pop()
+            for k in tape.uses.get(i, ()):
+                op = tape.ops[k]
+                if k in seen or not tape.live[k]:
+                    continue
+                seen.add(k)
+                if here is not None and op.line != here:
+                    found.add(op.line.assigns)
+                elif len(seen) < 12:
+                    ahead += op.outputs
+        return found.pop() if len(found) == 1 else ""
+
+
+def _constant(value) -> str:
+    if np.ndim(value) == 0:
+        return f"{np.asarray(value).item():.6g}" if np.asarray(value).dtype.kind in "fiu" else str(value)
+    flat = np.ravel(value)
+    if flat.size and np.asarray(value).dtype.kind in "fiu" and np.all(flat == flat[0]):
+        return f"{flat[0].item():.6g}"
+    return "constant"
+
+
+def _product(op: Op, parts: Sequence[str], ndims: Sequence[int]) -> str:
+    (left, right), (batch, _) = op.params["dimension_numbers"]
+    if not left:
+        return f"outer({parts[0]}, {parts[1]})"
+    free = len(batch)
+    if len(left) == 1 and all(n - free <= 2 for n in ndims):
+        a = parts[0] if left[0] == ndims[0] - 1 or ndims[0] - free == 1 else f"{parts[0]}.T"
+        b = parts[1] if ndims[1] - free == 1 or right[0] != ndims[1] - 1 else f"{parts[1]}.T"
+        return f"{a} @ {b}"
+    return f"tensordot({parts[0]}, {parts[1]})"
+
+
+def number(c: float) -> str:
+    """A coefficient as it is said."""
+    return f"{c:.4g}"
