@@ -226,7 +226,8 @@ MUST = {
 def told_error(error: ErrorDetails) -> str:
     """One error: the place, what must hold, what came, and how to mend it."""
     place = ".".join(str(part) for part in error["loc"] if not is_tag(part))
-    kind, came, context = error["type"], error["input"], error.get("ctx", {})
+    kind, came = error["type"], error["input"]
+    context = {key: f"{value:g}" if isinstance(value, float) else value for key, value in error.get("ctx", {}).items()}
     if kind == "config":
         message = str(context["message"])
     elif kind == "missing":

@@ -1,6 +1,7 @@
 """Overrides on the command line: `train.epochs=3`, `model.0.dense=50`, in the notation of TOML."""
 
 import copy
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,15 +17,19 @@ class OverrideError(ValueError):
 NAMES = {("data",), ("loss",), ("model",), ("train", "optimizer")}
 
 
+# up to the first = that stands in no quoted part of the key
+KEY_AND_VALUE = re.compile(r"""((?:"(?:\\.|[^"\\])*"|'[^']*'|[^"'=])*)=(.*)""", re.DOTALL)
+
+
 def parse(override: str) -> tuple[tuple[str, ...], Any]:
     """The path and the value of `key=value`; the value is a TOML value, or text where it cannot be one.
 
     Raises OverrideError.
     """
-    key, equals, text = override.partition("=")
-    if not equals:
+    parts = KEY_AND_VALUE.fullmatch(override)
+    if parts is None:
         raise OverrideError(f'an override must be key=value, such as train.epochs=3, got "{override}"')
-    return parse_key(key.strip(), override), parse_value(text.strip(), override)
+    return parse_key(parts[1].strip(), override), parse_value(parts[2].strip(), override)
 
 
 def parse_key(key: str, override: str) -> tuple[str, ...]:
