@@ -1,0 +1,150 @@
+"""Every layer, loss, combinator and model of the core, as problems that every implementation is held against.
+
+A problem is one network (or loss) at one shape of an example and one size of batch.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+import jaxnet
+from jaxnet import dense, dropout, parallel, per_position, remat, repeat, residual, serial, sigmoid, softmax, tanh, tied
+from jaxnet.layers import ACTIVATIONS
+from jaxnet.losses import LOSSES
+from tests.agreement import cast, integers, normal, random_like, uniform
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network, the shape of one example, the size of a batch, and whether it is run in training mode."""
+
+    id: str
+    net: jaxnet.Layer
+    shape: tuple[int, ...]
+    batch: int = 3
+    train: bool = False
+
+    def key(self):
+        """The key of the problem's randomness in training mode; none in evaluation."""
+        return jax.random.key(7) if self.train else None
+
+    def keys(self):
+        """A key for each example, split as the library splits it."""
+        return jax.random.split(jax.random.key(7), self.batch) if self.train else None
+
+    def inputs(self, dtype=jnp.float32):
+        """Random parameters (biases too), a batch, and a cotangent for each output."""
+        x = jax.ShapeDtypeStruct(self.shape, jnp.float32)
+        params = random_like(1, jax.eval_shape(self.net.init, jax.random.key(0), x))
+        out = jax.eval_shape(lambda p, x, k: self.net.forward(p, x, k, self.train)[0], params, x, self.key())
+        xs = normal(2, (self.batch, *self.shape))
+        return cast((params, xs, normal(3, (self.batch, *out.shape))), dtype)
+
+
+def several(name: str, net: jaxnet.Layer, *shapes: tuple[int, ...], train: bool = False) -> list[Problem]:
+    """A problem for each shape: the last one with a batch of one, the others of three."""
+    batches = [3] * (len(shapes) - 1) + [1]
+    return [
+        Problem(f"{name}-{'x'.join(map(str, shape)) or 'scalar'}-batch{batch}", net, shape, batch, train)
+        for shape, batch in zip(shapes, batches, strict=True)
+    ]
+
+
+def block(width: int) -> jaxnet.Layer:
+    """tanh(W x + b), for blocks that keep the width."""
+    return serial(dense(width), tanh)
+
+
+LAYERS = [
+    *several("dense", dense(4), (3,), (1,), (3,)),
+    *several("dense_one_unit", dense(1), (3,), (3,)),
+    *several("dense_without_bias", dense(4, bias=False), (3,), (3,)),
+    *[p for name, g in ACTIVATIONS.items() for p in several(name, g, (5,), (2, 3), (), (5,))],
+    *[p for g in (jaxnet.leaky_relu(0.2), jaxnet.elu(0.7)) for p in several(g.name, g, (5,), (2, 3), (5,))],
+    *several("identity", jaxnet.identity, (5,), (5,)),
+    *several("softmax", softmax, (5,), (2, 3), (1,), (5,)),
+    *several("reshape", jaxnet.reshape(3, -1), (6,), (2, 3), (6,)),
+    *several("flatten", jaxnet.flatten(), (2, 3), (2, 1, 3), (), (2, 3)),
+    *several("dropout_training", dropout(0.4), (5,), (2, 3), (5,), train=True),
+    *several("dropout_evaluation", dropout(0.4), (5,), (5,)),
+    *several("dropout_of_rate_0", dropout(0.0), (5,), (5,), train=True),
+]
+
+COMBINATORS = [
+    *several("serial", serial(dense(4), sigmoid, dense(2)), (3,), (3,)),
+    *several("serial_of_none", serial(), (3,), (3,)),
+    *several("residual", residual(block(3)), (3,), (3,)),
+    *several("parallel_sum", parallel(dense(4), block(4)), (3,), (3,)),
+    *several("parallel_concatenate", parallel(dense(2), jaxnet.identity, dense(3), join="concatenate"), (3,), (3,)),
+    *several("per_position", per_position(dense(4)), (5, 3), (1, 3), (5, 3)),
+    *several("per_position_twice", per_position(per_position(block(4))), (2, 5, 3), (2, 5, 3)),
+    *several("per_position_of_mixed", per_position(residual(serial(dense(4), softmax, dense(3)))), (5, 3), (5, 3)),
+    *several("per_position_dropout", per_position(serial(dense(4), dropout(0.5))), (5, 3), (5, 3), train=True),
+    *several("repeat", repeat(block(3), 4), (3,), (3,)),
+    *several("repeat_once", repeat(block(3), 1), (3,)),
+    *several("repeat_dropout", repeat(serial(dense(3), dropout(0.5)), 3), (3,), (3,), train=True),
+    *several("repeat_of_repeat", repeat(residual(repeat(block(3), 2)), 2), (3,), (3,)),
+    *several("repeat_of_per_position", repeat(per_position(block(3)), 3), (5, 3), (5, 3)),
+    *several("per_position_of_repeat", per_position(repeat(block(3), 3)), (5, 3), (5, 3)),
+    *several("remat", remat(serial(dense(4), sigmoid)), (3,), (3,)),
+    *several("remat_dropout", remat(serial(dense(4), dropout(0.5), sigmoid)), (3,), (3,), train=True),
+    *several("repeat_of_remat", repeat(remat(residual(block(3))), 3), (3,), (3,)),
+    *several("remat_of_repeat", remat(repeat(block(3), 3)), (3,), (3,)),
+    *several("tied", tied(dense(3), tanh, dense(3), where=(0, 2)), (3,), (3,)),
+    *several("tied_thrice", tied(dense(3), tanh, dense(3), dense(3, bias=False), where=(3, 0, 2)), (3,), (3,)),
+    *several("tied_bias", tied(dense(4), tanh, dense(4), share="b", where=(0, 2)), (3,), (3,)),
+    *several("tied_sequence", tied(per_position(dense(3)), tanh, per_position(dense(3)), where=(0, 2)), (5, 3), (5, 3)),
+    *several("per_position_of_tied", per_position(tied(dense(3), tanh, dense(3), where=(0, 2))), (5, 3), (5, 3)),
+    *several("repeat_of_tied", repeat(tied(dense(3), tanh, dense(3), where=(0, 2)), 2), (3,), (3,)),
+]
+
+MODELS = [
+    *several("mlp", jaxnet.mlp([4, 4, 2], activation="tanh", out="sigmoid"), (3,), (3,)),
+    *several("mlp_dropout", jaxnet.mlp([4, 2], activation="silu", drop_rate=0.5), (3,), (3,), train=True),
+    *several("residual_mlp", jaxnet.residual_mlp(4, 3, 2, activation="gelu"), (3,), (3,)),
+]
+
+NETWORKS = LAYERS + COMBINATORS + MODELS
+
+
+@dataclass(frozen=True)
+class LossProblem:
+    """A loss, the shape of the network's output for one example, and what its target is."""
+
+    id: str
+    loss: jaxnet.Loss
+    shape: tuple[int, ...]
+    target: str  # "index", "one_hot", "values"
+    batch: int = 3
+    ignored: bool = field(default=False)
+
+    def inputs(self, dtype=jnp.float32):
+        """Outputs of a network (probabilities where the loss takes such), targets, a weight for each example."""
+        shape = (self.batch, *self.shape)
+        probabilities = self.loss.name == "binary_cross_entropy"
+        xs = uniform(4, shape, 0.05, 0.95) if probabilities else normal(4, shape, 2.0)
+        return cast((xs, targets(self), uniform(5, (self.batch,), 0.5, 2.0)), dtype)
+
+
+def targets(problem: LossProblem):
+    """Class indices, the same as one-hot arrays, or any values in [0, 1]; the first term of each ignored if asked."""
+    if problem.target == "values":
+        return uniform(6, (problem.batch, *problem.shape))
+    ys = integers(6, (problem.batch, *problem.shape[:-1]), problem.shape[-1])
+    if problem.ignored:
+        ys = ys.at[:, 0].set(-1)
+    return jax.nn.one_hot(ys, problem.shape[-1]) if problem.target == "one_hot" else ys
+
+
+def _losses():
+    for name, loss in {**LOSSES, "huber_0.3": jaxnet.huber(0.3)}.items():
+        yield LossProblem(f"{name}-5-index", loss, (5,), "index")
+        yield LossProblem(f"{name}-5-one_hot-batch1", loss, (5,), "one_hot", batch=1)
+        yield LossProblem(f"{name}-2x3-index_ignored", loss, (2, 3), "index", ignored=True)
+        if name != "multiclass_hinge":  # its target is a class
+            yield LossProblem(f"{name}-5-values", loss, (5,), "values")
+            yield LossProblem(f"{name}-2x3-values-batch1", loss, (2, 3), "values", batch=1)
+
+
+LOSS_PROBLEMS = list(_losses())
