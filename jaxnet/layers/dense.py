@@ -8,6 +8,8 @@
 Source: Nielsen, Neural Networks and Deep Learning, ch. 2, (BP2) to (BP4).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -34,7 +36,7 @@ def transpose_times(W: Float[Array, "out in"], delta: Float[Array, " out"]) -> F
     return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype)).astype(delta.dtype)
 
 
-def dense(units: int, *, bias: bool = True, init: str | Initializer = "lecun_normal") -> Layer:
+def dense(units: int, *, bias: bool = True, init: str | Initializer | Callable = "lecun_normal") -> Layer:
     """z = W a + b, for one vector a; at each position of a sequence by `per_position`.
 
     `units`: the length of z. `bias`: whether there is a b. `init`: a name of `INITIALIZERS`, an `Initializer`, or a
