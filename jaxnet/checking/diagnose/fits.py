@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,28 @@ class Candidate:
     predict: Callable[[Point], Mapping[str, Any]]
     say: Callable[[Namer], tuple[str, str]]
     line: Line = Line()
+    named: Named | None = None
+
+    def confirmed(self, points: Sequence[Point]) -> Candidate:
+        """The candidate with those names of its constant that hold at these points too."""
+        return self if self.named is None else self.named.narrowed(self.named.holding(points))
+
+
+@dataclass(frozen=True)
+class Named:
+    """A constant with its possible names: `best` is what it is at a point, `narrowed` the candidate with fewer names."""
+
+    names: tuple[Name, ...]
+    best: Callable[[Point], float]
+    narrowed: Callable[[tuple[Name, ...]], Candidate]
+
+    def holding(self, points: Sequence[Point]) -> tuple[Name, ...]:
+        """The names that are worth the constant at all these points; all of them where none is."""
+
+        def holds(name: Name, point: Point) -> bool:
+            return abs(name.value(point.args, point.cotangent) - self.best(point)) <= 1e-6 * abs(self.best(point))
+
+        return tuple(n for n in self.names if all(holds(n, p) for p in points)) or self.names
 
 
 def fits(measure: Measure, labels: tuple[str, ...], constants: tuple[float, ...]) -> Iterator[Candidate]:
@@ -55,14 +77,17 @@ def _ratio(measure: Measure, path: str) -> float | None:
 
 def scaled(paths: tuple[str, ...], c: float, point: Point, labels: tuple[str, ...], constants: tuple[float, ...]) -> Candidate:
     """These leaves are c times what they should be."""
-    known = names(c, point.args, point.cotangent, labels, constants, 2e-4)
-    if abs(c) < 1e-12:
-        known = [Name("0", lambda a, ct: 0.0)]
+    known = tuple(names(c, point.args, point.cotangent, labels, constants, 2e-4))
+    return _scaled(paths, c, known if abs(c) >= 1e-12 else (Name("0", lambda a, ct: 0.0),))
+
+
+def _scaled(paths: tuple[str, ...], c: float, known: tuple[Name, ...]) -> Candidate:
+    def best(other: Point) -> float:
+        values = [k.value(other.args, other.cotangent) for k in known] or [c]
+        return min(values, key=lambda v: sum(float(np.max(np.abs(other.got[p] - v * other.ref[p]), initial=0.0)) for p in paths))
 
     def predict(other: Point):
-        values = [k.value(other.args, other.cotangent) for k in known] or [c]
-        best = min(values, key=lambda v: sum(float(np.max(np.abs(other.got[p] - v * other.ref[p]), initial=0.0)) for p in paths))
-        return {p: best * other.ref[p] for p in paths}
+        return {p: best(other) * other.ref[p] for p in paths}
 
     def say(namer):
         what = ", ".join(f"∂{namer.leaf(p)}" for p in paths)
@@ -75,7 +100,8 @@ def scaled(paths: tuple[str, ...], c: float, point: Point, labels: tuple[str, ..
             return f"{what} has the wrong sign", f"{what} = -(yours)"
         return f"{what} is {c:.6g} times what it should be: {' or '.join(k.words for k in known[:3])}", f"{what} divided by {known[0].words}"
 
-    return Candidate(("ratio", paths), 0.5 if not c else 0.9 if known else 3.0, predict, say)
+    named = Named(known, best, lambda fewer: _scaled(paths, c, fewer)) if known else None
+    return Candidate(("ratio", paths), 0.5 if not c else 0.9 if known else 3.0, predict, say, named=named)
 
 
 def leafwise(measure: Measure, path: str, labels: tuple[str, ...]) -> Iterator[Candidate]:
@@ -165,8 +191,9 @@ def _part(measure: Measure, path: str) -> Candidate | None:
     if not np.any(got[off]):
         what, factor = "zero: not written", 0.0
     else:
-        factor = float(np.vdot(ref[off], got[off]).real / max(np.vdot(ref[off], ref[off]).real, 1e-300))
-        if np.max(np.abs(got[off] - factor * ref[off])) > measure.allowed[path] * measure.scale[path]:
+        weight = float(np.vdot(ref[off], ref[off]).real)
+        factor = float(np.vdot(ref[off], got[off]).real) / weight if weight else float("nan")
+        if not np.isfinite(factor) or np.max(np.abs(got[off] - factor * ref[off])) > measure.allowed[path] * measure.scale[path]:
             return None
         what = f"{factor:.4g} times what they should be"
 
@@ -209,16 +236,16 @@ def _other_mask(point: Point, path: str) -> Iterator[Candidate]:
         right, given = ref / ct, got / ct
     if not (np.all(np.isfinite(right)) and np.all(np.isfinite(given))):
         return
-    values, have = np.unique(np.round(right, 4)), np.unique(np.round(given, 4))
-    if len(values) == 2 and 0 in values and np.array_equal(values, have) and not np.allclose(right, given, atol=1e-3):
-        level = float(values[values != 0][0])
+    level = float(np.max(np.abs(right), initial=0.0))
+    both = [np.minimum(np.abs(v), np.abs(v - level)) for v in (right, given)]
+    if level and right.min() == 0 and max(np.max(v) for v in both) <= 1e-3 * level and not np.allclose(right, given, atol=1e-3):
 
         def predict(p):
             with np.errstate(all="ignore"):
                 share = np.asarray(p.got[path]) / np.asarray(p.cotangent)
             return {path: np.where(np.abs(share) > level / 2, level, 0).astype(p.ref[path].dtype) * np.asarray(p.cotangent)}
 
-        yield Candidate(("fresh mask", path), 0.9, predict,
+        yield Candidate(("fresh mask", path), 2.0, predict,
                         lambda n: (f"∂{n.leaf(path)} is masked by another mask than the forward pass drew: a fresh mask in backward (both 0 or {level:.4g})", "use the mask saved by the forward pass"))  # fmt: skip
 
 

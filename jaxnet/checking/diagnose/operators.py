@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxnet.checking.diagnose import numeric
 from jaxnet.checking.diagnose.program import Op, Site
+from jaxnet.checking.diagnose.source import Line
 from jaxnet.checking.diagnose.scene import MERGES, Mutant, Scene, on_operand, on_output, replaced, shifted, square, swapped
 
 
@@ -19,7 +20,7 @@ def scaled(j: int, c: float) -> Callable:
 
 def structural(scene: Scene) -> Iterator[Mutant]:
     """Terms, factors, sums, masks, orders: what needs nothing but the operation itself."""
-    for table in (terms, products, sums, masks, places, steps, factors, ranges):
+    for table in (held, terms, products, sums, masks, places, steps, factors, ranges):
         yield from table(scene)
 
 
@@ -37,16 +38,55 @@ def terms(scene: Scene) -> Iterator[Mutant]:
             yield Mutant((site, "all"), graded(0.0), 1.3, _say_out(op), site, "scale", graded)
 
 
+def held(scene: Scene) -> Iterator[Mutant]:
+    """Each variable of the user's held constant: no error enters the line that makes it."""
+    tape = scene.tape
+    lines: dict[Line, list[tuple[Site, Op]]] = {}
+    for site, op in scene.linear():
+        if op.line.assigns:
+            lines.setdefault(op.line, []).append((site, op))
+    for line, ops in lines.items():
+        inside = {n for _, op in ops for n in op.outputs}
+        changes: dict[Site, Any] = {}
+        leaving = None
+        for site, op in ops:
+            entering = tuple(j for j, i in enumerate(op.inputs) if tape.linear[i] and i not in inside and _line(tape, i) != line)
+            # the sum in which a line's share meets that of others is not the line's own
+            if entering and op.name not in MERGES:
+                changes[site] = _without(entering)
+            if entering and op.name in MERGES:
+                own = [i for i in op.inputs if _line(tape, i) == line]
+                leaving = max([*own, *([leaving] if leaving is not None else [])], key=lambda i: np.size(tape.values[i]), default=None)
+        if changes:
+            yield Mutant((line.number, "held"), changes, 0.95, _say_held(line, leaving), min(changes))
+
+
+def _line(tape, number: int):
+    return tape.ops[tape.maker[number]].line if number in tape.maker else None
+
+
+def _without(entering: tuple[int, ...]):
+    return lambda op, ins, look: op.run([np.zeros_like(x) if j in entering else x for j, x in enumerate(ins)])
+
+
+def _say_held(line, leaving: int | None):
+    def say(namer, c):
+        term = f"{namer.expr(leaving)} is missing" if leaving is not None else f"what passes through {line.assigns} is missing"
+        return f"{term}: as if {line.assigns} were stop_gradient({line.assigns})", f"... + {namer.expr(leaving, 8)}" if leaving is not None else ""
+
+    return say
+
+
 def _say_term(op: Op, j: int):
     def say(namer, c):
         term = namer.expr(op.inputs[j])
         sign = "-" if op.name == "sub" and j == 1 else ""
-        whose = namer.cotangent_of(op.inputs[j])
         if op.name == "carry":
-            which = f"what the step before hands on ({term})"
-            return factor_words(which, c), "carry + ..." if c == 0 else ""
-        aside = f": as if {whose} were stop_gradient({whose})" if whose and c == 0 else ""
-        return factor_words(f"{sign}{term}", c) + aside, namer.operation(op, op.inputs, 8)[0]
+            which = f"what one step hands on to the step before it ({term})"
+            return factor_words(which, c), ""
+        leaves = [path for path, n in namer.tape.leaves.items() if n in op.outputs]
+        lost = f" in ∂{namer.leaf(leaves[0])}: one of its uses is lost (overwritten or skipped)" if leaves and c == 0 else ""
+        return factor_words(f"{sign}{term}", c) + lost, namer.operation(op, op.inputs, 8)[0]
 
     return say
 
@@ -54,9 +94,7 @@ def _say_term(op: Op, j: int):
 def _say_out(op: Op):
     def say(namer, c):
         term = namer.operation(op, op.inputs, 6)[0]
-        whose = namer.cotangent_of(op.outputs[0])
-        aside = f": as if {whose} were stop_gradient({whose})" if whose and c == 0 else ""
-        return factor_words(term, c) + aside, term
+        return factor_words(term, c), term
 
     return say
 
@@ -106,7 +144,8 @@ def products(scene: Scene) -> Iterator[Mutant]:
 def _operand(site: Site, op: Op, j: int, kind: str, function: Callable[[Any], Any], words: str, cost: float) -> Mutant:
     def say(namer, c):
         right = namer.operation(op, op.inputs, 5)[0]
-        return words.format(namer.expr(op.inputs[j], 4)) + f" in {right}", right
+        name = namer.expr(op.inputs[j], 4).removesuffix(".T")
+        return words.format(name if name.isidentifier() else f"({name})") + f" in {right}", right
 
     return Mutant((site, kind, j), {site: on_operand(j, lambda op, x, look: function(x))}, cost, say, site)
 
@@ -368,6 +407,11 @@ def factors(scene: Scene) -> Iterator[Mutant]:
         moving, fixed = sides
         if op.name == "div" and moving == 1:
             continue
+        u = tape.values[op.inputs[moving]]
+        for axis in range(np.ndim(u)):
+            if np.shape(u)[axis] > 1:
+                change = on_operand(moving, lambda op, x, look, a=axis: x - np.mean(x, a, keepdims=True))
+                yield Mutant((site, "centred", axis), {site: change}, 1.6, _say_centred(op, moving, axis), site)
         constant = not tape.depends[op.inputs[fixed]]
         for kind, function, words, cost in _FACTORS:
             if kind == "conjugate" and not np.iscomplexobj(tape.values[op.inputs[fixed]]):
@@ -385,6 +429,15 @@ def factors(scene: Scene) -> Iterator[Mutant]:
                 return words.format(factor) + f" in {right}", right
 
             yield Mutant((site, "factor", kind), {site: replaced(change)}, cost, say, site)
+
+
+def _say_centred(op: Op, j: int, axis: int):
+    def say(namer, c):
+        right = namer.operation(op, op.inputs, 6)[0]
+        error = namer.expr(op.inputs[j], 5)
+        return f"the mean of {error} over axis {axis} is subtracted from it in {right}: a mean term too many", right
+
+    return say
 
 
 _RESIDUAL: tuple[tuple[str, Callable[[Any], Any], str, float], ...] = (
@@ -412,6 +465,11 @@ def ranges(scene: Scene) -> Iterator[Mutant]:
             for j, i in enumerate(op.inputs):
                 if tape.depends[i] and numeric.is_float(tape.values[i]):
                     yield Mutant((site, "only", j), {site: replaced(lambda op, ins, look, j=j: ins[j])}, 1.5, _say_only(op, j), site)
+        divisor = tape.values[op.inputs[1]] if op.name == "div" else 0.0
+        if np.ndim(divisor) == 0 and divisor > 1 and divisor == int(divisor) and not tape.depends[op.inputs[1]]:
+            for off, n in ((-1, "n − 1"), (1, "n + 1")):
+                change = on_operand(1, lambda op, x, look, o=off: x + np.asarray(o, x.dtype))
+                yield Mutant((site, "count", off), {site: change}, 1.4, _say_value(op, f"the mean {{0}} is taken over {n} = {int(divisor) + off} where the forward pass has n = {int(divisor)} (variance over {n})"), site)
         for kind, function, words, cost in _RESIDUAL:
             yield Mutant((site, kind), {site: on_output(lambda op, x, look, f=function: f(x))}, cost, _say_value(op, words), site)
 

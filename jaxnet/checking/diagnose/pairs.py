@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from jaxnet.checking.diagnose.search import Search
 
 
-def added(search: Search) -> Iterator[Candidate]:
-    """Pairs of mutants whose differences to the reference add up to the rule's, some times a fitted number."""
-    kept = _distinct(search.kept)
+def added(search: Search, *, simple: bool = False) -> Iterator[Candidate]:
+    """Pairs of mutants whose differences to the reference add up to the rule's, some times a fitted number.
+
+    With `simple`, only of terms and variables left out.
+    """
+    kept = _distinct([k for k in search.kept if k[0].cost <= 1.1] if simple else search.kept)
     target = search.sample(search.point.got)
     if target is None or len(kept) < 2 or len(target) < 4:
         return

@@ -63,7 +63,7 @@ class Measure:
 
     def __init__(self, point: Point, wrong: tuple[str, ...], tolerance: float):
         self.point, self.wrong = point, tuple(w for w in wrong if w in point.ref)
-        self.scale, self.allowed, self.error = {}, {}, {}
+        self.scale, self.allowed, self.error, self.strict = {}, {}, {}, 0.0
         for path, ref in point.ref.items():
             finite = ref[np.isfinite(ref)]
             got = point.got[path]
@@ -72,9 +72,11 @@ class Measure:
             self.error[path] = distance(got, ref, scale)
             fine = 1e-10 if ref.dtype.itemsize >= 8 + 8 * (ref.dtype.kind == "c") else 1e-5
             narrow = _narrow(point.args, path)
-            allowed = max(4 * tolerance, narrow or fine)
-            # what explains an error has to come much nearer than the error itself
-            self.allowed[path] = min(allowed, 0.1 * self.error[path]) if path in self.wrong else allowed
+            self.strict = max(4 * tolerance, narrow or fine)
+            # what explains an error has to come much nearer than the error itself; where the point is ill-conditioned
+            # (a saturated tanh), nearer than the noise that the tolerance knows of cannot be asked
+            near = min(max(self.strict, 1e-3 * self.error[path]), 0.1 * self.error[path])
+            self.allowed[path] = near if path in self.wrong else self.strict
 
     def against(self, out: Mapping[str, Any]) -> tuple[tuple[str, ...], float, tuple[str, ...]]:
         """The wrong leaves that a candidate explains, its residual on these, and the right leaves that it harms."""

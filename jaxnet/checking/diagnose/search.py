@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxnet.checking.diagnose.points import Measure, Point
 from jaxnet.checking.diagnose.problem import Diagnosis, Explanation, Problem
 from jaxnet.checking.diagnose.program import Program, TooLong, trace
 from jaxnet.checking.diagnose.scene import Mutant, Scene, on_operand
-from jaxnet.checking.diagnose.sizes import names
+from jaxnet.checking.diagnose.sizes import Name, names
 from jaxnet.checking.diagnose.words import Namer
 
 # what a mutant raises that has no value here (shapes that no longer fit, a step that is not there, no inverse):
@@ -55,6 +56,10 @@ class Search:
     def clean(self) -> bool:
         """Whether something explains every wrong leaf and harms no right one."""
         return any(set(h.explained) == set(self.measure.wrong) and not h.harmed for h in self.hits)
+
+    def whole(self) -> bool:
+        """Whether something explains every wrong leaf, right ones harmed or not."""
+        return any(set(h.explained) == set(self.measure.wrong) for h in self.hits)
 
     def covered(self) -> bool:
         """Whether the wrong leaves are explained between several, none of which harms a right one."""
@@ -130,7 +135,7 @@ class Search:
         if explained:
             self.hits.append(Hit(candidate, explained, residual, harmed))
 
-    def candidate(self, mutant: Mutant, c: float = 0.0, known=()) -> Candidate:
+    def candidate(self, mutant: Mutant, c: float = 0.0, known: Sequence[Name] = ()) -> Candidate:
         """The mutant as a candidate, with its number where it has one."""
         if not c or mutant.graded is None:
             say = lambda namer: mutant.say(namer, 0.0)  # noqa: E731
@@ -138,10 +143,15 @@ class Search:
         graded = mutant.graded
         exact = known[0].value(self.point.args, self.point.cotangent) if known else c
 
-        def predict(p: Point):
+        def off(p: Point, value: float) -> float:
+            return sum(points.distance(v, p.got[path], 1.0) for path, v in p.tape.replay(graded(value)).items())
+
+        def best(p: Point) -> float:
             values = {k.value(p.args, p.cotangent) for k in known} or {c}
-            outs = [p.tape.replay(graded(v)) for v in values]
-            return min(outs, key=lambda out: sum(points.distance(v, p.got[path], 1.0) for path, v in out.items()))
+            return min(values, key=lambda v: off(p, v)) if len(values) > 1 else values.pop()
+
+        def predict(p: Point):
+            return p.tape.replay(graded(best(p)))
 
         def say(namer):
             cause, equation = mutant.say(namer, exact)
@@ -149,7 +159,8 @@ class Search:
             return cause if plain else f"{cause}: {' or '.join(k.words for k in known[:3])}", equation
 
         cost = mutant.cost + (0.2 if known else 1.5)
-        return Candidate((*mutant.key, "×"), cost, predict, say, self.line(mutant))
+        named = fits.Named(tuple(known), best, lambda fewer: self.candidate(mutant, c, fewer)) if known else None
+        return Candidate((*mutant.key, "×"), cost, predict, say, self.line(mutant), named)
 
     def line(self, mutant: Mutant):
         return self.point.tape.ops[self.scene.first[mutant.site]].line
@@ -162,7 +173,10 @@ class Search:
             return start + share * (self.deadline - start)
 
         self.consider(fits.fits(self.measure, self.program.labels, self.constants), by(0.3))
-        self.plant(operators.structural(self.scene), by(0.6))
+        self.plant(chain(operators.structural(self.scene), strangers.passed(self.scene)), by(0.6))
+        if self.clean():
+            return
+        self.consider(pairs.added(self, simple=True), by(0.62))
         if self.clean():
             return
         self.plant(strangers.donors(self.scene), by(0.7))
@@ -170,12 +184,12 @@ class Search:
         if self.clean() or self.covered():
             return
         self.consider(relatives.relatives(self.problem, self.point, self.program), by(0.8))
-        if self.clean():
+        if self.clean() or self.whole():
             return
         self.consider(pairs.added(self), by(0.85))
         if self.clean():
             return
-        self.plant(strangers.slopes(self.scene), by(0.93))
+        self.plant(chain(strangers.slopes(self.scene), strangers.extra(self.scene)), by(0.93))
         if self.clean():
             return
         self.consider(probing.matrices(self), by(0.97))
@@ -211,7 +225,7 @@ def literals(point: Point) -> tuple[float, ...]:
     """The numbers that the program itself mentions, and scalar arguments."""
     found = []
     for n, value in enumerate(point.tape.values):
-        if np.ndim(value) == 0 and n not in point.tape.maker and not point.tape.linear[n] and getattr(value, "dtype", np.dtype(bool)).kind in "fi":
+        if np.ndim(value) == 0 and n not in point.tape.maker and not point.tape.linear[n] and getattr(getattr(value, "dtype", None), "kind", "") in ("f", "i"):
             c = float(value)
             if c not in (0.0, 1.0, -1.0, 2.0) and np.isfinite(c) and c not in found:
                 found.append(c)
@@ -277,9 +291,13 @@ class Confirm:
                 return False
         return True
 
+    def price(self, hit: Hit) -> float:
+        """How far from simple a hit is; what fits no better than roughly comes after what fits."""
+        return hit.candidate.cost + (1.0 if hit.residual > 2 * self.search.measure.strict else 0.0)
+
     def explanations(self, namer: Namer) -> list[Explanation]:
         wrong = set(self.search.measure.wrong)
-        ordered = sorted(self.search.hits, key=lambda h: (-len(h.explained), len(h.harmed), h.candidate.cost, h.residual))
+        ordered = sorted(self.search.hits, key=lambda h: (-len(h.explained), len(h.harmed), self.price(h), h.residual))
         graded = []
         for hit in unlike(ordered, self.search.point)[:40]:
             held = [self.holds(hit, p) for p in self.fresh]
@@ -288,7 +306,7 @@ class Confirm:
             graded.append((hit, exact, sum(h is True for h in held), at_other))
             if time.perf_counter() > self.deadline + 1 and graded:
                 break
-        graded.sort(key=lambda g: (not g[1], -len(g[0].explained), len(g[0].harmed) > 0, g[0].candidate.cost, g[0].residual))
+        graded.sort(key=lambda g: (not g[1], -len(g[0].explained), len(g[0].harmed) > 0, self.price(g[0]), g[0].residual))
         said = [self.say(namer, *g) for g in graded]
         if said and set(said[0].leaves) != wrong:
             joined = self.join([(s, g[0]) for s, g in zip(said, graded, strict=True)], wrong)
@@ -296,7 +314,8 @@ class Confirm:
         return said
 
     def say(self, namer: Namer, hit: Hit, exact: bool, held: int, at_other: list[bool | None]) -> Explanation:
-        cause, equation = hit.candidate.say(namer)
+        held_at = [p for p in [*self.fresh, *self.other] if exact]
+        cause, equation = hit.candidate.confirmed(held_at).say(namer)
         if hit.harmed:
             cause += f" (in {', '.join('∂' + namer.leaf(p) for p in hit.explained)} only)"
         what = ", ".join("∂" + namer.leaf(p) for p in hit.explained)

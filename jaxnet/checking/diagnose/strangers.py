@@ -9,8 +9,8 @@ import numpy as np
 import scipy.special
 
 from jaxnet.checking.diagnose import numeric
-from jaxnet.checking.diagnose.program import Op
-from jaxnet.checking.diagnose.scene import Mutant, Scene, Where, on_operand, replaced, swapped
+from jaxnet.checking.diagnose.program import Op, Site
+from jaxnet.checking.diagnose.scene import Mutant, Scene, Where, on_operand, on_output, replaced, swapped
 
 _LINEAR_IN_OPERAND = {"mul", "div", "dot_general", "conv_general_dilated"}
 
@@ -29,7 +29,7 @@ def donors(scene: Scene) -> Iterator[Mutant]:
                 fit = "add" if op.name in _LINEAR_IN_OPERAND and not moving and not (op.name == "div" and j == 1) else ""
                 change = on_operand(j, lambda op, x, look, w=donor.where: look(w))
                 graded = lambda c, site=site, j=j, w=donor.where: {site: on_operand(j, lambda op, x, look: x + c * look(w))}  # noqa: E731
-                yield Mutant((site, "donor", j, donor.where), {site: change}, 1.5 + 0.01 * nth, _say(op, j, donor.number), site, fit, graded)
+                yield Mutant((site, "donor", j, donor.where), {site: change}, (2.6 if moving else 1.5) + 0.01 * nth, _say(op, j, donor.number), site, fit, graded)
             if op.name == "dot_general" and not moving and np.ndim(tape.values[i]) == 2:
                 for donor in scene.donors(op, i, linear=False, transposed=True):
                     change = on_operand(j, lambda op, x, look, w=donor.where: swapped(look(w)))
@@ -155,28 +155,71 @@ def dominators(scene: Scene) -> dict[int, int]:
 
 def slopes(scene: Scene) -> Iterator[Mutant]:
     """Where the error is multiplied entry by entry: by another function's derivative, or by this one's elsewhere."""
+    for site, op, entry, where, levels in _spans(scene):
+        for nth, donor in enumerate(scene.donors(op, op.outputs[0], linear=False)):
+            for words, function, cost in SLOPES:
+
+                def change(op, ins, look, w=where, d=donor.where, f=function):
+                    u = look(w)
+                    return u * np.asarray(f(look(d))).astype(u.dtype)
+
+                say = _say_slope(op, entry, donor.number, words)
+                key = (site, "slope", where, donor.where, words)
+                yield Mutant(key, {site: replaced(change)}, cost + 0.01 * nth + 0.02 * levels, say, site)
+
+
+def passed(scene: Scene) -> Iterator[Mutant]:
+    """A derivative left out: the error passed on as it came."""
+    for site, op, entry, where, levels in _spans(scene):
+        change = replaced(lambda op, ins, look, w=where: look(w))
+        yield Mutant((site, "passed", where), {site: change}, 1.15 + 0.02 * levels, _say_passed(op, entry), site)
+
+
+def extra(scene: Scene) -> Iterator[Mutant]:
+    """A factor too many: the error multiplied by another derivative besides its own."""
     tape = scene.tape
-    above = dominators(scene)
-    firsts = set(scene.first.values())
     for site, op in scene.linear():
         out = op.outputs[0]
-        if out not in above or scene.first[site] not in firsts or np.size(tape.values[out]) < 3:
+        if op.name not in ("mul", "dot_general", "sub", "add_any", "select_n", "neg", "div") or np.size(tape.values[out]) < 3:
             continue
-        entry, levels = above[out], 0
-        while levels < 4:
-            where: Where = (tape.ops[tape.maker[entry]].site, tape.ops[tape.maker[entry]].outputs.index(entry)) if entry in tape.maker else (None, entry)
-            for nth, donor in enumerate(scene.donors(op, out, linear=False)):
-                for words, function, cost in SLOPES:
+        for nth, donor in enumerate(scene.donors(op, out, linear=False)):
+            for words, function, cost in SLOPES[:16]:
+                change = on_output(lambda op, x, look, d=donor.where, f=function: x * np.asarray(f(look(d))).astype(x.dtype))
+                yield Mutant((site, "extra", donor.where, words), {site: change}, cost + 0.2 + 0.01 * nth, _say_extra(op, donor.number, words), site)
 
-                    def change(op, ins, look, w=where, d=donor.where, f=function):
-                        u = look(w)
-                        return u * np.asarray(f(look(d))).astype(u.dtype)
 
-                    yield Mutant((site, "slope", where, donor.where, words), {site: replaced(change)}, cost + 0.01 * nth + 0.02 * levels,
-                                 _say_slope(op, entry, donor.number, words), site)  # fmt: skip
-            if entry not in above:
-                break
-            entry, levels = above[entry], levels + 1
+def _spans(scene: Scene) -> Iterator[tuple[Site, Op, int, Where, int]]:
+    """The sites whose result is an earlier value times something, entry by entry, with each such value."""
+    tape = scene.tape
+    above = dominators(scene)
+    for site, op in scene.linear():
+        out = op.outputs[0]
+        if np.size(tape.values[out]) < 3:
+            continue
+        entry, levels = out, 0
+        while entry in above and levels < 4:
+            entry = above[entry]
+            made = tape.ops[tape.maker[entry]] if entry in tape.maker else None
+            yield site, op, entry, (None, entry) if made is None else (made.site, made.outputs.index(entry)), levels
+            levels += 1
+
+
+def _say_extra(op: Op, number: int, words: str):
+    def say(namer, c):
+        value = namer.expr(number, 4)
+        value = value if value.isidentifier() or value.endswith(")") else f"({value})"
+        right = namer.operation(op, op.inputs, 7)[0]
+        return f"a factor {words.format(value)} too many in {right}", right
+
+    return say
+
+
+def _say_passed(op: Op, entry: int):
+    def say(namer, c):
+        right = namer.operation(op, op.inputs, 7)[0]
+        return f"the derivative is left out: {namer.expr(entry, 3)} is passed on as it is, the factor that makes it {right} is missing", right
+
+    return say
 
 
 def _say_slope(op: Op, entry: int, number: int, words: str):

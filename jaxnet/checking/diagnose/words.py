@@ -46,7 +46,7 @@ class Namer:
         if number not in tape.maker:
             return _constant(tape.values[number]), 9
         op = tape.ops[tape.maker[number]]
-        if op.name in _TRANSPARENT:
+        if op.name in _TRANSPARENT or op.name == "stack":
             return self._expr(op.inputs[0], depth)
         if depth <= 0:
             return ("δ" if tape.linear[number] else "…"), 9
@@ -61,6 +61,8 @@ class Namer:
             sign, strength = _INFIX[name]
             a, a_strength = self._expr(inputs[0], depth - 1)
             b, b_strength = self._expr(inputs[1], depth - 1)
+            if sign == "+" and "0" in (a, b):
+                return (b, b_strength) if a == "0" else (a, a_strength)
             a = f"({a})" if a_strength < strength else a
             b = f"({b})" if b_strength < strength + (name in ("sub", "div")) else b
             return f"{a} {sign} {b}", strength
@@ -76,14 +78,15 @@ class Namer:
         if name == "square":
             return f"{tight[0]}**2", 3
         if name == "transpose":
-            return f"{tight[0]}.T", 9
+            return transposed(tight[0]), 9
         if name == "dot_general":
             return _product(op, tight, [np.ndim(self.tape.values[i]) for i in inputs]), 2
         if name in ("reduce_sum", "reduce_keep"):
             return f"sum({bare[0]})", 9
         if name == "select_n" and len(bare) == 3:
             return f"where({bare[0]}, {bare[2]}, {bare[1]})", 9
-        return f"{_CALLED.get(name, name)}({', '.join(bare)})", 9
+        called = op.params.get("name", name) if op.eqn is not None and name in ("jit", "pjit") else name
+        return f"{_CALLED.get(called, called)}({', '.join(bare)})", 9
 
     def averaged(self, inputs: Sequence[int]) -> int | None:
         """What is averaged, where the operands are a sum and the number of its terms."""
@@ -99,24 +102,6 @@ class Namer:
         op = tape.ops[tape.maker[number]]
         shape = np.shape(tape.values[op.inputs[0]])
         return op.inputs[0] if np.prod([shape[a] for a in op.params["axes"]]) == over else None
-
-    def cotangent_of(self, number: int) -> str:
-        """The variable of the user's that a value is the cotangent of, by the lines it passes between; else nothing."""
-        tape = self.tape
-        here = tape.ops[tape.maker[number]].line if number in tape.maker else None
-        seen, ahead, found = set(), [number], set()
-        while ahead:
-            i = ahead.pop()
-            for k in tape.uses.get(i, ()):
-                op = tape.ops[k]
-                if k in seen or not tape.live[k]:
-                    continue
-                seen.add(k)
-                if here is not None and op.line != here:
-                    found.add(op.line.assigns)
-                elif len(seen) < 12:
-                    ahead += op.outputs
-        return found.pop() if len(found) == 1 else ""
 
 
 def _constant(value) -> str:
@@ -134,12 +119,12 @@ def _product(op: Op, parts: Sequence[str], ndims: Sequence[int]) -> str:
         return f"outer({parts[0]}, {parts[1]})"
     free = len(batch)
     if len(left) == 1 and all(n - free <= 2 for n in ndims):
-        a = parts[0] if left[0] == ndims[0] - 1 or ndims[0] - free == 1 else f"{parts[0]}.T"
-        b = parts[1] if ndims[1] - free == 1 or right[0] != ndims[1] - 1 else f"{parts[1]}.T"
+        a = parts[0] if left[0] == ndims[0] - 1 or ndims[0] - free == 1 else transposed(parts[0])
+        b = parts[1] if ndims[1] - free == 1 or right[0] != ndims[1] - 1 else transposed(parts[1])
         return f"{a} @ {b}"
     return f"tensordot({parts[0]}, {parts[1]})"
 
 
-def number(c: float) -> str:
-    """A coefficient as it is said."""
-    return f"{c:.4g}"
+def transposed(term: str) -> str:
+    """A term with its transpose taken, or given back."""
+    return term.removesuffix(".T") if term.endswith(".T") else f"{term}.T"
