@@ -84,6 +84,30 @@ def train(
     loop.train(loaded, run_dir=run_dir, runs_dir=runs_dir, data_dir=data_dir, overrides=changes)
 
 
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/digits-1a2b3c4d.")]
+
+
+@app.command()
+def resume(run: RunFolder, data_dir: DataDir = None) -> None:
+    """Go on with a run that was stopped or cut off."""
+    from jaxnet.training import loop
+
+    loop.resume(run, data_dir=data_dir)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="Other data than the run's: a name, or a .npz or .csv file.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Loss and accuracy of a run's network."""
+    from jaxnet.training import evaluate
+
+    for line in evaluate.lines(evaluate.evaluate(run, data=data, data_dir=data_dir)):
+        print(line)
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.layer import Tree
@@ -35,7 +36,7 @@ def leaves_sha256(tree: Tree) -> str:
     """sha256 over the bytes of a tree's leaves, in tree order."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
 
 
@@ -43,7 +44,7 @@ def plain(tree: Tree) -> Tree:
     """The leaves as NumPy arrays, keys of randomness as their words."""
 
     def of(leaf):
-        typed = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        typed = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(leaf) if typed else leaf)
 
     return jax.tree.map(of, tree)
@@ -53,7 +54,7 @@ def like(shapes: Tree, tree: Tree) -> Tree:
     """Plain arrays with the keys of randomness that `shapes` has."""
 
     def of(shape, leaf):
-        return jax.random.wrap_key_data(leaf) if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key) else leaf
+        return jax.random.wrap_key_data(leaf) if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key) else leaf
 
     return jax.tree.map(of, shapes, tree)
 
@@ -142,7 +143,8 @@ class Checkpoints:
         )["state"]
         if about.pop("sha256") != leaves_sha256(restored):
             raise ValueError(f"{folder} does not hold what was written")
-        return like(shapes, restored), Progress(**about | {"metrics": tuple(about["metrics"])})
+        about["metrics"] = tuple(about["metrics"])
+        return like(shapes, restored), Progress(**about)
 
     def put_aside(self, step: int) -> None:
         """Moves a damaged checkpoint out of the way, so that its step may be written again."""
@@ -164,7 +166,7 @@ def free(path: Path) -> Path:
 
 def plain_shape(shape: Any) -> Any:
     """An array of the shape and dtype in which `plain` stores a leaf; orbax restores as it to NumPy."""
-    if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
         shape = jax.eval_shape(jax.random.key_data, shape)
     return np.empty(shape.shape, shape.dtype)
 
@@ -178,4 +180,3 @@ def reason(error: BaseException) -> str:
 def quiet(logger: logging.Logger) -> None:
     """Orbax tells each step of its work as warnings; what matters comes as an exception."""
     logger.setLevel(logging.ERROR)
-

@@ -22,7 +22,7 @@ def precision(name: str) -> Iterator[None]:
 
 def keep_compiled() -> None:
     """Compiled programs are kept between runs, in the user's cache folder or where JAX is told to."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -31,7 +31,7 @@ def keep_compiled() -> None:
 def data_mesh(config: Config) -> Mesh | None:
     """The mesh over which each batch is sharded; None for one device.
 
-    Raises ConfigError where there are fewer devices, or where they do not divide the batch.
+    Raises ConfigError where there are fewer devices.
     """
     wanted = config.mesh.data
     if wanted == 1:
@@ -41,10 +41,6 @@ def data_mesh(config: Config) -> Mesh | None:
         raise ConfigError(
             f"mesh.data: takes at most as many devices as there are, {len(devices)} ({devices[0].platform}), "
             f"got {wanted}: for CPU devices set XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
-        )
-    if config.train.batch % wanted:
-        raise ConfigError(
-            f"mesh.data: must divide train.batch, got {wanted} devices for batches of {config.train.batch}"
         )
     return jax.make_mesh((wanted,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:wanted])
 

@@ -52,7 +52,7 @@ def data_sha256(dataset: Dataset) -> str:
     for split in (dataset.train, dataset.validation, dataset.test):
         for array in split:
             digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -10,15 +10,14 @@ from typing import Any
 GRACE_SECONDS = 2.0
 
 
-class Interrupted(Exception):
-    """A run stopped on request, its state saved; `exit_code` is 128 + the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+class Stopped(SystemExit):
+    """A run stopped on request, its state saved; exit status 128 + the signal: 130 for Ctrl-C, 143 for SIGTERM."""
 
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.exit_code = 128 + number
+    def __init__(self, number: int):
+        super().__init__(128 + number)
 
 
-class StillRunning(Exception):
+class StillRunningError(Exception):
     """A call had not ended when the time to wait for it was over; it goes on in its thread."""
 
 
@@ -43,7 +42,7 @@ class Stop:
     def patiently(self, work: Callable[[], Any]) -> Any:
         """What `work` gives, done in another thread so that a signal is heard meanwhile.
 
-        Raises StillRunning where a stop was asked for and the work did not end within the grace.
+        Raises StillRunningError where a stop was asked for and the work did not end within the grace.
         """
         done = threading.Event()
         result: list[Any] = []
@@ -60,7 +59,7 @@ class Stop:
         threading.Thread(target=worker, daemon=True).start()
         while not done.wait(0.2):
             if self.overdue:
-                raise StillRunning
+                raise StillRunningError
         if error:
             raise error[0]
         return result[0]

@@ -190,11 +190,11 @@ def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.
     return step
 
 
-def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., State]:
-    """(state, train, order, start, seed) -> the state after `count` steps on batches of `batch`, in one scan.
+def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[State, jax.Array]]:
+    """(state, train, order, start, seed) -> the state after `count` steps in one scan, and whether it is sound.
 
-    train: the whole training set. order: the epoch's order of its examples, of which the steps take those from
-    `start` on, one batch after another.
+    batch: the size of each step's batch. train: the whole training set. order: the epoch's order of its examples, of
+    which the steps take those from `start` on, one batch after another.
     """
     step = training_step(recipe)
     shard = sharded(recipe.mesh, batch)
@@ -206,9 +206,22 @@ def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., State]:
             xs, ys = (shard(t.at[at].get(mode="promise_in_bounds")) for t in train)
             return step(state, xs, ys, seed), None
 
-        return jax.lax.scan(one, state, mine)[0]
+        state, _ = jax.lax.scan(one, state, mine)
+        return state, sound(state)
 
     return run
+
+
+def sound(state: State) -> jax.Array:
+    """Whether no loss, gradient or parameter became NaN or infinite in the epoch so far.
+
+    What is once NaN or infinite stays so, in the parameters, in the sums, or on its way to the parameters in the
+    optimiser's state, which may hold infinities of its own.
+    """
+    held = [jnp.isfinite(t).all() for t in jax.tree.leaves((state.params, state.sums))]
+    passing = jax.tree.leaves(state.optimizer)
+    held += [~jnp.isnan(t).any() for t in passing if jnp.issubdtype(t.dtype, jnp.inexact)]
+    return jnp.stack(held).all()
 
 
 def sharded(mesh: Mesh | None, batch: int) -> Callable[[jax.Array], jax.Array]:
@@ -221,7 +234,8 @@ def sharded(mesh: Mesh | None, batch: int) -> Callable[[jax.Array], jax.Array]:
 # ------------------------------------------------------------------------------------------ the plan
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """One compiled call: `count` steps on batches of `batch`, from place `start` of the epoch's order."""
 
     start: int
@@ -259,7 +273,7 @@ def steps_per_call(recipe: Recipe, batch: int) -> int:
 
 
 def evaluation(recipe: Recipe, classified: bool, chunk: int = 1000) -> Callable[[Tree, Arrays], dict[str, jax.Array]]:
-    """(params, split) -> mean loss over a split, and the share of right answers where targets are classes.
+    """(params, split) -> mean loss over a split, and how many answers are right of how many, where targets are classes.
 
     In evaluation mode, `chunk` examples at a time. An answer is the largest output; of tokens, negative targets do not
     count.
@@ -296,7 +310,7 @@ def evaluation(recipe: Recipe, classified: bool, chunk: int = 1000) -> Callable[
         sums = jax.tree.map(lambda *parts: sum(parts[1:], start=parts[0]), *pieces)
         found = {"loss": sums["loss"] / sums["terms"]}
         if classified:
-            found["accuracy"] = sums["right"] / sums["answers"]
+            found |= {"right": sums["right"], "answers": sums["answers"]}
         return found
 
     return of
@@ -306,4 +320,3 @@ def count_params(recipe: Recipe) -> tuple[int, int]:
     """How many numbers are learnt, and how many layers hold them."""
     layers = [layer for layer in layer_ranks(recipe) if layer]
     return sum(math.prod(p.shape) for p in jax.tree.leaves(shapes(recipe))), len(layers)
-

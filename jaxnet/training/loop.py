@@ -1,0 +1,384 @@
+"""Training: epochs of compiled calls, with metrics, checkpoints and an orderly end whatever comes."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnet.training import devices
+from jaxnet.training.checkpoint import Checkpoints, Progress, leaves_sha256, plain
+from jaxnet.training.config import Config
+from jaxnet.training.data import load
+from jaxnet.training.divergence import first_trouble
+from jaxnet.training.events import Events
+from jaxnet.training.result import result_lines, summarize
+from jaxnet.training.run import Run, RunError, config_sha256, data_sha256, versions
+from jaxnet.training.session import Session
+from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
+from jaxnet.training.step import State
+from jaxnet.training.terminal import Terminal, row
+
+MAY_DIFFER = {"versions", "platform", "device", "devices", "threads"}
+
+
+class DivergedError(ValueError):
+    """Loss or gradient became NaN or infinite; the message says where first, and what is kept."""
+
+
+# ----------------------------------------------------------------------------------------- entrances
+
+
+def train(
+    config: Config,
+    *,
+    run_dir: Path | None = None,
+    runs_dir: Path = Path("runs"),
+    data_dir: Path | None = None,
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
+) -> Path:
+    """Trains the network of a config from the beginning; gives the run's folder.
+
+    overrides: those already in the config, for the folder's name. quiet: shows nothing; all is in log.txt.
+    Raises ConfigError, ShapeError, DataError, RunError, CheckpointError, DivergedError; Stopped on SIGTERM and Ctrl-C.
+    """
+    [folder] = _train(config, None, run_dir, runs_dir, data_dir, overrides, quiet)
+    return folder
+
+
+def train_together(
+    config: Config,
+    seeds: Sequence[int],
+    *,
+    runs_dir: Path = Path("runs"),
+    data_dir: Path | None = None,
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
+) -> list[Path]:
+    """Trains one network for each seed, all in one vmapped program; a run's folder for each, as `train` makes them.
+
+    The runs equal those of `train` to floating-point noise. One that diverges ends by itself, the others go on.
+    Raises as `train` does; DivergedError where all diverge.
+    """
+    return _train(config, list(seeds), None, runs_dir, data_dir, overrides, quiet)
+
+
+def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, quiet) -> list[Path]:
+    devices.keep_compiled()
+    with stopping() as stop, devices.precision(config.precision):
+        began = time.perf_counter()
+        dataset = load(config.resolved()["data"], data_dir=data_dir)
+        session = Session(config, dataset, seeds, stop.patiently)
+        data = data_sha256(dataset)
+        beside = {"data_dir": str(data_dir) if data_dir else None, "together": seeds}
+        runs = []
+        for seed in session.seeds:
+            own = config.model_copy(update={"seed": seed})
+            changes = [*overrides, f"seed={seed}"] if seeds is not None else overrides
+            run = Run.create(
+                own,
+                data,
+                devices.described(session.mesh),
+                runs_dir=runs_dir,
+                run_dir=run_dir,
+                overrides=changes,
+                beside=beside,
+            )
+            runs.append(Single(run, own, config_sha256(own, data), quiet or seeds is not None))
+        return Loop(session, runs, stop, began, quiet).go(None)
+
+
+def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -> Path:
+    """Goes on with a run that was cut off, from its last good checkpoint, to the bits of an uninterrupted one.
+
+    Raises RunError where the folder is no run, or its config or data have changed; else as `train` does.
+    """
+    devices.keep_compiled()
+    run = Run.open(folder)
+    config, environment = run.config(), run.environment()
+    terminal = Terminal(run.log, quiet=quiet)
+    summary = run.summary()
+    if summary is not None and summary.get("status") == "finished":
+        terminal.say(f"{folder} is finished: nothing to do")
+        return folder
+    with stopping() as stop, devices.precision(config.precision):
+        began = time.perf_counter()
+        data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
+        dataset = load(config.resolved()["data"], data_dir=data_dir)
+        data = data_sha256(dataset)
+        unchanged(folder, config, data, environment)
+        session = Session(config, dataset, None, stop.patiently)
+        for line in differences(environment, {"versions": versions(), **devices.described(session.mesh)}):
+            terminal.say(line)
+        single = Single(run, config, config_sha256(config, data), quiet)
+        found = single.checkpoints.newest(session.shapes())
+        if found is None:
+            terminal.say(f"{folder} has no checkpoint yet: beginning anew")
+        else:
+            if found[2].config != single.config_sha256:
+                raise RunError(f"the checkpoints in {folder} are of another config: put them back where they came from")
+            terminal.say(f"going on from step {found[0]:,}")
+            single.progress = found[2]
+        run.rewrite_metrics(single.progress.metrics)
+        return Loop(session, [single], stop, began, quiet).go(None if found is None else found[1])[0]
+
+
+def unchanged(folder: Path, config: Config, data: str, environment: dict[str, Any]) -> None:
+    """Raises RunError where a run's config or data are no longer those that it began with."""
+    if environment.get("data_sha256") != data:
+        raise RunError(f"the data of {folder} have changed since it began: put them back, or train a new run")
+    if environment.get("config_sha256") != config_sha256(config, data):
+        raise RunError(
+            f"{folder / 'config.toml'} has changed since the run began: undo that to resume, or train it as a new run: "
+            f"jaxnet train {folder / 'config.toml'}"
+        )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What makes a resumed run differ in its last bits, in words."""
+    changed = [
+        f"{name} {before.get(name)} → {now.get(name)}"
+        for name in sorted(MAY_DIFFER - {"versions"})
+        if before.get(name) != now.get(name)
+    ]
+    old, new = before.get("versions", {}), now["versions"]
+    changed += [f"{name} {old.get(name)} → {new[name]}" for name in sorted(new) if old.get(name) != new[name]]
+    if before.get("together") is not None:
+        changed.append("trained beside other seeds → alone")
+    if not changed:
+        return []
+    return [f"this run began elsewhere ({'; '.join(changed)}): it will not be bit for bit that of an uninterrupted one"]
+
+
+# ------------------------------------------------------------------------------------------ the loop
+
+
+class Single:
+    """One seed's run: its folder, its checkpoints, how far it is, and whether it has ended."""
+
+    def __init__(self, run: Run, config: Config, config_sha256: str, quiet: bool):
+        self.run, self.config, self.config_sha256 = run, config, config_sha256
+        self.terminal = Terminal(run.log, quiet=quiet)
+        self.progress = Progress(config=config_sha256)
+        self.trouble: DivergedError | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._events: Events | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Opened when first needed: small networks take their first steps before."""
+        if self._checkpoints is None:
+            self._checkpoints = self.run.checkpoints(self.config.checkpoint.keep, self.terminal.say)
+        return self._checkpoints
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Adds an epoch's line of metrics."""
+        self.run.add_metrics(line)
+        if self.config.tensorboard:
+            self._events = self._events or Events(self.run.folder / "tensorboard", line["step"])
+            self._events.add(line)
+
+    def summary(self, status: str, params: Any) -> dict[str, Any]:
+        """Writes summary.json and gives it."""
+        summary = summarize(self.config, self.progress, status, params and leaves_sha256(params))
+        self.run.write_summary(summary)
+        return summary
+
+
+class Loop:
+    """Goes through the epochs of a session, for all its seeds at once."""
+
+    def __init__(self, session: Session, runs: list[Single], stop: Stop, began: float, quiet: bool):
+        self.session, self.runs, self.stop = session, runs, stop
+        self.began = began
+        self.before = runs[0].progress.seconds
+        self.saved_at = time.monotonic()
+        self.terminal = Terminal(self.log, quiet=quiet)
+        self.compute = 0.0
+
+    def log(self, line: str) -> None:
+        """A line into every run's log."""
+        for single in self.runs:
+            single.run.log(line)
+
+    def go(self, restored: Any) -> list[Path]:
+        """Trains to the end from restored state, or from the beginning; gives the runs' folders."""
+        session, folders = self.session, [single.run.folder for single in self.runs]
+        self.terminal.say(session.title())
+        for folder in folders:
+            self.terminal.say(f"→ {folder}")
+        state = None
+        epochs, progress = session.config.train.epochs, self.runs[0].progress
+        self.terminal.start(epochs * session.steps_per_epoch, self.step_at(progress.epoch, progress.call))
+        try:
+            state = session.begin() if restored is None else session.restored([restored])
+            for epoch in range(progress.epoch, epochs):
+                state = self.epoch(epoch, progress.call if epoch == progress.epoch else 0, state)
+            self.finish(state)
+        except StillRunningError:
+            if state is not None:
+                self.save(self.latest)
+            self.stopped(hard=True)
+        finally:
+            self.terminal.end()
+        return folders
+
+    def epoch(self, epoch: int, first: int, state: State) -> State:
+        """One epoch, from its call `first` on."""
+        session = self.session
+        order = session.order(epoch)
+        state = session.fresh_sums(state) if first == 0 else state
+        self.compute, done = 0.0, 0
+        for i, call in enumerate(session.calls[first:], first):
+            self.move(epoch, i)
+            self.latest = state
+            after, good, seconds = session.steps(call, state, order)
+            self.compute += seconds
+            done += call.count * call.batch
+            if not good.all():
+                self.diverged(good, state, i, order)
+            state = after
+            self.show(epoch, i + 1, state, done)
+            if i + 1 < len(session.calls):
+                self.move(epoch, i + 1)
+                self.pause(state)
+        self.move(epoch, len(session.calls))
+        self.latest = state
+        self.measure(epoch, state, done)
+        self.move(epoch + 1, 0)
+        self.pause(state)
+        return state
+
+    def step_at(self, epoch: int, call: int) -> int:
+        """Steps done when so many epochs and calls of the next are."""
+        return epoch * self.session.steps_per_epoch + sum(each.count for each in self.session.calls[:call])
+
+    def move(self, epoch: int, call: int) -> None:
+        """Notes how far the runs are."""
+        seconds = self.before + time.perf_counter() - self.began
+        for single in self.alive():
+            single.progress = single.progress._replace(epoch=epoch, call=call, seconds=seconds)
+
+    def alive(self) -> list[Single]:
+        """The runs that have not diverged."""
+        return [single for single in self.runs if single.trouble is None]
+
+    def measure(self, epoch: int, state: State, done: int) -> None:
+        """An epoch's metrics, into every run."""
+        session = self.session
+        found = session.averages(state, session.examples, session.steps_per_epoch) | session.watch(state.params)
+        step = self.step_at(epoch + 1, 0)
+        for seed, single in enumerate(self.runs):
+            if single.trouble is not None:
+                continue
+            line = {
+                **{name: value[seed].tolist() for name, value in found.items()},
+                "epoch": epoch + 1,
+                "step": step,
+                "examples_per_second": done / self.compute if self.compute else 0.0,
+                "seconds": self.before + time.perf_counter() - self.began,
+            }
+            single.record(line)
+            single.progress = single.progress._replace(metrics=(*single.progress.metrics, line))
+            prefix = f"seed {session.seeds[seed]}  " if session.together else ""
+            self.terminal_of(single).say(prefix + row(line, session.config.train.epochs))
+
+    def terminal_of(self, single: Single) -> Terminal:
+        """The loop's own where there is one run alone; that of several logs to all."""
+        return single.terminal if self.session.together else self.terminal
+
+    def show(self, epoch: int, call: int, state: State, done: int) -> None:
+        """Progress, from sums that the call gave anyway."""
+        if self.terminal.bar is None:
+            return
+        lines = self.runs[0].progress.metrics
+        seen = sum(each.count * each.batch for each in self.session.calls[:call])
+        loss = float(self.session.rows(state.sums["loss"]).mean()) / seen
+        parts = [f"loss {loss:.4g}"]
+        if lines:
+            parts += [f"{k} {lines[-1][f'{k}_accuracy']:.2%}" for k in ("test",) if f"{k}_accuracy" in lines[-1]]
+        parts.append(f"{done / self.compute:,.0f} examples/s")
+        what = f"epoch {epoch + 1}/{self.session.config.train.epochs}"
+        self.terminal.show(self.step_at(epoch, call), what, "  ".join(parts))
+
+    # -------------------------------------------------------------------------- checkpoints and ends
+
+    def pause(self, state: State) -> None:
+        """Between calls: stops where that was asked for, and writes a checkpoint where it is time."""
+        self.latest = state
+        if self.stop.number is not None:
+            self.save(state)
+            self.stopped()
+        elif time.monotonic() - self.saved_at >= self.session.config.checkpoint.every_seconds:
+            self.save(state)
+
+    def save(self, state: State) -> None:
+        """A checkpoint of every run that is alive."""
+        for seed, single in enumerate(self.runs):
+            if single.trouble is None:
+                self.save_one(seed, single, state)
+        self.saved_at = time.monotonic()
+
+    def save_one(self, seed: int, single: Single, state: State) -> None:
+        """A checkpoint of one run."""
+        step = self.step_at(single.progress.epoch, single.progress.call)
+        single.checkpoints.save(step, self.session.one(plain(state), seed), single.progress)
+
+    def stopped(self, hard: bool = False) -> None:
+        """Ends the process as the signal asks. hard: while a call goes on in its thread, for which nothing waits."""
+        assert self.stop.number is not None
+        self.terminal.end()
+        for seed, single in enumerate(self.runs):
+            if single.trouble is None:
+                params = self.session.one(plain(self.latest.params), seed)
+                single.summary("interrupted", params)
+                said = f"stopped; checkpoint of step {single.checkpoints.steps()[0]:,} written"
+                self.terminal_of(single).say(f"{said}; go on with: jaxnet resume {single.run.folder}")
+        if hard:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(128 + self.stop.number)
+        raise Stopped(self.stop.number)
+
+    def diverged(self, good: np.ndarray, before: State, i: int, order: jax.Array) -> None:
+        """Ends the runs whose state is no longer sound, keeping their last good one.
+
+        Raises DivergedError where none is left.
+        """
+        for seed, single in enumerate(self.runs):
+            if good[seed] or single.trouble is not None:
+                continue
+            call, one = self.session.calls[i], self.session.one
+            self.save_one(seed, single, before)
+            trouble = first_trouble(self.session, seed, one(before, seed), call, one(order, seed))
+            single.trouble = DivergedError(
+                f"NaN or infinity at step {trouble.step:,} (epoch {single.progress.epoch + 1}), "
+                f"first in {trouble.where}: lower the learning rate, or clip by train.clip_norm; "
+                f"the last good checkpoint is of step {single.checkpoints.steps()[0]:,} in {single.run.folder}"
+            )
+            single.run.log(str(single.trouble))
+            single.summary("diverged", self.session.one(plain(before.params), seed))
+        if not self.alive():
+            raise next(single.trouble for single in self.runs if single.trouble is not None)
+
+    def finish(self, state: State) -> None:
+        """The last checkpoint, the summary, and what came of it."""
+        self.latest = state
+        epochs = self.session.config.train.epochs
+        if epochs == 0:
+            for seed, single in enumerate(self.runs):
+                found = {name: value[seed].tolist() for name, value in self.session.watch(state.params).items()}
+                single.progress = single.progress._replace(metrics=({"epoch": 0, **found},))
+        self.move(epochs, 0)
+        self.save(state)
+        self.terminal.end()
+        for seed, single in enumerate(self.runs):
+            if single.trouble is None:
+                summary = single.summary("finished", self.session.one(plain(state.params), seed))
+                for line in result_lines(single.config, summary, single.run.folder):
+                    self.terminal_of(single).say(line)

@@ -1,0 +1,67 @@
+"""What came of a run: its summary, and how that stands beside what the recipe promised."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxnet.training.checkpoint import Progress
+from jaxnet.training.config import Config
+from jaxnet.training.terminal import percent
+
+PROMISED = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
+LAST = ("test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "validation_loss", "train_loss")
+
+
+def summarize(config: Config, progress: Progress, status: str, params_sha256: str | None) -> dict[str, Any]:
+    """A run in one table: the last epoch's figures, the best ones, and how it ended.
+
+    status: "finished", "interrupted" or "diverged". best_epoch: by test accuracy, else by validation accuracy.
+    """
+    lines = progress.metrics
+    found = {name: lines[-1][name] for name in LAST if lines and name in lines[-1]}
+    for split in ("validation", "test"):
+        name = f"{split}_accuracy"
+        if name in found:
+            best = max(lines, key=lambda line: line[name])
+            found |= {f"best_{name}": best[name], "best_epoch": best["epoch"]}
+    return found | {
+        "name": config.name,
+        "seed": config.seed,
+        "status": status,
+        "epochs": progress.epoch,
+        "seconds": progress.seconds,
+        "params_sha256": params_sha256,
+    }
+
+
+def result_lines(config: Config, summary: dict[str, Any], folder: Path) -> Iterator[str]:
+    """The result beside the promise, and what one may type next."""
+    parts = []
+    for split in ("validation", "test"):
+        name = f"{split}_accuracy"
+        if name in summary:
+            parts.append(f"{split} {percent(summary[name])} (best {percent(summary[f'best_{name}'])})")
+        elif f"{split}_loss" in summary:
+            parts.append(f"{split} loss {summary[f'{split}_loss']:.4g}")
+    yield "  ".join([*parts, f"{summary['epochs']} epochs in {summary['seconds']:.1f} s"])
+    yield from promised(config, summary)
+    yield f"next: jaxnet eval {folder}   jaxnet report {folder}   jaxnet predict {folder} FILE"
+
+
+def promised(config: Config, summary: dict[str, Any]) -> Iterator[str]:
+    """Each promise of the recipe beside what came, and whether it is kept."""
+    promise = config.promise
+    within = promise.within or 0.0
+    for name in PROMISED:
+        wanted = getattr(promise, name)
+        if wanted is None or name not in summary:
+            continue
+        kept = "kept" if summary[name] >= wanted - within else "NOT kept"
+        margin = f" ± {100 * within:.2g}" if within else ""
+        published = f", published {percent(promise.published)}" if promise.published is not None else ""
+        words = name.replace("_", " ")
+        yield f"promised {words} {100 * wanted:.2f}{margin} %{published}: {kept} with {percent(summary[name])}"
+    if promise.published is not None and not any(getattr(promise, name) for name in PROMISED):
+        yield f"published {percent(promise.published)}"
+    if promise.seconds is not None:
+        yield f"promised {promise.seconds:g} s on the recipe's machine, took {summary['seconds']:.1f} s"

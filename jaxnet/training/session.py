@@ -1,0 +1,208 @@
+"""A config's data, network and compiled programs on the devices: for one seed, or for several, vmapped."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.layer import Layer, Tree
+from jaxnet.training import monitors, step
+from jaxnet.training.build import build
+from jaxnet.training.config import Config
+from jaxnet.training.data import Dataset, Split
+from jaxnet.training.devices import data_mesh, placed
+from jaxnet.training.step import Arrays, Call, Recipe, State
+
+SHUFFLED = 2  # tells the stream of orders from others with the same seed
+
+
+class Session:
+    """What a run computes with. Enter `devices.precision` before making one, and stay inside.
+
+    seeds: None for the config's own seed; else a state has a leading axis of so many seeds throughout.
+    patiently: makes the long calls, compilations and computations, so that a signal may be heard meanwhile.
+    Raises ConfigError and ShapeError as `build` does.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        seeds: Sequence[int] | None = None,
+        patiently: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    ):
+        self.config, self.dataset, self.patiently = config, dataset, patiently
+        self.together = seeds is not None
+        self.seeds = [config.seed] if seeds is None else list(seeds)
+        self.mesh = data_mesh(config)
+        experiment = build(config, dataset)
+        self.classified = dataset.classes is not None and np.issubdtype(dataset.train.y.dtype, np.integer)
+        self.recipe = Recipe(
+            step.in_precision(experiment.net, config.precision),
+            experiment.loss,
+            experiment.optimizer,
+            experiment.example,
+            jax.eval_shape(lambda y: y[0], self.typed(dataset.train.y[:1])),
+            chunks=config.train.chunks,
+            delta_norms=config.monitor.delta_norms,
+            gradient_norms=config.monitor.gradient_norms,
+            update_ratios=config.monitor.update_ratios,
+            mesh=self.mesh,
+        )
+        self.calls = step.epoch_calls(
+            self.examples, config.train.batch, config.train.steps_per_call or self.usual_steps_per_call()
+        )
+        self.steps_per_epoch = sum(call.count for call in self.calls)
+        keys = np.stack([np.asarray(step.key_data(seed)) for seed in self.seeds])
+        self.key = placed(keys if self.together else keys[0], self.mesh)
+        self.arrays = {
+            name: self.on_device(split)
+            for name in ("train", "validation", "test")
+            if len((split := getattr(dataset, name)).y)
+        }
+        self.programs: dict[Any, Callable] = {}
+
+    # ------------------------------------------------------------------------------------------ data
+
+    @property
+    def examples(self) -> int:
+        """The size of the training set."""
+        return len(self.dataset.train.y)
+
+    def usual_steps_per_call(self) -> int:
+        """See `step.steps_per_call`; several seeds share the time of one."""
+        return max(1, step.steps_per_call(self.recipe, self.config.train.batch) // len(self.seeds))
+
+    def typed(self, array: np.ndarray) -> np.ndarray:
+        """The array in the precision of the run; whole numbers stay."""
+        wide = np.float64 if self.config.precision == "float64" else np.float32
+        return array.astype(wide, copy=False) if np.issubdtype(array.dtype, np.floating) else array
+
+    def on_device(self, split: Split) -> Arrays:
+        """A split, whole on every device."""
+        return Arrays(*(placed(self.typed(array), self.mesh) for array in split))
+
+    def order(self, epoch: int) -> jax.Array:
+        """The order of the examples in an epoch, from the seed and the epoch alone; one for each seed."""
+
+        def of(seed):
+            if not self.config.train.shuffle:
+                return np.arange(self.examples, dtype=np.int32)
+            # RandomState's stream is frozen, a Generator's may change with NumPy's version.
+            words = np.random.SeedSequence([seed, epoch, SHUFFLED]).generate_state(8)
+            return np.random.RandomState(words).permutation(self.examples).astype(np.int32)
+
+        orders = np.stack([of(seed) for seed in self.seeds])
+        return placed(orders if self.together else orders[0], self.mesh)
+
+    # -------------------------------------------------------------------------------------- programs
+
+    def over_seeds(self, function: Callable, in_axes: tuple) -> Callable:
+        """The function, or its vmap over the seeds."""
+        return jax.vmap(function, in_axes=in_axes) if self.together else function
+
+    def program(self, name: Any, function: Callable, *arguments: Tree) -> Callable:
+        """The function compiled for arguments of these shapes, once for each name."""
+        if name not in self.programs:
+            out = {} if self.mesh is None else {"out_shardings": self.key.sharding}
+            self.programs[name] = self.patiently(jax.jit(function, **out).lower(*arguments).compile)
+        return self.programs[name]
+
+    def begin(self) -> State:
+        """The state before the first step."""
+        start = self.over_seeds(step.begin(self.recipe), (0,))
+        return self.program("begin", start, self.key)(self.key)
+
+    def shapes(self) -> State:
+        """Shapes and dtypes of one seed's state."""
+        return jax.eval_shape(step.begin(self.recipe), jax.eval_shape(lambda: step.key_data(0)))
+
+    def steps(self, call: Call, state: State, order: jax.Array) -> tuple[State, np.ndarray, float]:
+        """Makes a call: the next state, for each seed whether it is sound, and the seconds without compilation."""
+        arguments = (state, self.arrays["train"], order, np.int32(call.start), self.key)
+        function = self.over_seeds(step.many_steps(self.recipe, call.count, call.batch), (0, None, 0, None, 0))
+        program = self.program((call.count, call.batch), function, *arguments)
+        began = time.perf_counter()
+        state, good = self.patiently(lambda: jax.block_until_ready(program(*arguments)))
+        return state, self.rows(good), time.perf_counter() - began
+
+    def fresh_sums(self, state: State) -> State:
+        """The state with the epoch's sums at zero."""
+        return state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
+
+    def watch(self, params: Tree) -> dict[str, np.ndarray]:
+        """What is measured after an epoch: loss and accuracy of each split, norms of the mean δ; for each seed."""
+        monitor = self.config.monitor
+        splits = {name: split for name, split in self.arrays.items() if name != "train" or monitor.train_accuracy}
+        evaluate = step.evaluation(self.recipe, self.classified)
+        mean_delta = monitors.mean_delta_norms(self.recipe.net, self.recipe.loss)
+        some = tuple(t[: monitor.mean_delta] for t in self.arrays["train"]) if monitor.mean_delta else None
+
+        def of(params, splits, some):
+            found = {
+                f"{name}_{measure}": value
+                for name, split in splits.items()
+                for measure, value in evaluate(params, split).items()
+            }
+            return found if some is None else found | {"mean_delta_norms": mean_delta(params, *some)}
+
+        arguments = (params, splits, some)
+        program = self.program("watch", self.over_seeds(of, (0, None, None)), *arguments)
+        found = self.patiently(lambda: jax.block_until_ready(program(*arguments)))
+        rows = {name: self.rows(value) for name, value in found.items()}
+        for name in splits if self.classified else ():  # in Python's numbers: 0.9542 and not 0.9541999697685242
+            rows[f"{name}_accuracy"] = rows.pop(f"{name}_right") / rows.pop(f"{name}_answers")
+        if monitor.train_accuracy:  # train_loss is the mean over the epoch as it was seen
+            rows["train_loss_after"] = rows.pop("train_loss")
+        return rows
+
+    def rows(self, array: jax.Array) -> np.ndarray:
+        """One row for each seed."""
+        return np.asarray(array) if self.together else np.asarray(array)[None]
+
+    def one(self, state: Tree, seed: int) -> Tree:
+        """The state of the seed at this place."""
+        return jax.tree.map(lambda t: t[seed], state) if self.together else state
+
+    def restored(self, states: list[Tree]) -> State:
+        """States of the seeds, on the devices."""
+        stacked = jax.tree.map(lambda *t: np.stack(t), *states) if self.together else states[0]
+        return placed(stacked, self.mesh)
+
+    # ------------------------------------------------------------------------------------------ words
+
+    def averages(self, state: State, count: int, steps: int) -> dict[str, np.ndarray]:
+        """The epoch's means over `count` examples in `steps` steps, for each seed."""
+        sums = {name: self.rows(value) for name, value in state.sums.items()}
+        found = {"train_loss": sums.pop("loss") / count}
+        if "delta_norms" in sums:
+            found["delta_norms"] = np.sqrt(sums.pop("delta_norms") / count)
+        return found | {name: value / steps for name, value in sums.items()}
+
+    def title(self) -> str:
+        """Data, model, parameters, device, precision and seed, in one line."""
+        device = jax.devices()[0]
+        count = 1 if self.mesh is None else self.mesh.size
+        params = sum(t.size for t in jax.tree.leaves(step.shapes(self.recipe)))
+        seeds = ", ".join(map(str, self.seeds))
+        return " | ".join(
+            (
+                self.dataset.summary(),
+                words(self.recipe.net),
+                f"{params:,} parameters",
+                f"{count} × {device.device_kind}" if count > 1 else device.device_kind,
+                self.config.precision,
+                f"seed{'s' if self.together else ''} {seeds}",
+            )
+        )
+
+
+def words(net: Layer) -> str:
+    """A network in words, its layers first to last."""
+    if net.rebuild is None:
+        return net.name
+    inside = ", ".join(words(part) for part in net.parts)
+    return inside if net.name == "serial" else f"{net.name} ({inside})"

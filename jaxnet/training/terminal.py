@@ -1,0 +1,72 @@
+"""What a run shows: on a terminal a progress bar above which a row for each epoch stays, elsewhere plain lines."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def percent(fraction: float) -> str:
+    """`95.42 %`."""
+    return f"{100 * fraction:.2f} %"
+
+
+def numbers(values: list[float], most: int = 8) -> str:
+    """Norms of several layers, first layer first; of many, the first and the last few."""
+    short = [f"{value:.2g}" for value in values]
+    return " ".join(short if len(short) <= most else [*short[: most // 2], "…", *short[-most // 2 :]])
+
+
+def row(line: dict[str, Any], epochs: int) -> str:
+    """An epoch in one row, from its line of metrics."""
+    parts = [f"{line['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {line['train_loss']:.4g}"]
+    for name in ("train", "validation", "test"):
+        if f"{name}_accuracy" in line:
+            parts.append(f"{name} {percent(line[f'{name}_accuracy'])}")
+        elif f"{name}_loss" in line and name != "train":
+            parts.append(f"{name} loss {line[f'{name}_loss']:.4g}")
+    if line.get("delta_norms"):
+        parts.append(f"‖δ‖ {numbers(line['delta_norms'])}")
+    return "  ".join([*parts, f"{line['examples_per_second']:,.0f} examples/s"])
+
+
+class Terminal:
+    """Says lines and shows progress. log: told every line too. quiet: shows nothing."""
+
+    def __init__(self, log: Callable[[str], None], *, quiet: bool = False):
+        self.log, self.quiet = log, quiet
+        self.bar: Any = None
+        self.task: Any = None
+
+    def say(self, line: str) -> None:
+        """One line, logged."""
+        self.log(line)
+        if self.quiet:
+            return
+        if self.bar is not None:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
+        encoding = sys.stdout.encoding or "utf-8"
+        print(line.encode(encoding, "replace").decode(encoding), flush=True)
+
+    def start(self, steps: int, done: int) -> None:
+        """The progress bar, where there is a terminal, over all steps of the run."""
+        if self.quiet or not sys.stdout.isatty():
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[beside]}"), TimeRemainingColumn()
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("", total=steps, completed=done, beside="")
+
+    def show(self, step: int, what: str, beside: str) -> None:
+        """How far the run is."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=what, beside=beside)
+
+    def end(self) -> None:
+        """Takes the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
