@@ -72,6 +72,8 @@ EVERY_LAYER = [
     "flatten",
     {"residual": ["relu", {"dense": 3}]},
     {"residual": "relu"},
+    {"residual": {"dense": {"units": 3}}},
+    {"residual": {"block": {"dense": 3}}},
     {"repeat": {"times": 4, "block": [{"residual": [{"dense": 3}]}]}},
     {"parallel": {"branches": [["relu"], ["tanh"]], "join": "concatenate"}},
     {"per_position": [{"dense": 2}]},

@@ -17,7 +17,7 @@ from jaxnet.readings import total
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, import_object
 from jaxnet.training.data.own import raised
-from jaxnet.training.names import LAYERS, LOSS_NAMES, MODEL_NAMES, OPTIMIZERS, SCHEDULES, parameters
+from jaxnet.training.names import LAYERS, LOSS_NAMES, MODEL_NAMES, OPTIMIZERS, SCHEDULES, gives_options, parameters
 
 
 class Experiment(NamedTuple):
@@ -143,7 +143,7 @@ def layer_of(spec: Any, init: str | None, where: str) -> Layer:
     if isinstance(of, Layer):
         return of
     takes = parameters(of)
-    options = dict(value) if isinstance(value, dict) else {next(iter(takes)): value}
+    options = dict(value) if gives_options(of, value) or not takes else {next(iter(takes)): value}
     for key, inside in options.items():
         annotation = takes[key].annotation
         if annotation is Layer:
@@ -187,10 +187,20 @@ def optimizer_of(config: Config, n: int) -> optax.GradientTransformation:
         if "learning_rate" not in options:
             raise ConfigError("train.l2 needs a learning rate, by which weights shrink: give train.optimizer one")
         steps.append(shrink(options["learning_rate"], train.l2 / n))
-    chained = optax.chain(*steps) if len(steps) > 1 else optimizer
-    if train.accumulate == 1:
-        return chained
-    return optax.MultiSteps(chained, every_k_schedule=train.accumulate).gradient_transformation()
+    chained = optax.chain(*steps)
+    if train.accumulate > 1:
+        chained = optax.MultiSteps(chained, every_k_schedule=train.accumulate).gradient_transformation()
+    return promoting(chained)
+
+
+def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer where JAX is told to be strict: optax mixes floats with whole numbers and truth values."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def argument(value: Any, where: str) -> Any:

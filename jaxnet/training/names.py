@@ -106,15 +106,17 @@ LOSS_NAMES: Mapping[str, Callable[..., Loss] | Loss] = MappingProxyType({**LOSSE
 MODEL_NAMES: Mapping[str, Callable[..., Layer]] = MappingProxyType(MODELS)
 """What `model.name` may be."""
 
-# Not offered: lbfgs and polyak_sgd need the cost as well as the gradient, the scale_by_* are parts of optimizers.
+# lbfgs and polyak_sgd need the cost beside the gradient, noisy_sgd a random key, which no file can give;
+# optimistic_adam is deprecated; the scale_by_* are parts of optimizers.
+NOT_OFFERED = ("lbfgs", "polyak_sgd", "noisy_sgd", "optimistic_adam", "scale_by_learning_rate", "scale_by_rprop")
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = MappingProxyType(
     {
         name: function
         for name, function in vars(optax).items()
         if inspect.isfunction(function)
-        and not name.startswith(("_", "scale_by_"))
+        and not name.startswith("_")
         and "learning_rate" in inspect.signature(function).parameters
-        and name != "lbfgs"
+        and name not in NOT_OFFERED
     }
 )
 """What `train.optimizer.name` may be: optax's optimizers."""
@@ -144,3 +146,10 @@ def is_own(name: Any) -> bool:
         return False
     module, colon, attribute = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+
+
+def gives_options(of: Any, value: Any) -> bool:
+    """Whether a table beside a layer's name holds its options, and is not the one layer that is its argument."""
+    takes = list(parameters(of).values())
+    one_layer = isinstance(value, dict) and len(value) == 1 and (next(iter(value)) in LAYERS or is_own(*value))
+    return isinstance(value, dict) and not (one_layer and takes[0].annotation is Layer)

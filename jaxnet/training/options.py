@@ -26,7 +26,17 @@ from typing_extensions import TypeAliasType
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, INITIALIZERS
 from jaxnet.training.data.dataset import did_you_mean
-from jaxnet.training.names import LAYERS, LOSS_NAMES, MODEL_NAMES, OPTIMIZERS, SCHEDULES, Count, is_own, parameters
+from jaxnet.training.names import (
+    LAYERS,
+    LOSS_NAMES,
+    MODEL_NAMES,
+    OPTIMIZERS,
+    SCHEDULES,
+    Count,
+    gives_options,
+    is_own,
+    parameters,
+)
 
 OWN = {"type": "string", "pattern": r"^[\w.]+:[\w.]+$", "description": "package.module:object, of one's own"}
 
@@ -258,7 +268,7 @@ def layer_table(name: str, of: Any) -> Any:
     table = table_of(f"{name} (options)", fields)
     value = Annotated[
         Annotated[argument, tag("argument")] | Annotated[table, tag("options")],
-        by_type(dict, "options", "argument"),
+        Discriminator(lambda value: "<options>" if gives_options(of, value) else "<argument>"),
         *PLAIN,
     ]
     return table_of(f"{name} (layer)", {name: (value, ...)})
