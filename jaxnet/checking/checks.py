@@ -105,7 +105,7 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
                 found.held += held(runs, *first)
         if options.shapes and where.fresh and all(leaf.ok for leaf in found.leaves):
             with found.phase("other points"):
-                judge_elsewhere(subject, where, options, found)
+                judge_elsewhere(runs, where, options, found)
     inside = []
     if options.inside:
         with found.phase("inside"):
@@ -223,7 +223,7 @@ def explained(report: Report, subject: Subject, where: Points, options: Options,
         _values, d_out = point(runs, where, options.seed)
         with found.phase("adequacy"):
             blind = adequacy(subject.primal, args, runs.outs.zeros_elsewhere(d_out), budget=options.budget)
-        changes["blind"] = tuple(each.words for each in blind)
+        changes["blind"] = tuple(str(each) for each in blind)
     return replace(report, **changes)
 
 

@@ -20,7 +20,7 @@ from jaxnet.checking.points import Points
 from jaxnet.checking.program import first_not_finite, float_dtypes
 from jaxnet.checking.reference import Runs, in_float64, widened
 from jaxnet.checking.rules import short
-from jaxnet.checking.subject import Subject, leaves_of
+from jaxnet.checking.subject import leaves_of
 
 SLACK = 32  # a correct rule may lose so many times what is allowed: then it is called imprecise
 ELSEWHERE_SECONDS = 4.0
@@ -73,25 +73,13 @@ def point(runs: Runs, where: Points, seed: int, how: str = "plain") -> tuple[tup
     return leaves_of(args, runs.subject.fixed).values, points.random_like(runs.seed_shapes(), seed)
 
 
-def reseated(runs: Runs, args: tuple) -> Runs:
-    """The runs for other passed-over leaves (targets, masks): they are constants of the compiled functions."""
-    fresh = Runs.at(runs.subject, args)
-    same = [x is y for x, y in zip(others(runs.leaves), others(fresh.leaves), strict=True)]
-    return runs if all(same) else fresh
-
-
-def others(leaves) -> list:
-    """The leaves that have no gradient."""
-    return [leaf for i, leaf in enumerate(leaves.everything) if i not in leaves.where]
-
-
 def inside_unit(runs: Runs, values: Sequence, seed: Sequence) -> float | None:
     """The coarsest unit that the rule computes in at these dtypes; None where it does not run."""
     try:
         program = jax.make_jaxpr(lambda v, s: runs.rule(v, s))(list(values), list(seed))
     except Exception:
         return None
-    return max((unit_of(dtype) for dtype in float_dtypes(program)), default=0.0)
+    return max((unit_of(dtype) for dtype in float_dtypes(program)), default=unit_of(jnp.float64))
 
 
 def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) -> tuple | None:
@@ -103,7 +91,7 @@ def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) ->
     if unit > own:
         found.notes.append(f"the rule rounds to {unit_name(unit)} inside: that is what it is held to")
     for seed in range(options.seed, options.seed + options.seeds):
-        at = reseated(runs, where.draw(seed, "plain"))
+        at = runs.moved(where.draw(seed, "plain"))
         values, d_out = point(at, where, seed)
         try:
             got = at.run("rule", values, d_out)
@@ -111,7 +99,7 @@ def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) ->
             if not raised_under_jit(at, values, d_out, error, found):
                 return None
             runs.subject = replace(runs.subject, transforms=False)
-            at = reseated(runs, where.draw(seed, "plain"))
+            at = runs.moved(where.draw(seed, "plain"))
             got = at.run("rule", values, d_out)
         exact = exact_at(at, values, d_out, unit)
         leaves = judge(at, values, d_out, got, exact, unit, options)
@@ -251,7 +239,7 @@ def judge_finer(runs: Runs, where: Points, options: Options, found: Findings) ->
         # A constant in the rule may be given to the user's dtype only: finer than that nothing is asked.
         finer, finer_leaves = (4 * own if own < 1e-4 else own / 8), []
         for seed in range(options.seed, options.seed + options.seeds):
-            at = reseated(runs, where.draw(seed, "plain"))
+            at = runs.moved(where.draw(seed, "plain"))
             values, d_out = point(at, where, seed)
             leaves = in_float64(lambda v, s, at=at: finer_leaves_at(at, v, s, inner, finer, options), values, d_out)
             finer_leaves += leaves
@@ -279,7 +267,7 @@ def imprecise(leaf: Leaf, slack: float, unit: float) -> Leaf:
     return replace(leaf, verdict="imprecise", pattern=f"{leaf.error / leaf.allowed:.1f} times what is allowed")
 
 
-def judge_elsewhere(subject: Subject, where: Points, options: Options, found: Findings) -> None:
+def judge_elsewhere(runs: Runs, where: Points, options: Options, found: Findings) -> None:
     """Small inputs, inputs with ties, and other shapes, while time lasts."""
     places = [("small inputs", where, "small"), ("inputs with ties", where, "ties")]
     places += [(how, other, "plain") for how, other in where.elsewhere()]
@@ -288,7 +276,7 @@ def judge_elsewhere(subject: Subject, where: Points, options: Options, found: Fi
     for how, there, kind in places:
         if time.perf_counter() - start > ELSEWHERE_SECONDS:
             left.append(how)
-        elif judge_there(subject, how, there, kind, options, found):
+        elif judge_there(runs, how, there, kind, options, found):
             tried.append(how)
     if tried:
         found.notes.append(f"also at: {', '.join(dict.fromkeys(tried))}")
@@ -296,15 +284,15 @@ def judge_elsewhere(subject: Subject, where: Points, options: Options, found: Fi
         found.notes.append(f"no time for: {', '.join(dict.fromkeys(left))}")
 
 
-def judge_there(subject: Subject, how: str, there: Points, kind: str, options: Options, found: Findings) -> bool:
+def judge_there(runs: Runs, how: str, there: Points, kind: str, options: Options, found: Findings) -> bool:
     """The rule at another kind of point; False where the reference does not take it, or is not finite there."""
     seed = options.seed + 1000
     try:
         args = there.draw(seed, kind)
-        runs = Runs.at(replace(subject, args=args), args)
+        runs = runs.moved(args)
         values, d_out = point(runs, there, seed, kind)
         unit = coarsest([*values, *d_out])
-        exact = exact_at(runs, values, d_out, unit)
+        exact = exact_at(runs, values, d_out, unit, still=kind == "ties")
     except Exception:
         return False  # the reference itself does not take this shape: nothing to hold the rule to
     if not all(np.isfinite(a).all() for a in [*exact.out, *exact.grads]):

@@ -37,7 +37,7 @@ def check_network(
         return check_loss(rule, template, options, name)
     if isinstance(rule, Layer):
         return check_layer(rule, template, options, name, reference)
-    return check_pair(*rule, template, options, name)
+    return check_pair(rule[0], rule[1], template, options, name)
 
 
 def check_layer(
@@ -248,8 +248,8 @@ def mean_cost(net: Layer, loss: Loss) -> Callable:
         def one(x, y):
             return loss.turn(loss_params, net.forward(net_params, x)[0], y, 1.0, product)[0]
 
-        terms = [loss.terms(jax.tree.map(lambda t, i=i: t[i], ys)) for i in range(len(jax.tree.leaves(ys)[0]))]
-        n = sum(jnp.asarray(term.value if isinstance(term, Static) else term, jnp.float32) for term in terms)
+        terms = jax.vmap(loss.terms)(ys)
+        n = terms.value * len(jax.tree.leaves(ys)[0]) if isinstance(terms, Static) else terms.sum()
         costs = jax.vmap(one)(xs, ys)
         return costs.sum() / jnp.asarray(n).astype(costs.dtype)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxnet.checking.subject import CannotCheckError, Tree, why_passed_over
 
-SPEC = re.compile(r"^(?P<dtype>[a-z_]+\d*)(?:\[(?P<shape>[\d\s,]*)\])?\s*(?:(?P<bound>[<>])\s*(?P<limit>[-\d.e]+))?$")
+SPEC = re.compile(r"^(?P<dtype>[a-z_]+\d*)(?:\[(?P<shape>[\d\s,]*)\])?\s*(?P<bounds>(?:[<>]\s*[-+\d.e]+\s*)*)$")
 SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i32": "int32", "c64": "complex64"}
 SMALL = 3e-3  # a scale at which a variance is of the size of the usual ε = 1e-5
 
@@ -32,7 +32,7 @@ class Spec:
 
 
 def parse_spec(text: str) -> Any:
-    """One input: "float32[8,256]", "int32[8]<10" (0 to 9), "float32[8]>0" (positive), "key", or a number as it is."""
+    """One input: "float32[8,256]", "int32[8]<10" (0 to 9), "float32[8]>0<1", "key", or a number as it is."""
     text = text.strip()
     if text == "key":
         return jax.random.key(0)
@@ -52,8 +52,8 @@ def parse_spec(text: str) -> Any:
             f'inputs are dtypes with shapes, as "float32[8,256], int32[8]<10", got {text!r}: write so, or give arrays'
         )
     shape = tuple(int(n) for n in (match["shape"] or "").replace(" ", "").split(",") if n)
-    limit = None if match["limit"] is None else float(match["limit"])
-    return Spec(dtype.name, shape, limit if match["bound"] == "<" else None, limit if match["bound"] == ">" else None)
+    limits = {sign: float(limit) for sign, limit in re.findall(r"([<>])\s*([-+\d.e]+)", match["bounds"])}
+    return Spec(dtype.name, shape, limits.get("<"), limits.get(">"))
 
 
 def parse_specs(text: str) -> tuple:
@@ -103,9 +103,11 @@ def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
         values = values * SMALL
     if how == "ties":
         values = np.round(2 * values.real) / 2 + (1j * np.round(2 * values.imag) / 2 if values.dtype.kind == "c" else 0)
-    if spec.above is not None:
+    if spec.above is not None and spec.below is not None:
+        values = spec.above + (spec.below - spec.above) * rng.uniform(0.05, 0.95, spec.shape)
+    elif spec.above is not None:
         values = spec.above + np.abs(values) + (0.05 if how != "small" else 0.05 * SMALL)
-    if spec.below is not None:
+    elif spec.below is not None:
         values = spec.below - np.abs(spec.below - values)
     return jnp.asarray(values).astype(dtype)
 
@@ -149,9 +151,9 @@ def resized(args: Tree, sizes: dict[int, int]) -> Tree:
     """`args` with every axis of a size in `sizes` at another one."""
 
     def leaf(spec):
-        if not is_spec(spec):
+        if not isinstance(spec, Spec):
             return spec
-        return Spec(spec.dtype, tuple(sizes.get(n, n) for n in spec.shape), spec.below, spec.above)
+        return Spec(spec.dtype, tuple([sizes.get(n, n) for n in spec.shape]), spec.below, spec.above)
 
     return jax.tree.map(leaf, args, is_leaf=is_spec)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +43,26 @@ class Runs:
         outs = leaves_of(shapes)
         if not outs.where:
             raise CannotCheckError("no output has a gradient: all are integers, booleans or keys")
+        if subject.custom is not None and subject.fixed:
+            leaves = replace(leaves, static=frozenset(range(len(leaves.everything))))
         return cls(subject, leaves, outs)
+
+    def moved(self, args: tuple) -> Runs:
+        """The same functions at other arguments; what is compiled is kept where their shapes are the same."""
+        leaves = replace(leaves_of(args, self.subject.fixed), static=self.leaves.static)
+        if signature(leaves) != signature(self.leaves) or any(
+            leaves.everything[i] is not self.leaves.everything[i] for i in leaves.static if i not in leaves.where
+        ):
+            return Runs.at(replace(self.subject, args=args), args)
+        return replace(self, subject=replace(self.subject, args=args), leaves=leaves)
 
     def seed_shapes(self) -> tuple:
         """The leaves that a random cotangent (or tangent) is drawn for."""
         return self.leaves.values if self.subject.tangents else self.outs.values
 
-    def args(self, values: Sequence) -> tuple:
+    def args(self, values: Sequence, rest: Sequence | None = None) -> tuple:
         """The arguments with `values` in them; in float64 the other float arrays (targets) are in float64 too."""
-        args = self.leaves.tree(values)
+        args = self.leaves.tree(values, rest)
         return cast(args, jnp.float64) if all(wide(v) for v in values) else args
 
     def labels(self) -> list[str]:
@@ -60,9 +71,9 @@ class Runs:
             return [f"∂out{path}" for path in self.outs.paths]
         return ["∂" + self.subject.label(path) for path in self.leaves.paths]
 
-    def rule(self, values, seed):
+    def rule(self, values, seed, rest=None):
         """out, gradients by the rule, as flat lists; the compiled function notes what is wrong with their structure."""
-        args = self.args(values)
+        args = self.args(values, rest)
         if self.subject.tangents:
             out, tangents = self.subject.run(args, seed)
             return self.flat_out(out), self.flat_out(tangents)
@@ -80,12 +91,12 @@ class Runs:
             raise TypeError(f"the rule's forward gives {list(found.paths)}, the primal {list(self.outs.paths)}")
         return list(found.values)
 
-    def expected(self, values, seed):
+    def expected(self, values, seed, rest=None):
         """out, gradients by the reference, as flat lists."""
-        args, subject = self.args(values), self.subject
+        args, subject = self.args(values, rest), self.subject
 
         def call(values):
-            return subject.primal(*self.args(values))
+            return subject.primal(*self.args(values, rest))
 
         if subject.tangents:
             out, tangents = jax.jvp(call, (tuple(values),), (tuple(seed),))
@@ -106,11 +117,11 @@ class Runs:
         """`which` ("rule" or "expected") at a point, as numpy arrays in float64 or complex128."""
         if which == "expected" and self.subject.mode == "differences" and self.subject.declared is None:
             return self.differences(values, seed)
-        key = which, jax.config.jax_enable_x64, tuple(str(v.dtype) for v in values)
+        key = which, str(jnp.result_type(float)), tuple(str(v.dtype) for v in values)
         if key not in self.compiled:
             function = self.rule if which == "rule" else self.expected
             self.compiled[key] = jax.jit(function) if which == "expected" or self.subject.transforms else function
-        out, grads = self.compiled[key](list(values), list(seed))
+        out, grads = self.compiled[key](list(values), list(seed), self.leaves.rest)
         return [widened(o) for o in out], [widened(g) for g in grads]
 
     def differences(self, values, seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -145,6 +156,15 @@ class Runs:
         self.curve = list(zip(steps[1:], changes, strict=True))
         best = tables[int(np.argmin(changes)) + 1]
         return outs, [widened(part) for part in back(jnp.asarray(best))]
+
+
+def signature(leaves: Leaves) -> tuple:
+    """Structure, shapes and dtypes."""
+    arrays = (
+        (leaf.shape, str(leaf.dtype)) if hasattr(leaf, "dtype") and i not in leaves.static else None
+        for i, leaf in enumerate(leaves.everything)
+    )
+    return leaves.treedef, leaves.where, tuple(arrays)
 
 
 def flattened(values) -> tuple[jax.Array, Callable]:

@@ -45,16 +45,30 @@ class Leaves:
     where: tuple[int, ...]
     paths: tuple[str, ...]
     passed_over: dict[str, str] = field(default_factory=dict)
+    static: frozenset[int] = frozenset()  # places that a compiled function must not take as arguments
 
     @property
     def values(self) -> tuple:
         """The leaves that have a gradient."""
         return tuple(self.everything[i] for i in self.where)
 
-    def tree(self, values: Sequence) -> Tree:
-        """The whole tree with `values` in the places of the leaves that have a gradient."""
+    @property
+    def rest_where(self) -> tuple[int, ...]:
+        """The places of arrays that have no gradient: targets, masks, keys."""
+        others = (i for i in range(len(self.everything)) if i not in self.where and i not in self.static)
+        return tuple(i for i in others if isinstance(self.everything[i], jax.Array | np.ndarray))
+
+    @property
+    def rest(self) -> tuple:
+        """The arrays that have no gradient."""
+        return tuple(self.everything[i] for i in self.rest_where)
+
+    def tree(self, values: Sequence, rest: Sequence | None = None) -> Tree:
+        """The whole tree with `values` in the places of the leaves with a gradient, `rest` in those of other arrays."""
         everything = list(self.everything)
         for i, value in zip(self.where, values, strict=True):
+            everything[i] = value
+        for i, value in zip(self.rest_where, rest, strict=True) if rest is not None else ():
             everything[i] = value
         return jax.tree.unflatten(self.treedef, everything)
 

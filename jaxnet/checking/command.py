@@ -1,0 +1,165 @@
+"""What `jaxnet check` does: checks targets, prints tables, writes JSON and HTML, and says by its status how it went."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxnet.checking.checks import check
+from jaxnet.checking.report import Report
+from jaxnet.checking.subject import CannotCheckError
+from jaxnet.checking.table import sized
+from jaxnet.checking.targets import Target, find
+
+ADEQUACY_SECONDS = 1.5  # for each of all targets
+
+
+def run(
+    targets: Sequence[str | Target] = (),
+    *,
+    inputs: str | None = None,
+    reference: str | None = None,
+    intended: str | None = None,
+    json_file: Path | str | None = None,
+    html_file: Path | str | None = None,
+    all: bool = False,
+    adequacy: bool = False,
+    seed: int = 0,
+    seeds: int = 3,
+    tolerance: float | None = None,
+    dtype: str | None = None,
+) -> int:
+    """Checks `targets`, or with `all` everything that jaxnet ships, and prints what is found.
+
+    Args:
+        targets: names that jaxnet ships, "package.module:object", "file.py:object", or a `Target` made elsewhere.
+        inputs: shapes of their arguments, "float32[8,256], float32[256]".
+        reference, intended: "module:object" of the reference, or of the declared deviation.
+        json_file, html_file: where to write the reports; "-" prints the JSON instead of the tables.
+        adequacy: list the mistakes that these points could not have seen; with `all` always, as far as time allows.
+        seed, seeds, tolerance: as `check`'s. dtype: instead of float32, in shapes.
+
+    Returns 0 where all is right, 1 where something is wrong, 2 where something could not be checked.
+    """
+    options: dict[str, Any] = {"seed": seed, "seeds": seeds, "tolerance": tolerance, "adequacy": adequacy or all}
+    if all:
+        options["budget"] = ADEQUACY_SECONDS
+    reports: list[Report] = []
+    failures: list[tuple[str, str]] = []
+    quiet = str(json_file) == "-"
+    start = time.perf_counter()
+    try:
+        found = gathered(targets, inputs, dtype, all)
+        for key, place in (("reference", reference), ("intended", intended)):
+            if place is not None:
+                options[key] = function_at(place)
+    except CannotCheckError as error:
+        return could_not(str(error))
+    if all and not quiet:
+        print(f"{'':39}{'verdict':9}{'leaves':>7}{'error':>10}{'allowed':>10}{'seconds':>9}")
+    for target in found:
+        begun = time.perf_counter()
+        try:
+            report = checked(target, inputs, options)
+        except CannotCheckError as error:
+            failures.append((target.name, str(error)))
+            if all and not quiet:
+                print(f"{target.name:34}could not be checked: {error}")
+            continue
+        reports.append(report)
+        if not quiet:
+            print(line(report, time.perf_counter() - begun) if all else str(report))
+    if all and not quiet:
+        closing(reports, time.perf_counter() - start)
+    try:
+        written(reports, failures, json_file, html_file)
+    except OSError as error:
+        return could_not(f"the report cannot be written: {error}")
+    for name, why in failures if not all else []:
+        could_not(f"{name}: {why}")
+    if any(not report.ok for report in reports):
+        return 1
+    return 2 if failures else 0
+
+
+def checked(target: Target, inputs: str | None, options: dict[str, Any]) -> Report:
+    """The report of one target, whose own options come first."""
+    chosen = {"again": again(target, inputs, options["seed"]), **options, **target.options}
+    return check(target.rule, *target.args, name=target.name, **chosen)
+
+
+def could_not(why: str) -> int:
+    """Says on stderr why something could not be checked; the status for it."""
+    print(f"could not be checked: {why}", file=sys.stderr)
+    return 2
+
+
+def gathered(targets: Sequence[str | Target], inputs: str | None, dtype: str | None, all: bool) -> list[Target]:
+    """Everything to be checked."""
+    if all:
+        from jaxnet.checking.shipped import shipped
+        from jaxnet.checking.targets import in_dtype
+
+        return [Target(each.name, each.rule, in_dtype(each.args, dtype), each.options) for each in shipped()]
+    if not targets:
+        raise CannotCheckError("name what to check: a layer, a loss, a model, module:object, or --all")
+    return [
+        each for target in targets for each in ([target] if isinstance(target, Target) else find(target, inputs, dtype))
+    ]
+
+
+def function_at(place: str) -> Any:
+    """The function at "module:object"."""
+    from jaxnet.checking.targets import load
+
+    module, _, name = place.rpartition(":")
+    thing = getattr(load(module), name, None) if module else None
+    if not callable(thing):
+        raise CannotCheckError(f"a reference is given as module:function, got {place!r}")
+    return thing
+
+
+def again(target: Target, inputs: str | None, seed: int) -> str:
+    """The command that runs one check again."""
+    shapes = f' --inputs "{inputs}"' if inputs else ""
+    return f'jaxnet check "{target.name}"{shapes} --seed {seed}'
+
+
+def line(report: Report, seconds: float) -> str:
+    """One report as a line of a table."""
+    gradients = [leaf for leaf in report.leaves if not leaf.forward and leaf.verdict != "kink"]
+    leaf = max(gradients, key=lambda each: each.error, default=None)
+    error, allowed = (sized(leaf.error), sized(leaf.allowed)) if leaf else ("", "")
+    words = "ok" if report.ok else f"WRONG   {report.layer + ': ' if report.layer else ''}{report.cause}"
+    verdict, _, why = words.partition(" ")
+    blind = f"   cannot tell: {'; '.join(report.blind)}" if report.blind else ""
+    sizes = f"{len(report.leaves):>7}{error:>10}{allowed:>10}{seconds:>9.1f}"
+    return f"{report.name:39}{verdict:9}{sizes}{why and '  ' + why}{blind}"
+
+
+def closing(reports: Sequence[Report], seconds: float) -> None:
+    """The last lines of the table, and the whole report of what is wrong."""
+    wrong = [report for report in reports if not report.ok]
+    print(f"\n{len(reports)} backward passes, {len(wrong)} wrong, in {seconds:.0f} s")
+    for report in wrong:
+        print(f"\n{report}")
+
+
+def written(reports: Sequence[Report], failures: Sequence[tuple[str, str]], json_file, html_file) -> None:
+    """JSON and HTML, where asked for."""
+    if json_file is not None:
+        made = {
+            "ok": all(report.ok for report in reports) and not failures,
+            "reports": [report.to_dict() for report in reports],
+            "not_checked": [{"name": name, "why": why} for name, why in failures],
+        }
+        text = json.dumps(made, indent=2, ensure_ascii=False)
+        print(text) if str(json_file) == "-" else Path(json_file).write_text(text + "\n", encoding="utf-8")
+    if html_file is not None:
+        from jaxnet.checking.pages import page
+
+        Path(html_file).write_text(page(reports), encoding="utf-8")

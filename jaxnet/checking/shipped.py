@@ -1,0 +1,88 @@
+"""Everything that jaxnet ships, with inputs at which it is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jaxnet
+from jaxnet import layers as leaf_layers
+from jaxnet.checking.targets import Target
+from jaxnet.combinators import COMBINATORS
+from jaxnet.layer import Layer
+from jaxnet.layers import ACTIVATIONS, Activation
+from jaxnet.losses import LOSSES
+from jaxnet.models import MODELS
+
+VECTOR = "float32[6]"
+
+
+def layers() -> dict[str, tuple[Any, str]]:
+    """Layers and combinators beyond the tables, each with its input; the first word is the public name."""
+    j = jaxnet
+    small = j.serial(j.dense(6), j.tanh)
+    return {
+        "dense": (j.dense(4), VECTOR),
+        "dense square": (j.dense(6), VECTOR),
+        "dense batch": (j.dense(4), "float32[5,6]"),
+        "dropout": (j.dropout(0.4), "float32[40]"),
+        "flatten": (j.flatten(), "float32[3,4]"),
+        "reshape": (j.reshape(3, 2), VECTOR),
+        "elementwise": (j.elementwise(Activation("cube", lambda z: z**3, lambda z, a: 3 * z**2, "z")), VECTOR),
+        "identity": (j.identity, VECTOR),
+        "elu": (j.elu(0.7), VECTOR),
+        "leaky_relu": (j.leaky_relu(0.2), VECTOR),
+        "softmax": (j.softmax, "float32[3,6]"),
+        "serial": (j.serial(j.dense(5), j.sigmoid, j.dense(3)), VECTOR),
+        "residual": (j.residual(small), VECTOR),
+        "parallel": (j.parallel(small, j.dense(6)), VECTOR),
+        "parallel concatenate": (j.parallel(small, j.dense(2), join="concatenate"), VECTOR),
+        "per_position": (j.per_position(j.serial(j.dense(4), j.relu)), "float32[5,6]"),
+        "repeat": (j.repeat(j.residual(small), 3), VECTOR),
+        "remat": (j.remat(small), VECTOR),
+        "tied": (j.tied(j.dense(6), j.tanh, j.dense(6), where=(0, 2)), VECTOR),
+    }
+
+
+def models() -> dict[str, tuple[Any, str]]:
+    """The models, with a loss and a batch."""
+    j, batch = jaxnet, "float32[8,12], int32[8]<5"
+    return {
+        "mlp": ((j.mlp([16, 16, 5]), j.softmax_cross_entropy), batch),
+        "mlp sigmoid": ((j.mlp([9, 5], activation="sigmoid", out="sigmoid"), j.binary_cross_entropy), batch),
+        "residual_mlp": ((j.residual_mlp(16, 3, 5), j.softmax_cross_entropy), batch),
+    }
+
+
+def loss_inputs(name: str) -> list[tuple[str, str]]:
+    """Inputs of a loss: a name for them, and their shapes."""
+    if name == "binary_cross_entropy":  # of probabilities
+        return [("", "float32[6]<1>0, float32[6]<1>0"), ("index", "float32[6]<1>0, int32[]<6")]
+    return [("", "float32[6], float32[6]"), ("index", "float32[6], int32[]<6"), ("tokens", "float32[5,6], int32[5]<6")]
+
+
+def shipped() -> list[Target]:
+    """Every layer, activation, combinator, loss and model, each as a target."""
+    found = [Target(name, rule, (inputs,)) for name, (rule, inputs) in {**layers(), **models()}.items()]
+    found += [Target(name, rule, (VECTOR,)) for name, rule in ACTIVATIONS.items()]
+    for name, loss in LOSSES.items():
+        found += [Target(f"{name} {which}".strip(), loss, (inputs,)) for which, inputs in loss_inputs(name)]
+    return found
+
+
+def unlisted() -> list[str]:
+    """Public names that make a layer, a loss or a network and are not checked: there should be none."""
+    listed = {target.name.split(" ")[0] for target in shipped()}
+    tables: list[dict[str, Any]] = [ACTIVATIONS, LOSSES, COMBINATORS, MODELS]
+    public = {name for table in tables for name in table} | {
+        name for name in leaf_layers.__all__ if makes_layer(getattr(leaf_layers, name))
+    }
+    return sorted(public - listed)
+
+
+def makes_layer(thing: Any) -> bool:
+    """Whether something is a layer, or a function that says it returns one."""
+    if isinstance(thing, Layer):
+        return True
+    returns = getattr(thing, "__annotations__", {}).get("return") if isinstance(thing, Callable) else None
+    return returns in (Layer, "Layer")

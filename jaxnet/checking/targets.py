@@ -1,0 +1,115 @@
+"""What `jaxnet check TARGET` may name: something that jaxnet ships, or anybody's object with its inputs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxnet.checking.subject import CannotCheckError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A rule with its arguments."""
+
+    name: str
+    rule: Any
+    args: tuple
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def find(target: str, inputs: str | None = None, dtype: str | None = None) -> list[Target]:
+    """The rules that a target stands for: a name of jaxnet's own, "package.module:object", or "file.py:object".
+
+    An object of a module needs `inputs` ("float32[8,256], float32[256]"), or is a function without arguments that
+    returns (rule, args). Raises `CannotCheckError` with what is there instead.
+    """
+    if ":" in target:
+        return [of_object(target, inputs, dtype)]
+    return shipped_by_name(target, inputs, dtype)
+
+
+def in_dtype(args: tuple, dtype: str | None) -> tuple:
+    """Shape strings with another float dtype."""
+    return tuple(arg.replace("float32", dtype) if dtype and isinstance(arg, str) else arg for arg in args)
+
+
+def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Target]:
+    """Everything that jaxnet ships under a name: all uses of it where there are several."""
+    from jaxnet.checking.shipped import shipped
+
+    everything = shipped()
+    found = [target for target in everything if target.name == name or target.name.split(" ")[0] == name]
+    if not found:
+        names = sorted({target.name.split(" ")[0] for target in everything})
+        near = difflib.get_close_matches(name, names, 3, 0.5)
+        meant = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names)}"
+        raise CannotCheckError(f"nothing that jaxnet ships is called {name!r}: {meant} Or name module:object")
+    if inputs is not None:
+        found = [Target(found[0].name, found[0].rule, (inputs,), found[0].options)]
+    return [Target(each.name, each.rule, in_dtype(each.args, dtype), each.options) for each in found]
+
+
+def of_object(target: str, inputs: str | None, dtype: str | None) -> Target:
+    """The object of a module or a file, with its inputs."""
+    place, _, path = target.rpartition(":")
+    thing: Any = load(place)
+    for name in path.split("."):
+        if not hasattr(thing, name):
+            near = difflib.get_close_matches(name, [n for n in dir(thing) if not n.startswith("__")], 3, 0.5)
+            said = f": did you mean {', '.join(near)}?" if near else ""
+            raise CannotCheckError(f"{place} has no {path!r}{said}")
+        thing = getattr(thing, name)
+    if inputs is not None:
+        return Target(path, thing, in_dtype((inputs,), dtype))
+    if not takes_nothing(thing):
+        raise CannotCheckError(
+            f'{path} takes arguments: give them as shapes, --inputs "float32[8,256], float32[256]", or name a function '
+            "without arguments that returns (rule, args)"
+        )
+    made = thing()
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        raise CannotCheckError(f"{path}() must return (rule, args) or (rule, args, options), got {type(made).__name__}")
+    rule, args, *options = made
+    args = args if isinstance(args, tuple) else (args,)
+    return Target(path, rule, in_dtype(args, dtype), options[0] if options else {})
+
+
+def takes_nothing(thing: Any) -> bool:
+    """Whether something can be called without arguments."""
+    if not callable(thing) or isinstance(thing, tuple):
+        return False
+    try:
+        inspect.signature(thing).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def load(place: str) -> Any:
+    """A module by its name, or by its file."""
+    if place.endswith(".py"):
+        file = Path(place)
+        if not file.is_file():
+            raise CannotCheckError(f"there is no file {place}")
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(file.stem, module)
+        action = lambda: spec.loader.exec_module(module)  # type: ignore[union-attr]  # noqa: E731
+    else:
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        module, action = None, lambda: importlib.import_module(place)
+    try:
+        loaded = action()
+    except Exception as error:
+        raise CannotCheckError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+    return module if module is not None else loaded
