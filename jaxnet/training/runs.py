@@ -1,0 +1,284 @@
+"""Runs as they lie on disk: read, set beside each other, and listed in a table. Nothing here writes."""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxnet.training.config import ConfigError, read_toml
+from jaxnet.training.run import Run, RunError
+
+SPLITS = ("train", "validation", "test")
+ACCURACIES = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
+LOSSES = ("test_loss", "validation_loss", "train_loss")
+
+ABSENT = "—"
+BARE_KEY = re.compile(r"[\w-]+", re.ASCII)
+SAYS_NOTHING = ("name", "promise")  # keys of a config that change nothing about the training
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as its folder says. summary: empty before the run has ended in any way."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    @property
+    def status(self) -> str:
+        """finished, interrupted, diverged, or unfinished where the run has not said how it ended."""
+        return str(self.summary.get("status", "unfinished"))
+
+    def result(self, name: str) -> float | None:
+        """A figure of the summary, or of the last line of metrics before there is one."""
+        for found in (self.summary, self.metrics[-1] if self.metrics else {}):
+            if isinstance(found.get(name), int | float):
+                return float(found[name])
+        return None
+
+    def epochs(self) -> int:
+        """Whole epochs done."""
+        last = self.metrics[-1].get("epoch", 0) if self.metrics else 0
+        return int(self.summary.get("epochs", last))
+
+
+def read_run(folder: Path) -> Record:
+    """The run in a folder.
+
+    Raises RunError where it is none, or a file in it is damaged.
+    """
+    run = Run.open(folder)
+    try:
+        config = read_toml(folder / "config.toml")
+    except ConfigError as error:
+        raise RunError(str(error)) from error
+    return Record(folder, config, read_metrics(folder / "metrics.jsonl"), run.summary() or {}, run.environment())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one for each epoch; a last line that was cut off is left out.
+
+    Raises RunError for any other line that is no JSON table.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} must be a file that can be read: {error.strerror or error}") from error
+    found = []
+    for number, line in enumerate(lines[:-1], 1):  # what stands after the last newline is being written
+        try:
+            metrics = json.loads(line)
+        except ValueError as error:
+            raise RunError(
+                f"{path}, line {number} must be JSON, got {line[:40]!r}: "
+                f"`jaxnet resume {path.parent}` writes the file anew from its checkpoint"
+            ) from error
+        if not isinstance(metrics, dict):
+            raise RunError(f"{path}, line {number} must be a table of an epoch's metrics, got {line[:40]!r}")
+        found.append(metrics)
+    return found
+
+
+def find_runs(folder: Path) -> tuple[list[Record], list[str]]:
+    """The runs in a folder and in the folders within it, by name, and what is wrong with those that cannot be read.
+
+    Raises RunError where there is no such folder.
+    """
+    if not folder.is_dir():
+        what = "it is a file" if folder.exists() else "there is nothing there"
+        raise RunError(
+            f"{folder} must be a folder with runs in it: {what}; give the folder of `jaxnet train --runs-dir`"
+        )
+    records, damaged = [], []
+    for place in run_folders(folder):
+        try:
+            records.append(read_run(place))
+        except RunError as error:
+            damaged.append(str(error))
+    return records, damaged
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The folder if it is a run, else those inside that are, at any depth; hidden ones are being made."""
+    if (folder / "config.toml").is_file() and (folder / "environment.json").is_file():
+        yield folder
+        return
+    for inside in sorted(folder.iterdir()):
+        if inside.is_dir() and not inside.is_symlink() and not inside.name.startswith("."):
+            yield from run_folders(inside)
+
+
+# --------------------------------------------------------------------------------- beside each other
+
+
+def differing(records: Sequence[Record]) -> dict[str, list[str]]:
+    """The config's keys in which the runs differ, in the notation of overrides, with each run's value."""
+    configs = [{key: value for key, value in each.config.items() if key not in SAYS_NOTHING} for each in records]
+    return dict(differences(configs, "")) if len(records) > 1 else {}
+
+
+class Missing:
+    """Stands for a key that a config does not have."""
+
+
+MISSING = Missing()
+
+
+def differences(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[str]]]:
+    """Where values differ: tables are compared by key, lists of one length by place, all else as a whole."""
+    first = values[0]
+    if all(isinstance(value, dict) for value in values):
+        for key in dict.fromkeys(key for value in values for key in value):
+            yield from differences([value.get(key, MISSING) for value in values], f"{path}.{key}" if path else key)
+    elif all(isinstance(value, list) and len(value) == len(first) for value in values):
+        for i in range(len(first)):
+            yield from differences([value[i] for value in values], f"{path}.{i}")
+    elif any(value != first for value in values):
+        yield path, [ABSENT if value is MISSING else inline(value) for value in values]
+
+
+def inline(value: Any) -> str:
+    """A value in TOML's notation, in one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(inline, value))}]"
+    if isinstance(value, dict):
+        pairs = [f"{key if BARE_KEY.fullmatch(key) else inline(key)} = {inline(each)}" for key, each in value.items()]
+        return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
+    return repr(value)
+
+
+def short_names(records: Sequence[Record]) -> list[str]:
+    """What tells the runs apart in a legend: the values in which they differ, or their folders where those do not."""
+    keys = differing(records)
+    if keys and len(keys) <= 3 and max(len(value) for values in keys.values() for value in values) <= 30:
+        rows = zip(*keys.values(), strict=True)
+        names = [", ".join(f"{key} {value}" for key, value in zip(short_keys(keys), row, strict=True)) for row in rows]
+        if len(set(names)) == len(names):
+            return names
+    names = [record.name for record in records]
+    return names if len(set(names)) == len(names) else [str(record.folder) for record in records]
+
+
+# ------------------------------------------------------------------------------------------ the table
+
+
+def results(records: Sequence[Record]) -> list[str]:
+    """The results to be told of these runs: their accuracies, or where there are none their losses."""
+    for names in (ACCURACIES, LOSSES):
+        found = [name for name in names if any(record.result(name) is not None for record in records)]
+        if found:
+            return found
+    return []
+
+
+def heading(name: str) -> str:
+    """A result's name and unit: `best valid. %`, `test loss`."""
+    return name.replace("accuracy", "%").replace("validation", "valid.").replace("_", " ")
+
+
+def told(name: str, value: float | None) -> str:
+    """A result's number in the unit of its heading."""
+    if value is None:
+        return ABSENT
+    return f"{100 * value:.2f}" if name.endswith("accuracy") else f"{value:.4g}"
+
+
+def short_keys(keys: Iterable[str]) -> list[str]:
+    """Each key's last part, or the whole key where two end alike."""
+    keys = list(keys)
+    last = [key.rpartition(".")[2] for key in keys]
+    return [
+        short if last.count(short) == 1 and not short.isdecimal() else key
+        for key, short in zip(keys, last, strict=True)
+    ]
+
+
+def table_of(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]]) -> Table:
+    """A table for the terminal: the first so many columns hold words, the others numbers, which are never folded."""
+    rows = list(rows)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for i, name in enumerate(headings):
+        least = max(map(len, name.split()), default=0)
+        if i < words:
+            table.add_column(Text(name), overflow="fold", min_width=least)
+        else:
+            widest = max((len(row[i]) for row in rows), default=0)
+            table.add_column(Text(name), justify="right", min_width=max(least, widest), max_width=max(least, widest))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def runs_table(records: Sequence[Record], labels: Sequence[str]) -> Table:
+    """The runs' results and the keys in which they differ; labels: what each is called."""
+    names, keys = results(records), differing(records)
+
+    def row(i: int, record: Record) -> list[str]:
+        settings = [values[i] for values in keys.values()]
+        numbers = [told(name, record.result(name)) for name in names]
+        return [labels[i], *settings, done(record), *numbers, told("seconds", record.result("seconds"))]
+
+    headings = ["run", *short_keys(keys), "done", *map(heading, names), "s"]
+    return table_of(headings, 1 + len(keys), (row(i, record) for i, record in enumerate(records)))
+
+
+def done(record: Record) -> str:
+    """How many epochs are done, of how many, and how the run ended where it is not finished."""
+    epochs = record.epochs()
+    if record.status == "finished":
+        return str(epochs)
+    wanted = record.config.get("train", {}).get("epochs")
+    return f"{record.status} {epochs}" + (f"/{wanted}" if wanted is not None else "")
+
+
+def console() -> Console:
+    """Standard output; wide where it is no terminal, so that a file's lines are not folded."""
+    return Console() if sys.stdout.isatty() else Console(width=240)
+
+
+def print_runs(records: Sequence[Record], to: Console) -> None:
+    """Prints the runs' table; where that is too wide with their folders' names, these stand below it by number."""
+    folders = [str(record.folder) for record in records]
+    table = runs_table(records, folders)
+    if to.measure(table, options=to.options.update(max_width=10_000)).maximum <= to.width:
+        to.print(table)
+        return
+    numbers = [str(i) for i in range(1, len(records) + 1)]
+    to.print(runs_table(records, numbers))
+    for number, folder in zip(numbers, folders, strict=True):
+        to.print(f"{number:>3}  {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_runs(folder: Path) -> None:
+    """Prints the table of a folder's runs, and what is wrong with those that cannot be read.
+
+    Raises RunError where there is none.
+    """
+    records, damaged = find_runs(folder)
+    if not records and not damaged:
+        raise RunError(f"{folder} has no runs in it: make one with jaxnet train CONFIG --runs-dir {folder}")
+    if records:
+        print_runs(records, console())
+    for line in damaged:
+        print(f"left out: {line}")
