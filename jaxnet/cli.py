@@ -18,7 +18,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # older typer makes it 1
             raise typer.Exit(130) from None
         except ValueError as error:
             if type(error).__module__.partition(".")[0] != "jaxnet":

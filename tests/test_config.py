@@ -247,7 +247,7 @@ def test_any_value_at_any_place_is_read_as_it_was_written(path, value):
 
 def test_overrides_change_the_place_and_nothing_else():
     before = tomllib.loads(SMALL)
-    made = config("train.epochs=7", "model.0.dense=50", "data=mnist", "name=a.b-c", "mesh.data=2")
+    made = make_config(before, ["train.epochs=7", "model.0.dense=50", "data=mnist", "name=a.b-c", "mesh.data=2"])
     assert (made.train.epochs, made.model[0], made.data, made.name) == (7, {"dense": 50}, "mnist", "a.b-c")
     assert made.mesh.data == 2
     assert before == tomllib.loads(SMALL)
