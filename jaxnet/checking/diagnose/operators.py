@@ -120,7 +120,7 @@ def products(scene: Scene) -> Iterator[Mutant]:
             value = scene.tape.values[op.inputs[j]]
             moving = scene.tape.linear[op.inputs[j]]
             if square(value):
-                yield _operand(site, op, j, "transposed", lambda x: swapped(x), "{0} transposed: {0}.T stands where {0} should, or the other way round", 1.1)
+                yield _operand(site, op, j, "transposed", lambda x: swapped(x), "{0} transposed, or not transposed where it should be,", 1.1)
                 if not moving:
                     yield _operand(site, op, j, "inverse", np.linalg.inv, "the inverse of {0} in the place of its transpose", 1.6)
                     yield _operand(site, op, j, "inverse.T", lambda x: swapped(np.linalg.inv(x)), "the inverse of {0} in the place of its transpose", 1.61)
@@ -145,7 +145,7 @@ def _operand(site: Site, op: Op, j: int, kind: str, function: Callable[[Any], An
     def say(namer, c):
         right = namer.operation(op, op.inputs, 5)[0]
         name = namer.expr(op.inputs[j], 4).removesuffix(".T")
-        return words.format(name if name.isidentifier() else f"({name})") + f" in {right}", right
+        return words.format(name if name.isidentifier() else f"[{name}]") + f" in {right}", right
 
     return Mutant((site, kind, j), {site: on_operand(j, lambda op, x, look: function(x))}, cost, say, site)
 

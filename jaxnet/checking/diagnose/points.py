@@ -69,7 +69,7 @@ class Measure:
             got = point.got[path]
             scale = float(np.max(np.abs(finite), initial=0.0)) or float(np.max(np.abs(got), initial=0.0)) or 1.0
             self.scale[path] = scale
-            self.error[path] = distance(got, ref, scale)
+            self.error[path] = min(distance(got, ref, scale), 1e3)
             fine = 1e-10 if ref.dtype.itemsize >= 8 + 8 * (ref.dtype.kind == "c") else 1e-5
             narrow = _narrow(point.args, path)
             self.strict = max(4 * tolerance, narrow or fine)

@@ -67,7 +67,7 @@ def _solve(search: Search, probes: list, fixed: dict, site: Site, op: Op, j: int
         per_probe = search.point.ref[path].size
         needed = min(12, -(-3 * n // (2 * per_probe)) + 1)
         while len(probes) < needed:
-            cotangent = fresh_cotangent(problem, 500 + len(probes))
+            cotangent = fresh_cotangent(search.point.cotangent, 500 + len(probes))
             probes.append(points.at(problem, search.program, search.point.args, cotangent))
         rows, targets = [], []
         try:

@@ -126,7 +126,7 @@ class Search:
         """A mutant whose number was fitted: held to what it then gives."""
         if c is None or abs(c) < 1e-6 or mutant.graded is None:
             return
-        known = names(c, self.point.args, self.point.cotangent, self.program.labels, self.constants, 1e-3)
+        known = names(c, self.point.args, self.point.cotangent, self.program.labels, self.constants, 1e-3) if mutant.fit == "scale" else []
         candidate = self.candidate(mutant, c, known)
         try:
             explained, residual, harmed = self.measure.against(candidate.predict(self.point))
@@ -158,7 +158,7 @@ class Search:
             plain = exact in (-1.0, 2.0) or not known
             return cause if plain else f"{cause}: {' or '.join(k.words for k in known[:3])}", equation
 
-        cost = mutant.cost + (0.2 if known else 1.5)
+        cost = mutant.cost + (0.2 if known or mutant.fit == "add" else 1.5)
         named = fits.Named(tuple(known), best, lambda fewer: self.candidate(mutant, c, fewer)) if known else None
         return Candidate((*mutant.key, "×"), cost, predict, say, self.line(mutant), named)
 
@@ -179,7 +179,7 @@ class Search:
         self.consider(pairs.added(self, simple=True), by(0.62))
         if self.clean():
             return
-        self.plant(strangers.donors(self.scene), by(0.7))
+        self.plant(chain(strangers.updated(self.scene), strangers.donors(self.scene)), by(0.7))
         self.consider(fits.moved(self.measure), by(0.72))
         if self.clean() or self.covered():
             return
@@ -189,7 +189,10 @@ class Search:
         self.consider(pairs.added(self), by(0.85))
         if self.clean():
             return
-        self.plant(chain(strangers.slopes(self.scene), strangers.extra(self.scene)), by(0.93))
+        self.plant(strangers.slopes(self.scene), by(0.9))
+        if self.clean():
+            return
+        self.plant(strangers.extra(self.scene), by(0.94))
         if self.clean():
             return
         self.consider(probing.matrices(self), by(0.97))
@@ -271,7 +274,7 @@ class Confirm:
         for seed in range(101, 101 + wanted):
             if len(self.fresh) and time.perf_counter() > deadline - 0.3:
                 break
-            args, cotangent = problem.draw(seed) if problem.draw else (problem.args, fresh_cotangent(problem, seed))
+            args, cotangent = problem.draw(seed) if problem.draw else (problem.args, fresh_cotangent(problem.cotangent, seed))
             self.fresh.append(points.at(problem, program, args, cotangent))
         if problem.redraw is not None and time.perf_counter() < deadline:
             args, cotangent = problem.redraw(104)
@@ -359,10 +362,10 @@ def unlike(hits: list[Hit], point: Point) -> list[Hit]:
     return out
 
 
-def fresh_cotangent(problem: Problem, seed: int) -> Any:
+def fresh_cotangent(cotangent: Any, seed: int) -> Any:
     """A random cotangent of the shape of this one."""
     rng = np.random.default_rng(seed)
-    leaves, tree = jax.tree.flatten(problem.cotangent, is_leaf=lambda v: v is None)
+    leaves, tree = jax.tree.flatten(cotangent, is_leaf=lambda v: v is None)
     drawn = [
         jax.numpy.asarray(rng.standard_normal(np.shape(v)), v.dtype) if v is not None and jax.numpy.issubdtype(v.dtype, np.inexact) else v
         for v in leaves

@@ -50,6 +50,44 @@ def donors(scene: Scene) -> Iterator[Mutant]:
                     yield Mutant((site, "donor", j, donor.where), {site: change}, 1.7, _say(op, j, donor.number), site)
 
 
+def updated(scene: Scene) -> Iterator[Mutant]:
+    """A weight that has already been moved along its own gradient when the error passes it."""
+    tape = scene.tape
+    for site, op in scene.linear():
+        if op.name not in ("dot_general", "conv_general_dilated", "mul"):
+            continue
+        for j, i in enumerate(op.inputs):
+            shape = np.shape(tape.values[i])
+            if tape.linear[i] or not tape.depends[i] or not shape:
+                continue
+            for path, n in tape.leaves.items():
+                for turned in (False, True):
+                    own = np.shape(tape.values[n])
+                    if (own[:-2] + own[:-3:-1] if turned else own) != shape or turned and len(own) < 2:
+                        continue
+
+                    def gradient(look, path=path, turned=turned):
+                        value = look.tape.values[look.tape.leaves[path]]
+                        return swapped(value) if turned else value
+
+                    def graded(c, site=site, j=j, gradient=gradient):
+                        return {site: on_operand(j, lambda op, x, look: x + np.asarray(c, x.dtype) * gradient(look))}
+
+                    change = on_operand(j, lambda op, x, look, gradient=gradient: gradient(look))
+                    yield Mutant((site, "updated", j, (path, turned)), {site: change}, 1.7, _say_updated(op, j, path), site, "add", graded)
+
+
+def _say_updated(op: Op, j: int, path: str):
+    def say(namer, c):
+        right = namer.operation(op, op.inputs, 5)[0]
+        what, gradient = namer.expr(op.inputs[j], 4).removesuffix(".T"), f"∂{namer.leaf(path)}"
+        if not c:
+            return f"{gradient} stands in the place of {what} in {right}", right
+        return f"{what} is already updated or stale: {what} {c:+.4g}·{gradient} stands in the place of {what} in {right}", right
+
+    return say
+
+
 def _say(op: Op, j: int, number: int, after: str = ""):
     def say(namer, c):
         right = namer.operation(op, op.inputs, 5)[0]
@@ -183,7 +221,7 @@ def extra(scene: Scene) -> Iterator[Mutant]:
         if op.name not in ("mul", "dot_general", "sub", "add_any", "select_n", "neg", "div") or np.size(tape.values[out]) < 3:
             continue
         for nth, donor in enumerate(scene.donors(op, out, linear=False)):
-            for words, function, cost in SLOPES[:16]:
+            for words, function, cost in SLOPES:
                 change = on_output(lambda op, x, look, d=donor.where, f=function: x * np.asarray(f(look(d))).astype(x.dtype))
                 yield Mutant((site, "extra", donor.where, words), {site: change}, cost + 0.2 + 0.01 * nth, _say_extra(op, donor.number, words), site)
 
