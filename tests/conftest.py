@@ -9,8 +9,8 @@ import jax
 import jaxtyping
 import pytest
 
-# The rooms that take arrays: there beartype holds every annotated argument, shapes among them. The rooms above check what
-# users write by themselves, and their tests hand them the wrong things. An int is taken where a float is.
+# The rooms that take arrays: there beartype holds every annotated argument, shapes among them. The rooms above check
+# what users write by themselves, and their tests hand them the wrong things. An int is taken where a float is.
 ROOMS = "layer factors readings layers losses combinators models backprop feedback quantities checking explaining"
 TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"jaxnet.{room}" for room in ROOMS.split()], TYPECHECKER)
