@@ -201,6 +201,8 @@ def told(name: str, value: float | None) -> str:
     """A result's number in the unit of its heading."""
     if value is None:
         return ABSENT
+    if name == "seconds":
+        return f"{value:.1f}"
     return f"{100 * value:.2f}" if name.endswith("accuracy") else f"{value:.4g}"
 
 

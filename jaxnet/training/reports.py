@@ -1,0 +1,172 @@
+"""Reports of one run, or of several laid over each other: a picture of the curves, and a self-contained page."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from jinja2 import Environment, PackageLoader
+
+from jaxnet.training.plots import DARK, LIGHT, Panel, overview, panel_svg, panels_of, png
+from jaxnet.training.run import Run, RunError, writing
+from jaxnet.training.runs import Record, differing, done, find_runs, heading, read_run, results, short_names, told
+
+PAGE, CURVES = "report.html", "curves.png"
+
+
+def write_curves(folder: Path) -> Path | None:
+    """curves.png of one run into its folder; None where it has no epoch yet.
+
+    Raises RunError where the folder is no run, or cannot be written to.
+    """
+    record = read_run(folder)
+    if not record.metrics:
+        return None
+    return write(folder / CURVES, png(overview([record], [record.name], about([record]))))
+
+
+def report(places: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Writes report.html and curves.png of some runs; gives both files.
+
+    places: runs, or folders with runs in them. out: the folder to write to; if none is given the run's own, or
+    `report` for several. Raises RunError for what is no run, or has no epoch yet.
+    """
+    records = gathered(places)
+    if out is None:
+        out = records[0].folder if len(records) == 1 else Path("report")
+    names = short_names(records)
+    title = about(records)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return [
+        write(out / PAGE, page(records, names).encode()),
+        write(out / CURVES, png(overview(records, names, title))),
+    ]
+
+
+def gathered(places: Sequence[Path]) -> list[Record]:
+    """The runs in some places, each once.
+
+    Raises RunError where one is none, is damaged or has no epoch yet.
+    """
+    found: dict[Path, Record] = {}
+    for place in places:
+        records, damaged = find_runs(place)
+        if damaged:
+            raise RunError(damaged[0])
+        if not records:
+            Run.open(place)  # says why it is none
+        found |= {record.folder.resolve(): record for record in records}
+    empty = [str(record.folder) for record in found.values() if not record.metrics]
+    if empty:
+        raise RunError(f"{', '.join(empty)} has no epoch yet, so there is nothing to draw: train on, or leave it out")
+    return list(found.values())
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Writes a file anew, whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    with writing(path):
+        new.write_bytes(content)
+        new.replace(path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def about(records: Sequence[Record]) -> str:
+    """The runs in a line: one with its results, several by their number."""
+    if len(records) > 1:
+        return f"{len(records)} runs"
+    [record] = records
+    figures = [phrase(name, record.result(name)) for name in results(records)]
+    ended = "" if record.status == "finished" else f", {done(record)} epochs"
+    return f"{record.name}{ended}\n{', '.join(figures)}"
+
+
+def phrase(name: str, value: float | None) -> str:
+    """A result in running text: `best test 95.56 %`."""
+    words = name.removesuffix("_accuracy").replace("_", " ")
+    return f"{words} {told(name, value)}" + (" %" if name.endswith("accuracy") else "")
+
+
+def surroundings(record: Record) -> str:
+    """Where and from what a run was made: device, versions, revision, command."""
+    environment = record.environment
+    versions = environment.get("versions", {})
+    parts = [
+        f"{environment.get('devices', 1)} × {environment['device']}" if "device" in environment else "",
+        *(f"{name} {versions[name]}" for name in ("jaxnet", "jax", "python") if name in versions),
+        f"revision {environment['git_revision'][:12]}" if environment.get("git_revision") else "",
+        f"parameters {record.summary['params_sha256'][:12]}" if record.summary.get("params_sha256") else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def alt(panel: Panel, records: Sequence[Record]) -> str:
+    """A panel in words, for whoever does not see it."""
+    epochs = max(record.epochs() for record in records)
+    whose = "one run" if len(records) == 1 else f"{len(records)} runs"
+    return f"{panel.title} by epoch, {whose}, {epochs} epochs; the results are in the table below"
+
+
+# ----------------------------------------------------------------------------------------------- page
+
+
+def page(records: Sequence[Record], names: Sequence[str]) -> str:
+    """A self-contained page, light and dark. names: the runs' in the legend."""
+    keys, figures = differing(records), results(records)
+    colors = zip(LIGHT.colors(len(records)), DARK.colors(len(records)), strict=True)
+    runs = [
+        {
+            "label": names[i],
+            "name": record.name,
+            "light": light,
+            "dark": dark,
+            "settings": [values[i] for values in keys.values()],
+            "numbers": [done(record), *(told(name, record.result(name)) for name in figures), seconds(record)],
+            "surroundings": surroundings(record),
+            "config": tomli_w.dumps(record.config),
+        }
+        for i, (record, (light, dark)) in enumerate(zip(records, colors, strict=True))
+    ]
+    panels = panels_of(records)
+    first, *lines = about(records).split("\n")
+    environment = Environment(loader=PackageLoader("jaxnet.training"), autoescape=True, trim_blocks=True)
+    return environment.get_template(f"{PAGE}.j2").render(
+        title=first,
+        lines=lines,
+        light=LIGHT,
+        dark=DARK,
+        runs=runs,
+        keys=list(keys),
+        least="32rem" if len(panels) in (1, 2, 4) else "27rem",
+        headings=["epochs", *map(heading, figures), "seconds"],
+        panels=drawn(panels, records),
+    )
+
+
+def seconds(record: Record) -> str:
+    """How long a run took."""
+    return told("seconds", record.result("seconds"))
+
+
+def drawn(panels: Iterable[Panel], records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The panels as the page takes them, in both themes."""
+    return [
+        {
+            "title": panel.title,
+            "words": panel.words,
+            "alt": alt(panel, records),
+            "light": data_uri(panel_svg(panel, records, LIGHT)),
+            "dark": data_uri(panel_svg(panel, records, DARK)),
+        }
+        for panel in panels
+    ]
+
+
+def data_uri(svg: str) -> str:
+    """An SVG inside the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
