@@ -53,7 +53,7 @@ class Loss(NamedTuple):
 
 
 class Passing(NamedTuple):
-    """All that meets at a layer when the error passes through it."""
+    """All that meets at a layer when the error passes through it: d_out in the shape of its output, dx of its input."""
 
     params: Tree
     saved: Tree

@@ -79,7 +79,7 @@ def elementwise(activation: Activation) -> Layer:
 
 
 def leaky_relu(slope: float = 0.01) -> Layer:
-    """a = z for z ≥ 0, else slope · z."""
+    """a = z for z ≥ 0, else slope · z, for z of any shape."""
     return elementwise(
         Activation(
             f"leaky_relu {slope:g}",
@@ -91,7 +91,7 @@ def leaky_relu(slope: float = 0.01) -> Layer:
 
 
 def elu(alpha: float = 1.0) -> Layer:
-    """a = z for z > 0, else α (eᶻ − 1)."""
+    """a = z for z > 0, else α (eᶻ − 1), for z of any shape."""
     return elementwise(
         Activation(f"elu {alpha:g}", lambda z: jax.nn.elu(z, alpha), lambda z, a: jnp.where(a > 0, 1.0, a + alpha), "a")
     )
@@ -101,8 +101,10 @@ ACTIVATIONS: dict[str, Layer] = {row.name: elementwise(row) for row in rows()}
 """The activations without options, by name."""
 
 sigmoid, tanh, relu, softplus, silu, gelu, gelu_tanh = ACTIVATIONS.values()
+"""a = g(z) and dz = da ⊙ g′(z) by the table above, for z of any shape."""
 
 identity = leaf("identity", no_params, lambda params, z, key=None, train=False: (z, ()), lambda params, _, da: (da, ()))
+"""a = z and dz = da, for z of any shape."""
 
 
 def _softmax_forward(params, z, key=None, train=False):

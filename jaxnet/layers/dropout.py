@@ -13,7 +13,7 @@ from jaxnet.layer import Layer, leaf, no_params
 
 
 def dropout(drop_rate: float) -> Layer:
-    """out = x ⊙ m / (1 − p) while training, x in evaluation. `drop_rate`: p, in [0, 1).
+    """out = x ⊙ m / (1 − p) while training, x in evaluation; x of any shape. `drop_rate`: p, in [0, 1).
 
     Raises `ValueError` for a rate outside, and while training without a key.
     """
