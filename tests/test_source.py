@@ -1,0 +1,202 @@
+"""What the source itself promises: no autodiff in what is written by hand, imports that run downward, docstrings."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxnet
+
+PACKAGE = Path(jaxnet.__file__).parent
+AUTODIFF = {"grad", "value_and_grad", "vjp", "vjp3", "jvp", "linearize", "linear_transpose", "jacfwd", "jacrev",
+            "jacobian", "hessian", "checkpoint", "remat", "custom_jvp", "custom_vjp", "custom_gradient",
+            "closure_convert", "ad", "ad_checkpoint", "fwd_and_bwd"}  # fmt: skip
+BY_HAND = [*PACKAGE.glob("layers/**/*.py"), *(PACKAGE / f"{room}.py" for room in
+           ("layer", "factors", "readings", "losses", "combinators", "models", "backprop"))]  # fmt: skip
+# From the bottom up; rooms of one line may use each other, though not in a circle.
+FLOORS = [
+    ["layer"],
+    ["factors"],
+    ["readings"],
+    ["layers"],
+    ["losses"],
+    ["combinators"],
+    ["models"],
+    ["backprop"],
+    ["feedback", "quantities", "checking", "explaining"],
+    ["training", "bench"],
+    ["cli"],
+    ["__main__"],
+]
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def dotted(node) -> list[str]:
+    """`a.b.c` as its names; nothing for what is no such chain."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    head = dotted(node.value) if isinstance(node, ast.Attribute) else []
+    return [*head, node.attr] if head else []
+
+
+def autodiff_in(source: str, allowed=()) -> list[str]:
+    """Every use of JAX's differentiation in a source: by `jax.…`, an alias of it, or an imported name."""
+    tree, found, jax_names = ast.parse(source), [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] in ("jax", "optax", "equinox", "flax"):
+                    jax_names.add((name.asname or name.name).split(".")[0])
+                    found += [part for part in name.name.split(".") if part in AUTODIFF]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("jax", "optax"):
+            jax_names |= {name.asname or name.name for name in node.names}
+            found += [name.name for name in node.names if name.name in AUTODIFF]
+            found += [part for part in (node.module or "").split(".") if part in AUTODIFF]
+    for node in ast.walk(tree):
+        names = dotted(node) if isinstance(node, ast.Attribute) else []
+        if names and names[0] in jax_names and names[-1] in AUTODIFF:
+            found.append(".".join(names))
+        if isinstance(node, ast.Call) and dotted(node.func) == ["getattr"]:
+            found += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and arg.value in AUTODIFF]
+    return [name for name in found if name not in allowed]
+
+
+@pytest.mark.parametrize("path", BY_HAND, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_backward_passes_are_written_by_hand(path):
+    # `as_custom_vjp` hands a rule to JAX's differentiation; it takes none from it.
+    allowed = ["jax.custom_vjp"] if path.name == "backprop.py" else []
+    assert autodiff_in(path.read_text(), allowed) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import jax\njax.grad(f)",
+        "import jax as j\ng = j.vjp",
+        "from jax import value_and_grad as v",
+        "from jax import lax\nlax.linear_transpose",
+        "import jax\njax.lax.custom_linear_solve; jax.jacfwd",
+        "from jax.ad_checkpoint import checkpoint_name",
+        "import jax.interpreters.ad",
+        "import jax\ngetattr(jax, 'grad')(f)",
+    ],
+)
+def test_autodiff_would_be_found(source):
+    assert autodiff_in(source)
+
+
+def test_own_names_are_no_autodiff():
+    assert autodiff_in("import jax\nfrom jaxnet import remat\ndef value_and_grad(): return jax.vmap\nvjp = remat") == []
+
+
+# ------------------------------------------------------------------------------------------------------------- imports
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The rooms of jaxnet that a file imports, anywhere in it; `from jaxnet import …` asks for the whole core."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno} imports relatively"
+            modules = [f"{node.module}.{name.name}" for name in node.names]
+        else:
+            continue
+        for module in modules:
+            parts = [*module.split("."), ""]
+            if parts[0] == "experiments":
+                raise AssertionError(f"{path.name}:{node.lineno} imports experiments, which stand above the package")
+            if parts[0] == "jaxnet":
+                found.add(parts[1] if parts[1] in FLOOR else "backprop")
+    return found - {room_of(path)}
+
+
+def test_imports_run_downward():
+    graph: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        room = room_of(path)
+        if room == "__init__":
+            continue
+        assert room in FLOOR, f"jaxnet/{room} has no floor yet: put it into FLOORS"
+        for other in rooms_imported(path):
+            assert FLOOR[other] <= FLOOR[room], f"{path.relative_to(PACKAGE)} imports {other}, which stands above it"
+            graph.setdefault(room, set()).add(other)
+    for floor in FLOORS:
+        for room in floor:
+            reached, ahead = set(), [*graph.get(room, ())]
+            while ahead:
+                step = ahead.pop()
+                if step in floor and step not in reached:
+                    reached.add(step)
+                    ahead += graph.get(step, ())
+            assert room not in reached, f"{room} imports itself by way of {reached}"
+
+
+def test_import_jaxnet_needs_only_its_four_dependencies():
+    """What it loads beyond jax, optax, chex, jaxtyping and the standard library is itself."""
+    script = (
+        "import sys, jax, optax, chex, jaxtyping, jax.scipy.stats, jax.scipy.special\n"
+        "before = set(sys.modules)\nimport jaxnet\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before} - {name.split('.')[0] for name in before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names)))\n"
+        "print([m for m in ('pydantic', 'typer', 'rich', 'matplotlib', 'orbax', 'sklearn') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert done.stdout.splitlines() == ["['jaxnet']", "[]"]
+
+
+# ---------------------------------------------------------------------------------------------------------- docstrings
+
+
+def documented() -> dict[str, str]:
+    """Each name defined in the core with its docstring: of an instance, the string under its assignment."""
+    found = {}
+    for path in BY_HAND:
+        body = ast.parse(path.read_text()).body
+        for node, below in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.setdefault(node.name, ast.get_docstring(node) or "")
+            elif isinstance(node, ast.Assign):
+                text = (
+                    below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+                )
+                for target in node.targets:
+                    for name in target.elts if isinstance(target, ast.Tuple) else [target]:
+                        if isinstance(name, ast.Name):
+                            found.setdefault(name.id, text)
+    return found
+
+
+@pytest.mark.parametrize("name", jaxnet.__all__)
+def test_public_names_have_docstrings(name):
+    text = documented()[name]
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    assert len(first) > 10, f"{name} has no docstring"
+    assert len(first) <= 120
+    assert text.strip()[-1] in ".:)`", f"the docstring of {name} ends within a sentence"
+
+
+SHAPES = ("shape", "axis", "axes", "vector", "scalar", "length", "width", "entry", "features", "example", "batch", "(…",
+          "number", "Parameters:", "‖", "δ", "Σ")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(jaxnet.__all__) - {"ShapeError", "pair"}))
+def test_docstrings_say_what_arrays_are_meant(name):
+    text = documented()[name]
+    assert any(word in text for word in SHAPES), f"the docstring of {name} speaks of no shape: {text!r}"
+
+
+def test_all_is_sorted_and_complete():
+    assert jaxnet.__all__ == sorted(jaxnet.__all__)
+    imported = {name.asname or name.name for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+                if isinstance(node, ast.ImportFrom) for name in node.names}  # fmt: skip
+    assert imported == set(jaxnet.__all__)
