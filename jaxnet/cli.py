@@ -109,6 +109,68 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    run: RunFolder,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Examples as .npy or .npz, or a picture.")],
+    data_dir: DataDir = None,
+) -> None:
+    """What a run's network says to examples of one's own."""
+    from jaxnet.training import predict
+    from jaxnet.training.runs import console
+
+    prediction = predict.predict(run, file, data_dir=data_dir)
+    for line in predict.lines(prediction):
+        print(line)
+    console().print(predict.prediction_table(prediction))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders with runs in them.")],
+    out: Annotated[Path | None, typer.Option(help="Where to; else the run's folder, or report/ for several.")] = None,
+) -> None:
+    """Draw the curves of one run, or of several laid over each other: a picture and a page."""
+    from jaxnet.training import reports
+
+    for path in reports.report(runs, out):
+        print(path)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs in it.")] = Path("runs"),
+) -> None:
+    """List the runs in a folder: results, and where their configs differ."""
+    from jaxnet.training.runs import show_runs
+
+    show_runs(folder)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A sweep's TOML file with its base, or a config.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="A list is swept over: train.batch=[10,32]")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many, from the config's own on.")] = None,
+    together: Annotated[
+        bool | None,
+        typer.Option("--together/--apart", help="Seeds of a setting as one vmapped program, or each alone."),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="The folder in which the runs' folders are made.")] = Path("runs"),
+    data_dir: DataDir = None,
+) -> None:
+    """Train a config in several settings and with several seeds, and tell mean and spread."""
+    from jaxnet.training.sweep import read_sweep
+
+    wanted = read_sweep(file, overrides or (), seeds=seeds, together=together)
+    from jaxnet.training import sweeping
+    from jaxnet.training.runs import console
+
+    console().print(sweeping.sweep_table(sweeping.run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir)))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.
 

@@ -116,12 +116,10 @@ def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -
         for line in differences(environment, {"versions": versions(), **devices.described(session.mesh)}):
             terminal.say(line)
         single = Single(run, config, config_sha256(config, data), quiet)
-        found = single.checkpoints.newest(session.shapes())
+        found = single.checkpoints.newest(session.shapes(), single.config_sha256)
         if found is None:
             terminal.say(f"{folder} has no checkpoint yet: beginning anew")
         else:
-            if found[2].config != single.config_sha256:
-                raise RunError(f"the checkpoints in {folder} are of another config: put them back where they came from")
             terminal.say(f"going on from step {found[0]:,}")
             single.progress = found[2]
         run.rewrite_metrics(single.progress.metrics)
@@ -382,3 +380,7 @@ class Loop:
                 summary = single.summary("finished", self.session.one(plain(state.params), seed))
                 for line in result_lines(single.config, summary, single.run.folder):
                     self.terminal_of(single).say(line)
+        from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax
+
+        for single in self.alive():
+            write_curves(single.run.folder)

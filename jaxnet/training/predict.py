@@ -1,0 +1,261 @@
+"""What a trained network says to examples from a file: arrays, or a picture made into what it was trained on."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from jaxnet import backprop
+from jaxnet.training import devices
+from jaxnet.training.data import Dataset
+from jaxnet.training.data.dataset import DataError, as_float32, as_numbers, check_finite
+from jaxnet.training.evaluate import Trained, restore
+from jaxnet.training.runs import table_of
+
+ARRAYS = (".npy", ".npz")
+BRIGHT = 127.5
+SHOWN = 10
+
+
+class PredictError(ValueError):
+    """A file from which nothing can be predicted; the message says what must hold, what came, and how to mend it."""
+
+
+class Prediction(NamedTuple):
+    """What a network says to some examples.
+
+    outputs: (examples, …) what it gives, turned into probabilities where the loss says how. classes: (examples,) the
+    largest, None where the network knows no classes. kind: what the outputs are: "probability", "output" or "value".
+    notes: what was done to the file.
+    """
+
+    outputs: np.ndarray
+    classes: np.ndarray | None
+    kind: str
+    notes: list[str]
+
+
+def predict(folder: Path, file: Path, *, data_dir: Path | None = None) -> Prediction:
+    """What the network of a run says to the examples in a file: .npy, .npz, or a picture.
+
+    Raises PredictError for a file that does not fit, and as `evaluate.restore` does for the run.
+    """
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "is not there"
+        raise PredictError(f"{file} {what}: give a .npy or .npz file with examples, or a picture")
+    devices.keep_compiled()
+    trained = restore(folder, data_dir=data_dir)
+    dataset = trained.session.dataset
+    try:
+        x, notes = examples(file, dataset, data_options(trained))
+    except DataError as error:
+        raise PredictError(str(error)) from error
+    with devices.precision(trained.config.precision):
+        outputs, kind = answers(trained, trained.session.typed(x))
+    classes = outputs.argmax(axis=-1) if trained.session.classified and outputs.ndim == 2 else None
+    return Prediction(outputs, classes, kind if classes is not None else "value", notes)
+
+
+def data_options(trained: Trained) -> dict[str, Any]:
+    """The options of the run's data, by which its file was read."""
+    spec = trained.config.resolved()["data"]
+    return spec if isinstance(spec, dict) else {}
+
+
+def answers(trained: Trained, x: np.ndarray) -> tuple[np.ndarray, str]:
+    """The network's outputs, as probabilities where they are some, and what they are."""
+    recipe = trained.session.recipe
+    params = trained.params if recipe.loss.init is None else trained.params[0]
+    turn, kind = AS_PROBABILITIES.get(recipe.loss.name, (None, "output"))
+    forward = backprop.predict(recipe.net)
+    outputs = np.asarray(jax.jit(lambda params, x: (turn or (lambda z: z))(forward(params, x)))(params, x))
+    return outputs.astype(np.float64), kind
+
+
+AS_PROBABILITIES = {
+    "softmax_cross_entropy": (lambda z: jax.nn.softmax(z, axis=-1), "probability"),
+    "binary_cross_entropy_on_logits": (jax.nn.sigmoid, "probability"),
+    "binary_cross_entropy": (jnp.asarray, "probability"),
+}
+"""By the loss: what makes probabilities of the network's outputs. Of the others they are shown as they are."""
+
+
+# ------------------------------------------------------------------------------------------ examples
+
+
+def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
+    """The file's examples in the shape and the range of the training data, and what was done to them.
+
+    Raises PredictError, DataError.
+    """
+    if file.suffix.lower() not in ARRAYS:
+        return from_picture(file, dataset)
+    array, name = read_array(file)
+    notes = [f"{file}: {name} of shape {array.shape}, {array.dtype}"]
+    wanted = dataset.train.x.shape[1:]
+    array = as_numbers(f"{file}, {name}", array if array.ndim else array[None])
+    x = shaped(array, wanted, dataset)
+    if x is None:
+        raise PredictError(
+            f"{file}, {name}: one example of {dataset.name} has shape {wanted}, got {array.shape}: "
+            f"give an array of shape {wanted}, or (examples, {', '.join(map(str, wanted))})"
+        )
+    if not np.issubdtype(dataset.train.x.dtype, np.floating):
+        return tokens(f"{file}, {name}", x, dataset), notes
+    scale = options.get("scale") or (255 if x.dtype == np.uint8 else 1)
+    if scale != 1:
+        notes.append(f"divided by {scale:g}, as the training data were")
+    x = as_float32(f"{file}, {name}", x, scale)
+    low, high = float(dataset.train.x.min()), float(dataset.train.x.max())
+    margin = 0.5 * (high - low) + 1e-6
+    if x.min() < low - margin or x.max() > high + margin:
+        notes.append(
+            f"its numbers go from {x.min():.4g} to {x.max():.4g}, the training data's from {low:.4g} to {high:.4g}: "
+            "scale them alike, or the answer means little"
+        )
+    return x, notes
+
+
+def read_array(file: Path) -> tuple[np.ndarray, str]:
+    """The array of an .npy file, or of an .npz file its x, its x_test or the only one there is, and its name.
+
+    Raises PredictError.
+    """
+    try:
+        with file.open("rb") as opened:
+            held = np.load(opened, allow_pickle=False)
+            if isinstance(held, np.ndarray):
+                return held, "the array"
+            names = [name for name in ("x", "x_test") if name in held.files] or list(held.files)
+            if not names or (len(names) > 1 and names[0] not in ("x", "x_test")):
+                came = ", ".join(held.files) or "none"
+                raise PredictError(f"{file} must hold an array x, or one array alone, got {came}")
+            return held[names[0]], names[0]
+    except PredictError:
+        raise
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise PredictError(
+            f"{file} cannot be read as {file.suffix} ({error}): write arrays of numbers with np.save or np.savez"
+        ) from error
+
+
+def shaped(array: np.ndarray, wanted: tuple[int, ...], dataset: Dataset) -> np.ndarray | None:
+    """The array as (examples, *wanted), for one example or several, flat or as pictures; None where it is neither."""
+    forms = [wanted, (math.prod(wanted),)]
+    if dataset.picture is not None:
+        forms += [dataset.picture, (*dataset.picture, 1)]
+    for form in forms:
+        if array.shape == form or (array.shape[1:] == form and len(array)):
+            return array.reshape(-1, *wanted)
+    return None
+
+
+def tokens(where: str, x: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Whole numbers that the training data could have.
+
+    Raises PredictError.
+    """
+    check_finite(where, x)
+    low, high = int(dataset.train.x.min()), int(dataset.train.x.max())
+    if (x != np.floor(x)).any() or x.min() < low or x.max() > high:
+        raise PredictError(f"{where}: must hold whole numbers from {low} to {high}, as the training data do")
+    return x.astype(dataset.train.x.dtype)
+
+
+# ------------------------------------------------------------------------------------------- pictures
+
+
+def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
+    """A picture as the training data's: grey, on a dark background, of their size and in their range.
+
+    Raises PredictError where it cannot be read, or the data are no pictures.
+    """
+    from PIL import Image, ImageOps
+
+    wanted = dataset.train.x.shape[1:]
+    if dataset.picture is None or math.prod(dataset.picture) != math.prod(wanted):
+        raise PredictError(
+            f"{file}: {dataset.name} has no grey pictures but inputs of shape {wanted}: give them as .npy or .npz"
+        )
+    try:
+        with Image.open(file) as opened:
+            came = f"{opened.format} of {opened.width}×{opened.height}, {opened.mode}"
+            picture = ImageOps.exif_transpose(opened)
+            clear = picture.has_transparency_data
+            if clear:
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+            grey = picture.convert("F" if picture.mode.startswith("I;16") or picture.mode in "IF" else "L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PredictError(f"{file} must be a picture (PNG, JPEG, …), .npy or .npz: {error}") from error
+    pixels = np.asarray(grey, np.float32)
+    if pixels.max() > 255:
+        pixels = pixels * (255 / 65535)
+    notes = [f"{file}: {came}" + (", what is transparent taken as white" if clear else "")]
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    background = float(np.median(border))
+    if background > BRIGHT:
+        pixels, background = 255 - pixels, 255 - background
+        notes.append("inverted: its background is bright, that of the training data dark")
+    height, width = dataset.picture
+    pixels = squared(pixels, width / height, background, notes)
+    small = Image.fromarray(pixels).resize(
+        (width, height), Image.Resampling.BOX if pixels.shape[0] > height else Image.Resampling.BILINEAR
+    )
+    low, high = float(dataset.train.x.min()), float(dataset.train.x.max())
+    x = low + np.asarray(small, np.float32) / 255 * (high - low)
+    notes.append(f"grey, {width}×{height}, from 0…255 to {low:g}…{high:g}")
+    return x.reshape(1, *wanted), notes
+
+
+def squared(pixels: np.ndarray, aspect: float, background: float, notes: list[str]) -> np.ndarray:
+    """The picture with its background added at two sides, so that its width is `aspect` times its height."""
+    height, width = pixels.shape
+    wide, high = max(width, round(height * aspect)), max(height, round(width / aspect))
+    if (high, wide) == (height, width):
+        return pixels
+    top, left = (high - height) // 2, (wide - width) // 2
+    notes.append(f"background added at its sides, to {wide}×{high}")
+    return np.pad(pixels, ((top, high - height - top), (left, wide - width - left)), constant_values=background)
+
+
+# --------------------------------------------------------------------------------------------- tables
+
+
+def prediction_table(prediction: Prediction) -> Table:
+    """For one example its classes, likeliest first; for several a row each; for a regression the values."""
+    outputs, classes, kind, _ = prediction
+    if classes is None:
+        flat = outputs.reshape(len(outputs), -1)
+        headings = ["example", *(f"value {i}" for i in range(flat.shape[1]))]
+        return table_of(headings, 0, ([str(i), *(f"{value:.6g}" for value in row)] for i, row in enumerate(flat)))
+    if len(outputs) == 1:
+        [row] = outputs
+        order = np.argsort(-row, kind="stable")[:SHOWN]
+        return table_of(("class", kind), 0, ([str(i), number(row[i])] for i in order))
+    rows = []
+    for i, row in enumerate(outputs):
+        first, *rest = np.argsort(-row, kind="stable")[:2]
+        second = [str(rest[0]), number(row[rest[0]])] if rest else ["", ""]
+        rows.append([str(i), str(first), number(row[first]), *second])
+    return table_of(("example", "class", kind, "next", kind), 0, rows)
+
+
+def number(value: float) -> str:
+    """Four places."""
+    return f"{value:.4f}"
+
+
+def lines(prediction: Prediction) -> Sequence[str]:
+    """What was done to the file and, for one example, the answer in words."""
+    said = list(prediction.notes)
+    if prediction.classes is not None and len(prediction.classes) == 1:
+        best = int(prediction.classes[0])
+        said.append(f"class {best} ({prediction.kind} {number(prediction.outputs[0][best])})")
+    return said
