@@ -337,7 +337,7 @@ def test_custom_vjp_inside_scan(x64):
 def test_custom_vjp_in_an_optax_loop():
     params, xs, ys = vectors(8, jnp.float32)
     f = as_custom_vjp(VECTOR, batched=True)
-    optimizer = optax.adam(0.05)
+    optimizer = optax.sgd(0.5, momentum=0.9)
 
     def cost(params):
         return optax.softmax_cross_entropy_with_integer_labels(f(params, xs), ys).mean()
