@@ -4,6 +4,7 @@ Orbax writes and keeps them; a hash beside each says whether what is read back i
 """
 
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -36,8 +37,18 @@ def leaves_sha256(tree: Tree) -> str:
     """sha256 over the bytes of a tree's leaves, in tree order."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        digest.update(np.ascontiguousarray(leaf).data)
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def files_sha256(folder: Path) -> dict[str, str]:
+    """The sha256 of each file under a folder, by its path in it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def plain(tree: Tree) -> Tree:
@@ -73,6 +84,7 @@ class Checkpoints:
         self.options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
+        self.listing = folder.parent / f"{folder.name}.json"
         self.manager = self.open()
 
     def open(self):
@@ -99,26 +111,45 @@ class Checkpoints:
                     state=self.ocp.args.StandardSave(arrays), progress=self.ocp.args.JsonSave(about)
                 ),
             )
+            self.list_files(step)
         except Exception as error:
             raise CheckpointError(
                 f"the checkpoint of step {step:,} could not be written to {self.folder}: {reason(error)}; "
                 f"{self.left()}: mend that, then resume"
             ) from error
 
+    def listed(self) -> dict[str, dict[str, str]]:
+        """The sha256 of each file of each checkpoint, as it was written."""
+        try:
+            return json.loads(self.listing.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}  # the state's own hash still says whether it is whole
+
+    def list_files(self, step: int) -> None:
+        """Adds a checkpoint's files to the listing, and takes out those of checkpoints that are gone."""
+        there = {str(each) for each in self.manager.all_steps()}
+        kept = {each: files for each, files in self.listed().items() if each in there}
+        new = self.listing.with_name(f".{self.listing.name}.new")
+        new.write_text(json.dumps(kept | {str(step): files_sha256(self.folder / str(step))}), "utf-8")
+        new.replace(self.listing)
+
     def left(self) -> str:
         """Which good checkpoint there is, in words."""
         steps = self.steps()
         return f"the last good one is of step {steps[0]:,}" if steps else "there is none before it"
 
-    def newest(self, shapes: Tree) -> tuple[int, Tree, Progress] | None:
+    def newest(self, shapes: Tree, config: str = "") -> tuple[int, Tree, Progress] | None:
         """Step, state and progress of the newest checkpoint that is whole; None where there is none at all.
 
-        Damaged ones are moved to `damaged/` beside the folder, and said. Raises CheckpointError where all are damaged.
+        Damaged ones are moved to `damaged/` beside the folder, and said. config: the hash that must be in it, if any.
+        Raises CheckpointError where all are damaged, or one is of another config.
         """
         steps = self.steps()
         for i, step in enumerate(steps):
             try:
-                state, progress = self.read(step, shapes)
+                state, progress = self.read(step, shapes, config)
+            except CheckpointError:
+                raise
             except Exception as error:
                 after = f"going back to the one of step {steps[i + 1]:,}" if i + 1 < len(steps) else "none is left"
                 self.say(f"the checkpoint of step {step:,} is damaged ({reason(error)}): {after}")
@@ -132,11 +163,18 @@ class Checkpoints:
             )
         return None
 
-    def read(self, step: int, shapes: Tree) -> tuple[Tree, Progress]:
+    def read(self, step: int, shapes: Tree, config: str = "") -> tuple[Tree, Progress]:
         """State and progress of one checkpoint; raises where it is not what was written."""
+        # A restoration that fails midway leaves threads with errors of their own: look at the files before.
         folder = self.folder / str(step)
+        wanted, found = self.listed().get(str(step), {}), files_sha256(folder)
+        for name in wanted:
+            if found.get(name) != wanted[name]:
+                raise ValueError(f"{name} {'has changed' if name in found else 'is missing'}")
         about = self.manager.restore(step, args=self.ocp.args.Composite(progress=self.ocp.args.JsonRestore()))
         about = dict(about["progress"])
+        if config and about["config"] != config:
+            raise CheckpointError(f"{folder} is of another config: put it back into the run that it came from")
         arrays = jax.tree.map(plain_shape, shapes)
         restored = self.manager.restore(
             step, args=self.ocp.args.Composite(state=self.ocp.args.StandardRestore(arrays))
@@ -178,5 +216,5 @@ def reason(error: BaseException) -> str:
 
 
 def quiet(logger: logging.Logger) -> None:
-    """Orbax tells each step of its work as warnings; what matters comes as an exception."""
-    logger.setLevel(logging.ERROR)
+    """Orbax logs its work, and tracebacks of errors that it raises as well: the exception is enough."""
+    logger.setLevel(logging.CRITICAL)

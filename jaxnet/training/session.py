@@ -46,6 +46,7 @@ class Session:
             experiment.optimizer,
             experiment.example,
             jax.eval_shape(lambda y: y[0], self.typed(dataset.train.y[:1])),
+            batch=config.train.batch,
             chunks=config.train.chunks,
             delta_norms=config.monitor.delta_norms,
             gradient_norms=config.monitor.gradient_norms,
@@ -74,7 +75,7 @@ class Session:
 
     def usual_steps_per_call(self) -> int:
         """See `step.steps_per_call`; several seeds share the time of one."""
-        return max(1, step.steps_per_call(self.recipe, self.config.train.batch) // len(self.seeds))
+        return max(1, step.steps_per_call(self.recipe) // len(self.seeds))
 
     def typed(self, array: np.ndarray) -> np.ndarray:
         """The array in the precision of the run; whole numbers stay."""

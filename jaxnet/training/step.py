@@ -1,8 +1,9 @@
 """The training step: backward pass by hand, optimiser, and many steps as one scan over data that stay on the device."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,8 @@ class Arrays(NamedTuple):
 class Recipe:
     """What the training step is made of.
 
-    example, target: shape and dtype of one x and one y. chunks: pieces of a batch, run one after another.
+    example, target: shape and dtype of one x and one y. chunks: pieces of a whole `batch`, run one after
+    another.
     mesh: the devices over which a batch is sharded, along "data"; None for one device.
     """
 
@@ -48,6 +50,7 @@ class Recipe:
     optimizer: optax.GradientTransformation
     example: jax.ShapeDtypeStruct
     target: jax.ShapeDtypeStruct
+    batch: int
     chunks: int = 1
     delta_norms: bool = False
     gradient_norms: bool = False
@@ -130,7 +133,7 @@ def strong(tree: Tree) -> Tree:
 
 def zero_sums(recipe: Recipe) -> dict[str, jax.Array]:
     """The epoch's sums at its beginning."""
-    batch = [jax.ShapeDtypeStruct((1, *t.shape), t.dtype) for t in (recipe.example, recipe.target)]
+    batch = [jax.ShapeDtypeStruct((recipe.chunks, *t.shape), t.dtype) for t in (recipe.example, recipe.target)]
     params = shapes(recipe)
     seen = jax.eval_shape(lambda p, xs, ys: measured(recipe)(p, xs, ys, jax.random.key(0))[1], params, *batch)
     if recipe.update_ratios:
@@ -163,6 +166,13 @@ def measured(recipe: Recipe) -> Callable:
     return of
 
 
+@contextmanager
+def optax_promotion() -> Iterator[None]:
+    """JAX's usual promotion of dtypes, on which optax relies, also where the rest is held to a strict one."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def ratios(recipe: Recipe) -> Callable[[Tree, Tree], jax.Array]:
     """(updates, params) -> ‖update‖ / ‖parameters‖ by layer; 0 where the parameters are 0."""
     layers = layer_ranks(recipe)
@@ -181,7 +191,8 @@ def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.
 
     def step(state, xs, ys, seed):
         grads, sums = gradients(state.params, xs, ys, step_key(seed, state.step))
-        updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
+        with optax_promotion():
+            updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
         if ratio is not None:
             sums |= {"update_ratios": ratio(updates, state.params)}
         params = optax.apply_updates(state.params, updates)
@@ -196,7 +207,7 @@ def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[St
     batch: the size of each step's batch. train: the whole training set. order: the epoch's order of its examples, of
     which the steps take those from `start` on, one batch after another.
     """
-    step = training_step(recipe)
+    step = training_step(replace(recipe, chunks=pieces(batch, recipe)))
     shard = sharded(recipe.mesh, batch)
 
     def run(state, train, order, start, seed):
@@ -222,6 +233,12 @@ def sound(state: State) -> jax.Array:
     passing = jax.tree.leaves(state.optimizer)
     held += [~jnp.isnan(t).any() for t in passing if jnp.issubdtype(t.dtype, jnp.inexact)]
     return jnp.stack(held).all()
+
+
+def pieces(batch: int, recipe: Recipe) -> int:
+    """Into how many equal pieces a batch, maybe a remainder, is cut so that none is larger than one of a whole batch."""
+    most = max(1, recipe.batch // recipe.chunks)
+    return next(count for count in range(1, batch + 1) if batch % count == 0 and batch // count <= most)
 
 
 def sharded(mesh: Mesh | None, batch: int) -> Callable[[jax.Array], jax.Array]:
@@ -258,7 +275,7 @@ def even(steps: int, most: int) -> int:
     return next((size for size in range(most, most // 2, -1) if steps % size == 0), most)
 
 
-def steps_per_call(recipe: Recipe, batch: int) -> int:
+def steps_per_call(recipe: Recipe) -> int:
     """So many steps that a call takes about a second on a small machine; from shapes alone, never from a clock.
 
     Calls must begin and end at the same steps in a run and in its resumption, so that both are bit for bit the same.
@@ -266,7 +283,7 @@ def steps_per_call(recipe: Recipe, batch: int) -> int:
     params = sum(math.prod(p.shape) for p in jax.tree.leaves(shapes(recipe)))
     x = recipe.example
     positions = x.size if jnp.issubdtype(x.dtype, jnp.integer) else math.prod(x.shape[:-1])
-    return max(1, int(1 / (STEP_SECONDS + 6 * params * batch * positions / FLOPS_PER_SECOND)))
+    return max(1, int(1 / (STEP_SECONDS + 6 * params * recipe.batch * positions / FLOPS_PER_SECOND)))
 
 
 # ---------------------------------------------------------------------------------------- evaluation
@@ -286,7 +303,7 @@ def evaluation(recipe: Recipe, classified: bool, chunk: int = 1000) -> Callable[
         terms = loss.terms(y)
         sums = {"loss": cost, "terms": jnp.asarray(terms.value if isinstance(terms, Static) else terms, cost.dtype)}
         if classified:
-            right = (jnp.argmax(out, axis=-1) == y) & (y >= 0)
+            right = (jnp.argmax(out, axis=-1).astype(y.dtype) == y) & (y >= 0)
             sums |= {"right": jnp.sum(right).astype(jnp.int32), "answers": jnp.sum(y >= 0).astype(jnp.int32)}
         return sums
 

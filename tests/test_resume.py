@@ -1,0 +1,228 @@
+"""kill -9 at any moment, then resume: the same bits as a run that was never cut off. For real, in processes."""
+
+import json
+import random
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnet.training import loop
+from jaxnet.training.checkpoint import CheckpointError, Checkpoints, Progress
+from jaxnet.training.config import dump_toml
+from jaxnet.training.run import RunError
+from tests.runs import command, finished, killed, metrics, small, summary
+
+# Dropout, a schedule and accumulation have states of their own; a checkpoint after each of eight calls in an epoch.
+LONG = small(
+    "train.steps_per_call=4",
+    "checkpoint.every_seconds=0.0",
+    "train.epochs=6",
+    "train.accumulate=3",
+    model=[{"dense": 8}, "tanh", {"dropout": 0.1}, {"dense": 3}],
+    monitor={"mean_delta": 5, "gradient_norms": True},
+    train={
+        "epochs": 1,
+        "batch": 10,
+        "optimizer": {
+            "name": "adam",
+            "learning_rate": {
+                "schedule": "exponential_decay",
+                **{"init_value": 0.01, "transition_steps": 10, "decay_rate": 0.9},
+            },
+        },
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "small.toml").write_text(dump_toml(LONG))
+    status, _, err = finished(command("train", folder / "small.toml", "--run-dir", folder / "run"))
+    assert status == 0, err
+    return folder / "run"
+
+
+def begin_or_go_on(folder, config):
+    """`train`, or `resume` where there is something to resume."""
+    if (folder / "config.toml").exists():
+        return command("resume", folder)
+    return command("train", config, "--run-dir", folder)
+
+
+def cut_off(folder, config, kills, seed):
+    """Runs to the end, killed so many times, each at a moment drawn after the folder has changed."""
+    dice = random.Random(seed)
+    while kills:
+        process = begin_or_go_on(folder, config)
+        began, before = time.monotonic(), newest(folder)
+        while process.poll() is None and newest(folder) == before and time.monotonic() - began < 60:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 1.0))
+        if process.poll() is None:
+            kills -= 1
+        killed(process)
+        if folder.exists() and (folder / "summary.json").exists():
+            break
+    status, _, err = finished(begin_or_go_on(folder, config))
+    assert status == 0, err
+    return kills
+
+
+def newest(folder):
+    """What changes in a folder as its run goes on."""
+    lines = folder / "metrics.jsonl"
+    return lines.stat().st_size if lines.exists() else -1, len(list(folder.glob("checkpoints/*")))
+
+
+def same_bits(folder, whole):
+    assert summary(folder)["params_sha256"] == summary(whole)["params_sha256"]
+    assert metrics(folder) == metrics(whole)
+    assert {k: v for k, v in summary(folder).items() if k != "seconds"} == {
+        k: v for k, v in summary(whole).items() if k != "seconds"
+    }
+
+
+def test_killed_and_resumed_is_bit_for_bit_the_whole(whole, tmp_path):
+    assert cut_off(tmp_path / "run", whole.parent / "small.toml", kills=3, seed=1) == 0, "it ended before it was killed"
+    same_bits(tmp_path / "run", whole)
+    assert "going on from step" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_many_times(whole, tmp_path, seed):
+    cut_off(tmp_path / "run", whole.parent / "small.toml", kills=4, seed=100 + seed)
+    same_bits(tmp_path / "run", whole)
+
+
+@pytest.fixture
+def half(whole, tmp_path):
+    """A run cut off in its middle, made from the whole one: its newest checkpoints, no summary."""
+    shutil.copytree(whole, tmp_path / "half")
+    shutil.rmtree(sorted((tmp_path / "half" / "checkpoints").iterdir(), key=lambda p: int(p.name))[-1])
+    (tmp_path / "half" / "summary.json").unlink()
+    return tmp_path / "half"
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_lines_after_the_checkpoint_are_taken_back(half, whole):
+    (half / "metrics.jsonl").write_text((half / "metrics.jsonl").read_text() + '{"epoch": 13}\n{"ep')
+    loop.resume(half, quiet=True)
+    same_bits(half, whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(half, whole, damage, capsys):
+    last, before = steps(half)[-1], steps(half)[-2]
+    for path in (half / "checkpoints" / str(last) / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            content = bytearray(path.read_bytes())
+            if damage == "cut":
+                path.write_bytes(content[: len(content) // 2])
+            elif damage == "flipped":
+                content[len(content) // 2] ^= 1
+                path.write_bytes(content)
+            else:
+                path.unlink()
+    loop.resume(half)
+    said = capsys.readouterr().out
+    assert f"the checkpoint of step {last:,} is damaged" in said
+    assert f"going back to the one of step {before:,}" in said
+    assert f"going on from step {before:,}" in said
+    assert (half / "damaged" / str(last)).exists(), "nothing is thrown away"
+    same_bits(half, whole)
+
+
+def test_all_checkpoints_damaged(half):
+    for step in steps(half):
+        shutil.rmtree(half / "checkpoints" / str(step) / "state")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+        loop.resume(half, quiet=True)
+    assert len(list((half / "damaged").iterdir())) == 2
+
+
+def test_killed_before_the_first_checkpoint(half, whole):
+    shutil.rmtree(half / "checkpoints")
+    loop.resume(half, quiet=True)
+    same_bits(half, whole)
+
+
+def test_a_finished_run_stays(whole, capsys):
+    before = (whole / "summary.json").read_bytes()
+    loop.resume(whole)
+    assert "nothing to do" in capsys.readouterr().out
+    assert (whole / "summary.json").read_bytes() == before
+
+
+def test_a_changed_config_is_refused(half):
+    text = (half / "config.toml").read_text()
+    (half / "config.toml").write_text(text.replace("epochs = 6", "epochs = 7"))
+    before = metrics(half)
+    with pytest.raises(RunError, match="has changed since the run began"):
+        loop.resume(half, quiet=True)
+    assert metrics(half) == before
+
+
+def test_changed_data_are_refused(half):
+    environment = json.loads((half / "environment.json").read_text()) | {"data_sha256": "0"}
+    (half / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(RunError, match=r"the data of .* have changed"):
+        loop.resume(half, quiet=True)
+
+
+def test_checkpoints_of_another_run_are_refused(half, tmp_path):
+    other = loop.train(small(), run_dir=tmp_path / "other", quiet=True)
+    shutil.rmtree(half / "checkpoints")
+    shutil.copytree(other / "checkpoints", half / "checkpoints")
+    shutil.copy(other / "checkpoints.json", half / "checkpoints.json")
+    with pytest.raises(CheckpointError, match="is of another config"):
+        loop.resume(half, quiet=True)
+    assert steps(half) == steps(other), "they stay"
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(RunError, match=r"is not a run: it has no config\.toml"):
+        loop.resume(tmp_path, quiet=True)
+    with pytest.raises(RunError, match="there is no such folder"):
+        loop.resume(tmp_path / "nowhere", quiet=True)
+
+
+def test_another_machine_is_said(half, capsys):
+    environment = json.loads((half / "environment.json").read_text()) | {"threads": 999}
+    (half / "environment.json").write_text(json.dumps(environment))
+    loop.resume(half)
+    assert "this run began elsewhere (threads 999 → " in capsys.readouterr().out
+
+
+def test_a_checkpoint_keeps_every_kind_of_leaf(tmp_path):
+    """Typed keys, bfloat16, whole numbers, empty states: what optimisers hold."""
+    params = {"W": jnp.ones((3, 2)), "b": jnp.zeros(3, jnp.bfloat16)}
+    state = {
+        "optimizer": optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init(params),
+        "key": jax.random.key(3),
+        "none": (),
+        "n": jnp.int32(7),
+    }
+    checkpoints = Checkpoints(tmp_path / "c", 2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, Progress(1, 2, 3.5, ({"loss": 0.1},), "abc"))
+    assert checkpoints.steps() == [3, 2]
+    found = checkpoints.newest(jax.eval_shape(lambda: state))
+    assert found is not None
+    step, again, progress = found
+    assert (step, progress) == (3, Progress(1, 2, 3.5, ({"loss": 0.1},), "abc"))
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    plain = [jax.random.key_data(t) if t.dtype == state["key"].dtype else t for t in jax.tree.leaves((again, state))]
+    for ours, theirs in zip(plain[: len(plain) // 2], plain[len(plain) // 2 :], strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+        assert ours.dtype == theirs.dtype
