@@ -107,7 +107,7 @@ def _changes(predict: Callable[[Point], Mapping[str, Any]], point: Point, limit:
 
 
 def _generic(program: Program, args: tuple, cotangent: Any) -> Iterator[tuple[str, tuple[tuple, Any]]]:
-    """The point with one leaf after another made generic, then all of them, then all made small; with what that asks for."""
+    """The point with one leaf after another made generic, then all, then all made small; and the advice."""
     rng = np.random.default_rng(1)
 
     def stirred(x, scale=1.0):
@@ -123,11 +123,26 @@ def _generic(program: Program, args: tuple, cotangent: Any) -> Iterator[tuple[st
     for k, leaf in enumerate(leaves):
         if numeric.is_float(leaf):
             what = program.labels[k]
-            state = "zero everywhere" if not np.any(leaf) else "the same everywhere" if np.ptp(np.abs(leaf)) == 0 else "special"
-            yield f"draw {what} at random: it is {state} here", (jax.tree.unflatten(tree, [*leaves[:k], mixed[k], *leaves[k + 1 :]]), cotangent)
-    yield "draw all inputs and the cotangent at random", (jax.tree.unflatten(tree, mixed), jax.tree.unflatten(ct_tree, random_cts))
+            state = (
+                "zero everywhere"
+                if not np.any(leaf)
+                else "the same everywhere"
+                if np.ptp(np.abs(leaf)) == 0
+                else "special"
+            )
+            yield (
+                f"draw {what} at random: it is {state} here",
+                (jax.tree.unflatten(tree, [*leaves[:k], mixed[k], *leaves[k + 1 :]]), cotangent),
+            )
+    yield (
+        "draw all inputs and the cotangent at random",
+        (jax.tree.unflatten(tree, mixed), jax.tree.unflatten(ct_tree, random_cts)),
+    )
     small = [stirred(leaf, 1e-2) if numeric.is_float(leaf) else leaf for leaf in leaves]
-    yield "raise ε or take smaller inputs: what it is added to is large here", (jax.tree.unflatten(tree, small), jax.tree.unflatten(ct_tree, random_cts))
+    yield (
+        "raise ε or take smaller inputs: what it is added to is large here",
+        (jax.tree.unflatten(tree, small), jax.tree.unflatten(ct_tree, random_cts)),
+    )
 
 
 def _single(args: tuple, program: Program) -> Iterator[Blind]:
@@ -136,5 +151,7 @@ def _single(args: tuple, program: Program) -> Iterator[Blind]:
         for axis, n in enumerate(np.shape(leaf)):
             if n == 1 and np.ndim(leaf) > 1:
                 yield Blind(
-                    f"sum for mean, first or last entry only, over axis {axis} of {label}", "", f"take more than 1 along axis {axis} of {label}"
+                    f"sum for mean, first or last entry only, over axis {axis} of {label}",
+                    "",
+                    f"take more than 1 along axis {axis} of {label}",
                 )

@@ -98,25 +98,25 @@ two_args = normal(lambda n, o, i: (i, o), lambda n, o, i: (o, i), lambda n, o, i
 
 @wrong(dense, square_args, "transpos", ("[2]",), "01 W for its transpose")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return g.T @ a, g.sum(0), g @ W.T
 
 
 @wrong(dense, square_args, "inverse", ("[2]",), "02 the inverse")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return g.T @ a, g.sum(0), g @ jnp.linalg.inv(W).T
 
 
 @wrong(dense, dense_args, r"sign\(w\)", ("[2]",), "03 sign feedback")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return g.T @ a, g.sum(0), g @ jnp.sign(W)
 
 
 @wrong(dense, dense_args, "fixed matrix|random feedback", ("[2]",), "04 random feedback")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return g.T @ a, g.sum(0), g @ jax.random.normal(jax.random.key(77), W.shape, W.dtype)
 
 
@@ -130,11 +130,17 @@ def _(args, g):
 
 @wrong(tanh_layer, dense_args, ("missing|left out", "tanh"), ("[0]", "[1]", "[2]"), "06 g' left out")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return g.T @ a, g.sum(0), g @ W
 
 
-@wrong(sigmoid_layer, dense_args, (r"1 - sigmoid|sigmoid\(", "missing|multiplied by|left out"), ("[0]", "[1]", "[2]"), "07 sigmoid half")
+@wrong(
+    sigmoid_layer,
+    dense_args,
+    (r"1 - sigmoid|sigmoid\(", "missing|multiplied by|left out"),
+    ("[0]", "[1]", "[2]"),
+    "07 sigmoid half",
+)
 def _(args, g):
     W, b, a = args
     delta = g * jax.nn.sigmoid(a @ W.T + b[None, :])
@@ -152,7 +158,7 @@ def _(args, g):
 
 @wrong(dense, square_args, "transpos", ("[0]",), "09 dW transposed")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return a.T @ g, g.sum(0), g @ W
 
 
@@ -161,10 +167,18 @@ def half_square(W, b, a, y):
     return jnp.mean(jnp.sum(0.5 * (z - y) ** 2, -1))
 
 
-loss_args = normal(lambda n, o, i: (o, i), lambda n, o, i: (o,), lambda n, o, i: (n, i), lambda n, o, i: (n, o), sizes=OBLONG)
+loss_args = normal(
+    lambda n, o, i: (o, i), lambda n, o, i: (o,), lambda n, o, i: (n, i), lambda n, o, i: (n, o), sizes=OBLONG
+)
 
 
-@wrong(half_square, loss_args, ("times what it should be", "axis 0 of (a|y|x)"), ("[0]", "[1]", "[2]", "[3]"), "10 sum for mean")
+@wrong(
+    half_square,
+    loss_args,
+    ("times what it should be", "axis 0 of (a|y|x)"),
+    ("[0]", "[1]", "[2]", "[3]"),
+    "10 sum for mean",
+)
 def _(args, g):
     W, b, a, y = args
     delta = g * (a @ W.T + b[None, :] - y)
@@ -173,13 +187,13 @@ def _(args, g):
 
 @wrong(dense, dense_args, ("1/", "axis 0 of"), ("[1]",), "11 bias averaged again")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return g.T @ a, g.mean(0), g @ W
 
 
 @wrong(dense, dense_args, "first", ("[1]",), "12 bias of the first example")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return g.T @ a, g[0], g @ W
 
 
@@ -205,7 +219,9 @@ def binary_cross_entropy(z, y):
 def one_hot_args(size, seed, dtype):
     n, o, _ = OBLONG[size]
     keys = jax.random.split(jax.random.key(seed), 2)
-    return jax.random.normal(keys[0], (n, o), dtype), jax.nn.one_hot(jax.random.randint(keys[1], (n,), 0, o), o, dtype=dtype)
+    return jax.random.normal(keys[0], (n, o), dtype), jax.nn.one_hot(
+        jax.random.randint(keys[1], (n,), 0, o), o, dtype=dtype
+    )
 
 
 def binary_args(size, seed, dtype):
@@ -220,7 +236,7 @@ def _dy(z, g):
 
 @wrong(cross_entropy, one_hot_args, (r"\by\b", "missing|added"), ("[0]",), "14 cross-entropy without the one-hot")
 def _(args, g):
-    z, y = args
+    z, _y = args
     return g * jax.nn.softmax(z, axis=-1), _dy(z, g)
 
 
@@ -230,7 +246,13 @@ def _(args, g):
     return g * (y - jax.nn.softmax(z, axis=-1)), _dy(z, g)
 
 
-@wrong(binary_cross_entropy, binary_args, r"a\(1 - a\)|sigmoid\S*\(1 -|σ′|1 - a", ("[0]",), "16 extra g' with cross-entropy")
+@wrong(
+    binary_cross_entropy,
+    binary_args,
+    r"a\(1 - a\)|sigmoid\S*\(1 -|σ′|1 - a",
+    ("[0]",),
+    "16 extra g' with cross-entropy",
+)
 def _(args, g):
     z, y = args
     a = jax.nn.sigmoid(z)
@@ -265,7 +287,7 @@ def _(args, g):
 
 @wrong(dense, dense_args, ("added", "regulariser"), ("[0]",), "19 regulariser added")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return g.T @ a + 0.1 * W, g.sum(0), g @ W
 
 
@@ -277,26 +299,26 @@ def _(args, g):
 
 @wrong(dense, dense_args, ("row", "zero"), ("[0]",), "21 one row zero")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return (g.T @ a).at[-1].set(0), g.sum(0), g @ W
 
 
 @wrong(dense, dense_args, ("entry", "zero"), ("[0]",), "22 one entry zero")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     return (g.T @ a).at[1, 2].set(0), g.sum(0), g @ W
 
 
 @wrong(dense, dense_args, "1 %|1.01", ("[0]", "[1]", "[2]"), "23 all one per cent too large")
 def _(args, g):
-    W, b, a = args
+    W, _b, a = args
     g = g * jnp.asarray(1.01, g.dtype)
     return g.T @ a, g.sum(0), g @ W
 
 
 @wrong(dense, dense_args, "zero|missing", ("[2]",), "24 dx zero")
 def _(args, g):
-    W, b, a = args
+    _W, _b, a = args
     return g.T @ a, g.sum(0), jnp.zeros_like(a)
 
 
@@ -356,9 +378,11 @@ def _normed(x, axis=-1, ddof=0):
     return (x - m) * r, r
 
 
-def _norm_rule(name, words, leaves, dx, primal=layer_norm, axis=-1, d_gamma=lambda g, x, xh: jnp.sum(g * xh, 0), ddof=0):
+def _norm_rule(
+    name, words, leaves, dx, primal=layer_norm, axis=-1, d_gamma=lambda g, x, xh: jnp.sum(g * xh, 0), ddof=0
+):
     def backward(args, g):
-        x, gamma, beta = args
+        x, gamma, _beta = args
         xh, r = _normed(x, axis, ddof)
         return dx(x, g, gamma[None, :], xh, r), d_gamma(g, x, _normed(x, axis)[0]), g.sum(0)
 
@@ -370,14 +394,42 @@ def _right_dx(x, g, gamma, xh, r):
     return r * (d - mean(d) - xh * mean(d * xh))
 
 
-_norm_rule("26 LayerNorm without its mean", (r"\bm\b", "missing|stop_gradient"), ("[0]",), lambda x, g, w, xh, r: r * (g * w - xh * mean(g * w * xh)))
-_norm_rule("27 LayerNorm without its projection", (r"\b[vr]\b", "missing|stop_gradient"), ("[0]",), lambda x, g, w, xh, r: r * (g * w - mean(g * w)))
-_norm_rule("28 LayerNorm without both", ("two at once|both|and", "missing|stop_gradient"), ("[0]",), lambda x, g, w, xh, r: r * g * w)
-_norm_rule("29 gamma left out", ("gamma", "missing"), ("[0]",), lambda x, g, w, xh, r: _right_dx(x, g, jnp.ones_like(w), xh, r))
-_norm_rule("30 wrong axis", "axis", ("[0]",), lambda x, g, w, xh, r: r * (g * w - mean(g * w, 0) - xh * mean(g * w * xh, 0)))
+_norm_rule(
+    "26 LayerNorm without its mean",
+    (r"\bm\b", "missing|stop_gradient"),
+    ("[0]",),
+    lambda x, g, w, xh, r: r * (g * w - xh * mean(g * w * xh)),
+)
+_norm_rule(
+    "27 LayerNorm without its projection",
+    (r"\b[vr]\b", "missing|stop_gradient"),
+    ("[0]",),
+    lambda x, g, w, xh, r: r * (g * w - mean(g * w)),
+)
+_norm_rule(
+    "28 LayerNorm without both",
+    ("two at once|both|and", "missing|stop_gradient"),
+    ("[0]",),
+    lambda x, g, w, xh, r: r * g * w,
+)
+_norm_rule(
+    "29 gamma left out", ("gamma", "missing"), ("[0]",), lambda x, g, w, xh, r: _right_dx(x, g, jnp.ones_like(w), xh, r)
+)
+_norm_rule(
+    "30 wrong axis", "axis", ("[0]",), lambda x, g, w, xh, r: r * (g * w - mean(g * w, 0) - xh * mean(g * w * xh, 0))
+)
 _norm_rule("31 variance over n - 1", "n − 1|n-1", ("[0]",), _right_dx, ddof=1)
-_norm_rule("32 d_gamma from x", r"\bx stands in the place", ("[1]",), _right_dx, d_gamma=lambda g, x, xh: jnp.sum(g * x, 0))
-_norm_rule("33 BatchNorm as in evaluation", ("missing|stop_gradient", r"\bm\b|\bv\b"), ("[0]",), lambda x, g, w, xh, r: r * g * w, batch_norm, 0)
+_norm_rule(
+    "32 d_gamma from x", r"\bx stands in the place", ("[1]",), _right_dx, d_gamma=lambda g, x, xh: jnp.sum(g * x, 0)
+)
+_norm_rule(
+    "33 BatchNorm as in evaluation",
+    ("missing|stop_gradient", r"\bm\b|\bv\b"),
+    ("[0]",),
+    lambda x, g, w, xh, r: r * g * w,
+    batch_norm,
+    0,
+)
 
 
 @wrong(rms_norm, rms_args, "mean", ("[0]",), "34 RMSNorm with LayerNorm's mean")
@@ -424,7 +476,12 @@ def _attention_rule(name, words, leaves, *, masked=True, scale=True, dS=None, dV
 _attention_rule("35 dV without the transpose", "transpos", ("[2]",), dV=lambda A, g: A @ g)
 _attention_rule("36 dK without the transpose", "transpos", ("[1]",), dK=lambda dS, Q: dS @ Q)
 _attention_rule("37 1/sqrt(d) missing", r"√|sqrt|1\.732|missing", ("[0]", "[1]"), scale=False)
-_attention_rule("38 softmax's row sum left out", "sum over the row is missing|diagonal|row", ("[0]", "[1]"), dS=lambda A, dA: A * (1 - A) * dA)
+_attention_rule(
+    "38 softmax's row sum left out",
+    "sum over the row is missing|diagonal|row",
+    ("[0]", "[1]"),
+    dS=lambda A, dA: A * (1 - A) * dA,
+)
 _attention_rule("39 causal mask not applied", "mask", ("[0]", "[1]", "[2]"), masked=False)
 
 
@@ -486,7 +543,6 @@ def rnn(W, U, x):
 SEQUENCES = ((4, 3, 2), (7, 5, 4), (128, 8, 6))
 
 
-
 def _tamed(make):
     """Weights small enough that tanh and σ are not saturated, where a gradient is all rounding."""
     return lambda size, seed, dtype: tuple(0.4 * a if k < 2 else a for k, a in enumerate(make(size, seed, dtype)))
@@ -522,7 +578,9 @@ def lstm(W, b, x):
     return lax.scan(step, (jnp.zeros(n, x.dtype), jnp.zeros(n, x.dtype)), x)[1]
 
 
-lstm_args = _tamed(normal(lambda t, h, i: (4 * h, i + h), lambda t, h, i: (4 * h,), lambda t, h, i: (t, i), sizes=SEQUENCES))
+lstm_args = _tamed(
+    normal(lambda t, h, i: (4 * h, i + h), lambda t, h, i: (4 * h,), lambda t, h, i: (t, i), sizes=SEQUENCES)
+)
 
 
 def lstm_backward(args, g, through=lambda dc, f: dc * f):
@@ -564,7 +622,9 @@ def _(args, g):
 
 
 def _elementwise(name, primal, slope, words, sizes=OBLONG):
-    wrong(primal, normal(lambda n, o, i: (n, o), sizes=sizes), words, ("[0]",), name)(lambda args, g: (slope(args[0], g).astype(g.dtype),))
+    wrong(primal, normal(lambda n, o, i: (n, o), sizes=sizes), words, ("[0]",), name)(
+        lambda args, g: (slope(args[0], g).astype(g.dtype),)
+    )
 
 
 def tanh(x):
@@ -612,7 +672,12 @@ def _back_through(K, g, flip=True, dilate=1, extra=0):
     flipped = K[::-1, ::-1] if flip else K
     pad = ((2, 2 + extra),) * 2
     return lax.conv_general_dilated(
-        g, jnp.swapaxes(flipped, 2, 3), (1, 1), pad, lhs_dilation=(dilate, dilate), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        g,
+        jnp.swapaxes(flipped, 2, 3),
+        (1, 1),
+        pad,
+        lhs_dilation=(dilate, dilate),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 

@@ -52,11 +52,15 @@ def problem(case, size, seed, dtype=jnp.float32):
     args, ct = drawn(case, size, seed, dtype)
     wrong = wrong_leaves(case, args, ct)
     other = 1 if size == 0 else 0
-    asked = Problem(
-        case.primal, backward_of(case), args, ct,
-        lambda s: drawn(case, size, s, dtype), lambda s: drawn(case, other, s, dtype), wrong, 2e-6 if dtype == jnp.float32 else 1e-12,
-    )  # fmt: skip
-    return asked, wrong
+    tolerance = 2e-6 if dtype == jnp.float32 else 1e-12
+
+    def draw(seed):
+        return drawn(case, size, seed, dtype)
+
+    def redraw(seed):
+        return drawn(case, other, seed, dtype)
+
+    return Problem(case.primal, backward_of(case), args, ct, draw, redraw, wrong, tolerance), wrong
 
 
 def named(case, diagnosis: Diagnosis) -> bool:

@@ -66,13 +66,29 @@ def gaussian(x):
 
 
 wrong_slope("01 softplus: sigma of -x", softplus, lambda x: jax.nn.sigmoid(-x), r"σ|sigmoid|logistic|exp|sign|1 - ")
-wrong_slope("02 elu: its value for its slope", elu, lambda x: jnp.where(x > 0, 1, jnp.exp(jnp.minimum(x, 0)) - 1), "exp|elu|- 1")
-wrong_slope("03 selu: scale lost on one side", selu, lambda x: jnp.where(x > 0, 1.0507, 1.6733 * jnp.exp(jnp.minimum(x, 0))), r"1\.0507")
-wrong_slope("04 mish: product's second term lost", mish, lambda x: jnp.tanh(jnp.logaddexp(x, 0)), "missing|stop_gradient")
+wrong_slope(
+    "02 elu: its value for its slope", elu, lambda x: jnp.where(x > 0, 1, jnp.exp(jnp.minimum(x, 0)) - 1), "exp|elu|- 1"
+)
+wrong_slope(
+    "03 selu: scale lost on one side",
+    selu,
+    lambda x: jnp.where(x > 0, 1.0507, 1.6733 * jnp.exp(jnp.minimum(x, 0))),
+    r"1\.0507",
+)
+wrong_slope(
+    "04 mish: product's second term lost", mish, lambda x: jnp.tanh(jnp.logaddexp(x, 0)), "missing|stop_gradient"
+)
 wrong_slope("05 softsign: square forgotten", softsign, lambda x: 1 / (1 + jnp.abs(x)), r"missing|1/|abs")
-wrong_slope("06 clip: passed outside", hard_clip, lambda x: jnp.ones_like(x), "derivative is left out|mask|cut|clip|clamp")
+wrong_slope(
+    "06 clip: passed outside", hard_clip, lambda x: jnp.ones_like(x), "derivative is left out|mask|cut|clip|clamp"
+)
 wrong_slope("07 gaussian: sign", gaussian, lambda x: x * jnp.exp(-(x**2) / 2), "wrong sign")
-wrong_slope("08 gaussian: x forgotten", gaussian, lambda x: -jnp.exp(-(x**2) / 2), r"\bx\b.*missing|missing.*\bx\b|2 \* x|left out")
+wrong_slope(
+    "08 gaussian: x forgotten",
+    gaussian,
+    lambda x: -jnp.exp(-(x**2) / 2),
+    r"\bx\b.*missing|missing.*\bx\b|2 \* x|left out",
+)
 
 
 # -- norms and projections --------------------------------------------------------------------------------------------
@@ -103,7 +119,13 @@ def group_norm(x):
     return ((y - m) * lax.rsqrt(v + 1e-5)).reshape(x.shape)
 
 
-@wrong("11 GroupNorm without its mean", group_norm, normal(lambda n, d: (n, 2 * d), sizes=SIZES), (r"\bm\b", "missing|stop_gradient"), ("[0]",))
+@wrong(
+    "11 GroupNorm without its mean",
+    group_norm,
+    normal(lambda n, d: (n, 2 * d), sizes=SIZES),
+    (r"\bm\b", "missing|stop_gradient"),
+    ("[0]",),
+)
 def _(args, g):
     (x,) = args
     y, g = (a.reshape(x.shape[0], 2, -1) for a in (x, g))
@@ -118,7 +140,13 @@ def weight_norm(scale, V, x):
     return x @ W.T
 
 
-@wrong("12 weight norm: dV not projected", weight_norm, normal(lambda n, d: (d,), lambda n, d: (d, n), lambda n, d: (n + 1, n), sizes=SIZES), (r"\bn\b|sum", "missing|stop_gradient"), ("[1]",))  # fmt: skip
+@wrong(
+    "12 weight norm: dV not projected",
+    weight_norm,
+    normal(lambda n, d: (d,), lambda n, d: (d, n), lambda n, d: (n + 1, n), sizes=SIZES),
+    (r"\bn\b|sum", "missing|stop_gradient"),
+    ("[1]",),
+)
 def _(args, g):
     scale, V, x = args
     n = jnp.sqrt(dot(V, V))
@@ -173,22 +201,33 @@ def sampled(mu, logvar, noise):
     return mu + jnp.exp(0.5 * logvar) * noise
 
 
-@wrong("17 reparametrisation: half lost", sampled, normal(*[lambda n, d: (n, d)] * 3, sizes=SIZES), ("2|0.5", "times|missing|twice"), ("[1]",))
+@wrong(
+    "17 reparametrisation: half lost",
+    sampled,
+    normal(*[lambda n, d: (n, d)] * 3, sizes=SIZES),
+    ("2|0.5", "times|missing|twice"),
+    ("[1]",),
+)
 def _(args, g):
-    mu, logvar, noise = args
+    _mu, logvar, noise = args
     s = jnp.exp(0.5 * logvar)
     return g, g * s * noise, g * s
 
 
 def smoothed(z):
-    target = jnp.asarray(0.9, z.dtype) * jax.nn.one_hot(jnp.arange(z.shape[0]) % z.shape[1], z.shape[1], dtype=z.dtype) + 0.1 / z.shape[1]
+    target = (
+        jnp.asarray(0.9, z.dtype) * jax.nn.one_hot(jnp.arange(z.shape[0]) % z.shape[1], z.shape[1], dtype=z.dtype)
+        + 0.1 / z.shape[1]
+    )
     return -jnp.sum(target * jax.nn.log_softmax(z, -1))
 
 
 @wrong("18 label smoothing forgotten", smoothed, one, "smooth|target|0\\.9|0\\.02|0\\.1", ("[0]",))
 def _(args, g):
     (z,) = args
-    return (g * (jax.nn.softmax(z, -1) - jax.nn.one_hot(jnp.arange(z.shape[0]) % z.shape[1], z.shape[1], dtype=z.dtype)),)
+    return (
+        g * (jax.nn.softmax(z, -1) - jax.nn.one_hot(jnp.arange(z.shape[0]) % z.shape[1], z.shape[1], dtype=z.dtype)),
+    )
 
 
 def tempered(z):
@@ -244,7 +283,13 @@ def two_matmuls(A, B, C):
     return M @ C
 
 
-@wrong("23 A for M in dC", two_matmuls, normal(*[lambda n, d: (d, d)] * 3, sizes=SIZES), ("a stands in the place of m|stands in the place", "M|a @ b"), ("[2]",))
+@wrong(
+    "23 A for M in dC",
+    two_matmuls,
+    normal(*[lambda n, d: (d, d)] * 3, sizes=SIZES),
+    ("a stands in the place of m|stands in the place", "M|a @ b"),
+    ("[2]",),
+)
 def _(args, g):
     A, B, C = args
     return g @ C.T @ B.T, A.T @ (g @ C.T), A.T @ g
@@ -298,9 +343,15 @@ def _recurrence(args, g, of, through=lambda d, a: a * d):
     return jnp.sum(deltas * of(h, before), 0), deltas
 
 
-wrong("26 recurrence: h of this step for the one before", recurrence, decay, "step", ("[0]",))(lambda args, g: _recurrence(args, g, lambda h, before: h))
-wrong("27 recurrence: no error through time", recurrence, decay, "step", both)(lambda args, g: _recurrence(args, g, lambda h, b: b, lambda d, a: 0 * d))
-wrong("28 recurrence: decay forgotten", recurrence, decay, (r"\ba\b", "missing"), both)(lambda args, g: _recurrence(args, g, lambda h, b: b, lambda d, a: d))
+wrong("26 recurrence: h of this step for the one before", recurrence, decay, "step", ("[0]",))(
+    lambda args, g: _recurrence(args, g, lambda h, before: h)
+)
+wrong("27 recurrence: no error through time", recurrence, decay, "step", both)(
+    lambda args, g: _recurrence(args, g, lambda h, b: b, lambda d, a: 0 * d)
+)
+wrong("28 recurrence: decay forgotten", recurrence, decay, (r"\ba\b", "missing"), both)(
+    lambda args, g: _recurrence(args, g, lambda h, b: b, lambda d, a: d)
+)
 
 
 def running(x):
@@ -334,10 +385,18 @@ def _heads(args, g, dV=None, dQ_scale=0.5, dA=None):
     return dQ_scale * jnp.einsum("hts,hsd->htd", dS, K), 0.5 * jnp.einsum("hts,htd->hsd", dS, Q), dV
 
 
-wrong("30 heads: scores for weights in dV", heads, head_args, "s stands in the place", ("[2]",))(lambda a, g: _heads(a, g, lambda S, A, g: jnp.einsum("hts,htd->hsd", S, g)))
-wrong("31 heads: scale missing in dQ alone", heads, head_args, ("2", "times"), ("[0]",))(lambda a, g: _heads(a, g, dQ_scale=1.0))
-wrong("32 heads: softmax Jacobian forgotten", heads, head_args, "missing|left out|passed on", both)(lambda a, g: _heads(a, g, dA=lambda A, d: d))
-wrong("33 heads: softmax's subtraction forgotten", heads, head_args, "missing|stop_gradient", both)(lambda a, g: _heads(a, g, dA=lambda A, d: A * d))
+wrong("30 heads: scores for weights in dV", heads, head_args, "s stands in the place", ("[2]",))(
+    lambda a, g: _heads(a, g, lambda S, A, g: jnp.einsum("hts,htd->hsd", S, g))
+)
+wrong("31 heads: scale missing in dQ alone", heads, head_args, ("2", "times"), ("[0]",))(
+    lambda a, g: _heads(a, g, dQ_scale=1.0)
+)
+wrong("32 heads: softmax Jacobian forgotten", heads, head_args, "missing|left out|passed on", both)(
+    lambda a, g: _heads(a, g, dA=lambda A, d: d)
+)
+wrong("33 heads: softmax's subtraction forgotten", heads, head_args, "missing|stop_gradient", both)(
+    lambda a, g: _heads(a, g, dA=lambda A, d: A * d)
+)
 
 
 def rotated(x):
@@ -377,7 +436,13 @@ def layer_scale(gamma, W, x):
     return x + gamma[None, :] * f
 
 
-@wrong("37 layer scale: out for f", layer_scale, normal(lambda n, d: (d,), lambda n, d: (d, d), lambda n, d: (n, d), sizes=SIZES), "stands in the place|added", ("[0]",))
+@wrong(
+    "37 layer scale: out for f",
+    layer_scale,
+    normal(lambda n, d: (d,), lambda n, d: (d, d), lambda n, d: (n, d), sizes=SIZES),
+    "stands in the place|added",
+    ("[0]",),
+)
 def _(args, g):
     gamma, W, x = args
     f = jnp.tanh(x @ W.T)
@@ -422,11 +487,14 @@ def conv1d(k, x):
     return jnp.convolve(x, k, mode="valid")
 
 
-@wrong("40 convolution: error carried without full padding", conv1d, normal(lambda n, d: (3,), lambda n, d: (3 * n,), sizes=SIZES), "shift|flip|pad", ("[1]",))
+@wrong(
+    "40 convolution: error carried without full padding",
+    conv1d,
+    normal(lambda n, d: (3,), lambda n, d: (3 * n,), sizes=SIZES),
+    "shift|flip|pad",
+    ("[1]",),
+)
 def _(args, g):
     k, x = args
     dk = jax.vjp(lambda k: conv1d(k, x), k)[1](g)[0]
     return dk, jnp.concatenate([jnp.convolve(g, k[::-1])[1:], jnp.zeros(1, g.dtype)])
-
-
-

@@ -1,6 +1,6 @@
-"""Why is a backward pass wrong? The reference's own, mutated by each small mistake, until one gives what the rule gave."""
+"""Why is a backward pass wrong? The reference's own, mutated until one mistake gives what the rule gave."""
 
+from jaxnet.checking.diagnose.diagnosis import diagnose
 from jaxnet.checking.diagnose.problem import Diagnosis, Explanation, Problem
-from jaxnet.checking.diagnose.search import diagnose
 
 __all__ = ["Diagnosis", "Explanation", "Problem", "diagnose"]

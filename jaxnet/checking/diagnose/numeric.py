@@ -82,7 +82,10 @@ def _cumulate(ufunc):
 
 
 def _pad(x, value, *, padding_config):
-    shape = [max(0, low + high + n + max(n - 1, 0) * inner) for (low, high, inner), n in zip(padding_config, x.shape, strict=True)]
+    shape = [
+        max(0, low + high + n + max(n - 1, 0) * inner)
+        for (low, high, inner), n in zip(padding_config, x.shape, strict=True)
+    ]
     out = np.full(shape, value, x.dtype)
     into, source = [], []
     for (low, _, inner), n, size in zip(padding_config, x.shape, shape, strict=True):
@@ -110,9 +113,13 @@ def _same(x, *_, **__):
     return x
 
 
+def _plain(ufunc):
+    return lambda *xs, **_: ufunc(*xs)
+
+
 TABLE: Table = {
     **{
-        name: (lambda ufunc: lambda *xs, **_: ufunc(*xs))(ufunc)
+        name: _plain(ufunc)
         for name, ufunc in {
             "neg": np.negative, "sin": np.sin, "cos": np.cos, "tan": np.tan, "tanh": np.tanh, "exp": np.exp,
             "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1, "sqrt": np.sqrt, "cbrt": np.cbrt,

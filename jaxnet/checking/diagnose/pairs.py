@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxnet.checking.diagnose.fits import Candidate
+from jaxnet.checking.diagnose.candidate import Candidate
 from jaxnet.checking.diagnose.scene import Mutant
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ def added(search: Search, *, simple: bool = False) -> Iterator[Candidate]:
     target = search.sample(search.point.got)
     if target is None or len(kept) < 2 or len(target) < 4:
         return
-    V = np.stack([np.concatenate([v.real, v.imag]) if np.iscomplexobj(v) else v for _, v in kept]).astype(float)
-    t = (np.concatenate([target.real, target.imag]) if np.iscomplexobj(target) else target).astype(float)
+    V, t = np.stack([_real(v) for _, v in kept]), _real(target)
     free = np.array([m.fit == "scale" for m, _ in kept])
     G, b, whole = V @ V.T, V @ t, float(t @ t)
     d = np.diag(G)
@@ -34,7 +33,9 @@ def added(search: Search, *, simple: bool = False) -> Iterator[Candidate]:
         cj = (b[None, :] * d[:, None] - b[:, None] * G) / det
         ci = np.where(free[:, None], ci, 1.0)
         cj = np.where(free[None, :], cj, 1.0)
-        left = whole - 2 * (ci * b[:, None] + cj * b[None, :]) + ci**2 * d[:, None] + cj**2 * d[None, :] + 2 * ci * cj * G
+        left = (
+            whole - 2 * (ci * b[:, None] + cj * b[None, :]) + ci**2 * d[:, None] + cj**2 * d[None, :] + 2 * ci * cj * G
+        )
     left[np.tril_indices(len(kept))] = np.inf
     left[~np.isfinite(left) | (det <= 1e-9 * np.outer(d, d))] = np.inf
     near = np.argwhere(left <= 1e-6 * whole)
@@ -43,16 +44,24 @@ def added(search: Search, *, simple: bool = False) -> Iterator[Candidate]:
         one, other = kept[i][0], kept[j][0]
         if set(one.changes) & set(other.changes):
             continue
-        yield _both(search, one, other, 1 - float(ci[i, j]) if free[i] else 0.0, 1 - float(cj[i, j]) if free[j] else 0.0)
+        yield _both(
+            search, one, other, 1 - float(ci[i, j]) if free[i] else 0.0, 1 - float(cj[i, j]) if free[j] else 0.0
+        )
 
 
 def chained(search: Search) -> Iterator[Candidate]:
     """Pairs of simple mutants one after another, those of one source line first."""
     simple = sorted(_distinct(search.kept), key=lambda k: k[0].cost)[:90]
-    couples = [(a, b) for n, (a, _) in enumerate(simple) for b, _ in simple[n + 1 :] if not set(a.changes) & set(b.changes)]
+    couples = [
+        (a, b) for n, (a, _) in enumerate(simple) for b, _ in simple[n + 1 :] if not set(a.changes) & set(b.changes)
+    ]
     couples.sort(key=lambda ab: _price(search, *ab))
     for one, other in couples:
         yield _both(search, one, other, 0.0, 0.0)
+
+
+def _real(v: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.real(v), np.imag(v)]).astype(float) if np.iscomplexobj(v) else v.astype(float)
 
 
 def _price(search: Search, one: Mutant, other: Mutant) -> float:
@@ -83,4 +92,6 @@ def _both(search: Search, one: Mutant, other: Mutant, c: float, e: float) -> Can
         return f"two at once: {a}; and {b}", "; ".join(r for r in (right_a, right_b) if r)
 
     cost = 1.0 + _price(search, one, other) + (c not in (0.0, -1.0, 2.0)) + (e not in (0.0, -1.0, 2.0))
-    return Candidate(("pair", one.key, other.key, c, e), cost, lambda p: p.tape.replay({**first, **second}), say, search.line(one))
+    return Candidate(
+        ("pair", one.key, other.key, c, e), cost, lambda p: p.tape.replay({**first, **second}), say, search.line(one)
+    )

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxnet.checking.diagnose import numeric
 from jaxnet.checking.diagnose.problem import Problem
-from jaxnet.checking.diagnose.program import Program, Tape, widened
+from jaxnet.checking.diagnose.program import Program, widened
+from jaxnet.checking.diagnose.tape import Tape
 
 
 @dataclass
@@ -101,7 +102,11 @@ class Measure:
             if path not in without or np.shape(without[path]) != np.shape(self.point.ref[path]):
                 continue
             base = without[path] if by is None else self.point.ref[path]
-            along = self.point.ref[path] - without[path] if by is None else by.get(path, self.point.ref[path]) - without[path]
+            along = (
+                self.point.ref[path] - without[path]
+                if by is None
+                else by.get(path, self.point.ref[path]) - without[path]
+            )
             off = self.point.got[path] - base
             weight = np.vdot(along, along).real
             if not np.isfinite(weight) or weight <= 0 or np.size(along) < 2:

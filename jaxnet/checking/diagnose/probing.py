@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxnet.checking.diagnose import points
-from jaxnet.checking.diagnose.fits import Candidate
-from jaxnet.checking.diagnose.program import Op, Site
+from jaxnet.checking.diagnose.candidate import Candidate
 from jaxnet.checking.diagnose.scene import on_operand
+from jaxnet.checking.diagnose.tape import Op, Site
 
 if TYPE_CHECKING:
     from jaxnet.checking.diagnose.search import Search
@@ -48,7 +48,9 @@ def matrices(search: Search) -> Iterator[Candidate]:
             right = "; ".join(namer.operation(op, op.inputs, 4)[0] for op, _ in words)
             return f"the error is carried back by a fixed matrix B that is not {which}: random feedback", right
 
-        yield Candidate(("matrix", tuple(changes)), 2.0 + 0.1 * len(words), lambda p, c=changes: p.tape.replay(c), say, op.line)
+        yield Candidate(
+            ("matrix", tuple(changes)), 2.0 + 0.1 * len(words), lambda p, c=changes: p.tape.replay(c), say, op.line
+        )
 
 
 def _solve(search: Search, probes: list, fixed: dict, site: Site, op: Op, j: int):
@@ -58,7 +60,11 @@ def _solve(search: Search, probes: list, fixed: dict, site: Site, op: Op, j: int
     tape, measure, problem = search.point.tape, search.measure, search.problem
     shape = np.shape(tape.values[op.inputs[j]])
     n = int(np.prod(shape))
-    affected = {path for path in measure.wrong if tape.leaves[path] in {o for k in tape.affected(site) for o in tape.ops[k].outputs}}
+    affected = {
+        path
+        for path in measure.wrong
+        if tape.leaves[path] in {o for k in tape.affected(site) for o in tape.ops[k].outputs}
+    }
     settled = set()
     if fixed:
         explained, _, _ = measure.against(tape.replay(fixed))
@@ -78,7 +84,9 @@ def _solve(search: Search, probes: list, fixed: dict, site: Site, op: Op, j: int
                 for k in range(n):
                     unit = np.zeros(n, probe.ref[path].dtype)
                     unit[k] = 1
-                    out = probe.tape.replay({**fixed, site: on_operand(j, lambda op, x, look, u=unit: u.reshape(shape))})
+                    out = probe.tape.replay(
+                        {**fixed, site: on_operand(j, lambda op, x, look, u=unit: u.reshape(shape))}
+                    )
                     columns[:, k] = np.ravel(out.get(path, probe.ref[path])) - base
                     if search.late:
                         return None

@@ -17,11 +17,12 @@ from jax import lax
 from jax.extend import core
 
 from jaxnet.checking.diagnose import numeric
-from jaxnet.checking.diagnose.fits import Candidate
+from jaxnet.checking.diagnose.candidate import Candidate
 from jaxnet.checking.diagnose.points import Point
 from jaxnet.checking.diagnose.problem import Problem
-from jaxnet.checking.diagnose.program import Program, Site, trace
+from jaxnet.checking.diagnose.program import Program, trace
 from jaxnet.checking.diagnose.source import line_of
+from jaxnet.checking.diagnose.tape import Site
 
 _CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 
@@ -37,13 +38,25 @@ class Step:
     def literal(self) -> tuple[int, float] | None:
         """The position and value of the one operand that is a number in the program."""
         found = [
-            (j, float(v.val)) for j, v in enumerate(self.eqn.invars) if isinstance(v, core.Literal) and np.ndim(v.val) == 0
+            (j, float(v.val))
+            for j, v in enumerate(self.eqn.invars)
+            if isinstance(v, core.Literal) and np.ndim(v.val) == 0
         ]
         return found[0] if len(found) == 1 else None
 
+    def other(self) -> Any:
+        """The operand that is not the number."""
+        found = self.literal()
+        if found is None:
+            raise ValueError("no number here")
+        return self.inputs[1 - found[0]]
+
     def bind(self, inputs: Sequence[Any] | None = None, **params) -> list[Any]:
         """The equation itself, on other inputs or with other parameters."""
-        out = self.eqn.primitive.bind(*(self.inputs if inputs is None else inputs), **{**self.eqn.primitive.get_bind_params(self.eqn.params), **params})
+        out = self.eqn.primitive.bind(
+            *(self.inputs if inputs is None else inputs),
+            **{**self.eqn.primitive.get_bind_params(self.eqn.params), **params},
+        )
         return list(out) if self.eqn.primitive.multiple_results else [out]
 
 
@@ -57,8 +70,8 @@ def evaluate(jaxpr, consts: Sequence[Any], args: Sequence[Any], hook: Hook, path
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 
-    def read(v):
-        return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else env[v]
+    def read(v: Any) -> Any:
+        return jnp.asarray(v.val, getattr(v.aval, "dtype", None)) if isinstance(v, core.Literal) else env[v]
 
     for k, eqn in enumerate(jaxpr.eqns):
         inputs = [read(v) for v in eqn.invars]
@@ -77,14 +90,20 @@ def _inner(eqn, inputs, hook: Hook, path: Site) -> list[Any] | None:
     if eqn.primitive.name in _CALLS and inner is not None:
         consts = inner.consts if hasattr(inner, "consts") else []
         return evaluate(getattr(inner, "jaxpr", inner), consts, inputs, hook, path)
-    if eqn.primitive.name == "scan":
+    if eqn.primitive.name == "scan" and inner is not None:
         n, m = eqn.params["num_consts"], eqn.params["num_carry"]
 
         def body(carry, x):
             outs = evaluate(inner.jaxpr, inner.consts, [*inputs[:n], *carry, *x], hook, (*path, "body"))
             return outs[:m], outs[m:]
 
-        carry, ys = lax.scan(body, list(inputs[n : n + m]), list(inputs[n + m :]), length=eqn.params["length"], reverse=eqn.params["reverse"])
+        carry, ys = lax.scan(
+            body,
+            list(inputs[n : n + m]),
+            list(inputs[n + m :]),
+            length=eqn.params["length"],
+            reverse=eqn.params["reverse"],
+        )
         return [*carry, *ys]
     return None
 
@@ -106,7 +125,9 @@ def walk(jaxpr, path: Site = ()) -> Iterator[tuple[Site, Any]]:
         yield (*path, k), eqn
         inner = next((eqn.params[key] for key in ("call_jaxpr", "jaxpr", "fun_jaxpr") if key in eqn.params), None)
         if inner is not None and (eqn.primitive.name in _CALLS or eqn.primitive.name == "scan"):
-            yield from walk(getattr(inner, "jaxpr", inner), (*path, k, "body") if eqn.primitive.name == "scan" else (*path, k))
+            yield from walk(
+                getattr(inner, "jaxpr", inner), (*path, k, "body") if eqn.primitive.name == "scan" else (*path, k)
+            )
 
 
 def relatives(problem: Problem, point: Point, program: Program) -> Iterator[Candidate]:
@@ -121,7 +142,10 @@ def relatives(problem: Problem, point: Point, program: Program) -> Iterator[Cand
     for (axes, ndim), eqn in reductions.items():
         rest = tuple(a for a in range(ndim) if a not in axes)
         for other in {rest, *((a,) for a in range(ndim))} - {axes}:
-            words = f"all sums run over axis {_list(other)} and not over axis {_list(axes)}: the wrong axis (over the batch and not the features, or the other way round)"
+            words = (
+                f"all sums run over axis {_list(other)} and not over axis {_list(axes)}: the wrong axis (over the batch"
+                " and not the features, or the other way round)"
+            )
             yield _candidate(problem, ("axes", axes, other), words, 1.9, _axes(axes, other), eqn)
 
 
@@ -159,43 +183,93 @@ def _rules(eqn: Any) -> Iterator[tuple[str, str, float, Callable[[Step], list[An
     if not inexact or name in ("broadcast_in_dim", "reshape", "squeeze", "iota"):
         return
     if name not in _CALLS or len(eqn.outvars) == 1:
-        yield "held", "{name} is held constant: as if it were stop_gradient({name})", 1.4, lambda s: [lax.stop_gradient(o) if numeric.is_float(o) else o for o in s.bind()]
+        yield (
+            "held",
+            "{name} is held constant: as if it were stop_gradient({name})",
+            1.4,
+            lambda s: [lax.stop_gradient(o) if numeric.is_float(o) else o for o in s.bind()],
+        )
     literals = [float(v.val) for v in eqn.invars if isinstance(v, core.Literal) and np.ndim(v.val) == 0]
     if name == "stop_gradient":
         yield "through", "the gradient passes through stop_gradient", 1.4, lambda s: list(s.inputs)
     if name in ("round", "floor", "ceil", "sign"):
-        yield "straight", f"{name} is passed straight through: as if {name} were the identity", 1.5, lambda s: list(s.inputs)
+        yield (
+            "straight",
+            f"{name} is passed straight through: as if {name} were the identity",
+            1.5,
+            lambda s: list(s.inputs),
+        )
     if name in ("abs", "tanh", "logistic", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "max", "min", "clamp"):
         which = 1 if name == "clamp" else 0
-        yield "identity", f"{name} is left out, as if it were the identity", 1.6, lambda s: [jnp.broadcast_to(s.inputs[which], s.eqn.outvars[0].aval.shape)]
+        yield (
+            "identity",
+            f"{name} is left out, as if it were the identity",
+            1.6,
+            lambda s: [jnp.broadcast_to(s.inputs[which], s.eqn.outvars[0].aval.shape)],
+        )
     if name in ("sqrt", "rsqrt", "log", "div", "integer_pow"):
         yield from _epsilons(name)
     if name == "add" and literals and 0 < abs(literals[0]) < 0.02:
-        yield "no epsilon", f"{literals[0]:.3g} (ε) is left out", 1.5, lambda s: [s.inputs[1 - s.literal()[0]]]
+        yield "no epsilon", f"{literals[0]:.3g} (ε) is left out", 1.5, lambda s: [s.other()]
     if name in ("div", "mul") and literals:
         yield from _denominators(name, literals[0])
     if name in ("erf", "erfc"):
         yield "tanh", "the tanh approximation's derivative stands in the place of the exact GELU's", 1.5, _erf_by_tanh
     if name == "tanh":
         yield "sigmoid", "σ stands in the place of tanh", 1.9, lambda s: [jax.nn.sigmoid(s.inputs[0])]
-        yield "hard", "the hard tanh's derivative stands in the place of tanh's", 1.9, lambda s: [jnp.clip(s.inputs[0], -1, 1)]
+        yield (
+            "hard",
+            "the hard tanh's derivative stands in the place of tanh's",
+            1.9,
+            lambda s: [jnp.clip(s.inputs[0], -1, 1)],
+        )
     if name == "logistic":
         yield "tanh", "tanh stands in the place of σ", 1.9, lambda s: [jnp.tanh(s.inputs[0])]
-        yield "hard", "the hard sigmoid's derivative stands in the place of σ's", 1.9, lambda s: [jnp.clip(s.inputs[0] / 6 + 0.5, 0, 1)]
+        yield (
+            "hard",
+            "the hard sigmoid's derivative stands in the place of σ's",
+            1.9,
+            lambda s: [jnp.clip(s.inputs[0] / 6 + 0.5, 0, 1)],
+        )
         yield "steep", "σ(1.702 x) stands in the place of σ", 1.9, lambda s: [jax.nn.sigmoid(1.702 * s.inputs[0])]
     if name == "select_n" and len(eqn.invars) == 3:
         for j in (1, 2):
-            yield f"unmasked{j}", f"the mask of {{name}} is not applied (branch {j - 1} everywhere)", 1.5, lambda s, j=j: [s.inputs[j]]
+            yield (
+                f"unmasked{j}",
+                f"the mask of {{name}} is not applied (branch {j - 1} everywhere)",
+                1.5,
+                lambda s, j=j: [s.inputs[j]],
+            )
     if name == "max":
-        yield "softened", "softplus' derivative stands in the place of relu's", 2.0, lambda s: [jnp.logaddexp(s.inputs[0], s.inputs[1])]
-        yield "at ties", "the cut-off's derivative is that of the other side at ties", 2.0, lambda s: [jnp.where(s.inputs[0] >= s.inputs[1], s.inputs[0], s.inputs[1])]
+        yield (
+            "softened",
+            "softplus' derivative stands in the place of relu's",
+            2.0,
+            lambda s: [jnp.logaddexp(s.inputs[0], s.inputs[1])],
+        )
+        yield (
+            "at ties",
+            "the cut-off's derivative is that of the other side at ties",
+            2.0,
+            lambda s: [jnp.where(s.inputs[0] >= s.inputs[1], s.inputs[0], s.inputs[1])],
+        )
     if name == "integer_pow":
         for y in (eqn.params["y"] - 1, eqn.params["y"] + 1):
-            yield f"power{y}", f"the power {y} stands in the place of {eqn.params['y']}", 1.8, lambda s, y=y: [s.inputs[0] ** y]
+            yield (
+                f"power{y}",
+                f"the power {y} stands in the place of {eqn.params['y']}",
+                1.8,
+                lambda s, y=y: [s.inputs[0] ** y],
+            )
     if name in ("reduce_max", "reduce_min", "argmax"):
         yield "summed", f"{name} is treated as a mean", 2.0, lambda s: [jnp.mean(s.inputs[0], s.eqn.params["axes"])]
     if name in ("cumsum", "cumprod", "cummax", "cumlogsumexp"):
-        yield "direction", f"{name} runs in the wrong direction", 1.5, lambda s: s.bind(reverse=not s.eqn.params["reverse"])
+        yield (
+            "direction",
+            f"{name} runs in the wrong direction",
+            1.5,
+            lambda s: s.bind(reverse=not s.eqn.params["reverse"]),
+        )
 
 
 def _epsilons(name: str) -> Iterator[tuple[str, str, float, Callable[[Step], list[Any] | None]]]:
@@ -239,10 +313,13 @@ def _denominators(name: str, c: float) -> Iterator[tuple[str, str, float, Callab
     if name == "div" and c > 1 and c == int(c):
         for off in (-1, 1):
             sign = "−" if off < 0 else "+"
-            words = f"the mean {{name}} is taken over n {sign} 1 = {int(c) + off} where the forward pass has n = {int(c)} (variance over n {sign} 1)"
+            words = (
+                f"the mean {{name}} is taken over n {sign} 1 = {int(c) + off} where the forward pass has n = {int(c)}"
+                f" (variance over n {sign} 1)"
+            )
             yield f"ddof{off}", words, 1.5, lambda s, o=off: s.bind([s.inputs[0], s.inputs[1] + o])
     if c != 1:
-        yield "number", f"the number {c:.6g} is left out", 1.6, lambda s: [s.inputs[1 - s.literal()[0]]]
+        yield "number", f"the number {c:.6g} is left out", 1.6, lambda s: [s.other()]
 
 
 def _erf_by_tanh(step: Step) -> list[Any]:
@@ -252,8 +329,8 @@ def _erf_by_tanh(step: Step) -> list[Any]:
 
 
 def _axes(axes: tuple[int, ...], other: tuple[int, ...]) -> Hook:
-    """All reductions over `axes` taken over `other`: their ones go to the other place, their means divide by its size."""
-    placed: dict[int, tuple[int, ...]] = {}
+    """All reductions over `axes` taken over `other`: ones and divisors go with them."""
+    placed: dict[str, tuple[int, ...]] = {}
 
     def hook(path: Site, step: Step):
         name, eqn = step.eqn.primitive.name, step.eqn
@@ -265,7 +342,7 @@ def _axes(axes: tuple[int, ...], other: tuple[int, ...]) -> Hook:
             return [out]
         if not placed:
             return None
-        if name in ("broadcast_in_dim", "reshape") and step.inputs and step.inputs[0].shape != eqn.invars[0].aval.shape:
+        if name in ("broadcast_in_dim", "reshape") and step.inputs[0].shape != eqn.invars[0].aval.shape:
             shape = eqn.outvars[0].aval.shape
             if all(shape[a] == 1 for a in axes) and step.inputs[0].ndim == len(shape) - len(other):
                 return [jnp.expand_dims(step.inputs[0], other)]

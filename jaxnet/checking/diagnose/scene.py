@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxnet.checking.diagnose import numeric
-from jaxnet.checking.diagnose.program import Looking, Op, Site, Tape
+from jaxnet.checking.diagnose.tape import Looking, Op, Site, Tape
 from jaxnet.checking.diagnose.words import Namer
 
 Change = Callable[[Op, Sequence[Any], Looking], list[Any]]
@@ -89,16 +89,25 @@ class Scene:
             if k >= here or self.tape.linear[donor.number] is not linear:
                 continue
             depth = len(self.tape.ops[k].frame) if k >= 0 else 0
-            candidate = self.tape.values[donor.number]
+            candidate = self.tape.values[self.here(donor, op)]
             if depth > len(op.frame) or not np.any(candidate):
                 continue
             if any(candidate is v or np.array_equal(candidate, v) for v in seen):
                 continue
             seen.append(candidate)
-            yield donor
+            yield Donor(donor.where, self.here(donor, op))
+
+    def here(self, donor: Donor, op: Op) -> int:
+        """The number of a donor in the step in which the operation runs; its first one where it has none there."""
+        site, out = donor.where
+        if site is None:
+            return out
+        at = self.tape.instances[site]
+        k = at.get(op.frame[: len(next(iter(at)))])
+        return donor.number if k is None else self.tape.ops[k].outputs[out]
 
     def split(self, op: Op) -> tuple[int, int] | None:
-        """The positions of the operand that the cotangent reached and of the one it did not, where there is one each."""
+        """The positions of the operand that the cotangent reached and of the other, where there is one each."""
         if len(op.inputs) != 2:
             return None
         moving = [j for j, i in enumerate(op.inputs) if self.tape.linear[i]]
@@ -148,3 +157,20 @@ def shifted(x: Any, axis: int, by: int, *, circular: bool) -> Any:
 def square(x: Any) -> bool:
     """Whether the last two axes can be exchanged in place, to another effect."""
     return np.ndim(x) >= 2 and np.shape(x)[-1] == np.shape(x)[-2] > 1
+
+
+def says(op: Op, words: str):
+    def say(namer, c):
+        right = namer.operation(op, op.inputs, 6)[0]
+        return words.format(*(namer.expr(i, 5) for i in op.inputs[:1]), right), right
+
+    return say
+
+
+def operand(site: Site, op: Op, j: int, kind: str, function: Callable[[Any], Any], words: str, cost: float) -> Mutant:
+    def say(namer, c):
+        right = namer.operation(op, op.inputs, 5)[0]
+        name = namer.expr(op.inputs[j], 4).removesuffix(".T")
+        return words.format(name if name.isidentifier() else f"[{name}]") + f" in {right}", right
+
+    return Mutant((site, kind, j), {site: on_operand(j, lambda op, x, look: function(x))}, cost, say, site)

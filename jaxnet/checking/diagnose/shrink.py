@@ -26,7 +26,7 @@ class Smaller(NamedTuple):
 
 
 def shrink(problem: Problem, program: Program, whole: Point, deadline: float) -> Smaller | None:
-    """The problem with its scanned axes cut to a few steps, where rule and primal take that and the rule stays wrong."""
+    """The problem with its scanned axes cut to a few steps, where rule and primal take that and it stays wrong."""
     if sum(whole.tape.live) < LONG or time.perf_counter() > deadline:
         return None
     lengths = {op.params["length"] for op in whole.tape.ops if op.name == "step"}
@@ -47,7 +47,7 @@ def shrink(problem: Problem, program: Program, whole: Point, deadline: float) ->
             return None
         small = trace(problem.primal, args)
         point = points.at(problem, small, args, jax.tree.unflatten(tree, cts))
-    except Exception:  # noqa: BLE001  the user's code may raise anything at a size that it was not asked for: then it stays whole
+    except Exception:
         return None
     measure = Measure(point, problem.wrong, problem.tolerance)
     if any(measure.error[path] <= 10 * problem.tolerance for path in measure.wrong):

@@ -10,7 +10,17 @@ import numpy as np
 
 from jaxnet.checking.diagnose.program import cotangent_leaves
 
-_PLAIN = ((0.0, "0"), (-1.0, "−1"), (2.0, "2"), (0.5, "½"), (-2.0, "−2"), (-0.5, "−½"), (4.0, "4"), (0.25, "¼"), (3.0, "3"))
+_PLAIN = (
+    (0.0, "0"),
+    (-1.0, "−1"),
+    (2.0, "2"),
+    (0.5, "½"),
+    (-2.0, "−2"),
+    (-0.5, "−½"),
+    (4.0, "4"),
+    (0.25, "¼"),
+    (3.0, "3"),
+)
 
 
 class Name(NamedTuple):
@@ -20,7 +30,9 @@ class Name(NamedTuple):
     value: Callable[[tuple, Any], float]
 
 
-def names(c: float, args: tuple, cotangent: Any, labels: tuple[str, ...], constants: tuple[float, ...], near: float) -> list[Name]:
+def names(
+    c: float, args: tuple, cotangent: Any, labels: tuple[str, ...], constants: tuple[float, ...], near: float
+) -> list[Name]:
     """What a constant may be, the plainest first; empty where nothing of the problem equals it."""
     found = [Name(f"{words}", lambda a, ct, v=v: v) for v, words in _PLAIN if abs(c - v) <= near * max(1.0, abs(v))]
     if found:
@@ -36,18 +48,31 @@ def names(c: float, args: tuple, cotangent: Any, labels: tuple[str, ...], consta
 def _forms(args, cotangent, labels, constants) -> Iterator[tuple[str, Callable[[tuple, Any], float]]]:
     sizes = list(_sizes(args, cotangent, labels))
     unary = (
-        ("{0}", lambda s: s), ("1/{0}", lambda s: 1 / s), ("√{0}", lambda s: s**0.5), ("1/√{0}", lambda s: s**-0.5),
-        ("{0}²", lambda s: s * s), ("1/{0}²", lambda s: s**-2.0), ("n/(n − 1), n = {0}", lambda s: s / (s - 1)),
-        ("(n − 1)/n, n = {0}", lambda s: (s - 1) / s), ("2/{0}", lambda s: 2 / s), ("{0}/2", lambda s: s / 2),
-    )  # fmt: skip
+        ("{0}", lambda s: s),
+        ("1/{0}", lambda s: 1 / s),
+        ("√{0}", lambda s: s**0.5),
+        ("1/√{0}", lambda s: s**-0.5),
+        ("{0}²", lambda s: s * s),
+        ("1/{0}²", lambda s: s**-2.0),
+        ("n/(n − 1), n = {0}", lambda s: s / (s - 1)),
+        ("(n − 1)/n, n = {0}", lambda s: (s - 1) / s),
+        ("2/{0}", lambda s: 2 / s),
+        ("{0}/2", lambda s: s / 2),
+    )
     for words, function in unary:
         for name, size in sizes:
             yield words.format(name), lambda a, ct, f=function, s=size: _safely(f, s(a, ct))
     for constant in constants:
         for words, function in (
-            ("{0}", lambda s: s), ("1/{0}", lambda s: 1 / s), ("1 − {0}", lambda s: 1 - s), ("1/(1 − {0})", lambda s: 1 / (1 - s)),
-            ("√{0}", lambda s: s**0.5), ("{0}²", lambda s: s * s), ("2·{0}", lambda s: 2 * s), ("1/{0}²", lambda s: s**-2.0),
-        ):  # fmt: skip
+            ("{0}", lambda s: s),
+            ("1/{0}", lambda s: 1 / s),
+            ("1 − {0}", lambda s: 1 - s),
+            ("1/(1 − {0})", lambda s: 1 / (1 - s)),
+            ("√{0}", lambda s: s**0.5),
+            ("{0}²", lambda s: s * s),
+            ("2·{0}", lambda s: 2 * s),
+            ("1/{0}²", lambda s: s**-2.0),
+        ):
             yield words.format(f"{constant:.6g}"), lambda a, ct, f=function, s=constant: _safely(f, s)
     for k, (one, first) in enumerate(sizes):
         for j, (other, second) in enumerate(sizes):
@@ -78,11 +103,17 @@ def _sizes(args, cotangent, labels) -> Iterator[tuple[str, Callable[[tuple, Any]
             for words, test in (("valid", lambda v: v > 0), ("non-negative", lambda v: v >= 0)):
                 count = int(np.sum(test(np.asarray(leaf))))
                 if 1 < count < np.size(leaf):
-                    yield f"{count} ({words} entries of {labels[k]})", lambda a, ct, k=k, t=test: int(np.sum(t(np.asarray(jax.tree.leaves(a)[k]))))
+                    yield (
+                        f"{count} ({words} entries of {labels[k]})",
+                        lambda a, ct, k=k, t=test: int(np.sum(t(np.asarray(jax.tree.leaves(a)[k])))),
+                    )
         if len(shape) > 1 and shape not in seen:
             seen.add(shape)
             yield f"{np.size(leaf)} (entries of {labels[k]})", lambda a, ct, k=k: np.size(jax.tree.leaves(a)[k])
     for k, leaf in enumerate(cotangent_leaves(cotangent)):
         for axis, n in enumerate(np.shape(leaf)):
             if n > 1:
-                yield f"{n} (axis {axis} of the output)", lambda a, ct, k=k, x=axis: np.shape(cotangent_leaves(ct)[k])[x]
+                yield (
+                    f"{n} (axis {axis} of the output)",
+                    lambda a, ct, k=k, x=axis: np.shape(cotangent_leaves(ct)[k])[x],
+                )

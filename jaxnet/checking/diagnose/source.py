@@ -38,6 +38,10 @@ class Line(NamedTuple):
         return f"{os.path.basename(self.file)}:{self.number}   {self.text}" if self.file else ""
 
 
+NOWHERE = Line()
+"""The line of what has none."""
+
+
 @lru_cache(maxsize=4096)
 def _assigned(text: str) -> str:
     try:

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.special
 
 from jaxnet.checking.diagnose import numeric
-from jaxnet.checking.diagnose.program import Op, Site
 from jaxnet.checking.diagnose.scene import Mutant, Scene, Where, on_operand, on_output, replaced, swapped
+from jaxnet.checking.diagnose.tape import Op, Site
 
 _LINEAR_IN_OPERAND = {"mul", "div", "dot_general", "conv_general_dilated"}
 
@@ -26,22 +26,45 @@ def donors(scene: Scene) -> Iterator[Mutant]:
             if not moving and not tape.depends[i] and op.name != "dot_general":
                 continue
             for nth, donor in enumerate(scene.donors(op, i, linear=moving)):
-                fit = "add" if op.name in _LINEAR_IN_OPERAND and not moving and not (op.name == "div" and j == 1) else ""
+                fit = (
+                    "add" if op.name in _LINEAR_IN_OPERAND and not moving and not (op.name == "div" and j == 1) else ""
+                )
                 change = on_operand(j, lambda op, x, look, w=donor.where: look(w))
-                graded = lambda c, site=site, j=j, w=donor.where: {site: on_operand(j, lambda op, x, look: x + c * look(w))}  # noqa: E731
-                yield Mutant((site, "donor", j, donor.where), {site: change}, (2.6 if moving else 1.5) + 0.01 * nth, _say(op, j, donor.number), site, fit, graded)
+
+                def graded(c, site=site, j=j, w=donor.where):
+                    return {site: on_operand(j, lambda op, x, look: x + c * look(w))}
+
+                yield Mutant(
+                    (site, "donor", j, donor.where),
+                    {site: change},
+                    (2.6 if moving else 1.5) + 0.01 * nth,
+                    _say(op, j, donor.number),
+                    site,
+                    fit,
+                    graded,
+                )
             if op.name == "dot_general" and not moving and np.ndim(tape.values[i]) == 2:
                 for donor in scene.donors(op, i, linear=False, transposed=True):
                     change = on_operand(j, lambda op, x, look, w=donor.where: swapped(look(w)))
-                    yield Mutant((site, "donor.T", j, donor.where), {site: change}, 1.8, _say(op, j, donor.number, ".T"), site)
+                    yield Mutant(
+                        (site, "donor.T", j, donor.where), {site: change}, 1.8, _say(op, j, donor.number, ".T"), site
+                    )
     for site, op in scene.residual():
-        if op.name in ("step", "stack", "expand", "reshape", "broadcast_in_dim") or not numeric.is_float(tape.values[op.outputs[0]]):
+        if op.name in ("step", "stack", "expand", "reshape", "broadcast_in_dim") or not numeric.is_float(
+            tape.values[op.outputs[0]]
+        ):
             continue
         for j, i in enumerate(op.inputs):
             if tape.depends[i] and numeric.is_float(tape.values[i]) and np.ndim(tape.values[i]):
                 for nth, donor in enumerate(scene.donors(op, i, linear=False)):
                     change = on_operand(j, lambda op, x, look, w=donor.where: look(w))
-                    yield Mutant((site, "donor", j, donor.where), {site: change}, 1.7 + 0.01 * nth, _say(op, j, donor.number), site)
+                    yield Mutant(
+                        (site, "donor", j, donor.where),
+                        {site: change},
+                        1.7 + 0.01 * nth,
+                        _say(op, j, donor.number),
+                        site,
+                    )
     for site, op in scene.residual():
         if op.name in ("gt", "ge", "lt", "le"):
             for j, i in enumerate(op.inputs):
@@ -63,7 +86,7 @@ def updated(scene: Scene) -> Iterator[Mutant]:
             for path, n in tape.leaves.items():
                 for turned in (False, True):
                     own = np.shape(tape.values[n])
-                    if (own[:-2] + own[:-3:-1] if turned else own) != shape or turned and len(own) < 2:
+                    if (own[:-2] + own[:-3:-1] if turned else own) != shape or (turned and len(own) < 2):
                         continue
 
                     def gradient(look, path=path, turned=turned):
@@ -74,7 +97,15 @@ def updated(scene: Scene) -> Iterator[Mutant]:
                         return {site: on_operand(j, lambda op, x, look: x + np.asarray(c, x.dtype) * gradient(look))}
 
                     change = on_operand(j, lambda op, x, look, gradient=gradient: gradient(look))
-                    yield Mutant((site, "updated", j, (path, turned)), {site: change}, 1.7, _say_updated(op, j, path), site, "add", graded)
+                    yield Mutant(
+                        (site, "updated", j, (path, turned)),
+                        {site: change},
+                        1.7,
+                        _say_updated(op, j, path),
+                        site,
+                        "add",
+                        graded,
+                    )
 
 
 def _say_updated(op: Op, j: int, path: str):
@@ -83,7 +114,10 @@ def _say_updated(op: Op, j: int, path: str):
         what, gradient = namer.expr(op.inputs[j], 4).removesuffix(".T"), f"∂{namer.leaf(path)}"
         if not c:
             return f"{gradient} stands in the place of {what} in {right}", right
-        return f"{what} is already updated or stale: {what} {c:+.4g}·{gradient} stands in the place of {what} in {right}", right
+        return (
+            f"{what} is already updated or stale: {what} {c:+.4g}·{gradient} stands in the place of {what} in {right}",
+            right,
+        )
 
     return say
 
@@ -171,7 +205,9 @@ def dominators(scene: Scene) -> dict[int, int]:
             continue
         out = op.outputs[0]
         moving = [i for i in op.inputs if tape.linear[i]]
-        if any(np.shape(tape.values[i]) != np.shape(tape.values[out]) for i in moving) or (op.name == "div" and tape.linear[op.inputs[1]]):
+        if any(np.shape(tape.values[i]) != np.shape(tape.values[out]) for i in moving) or (
+            op.name == "div" and tape.linear[op.inputs[1]]
+        ):
             continue
         if len(moving) < len(op.inputs) and op.name in ("add_any", "add", "sub"):
             continue
@@ -218,12 +254,23 @@ def extra(scene: Scene) -> Iterator[Mutant]:
     tape = scene.tape
     for site, op in scene.linear():
         out = op.outputs[0]
-        if op.name not in ("mul", "dot_general", "sub", "add_any", "select_n", "neg", "div") or np.size(tape.values[out]) < 3:
+        if (
+            op.name not in ("mul", "dot_general", "sub", "add_any", "select_n", "neg", "div")
+            or np.size(tape.values[out]) < 3
+        ):
             continue
         for nth, donor in enumerate(scene.donors(op, out, linear=False)):
             for words, function, cost in SLOPES:
-                change = on_output(lambda op, x, look, d=donor.where, f=function: x * np.asarray(f(look(d))).astype(x.dtype))
-                yield Mutant((site, "extra", donor.where, words), {site: change}, cost + 0.2 + 0.01 * nth, _say_extra(op, donor.number, words), site)
+                change = on_output(
+                    lambda op, x, look, d=donor.where, f=function: x * np.asarray(f(look(d))).astype(x.dtype)
+                )
+                yield Mutant(
+                    (site, "extra", donor.where, words),
+                    {site: change},
+                    cost + 0.2 + 0.01 * nth,
+                    _say_extra(op, donor.number, words),
+                    site,
+                )
 
 
 def _spans(scene: Scene) -> Iterator[tuple[Site, Op, int, Where, int]]:
@@ -255,7 +302,13 @@ def _say_extra(op: Op, number: int, words: str):
 def _say_passed(op: Op, entry: int):
     def say(namer, c):
         right = namer.operation(op, op.inputs, 7)[0]
-        return f"the derivative is left out: {namer.expr(entry, 3)} is passed on as it is, the factor that makes it {right} is missing", right
+        return (
+            (
+                f"the derivative is left out: {namer.expr(entry, 3)} is passed on as it is, the factor that makes it"
+                f" {right} is missing"
+            ),
+            right,
+        )
 
     return say
 

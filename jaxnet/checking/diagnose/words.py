@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxnet.checking.diagnose.program import Op, Tape
+from jaxnet.checking.diagnose.tape import Op, Tape
 
 _INFIX = {"add": ("+", 1), "add_any": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 _COMPARE = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
@@ -47,7 +47,11 @@ class Namer:
             return _constant(tape.values[number]), 9
         op = tape.ops[tape.maker[number]]
         if op.name in _TRANSPARENT or op.name == "stack":
-            return self._expr(op.inputs[0], depth)
+            # the last of what is stacked: the first may be what the loop began with
+            inner, strength = self._expr(op.inputs[-1] if op.name == "stack" else op.inputs[0], depth)
+            if op.name == "carry" and inner.isidentifier():
+                return f"{inner}[t{'+' if tape.linear[number] else '-'}1]", 9
+            return inner, strength
         if depth <= 0:
             return ("δ" if tape.linear[number] else "…"), 9
         return self.operation(op, op.inputs, depth)
@@ -92,7 +96,7 @@ class Namer:
         """What is averaged, where the operands are a sum and the number of its terms."""
         tape = self.tape
         over = tape.values[inputs[1]]
-        if np.ndim(over) or inputs[1] in tape.maker and tape.depends[inputs[1]]:
+        if np.ndim(over) or (inputs[1] in tape.maker and tape.depends[inputs[1]]):
             return None
         number = inputs[0]
         while number in tape.maker and tape.ops[tape.maker[number]].name in _TRANSPARENT:
