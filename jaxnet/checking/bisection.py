@@ -66,7 +66,8 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
     path, others = [], []
     node: Layer = net
     around: Callable[[Layer], Layer] = lambda part: part  # noqa: E731
-    while node.rebuild is not None:
+    # A combination is held with references for all its parts first: where that is wrong, the combinator is.
+    while node.rebuild is not None and right(around(all_but(node, None))):
         guilty = [i for i in reversed(range(len(node.parts))) if not right(around(all_but(node, i)))]
         if not guilty:
             break

@@ -12,7 +12,7 @@ from typing import Any
 from jaxnet.checking.checks import check
 from jaxnet.checking.report import Report
 from jaxnet.checking.subject import CannotCheckError
-from jaxnet.checking.table import sized
+from jaxnet.checking.table import clipped, sized
 from jaxnet.checking.targets import Target, find
 
 ADEQUACY_SECONDS = 1.5  # for each of all targets
@@ -136,7 +136,7 @@ def line(report: Report, seconds: float) -> str:
     error, allowed = (sized(leaf.error), sized(leaf.allowed)) if leaf else ("", "")
     words = "ok" if report.ok else f"WRONG   {report.layer + ': ' if report.layer else ''}{report.cause}"
     verdict, _, why = words.partition(" ")
-    blind = f"   cannot tell: {'; '.join(report.blind)}" if report.blind else ""
+    blind = f"   cannot tell: {clipped(report.blind, 2)}" if report.blind else ""
     sizes = f"{len(report.leaves):>7}{error:>10}{allowed:>10}{seconds:>9.1f}"
     return f"{report.name:39}{verdict:9}{sizes}{why and '  ' + why}{blind}"
 

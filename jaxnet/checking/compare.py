@@ -51,7 +51,7 @@ def compare(
         difference = np.where(finite, np.abs(got - expected), np.inf)
     index = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape)) if difference.size else ()
     error = float(difference[index]) if difference.size else 0.0
-    wrong = difference > allowed
+    wrong = np.asarray(difference > allowed)
     verdict, pattern = "ok", ""
     if wrong.any():
         verdict, pattern = "WRONG", pattern_of(wrong)
@@ -77,7 +77,7 @@ def not_finite_words(got: np.ndarray, expected: np.ndarray) -> str:
 
 def alignment(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     """The cosine between two arrays, and how long the first is along the second."""
-    a, b = np.nan_to_num(got.reshape(-1)), np.nan_to_num(expected.reshape(-1))
+    a, b = (np.where(np.isfinite(array), array, 0).reshape(-1) for array in (got, expected))
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     dot = float(np.vdot(b, a).real)
     if lengths == 0:

@@ -65,12 +65,13 @@ class Site:
     function: Callable  # (*inputs) -> tuple of outputs, with the custom rule
     primal: Callable  # the same with the rule left aside
     inputs: tuple
+    identity: int  # of the function that is its backward pass or its jvp
     path: str  # "scan step 3", "jit f": on the way from the outside
 
     @property
     def key(self) -> tuple:
         """The same for two uses of one rule at one place and shape."""
-        return self.name, self.where, tuple((np.shape(x), str(x.dtype)) for x in self.inputs)
+        return self.name, self.where, self.identity, tuple((np.shape(x), str(x.dtype)) for x in self.inputs)
 
 
 def bind(eqn, values: Sequence) -> list:
@@ -157,11 +158,29 @@ class Walk:
         return list(carry)
 
 
+def identity(eqn) -> int:
+    """The same number for two uses of one custom rule."""
+    rule = eqn.params.get("bwd") or eqn.params.get("jvp_jaxpr_fun")
+    return id(getattr(rule, "f", rule))
+
+
 def name_and_place(eqn) -> tuple[str, str]:
     """The name of the function that carries a custom rule, and file:line of where it is defined."""
     program = eqn.params.get("call_jaxpr") or eqn.params["fun_jaxpr"]
     words = str(getattr(program.jaxpr.debug_info, "func_src_info", "") or "").split(" at ")
     return words[0] or "rule", words[1] if len(words) > 1 else where(eqn)
+
+
+def at_dtypes(program: ClosedJaxpr) -> Callable:
+    """A program as a function, in the dtypes that it was traced in, or in float64 where its inputs are."""
+
+    def run(*inputs):
+        from jaxnet.checking.widening import widened_program
+
+        traced = all(x.dtype == v.aval.dtype for x, v in zip(inputs, program.jaxpr.invars, strict=True))
+        return tuple((jaxpr_as_fun(program) if traced else widened_program(program))(*inputs))
+
+    return run
 
 
 def custom_sites(function: Callable, args: tuple, limit: int = 4096) -> list[Site]:
@@ -178,8 +197,9 @@ def custom_sites(function: Callable, args: tuple, limit: int = 4096) -> list[Sit
                     name,
                     place,
                     lambda *inputs: tuple(bind(eqn, inputs)),
-                    lambda *inputs: tuple(jaxpr_as_fun(program)(*inputs)),
+                    at_dtypes(program),
                     tuple(jnp.asarray(v) for v in values),
+                    identity(eqn),
                     ", ".join(path),
                 )
             )

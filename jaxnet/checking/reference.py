@@ -36,9 +36,7 @@ class Runs:
     def at(cls, subject: Subject, args: tuple) -> Runs:
         """The rule and its reference at the shapes of `args`."""
         leaves = leaves_of(args, subject.fixed)
-        if not leaves.where:
-            why = ", ".join(f"{path} is {why}" for path, why in leaves.passed_over.items()) or "there are no inputs"
-            raise CannotCheckError(f"no input has a gradient: {why}")
+        leaves.require()
         shapes = jax.eval_shape(lambda values: subject.primal(*leaves.tree(values)), leaves.values)
         outs = leaves_of(shapes)
         if not outs.where:
@@ -153,7 +151,7 @@ class Runs:
                 column[i] = (cost(up) - cost(down)) / float(up[i] - down[i])
             tables.append(column)
         changes = [float(np.abs(a - b).max()) for a, b in itertools.pairwise(tables)]
-        self.curve = list(zip(steps[1:], changes, strict=True))
+        self.curve[:] = zip(steps[1:], changes, strict=True)
         best = tables[int(np.argmin(changes)) + 1]
         return outs, [widened(part) for part in back(jnp.asarray(best))]
 

@@ -64,6 +64,7 @@ def ones_for(out: Tree) -> Tree:
 def mode_of(primal: Callable, args: tuple, fixed: Sequence[int] = ()) -> str:
     """ "reverse" where `jax.vjp` goes through `primal`, "forward" where `jax.jvp` does, else "differences"."""
     leaves = leaves_of(args, fixed)
+    leaves.require()
 
     def call(values):
         return primal(*leaves.tree(values))

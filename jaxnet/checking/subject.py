@@ -52,6 +52,12 @@ class Leaves:
         """The leaves that have a gradient."""
         return tuple(self.everything[i] for i in self.where)
 
+    def require(self) -> None:
+        """Raises `CannotCheckError` where no leaf has a gradient."""
+        if not self.where:
+            why = ", ".join(f"{path} is {why}" for path, why in self.passed_over.items()) or "there are no inputs"
+            raise CannotCheckError(f"no input has a gradient: {why}")
+
     @property
     def rest_where(self) -> tuple[int, ...]:
         """The places of arrays that have no gradient: targets, masks, keys."""

@@ -99,7 +99,7 @@ def about(report: Report) -> list[str]:
     lines += [f"{'not asked':14}{h.name}: {h.words}" for h in report.held if h.ok is None]
     if report.blind is not None:
         lines.append(
-            f"{'cannot tell':14}{'; '.join(report.blind) if report.blind else 'nothing: every mutant differs here'}"
+            f"{'cannot tell':14}{clipped(report.blind, 6) if report.blind else 'nothing: every mutant differs here'}"
         )
     if report.passed_over:
         lines.append(f"{'passed over':14}{', '.join(f'{path} ({why})' for path, why in report.passed_over.items())}")
@@ -111,6 +111,13 @@ def about(report: Report) -> list[str]:
     if report.again:
         lines.append(f"{'again':14}{report.again}")
     return lines
+
+
+def clipped(words: tuple[str, ...], most: int, length: int = 160) -> str:
+    """The first few of several remarks, none of them long; how many more there are."""
+    shown = [each if len(each) <= length else each[: length - 1] + "…" for each in words[:most]]
+    more = [f"and {len(words) - most} more"] if len(words) > most else []
+    return "; ".join([*shown, *more])
 
 
 def summary(report: Report) -> str:

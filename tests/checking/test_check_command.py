@@ -1,0 +1,167 @@
+"""The report as text, JSON and page; the command and its status; the pytest plugin."""
+
+import json
+import re
+
+import pytest
+
+from jaxnet.checking import check
+from jaxnet.checking.command import run
+from jaxnet.checking.compare import Leaf
+from jaxnet.checking.diagnose import Diagnosis, Explanation
+from jaxnet.checking.pages import as_matrix, page
+from tests.checking.rules import layer_norm, layer_norm_reference, shapes
+
+pytest_plugins = ["pytester"]
+QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False}
+
+
+def target():
+    """What a user's module may hold: a function without arguments that returns (rule, args)."""
+    return layer_norm("projection"), (shapes(),), QUICK
+
+
+def right_target():
+    return layer_norm(), shapes(), QUICK
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    return check(layer_norm("last block"), shapes(), **QUICK)
+
+
+def test_the_table_names_leaf_entry_and_pattern(wrong):
+    text = str(wrong)
+    assert text.splitlines()[0].startswith("layer_norm: backward WRONG")
+    row = r"∂x +\d\.\de-01 +\de-0\d +\.\d+ +\[\d,\d+\] +0 +-?[\d.]+ +WRONG  columns 8 on: the last block"
+    assert re.search(row, text), text
+    assert re.search(r"∂gamma .* ok", text)
+    assert "cause" in text
+
+
+def test_a_diagnosis_is_printed_with_its_evidence(wrong):
+    from dataclasses import replace
+
+    best = Explanation("mean(ĝ x̂) is missing", "dx = r (ĝ − x̂ mean(ĝ x̂))", "norm.py:12", ("∂x",), 4e-7, True, "3 draws")
+    report = replace(wrong, diagnosis=Diagnosis(best, (), 1140, 0.4, ""))
+    text = str(report)
+    assert report.cause == best.cause
+    assert report.equation == best.equation
+    for words in (
+        "cause   mean(ĝ x̂) is missing",
+        "norm.py:12",
+        "explains ∂x to 4e-07; 3 draws",
+        "none of 1,140 mutants",
+    ):
+        assert words in text
+    assert "mended  dx = r" in text
+
+
+def test_json(wrong):
+    made = json.loads(wrong.to_json())
+    assert made["ok"] is False
+    assert made["name"] == "layer_norm"
+    leaf = next(each for each in made["leaves"] if each["path"] == "∂x")
+    assert leaf["verdict"] == "WRONG"
+    assert leaf["error"] > 0.5
+    assert leaf["index"][1] >= 8
+    nan = json.loads(check(layer_norm("nan"), shapes(), **QUICK).to_json())
+    assert next(each for each in nan["leaves"] if each["path"] == "∂x")["error"] == "inf"
+
+
+def test_the_page_stands_alone(wrong):
+    html = page([wrong])
+    assert html.count("data:image/png;base64,") == 9
+    assert "<script" not in html
+    assert "http" not in html.replace("http-equiv", "")
+    assert "columns 8 on" in html
+    assert "prefers-color-scheme" in html
+
+
+def test_a_large_map_keeps_the_largest_entry_of_each_tile():
+    import numpy as np
+
+    array = np.zeros((3, 1000, 700))
+    array[2, 999, 650] = -7.0
+    small = as_matrix(array)
+    assert max(small.shape) <= 256
+    assert small.min() == -7.0
+
+
+def test_many_leaves_are_counted():
+    from dataclasses import replace
+
+    report = check(layer_norm(), shapes(), **QUICK)
+    many = tuple(replace(report.leaves[1], path=f"∂leaf {i}") for i in range(100))
+    text = str(replace(report, leaves=many))
+    assert "and 60 more leaves, 0 wrong" in text
+    assert all(isinstance(leaf, Leaf) for leaf in many)
+
+
+def test_the_status_says_how_it_went(tmp_path, capsys):
+    here = "tests.checking.test_check_command"
+    assert run([f"{here}:right_target"], seeds=1) == 0
+    assert "right_target: backward ok" in capsys.readouterr().out
+    files = {"json_file": tmp_path / "r.json", "html_file": tmp_path / "r.html"}
+    assert run([f"{here}:target"], **files) == 1
+    made = json.loads(files["json_file"].read_text())
+    assert made["ok"] is False
+    assert made["reports"][0]["name"] == "target"
+    assert "<html" in files["html_file"].read_text()
+    assert "WRONG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((["reluu"],), "did you mean"),
+        (([],), "name what to check"),
+        ((["tests.checking.rules:layer_nrm"],), "did you mean layer_norm"),
+        ((["tests.checking.rules:layer_norm_reference"],), "takes arguments"),
+        ((["no.such.module:f"],), "cannot be imported"),
+        ((["missing.py:f"],), "no file missing.py"),
+    ],
+)
+def test_what_cannot_be_checked_is_status_2_and_no_traceback(arguments, words, capsys):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_inputs_and_a_reference_on_the_command_line(tmp_path, capsys):
+    module = tmp_path / "mine.py"
+    module.write_text("from tests.checking.rules import layer_norm, layer_norm_reference\nrule = layer_norm('sign')\n")
+    found = run([f"{module}:rule"], inputs=shapes(), reference=f"{module}:layer_norm_reference", seeds=1)
+    assert found == 1
+    assert "reference `layer_norm_reference`" in capsys.readouterr().out
+
+
+def test_json_to_the_screen_is_nothing_but_json(capsys):
+    assert run(["relu"], json_file="-", seeds=1, dtype="bfloat16") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["reports"][0]["at"].startswith("bfloat16")
+
+
+def test_the_plugin_gives_the_table_and_takes_the_seed(pytester):
+    pytester.makepyfile(
+        """
+        import jax, jax.numpy as jnp
+
+        @jax.custom_vjp
+        def f(x):
+            return jnp.sin(x)
+        f.defvjp(lambda x: (f(x), x), lambda x, g: (g * jnp.sin(x),))
+
+        def test_f(assert_backward):
+            assert_backward(f, "float32[3]", also=False, shapes=False, diagnose=False)
+        """
+    )
+    options = ["-p", "jaxnet.checking.pytest_plugin", "--backprop-seed", "7", "--backprop-seeds", "1"]
+    result = pytester.runpytest_inprocess(*options)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*f: backward WRONG*seed 7*", "*again*--backprop-seed 7*"])
+
+
+def test_the_reference_of_these_tests_is_the_rules_primal():
+    assert check(layer_norm(), shapes(), reference=layer_norm_reference, **QUICK).ok

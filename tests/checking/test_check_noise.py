@@ -1,0 +1,140 @@
+"""What is allowed is measured: correct code raises no alarm, and small mistakes are seen in every dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnet.checking import check
+from jaxnet.checking.compare import pattern_of
+from tests.checking.rules import layer_norm, product, shapes
+
+QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False}
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mistakes_are_seen_in_every_dtype_and_correct_code_is_not(dtype):
+    assert check(layer_norm(), shapes(dtype), **{**QUICK, "seeds": 8}).ok
+    for mistake in ("per cent", "zero entry"):
+        report = check(layer_norm(mistake), shapes(dtype), **QUICK)
+        assert [leaf.path for leaf in report.wrong] == ["∂x"], (dtype, mistake)
+
+
+def test_complex():
+    assert check(product(), "complex64[4], complex64[4]", **QUICK).ok
+    assert not check(product(wrong=True), "complex64[4], complex64[4]", **QUICK).ok
+
+
+def test_a_badly_conditioned_point_is_allowed_its_rounding():
+    """x has mean 1e4 and deviation 1: float32 leaves three digits of x − mean(x), whoever computes it."""
+
+    def made(mistake):
+        rule = layer_norm(mistake)
+        x = np.random.default_rng(0).standard_normal((4, 16)) + 1e4
+        return rule, jnp.asarray(x, jnp.float32), jnp.linspace(0.5, 2, 16), jnp.linspace(-1, 1, 16)
+
+    right = check(*made(None), **QUICK)
+    assert right.ok
+    assert next(leaf for leaf in right.leaves if leaf.path == "∂x").allowed > 1e-4
+    assert not check(*made("per cent"), **QUICK).ok
+
+
+def relu(gate):
+    @jax.custom_vjp
+    def relu(x):
+        return jax.nn.relu(x)
+
+    relu.defvjp(lambda x: (relu(x), x), lambda x, g: (jnp.where(gate(x, g), g, 0),))
+    return relu
+
+
+def test_a_kink_is_called_a_kink():
+    x = jnp.asarray([-1.0, 0.0, 0.5, 2.0])
+    report = check(relu(lambda x, g: x >= 0), x, **QUICK)
+    assert report.ok
+    assert [leaf.verdict for leaf in report.leaves if not leaf.forward] == ["kink"]
+    assert check(relu(lambda x, g: x > 0), x, **QUICK).leaves[-1].verdict == "ok"
+    assert not check(relu(lambda x, g: x > -2), x, **QUICK).ok, "a wrong entry beside a kink is wrong"
+    assert not check(relu(lambda x, g: g > 0), "float32[9]", **QUICK).ok
+
+
+def test_ties_show_a_maximum_that_is_given_to_all():
+    def maximum(share):
+        @jax.custom_vjp
+        def maximum(x):
+            return x.max(-1)
+
+        def backward(x, g):
+            at = (x == x.max(-1, keepdims=True)).astype(x.dtype)
+            return (g[:, None] * (at / at.sum(-1, keepdims=True) if share else at),)
+
+        maximum.defvjp(lambda x: (maximum(x), x), backward)
+        return maximum
+
+    options = {**QUICK, "shapes": True}
+    assert check(maximum(share=True), "float32[6,20]", **options).ok
+    wrong = check(maximum(share=False), "float32[6,20]", **options)
+    assert not wrong.ok
+    assert "ties" in wrong.wrong[0].dtype
+
+
+def test_a_sum_in_another_order_is_imprecise_and_not_wrong():
+    """One after the other in float32, where the reference sums in pairs; the algebra is the same."""
+
+    def made(factor):
+        @jax.custom_vjp
+        def scaled(x, s):
+            return x * s
+
+        def backward(saved, g):
+            x, s = saved
+            ds = jax.lax.scan(lambda c, t: (c + t, None), jnp.zeros((), x.dtype), x * g)[0]
+            return g * s, ds * jnp.asarray(factor, x.dtype)
+
+        scaled.defvjp(lambda x, s: (x * s, (x, s)), backward)
+        return scaled
+
+    x = jnp.abs(jnp.asarray(np.random.default_rng(1).standard_normal(40000), jnp.float32))
+    assert check(made(1.0), x, jnp.float32(2.0), **{**QUICK, "seeds": 4}).ok
+    assert not check(made(1.0005), x, jnp.float32(2.0), **QUICK).ok
+
+
+def test_a_loose_tolerance_is_a_warning_and_hides_what_it_hides():
+    report = check(layer_norm("per cent"), shapes(), tolerance=0.1, precise=False, **QUICK)
+    assert report.ok
+    assert any(note.startswith("WARNING") for note in report.notes)
+    assert not any(note.startswith("WARNING") for note in check(layer_norm(), shapes(), **QUICK).notes)
+
+
+def test_not_finite_on_both_sides_is_a_failure_with_its_first_term():
+    @jax.custom_vjp
+    def f(x):
+        return jnp.log(x - 1) * 2
+
+    f.defvjp(lambda x: (f(x), x), lambda x, g: (2 * g / (x - 1),))
+    report = check(f, jnp.asarray([0.5, 2.0]), **QUICK)
+    assert not report.ok
+    assert "`log`" in report.problems[0]
+    assert "test_check_noise.py" in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (np.s_[:, 128:], "columns 128 on: the last block"),
+        (np.s_[-1:], "row 7 (the last)"),
+        (np.s_[::2], "every 2nd of rows from 0"),
+        (np.s_[3, 5], "one entry of 2048"),
+        (np.s_[:], "everywhere, no tile pattern"),
+    ],
+)
+def test_patterns_of_wrong_entries(where, words):
+    wrong = np.zeros((8, 256), bool)
+    wrong[where] = True
+    assert pattern_of(wrong) == words
+
+
+def test_scattered_entries_are_said_to_be():
+    wrong = np.random.default_rng(0).random((40, 40)) < 0.02
+    assert "scattered" in pattern_of(wrong)
