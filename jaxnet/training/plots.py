@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -266,6 +267,7 @@ def overview(records: Sequence[Record], names: Sequence[str], title: str, theme:
         panel.draw(axes, records, theme)
         dress(axes, theme)
         axes.set_title(panel.title, loc="left", color=theme.ink, fontsize=11)
+    title = "\n".join(part for line in title.split("\n") for part in textwrap.wrap(line, 48 * columns))
     figure.suptitle(title, color=theme.ink, fontsize=12, x=0.01, ha="left")
     if legend:
         colors = theme.colors(len(records))

@@ -226,7 +226,7 @@ def table_of(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]])
             table.add_column(Text(name), overflow="fold", min_width=least)
         else:
             widest = max((len(row[i]) for row in rows), default=0)
-            table.add_column(Text(name), justify="right", min_width=max(least, widest), max_width=max(least, widest))
+            table.add_column(Text(name), justify="right", min_width=max(least, widest))
     for row in rows:
         table.add_row(*map(Text, row))
     return table
@@ -267,7 +267,11 @@ def print_runs(records: Sequence[Record], to: Console) -> None:
         to.print(table)
         return
     numbers = [str(i) for i in range(1, len(records) + 1)]
-    to.print(runs_table(records, numbers))
+    table = runs_table(records, numbers)
+    for column in table.columns:  # headings fold before anything is cut off
+        if column.justify == "right":
+            column.max_width = column.min_width
+    to.print(table)
     for number, folder in zip(numbers, folders, strict=True):
         to.print(f"{number:>3}  {folder}", markup=False, highlight=False, soft_wrap=True)
 

@@ -1,0 +1,333 @@
+"""Reading runs, listing them, and drawing their curves."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from jaxnet.cli import app
+from jaxnet.training import plots, reports, runs
+from jaxnet.training.config import dump_toml, make_config
+from jaxnet.training.run import RunError
+
+BASE = {
+    "name": "digits",
+    "loss": "softmax_cross_entropy",
+    "model": [{"dense": 30}, "relu", {"dense": 10}],
+    "train": {"epochs": 5, "optimizer": {"name": "sgd", "learning_rate": 0.5}},
+}
+
+
+def metrics(epoch, scale=1.0, layers=2):
+    return {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "train_loss": scale * 2 / epoch,
+        "validation_loss": scale * 2.1 / epoch,
+        "validation_accuracy": 0.9 - 0.1 / epoch,
+        "test_loss": scale * 2.2 / epoch,
+        "test_accuracy": 0.91 - 0.1 / epoch,
+        "delta_norms": [scale * 0.1 ** (i + 1) / epoch for i in range(layers)],
+        "examples_per_second": 1e5,
+        "seconds": 2.0 * epoch,
+    }
+
+
+def fake_run(folder: Path, overrides=(), epochs=5, summary=True, layers=2, scale=1.0):
+    """A run's folder as training leaves it."""
+    folder.mkdir(parents=True)
+    config = make_config(BASE, overrides)
+    (folder / "config.toml").write_text(dump_toml(config), "utf-8")
+    environment = {"versions": {"jax": "0.10.2"}, "device": "cpu", "devices": 1, "config_sha256": folder.name}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    lines = [metrics(epoch, scale, layers) for epoch in range(1, epochs + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if summary:
+        last = lines[-1]
+        said = {name: last[name] for name in ("test_accuracy", "validation_accuracy", "test_loss")}
+        said |= {"best_test_accuracy": 0.95, "status": "finished", "epochs": epochs, "seconds": 10.0}
+        (folder / "summary.json").write_text(json.dumps(said))
+    return folder
+
+
+def run_command(*arguments):
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def test_a_run_is_read(tmp_path):
+    record = runs.read_run(fake_run(tmp_path / "a"))
+    assert record.status == "finished"
+    assert record.epochs() == 5
+    assert record.result("best_test_accuracy") == 0.95
+    assert record.result("train_loss") == 0.4  # not in the summary, so from the last line
+    assert record.result("promise") is None
+    assert record.config["train"]["batch"] == 32
+
+
+def test_a_run_under_way_has_a_cut_line(tmp_path):
+    folder = fake_run(tmp_path / "a", summary=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 6, "test_acc')
+    record = runs.read_run(folder)
+    assert (record.status, record.epochs()) == ("unfinished", 5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "config.toml").unlink(), r"is not a run: it has no config\.toml"),
+        (lambda folder: (folder / "environment.json").unlink(), r"is not a run: it has no environment\.json"),
+        (lambda folder: (folder / "config.toml").write_text("= 3"), r"config\.toml must be TOML"),
+        (lambda folder: (folder / "summary.json").write_text("{"), r"summary\.json must be a JSON file"),
+        (
+            lambda folder: (folder / "metrics.jsonl").write_text('{"epoch": 1}\nnonsense\n{}\n'),
+            r"metrics\.jsonl, line 2",
+        ),
+        (lambda folder: (folder / "metrics.jsonl").write_text("3\n"), r"metrics\.jsonl, line 1 must be a table"),
+    ],
+)
+def test_what_is_no_run_is_told(tmp_path, spoil, words):
+    folder = fake_run(tmp_path / "a")
+    spoil(folder)
+    with pytest.raises(RunError, match=words):
+        runs.read_run(folder)
+
+
+def test_no_folder():
+    with pytest.raises(RunError, match="nowhere is not a run: there is no such folder"):
+        runs.read_run(Path("nowhere"))
+
+
+def test_damaged_runs_are_left_out_and_told(tmp_path, capsys):
+    fake_run(tmp_path / "deep" / "good")
+    (fake_run(tmp_path / "bad") / "summary.json").write_text("{")
+    (tmp_path / ".being_made").mkdir()
+    runs.show_runs(tmp_path)
+    out = capsys.readouterr().out
+    assert "good" in out
+    assert "89.00" in out
+    assert re.search(r"left out: .*bad/summary\.json must be a JSON file", out)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "file", "empty"])
+def test_nothing_to_list(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    result = run_command("runs", tmp_path / place)
+    assert result.exit_code == 2
+    assert str(tmp_path / place) in result.stderr
+
+
+# -------------------------------------------------------------------------------- beside each other
+
+
+def test_differing_keys_are_those_of_overrides(tmp_path):
+    changed = ["model.0.dense=50", "train.optimizer.learning_rate=0.1", "train.clip_norm=1.0", "name=other"]
+    records = [runs.read_run(fake_run(tmp_path / "a")), runs.read_run(fake_run(tmp_path / "b", changed))]
+    assert runs.differing(records) == {
+        "model.0.dense": ["30", "50"],
+        "train.optimizer.learning_rate": ["0.5", "0.1"],
+        "train.clip_norm": [runs.ABSENT, "1.0"],
+    }
+    assert runs.short_names(records) == [
+        "dense 30, learning_rate 0.5, clip_norm —",
+        "dense 50, learning_rate 0.1, clip_norm 1.0",
+    ]
+    make_config(BASE, [f"{key}={values[1]}" for key, values in runs.differing(records).items()])
+
+
+def test_models_of_other_lengths_differ_as_a_whole(tmp_path):
+    records = [
+        runs.read_run(fake_run(tmp_path / "a")),
+        runs.read_run(fake_run(tmp_path / "b", ['model=["flatten", { dense = 10 }]'])),
+    ]
+    assert runs.differing(records) == {
+        "model": ['[{ dense = 30 }, "relu", { dense = 10 }]', '["flatten", { dense = 10 }]']
+    }
+    assert runs.short_names(records) == ["a", "b"]
+
+
+def test_equal_runs_are_named_by_their_folders(tmp_path):
+    records = [runs.read_run(fake_run(tmp_path / name / "a")) for name in "xy"]
+    assert runs.short_names(records) == [str(tmp_path / "x" / "a"), str(tmp_path / "y" / "a")]
+
+
+@pytest.mark.parametrize("width", [80, 120, 300])
+def test_the_table_cuts_no_number(tmp_path, width):
+    rates = ["0.1", "0.25"]
+    records = [
+        runs.read_run(
+            fake_run(
+                tmp_path / f"digits-train.optimizer.learning_rate={rate}", [f"train.optimizer.learning_rate={rate}"]
+            )
+        )
+        for rate in rates
+    ]
+    written = StringIO()
+    runs.print_runs(records, Console(width=width, file=written))
+    said = written.getvalue()
+    for text in ("89.00", "95.00", "88.00", "10.0", *rates):
+        assert text in said
+    for record in records:
+        assert str(record.folder) in said
+
+
+# ------------------------------------------------------------------------------------------- reports
+
+
+class Page(HTMLParser):
+    """What a page names from outside, and its text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.outside: list[str] = []
+        self.pictures: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "srcset", "href", "data"):
+                (self.pictures if value.startswith("data:image/svg+xml;base64,") else self.outside).append(value)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    place = tmp_path_factory.mktemp("runs")
+    for i, rate in enumerate((0.1, 0.5, 1.0)):
+        fake_run(place / f"run-{i}", [f"train.optimizer.learning_rate={rate}"], scale=rate, epochs=3 + i)
+    return place
+
+
+def test_a_report_of_several_runs(three, tmp_path):
+    result = run_command("report", three, three / "run-0", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    page = Page((tmp_path / "out" / "report.html").read_text("utf-8"))
+    assert page.outside == []
+    assert len(page.pictures) == 2 * 4  # loss, accuracy, ‖δ‖ and examples/s, light and dark
+    assert len(set(page.pictures)) == 8
+    words = " ".join(page.words)
+    assert "3 runs" in words  # run-0 was given twice
+    for text in (
+        "train.optimizer.learning_rate",
+        "learning_rate 0.1",
+        "run-2",
+        "95.00",
+        "‖δ‖ by layer",
+        "prefers-color-scheme: dark",
+    ):
+        assert text in words
+    picture = np.asarray(Image.open(tmp_path / "out" / "curves.png").convert("RGB"))
+    for color in plots.LIGHT.few[:3]:  # every run is seen
+        rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (picture == rgb).all(axis=-1).sum() > 50
+
+
+def test_a_page_escapes_what_runs_say(tmp_path):
+    folder = fake_run(tmp_path / "a<script>b", ['data="<b>x</b>.npz"'])
+    reports.report([folder])
+    text = (folder / "report.html").read_text("utf-8")
+    assert "<script>" not in text
+    assert "<b>x</b>" not in text
+    assert (folder / "curves.png").is_file()
+
+
+def test_the_same_runs_give_the_same_page(three):
+    records = reports.gathered([three])
+    names = runs.short_names(records)
+    assert reports.page(records, names) == reports.page(records, names)
+
+
+def test_curves_of_one_run(tmp_path):
+    folder = fake_run(tmp_path / "a")
+    path = reports.write_curves(folder)
+    assert path == folder / "curves.png"
+    assert Image.open(BytesIO(path.read_bytes())).format == "PNG"
+    assert not list(folder.glob(".*"))
+    (folder / "metrics.jsonl").write_text("")
+    assert reports.write_curves(folder) is None
+
+
+def test_what_is_drawn_is_what_was_measured(tmp_path):
+    record = runs.read_run(fake_run(tmp_path / "a", layers=3))
+    figure = plots.overview([record], ["a"], "a")
+    loss, accuracy, delta, speed = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "accuracy, %", "‖δ‖ by layer", "examples/s"]
+    np.testing.assert_allclose(loss.get_lines()[0].get_ydata(), [2 / epoch for epoch in range(1, 6)])
+    np.testing.assert_allclose(accuracy.get_lines()[1].get_ydata()[-1], 89)
+    assert delta.get_yscale() == "log"
+    for i, curve in enumerate(delta.get_lines()):
+        np.testing.assert_allclose(curve.get_ydata(), [0.1 ** (i + 1) / epoch for epoch in range(1, 6)])
+    assert [text.get_text() for text in delta.texts] == ["3", "2", "1"]
+    np.testing.assert_allclose(speed.get_lines()[0].get_ydata(), 1e5)
+
+
+def test_numbers_that_cannot_be_drawn_leave_gaps(tmp_path):
+    folder = fake_run(tmp_path / "a")
+    lines = [metrics(1), metrics(2) | {"train_loss": float("nan"), "delta_norms": [0.0, float("inf")]}, metrics(3)]
+    del lines[0]["validation_loss"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = runs.read_run(folder)
+    assert plots.series(record, "train_loss")[1] == pytest.approx([2, np.nan, 2 / 3], nan_ok=True)
+    assert plots.series(record, "validation_loss")[1][0] != plots.series(record, "validation_loss")[1][0]
+    assert plots.png(plots.overview([record], ["a"], "a")).startswith(b"\x89PNG")
+
+
+def test_a_regression_and_a_deep_network_are_drawn(tmp_path):
+    folder = fake_run(tmp_path / "a", layers=24, epochs=1)
+    lines = [{k: v for k, v in metrics(1, layers=24).items() if "accuracy" not in k}]
+    (folder / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    (folder / "summary.json").unlink()
+    record = runs.read_run(folder)
+    assert [panel.name for panel in plots.panels_of([record])] == ["loss", "delta_norms", "examples_per_second"]
+    assert runs.results([record]) == ["test_loss", "validation_loss", "train_loss"]
+    figure = plots.overview([record], ["a"], "a")
+    assert [text.get_text() for text in figure.axes[1].texts] == ["24", "1"]
+    plots.png(figure)
+
+
+def test_as_many_colors_as_runs():
+    for theme in (plots.LIGHT, plots.DARK):
+        for count in (1, 8, 9, 30):
+            assert len(set(theme.colors(count))) == count
+
+
+@pytest.mark.parametrize("place", ["nowhere", "empty", "no_epoch", "damaged"])
+def test_nothing_to_report(tmp_path, place):
+    (tmp_path / "empty").mkdir()
+    (fake_run(tmp_path / "no_epoch") / "metrics.jsonl").write_text("")
+    (fake_run(tmp_path / "damaged") / "metrics.jsonl").write_text("x\n")
+    result = run_command("report", tmp_path / place, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert place in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written(three, tmp_path):
+    (tmp_path / "out").write_text("taken")
+    result = run_command("report", three, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+    assert (tmp_path / "out").read_text() == "taken"
+
+
+def test_training_starts_without_matplotlib():
+    code = "import sys; import jaxnet.training.loop; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
