@@ -112,7 +112,7 @@ def test_an_empty_folder_will_do(tmp_path):
 def test_an_unwritable_place(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "small.toml").write_text(dump_toml(small()))
-    status, out, err = finished(command("train", tmp_path / "small.toml", "--run-dir", tmp_path / place))
+    status, _, err = finished(command("train", tmp_path / "small.toml", "--run-dir", tmp_path / place))
     assert status == 2
     assert "jaxnet: cannot write" in err
     assert "Traceback" not in err

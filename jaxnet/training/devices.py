@@ -1,8 +1,10 @@
 """Devices and precision: whatever JAX sees is used; no code here names a kind of device."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxnet.layer import Tree
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import cache_folder
+
+IMPORTED = time.monotonic()
 
 
 @contextmanager
@@ -53,6 +57,15 @@ def placed(tree: Tree, mesh: Mesh | None) -> Tree:
 def threads() -> int:
     """How many CPU threads this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def seconds_of_process() -> float:
+    """How long this process has been running; since this module was imported where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return time.monotonic() - IMPORTED
 
 
 def described(mesh: Mesh | None) -> dict[str, Any]:

@@ -181,9 +181,10 @@ class Single:
             self._events = self._events or Events(self.run.folder / "tensorboard", line["step"])
             self._events.add(line)
 
-    def summary(self, status: str, params: Any) -> dict[str, Any]:
-        """Writes summary.json and gives it."""
-        summary = summarize(self.config, self.progress, status, params and leaves_sha256(params))
+    def summary(self, status: str, params: Any, first: float = 0.0) -> dict[str, Any]:
+        """Writes summary.json and gives it. first: seconds from the command to the end of the first compiled call."""
+        summary = summarize(self.config, self.progress, status, leaves_sha256(params))
+        summary |= {"seconds_to_first_call": first} if first else {}
         self.run.write_summary(summary)
         return summary
 
@@ -198,6 +199,7 @@ class Loop:
         self.saved_at = time.monotonic()
         self.terminal = Terminal(self.log, quiet=quiet)
         self.compute = 0.0
+        self.first = 0.0
 
     def log(self, line: str) -> None:
         """A line into every run's log."""
@@ -237,6 +239,7 @@ class Loop:
             self.latest = state
             after, good, seconds = session.steps(call, state, order)
             self.compute += seconds
+            self.first = self.first or devices.seconds_of_process()
             done += call.count * call.batch
             if not good.all():
                 self.diverged(good, state, i, order)
@@ -368,16 +371,16 @@ class Loop:
         """The last checkpoint, the summary, and what came of it."""
         self.latest = state
         epochs = self.session.config.train.epochs
-        if epochs == 0:
+        self.move(epochs, 0)
+        self.save(state)
+        if epochs == 0:  # no epoch has measured it
             for seed, single in enumerate(self.runs):
                 found = {name: value[seed].tolist() for name, value in self.session.watch(state.params).items()}
                 single.progress = single.progress._replace(metrics=({"epoch": 0, **found},))
-        self.move(epochs, 0)
-        self.save(state)
         self.terminal.end()
         for seed, single in enumerate(self.runs):
             if single.trouble is None:
-                summary = single.summary("finished", self.session.one(plain(state.params), seed))
+                summary = single.summary("finished", self.session.one(plain(state.params), seed), self.first)
                 for line in result_lines(single.config, summary, single.run.folder):
                     self.terminal_of(single).say(line)
         from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax
