@@ -1,0 +1,250 @@
+"""Sweeps: what they go over, what they skip, and what they tell."""
+
+import json
+import statistics
+
+import pytest
+from typer.testing import CliRunner
+
+from jaxnet.cli import app
+from jaxnet.training import loop, sweeping
+from jaxnet.training.config import ConfigError, dump_toml
+from jaxnet.training.runs import read_run
+from jaxnet.training.sweep import SweepError, read_sweep
+from tests.runs import small
+
+
+@pytest.fixture
+def base(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(dump_toml(small("train.epochs=1", "monitor.delta_norms=false")), "utf-8")
+    return path
+
+
+@pytest.fixture
+def sweep_file(base):
+    def write(text, name="sweep.toml"):
+        path = base.parent / name
+        path.write_text(f'base = "{base.name}"\n{text}', "utf-8")
+        return path
+
+    return write
+
+
+def run_command(*arguments):
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+# ------------------------------------------------------------------------------------ what it goes over
+
+
+def test_grid_and_zip(sweep_file):
+    path = sweep_file(
+        """
+        seeds = 3
+        together = true
+        [grid]
+        train.optimizer.learning_rate = [0.1, 1e-5]
+        "train.batch" = [5, 10]
+        [zip]
+        model.0.dense = [4, 8]
+        train.epochs = [1, 2]
+        """
+    )
+    sweep = read_sweep(path)
+    assert (sweep.seeds, sweep.together) == (3, True)
+    points = [
+        (each.config.resolved()["model"][0]["dense"], each.config.train.epochs, each.config.train.batch)
+        for each in sweep.settings
+    ]
+    assert points == [(dense, dense // 4, batch) for dense in (4, 8) for _ in range(2) for batch in (5, 10)]
+    rates = [each.config.resolved()["train"]["optimizer"]["learning_rate"] for each in sweep.settings]
+    assert rates == [0.1, 0.1, 1e-5, 1e-5] * 2
+    assert list(sweep.seeds_of(sweep.settings[0])) == [0, 1, 2]
+    assert sweep.settings[0].varied["train.optimizer.learning_rate"] == "0.1"
+
+
+def test_a_config_with_lists_on_the_command_line(base):
+    sweep = read_sweep(base, ["train.batch=[5,10]", "seed=7", 'loss=["quadratic","softmax_cross_entropy"]'], seeds=2)
+    found = [(each.config.train.batch, each.config.loss) for each in sweep.settings]
+    assert found == [(b, loss) for b in (5, 10) for loss in ("quadratic", "softmax_cross_entropy")]
+    assert list(sweep.seeds_of(sweep.settings[0])) == [7, 8]
+    assert sweep.settings[0].overrides == ("seed=7", "train.batch=5", "loss=quadratic")
+
+
+def test_whole_models_and_tables_are_swept(base):
+    models = '[["tanh", { dense = 3 }], [{ dense = { units = 3, bias = false } }]]'
+    schedule = '{ schedule = "constant_schedule", value = 1.0 }'
+    optimizers = f'[{{ name = "adam", learning_rate = 0.1 }}, {{ name = "sgd", learning_rate = {schedule} }}]'
+    sweep = read_sweep(base, [f"model={models}", f"train.optimizer={optimizers}"])
+    found = [each.config.resolved() for each in sweep.settings]
+    assert [each["model"] for each in found[::2]] == [["tanh", {"dense": 3}], [{"dense": {"units": 3, "bias": False}}]]
+    assert found[1]["train"]["optimizer"]["learning_rate"] == {"schedule": "constant_schedule", "value": 1.0}
+
+
+def test_the_command_line_goes_before_the_file(sweep_file):
+    path = sweep_file("seeds = 3\ntogether = true\n[grid]\ntrain.batch = [5, 10]")
+    sweep = read_sweep(path, ["train.batch=[20]", "train.epochs=4"], seeds=1, together=False)
+    assert [(each.config.train.batch, each.config.train.epochs) for each in sweep.settings] == [(20, 4)]
+    assert (sweep.seeds, sweep.together) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed = 3", 'unknown key "seed": did you mean "seeds"'),
+        ("seeds = 0", "seeds: must be at least 1"),
+        ('seeds = "3"', "seeds: must be a whole number"),
+        (
+            "[grid]\ntrain.batch = 3",
+            r"grid\.train\.batch: a sweep takes a list of values, such as \[0\.1, 0\.5\], got 3",
+        ),
+        ("[grid]\ntrain.batch = []", "got an empty list"),
+        (
+            "[zip]\ntrain.batch = [1, 2]\ntrain.epochs = [1]",
+            "lists of one length: train.batch has 2, train.epochs has 1",
+        ),
+        ("[grid]\nseed = [1]\n[zip]\nseed = [2]", "seed must be in grid or in zip, not in both"),
+        ("seeds = ", "must be TOML"),
+        ("[grid]\ntrain.bath = [1]", 'unknown key "bath": did you mean "batch"'),
+        ("[grid]\ntrain.batch = [5, 0]", "train.batch: must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_swept_is_told(sweep_file, tmp_path, text, words):
+    path = sweep_file(text)
+    with pytest.raises((SweepError, ConfigError), match=words):
+        read_sweep(path)
+    result = run_command("sweep", path, "--runs-dir", tmp_path / "runs")
+    assert result.exit_code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_base(tmp_path):
+    (tmp_path / "a.toml").write_text("seeds = 3")
+    with pytest.raises(SweepError, match="base: is missing"):
+        read_sweep(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text('base = "none.toml"')
+    with pytest.raises(ConfigError, match=r"there is no config .*none\.toml"):
+        read_sweep(tmp_path / "a.toml")
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def test_each_run_has_its_folder_and_finished_ones_are_skipped(base, tmp_path):
+    said = []
+    options = {"runs_dir": tmp_path / "runs", "say": said.append}
+    first = sweeping.run_sweep(read_sweep(base, ["model.0.dense=[2,8]"]), **options)
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert [name.rpartition("-")[0] for name in folders] == [f"small-model.0.dense={n},seed=0" for n in (2, 8)]
+    assert [[record.result("seed") for record in each.records] for each in first] == [[0], [0]]
+    assert not any("skipped" in line for line in said)
+    said.clear()
+    second = sweeping.run_sweep(read_sweep(base, ["model.0.dense=[2,8]"]), **options)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == folders
+    assert sum("finished already, skipped" in line for line in said) == 2
+    assert [each.records for each in second] == [each.records for each in first]
+    # the same run, wherever it was trained and whatever its folder is called, is not trained again
+    (tmp_path / "runs" / folders[0]).rename(tmp_path / "runs" / "renamed")
+    said.clear()
+    sweeping.run_sweep(read_sweep(base, ["model.0.dense=[2]"]), **options)
+    assert sum("renamed" in line for line in said) == 1
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_run_of_a_sweep_is_that_of_its_config(base, tmp_path):
+    [outcome] = sweeping.run_sweep(read_sweep(base, ["seed=3"]), runs_dir=tmp_path / "runs", say=lambda line: None)
+    config = small("train.epochs=1", "monitor.delta_norms=false", "seed=3")
+    alone = read_run(loop.train(config, run_dir=tmp_path / "alone", quiet=True))
+    assert outcome.records[0].summary["params_sha256"] == alone.summary["params_sha256"]
+
+
+def test_an_interrupted_run_is_resumed(base, tmp_path):
+    said = []
+    options = {"runs_dir": tmp_path / "runs", "say": said.append}
+    [before] = sweeping.run_sweep(read_sweep(base), **options)
+    folder = before.records[0].folder
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"status": "interrupted", "params_sha256": None}))
+    said.clear()
+    [after] = sweeping.run_sweep(read_sweep(base), **options)
+    assert any("interrupted, resumed" in line for line in said)
+    assert after.records[0].summary["params_sha256"] == summary["params_sha256"]
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_seeds_together(base, tmp_path):
+    said = []
+    [outcome] = sweeping.run_sweep(
+        read_sweep(base, seeds=3, together=True), runs_dir=tmp_path / "runs", say=said.append
+    )
+    assert [record.result("seed") for record in outcome.records] == [0, 1, 2]
+    assert all(record.environment["together"] == [0, 1, 2] for record in outcome.records)
+    assert len({record.summary["params_sha256"] for record in outcome.records}) == 3
+    assert said[0] == "[3/3] seeds=0,1,2"
+    result = run_command("sweep", base, "--seeds", "3", "--together", "--runs-dir", tmp_path / "runs")
+    assert result.exit_code == 0, result.stderr
+    heading, row = result.stdout.splitlines()[-2:]
+    assert heading.split()[0] == "runs"
+    assert row.split()[0] == "3"
+    assert row.count("±") == 5
+
+
+def test_a_diverging_run_does_not_end_the_sweep(base, tmp_path):
+    said = []
+    options = {"runs_dir": tmp_path / "runs", "say": said.append}
+    sweep = read_sweep(base, ["train.optimizer.learning_rate=[1e39,0.1]", "loss=quadratic", "precision=float64"])
+    outcomes = sweeping.run_sweep(sweep, **options)
+    assert [each.failed for each in outcomes] == [[0], []]
+    assert any("NaN or infinity" in line for line in said)
+    said.clear()
+    sweeping.run_sweep(sweep, **options)
+    assert any("diverged already, skipped" in line for line in said)
+
+
+def test_what_does_not_fit_is_told_before_anything_is_trained(base, tmp_path):
+    result = run_command("sweep", base, "train.batch=[10,5000]", "--runs-dir", tmp_path / "runs")
+    assert result.exit_code == 2
+    assert "train.batch must be at most 103" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+# -------------------------------------------------------------------------------------------- the table
+
+
+def outcome_of(tmp_path, name, accuracies, failed=()):
+    from tests.test_reports import fake_run
+
+    setting = read_sweep_setting(name)
+    records = []
+    for i, accuracy in enumerate(accuracies):
+        folder = fake_run(tmp_path / f"{name}-{i}")
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | {"test_accuracy": accuracy, "seconds": 1.0 + i}))
+        records.append(read_run(folder))
+    return sweeping.Outcome(setting, records, list(failed))
+
+
+def read_sweep_setting(dense):
+    from jaxnet.training.sweep import Setting
+
+    return Setting({"model.0.dense": str(dense)}, (f"model.0.dense={dense}",), small())
+
+
+def test_mean_and_spread(tmp_path):
+    values = [0.90, 0.93, 0.96]
+    outcomes = [
+        outcome_of(tmp_path, 4, values),
+        outcome_of(tmp_path, 8, [0.5], failed=[1, 2]),
+        outcome_of(tmp_path, 9, []),
+    ]
+    table = sweeping.sweep_table(outcomes)
+    columns = {str(column.header): [str(cell) for cell in column.cells] for column in table.columns}
+    assert columns["dense"] == ["4", "8", "9"]
+    assert columns["runs"] == ["3", "1 of 3", "0"]
+    assert statistics.stdev(values) == pytest.approx(0.03)
+    assert columns["test %"] == ["93.00 ± 3.00", "50.00", "—"]
+    assert columns["best test %"] == ["95.00 ± 0.00", "95.00", "—"]
+    assert columns["s"] == ["2.0 ± 1.0", "1.0", "—"]
