@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from jaxnet.checking.diagnose import points
 from jaxnet.checking.diagnose.points import Measure, Point
 from jaxnet.checking.diagnose.problem import Explanation, Problem
 from jaxnet.checking.diagnose.program import Program, trace
 from jaxnet.checking.diagnose.search import NO_VALUE, Hit, Search, fresh_cotangent
+from jaxnet.checking.diagnose.shrink import Smaller
 from jaxnet.checking.diagnose.words import Namer
 
 
 class Confirm:
     """Holds hits against fresh draws and another shape, joins those that explain different leaves, and ranks them."""
 
-    def __init__(self, problem: Problem, program: Program, search: Search, whole: Point | None, deadline: float):
-        self.problem, self.program, self.search, self.deadline = problem, program, search, deadline
-        self.fresh: list[Point] = [whole] if whole is not None else []
+    def __init__(self, problem: Problem, program: Program, search: Search, small: Smaller | None, deadline: float):
+        self.problem, self.search, self.deadline = problem, search, deadline
+        self.fresh: list[Point] = []
+        self.whole: list[Point] = []
         self.other: list[Point] = []
-        wanted = 3
-        for seed in range(101, 101 + wanted):
-            if len(self.fresh) and time.perf_counter() > deadline - 0.3:
+        for seed in range(101, 104):
+            if self.fresh and time.perf_counter() > deadline - 0.3:
                 break
-            args, cotangent = (
-                problem.draw(seed) if problem.draw else (problem.args, fresh_cotangent(problem.cotangent, seed))
-            )
-            self.fresh.append(points.at(problem, program, args, cotangent))
+            args, cotangent = problem.draw(seed) if problem.draw else self.again(seed)
+            if small is not None:
+                args, cotangent = small.cut(args, cotangent)
+            self.fresh.append(points.at(problem, small.program if small else program, args, cotangent))
+        if small is not None:
+            self.whole.append(points.at(problem, program, problem.args, problem.cotangent))
         if problem.redraw is not None and time.perf_counter() < deadline:
             args, cotangent = problem.redraw(104)
             self.other.append(points.at(problem, trace(problem.primal, args), args, cotangent))
+
+    def again(self, seed: int) -> tuple[tuple, Any]:
+        """The same inputs with another cotangent."""
+        return self.problem.args, fresh_cotangent(self.problem.cotangent, seed)
 
     def holds(self, hit: Hit, point: Point) -> bool | None:
         """Whether a hit gives at this point too what the rule gives; None where it cannot be planted there."""
@@ -60,7 +68,8 @@ class Confirm:
         for hit in unlike(ordered, self.search.point)[:40]:
             held = [self.holds(hit, p) for p in self.fresh]
             at_other = [self.holds(hit, p) for p in self.other]
-            exact = all(h is True for h in held) and False not in at_other
+            at_whole = [self.holds(hit, p) for p in self.whole]
+            exact = all(h is True for h in held + at_whole) and False not in at_other
             graded.append((hit, exact, sum(h is True for h in held), at_other))
             if time.perf_counter() > self.deadline + 1 and graded:
                 break
@@ -74,7 +83,7 @@ class Confirm:
         return said
 
     def say(self, namer: Namer, hit: Hit, exact: bool, held: int, at_other: list[bool | None]) -> Explanation:
-        held_at = [p for p in [*self.fresh, *self.other] if exact]
+        held_at = [p for p in [*self.fresh, *self.whole, *self.other] if exact]
         cause, equation = hit.candidate.confirmed(held_at).say(namer)
         if hit.harmed:
             cause += f" (in {', '.join('∂' + namer.leaf(p) for p in hit.explained)} only)"
@@ -83,6 +92,8 @@ class Confirm:
         if held:
             kind = "draws" if self.problem.draw else "cotangents"
             evidence += f"; holds on {held} fresh {kind if held > 1 else kind[:-1]}"
+        if self.whole and exact:
+            evidence += ", at the whole length"
         if True in at_other:
             evidence += " and at another shape"
         elif False in at_other:

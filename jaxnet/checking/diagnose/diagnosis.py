@@ -41,7 +41,7 @@ def diagnose(problem: Problem, *, budget: float = 10.0) -> Diagnosis:
     )
     search.run()
     namer = Namer(search.point.tape)
-    confirm = Confirm(problem, program, search, whole if small else None, start + budget)
+    confirm = Confirm(problem, program, search, small, start + budget)
     explanations = confirm.explanations(namer)
     best = explanations[0] if explanations else None
     described = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jaxnet.checking.diagnose import numeric, points
 from jaxnet.checking.diagnose.points import Measure, Point
 from jaxnet.checking.diagnose.problem import Problem
-from jaxnet.checking.diagnose.program import Program, trace
+from jaxnet.checking.diagnose.program import Program, cotangent_leaves, trace
 
 STEPS = 5
 LONG = 1500
@@ -19,10 +20,11 @@ LONG = 1500
 
 
 class Smaller(NamedTuple):
-    """The shorter problem's program and point."""
+    """The shorter problem's program and point, and how inputs of the whole one are cut to it."""
 
     program: Program
     point: Point
+    cut: Callable[[tuple, Any], tuple[tuple, Any]]
 
 
 def shrink(problem: Problem, program: Program, whole: Point, deadline: float) -> Smaller | None:
@@ -38,18 +40,21 @@ def shrink(problem: Problem, program: Program, whole: Point, deadline: float) ->
         shape = np.shape(leaf)
         return leaf[tuple(slice(0, STEPS) if n in lengths else slice(None) for n in shape)] if shape else leaf
 
-    args = jax.tree.map(cut, problem.args)
+    def cut_both(args: tuple, cotangent: Any) -> tuple[tuple, Any]:
+        shorter = jax.tree.map(lambda ct: cut(ct) if numeric.is_float(ct) else ct, cotangent)
+        return jax.tree.map(cut, args), shorter
+
+    args, cotangent = cut_both(problem.args, problem.cotangent)
     try:
         shapes = jax.tree.leaves(jax.eval_shape(problem.primal, *args))
-        leaves, tree = jax.tree.flatten(problem.cotangent, is_leaf=lambda v: v is None)
-        cts = [cut(ct) if numeric.is_float(ct) else ct for ct in leaves]
+        cts = cotangent_leaves(cotangent)
         if any(numeric.is_float(ct) and np.shape(ct) != s.shape for ct, s in zip(cts, shapes, strict=True)):
             return None
         small = trace(problem.primal, args)
-        point = points.at(problem, small, args, jax.tree.unflatten(tree, cts))
+        point = points.at(problem, small, args, cotangent)
     except Exception:
         return None
     measure = Measure(point, problem.wrong, problem.tolerance)
     if any(measure.error[path] <= 10 * problem.tolerance for path in measure.wrong):
         return None
-    return Smaller(small, point)
+    return Smaller(small, point, cut_both)
