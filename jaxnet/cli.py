@@ -171,6 +171,18 @@ def sweep(
 
 
 @app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="core")] = "core",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
+) -> None:
+    """Measure the hand-written backward pass against the best that autodiff does."""
+    from jaxnet.bench.report import run
+
+    run(name, json_file, markdown)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.
 

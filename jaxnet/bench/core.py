@@ -12,8 +12,14 @@ import numpy as np
 
 from jaxnet import dense, mlp, quadratic, residual_mlp, serial, sigmoid, softmax_cross_entropy, value_and_grad
 from jaxnet.bench import numpy_nielsen
-from jaxnet.bench.measure import Case, Variant, compiled
+from jaxnet.bench.measure import Case, Row, Variant, compiled, measure
+from jaxnet.bench.startup import startup
 from jaxnet.layer import Layer
+
+
+def rows() -> list[Row]:
+    """All of `jaxnet bench core`, measured."""
+    return [row for case in cases() for row in measure(case)] + [startup()]
 
 
 def cases(examples: int = 50_000) -> Iterator[Case]:
@@ -67,8 +73,8 @@ def nielsen_epoch(examples: int, batch: int = 10, learning_rate: float = 3.0) ->
 
     def as_matrices(params, xs):
         (first, _, second, _) = params
-        a = jax.nn.sigmoid(xs @ first["W"].T + first["b"])
-        return jax.nn.sigmoid(a @ second["W"].T + second["b"])
+        a = jax.nn.sigmoid(xs @ first["W"].T + first["b"][None])
+        return jax.nn.sigmoid(a @ second["W"].T + second["b"][None])
 
     plain = [(np.array(p["W"]), np.array(p["b"])) for p in params if p]
     arrays = (plain, np.array(xs), np.eye(10, dtype=np.float32)[np.array(ys)], batch, learning_rate)
@@ -89,12 +95,12 @@ def nielsen_epoch(examples: int, batch: int = 10, learning_rate: float = 3.0) ->
 # ------------------------------------------------------------------------------------------------ steps of an MLP
 
 
-def rows(layer: dict, a: jax.Array) -> jax.Array:
+def by_rows(layer: dict, a: jax.Array) -> jax.Array:
     """z = a Wᵀ + b of a batch of rows."""
-    return a @ layer["W"].T + layer["b"]
+    return a @ layer["W"].T + layer["b"][None]
 
 
-def columns(layer: dict, a: jax.Array) -> jax.Array:
+def by_columns(layer: dict, a: jax.Array) -> jax.Array:
     """z = W a + b of a batch of columns."""
     return layer["W"] @ a + layer["b"][:, None]
 
@@ -123,7 +129,7 @@ def mlp_step(examples: int = 128) -> Case:
     return Case(
         f"MLP 784-1024-1024-10, batch {examples}",
         compiled("hand", value_and_grad(net, softmax_cross_entropy), params, xs, ys),
-        against_autodiff(net, with_(rows), with_(columns), params, xs, ys, time_aim=1.03),
+        against_autodiff(net, with_(by_rows), with_(by_columns), params, xs, ys, time_aim=1.03),
         rounds=41,
     )
 
@@ -146,12 +152,12 @@ def deep_step(examples: int, width: int = 512, depth: int = 24) -> Case:
     return Case(
         f"{depth} residual blocks of {width}, batch {examples}",
         compiled("hand", value_and_grad(net, softmax_cross_entropy), params, xs, ys),
-        against_autodiff(net, with_(rows), with_(columns), params, xs, ys, time_aim=1.03, memory_aim=1.0),
+        against_autodiff(net, with_(by_rows), with_(by_columns), params, xs, ys, time_aim=1.03, memory_aim=1.0),
     )
 
 
 def against_autodiff(
-    net: Layer, by_rows: Callable, by_columns: Callable, params, xs, ys, **aims: float
+    net: Layer, of_rows: Callable, of_columns: Callable, params, xs, ys, **aims: float
 ) -> tuple[Variant, ...]:
     """The same forward pass under autodiff, and as a batch of rows and of columns; the aims hold against each."""
 
@@ -159,10 +165,10 @@ def against_autodiff(
         return cross_entropy(logits.T, ys)
 
     def from_columns(params, xs):
-        return by_columns(params, xs.T)
+        return of_columns(params, xs.T)
 
     return (
         compiled("autodiff, naive", by_autodiff(mapped(net), cross_entropy), params, xs, ys, **aims),
-        compiled("autodiff, a Wᵀ", by_autodiff(by_rows, cross_entropy), params, xs, ys, **aims),
+        compiled("autodiff, a Wᵀ", by_autodiff(of_rows, cross_entropy), params, xs, ys, **aims),
         compiled("autodiff, W a", by_autodiff(from_columns, cost_of_columns), params, xs, ys, **aims),
     )

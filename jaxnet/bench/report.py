@@ -7,7 +7,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from jaxnet.bench import core
 from jaxnet.bench.measure import Row, machine
+from jaxnet.training.runs import console
+
+BENCHMARKS = {"core": core.rows}
+
+
+class BenchError(ValueError):
+    """A benchmark that there is none of."""
+
 
 HEADINGS = ("case", "against", "time", "quartiles", "memory", "aim", "", "ours", "theirs")
 
@@ -59,6 +68,21 @@ def write_json(file: Path, rows: Iterable[Row]) -> None:
     """Machine and rows, with aims and verdicts."""
     content = {"machine": machine(), "rows": [row._asdict() | {"verdict": row.verdict()} for row in rows]}
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def run(name: str, json_file: Path | None, markdown_file: Path | None) -> None:
+    """Measure the benchmark of a name, print its table, and write it where asked.
+
+    Raises BenchError for a name that is none.
+    """
+    if name not in BENCHMARKS:
+        raise BenchError(f"a benchmark is one of {', '.join(BENCHMARKS)}, got {name!r}")
+    rows = BENCHMARKS[name]()
+    show(name, rows, console())
+    if json_file:
+        write_json(json_file, rows)
+    if markdown_file:
+        markdown_file.write_text(markdown(rows) + "\n")
 
 
 def show(title: str, rows: list[Row], console: Console) -> None:

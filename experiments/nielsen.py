@@ -1,0 +1,126 @@
+"""Do the networks of Nielsen's book come out as published?
+
+    python -m experiments.nielsen [RECIPE …] [--seeds 5] [--runs-dir runs/nielsen] [--markdown FILE] [--figure FILE]
+
+Trains every recipe `configs/nielsen_*.toml` with several seeds (those of one recipe as one vmapped program; finished
+runs are skipped) and prints published beside reproduced. The figure shows chapter 5's four hidden layers: how the mean
+δ shrinks from layer to layer, as training goes on.
+
+Source: Michael Nielsen, Neural Networks and Deep Learning, 2015; each figure is of the epoch that did best.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.table import Table
+
+from jaxnet.training.runs import Record, console
+from jaxnet.training.sweep import Sweep, make_setting
+from jaxnet.training.sweeping import Outcome, run_sweep
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+HEADINGS = ("recipe", "network", "figure", "published", "best epoch", "last epoch", "off", "seconds a seed")
+
+
+class Recipe(NamedTuple):
+    """A config and its published accuracy, on the split that the book takes it on."""
+
+    config: str
+    network: str
+    split: str
+    published: float
+
+
+RECIPES = (
+    Recipe("nielsen_ch1_30", "784-30-10, quadratic", "test", 0.9542),
+    Recipe("nielsen_ch1_100", "784-100-10, quadratic", "test", 0.9659),
+    Recipe("nielsen_ch3_30", "784-30-10, cross-entropy, L2", "test", 0.9649),
+    Recipe("nielsen_ch3_100", "784-100-10, cross-entropy, L2", "validation", 0.9792),
+    Recipe("nielsen_ch3_98", "784-100-10, cross-entropy, L2, 60 epochs", "validation", 0.9804),
+    Recipe("nielsen_ch5_1", "one hidden layer of 30", "validation", 0.9648),
+    Recipe("nielsen_ch5_2", "two", "validation", 0.9690),
+    Recipe("nielsen_ch5_3", "three", "validation", 0.9657),
+    Recipe("nielsen_ch5_4", "four", "validation", 0.9653),
+)
+
+
+def row(recipe: Recipe, outcome: Outcome) -> tuple[str, ...]:
+    """A recipe's line: published beside reproduced, mean ± standard deviation over the seeds, in percent."""
+    best = outcome.values(f"best_{recipe.split}_accuracy")
+    last = outcome.values(f"{recipe.split}_accuracy")
+    seconds = statistics.fmean(outcome.values("seconds")) / len(best)  # each run of a vmapped program says that of all
+    off = 100 * (statistics.fmean(best) - recipe.published)
+    return (
+        recipe.config,
+        recipe.network,
+        recipe.split,
+        f"{100 * recipe.published:.2f}",
+        percent(best),
+        percent(last),
+        f"{off:+.2f}",
+        f"{seconds:.0f}",
+    )
+
+
+def percent(accuracies: Sequence[float]) -> str:
+    """Mean ± standard deviation over the seeds, in percent."""
+    return f"{100 * statistics.fmean(accuracies):.2f} ± {100 * statistics.stdev(accuracies):.2f}"
+
+
+def draw(record: Record, file: Path) -> None:
+    """‖mean δ‖ of each hidden layer over the epochs, as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    epochs = [line["epoch"] for line in record.metrics]
+    *hidden, _ = zip(*(line["mean_delta_norms"] for line in record.metrics), strict=True)
+    for layer, norms in enumerate(hidden, start=1):
+        axes.semilogy(epochs, norms, label=f"hidden layer {layer}")
+    axes.set(xlabel="epoch", ylabel="‖mean δ‖ over 1,000 training examples")
+    axes.set_title("Four hidden layers of 30 sigmoids: the error shrinks on its way back", loc="left", fontsize=10)
+    axes.legend(frameon=False, ncols=2)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=150)
+
+
+def main(
+    recipes: Annotated[list[str] | None, typer.Argument(metavar="RECIPE…", help="Some of them; else all.")] = None,
+    seeds: Annotated[int, typer.Option(min=2)] = 5,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Other than the recipe's, for a trial.")] = None,
+    runs_dir: Path = Path("runs/nielsen"),
+    markdown: Annotated[Path | None, typer.Option(help="Write the table there, too.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw chapter 5's mean δ there.")] = None,
+) -> None:
+    """Train the networks of Nielsen's book over several seeds; published beside reproduced."""
+    chosen = [recipe for recipe in RECIPES if not recipes or recipe.config in recipes]
+    unknown = set(recipes or ()) - {recipe.config for recipe in RECIPES}
+    if unknown:
+        names = ", ".join(recipe.config for recipe in RECIPES)
+        raise typer.BadParameter(f"a recipe is one of {names}, got {', '.join(sorted(unknown))}")
+    fixed = [f"train.epochs={epochs}"] if epochs else []
+    settings = [make_setting(CONFIGS / f"{recipe.config}.toml", fixed, {}) for recipe in chosen]
+    to = console()
+    outcomes = run_sweep(Sweep(settings, seeds, together=True), runs_dir=runs_dir, say=print)
+    rows = [row(recipe, outcome) for recipe, outcome in zip(chosen, outcomes, strict=True)]
+    table = Table(*HEADINGS, title=f"accuracy in %, mean ± standard deviation over {seeds} seeds", title_justify="left")
+    for line in rows:
+        table.add_row(*line)
+    to.print(table)
+    if markdown:
+        lines = [HEADINGS, ("---",) * len(HEADINGS), *rows]
+        markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    if figure:
+        deepest = [
+            outcome for recipe, outcome in zip(chosen, outcomes, strict=True) if recipe.config == "nielsen_ch5_4"
+        ]
+        if not deepest:
+            raise typer.BadParameter("the figure is of nielsen_ch5_4: name it among the recipes")
+        draw(deepest[0].records[0], figure)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,69 @@
+"""The benchmark compares like with like: every variant of a case computes the same."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnet.bench import core
+from jaxnet.bench.measure import Case, Row, Variant, measure
+from jaxnet.bench.report import BenchError, markdown, run, write_json
+
+CASES = {
+    "nielsen": lambda: core.nielsen_epoch(200),
+    "mlp": lambda: core.mlp_step(8),
+    "deep": lambda: core.deep_step(8, width=16, depth=3),
+}
+
+
+def numbers(result) -> list[np.ndarray]:
+    """The arrays of a result, columns as vectors."""
+    return [np.squeeze(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(result)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_variant_of_a_case_computes_the_same(name):
+    case = CASES[name]()
+    ours = numbers(case.ours.run())
+    assert len(ours) >= 4
+    for other in case.others:
+        for mine, theirs in zip(ours, numbers(other.run()), strict=True):
+            np.testing.assert_allclose(theirs, mine, rtol=2e-3, atol=2e-4, err_msg=other.name)
+
+
+def sleeper(name: str, sizes: list[int], **aims) -> Variant:
+    """A variant that says when it ran."""
+    return Variant(name, lambda: sizes.append(len(sizes)), memory=100, **aims)
+
+
+def test_a_round_runs_each_variant_once_after_a_first_run_that_does_not_count():
+    ran: list[int] = []
+    case = Case("case", sleeper("ours", ran), (sleeper("a", ran), sleeper("b", ran)), rounds=4)
+    rows = measure(case)
+    assert len(ran) == 3 * (4 + 1)
+    assert [row.against for row in rows] == ["a", "b"]
+    assert all(row.quartiles[0] <= row.time_ratio <= row.quartiles[1] and row.memory_ratio == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("quartiles", "memory", "verdict"),
+    [((0.8, 1.0), 1.0, "met"), ((0.91, 1.0), 1.0, "missed: time"), ((0.95, 1.0), 1.2, "missed: time, memory")],
+)
+def test_an_aim_is_met_within_the_runs_own_noise(quartiles, memory, verdict):
+    row = Row("case", "other", 0.95, quartiles, memory, 0.9, 1.0, 1.0, 1.0)
+    assert row.verdict() == verdict
+
+
+def test_rows_are_written_with_machine_aim_and_verdict(tmp_path):
+    row = Row("case", "other", 0.5, (0.4, 0.6), None, 0.9, None, 0.1, 0.2)
+    write_json(tmp_path / "rows.json", [row])
+    content = json.loads((tmp_path / "rows.json").read_text())
+    assert content["rows"][0] | {"case": "case", "time_ratio": 0.5, "verdict": "met"} == content["rows"][0]
+    assert content["machine"]["cores"] >= 1
+    assert "| case | other | 0.500 | 0.400–0.600 |" in markdown([row])
+
+
+def test_a_benchmark_that_there_is_none_of_is_refused():
+    with pytest.raises(BenchError, match="one of core"):
+        run("cores", None, None)
