@@ -82,6 +82,27 @@ def test_a_call_that_does_not_end_is_left_behind(monkeypatch, tmp_path):
     assert summary(tmp_path / "run")["status"] == "interrupted"
 
 
+def test_before_the_first_step(monkeypatch, tmp_path, capsys):
+    """A compilation that takes long is left behind; there is nothing to save yet, and the run begins anew."""
+
+    def begin(self):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        self.patiently(lambda: time.sleep(30))
+
+    def leave(code):
+        raise SystemExit(code)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "begin", begin)
+        patch.setattr(os, "_exit", leave)
+        with pytest.raises(SystemExit) as stopped:
+            loop.train(small(), run_dir=tmp_path / "run")
+    assert stopped.value.code == 143
+    assert "stopped before the first step; jaxnet resume" in capsys.readouterr().out
+    loop.resume(tmp_path / "run", quiet=True)
+    assert summary(tmp_path / "run")["status"] == "finished"
+
+
 def test_a_second_ctrl_c_stops_at_once():
     stop = Stop()
     stop.ask(signal.SIGINT)

@@ -70,9 +70,9 @@ def train_together(
 
 def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, quiet) -> list[Path]:
     devices.keep_compiled()
+    began = time.perf_counter()
+    dataset = load(config.resolved()["data"], data_dir=data_dir)
     with stopping() as stop, devices.precision(config.precision):
-        began = time.perf_counter()
-        dataset = load(config.resolved()["data"], data_dir=data_dir)
         session = Session(config, dataset, seeds, stop.patiently)
         data = data_sha256(dataset)
         beside = {"data_dir": str(data_dir) if data_dir else None, "together": seeds}
@@ -106,12 +106,12 @@ def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -
     if summary is not None and summary.get("status") == "finished":
         terminal.say(f"{folder} is finished: nothing to do")
         return folder
+    began = time.perf_counter()
+    data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
+    dataset = load(config.resolved()["data"], data_dir=data_dir)
+    data = data_sha256(dataset)
+    unchanged(folder, config, data, environment)
     with stopping() as stop, devices.precision(config.precision):
-        began = time.perf_counter()
-        data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
-        dataset = load(config.resolved()["data"], data_dir=data_dir)
-        data = data_sha256(dataset)
-        unchanged(folder, config, data, environment)
         session = Session(config, dataset, None, stop.patiently)
         for line in differences(environment, {"versions": versions(), **devices.described(session.mesh)}):
             terminal.say(line)
@@ -200,6 +200,7 @@ class Loop:
         self.terminal = Terminal(self.log, quiet=quiet)
         self.compute = 0.0
         self.first = 0.0
+        self.latest: State | None = None
 
     def log(self, line: str) -> None:
         """A line into every run's log."""
@@ -212,16 +213,15 @@ class Loop:
         self.terminal.say(session.title())
         for folder in folders:
             self.terminal.say(f"→ {folder}")
-        state = None
         epochs, progress = session.config.train.epochs, self.runs[0].progress
         self.terminal.start(epochs * session.steps_per_epoch, self.step_at(progress.epoch, progress.call))
         try:
-            state = session.begin() if restored is None else session.restored([restored])
+            state = self.latest = session.begin() if restored is None else session.restored([restored])
             for epoch in range(progress.epoch, epochs):
                 state = self.epoch(epoch, progress.call if epoch == progress.epoch else 0, state)
             self.finish(state)
         except StillRunningError:
-            if state is not None:
+            if self.latest is not None:
                 self.save(self.latest)
             self.stopped(hard=True)
         finally:
@@ -335,7 +335,9 @@ class Loop:
         assert self.stop.number is not None
         self.terminal.end()
         for seed, single in enumerate(self.runs):
-            if single.trouble is None:
+            if self.latest is None:
+                self.terminal_of(single).say(f"stopped before the first step; jaxnet resume {single.run.folder}")
+            elif single.trouble is None:
                 params = self.session.one(plain(self.latest.params), seed)
                 single.summary("interrupted", params)
                 said = f"stopped; checkpoint of step {single.checkpoints.steps()[0]:,} written"

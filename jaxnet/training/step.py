@@ -236,7 +236,7 @@ def sound(state: State) -> jax.Array:
 
 
 def pieces(batch: int, recipe: Recipe) -> int:
-    """Into how many equal pieces a batch, maybe a remainder, is cut so that none is larger than those of a whole one."""
+    """Into how many equal pieces a batch or a remainder is cut, none larger than those of a whole batch."""
     most = max(1, recipe.batch // recipe.chunks)
     return next(count for count in range(1, batch + 1) if batch % count == 0 and batch // count <= most)
 
