@@ -123,6 +123,13 @@ def test_damaged_runs_are_left_out_and_told(tmp_path, capsys):
     assert re.search(r"left out: .*bad/summary\.json must be a JSON file", out)
 
 
+def test_runs_are_in_the_order_of_their_numbers(tmp_path):
+    for seed in (10, 9, 1):
+        fake_run(tmp_path / f"a,seed={seed}-0{seed}f")
+    records, _ = runs.find_runs(tmp_path)
+    assert [record.name.split("-")[0] for record in records] == ["a,seed=1", "a,seed=9", "a,seed=10"]
+
+
 @pytest.mark.parametrize("place", ["nowhere", "file", "empty"])
 def test_nothing_to_list(tmp_path, place):
     (tmp_path / "file").write_text("")
@@ -158,7 +165,7 @@ def test_models_of_other_lengths_differ_as_a_whole(tmp_path):
     assert runs.differing(records) == {
         "model": ['[{ dense = 30 }, "relu", { dense = 10 }]', '["flatten", { dense = 10 }]']
     }
-    assert runs.short_names(records) == ["a", "b"]
+    assert runs.short_names(records) == [f"model {value}" for value in runs.differing(records)["model"]]
 
 
 def test_equal_runs_are_named_by_their_folders(tmp_path):

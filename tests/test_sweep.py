@@ -141,6 +141,7 @@ def test_each_run_has_its_folder_and_finished_ones_are_skipped(base, tmp_path):
     assert [name.rpartition("-")[0] for name in folders] == [f"small-model.0.dense={n},seed=0" for n in (2, 8)]
     assert [[record.result("seed") for record in each.records] for each in first] == [[0], [0]]
     assert not any("skipped" in line for line in said)
+    assert all((record.folder / "curves.png").is_file() for each in first for record in each.records)
     said.clear()
     second = sweeping.run_sweep(read_sweep(base, ["model.0.dense=[2,8]"]), **options)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == folders

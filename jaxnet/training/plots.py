@@ -19,6 +19,7 @@ from jaxnet.training.runs import SPLITS, Record
 DASHES: dict[str, Any] = {"train": "-", "validation": (0, (5, 1.5)), "test": (0, (1.2, 1.2))}
 MARKED = 12  # so few epochs are shown as points too
 NAMED = 8  # so many layers are named at their lines' ends at most
+MOST_NAMES = 16  # of all runs together; more would not find room
 COLUMN_INCHES = (5.2, 3.4)
 
 
@@ -45,12 +46,12 @@ class Theme(NamedTuple):
 LIGHT = Theme(
     *("#ffffff", "#1c1c1c", "#5c5c5c", "#dddddd"),
     ("#0b62a4", "#c2410c", "#15803d", "#7e22ce", "#8a6100", "#be185d", "#0e7490", "#4d4d4d"),
-    *("turbo", (0.02, 0.98)),
+    *("plasma", (0.0, 0.72)),
 )
 DARK = Theme(
     *("#16181c", "#ececec", "#a8a8a8", "#3a3d42"),
     ("#6cb6ff", "#ff9e64", "#7ee2a8", "#d2a8ff", "#f2cc60", "#ff9bce", "#6ee7f0", "#c9c9c9"),
-    *("turbo", (0.12, 0.88)),
+    *("plasma", (0.35, 1.0)),
 )
 
 
@@ -158,7 +159,7 @@ def by_layer(name: str) -> Callable[[Axes, Sequence[Record], Theme], None]:
                     ends.append((*seen[-1], str(layer + 1), colors[layer]))
         if ends:
             log_axis(axes)
-        name_ends(axes, ends)
+        name_ends(axes, ends if len(ends) <= MOST_NAMES else [])
 
     return draw
 
@@ -192,7 +193,7 @@ def thousands(value: float) -> str:
     return f"{value:.3g}"
 
 
-NUMBERED = "lines end in their layer's number, 1 nearest the input"
+NUMBERED = "numbered by layer, 1 nearest the input; of several runs the later layers are fainter"
 PANELS = (
     Panel("loss", "loss", "mean cost, train as seen during the epoch", by_split("loss")),
     Panel("accuracy", "accuracy, %", "share of right answers after each epoch", by_split("accuracy", 100)),

@@ -19,6 +19,7 @@ SPLITS = ("train", "validation", "test")
 ACCURACIES = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
 LOSSES = ("test_loss", "validation_loss", "train_loss")
 
+LONGEST_NAME = 72
 ABSENT = "—"
 BARE_KEY = re.compile(r"[\w-]+", re.ASCII)
 SAYS_NOTHING = ("name", "promise")  # keys of a config that change nothing about the training
@@ -120,9 +121,14 @@ def run_folders(folder: Path) -> Iterator[Path]:
     if (folder / "config.toml").is_file() and (folder / "environment.json").is_file():
         yield folder
         return
-    for inside in sorted(folder.iterdir()):
+    for inside in sorted(folder.iterdir(), key=by_number):
         if inside.is_dir() and not inside.is_symlink() and not inside.name.startswith("."):
             yield from run_folders(inside)
+
+
+def by_number(path: Path) -> list[int | str]:
+    """Sorts names with numbers in them as people do: seed=2 before seed=10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", path.name))]
 
 
 # --------------------------------------------------------------------------------- beside each other
@@ -171,10 +177,10 @@ def inline(value: Any) -> str:
 def short_names(records: Sequence[Record]) -> list[str]:
     """What tells the runs apart in a legend: the values in which they differ, or their folders where those do not."""
     keys = differing(records)
-    if keys and len(keys) <= 3 and max(len(value) for values in keys.values() for value in values) <= 30:
+    if keys:
         rows = zip(*keys.values(), strict=True)
         names = [", ".join(f"{key} {value}" for key, value in zip(short_keys(keys), row, strict=True)) for row in rows]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(names) and max(map(len, names)) <= LONGEST_NAME:
             return names
     names = [record.name for record in records]
     return names if len(set(names)) == len(names) else [str(record.folder) for record in records]
