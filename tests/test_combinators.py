@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet import dense, dropout, parallel, per_position, remat, repeat, residual, serial, sigmoid, tanh, tied
+from jaxnet import dense, dropout, parallel, per_position, remat, repeat, residual, serial, sigmoid, tanh, tied, total
 from jaxnet.combinators import COMBINATORS as BY_NAME
-from jaxnet.layer import leaves, on_leaves
+from jaxnet.layer import Static, leaves, on_leaves
 from jaxnet.models import MODELS as MODELS_BY_NAME
 from tests.implementations import check_against_autodiff, check_one_by_one, check_precision, one_of_each
 from tests.problems import COMBINATORS, MODELS
@@ -82,3 +82,11 @@ def test_remat_saves_only_its_input():
     params = net.init(jax.random.key(0), jnp.zeros(3))
     _, saved = net.forward(params, jnp.ones(3))
     assert [leaf.shape for leaf in jax.tree.leaves(saved)] == [(3,)]
+
+
+def test_remat_hides_the_second_forward_pass_from_the_compiler():
+    """Outside of loops it would otherwise find that it has the values already, and keep them."""
+    net = remat(dense(4))
+    params = net.init(jax.random.key(0), jnp.zeros(3))
+    back = jax.make_jaxpr(lambda p, x, d: net.backward(p, (x, None, Static(False)), d, total))
+    assert "optimization_barrier" in str(back(params, jnp.zeros(3), jnp.zeros(4)))
