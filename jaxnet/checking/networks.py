@@ -109,9 +109,21 @@ def modes(net: Layer, template: tuple, batched: bool, seed: int) -> list[bool]:
     ] or [False]
 
 
-def random_params(net: Layer, example: Tree, seed: int) -> Tree:
-    """Fresh parameters, none of them symmetric: a bias of zeros, a γ of ones get random entries."""
-    params = jax.jit(lambda key: net.init(key, example))(jax.random.key(seed))
+def starting(init: Callable) -> Callable[[Tree, int], Tree]:
+    """(example, seed) -> what `init(key, example)` gives, compiled once for each shape of an example."""
+    compiled: dict[str, Callable] = {}
+
+    def start(example: Tree, seed: int) -> Tree:
+        shape = str(example)
+        if shape not in compiled:
+            compiled[shape] = jax.jit(lambda key: init(key, example))
+        return compiled[shape](jax.random.key(seed))
+
+    return start
+
+
+def asymmetric(params: Tree, seed: int) -> Tree:
+    """Parameters of which none is symmetric: a bias of zeros, a γ of ones get random entries."""
     leaves, treedef = jax.tree.flatten(params)
     fresh = []
     for i, leaf in enumerate(leaves):
@@ -123,6 +135,12 @@ def random_params(net: Layer, example: Tree, seed: int) -> Tree:
         noise = 0.3 if constant else 0.1 * float(host.std())
         fresh.append(jnp.asarray(host + noise * rng.standard_normal(host.shape)).astype(leaf.dtype))
     return jax.tree.unflatten(treedef, fresh)
+
+
+def random_params(init: Callable) -> Callable[[Tree, int], Tree]:
+    """(example, seed) -> fresh parameters, none of them symmetric."""
+    start = starting(init)
+    return lambda example, seed: asymmetric(start(example, seed), seed)
 
 
 def network_points(template: tuple, batched: bool, parameters: Callable) -> Points:
@@ -155,7 +173,7 @@ def layer_subject(
     net: Layer, template: tuple, batched: bool, train: bool, seed: int, name: str | None
 ) -> tuple[Subject, Points]:
     """The layer's backward pass as a subject (params, x), and its points."""
-    where = points_for(template, 1, batched, lambda example, seed: random_params(net, example, seed))
+    where = points_for(template, 1, batched, random_params(net.init))
     args = where.draw(seed, "plain")
     use = Use(batched, jax.random.key(seed + 17) if train else None, train)
     label = (name or net.name) + (" (training)" if train else "")
@@ -217,10 +235,7 @@ def check_loss(loss: Loss, template: tuple, options: Options, name: str | None) 
         raise CannotCheckError(f"a loss is checked at (x, y) of one example, got {len(template)} arguments")
     init = loss.init or (lambda key, x: ())
 
-    def drawn(example, seed):
-        return jax.jit(lambda key: init(key, example))(jax.random.key(seed))
-
-    where = points_for(template, 2, False, drawn) if own else points.points_of(template)
+    where = points_for(template, 2, False, random_params(init)) if own else points.points_of(template)
 
     def parts(args):
         return args if own else ((), *args)
@@ -265,12 +280,8 @@ def check_pair(net: Layer, loss: Loss, template: tuple, options: Options, name: 
             f"a network with its loss is checked at (xs, ys) of a batch, got {len(template)} arguments"
         )
 
-    def parameters(example, seed):
-        if loss.init is None:
-            return random_params(net, example, seed)
-        return initialize(net, loss, jax.random.key(seed), example)
-
-    where = points_for(template, 2, True, parameters)
+    init = net.init if loss.init is None else lambda key, example: initialize(net, loss, key, example)
+    where = points_for(template, 2, True, random_params(init))
     args, both = where.draw(options.seed, "plain"), value_and_grad(net, loss)
 
     def run(args, d_out):

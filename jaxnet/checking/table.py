@@ -77,10 +77,8 @@ def cause(report: Report) -> list[str]:
     lines.append(f"{'cause':8}{best.cause}" + ("" if best.exact else "   (consistent with: it is not the only one)"))
     if best.where:
         lines.append(f"{'':8}{best.where}")
-    lines.append(
-        f"{'':8}explains {', '.join(best.leaves)} to {best.residual:.0e}"
-        + (f"; {best.evidence}" if best.evidence else "")
-    )
+    evidence = best.evidence or f"explains {', '.join(best.leaves)} to {best.residual:.0e}"
+    lines.append(f"{'':8}{evidence}")
     if best.equation:
         lines.append(f"{'mended':8}{best.equation}")
     others = report.diagnosis.others

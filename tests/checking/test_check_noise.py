@@ -77,6 +77,9 @@ def test_ties_show_a_maximum_that_is_given_to_all():
     wrong = check(maximum(share=False), "float32[6,20]", **options)
     assert not wrong.ok
     assert "ties" in wrong.wrong[0].dtype
+    given = jnp.asarray([[1.0, 2.0, 2.0, 0.0], [3.0, 1.0, 3.0, 3.0]])
+    assert check(maximum(share=True), given, **QUICK).ok
+    assert not check(maximum(share=False), given, **QUICK).ok
 
 
 def test_a_sum_in_another_order_is_imprecise_and_not_wrong():
