@@ -77,7 +77,8 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
 def mean_weights(loss: Loss, ys: Tree, weights: Tree | None = None) -> jax.Array:
     """The share of each example, or of each of its terms, in the batch's mean: w / Σ w."""
     if weights is not None:
-        return weights * one_over(jax.vmap(loss.terms)(ys, weights).sum())
+        n = jax.vmap(loss.terms)(ys, weights).sum()
+        return jnp.asarray(weights, n.dtype) * one_over(n)
     n = jax.vmap(loss.terms)(ys)
     n = size(ys) * n.value if isinstance(n, Static) else n.sum()
     return sharded_as(jnp.ones(size(ys)), ys) * one_over(n)

@@ -84,8 +84,10 @@ def parallel(*layers: Layer, join: Literal["sum", "concatenate"] = "sum") -> Lay
     """The same input through several layers, their outputs summed, or concatenated along the last axis.
 
     Backward: each gets d_out, or its piece of it; dx is the sum of theirs. Parameters: the tuple of the layers'.
-    Raises `ShapeError` where the outputs cannot be joined, `ValueError` for another `join`.
+    Raises `ShapeError` where the outputs cannot be joined, `ValueError` for another `join` or no layers.
     """
+    if not layers:
+        raise ValueError("parallel takes at least one layer, got none")
     if join not in ("sum", "concatenate"):
         raise ValueError(f'parallel joins by "sum" or "concatenate", got {join!r}')
 

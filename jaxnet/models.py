@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jaxnet.combinators import repeat, residual, serial
 from jaxnet.layer import Layer
-from jaxnet.layers import ACTIVATIONS, dense, dropout
+from jaxnet.layers import activation_named, dense, dropout
 
 
 def mlp(
@@ -14,18 +14,24 @@ def mlp(
 
     `out`: the activation after the last, none where the loss takes logits. `drop_rate`: of a dropout after each hidden
     activation. `init`: as `dense`'s. Takes a vector.
+    Raises `ValueError` for no widths, or an activation that there is none of.
     """
+    if not widths:
+        raise ValueError("an mlp takes at least one width, that of its output, got none")
     *hidden, last = widths
     layers = []
     for width in hidden:
-        layers += [dense(width, init=init), ACTIVATIONS[activation]]
+        layers += [dense(width, init=init), activation_named(activation)]
         layers += [dropout(drop_rate)] if drop_rate else []
-    return serial(*layers, dense(last, init=init), *([ACTIVATIONS[out]] if out else []))
+    return serial(*layers, dense(last, init=init), *([activation_named(out)] if out else []))
 
 
 def residual_mlp(width: int, depth: int, outputs: int, *, activation: str = "relu", init: str = "he_normal") -> Layer:
-    """A dense layer to `width`, `depth` blocks x + g(W x + b) in one scan, a dense layer to `outputs` logits."""
-    g = ACTIVATIONS[activation]
+    """A dense layer to `width`, `depth` blocks x + g(W x + b) in one scan, a dense layer to `outputs` logits.
+
+    Takes a vector. Raises `ValueError` for an activation that there is none of, or less than one block.
+    """
+    g = activation_named(activation)
     block = residual(serial(dense(width, init=init), g))
     return serial(dense(width, init=init), g, repeat(block, depth), dense(outputs, init="lecun_normal"))
 

@@ -108,6 +108,15 @@ def test_ignored_tokens(x64):
     assert_gradient(SEQUENCE, cross_entropy, *sequences())
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])
+def test_weights_may_have_another_dtype(x64, dtype):
+    mask = [1, 0, 1, 1]
+    value, grads = value_and_grad(VECTOR, cross_entropy)(*vectors(), weights=jnp.array(mask, dtype))
+    expected, wanted = value_and_grad(VECTOR, cross_entropy)(*vectors(), weights=jnp.array(mask, float))
+    assert value == expected
+    assert_agree(grads, wanted)
+
+
 def test_token_weights(x64):
     weights = uniform(5, (4, 6)).astype(jnp.float64)
     assert_gradient(SEQUENCE, cross_entropy, *sequences(), weights=weights)

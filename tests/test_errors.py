@@ -112,6 +112,10 @@ VALUES = {
     ),
     "huber": (lambda: jaxnet.huber(0.0), "Huber's threshold is positive, got 0.0"),
     "join": (lambda: parallel(dense(3), join="mean"), 'parallel joins by "sum" or "concatenate", got \'mean\''),
+    "parallel_of_none": (lambda: parallel(), "parallel takes at least one layer, got none"),
+    "mlp_without_widths": (lambda: jaxnet.mlp([]), "an mlp takes at least one width, that of its output, got none"),
+    "mlp_of_a_misspelt_activation": (lambda: jaxnet.mlp([3, 2], activation="rleu"), "relu, softplus"),
+    "residual_mlp_of_no_activation": (lambda: jaxnet.residual_mlp(3, 2, 1, activation=""), "an activation is one of"),
     "repeat_never": (lambda: repeat(dense(3), 0), "repeat takes a layer at least once, got 0 times"),
     "tied_once": (
         lambda: tied(dense(3), dense(3), where=(1, 1)),

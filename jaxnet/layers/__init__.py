@@ -3,6 +3,7 @@
 from jaxnet.layers.activations import (
     ACTIVATIONS,
     Activation,
+    activation_named,
     elementwise,
     elu,
     gelu,
@@ -26,6 +27,7 @@ __all__ = [
     "INITIALIZERS",
     "Activation",
     "Initializer",
+    "activation_named",
     "dense",
     "dropout",
     "elementwise",

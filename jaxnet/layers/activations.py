@@ -100,6 +100,17 @@ def elu(alpha: float = 1.0) -> Layer:
 ACTIVATIONS: dict[str, Layer] = {row.name: elementwise(row) for row in rows()}
 """The activations without options, by name."""
 
+
+def activation_named(name: str) -> Layer:
+    """The activation of a name, for arrays of any one shape.
+
+    Raises `ValueError` for a name that is none of `ACTIVATIONS`.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"an activation is one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
 sigmoid, tanh, relu, softplus, silu, gelu, gelu_tanh = ACTIVATIONS.values()
 """a = g(z) and dz = da ⊙ g′(z) by the table above, for z of any shape."""
 
