@@ -2,7 +2,11 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Tests run each small program once or twice: to compile it quickly is worth more than to run it quickly.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

@@ -9,6 +9,7 @@ import pytest
 from jaxnet.bench import core
 from jaxnet.bench.measure import Case, Row, Variant, measure
 from jaxnet.bench.report import BenchError, markdown, run, write_json
+from jaxnet.bench.startup import CONFIG, first_step
 
 CASES = {
     "nielsen": lambda: core.nielsen_epoch(200),
@@ -62,6 +63,13 @@ def test_rows_are_written_with_machine_aim_and_verdict(tmp_path):
     assert content["rows"][0] | {"case": "case", "time_ratio": 0.5, "verdict": "met"} == content["rows"][0]
     assert content["machine"]["cores"] >= 1
     assert "| case | other | 0.500 | 0.400–0.600 |" in markdown([row])
+
+
+def test_start_up_is_told_by_a_run_of_its_own(tmp_path):
+    config = tmp_path / "startup.toml"
+    config.write_text(CONFIG)
+    assert 0 < first_step(config, tmp_path / "run") < 120
+    assert list((tmp_path / "cache").iterdir())
 
 
 def test_a_benchmark_that_there_is_none_of_is_refused():

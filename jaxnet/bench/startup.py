@@ -18,6 +18,7 @@ model = [{ dense = 64 }, "relu", { dense = 10 }]
 [train]
 epochs = 1
 steps_per_call = 1
+optimizer = { name = "adam", learning_rate = 1e-3 }
 """
 
 
