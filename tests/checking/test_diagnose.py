@@ -10,11 +10,11 @@ import pytest
 from jax import lax
 
 from jaxnet.checking.adequacy import adequacy
+from jaxnet.checking.corpus import CASES, Case, dense_layers, normalisation, sequences
+from jaxnet.checking.corpus.case import saving_arguments
 from jaxnet.checking.diagnose import diagnose
 from jaxnet.checking.diagnose.program import trace
 from jaxnet.checking.diagnose.source import line_of
-from tests.checking import corpus
-from tests.checking.corpus import CASES, Case, saving_arguments
 from tests.checking.helpers import drawn, named, problem
 
 
@@ -76,7 +76,7 @@ def test_two_leaves_with_two_causes():
         W, _b, a = args
         return g.T @ a, g.mean(0), g @ W * 3
 
-    found = diagnosed(corpus.dense, backward, corpus.dense_args)
+    found = diagnosed(dense_layers.dense, backward, dense_layers.dense_args)
     assert set(found.best.leaves) == {"[1]", "[2]"}
     assert "; and " in found.best.cause
     assert "∂a is 3 times" in found.best.cause
@@ -98,11 +98,11 @@ def test_long_lstm_is_made_short_and_answered_in_time():
 def test_unknown_mistake_is_not_explained_but_described():
     def backward(args, g):
         x, gamma, _beta = args
-        xh, r = corpus._normed(x)
-        strange = corpus._right_dx(x, g, gamma[None, :], xh, r) * jnp.cos(7 * g + x)
+        xh, r = normalisation.normed(x)
+        strange = normalisation.right_dx(x, g, gamma[None, :], xh, r) * jnp.cos(7 * g + x)
         return strange, jnp.sum(g * xh, 0), g.sum(0)
 
-    found = diagnosed(corpus.layer_norm, backward, corpus.norm_args, budget=4)
+    found = diagnosed(normalisation.layer_norm, backward, normalisation.norm_args, budget=4)
     assert found.best is None
     assert found.tried > 300
     assert "cosine" in found.known
@@ -113,11 +113,11 @@ def test_unknown_mistake_is_not_explained_but_described():
 def test_not_finite_is_said_and_nothing_invented():
     def backward(args, g):
         x, gamma, _beta = args
-        xh, r = corpus._normed(x)
-        dx = corpus._right_dx(x, g, gamma[None, :], xh, r)
+        xh, r = normalisation.normed(x)
+        dx = normalisation.right_dx(x, g, gamma[None, :], xh, r)
         return dx.at[1].set(jnp.nan), jnp.sum(g * xh, 0), g.sum(0)
 
-    found = diagnosed(corpus.layer_norm, backward, corpus.norm_args, budget=3)
+    found = diagnosed(normalisation.layer_norm, backward, normalisation.norm_args, budget=3)
     assert found.best is None
     assert "row 1" in found.known
     assert "not finite" in found.known
@@ -126,10 +126,10 @@ def test_not_finite_is_said_and_nothing_invented():
 def test_budget_is_kept():
     def backward(args, g):
         _W, _b, _x = args
-        dW, db, dx = corpus.lstm_backward(args, g)
+        dW, db, dx = sequences.lstm_backward(args, g)
         return dW * jnp.cos(dW * 30), db, dx
 
-    case = Case("", corpus.lstm, saving_arguments(corpus.lstm, backward), corpus.lstm_args, (), ())
+    case = Case("", sequences.lstm, saving_arguments(sequences.lstm, backward), sequences.lstm_args, (), ())
     asked, _ = problem(case, 1, 0)
     asked.backward(asked.args, asked.cotangent)  # its compilation is not the diagnosis'
     start = time.process_time()
@@ -143,7 +143,7 @@ def test_holds_at_one_shape_only_is_not_called_the_cause():
         W, _b, a = args
         return g.T @ a, g.sum(0) / 7, g @ W
 
-    found = diagnosed(corpus.dense, backward, corpus.dense_args)  # 7 examples at this size, 10 at the other
+    found = diagnosed(dense_layers.dense, backward, dense_layers.dense_args)  # 7 examples at this size, 10 at the other
     assert not found.best.exact or "1/7" not in found.best.cause
     assert "0.142857" in found.best.cause
 
@@ -161,7 +161,14 @@ def test_bfloat16_rule_is_diagnosed():
         W, b, a = args
         return g.T @ a, jnp.zeros_like(b), g @ W
 
-    case = Case("", corpus.dense, saving_arguments(corpus.dense, backward), corpus.dense_args, ("zero",), ("[1]",))
+    case = Case(
+        "",
+        dense_layers.dense,
+        saving_arguments(dense_layers.dense, backward),
+        dense_layers.dense_args,
+        ("zero",),
+        ("[1]",),
+    )
     asked, _ = problem(case, 0, 0, jnp.bfloat16)
     found = diagnose(dataclasses.replace(asked, wrong=("[1]",), tolerance=1e-2))
     assert "∂b is zero" in found.best.cause
@@ -197,16 +204,16 @@ def test_tape_is_autodiff(case):
 
 
 def test_lines_are_those_of_the_primal():
-    closed = jax.make_jaxpr(corpus.layer_norm)(jnp.ones((2, 3)), jnp.ones(3), jnp.ones(3))
+    closed = jax.make_jaxpr(normalisation.layer_norm)(jnp.ones((2, 3)), jnp.ones(3), jnp.ones(3))
     lines = [line_of(eqn) for eqn in closed.jaxpr.eqns]
     assert [n for n in dict.fromkeys(line.assigns for line in lines) if n] == ["m", "v", "r"]
-    assert all(line.file.endswith("corpus.py") for line in lines)
+    assert all(line.file.endswith("normalisation.py") for line in lines)
 
 
 def test_adequacy_names_what_ones_and_zeros_hide():
     x = jax.random.normal(jax.random.key(0), (4, 8))
     args = (x, jnp.ones(8), jnp.zeros(8))
-    hidden = adequacy(corpus.layer_norm, args, jnp.ones((4, 8)))
+    hidden = adequacy(normalisation.layer_norm, args, jnp.ones((4, 8)))
     said = {b.mistake: b.remedy for b in hidden}
     assert any("gamma is missing" in m and "draw gamma" in r for m, r in said.items())
     assert "the cotangent is ignored: as if it were 1" in said
@@ -215,14 +222,14 @@ def test_adequacy_names_what_ones_and_zeros_hide():
 
 def test_adequacy_of_a_generic_point_is_about_epsilon_alone():
     args, ct = drawn(CASES[25], 1, 0)
-    assert CASES[25].primal is corpus.layer_norm
-    hidden = adequacy(corpus.layer_norm, args, ct)
+    assert CASES[25].primal is normalisation.layer_norm
+    hidden = adequacy(normalisation.layer_norm, args, ct)
     assert hidden
     assert all("raise ε" in b.remedy for b in hidden)
 
 
 def test_adequacy_of_one_example():
-    hidden = adequacy(corpus.dense, (jnp.eye(3), jnp.zeros(3), jnp.ones((1, 3))), jnp.ones((1, 3)))
+    hidden = adequacy(dense_layers.dense, (jnp.eye(3), jnp.zeros(3), jnp.ones((1, 3))), jnp.ones((1, 3)))
     assert any("over axis 0 of a" in b.mistake and "more than 1" in b.remedy for b in hidden)
     assert any("transposed" in b.mistake or "inverse" in b.mistake for b in hidden)
 

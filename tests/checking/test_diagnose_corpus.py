@@ -2,8 +2,8 @@
 
 import pytest
 
+from jaxnet.checking.corpus import CASES
 from jaxnet.checking.diagnose import diagnose
-from tests.checking.corpus import CASES
 from tests.checking.helpers import named, problem
 
 UNNAMED = {"30 wrong axis"}

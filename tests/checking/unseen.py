@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tests.checking.corpus import Case, dot, mean, normal, saving_arguments
+from jaxnet.checking.corpus.case import Case, dot, mean, normal, saving_arguments
 
 CASES: list[Case] = []
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_CORPUS = os.path.join(_OURS, "corpus")
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 
 
@@ -55,11 +56,12 @@ def _assigned(text: str) -> str:
 
 
 def line_of(eqn: Any) -> Line:
-    """The innermost line outside jax and outside this package that made the equation."""
+    """The innermost line outside jax and outside the checker that made the equation."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
         file = frame.file_name
-        if file.startswith(("<", _JAX, _OURS)) or f"{os.sep}jaxlib{os.sep}" in file or f"{os.sep}jax{os.sep}" in file:
+        ours = file.startswith(_OURS) and not file.startswith(_CORPUS)
+        if ours or file.startswith(("<", _JAX)) or f"{os.sep}jaxlib{os.sep}" in file or f"{os.sep}jax{os.sep}" in file:
             continue
         return Line(file, frame.line_num)
     return Line()

@@ -1,0 +1,62 @@
+"""What a case of the corpus is, and how one is entered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Case(NamedTuple):
+    """One mistake: the right function, the wrong rule, inputs by size (0, 1, 2), and what a diagnosis has to say.
+
+    Each of `cause_words` is a regular expression that the cause or the mended equation must hold, small letters.
+    """
+
+    name: str
+    primal: Callable[..., Any]
+    wrong_rule: tuple[Callable[..., Any], Callable[..., Any]]
+    make_args: Callable[[int, int, Any], tuple]
+    cause_words: tuple[str, ...]
+    wrong_leaves: tuple[str, ...]
+
+
+def saving_arguments(primal: Callable, backward: Callable) -> tuple[Callable, Callable]:
+    """The rule that saves its arguments and goes back by `backward(args, cotangent)`."""
+    return lambda *args: (primal(*args), args), backward
+
+
+def entering(cases: list[Case]) -> Callable[..., Callable]:
+    """The decorator that enters a wrong backward pass of a primal into `cases`, under a name."""
+
+    def wrong(primal, args, words, leaves, name):
+        def enter(backward):
+            said = (words,) if isinstance(words, str) else tuple(words)
+            cases.append(Case(name, primal, saving_arguments(primal, backward), args, said, leaves))
+            return backward
+
+        return enter
+
+    return wrong
+
+
+def normal(*shapes, sizes):
+    """Random inputs: `shapes` are functions of one entry of `sizes`."""
+
+    def make(size, seed, dtype):
+        keys = jax.random.split(jax.random.key(seed), len(shapes))
+        return tuple(jax.random.normal(k, s(*sizes[size]), dtype) for k, s in zip(keys, shapes, strict=True))
+
+    return make
+
+
+def mean(x, axis=-1):
+    """The mean over an axis, which is kept."""
+    return jnp.mean(x, axis, keepdims=True)
+
+
+def dot(x, y, axis=-1):
+    """The sum of the products over an axis, which is kept."""
+    return jnp.sum(x * y, axis, keepdims=True)

@@ -1,0 +1,108 @@
+"""Mistakes in convolution, pooling and dropout."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnet.checking.corpus.case import Case, entering, normal
+from jaxnet.checking.corpus.dense_layers import OBLONG
+
+CASES: list[Case] = []
+wrong = entering(CASES)
+
+
+def convolution(K, x, stride=1):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, K, (stride, stride), "VALID", dimension_numbers=numbers)
+
+
+def strided_convolution(K, x):
+    return convolution(K, x, 2)
+
+
+# (batch, side, channels)
+IMAGES = ((2, 7, 2), (3, 9, 3), (2, 17, 4))
+conv_args = normal(lambda n, s, c: (3, 3, c, c + 1), lambda n, s, c: (n, s, s, c), sizes=IMAGES)
+
+
+def _back_through(K, g, flip=True, dilate=1, extra=0):
+    flipped = K[::-1, ::-1] if flip else K
+    pad = ((2, 2 + extra),) * 2
+    return lax.conv_general_dilated(
+        g,
+        jnp.swapaxes(flipped, 2, 3),
+        (1, 1),
+        pad,
+        lhs_dilation=(dilate, dilate),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@wrong(convolution, conv_args, "flip", ("[1]",), "50 kernel not flipped")
+def _(args, g):
+    K, x = args
+    return jax.vjp(lambda K: convolution(K, x), K)[1](g)[0], _back_through(K, g, flip=False)
+
+
+@wrong(strided_convolution, conv_args, "dilated", ("[1]",), "51 stride not dilated")
+def _(args, g):
+    K, x = args
+    return jax.vjp(lambda K: strided_convolution(K, x), K)[1](g)[0], _back_through(K, g, extra=g.shape[1] - 1)
+
+
+def max_pool(x):
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+def average_pool(x):
+    return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+
+
+def tied_image_args(size, seed, dtype):
+    n, s, c = ((2, 4, 2), (3, 6, 3), (2, 16, 4))[size]
+    return (jax.random.randint(jax.random.key(seed), (n, s, s, c), 0, 4).astype(dtype),)
+
+
+def image_args(size, seed, dtype):
+    n, s, c = ((2, 4, 2), (3, 6, 3), (2, 16, 4))[size]
+    return (jax.random.normal(jax.random.key(seed), (n, s, s, c), dtype),)
+
+
+def _spread(g):
+    return jnp.repeat(jnp.repeat(g, 2, 1), 2, 2)
+
+
+@wrong(max_pool, tied_image_args, "tie", ("[0]",), "52 max pool to every tie")
+def _(args, g):
+    (x,) = args
+    return (jnp.where(x == _spread(max_pool(x)), _spread(g), 0),)
+
+
+@wrong(average_pool, image_args, "4", ("[0]",), "53 average pool not divided")
+def _(args, g):
+    return (_spread(g),)
+
+
+def dropout(key, x):
+    kept = jax.random.bernoulli(key, 0.7, x.shape)
+    return jnp.where(kept, x / 0.7, 0)
+
+
+def dropout_args(size, seed, dtype):
+    n, o, _ = OBLONG[size]
+    keys = jax.random.split(jax.random.key(seed))
+    return keys[0], jax.random.normal(keys[1], (n, o), dtype)
+
+
+@wrong(dropout, dropout_args, ("0\\.7", "missing|times"), ("[1]",), "54 dropout's scale missing")
+def _(args, g):
+    key, x = args
+    return None, jnp.where(jax.random.bernoulli(key, 0.7, x.shape), g, 0)
+
+
+@wrong(dropout, dropout_args, "fresh mask|another mask", ("[1]",), "55 dropout's mask afresh")
+def _(args, g):
+    key, x = args
+    return None, jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), 0.7, x.shape), g / 0.7, 0)

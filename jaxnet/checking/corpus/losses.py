@@ -1,0 +1,148 @@
+"""Mistakes in losses and in what they start: softmax, cotangents, rows and entries, ignored tokens."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.checking.corpus.case import Case, entering, normal
+from jaxnet.checking.corpus.dense_layers import OBLONG, dense, dense_args
+
+CASES: list[Case] = []
+wrong = entering(CASES)
+
+
+def cross_entropy(z, y):
+    p = jax.nn.softmax(z, axis=-1)
+    return -jnp.sum(y * jnp.log(p))
+
+
+def binary_cross_entropy(z, y):
+    a = jax.nn.sigmoid(z)
+    return -jnp.sum(y * jnp.log(a) + (1 - y) * jnp.log(1 - a))
+
+
+def one_hot_args(size, seed, dtype):
+    n, o, _ = OBLONG[size]
+    keys = jax.random.split(jax.random.key(seed), 2)
+    return jax.random.normal(keys[0], (n, o), dtype), jax.nn.one_hot(
+        jax.random.randint(keys[1], (n,), 0, o), o, dtype=dtype
+    )
+
+
+def binary_args(size, seed, dtype):
+    n, o, _ = OBLONG[size]
+    keys = jax.random.split(jax.random.key(seed), 2)
+    return jax.random.normal(keys[0], (n, o), dtype), jax.random.bernoulli(keys[1], 0.5, (n, o)).astype(dtype)
+
+
+def _dy(z, g):
+    return -g * jax.nn.log_softmax(z, axis=-1)
+
+
+@wrong(cross_entropy, one_hot_args, (r"\by\b", "missing|added"), ("[0]",), "14 cross-entropy without the one-hot")
+def _(args, g):
+    z, _y = args
+    return g * jax.nn.softmax(z, axis=-1), _dy(z, g)
+
+
+@wrong(cross_entropy, one_hot_args, "wrong sign", ("[0]",), "15 sign")
+def _(args, g):
+    z, y = args
+    return g * (y - jax.nn.softmax(z, axis=-1)), _dy(z, g)
+
+
+@wrong(
+    binary_cross_entropy,
+    binary_args,
+    r"a\(1 - a\)|sigmoid\S*\(1 -|σ′|1 - a",
+    ("[0]",),
+    "16 extra g' with cross-entropy",
+)
+def _(args, g):
+    z, y = args
+    a = jax.nn.sigmoid(z)
+    return g * (a - y) * a * (1 - a), -g * (jnp.log(a) - jnp.log(1 - a))
+
+
+def softmax(z):
+    return jax.nn.softmax(z, axis=-1)
+
+
+matrix_args = normal(lambda n, o, i: (n, o), sizes=OBLONG)
+
+
+@wrong(softmax, matrix_args, "diagonal only", ("[0]",), "17 softmax's diagonal only")
+def _(args, g):
+    p = jax.nn.softmax(args[0], axis=-1)
+    return (g * p * (1 - p),)
+
+
+def squared_error(a, y):
+    return jnp.sum((a - y) ** 2)
+
+
+pair_args = normal(lambda n, o, i: (n, o), lambda n, o, i: (n, o), sizes=OBLONG)
+
+
+@wrong(squared_error, pair_args, "cotangent is ignored", ("[0]", "[1]"), "18 cotangent ignored")
+def _(args, g):
+    a, y = args
+    return 2 * (a - y), 2 * (y - a)
+
+
+@wrong(dense, dense_args, ("added", "regulariser"), ("[0]",), "19 regulariser added")
+def _(args, g):
+    W, _b, a = args
+    return g.T @ a + 0.1 * W, g.sum(0), g @ W
+
+
+@wrong(squared_error, pair_args, "½|0.5", ("[0]", "[1]"), "20 a - y for twice that")
+def _(args, g):
+    a, y = args
+    return g * (a - y), g * (y - a)
+
+
+@wrong(dense, dense_args, ("row", "zero"), ("[0]",), "21 one row zero")
+def _(args, g):
+    W, _b, a = args
+    return (g.T @ a).at[-1].set(0), g.sum(0), g @ W
+
+
+@wrong(dense, dense_args, ("entry", "zero"), ("[0]",), "22 one entry zero")
+def _(args, g):
+    W, _b, a = args
+    return (g.T @ a).at[1, 2].set(0), g.sum(0), g @ W
+
+
+@wrong(dense, dense_args, "1 %|1.01", ("[0]", "[1]", "[2]"), "23 all one per cent too large")
+def _(args, g):
+    W, _b, a = args
+    g = g * jnp.asarray(1.01, g.dtype)
+    return g.T @ a, g.sum(0), g @ W
+
+
+@wrong(dense, dense_args, "zero|missing", ("[2]",), "24 dx zero")
+def _(args, g):
+    _W, _b, a = args
+    return g.T @ a, g.sum(0), jnp.zeros_like(a)
+
+
+def token_loss(z, tokens, valid):
+    logp = jax.nn.log_softmax(z, axis=-1)
+    picked = jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
+    return -jnp.sum(jnp.where(valid, picked, 0)) / jnp.sum(valid.astype(z.dtype))
+
+
+def token_args(size, seed, dtype):
+    n, o, _ = OBLONG[size]
+    keys = jax.random.split(jax.random.key(seed), 3)
+    valid = jax.random.bernoulli(keys[2], 0.6, (n,)).at[0].set(True).at[1].set(False)
+    return jax.random.normal(keys[0], (n, o), dtype), jax.random.randint(keys[1], (n,), 0, o), valid
+
+
+@wrong(token_loss, token_args, r"\d \(valid entries", ("[0]",), "25 ignored tokens counted")
+def _(args, g):
+    z, tokens, valid = args
+    delta = jax.nn.softmax(z, axis=-1) - jax.nn.one_hot(tokens, z.shape[-1], dtype=z.dtype)
+    return jnp.where(valid[:, None], g * delta, 0) / len(tokens), None, None
