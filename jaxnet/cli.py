@@ -171,6 +171,41 @@ def sweep(
 
 
 @app.command()
+def check(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TARGET...", help="A layer, loss or model by name, a config, or package.module:object."),
+    ] = None,
+    inputs: Annotated[str | None, typer.Option(help='Shapes of its arguments: "float32[8,256], int32[8]<10".')] = None,
+    reference: Annotated[str | None, typer.Option(help="package.module:function that it is the derivative of.")] = None,
+    intended: Annotated[str | None, typer.Option(help="package.module:function with the declared deviation.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the reports there; - prints them.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with heat maps there.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Check all that jaxnet ships, in one table.")] = False,
+    adequacy: Annotated[bool, typer.Option(help="List the mistakes that these inputs could not show.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed of inputs and cotangents.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    tolerance: Annotated[float | None, typer.Option(help="Relative error allowed, not the measured one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Instead of float32, in the shapes: bfloat16, float64.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Check a backward pass entry by entry, and tell what is wrong in it: status 0 right, 1 wrong, 2 not checked."""
+    from jaxnet.checking import command
+
+    found: list[Any] = list(targets or ())
+    if any(target.endswith(".toml") for target in found):
+        from jaxnet.training.checks import config_target
+
+        of_config = {"inputs": inputs, "dtype": dtype, "data_dir": data_dir}
+        found = [config_target(each, **of_config) if each.endswith(".toml") else each for each in found]
+    options = {"adequacy": adequacy, "seed": seed, "seeds": seeds, "tolerance": tolerance, "dtype": dtype}
+    files = {"json_file": json_file, "html_file": html_file}
+    raise typer.Exit(
+        command.run(found, inputs=inputs, reference=reference, intended=intended, all=everything, **files, **options)
+    )
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="core")] = "core",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
