@@ -6,7 +6,7 @@ import pytest
 
 import jaxnet as j
 from jaxnet.checking import CannotCheckError, check
-from jaxnet.checking.shipped import shipped, unlisted
+from jaxnet.checking.shipped import LOOK_UPS, shipped, unlisted
 from jaxnet.layer import Loss
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False}
@@ -126,6 +126,9 @@ def test_an_input_that_a_network_does_not_take_is_said_to_be():
 def test_everything_that_is_shipped_is_listed():
     assert unlisted() == []
     names = [target.name for target in shipped()]
+    for look_up, table in LOOK_UPS.items():
+        assert all(getattr(j.layers, look_up)(row) is table[row] for row in table)
+        assert set(table) <= set(names)
     assert len(names) == len(set(names))
 
 
