@@ -1,6 +1,10 @@
 """pytest: the fixture `assert_backward`, with the seed and the number of seeds from the command line.
 
 `--backprop-seed N` starts at another seed, `--backprop-seeds N` tries more of them.
+
+It is asked for, by `pytest_plugins = ["jaxnet.checking.pytest_plugin"]` in the conftest.py beside pytest's
+configuration, or by `pytest -p jaxnet.checking.pytest_plugin`. Were it an entry point, every run of pytest in the
+environment would import JAX.
 """
 
 from __future__ import annotations
