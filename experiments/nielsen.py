@@ -3,8 +3,8 @@
     python -m experiments.nielsen [RECIPE …] [--seeds 5] [--runs-dir runs/nielsen] [--markdown FILE] [--figure FILE]
 
 Trains every recipe `configs/nielsen_*.toml` with several seeds (those of one recipe as one vmapped program; finished
-runs are skipped) and prints published beside reproduced. The figure shows chapter 5's four hidden layers: how the mean
-δ shrinks from layer to layer, as training goes on.
+runs are skipped) and prints published beside reproduced. The figure is of `configs/nielsen_ch5_speeds.toml`: how the
+error shrinks from layer to layer on its way back.
 
 Source: Michael Nielsen, Neural Networks and Deep Learning, 2015; each figure is of the epoch that did best.
 """
@@ -71,19 +71,25 @@ def percent(accuracies: Sequence[float]) -> str:
 
 
 def draw(record: Record, file: Path) -> None:
-    """‖mean δ‖ of each hidden layer over the epochs, as a picture."""
+    """Each example's ‖δ‖ at every layer over the epochs, as a picture."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     epochs = [line["epoch"] for line in record.metrics]
-    *hidden, _ = zip(*(line["mean_delta_norms"] for line in record.metrics), strict=True)
-    for layer, norms in enumerate(hidden, start=1):
-        axes.semilogy(epochs, norms, label=f"hidden layer {layer}")
-    axes.set(xlabel="epoch", ylabel="‖mean δ‖ over 1,000 training examples")
-    axes.set_title("Four hidden layers of 30 sigmoids: the error shrinks on its way back", loc="left", fontsize=10)
-    axes.legend(frameon=False, ncols=2)
-    axes.grid(alpha=0.3)
+    *hidden, last = zip(*(line["delta_norms"] for line in record.metrics), strict=True)
+    names = [f"hidden layer {i}" for i in range(1, len(hidden) + 1)]
+    for name, norms in zip(["output layer", *reversed(names)], [last, *reversed(hidden)], strict=True):
+        above.semilogy(epochs, norms, label=name)
+    above.set(ylabel="‖δ‖ of an example")
+    above.set_title("Three hidden layers of 30 sigmoids: the error on its way back", loc="left", fontsize=11)
+    figure.legend(loc="outside right upper", frameon=False)
+    below.plot(epochs, [line["validation_accuracy"] for line in record.metrics], color="0.35")
+    below.set(xlabel="epoch of gradient descent on 1,000 images", ylabel="validation", ylim=(0, 1))
+    below.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
     figure.savefig(file, dpi=150)
 
 
@@ -93,7 +99,7 @@ def main(
     epochs: Annotated[int | None, typer.Option(min=1, help="Other than the recipe's, for a trial.")] = None,
     runs_dir: Path = Path("runs/nielsen"),
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, too.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw chapter 5's mean δ there.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw chapter 5's δ by layer there.")] = None,
 ) -> None:
     """Train the networks of Nielsen's book over several seeds; published beside reproduced."""
     chosen = [recipe for recipe in RECIPES if not recipes or recipe.config in recipes]
@@ -114,12 +120,9 @@ def main(
         lines = [HEADINGS, ("---",) * len(HEADINGS), *rows]
         markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     if figure:
-        deepest = [
-            outcome for recipe, outcome in zip(chosen, outcomes, strict=True) if recipe.config == "nielsen_ch5_4"
-        ]
-        if not deepest:
-            raise typer.BadParameter("the figure is of nielsen_ch5_4: name it among the recipes")
-        draw(deepest[0].records[0], figure)
+        speeds = Sweep([make_setting(CONFIGS / "nielsen_ch5_speeds.toml", fixed, {})], 1, together=False)
+        [outcome] = run_sweep(speeds, runs_dir=runs_dir, say=print)
+        draw(outcome.records[0], figure)
 
 
 if __name__ == "__main__":
