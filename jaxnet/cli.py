@@ -207,7 +207,7 @@ def check(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="core")] = "core",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="core or checkers")] = "core",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
 ) -> None:

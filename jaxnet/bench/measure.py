@@ -38,6 +38,11 @@ class Case(NamedTuple):
     rounds: int = 15
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 1.6 s, 112 ms."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
 class Row(NamedTuple):
     """Our time and memory over another's. Below 1 is a win; times in seconds."""
 
@@ -61,6 +66,29 @@ class Row(NamedTuple):
         if self.time_aim is None and self.memory_aim is None:
             return ""
         return f"missed: {', '.join(missed)}" if missed else "met"
+
+    def headings(self) -> tuple[str, ...]:
+        """What stands over the cells."""
+        return "case", "against", "time", "quartiles", "memory", "aim", "", "ours", "theirs"
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text. Ratios below 1 are wins."""
+        aims = (("time", self.time_aim), ("memory", self.memory_aim))
+        return (
+            self.case,
+            self.against,
+            f"{self.time_ratio:.3f}",
+            f"{self.quartiles[0]:.3f}–{self.quartiles[1]:.3f}",
+            "" if self.memory_ratio is None else f"{self.memory_ratio:.2f}",
+            ", ".join(f"{what} ≤ {aim:.3g}" for what, aim in aims if aim is not None),
+            self.verdict(),
+            duration(self.seconds),
+            duration(self.seconds_against),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain values, with its verdict."""
+        return self._asdict() | {"verdict": self.verdict()}
 
 
 def compiled(name: str, f: Callable, *args, time_aim: float | None = None, memory_aim: float | None = None) -> Variant:
@@ -116,7 +144,6 @@ def machine() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "dtype": "float32",
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,5 +66,4 @@ def named(case, diagnosis: Diagnosis) -> bool:
     best = diagnosis.best
     if best is None or set(best.leaves) != set(case.wrong_leaves):
         return False
-    text = f"{best.cause} {best.equation}".lower()
-    return all(re.search(word.lower(), text) for word in case.cause_words)
+    return case.named_by(f"{best.cause} {best.equation}")

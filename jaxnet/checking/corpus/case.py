@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,10 @@ class Case(NamedTuple):
     make_args: Callable[[int, int, Any], tuple]
     cause_words: tuple[str, ...]
     wrong_leaves: tuple[str, ...]
+
+    def named_by(self, text: str) -> bool:
+        """Whether a text, of the cause and the mended equation, says each of the words."""
+        return all(re.search(word.lower(), text.lower()) for word in self.cause_words)
 
 
 def saving_arguments(primal: Callable, backward: Callable) -> tuple[Callable, Callable]:

@@ -13,13 +13,17 @@ CASES: list[Case] = []
 wrong = entering(CASES)
 
 
-def convolution(K, x, stride=1):
+def convolved(K, x, stride):
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, K, (stride, stride), "VALID", dimension_numbers=numbers)
 
 
+def convolution(K, x):
+    return convolved(K, x, 1)
+
+
 def strided_convolution(K, x):
-    return convolution(K, x, 2)
+    return convolved(K, x, 2)
 
 
 # (batch, side, channels)
@@ -27,7 +31,7 @@ IMAGES = ((2, 7, 2), (3, 9, 3), (2, 17, 4))
 conv_args = normal(lambda n, s, c: (3, 3, c, c + 1), lambda n, s, c: (n, s, s, c), sizes=IMAGES)
 
 
-def _back_through(K, g, flip=True, dilate=1, extra=0):
+def back_through(K, g, flip=True, dilate=1, extra=0):
     flipped = K[::-1, ::-1] if flip else K
     pad = ((2, 2 + extra),) * 2
     return lax.conv_general_dilated(
@@ -43,13 +47,13 @@ def _back_through(K, g, flip=True, dilate=1, extra=0):
 @wrong(convolution, conv_args, "flip", ("[1]",), "50 kernel not flipped")
 def _(args, g):
     K, x = args
-    return jax.vjp(lambda K: convolution(K, x), K)[1](g)[0], _back_through(K, g, flip=False)
+    return jax.vjp(lambda K: convolution(K, x), K)[1](g)[0], back_through(K, g, flip=False)
 
 
 @wrong(strided_convolution, conv_args, "dilated", ("[1]",), "51 stride not dilated")
 def _(args, g):
     K, x = args
-    return jax.vjp(lambda K: strided_convolution(K, x), K)[1](g)[0], _back_through(K, g, extra=g.shape[1] - 1)
+    return jax.vjp(lambda K: strided_convolution(K, x), K)[1](g)[0], back_through(K, g, extra=g.shape[1] - 1)
 
 
 def max_pool(x):
@@ -70,19 +74,19 @@ def image_args(size, seed, dtype):
     return (jax.random.normal(jax.random.key(seed), (n, s, s, c), dtype),)
 
 
-def _spread(g):
+def spread(g):
     return jnp.repeat(jnp.repeat(g, 2, 1), 2, 2)
 
 
 @wrong(max_pool, tied_image_args, "tie", ("[0]",), "52 max pool to every tie")
 def _(args, g):
     (x,) = args
-    return (jnp.where(x == _spread(max_pool(x)), _spread(g), 0),)
+    return (jnp.where(x == spread(max_pool(x)), spread(g), 0),)
 
 
 @wrong(average_pool, image_args, "4", ("[0]",), "53 average pool not divided")
 def _(args, g):
-    return (_spread(g),)
+    return (spread(g),)
 
 
 def dropout(key, x):

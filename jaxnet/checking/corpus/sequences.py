@@ -13,13 +13,13 @@ CASES: list[Case] = []
 wrong = entering(CASES)
 
 
-def _masked(S):
+def causal(S):
     return jnp.where(jnp.tril(jnp.ones(S.shape, bool)), S, -jnp.inf)
 
 
 def attention(Q, K, V):
     S = Q @ K.T / jnp.sqrt(jnp.asarray(Q.shape[-1], Q.dtype))
-    A = jax.nn.softmax(_masked(S), axis=-1)
+    A = jax.nn.softmax(causal(S), axis=-1)
     return A @ V
 
 
@@ -33,7 +33,7 @@ def _attention_rule(name, words, leaves, *, masked=True, scale=True, dS=None, dV
         Q, K, V = args
         c = 1 / jnp.sqrt(jnp.asarray(Q.shape[-1], Q.dtype))
         S = Q @ K.T * c
-        A = jax.nn.softmax(_masked(S) if masked else S, axis=-1)
+        A = jax.nn.softmax(causal(S) if masked else S, axis=-1)
         dA = g @ V.T
         inner = A * (dA - dot(dA, A)) if dS is None else dS(A, dA)
         inner = inner * c if scale else inner
