@@ -20,7 +20,10 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 RECIPES = [
     "digits",
     "mlp",
-    *(f"nielsen_ch{which}" for which in ("1_100", "1_30", "3_100", "3_30", "3_98", "5_1", "5_2", "5_3", "5_4")),
+    *(
+        f"nielsen_ch{which}"
+        for which in ("1_100", "1_30", "3_100", "3_30", "3_98", "5_1", "5_2", "5_3", "5_4", "5_speeds")
+    ),
     "two_three_two",
 ]
 SMALL = """
