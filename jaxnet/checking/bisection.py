@@ -52,11 +52,12 @@ def all_but(node: Layer, kept: int | None, part: Layer | None = None) -> Layer:
 def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: Use, options: Options) -> Report:
     """The report of a wrong network with the first wrong layer, and the diagnosis of that layer by itself."""
 
+    whole = Runs.at(subject, where.draw(options.seed, "plain"))
+
     def right(candidate: Layer) -> bool:
         """Whether the network with these layers hand-written, and references for the others, gives the gradient."""
-        trial = replace(subject, run=use.backward(candidate))
         found, few = Findings(), replace(options, seeds=1)
-        runs = Runs.at(trial, where.draw(options.seed, "plain"))
+        runs = whole.with_rule(use.backward(candidate))
         if judge_seeds(runs, where, few, found) is None:
             return False
         if options.precise:

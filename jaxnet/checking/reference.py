@@ -54,6 +54,12 @@ class Runs:
             return Runs.at(replace(self.subject, args=args), args)
         return replace(self, subject=replace(self.subject, args=args), leaves=leaves)
 
+    def with_rule(self, run: Callable) -> Runs:
+        """Another rule for the same function: its reference stays compiled."""
+        for key in [key for key in self.compiled if key[0] == "rule"]:
+            del self.compiled[key]
+        return replace(self, subject=replace(self.subject, run=run), problems=[])
+
     def seed_shapes(self) -> tuple:
         """The leaves that a random cotangent (or tangent) is drawn for."""
         return self.leaves.values if self.subject.tangents else self.outs.values

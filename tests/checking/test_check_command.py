@@ -13,7 +13,7 @@ from jaxnet.checking.pages import as_matrix, page
 from tests.checking.rules import layer_norm, layer_norm_reference, shapes
 
 pytest_plugins = ["pytester"]
-QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False}
+QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False, "precise": False}
 
 
 def target():

@@ -72,7 +72,7 @@ def test_ties_show_a_maximum_that_is_given_to_all():
         maximum.defvjp(lambda x: (maximum(x), x), backward)
         return maximum
 
-    options = {**QUICK, "shapes": True}
+    options = {**QUICK, "shapes": True, "precise": False}
     assert check(maximum(share=True), "float32[6,20]", **options).ok
     wrong = check(maximum(share=False), "float32[6,20]", **options)
     assert not wrong.ok

@@ -10,7 +10,7 @@ import pytest
 from jaxnet.checking import CannotCheckError, assert_backward, check
 from tests.checking.rules import cube, layer_norm, layer_norm_reference, product, shapes
 
-QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False}
+QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False, "precise": False}
 VECTORS = "float32[5], float32[5]"
 
 

@@ -47,6 +47,13 @@ def diagnosed(primal, backward, make, size=0, budget=10.0):
     return diagnose(asked, budget=budget)
 
 
+@pytest.fixture
+def own_time(monkeypatch):
+    """The diagnosis reads a clock that stands still while other programs have the processor."""
+    monkeypatch.setattr(time, "perf_counter", time.thread_time)
+
+
+@pytest.mark.slow
 def test_feedback_alignment_is_found_by_probing():
     B3, B2 = jax.random.normal(jax.random.key(3), (3, 5)), jax.random.normal(jax.random.key(4), (5, 6))
     found = diagnosed(chain, lambda a, g: chain_backward(a, g, B3=B3, B2=lambda W, dW: B2), chain_args)
@@ -83,15 +90,15 @@ def test_two_leaves_with_two_causes():
     assert "∂b" in found.best.cause
 
 
-def test_long_lstm_is_made_short_and_answered_in_time():
+@pytest.mark.slow
+def test_long_lstm_is_made_short_and_answered_in_time(own_time):
     case = next(c for c in CASES if c.name.startswith("44"))
     asked, _ = problem(case, 2, 0)
     assert len(asked.args[2]) == 128
-    start = time.process_time()
     found = diagnose(asked)
     assert named(case, found)
     assert found.best.exact
-    assert time.process_time() - start < 10
+    assert found.seconds < 10
     assert "at the whole length" in found.best.evidence
 
 
@@ -102,7 +109,7 @@ def test_unknown_mistake_is_not_explained_but_described():
         strange = normalisation.right_dx(x, g, gamma[None, :], xh, r) * jnp.cos(7 * g + x)
         return strange, jnp.sum(g * xh, 0), g.sum(0)
 
-    found = diagnosed(normalisation.layer_norm, backward, normalisation.norm_args, budget=4)
+    found = diagnosed(normalisation.layer_norm, backward, normalisation.norm_args, budget=2)
     assert found.best is None
     assert found.tried > 300
     assert "cosine" in found.known
@@ -117,13 +124,13 @@ def test_not_finite_is_said_and_nothing_invented():
         dx = normalisation.right_dx(x, g, gamma[None, :], xh, r)
         return dx.at[1].set(jnp.nan), jnp.sum(g * xh, 0), g.sum(0)
 
-    found = diagnosed(normalisation.layer_norm, backward, normalisation.norm_args, budget=3)
+    found = diagnosed(normalisation.layer_norm, backward, normalisation.norm_args, budget=1.5)
     assert found.best is None
     assert "row 1" in found.known
     assert "not finite" in found.known
 
 
-def test_budget_is_kept():
+def test_budget_is_kept(own_time):
     def backward(args, g):
         _W, _b, _x = args
         dW, db, dx = sequences.lstm_backward(args, g)
@@ -132,10 +139,7 @@ def test_budget_is_kept():
     case = Case("", sequences.lstm, saving_arguments(sequences.lstm, backward), sequences.lstm_args, (), ())
     asked, _ = problem(case, 1, 0)
     asked.backward(asked.args, asked.cotangent)  # its compilation is not the diagnosis'
-    start = time.process_time()
-    spent = diagnose(asked, budget=2.0).seconds
-    # on a loaded machine the clock runs on while others compute
-    assert spent < 3.5 or time.process_time() - start < 3.5
+    assert diagnose(asked, budget=1.5).seconds < 3.0
 
 
 def test_holds_at_one_shape_only_is_not_called_the_cause():

@@ -10,7 +10,12 @@ UNNAMED = {"30 wrong axis"}
 """Sums over another axis inside a formula that was rearranged by hand: no small change of the program is that."""
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES])
+def marked(i, case):
+    """Every fourth in every run, all of them in the slow one."""
+    return pytest.param(case, id=case.name, marks=[] if i % 4 == 0 else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("case", [marked(i, case) for i, case in enumerate(CASES)])
 def test_cause_is_named(case):
     asked, wrong = problem(case, 0, 0)
     assert wrong == case.wrong_leaves
