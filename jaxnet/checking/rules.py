@@ -127,7 +127,8 @@ def with_changes(subject: Subject, **changes) -> Subject:
 
 def of_custom(rule: Any, args: tuple, reference: Callable | None, kwargs: dict) -> Subject:
     """A custom_vjp or custom_jvp function, held against `reference` or against autodiff of its primal."""
-    fixed = tuple(sorted(n % max(len(args), 1) for n in rule.nondiff_argnums))
+    places = (n + len(args) if n < 0 else n for n in rule.nondiff_argnums)
+    fixed = tuple(sorted(n for n in places if n < len(args)))  # the others stand at their defaults
     function = partial(rule, **kwargs) if kwargs else rule
     primal = reference if reference is not None else partial(rule.__wrapped__, **kwargs)
     mode = mode_of(primal, args, fixed)

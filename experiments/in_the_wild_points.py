@@ -1,0 +1,247 @@
+"""Where the rules of `in_the_wild` are checked: inputs at which a wrong derivative would show.
+
+Parameters such as ε stand at values that matter, arrays are random and not symmetric.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import ode
+from jax.experimental.pallas.ops.gpu import attention, layer_norm, rms_norm
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+
+class Point(NamedTuple):
+    """Inputs of a rule, made when asked for; None where it cannot run here, and `note` says why.
+
+    `reference`, `intended`, `tolerance`: as `check` takes them. `through`: a function that uses the rule, where it
+    cannot be called itself.
+    """
+
+    args: Callable[[], tuple] | None
+    reference: Callable | None = None
+    intended: Callable | None = None
+    tolerance: float | None = None
+    through: Callable | None = None
+    note: str = ""
+
+
+def between(low: float, high: float, *shape: int, seed: int = 0) -> jax.Array:
+    """Uniformly drawn, float32."""
+    return jnp.asarray(np.random.default_rng(seed).uniform(low, high, shape), jnp.float32)
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    """Normally drawn, float32."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def one(low: float, high: float, **more: Any) -> Point:
+    """A function of one array, between two bounds."""
+    return Point(lambda: (between(low, high, 4, 5),), **more)
+
+
+def two(low: float, high: float, low2: float, high2: float, **more: Any) -> Point:
+    """A function of two arrays, each between its bounds."""
+    return Point(lambda: (between(low, high, 4, 5), between(low2, high2, 4, 5, seed=1)), **more)
+
+
+def three(*bounds: tuple[float, float]) -> Point:
+    """A function of arrays, each between its bounds."""
+    return Point(lambda: tuple(between(*each, 4, seed=k) for k, each in enumerate(bounds)))
+
+
+def matrices(*shape: int, extra: tuple = ()) -> Point:
+    """A function of a random matrix, or of several."""
+    return Point(lambda: (normal(*shape), *extra))
+
+
+EPSILON = 0.3
+"""Large enough to matter beside a variance of about 1."""
+
+
+def normed(kernel: Callable, centred: bool) -> Point:
+    """A normalisation kernel in interpret mode, of each row of x: (batch, time, features)."""
+
+    def reference(x, weight, bias):
+        x = x - jnp.mean(x, -1, keepdims=True) if centred else x
+        root = jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + EPSILON)
+        return x * root * weight[None, None] + bias[None, None]
+
+    return Point(
+        lambda: (normal(2, 8, 128), normal(128, seed=1), normal(128, seed=2)),
+        through=lambda x, weight, bias: kernel(x, weight, bias, None, 3, EPSILON, "triton", True),
+        reference=reference,
+        note="interpret mode",
+    )
+
+
+def heads(q, k, v):
+    """The GPU attention kernel: causal, a scale other than 1, interpret mode."""
+    blocks = attention.BlockSizes.get_default()
+    return attention.mha(q, k, v, None, 0.4, True, blocks, "triton", None, 2, None, True, False, False)
+
+
+def masked_scores(q, k, v):
+    """The reference of splash attention, which has a rule of its own."""
+    mask = jnp.tril(jnp.ones((6, 6), bool))
+    return splash._attention_reference_custom(mask, q, k, v, None, None, -1e9, False, "flash", None)
+
+
+def plain_attention(q, k, v, scale=1.0):
+    """softmax of the causal scores, times v; q, k, v: (time, head)."""
+    scores = jnp.where(jnp.tril(jnp.ones((len(q), len(k)), bool)), scale * q @ k.T, -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1) @ v
+
+
+def grouped(lhs, rhs, group_sizes, *_):
+    """Rows of `lhs` times the matrix of their group."""
+    group = jnp.repeat(jnp.arange(len(rhs)), group_sizes, total_repeat_length=len(lhs))
+    return jnp.einsum("mk,mkn->mn", lhs, rhs[group])
+
+
+def groups() -> tuple:
+    """Arguments of the grouped matrix product."""
+    sizes = jnp.array([40, 88], jnp.int32)
+    return normal(128, 128), normal(2, 128, 128, seed=1), sizes, jnp.float32, (128, 128, 128), None, None, False, True
+
+
+def decay(y, t, rate):
+    """y' = −rate y t, a differential equation whose solution is known."""
+    return -rate * y * t
+
+
+def solved(y0, ts, rate):
+    """The differential equation by the adaptive solver."""
+    return ode._odeint(decay, 1e-6, 1e-6, np.inf, np.inf, y0, ts, rate)
+
+
+def in_closed_form(y0, ts, rate):
+    """y₀ exp(−rate (t² − t₀²) / 2)."""
+    return y0[None] * jnp.exp(-rate[None] * (ts[:, None] ** 2 - ts[0] ** 2) / 2)
+
+
+def mantissa(x):
+    """x over its power of two, and that power, which is constant but at its steps."""
+    power = jax.lax.stop_gradient(jnp.frexp(x)[1])
+    return x * jnp.exp2(-power.astype(x.dtype)), power
+
+
+def root(a):
+    """The root of x³ + x = a, found by Newton's method, its derivative by the implicit function theorem."""
+
+    def solve(f, x):
+        return jax.lax.fori_loop(0, 30, lambda _, x: x - f(x) / (3 * x**2 + 1), x)
+
+    return jax.lax.custom_root(lambda x: x**3 + x - a, jnp.ones_like(a), solve, lambda g, y: y / g(jnp.ones_like(y)))
+
+
+def root_in_closed_form(a):
+    """Cardano's root of x³ + x = a."""
+    s = jnp.sqrt(a**2 / 4 + 1 / 27)
+    return jnp.cbrt(a / 2 + s) + jnp.cbrt(a / 2 - s)
+
+
+SPECIAL = "jax.scipy.special"
+HIDDEN = "jax._src.scipy.special"
+LINALG = "jax._src.numpy.linalg"
+GPU = "needs a GPU"
+TPU = "needs a TPU"
+PALLAS = "jax.experimental.pallas.ops"
+
+POINTS: dict[str, Point] = {
+    "jax.nn.relu": one(-2, 2),
+    "jax.nn.relu6": one(-3, 9),
+    "jax._src.nn.functions._softmax": Point(lambda: (normal(4, 5), -1)),
+    "jax.nn.log1mexp": one(0.1, 3),
+    "jax._src.lax.other.logaddexp": two(-3, 3, -3, 3),
+    "jax._src.lax.other.logaddexp2": two(-3, 3, -3, 3),
+    "jax._src.numpy.lax_numpy._i0": one(-4, 4),
+    "jax._src.numpy.ufuncs._frexp": one(0.3, 9, reference=mantissa),
+    "jax._src.numpy.ufuncs._sinc_maclaurin": Point(
+        lambda: (1, jnp.zeros(3)),
+        reference=lambda k, x: -x / 3,
+        note="the first derivative at 0",
+    ),
+    f"{LINALG}._slogdet_small": matrices(2, 2),
+    f"{LINALG}._slogdet_lu": matrices(5, 5),
+    f"{LINALG}._slogdet_qr": matrices(5, 5),
+    f"{LINALG}._det": matrices(4, 4),
+    f"{LINALG}._pinv": matrices(5, 3, extra=(None, False)),
+    f"{HIDDEN}._wofz": Point(lambda: (jax.lax.complex(between(-2, 2, 5), between(0.2, 2, 5, seed=1)),)),
+    f"{HIDDEN}._erfcx": one(-2, 3),
+    f"{HIDDEN}._dawsn": one(-3, 3),
+    f"{SPECIAL}.logit": one(0.05, 0.95),
+    f"{SPECIAL}.xlogy": two(0.2, 3, 0.2, 3),
+    f"{SPECIAL}.xlog1py": two(0.2, 3, -0.7, 3),
+    f"{HIDDEN}._xlogx": one(0.1, 3),
+    f"{SPECIAL}.zeta": two(1.5, 6, 0.5, 4),
+    f"{SPECIAL}.log_ndtr": Point(lambda: (between(-8, 4, 12),)),
+    f"{SPECIAL}.expi": Point(lambda: (between(0.2, 4),)),
+    f"{SPECIAL}.sici": one(0.2, 8),
+    f"{SPECIAL}.expn": Point(lambda: (3, between(0.3, 4, 6))),
+    f"{SPECIAL}.poch": two(0.5, 4, 0.5, 3),
+    f"{SPECIAL}.hyp1f1": three((0.5, 2), (2, 4), (-2, 2)),
+    f"{SPECIAL}.hyp2f1": three((0.5, 2), (0.5, 2), (3, 4), (-0.5, 0.5)),
+    f"{HIDDEN}._owens_t_impl": two(-2, 2, -0.9, 0.9),
+    f"{SPECIAL}.fresnel": one(-3, 3),
+    "jax._src.ad_checkpoint.primal_left_tangent_right": Point(
+        lambda: (normal(5), normal(5, seed=1)), intended=lambda x, y: y, note="the tangent of the second, as meant"
+    ),
+    "jax._src.lax.control_flow.solves._custom_root": Point(
+        lambda: (between(0.5, 3),),
+        reference=root_in_closed_form,
+        through=root,
+        tolerance=1e-5,
+        note="through jax.lax.custom_root",
+    ),
+    "jax._src.state.discharge._eval_jaxpr_ad_error": Point(None, note="it raises, as meant: no derivative there"),
+    "jax.experimental.ode._odeint": Point(
+        lambda: (between(0.5, 2, 3), jnp.array([0.2, 0.7, 1.1]), between(0.3, 1.5, 3, seed=1)),
+        through=solved,
+        reference=in_closed_form,
+        tolerance=1e-3,
+        note="within the solver's own error",
+    ),
+    f"{PALLAS}.gpu.layer_norm.layer_norm": normed(layer_norm.layer_norm, centred=True),
+    f"{PALLAS}.gpu.rms_norm.rms_norm": normed(rms_norm.rms_norm, centred=False),
+    f"{PALLAS}.gpu.attention.mha": Point(
+        lambda: tuple(normal(1, 64, 2, 16, seed=k) for k in range(3)),
+        through=heads,
+        reference=jax.vmap(jax.vmap(partial(plain_attention, scale=0.4), 1, 1)),
+        note="interpret mode",
+    ),
+    f"{PALLAS}.gpu.attention_mgpu.attention": Point(None, note=GPU),
+    f"{PALLAS}.tpu.flash_attention._mha_reference": Point(
+        lambda: (
+            *(normal(1, 2, 6, 4, seed=k) for k in range(3)),
+            normal(1, 2, 6, 6, seed=3),
+            None,
+            True,
+            -1e9,
+            1.0,
+            False,
+        ),
+    ),
+    f"{PALLAS}.tpu.flash_attention._flash_attention": Point(None, note=TPU),
+    f"{PALLAS}.tpu.megablox.gmm": Point(groups, reference=grouped),
+    f"{PALLAS}.tpu.splash_attention.splash_attention_kernel._attention_reference_custom": Point(
+        lambda: tuple(normal(6, 4, seed=k) for k in range(3)), through=masked_scores, reference=plain_attention
+    ),
+    f"{PALLAS}.tpu.splash_attention.splash_attention_kernel._splash_attention_custom": Point(None, note=TPU),
+    "jax.experimental.rnn.lstm": Point(None, note=GPU),
+    "jax._src.cudnn.fused_attention_stablehlo._dot_product_attention": Point(None, note=GPU),
+    "jax._src.cudnn.fused_attention_stablehlo._dot_product_attention_fp8": Point(None, note=GPU),
+    "jax._src.cudnn.scaled_matmul_stablehlo.scaled_dot_general_fn": Point(None, note=GPU),
+    "optax._src.utils._scale_gradient": Point(
+        lambda: (normal(4, 5), jnp.asarray(0.3)),
+        intended=lambda inputs, scale, d_out: (d_out * scale, None),
+        note="the gradient times the scale, as meant",
+    ),
+    "optax.losses._classification.weighted_logsoftmax": Point(lambda: (normal(4, 5), between(0.1, 1, 4, 5, seed=1))),
+    "optax.projections._projections._projection_unit_simplex": matrices(7),
+}
