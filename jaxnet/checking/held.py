@@ -52,6 +52,8 @@ def within(name: str, labels, got, other, allowed, words: str = "") -> Held:
     for label, a, b, limit in zip(labels, got, other, allowed, strict=True):
         bad = ~(np.abs(a - b) <= limit)
         if bad.any():
+            if (strange := ~np.isfinite(a) & np.isfinite(b)).any():
+                return Held(name, False, f"{label} is NaN or infinite in {int(strange.sum())} of {a.size} entries")
             with np.errstate(invalid="ignore"):
                 size = float(np.nanmax(np.abs(a - b))) / (scale_of(b) or 1.0)
             return Held(name, False, f"{label} differs by {size:.1e}{words}")
