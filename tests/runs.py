@@ -44,7 +44,9 @@ def small(*overrides: str, **document: Any) -> Config:
 
 def command(*arguments: str | Path, **environment: str) -> subprocess.Popen:
     """`jaxnet …` in a process of its own, on one device."""
-    surroundings = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)} | environment
+    # One device, as most users have, compiled as in this process: runs of both are compared bit for bit.
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    surroundings = os.environ | {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)} | environment
     return subprocess.Popen(
         [sys.executable, "-m", "jaxnet", *map(str, arguments)],
         cwd=ROOT,

@@ -58,7 +58,8 @@ def start(experiment: Experiment):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_takes_two_steps(path):
     recipe = load_config(path)
-    data = made_up((784,), 10, n=1000) if recipe.data == "mnist" else load(recipe.data)
+    name = recipe.data if isinstance(recipe.data, str) else recipe.data["name"]
+    data = made_up((784,), 10, n=1000) if name == "mnist" else load(recipe.data)
     net, loss, optimizer, example = build(recipe, data)
 
     @jax.jit

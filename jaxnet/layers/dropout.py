@@ -28,7 +28,7 @@ def dropout(drop_rate: float) -> Layer:
             return x, None
         if key is None:
             raise ValueError("dropout draws its mask from a key while training, got none: pass key=jax.random.key(…)")
-        m = jax.random.bernoulli(key, 1 - drop_rate, x.shape)
+        m = jax.random.bernoulli(key, jnp.float32(1 - drop_rate), x.shape)  # the same mask whether x64 is on or not
         return masked(x, m), m
 
     def backward(params, m, d_out):
