@@ -25,13 +25,18 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(command: str, folder: Path) -> str:
-    """What a command of README prints; it must end well."""
+def command_line(command: str, folder: Path) -> subprocess.CompletedProcess:
+    """A command of README, run in a folder, the checkout before what is installed."""
     words = [sys.executable, "-m", "jaxnet", *shlex.split(command)[1:]]
-    # One device, as a reader has; the checkout before what is installed.
+    # One device, as a reader has.
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     surroundings = kept | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=300)
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command of README prints; it must end well."""
+    done = command_line(command, folder)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -59,16 +64,30 @@ def test_every_other_command_runs_in_order(folder):
     assert all(printed)
 
 
+EXAMPLES = [block for language, block in BLOCKS if language == "python"]
+
+
 def test_the_library_example_runs(capsys):
-    [example] = [block for language, block in BLOCKS if language == "python"]
     names: dict = {}
     import jax
 
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam relies on it
-        exec(compile(example, "README.md", "exec"), names)
+        exec(compile(EXAMPLES[0], "README.md", "exec"), names)
     assert names["value"] < 0.5
     assert "dense 30: out (30,), δ (30,)" in capsys.readouterr().out
     assert {leaf.shape for leaf in jax.tree.leaves(names["norms"])} == {(128,)}
+
+
+def test_the_wrong_layer_norm_is_found_out_as_printed(tmp_path):
+    (tmp_path / "my_layer_norm.py").write_text(EXAMPLES[1])
+    [shown] = [block for _, block in BLOCKS if block.startswith("$ jaxnet check")]
+    command, table, *_ = shown.splitlines()
+    done = command_line(command.removeprefix("$ "), tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert table in done.stdout
+    [cause] = [line for line in shown.splitlines() if line.startswith("cause")]
+    assert cause in done.stdout
+    assert "my_layer_norm.py:7   v = ((x - m) ** 2).mean(-1, keepdims=True)" in done.stdout
 
 
 def test_every_link_leads_somewhere():
