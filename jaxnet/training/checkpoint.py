@@ -7,7 +7,9 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +72,21 @@ def like(shapes: Tree, tree: Tree) -> Tree:
     return jax.tree.map(of, shapes, tree)
 
 
+@cache
+def hush_closed_loops() -> None:
+    """Lets orbax's writers end without a traceback when a failed save has closed their event loop.
+
+    The failure itself is raised, and told; what such a writer adds, from a thread of its own, is no news.
+    """
+
+    def closed(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, error, trace: None if closed(error) else excepthook(kind, error, trace)
+    sys.unraisablehook = lambda seen: None if closed(seen.exc_value) else unraisablehook(seen)
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
@@ -80,6 +97,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # late: it takes as long to import as a small network to train
 
         quiet(logging.getLogger("absl"))
+        hush_closed_loops()
         self.ocp, self.folder, self.say = ocp, folder, say
         self.options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
