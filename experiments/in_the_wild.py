@@ -76,7 +76,7 @@ def custom_rule(thing: Any) -> Any:
             return thing
         try:
             thing = inspect.getattr_static(thing, "__wrapped__", None)
-        except Exception:
+        except Exception:  # somebody else's rule may raise anything
             return None
         if thing is None:
             return None

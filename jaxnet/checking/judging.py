@@ -77,7 +77,7 @@ def inside_unit(runs: Runs, values: Sequence, seed: Sequence) -> float | None:
     """The coarsest unit that the rule computes in at these dtypes; None where it does not run."""
     try:
         program = jax.make_jaxpr(lambda v, s: runs.rule(v, s))(list(values), list(seed))
-    except Exception:
+    except Exception:  # the user's rule may raise anything; its failure is told where it is compared
         return None
     return max((unit_of(dtype) for dtype in float_dtypes(program)), default=unit_of(jnp.float64))
 

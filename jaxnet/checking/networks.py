@@ -102,7 +102,7 @@ def modes(net: Layer, template: tuple, batched: bool, seed: int) -> list[bool]:
             programs.append(
                 str(jax.make_jaxpr(lambda p, x, k, t=train: net.forward(p, x, k, t)[0])(params, example, key))
             )
-        except Exception:
+        except Exception:  # a mode that a network does not run in is not checked
             programs.append(None)
     return [
         train for train in (False, True) if programs[train] is not None and (not train or programs[1] != programs[0])

@@ -77,12 +77,12 @@ def mode_of(primal: Callable, args: tuple, fixed: Sequence[int] = ()) -> str:
         out = jax.eval_shape(call, leaves.values)
         jax.eval_shape(lambda values: jax.vjp(call, values)[1](ones_for(out)), leaves.values)
         return "reverse"
-    except Exception:
+    except Exception:  # the user's function may raise anything: told, as what could not be checked
         pass
     try:
         jax.eval_shape(lambda values: jax.jvp(call, (values,), (values,)), leaves.values)
         return "forward"
-    except Exception:
+    except Exception:  # where reverse mode cannot go, forward mode is tried
         return "differences"
 
 
@@ -137,7 +137,7 @@ def of_custom(rule: Any, args: tuple, reference: Callable | None, kwargs: dict) 
     if isinstance(rule, jax.custom_jvp):
         try:
             jax.eval_shape(lambda values: transposed(function, args, fixed, values), leaves_of(args, fixed).values)
-        except Exception:
+        except Exception:  # a jvp may refuse to be transposed in any way: noted below
             tangents = True
             notes.append("its jvp cannot be transposed: tangents are compared, not gradients")
     return Subject(
@@ -356,7 +356,7 @@ def declared_by(intended: Callable, subject: Subject) -> Callable[[tuple, Tree],
     out = abstract(subject.primal, *subject.args)
     try:
         stands_in = alike(abstract(intended, *subject.args), out)
-    except Exception:
+    except Exception:  # what does not run as a stand-in is tried as a backward pass
         stands_in = False
     if stands_in:
         return lambda args, d_out: differentiated(intended, subject.fixed)(args, d_out)[1]

@@ -52,7 +52,7 @@ def shrink(problem: Problem, program: Program, whole: Point, deadline: float) ->
             return None
         small = trace(problem.primal, args)
         point = points.at(problem, small, args, cotangent)
-    except Exception:
+    except Exception:  # a primal may refuse the smaller shape in any way: then it is not shrunk
         return None
     measure = Measure(point, problem.wrong, problem.tolerance)
     if any(measure.error[path] <= 10 * problem.tolerance for path in measure.wrong):
