@@ -1,0 +1,1 @@
+"""The cases of `jaxnet bench layers` and `jaxnet bench models`, by subject."""
