@@ -1,6 +1,6 @@
-"""Networks composed of the layers, by name."""
+"""Networks of dense layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jaxnet.combinators import repeat, residual, serial
 from jaxnet.layer import Layer
@@ -34,7 +34,3 @@ def residual_mlp(width: int, depth: int, outputs: int, *, activation: str = "rel
     g = activation_named(activation)
     block = residual(serial(dense(width, init=init), g))
     return serial(dense(width, init=init), g, repeat(block, depth), dense(outputs, init="lecun_normal"))
-
-
-MODELS: dict[str, Callable[..., Layer]] = {"mlp": mlp, "residual_mlp": residual_mlp}
-"""The models by name."""
