@@ -69,6 +69,13 @@ LAYERS = [
     *several("dropout_training", dropout(0.4), (5,), (2, 3), (5,), train=True),
     *several("dropout_evaluation", dropout(0.4), (5,), (5,)),
     *several("dropout_of_rate_0", dropout(0.0), (5,), (5,), train=True),
+    *several("layer_norm", jaxnet.layer_norm(), (5,), (2, 3), (2, 1, 4), (5,)),
+    *several("layer_norm_without_bias", jaxnet.layer_norm(1e-2, bias=False), (5,)),
+    *several("layer_norm_at_each_position", per_position(jaxnet.layer_norm()), (2, 3)),
+    *several("rms_norm", jaxnet.rms_norm(), (5,), (2, 3), (5,)),
+    *several("group_norm", jaxnet.group_norm(2), (3, 2, 6), (6,), (3, 6)),
+    *several("group_norm_of_one", jaxnet.group_norm(1), (3, 4)),
+    *several("norms_repeated", repeat(remat(serial(jaxnet.rms_norm(), jaxnet.layer_norm())), 2), (2, 4)),
 ]
 
 COMBINATORS = [

@@ -20,6 +20,7 @@ from jaxnet.layers.activations import (
 from jaxnet.layers.dense import dense
 from jaxnet.layers.dropout import dropout
 from jaxnet.layers.initializers import INITIALIZERS, Initializer, pinned
+from jaxnet.layers.normalization import group_norm, layer_norm, rms_norm
 from jaxnet.layers.shape import flatten, reshape
 
 __all__ = [
@@ -35,11 +36,14 @@ __all__ = [
     "flatten",
     "gelu",
     "gelu_tanh",
+    "group_norm",
     "identity",
+    "layer_norm",
     "leaky_relu",
     "pinned",
     "relu",
     "reshape",
+    "rms_norm",
     "sigmoid",
     "silu",
     "softmax",
