@@ -23,12 +23,23 @@ class Split(NamedTuple):
     y: np.ndarray
 
 
+class Text(NamedTuple):
+    """What windows of a text are cut from.
+
+    tokens: (characters,) int32, those to train on in a row. characters: token i stands for the i-th of these.
+    """
+
+    tokens: np.ndarray
+    characters: str
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Three splits of one kind of data; validation and test may be empty, train may not.
 
     classes: how many classes the labels count, or None where y is a regression's target.
     picture: (height, width) of one example where x is a picture, flat or not.
+    text: where x are windows of a text; training then shifts them in each epoch.
     """
 
     name: str
@@ -37,9 +48,12 @@ class Dataset:
     test: Split
     classes: int | None
     picture: tuple[int, int] | None = None
+    text: Text | None = None
 
     def summary(self) -> str:
         """One line: `mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes`."""
+        if self.text is not None:
+            return self.text_summary()
         sizes = " / ".join(f"{len(split.y):,}" for split in (self.train, self.validation, self.test))
         x, y = self.train
         shape = self.picture or x.shape[1:]
@@ -49,6 +63,12 @@ class Dataset:
         else:
             kind = plural(self.classes, "class", "classes")
         return f"{self.name}  {sizes}  {what} in {x.min():.4g}…{x.max():.4g}  {kind}"
+
+    def text_summary(self) -> str:
+        """One line, with the unit of the losses."""
+        sizes = " / ".join(f"{split.y.size:,}" for split in (self.train, self.validation, self.test))
+        window = self.train.x.shape[1]
+        return f"{self.name}  {sizes} characters by {window}  {self.classes} different  losses in nats a character"
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:

@@ -10,6 +10,8 @@ from jaxnet.training.data.dataset import DataError, Dataset, Split, did_you_mean
 from jaxnet.training.data.own import load_own
 from jaxnet.training.data.pictures import digits, mnist
 from jaxnet.training.data.tables import load_csv, load_npz
+from jaxnet.training.data.tasks import modular_addition
+from jaxnet.training.data.text import load_text, tinyshakespeare
 
 
 def is_number(value: Any) -> bool:
@@ -49,24 +51,33 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task": (lambda value: value in ("classification", "regression"), '"classification" or "regression"'),
     "scale": (lambda value: is_number(value) and value > 0, "a number above 0, which x is divided by"),
     "seed": (lambda value: is_count(value, 0) and value < 2**32, "a whole number from 0 to 2³² - 1"),
+    "window": (is_count, "a whole number of at least 1: how many characters an example has"),
+    "modulus": (lambda value: is_count(value, 2), "a whole number of at least 2"),
 }
 OF_ARRAYS = ("split", "limit", "flat", "classes", "task", "scale", "seed")
 TAKES = {
     "digits": ("split", "limit", "flat"),
     "mnist": ("split", "limit", "flat", "classes", "mirrors"),
+    "tinyshakespeare": ("window", "split", "limit", "mirrors"),
+    "modular_addition": ("modulus", "split", "limit", "seed"),
     ".npz": OF_ARRAYS,
     ".csv": (*OF_ARRAYS, "target", "header"),
+    ".txt": ("window", "split", "limit"),
 }
+MADE = {"digits": digits, "modular_addition": modular_addition}
+FETCHED = {"mnist": mnist, "tinyshakespeare": tinyshakespeare}
+READ = {".npz": load_npz, ".csv": load_csv, ".txt": load_text}
 
 
 def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, seed: int = 0) -> Dataset:
     """The data set that a config's `data` names.
 
-    spec: "digits", "mnist", a path to an .npz or .csv file, or "package.module:object" (a Dataset, a mapping of
-        arrays, or a function that gives one of them); or a mapping with that as its `name` and options beside it:
-        split, limit (at most so many of each split), flat, and for files task, classes, scale, seed, for .csv also
-        target and header. The options of one's own function are its arguments.
-    data_dir: where MNIST's files, or a file that the current folder has not, lie.
+    spec: "digits", "mnist", "tinyshakespeare", "modular_addition", a path to an .npz, .csv or .txt file, or
+        "package.module:object" (a Dataset, a mapping of arrays, or a function that gives one of them); or a mapping
+        with that as its `name` and options beside it: split, limit (at most so many of each split), flat, of a text
+        window, and for tables task, classes, scale, seed, for .csv also target and header. The options of one's own
+        function are its arguments.
+    data_dir: where MNIST's files, Shakespeare's text, or a file that the current folder has not, lie.
     seed: shuffles a file of one's own before it is split; runs that are compared must share it.
     Raises DataError with what must hold, what came, and how to mend it.
     """
@@ -78,24 +89,24 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
     else:
         raise DataError(f'data must be a name, or a table with a name such as {{ name = "mnist" }}, got {spec!r}')
 
-    kind = name if name in TAKES else Path(name).suffix.lower()
+    kind = name if name in TAKES else Path(name.lower().removesuffix(".gz")).suffix
     if kind not in TAKES:
         if ":" in name:
             return load_own(name, options)
         known = [known for known in TAKES if not known.startswith(".")]
         raise DataError(
-            f'data = "{name}" must be a data set\'s name, a path to a .npz or .csv file, or "package.module:object": '
-            + did_you_mean(name, known)
+            f'data = "{name}" must be a data set\'s name, a path to a .npz, .csv or .txt file, '
+            f'or "package.module:object": {did_you_mean(name, known)}'
         )
     check_options(name, kind, options)
     limit = options.pop("limit", None)
-    if kind == "digits":
-        dataset = digits(**options)
-    elif kind == "mnist":
-        dataset = mnist(data_dir=data_dir, **options)
+    if kind in MADE:
+        dataset = MADE[kind](**options)
+    elif kind in FETCHED:
+        dataset = FETCHED[kind](data_dir=data_dir, **options)
     else:
-        path = existing_file(name, data_dir)
-        dataset = (load_npz if kind == ".npz" else load_csv)(path, **{"seed": seed, **options})
+        given = {"seed": seed} if "seed" in TAKES[kind] else {}
+        dataset = READ[kind](existing_file(name, data_dir), **given | options)
     return dataset if limit is None else limited(dataset, limit)
 
 
@@ -126,4 +137,8 @@ def limited(dataset: Dataset, most: int) -> Dataset:
     def few(split: Split) -> Split:
         return Split(split.x[:most], split.y[:most])
 
-    return replace(dataset, train=few(dataset.train), validation=few(dataset.validation), test=few(dataset.test))
+    few_of_all = replace(dataset, train=few(dataset.train), validation=few(dataset.validation), test=few(dataset.test))
+    if dataset.text is None:
+        return few_of_all
+    tokens = dataset.text.tokens[: (most + 1) * dataset.train.x.shape[1]]
+    return replace(few_of_all, text=dataset.text._replace(tokens=tokens))
