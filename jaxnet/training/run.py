@@ -22,6 +22,7 @@ from jaxnet.training.checkpoint import CheckpointError, Checkpoints, free
 from jaxnet.training.config import Config, dump_toml, load_config
 from jaxnet.training.data import Dataset
 
+VOCABULARY = "vocabulary.json"
 PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -47,13 +48,23 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def data_sha256(dataset: Dataset) -> str:
-    """sha256 over the arrays of all splits, their shapes and dtypes."""
+    """sha256 over the arrays of all splits, their shapes and dtypes, and over a text's characters."""
     digest = hashlib.sha256()
-    for split in (dataset.train, dataset.validation, dataset.test):
-        for array in split:
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+    arrays = [array for split in (dataset.train, dataset.validation, dataset.test) for array in split]
+    for array in arrays if dataset.text is None else [*arrays, dataset.text.tokens]:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    if dataset.text is not None:
+        digest.update(dataset.text.characters.encode())
     return digest.hexdigest()
+
+
+def vocabulary(dataset: Dataset) -> dict[str, str]:
+    """The file in which a run keeps the characters that its tokens stand for, and the window; none where no text is."""
+    if dataset.text is None:
+        return {}
+    about = {"characters": dataset.text.characters, "window": dataset.train.x.shape[1]}
+    return {VOCABULARY: json.dumps(about, ensure_ascii=False) + "\n"}
 
 
 def config_sha256(config: Config, data: str) -> str:
@@ -118,10 +129,12 @@ class Run:
         run_dir: Path | None = None,
         overrides: Sequence[str] = (),
         beside: dict[str, Any] | None = None,
+        more: dict[str, str] | None = None,
     ) -> "Run":
         """A new folder with all that is known before training, whole as soon as it is there.
 
-        data: the data's hash. devices: as `devices.described` says. beside: more for environment.json.
+        data: the data's hash. devices: as `devices.described` says. beside: more for environment.json. more: further
+        files, their contents by name.
         Raises RunError where `run_dir` is taken, or nothing can be written there.
         """
         wanted = run_dir or runs_dir / slug(config.name, overrides, config_sha256(config, data))
@@ -142,7 +155,9 @@ class Run:
             "config.toml": dump_toml(config),
             "environment.json": json.dumps(environment | (beside or {}), indent=2, sort_keys=True) + "\n",
             "metrics.jsonl": "",
-        } | ({"source.patch": found[1]} if found else {})
+            **({"source.patch": found[1]} if found else {}),
+            **(more or {}),
+        }
         with writing(wanted):
             return cls(place_folder(wanted, files, fixed=run_dir is not None))
 

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.layer import Layer, Tree
+from jaxnet.layer import Layer, Loss, Tree
 from jaxnet.training import monitors, step
 from jaxnet.training.build import build
 from jaxnet.training.config import Config
 from jaxnet.training.data import Dataset, Split
+from jaxnet.training.data.dataset import Text
 from jaxnet.training.devices import data_mesh, placed
 from jaxnet.training.step import Arrays, Call, Recipe, State
+from jaxnet.training.windows import Windows, shifted
 
 SHUFFLED = 2  # tells the stream of orders from others with the same seed
 
@@ -39,7 +41,7 @@ class Session:
         self.seeds = [config.seed] if seeds is None else list(seeds)
         self.mesh = data_mesh(config)
         experiment = build(config, dataset)
-        self.classified = dataset.classes is not None and np.issubdtype(dataset.train.y.dtype, np.integer)
+        self.classified = counts_right(dataset, experiment.loss)
         self.recipe = Recipe(
             step.in_precision(experiment.net, config.precision),
             experiment.loss,
@@ -64,6 +66,7 @@ class Session:
             for name in ("train", "validation", "test")
             if len((split := getattr(dataset, name)).y)
         }
+        self.training = self.arrays["train"] if dataset.text is None else self.windows(dataset.text)
         self.programs: dict[Any, Callable] = {}
 
     # ------------------------------------------------------------------------------------------ data
@@ -86,15 +89,26 @@ class Session:
         """A split, whole on every device."""
         return Arrays(*(placed(self.typed(array), self.mesh) for array in split))
 
+    def windows(self, text: Text) -> Windows:
+        """The text to train on, whole on every device."""
+        return Windows(placed(text.tokens, self.mesh), self.dataset.train.x.shape[1])
+
     def order(self, epoch: int) -> jax.Array:
-        """The order of the examples in an epoch, from the seed and the epoch alone; one for each seed."""
+        """The places of the examples in their order in an epoch, from the seed and the epoch alone; one for each seed.
+
+        Of a text that is shuffled, the windows of an epoch begin elsewhere than those of another.
+        """
+        text = self.dataset.text
 
         def of(seed):
+            length = 1 if text is None else self.dataset.train.x.shape[1]
             if not self.config.train.shuffle:
-                return np.arange(self.examples, dtype=np.int32)
+                return np.arange(self.examples, dtype=np.int32) * np.int32(length)
             # RandomState's stream is frozen, a Generator's may change with NumPy's version.
             words = np.random.SeedSequence([seed, epoch, SHUFFLED]).generate_state(8)
-            return np.random.RandomState(words).permutation(self.examples).astype(np.int32)
+            random = np.random.RandomState(words)
+            order = random.permutation(self.examples).astype(np.int32)
+            return order if text is None else shifted(order, random, len(text.tokens), length)
 
         orders = np.stack([of(seed) for seed in self.seeds])
         return placed(orders if self.together else orders[0], self.mesh)
@@ -123,7 +137,7 @@ class Session:
 
     def steps(self, call: Call, state: State, order: jax.Array) -> tuple[State, np.ndarray, float]:
         """Makes a call: the next state, for each seed whether it is sound, and the seconds without compilation."""
-        arguments = (state, self.arrays["train"], order, np.int32(call.start), self.key)
+        arguments = (state, self.training, order, np.int32(call.start), self.key)
         function = self.over_seeds(step.many_steps(self.recipe, call.count, call.batch), (0, None, 0, None, 0))
         program = self.program((call.count, call.batch), function, *arguments)
         began = time.perf_counter()
@@ -199,6 +213,15 @@ class Session:
                 f"seed{'s' if self.together else ''} {seeds}",
             )
         )
+
+
+def counts_right(dataset: Dataset, loss: Loss) -> bool:
+    """Whether right answers are counted: targets are classes, of which the network itself gives the likeliest.
+
+    A text is measured by its loss, in nats a character.
+    """
+    whole = dataset.classes is not None and np.issubdtype(dataset.train.y.dtype, np.integer)
+    return whole and dataset.text is None and loss.init is None
 
 
 def words(net: Layer) -> str:
