@@ -1,0 +1,306 @@
+"""The equations of a chain, forward and backward, each with its factors, shapes and value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnet.explaining.expressions import Call, Expression, Name, Product, Words
+from jaxnet.explaining.losses import slope_of
+from jaxnet.explaining.model import Factor, Line, Part
+from jaxnet.explaining.notation import Notation
+from jaxnet.explaining.observe import Item, Observed
+from jaxnet.explaining.places import Place
+from jaxnet.explaining.sources import quoted
+from jaxnet.explaining.ulp import ulps
+from jaxnet.readings import product
+
+SHOWN_UNITS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """What all equations are made from."""
+
+    observed: Observed
+    places: tuple[Place, ...]
+    notation: Notation
+
+    def above(self, place: Place) -> Place | None:
+        """The next layer towards the loss."""
+        return self.places[place.index + 1] if place.index + 1 < len(self.places) else None
+
+
+def named_function(item: Item) -> Name:
+    """An activation's symbol: σ, relu, softmax."""
+    name = item.layer.name.replace(" ", "_")
+    return Name("σ" if name == "sigmoid" else name, key=name)
+
+
+def prime(item: Item) -> Name:
+    """The symbol of its derivative."""
+    name = named_function(item)
+    return Name(f"{name.base}′", key=f"{name.key}'")
+
+
+def slope(item: Item) -> np.ndarray:
+    """g′ at what an activation takes: what its own backward makes of ones."""
+    _, saved = item.layer.forward(item.params, jax.numpy.asarray(item.x))
+    dx, _ = item.layer.backward(item.params, saved, jax.numpy.ones_like(jax.numpy.asarray(item.out)), product)
+    return np.asarray(dx)
+
+
+def oriented(W: np.ndarray, notation: Notation) -> np.ndarray:
+    """W, or a gradient of it, as the notation lays it."""
+    return W.T if notation.rows else W
+
+
+def operand(expression: Expression, value: Any) -> Factor:
+    """A factor with the shape of its value."""
+    return Factor(expression, tuple(np.shape(value)))
+
+
+# ------------------------------------------------------------------------------------------------ forward
+
+
+def forward_lines(chain: Chain) -> tuple[Line, ...]:
+    """z = W a + b, a = g(z), and so on, from the input."""
+    return tuple(forward_line(chain, place) for place in chain.places)
+
+
+def forward_line(chain: Chain, place: Place) -> Line:
+    """What one layer makes of what it takes."""
+    item, notation = place.item, chain.notation
+    common: dict[str, Any] = {"item": place.index, "layer": notation.number(place.number), "left": place.gives,
+                              "shape": item.out.shape, "value": item.out, "key": place.gives.key}  # fmt: skip
+    kind = "z" if place.is_z else "a"
+    if place.kind == "dense":
+        W, b = notation.param("W", place.number), notation.param("b", place.number)
+        right = notation.affine(W, place.takes, b if "b" in item.params else None)
+        pair = (operand(W, oriented(item.params["W"], notation)), operand(place.takes, item.x))
+        return Line(kind=kind, right=right, factors=pair[::-1] if notation.rows else pair, **common)
+    if place.kind in ("activation", "softmax"):
+        right = place.takes if item.layer.name == "identity" else Call(named_function(item), place.takes)
+        return Line(kind=kind, right=right, factors=(), remarks=remarks_of(item), **common)
+    right = Call(Name(item.layer.name), place.takes)
+    factors = (operand(place.takes, item.x), *params_of(chain, place))
+    return Line(
+        kind="layer", right=right, factors=factors, quoted=quoted(item.layer), inside=parts_of(item),
+        remarks=mode_of(item), **common,
+    )  # fmt: skip
+
+
+def params_of(chain: Chain, place: Place) -> tuple[Factor, ...]:
+    """A layer's parameters with their symbols."""
+    leaves = jax.tree_util.tree_leaves_with_path(place.item.params)
+    return tuple(operand(param_name(chain.notation, path, place.number), leaf) for path, leaf in leaves)
+
+
+def param_name(notation: Notation, path: tuple, number: int) -> Name:
+    """The symbol of a parameter: its own name, after the indices of the layers it stands in."""
+    words = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path]
+    base = notation.param(words[-1] if words else "p", number)
+    if len(words) <= 1:
+        return base
+    return Name(base.base, base.above, " ".join(words[:-1]), f"{base.key}_{'_'.join(words[:-1])}")
+
+
+def parts_of(item: Item) -> tuple[Part, ...]:
+    """The leaf layers inside a composed one."""
+    return tuple(Part(step.layer.value, np.asarray(step.out), np.asarray(step.delta)) for step in item.inside)
+
+
+def mode_of(item: Item) -> tuple[str, ...]:
+    """What a layer does otherwise while training."""
+    if item.layer.name.startswith("dropout"):
+        return ("evaluation: nothing is dropped",)
+    return ()
+
+
+def remarks_of(item: Item) -> tuple[str, ...]:
+    """Units that are off: zero, with zero slope, so that no error passes."""
+    if item.out.ndim != 1 or item.layer.name in ("softmax", "identity"):
+        return ()
+    off = np.flatnonzero((item.out == 0) & (slope(item) == 0)) + 1
+    if len(off) == 0:
+        return ()
+    if len(off) == len(item.out):
+        return ("all units are off",)
+    if len(off) > SHOWN_UNITS:
+        return (f"{len(off)} of {len(item.out)} units are off",)
+    one = len(off) == 1
+    return (f"unit{'' if one else 's'} {', '.join(map(str, off))} {'is' if one else 'are'} off",)
+
+
+# ----------------------------------------------------------------------------------------------- backward
+
+
+def backward_lines(chain: Chain) -> tuple[Line, ...]:
+    """δ of each layer and the gradients of its parameters, from the loss; ∂C/∂x last."""
+    found: list[Line] = []
+    for place in reversed(chain.places):
+        found += error_at_output(chain, place)
+        found += parameter_lines(chain, place)
+        found += error_sent_back(chain, place)
+    return tuple(found)
+
+
+def loss_slope(chain: Chain) -> Expression:
+    """∂C/∂out of the network as the loss's equation."""
+    last = chain.places[-1]
+    found = slope_of(chain.observed.loss.name, last.gives, chain.notation.target, int(np.shape(last.item.out)[-1]))
+    return chain.notation.partial(last.gives) if found is None else found
+
+
+def arriving(chain: Chain, place: Place) -> Expression:
+    """∂C/∂out of a layer, as what the layer above sends back to it."""
+    above = chain.above(place)
+    if above is None:
+        return loss_slope(chain)
+    if above.kind == "dense":
+        return chain.notation.sent_back(chain.notation.param("W", above.number), chain.notation.delta(above.number))
+    return chain.notation.partial(place.gives)
+
+
+def line_of_error(chain: Chain, place: Place, right: Expression, value: np.ndarray, expected, **more: Any) -> Line:
+    """A line that gives the error at what a layer takes (`place` gives it): δ where that is z, else ∂C/∂a."""
+    notation = chain.notation
+    left = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
+    key = f"delta{notation.number(place.number)}" if place.is_z else f"d{place.gives.key}"
+    return Line(
+        key=key, kind="delta" if place.is_z else "da", item=place.index, layer=notation.number(place.number),
+        left=left, right=right, shape=value.shape, value=value, ulp=ulps(value, expected), **more,
+    )  # fmt: skip
+
+
+def error_at_output(chain: Chain, place: Place) -> list[Line]:
+    """Of the last layer, what the loss says; of the others it was said by the layer above."""
+    item = place.item
+    if chain.above(place) is not None or place.kind in ("activation", "softmax"):
+        return []
+    rule = "BP1" if place.is_z else ""
+    return [
+        line_of_error(
+            chain, place, loss_slope(chain), item.d_out, item.reference[0], factors=(), rule=rule,
+            remarks=loss_remarks(chain, place),
+        )
+    ]  # fmt: skip
+
+
+def loss_remarks(chain: Chain, place: Place) -> tuple[str, ...]:
+    """What the loss does together with the last layer."""
+    name = chain.observed.loss.name
+    if slope_of(name, place.gives, chain.notation.target, 1) is None:
+        return (f"from the loss, {name}",)
+    if name == "binary_cross_entropy" and place.item.layer.name == "sigmoid":
+        return ("a(1−a) below cancels σ′: a−y",)
+    return ()
+
+
+def parameter_lines(chain: Chain, place: Place) -> list[Line]:
+    """The gradients of a layer's parameters."""
+    item, notation = place.item, chain.notation
+    layer = notation.number(place.number)
+    if place.kind == "dense":
+        return dense_gradients(chain, place, layer)
+    quote = quoted(item.layer)
+    paths = jax.tree_util.tree_leaves_with_path(item.params)
+    pairs = zip(paths, jax.tree.leaves(item.grads), jax.tree.leaves(item.reference[2]), strict=True)
+    error = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
+    found = []
+    for (path, _), gradient, expected in pairs:
+        name = param_name(notation, path, place.number)
+        right = Call(Name(f"{item.layer.name} backward"), error)
+        found.append(
+            Line(
+                key=f"d{name.key}", kind="dW", item=place.index, layer=layer, left=notation.gradient(name), right=right,
+                factors=(operand(error, item.d_out),), shape=gradient.shape, value=gradient,
+                ulp=ulps(gradient, expected), quoted=quote,
+            )
+        )  # fmt: skip
+    return found
+
+
+def dense_gradients(chain: Chain, place: Place, layer: str) -> list[Line]:
+    """∇W = δ aᵀ and ∇b = δ."""
+    item, notation = place.item, chain.notation
+    delta, W = notation.delta(place.number), notation.param("W", place.number)
+    pair = (operand(delta, item.d_out), operand(place.takes, item.x))
+    gradient = oriented(item.grads["W"], notation)
+    found = [
+        Line(
+            key=f"d{W.key}", kind="dW", item=place.index, layer=layer, left=notation.gradient(W),
+            right=notation.outer(delta, place.takes), factors=pair[::-1] if notation.rows else pair,
+            shape=gradient.shape, value=gradient, ulp=ulps(item.grads["W"], item.reference[2]["W"]), rule="BP4",
+        )
+    ]  # fmt: skip
+    if "b" in item.params:
+        b = notation.param("b", place.number)
+        found.append(
+            Line(
+                key=f"d{b.key}", kind="db", item=place.index, layer=layer, left=notation.gradient(b), right=delta,
+                factors=(), shape=item.grads["b"].shape, value=item.grads["b"],
+                ulp=ulps(item.grads["b"], item.reference[2]["b"]), rule="BP3",
+            )
+        )  # fmt: skip
+    return found
+
+
+def error_sent_back(chain: Chain, place: Place) -> list[Line]:
+    """The error at what a layer takes: Wᵀδ, ⊙ g′(z), or by the layer's own backward."""
+    item, notation = place.item, chain.notation
+    if item.dx is None:
+        return []
+    below = chain.places[place.index - 1] if place.index else input_place(chain)
+    common: dict[str, Any] = {"value": item.dx, "expected": item.reference[1]}
+    if place.kind == "dense":
+        W, delta = notation.param("W", place.number), notation.delta(place.number)
+        right = notation.sent_back(W, delta)
+        turned = item.params["W"] if notation.rows else item.params["W"].T
+        pair = (Factor(right.factors[0], turned.shape), operand(delta, item.d_out))
+        if notation.rows:
+            pair = (operand(delta, item.d_out), Factor(right.factors[1], turned.shape))
+        return [line_of_error(chain, below, right, factors=pair, **common)]
+    arrived = arriving(chain, place)
+    if place.kind == "activation":
+        return [activation_line(chain, place, below, arrived, common)]
+    if place.kind == "softmax":
+        jacobian = Words("(diag(p) − ppᵀ)")
+        n = len(item.out)
+        factors = (Factor(jacobian, (n, n)), operand(arrived, item.d_out))
+        said = (f"p = {place.gives.base}: every p depends on every z",)
+        return [line_of_error(chain, below, Product((jacobian, arrived)), factors=factors, remarks=said, **common)]
+    error = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
+    right = Call(Name(f"{item.layer.name} backward"), error)
+    factors = (operand(error, item.d_out),)
+    return [line_of_error(chain, below, right, factors=factors, quoted=quoted(item.layer), **common)]
+
+
+def activation_line(chain: Chain, place: Place, below: Place, arrived: Expression, common: dict[str, Any]) -> Line:
+    """δ = ∂C/∂a ⊙ g′(z)."""
+    item = place.item
+    right = Product((arrived, Call(prime(item), place.takes)), "⊙")
+    last = chain.above(place) is None
+    if item.layer.name == "identity":
+        right = arrived
+    remarks = loss_remarks(chain, place) if last else ()
+    factors = (operand(arrived, item.d_out), Factor(Call(prime(item), place.takes), item.out.shape))
+    rule = ("BP1" if last else "BP2") if below.is_z else ""
+    return line_of_error(chain, below, right, factors=factors, rule=rule, remarks=remarks + diagonal(item), **common)
+
+
+def diagonal(item: Item) -> tuple[str, ...]:
+    """The Jacobian of a relu of few units as the matrix it is."""
+    if item.out.ndim != 1 or len(item.out) > SHOWN_UNITS or item.layer.name != "relu":
+        return ()
+    entries = ",".join(f"{value:g}" for value in slope(item))
+    return (f"relu′ = diag({entries}), not a column",)
+
+
+def input_place(chain: Chain) -> Place:
+    """The input as what the layer below the first gives."""
+    first = chain.places[0]
+    return Place(-1, first.item, "other", 0, chain.notation.a(0), chain.notation.a(0), False)

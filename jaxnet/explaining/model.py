@@ -1,0 +1,356 @@
+"""What a derivation is: frozen dataclasses of symbols, shapes and numbers, which no renderer is known to.
+
+Everything is made by `derive`; every array is NumPy's, in the dtype in which the network computed it. `to_dict` turns
+any of these into plain values for JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxnet.explaining.expressions import Expression
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of an equation, and its shape as the equation takes it: a vector is (n,), δ aᵀ is (out,)·(in,)."""
+
+    expression: Expression
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """Lines of the source: the layer's equations (its module's docstring) and its backward, and where they stand."""
+
+    equations: str
+    forward: str
+    backward: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One equation with its value.
+
+    key: what it gives, as a formula names it: z2, a2, delta3, dW3, db3, da2. kind: "z", "a", "delta", "dW", "db",
+    "da", or "layer" for one that stands for a layer without equations of its own. item: the layer's index among the
+    network's leaf and composed layers, from 0; −1 for the loss. layer: its number as written. left, right: the
+    equation. factors: the right side's, where it is a product. shape, value: of the result. remarks: "unit 2 is off".
+    ulp: the distance from autodiff's value, in units of the last place of the array's largest entry; None forward of
+    what autodiff knows. rule: "BP2" and its like. quoted: of a layer explained by its source.
+    """
+
+    key: str
+    kind: str
+    item: int
+    layer: str
+    left: Expression
+    right: Expression
+    factors: tuple[Factor, ...]
+    shape: Shape
+    value: np.ndarray
+    remarks: tuple[str, ...] = ()
+    ulp: float | None = None
+    rule: str = ""
+    quoted: Quoted | None = None
+    inside: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A leaf layer inside a composed one (a residual block, an attention): its name, value and δ."""
+
+    name: str
+    out: np.ndarray
+    delta: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the network as drawn: for dense ones W and b, for all what comes out and δ there.
+
+    kind: "dense", "activation", "loss", or "other". number: as written. name: the layer's own. activation: that of
+    the layer that follows a dense one, "" where none does.
+    """
+
+    item: int
+    kind: str
+    name: str
+    number: str
+    shape: Shape
+    out: np.ndarray
+    delta: np.ndarray
+    params: dict[str, np.ndarray] = field(default_factory=dict)
+    grads: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the derivation is of.
+
+    title: "2 → 3 relu → 2 sigmoid". source: the config or object it came from. cost: its equation's two sides. value:
+    C. example: its index in the data, None for one given. y: the target as the equations take it, one-hot where it
+    came as a class, which is then `target`. numbering: in words.
+    """
+
+    title: str
+    source: str
+    loss: str
+    cost_left: Expression
+    cost_right: Expression
+    value: float
+    x: np.ndarray
+    y: np.ndarray
+    target: int | None
+    example: int | None
+    notation: str
+    numbering: str
+    weights: str
+    dtype: str
+    seed: int | None = None
+
+
+# ---------------------------------------------------------------------------------------------- questions
+
+
+@dataclass(frozen=True)
+class Nudge:
+    """Ask the network: a unit of a, from 0, is raised by `by`; z moves by `dz` = by × the column of W, C by `dC`."""
+
+    unit: int
+    by: float
+    dz: np.ndarray
+    column: np.ndarray
+    dC: float
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Count the paths: from one unit of a there are as many as W has rows, from one weight only one, so no sum."""
+
+    unit: int
+    terms: np.ndarray  # δ_j W_ji, one for each row j
+    total: float
+    weight: tuple[int, int]
+    weight_gradient: float  # δ_j a_i
+    weight_delta: float
+    weight_input: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Whole rows: Wᵀδ = Σ_j δ_j · (row j of W)."""
+
+    delta: np.ndarray
+    W: np.ndarray
+    scaled: np.ndarray  # (out, in): δ_j × row j
+    total: np.ndarray
+
+
+@dataclass(frozen=True)
+class SentBack:
+    """What W⁻¹ or the pseudo-inverse would send back instead of Wᵀδ.
+
+    inverse: "none" (W is not square), "singular", or "inverse"; `value` is that of the pseudo-inverse where there is
+    no inverse. angle: to Wᵀδ, in degrees. step: how far a is moved against each (of one length, along the unit vector
+    where `unit`); lowered_by: by how much C falls for Wᵀδ, and for the other.
+    """
+
+    inverse: str
+    value: np.ndarray
+    angle: float
+    step: float
+    transpose_lowers: float
+    other_lowers: float
+    pinv_of: str
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """Where W has orthonormal columns the two are one: Q, the nearest such matrix to W, with Qᵀδ and Q⁺δ."""
+
+    Q: np.ndarray
+    transposed: np.ndarray
+    inverted: np.ndarray
+    difference: float
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """⟨δ, W v⟩ = ⟨Wᵀδ, v⟩ at a v drawn at random."""
+
+    v: np.ndarray
+    left: float
+    right: float
+
+
+@dataclass(frozen=True)
+class WhyTranspose:
+    """Why Wᵀ at one dense layer, in the order of asking. rows_apart: what exchanging rows and columns would give."""
+
+    item: int
+    layer: str
+    W: Expression
+    delta: Expression
+    a: Expression
+    nudge: Nudge
+    paths: Paths
+    rows: Rows
+    sent_back: SentBack
+    orthogonal: Orthogonal
+    adjoint: Adjoint
+    units: tuple[tuple[str, str], ...]
+    off: tuple[int, ...]
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question that people ask, and its answer with this network's numbers."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """A Jacobian of the chain, rows by outputs: its symbol, its shape, what it is ("W", "diagonal", "cost", "full")."""
+
+    expression: Expression
+    shape: Shape
+    kind: str
+    diagonal: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """The same derivative in row (numerator) and column (denominator) layout: factors in order, and both values."""
+
+    of: Expression
+    row: tuple[Jacobian, ...]
+    column: tuple[Jacobian, ...]
+    row_shape: Shape
+    column_shape: Shape
+    value: np.ndarray
+    tensor: Tensor | None
+    answers: tuple[Answer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """∂z/∂W, (out, out, in): entry (k, i, j) is a_j where k = i, else 0; δ contracted with its first axis is δ aᵀ."""
+
+    value: np.ndarray
+    delta: np.ndarray
+    a: np.ndarray
+    collapsed: np.ndarray
+    layer: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """Multiplications for ∂C/∂x of the chain of matrices, ⊙ not counted.
+
+    widths: of the layers, input first. from_loss, from_input: vector-first from the loss, matrix-first from the
+    input. cheapest: the least of all orders, and its bracketing.
+    """
+
+    widths: tuple[int, ...]
+    from_loss: int
+    from_input: int
+    cheapest: int
+    bracketing: str
+    answers: tuple[Answer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Of one dense layer over m examples: dZ Aᵀ is the sum of the outer products; 1/m stands on each δ at the loss."""
+
+    item: int
+    layer: str
+    m: int
+    examples: tuple[int, ...]
+    deltas: np.ndarray  # (m, out), each example's own, without 1/m
+    inputs: np.ndarray  # (m, in)
+    outers: np.ndarray  # (shown, out, in)
+    gradient: np.ndarray  # 1/m dZ Aᵀ, the network's own
+    summed: np.ndarray  # 1/m Σ of the outer products
+    ulp: float
+
+
+@dataclass(frozen=True)
+class NotationRow:
+    """One quantity in the notations: what it is, and what each calls it."""
+
+    what: str
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Both loops of the sum: z_i = Σ_j W_ij a_j and (Wᵀδ)_j = Σ_i W_ij δ_i; `moving` is the summed subscript."""
+
+    direction: Literal["forward", "backward"]
+    text: str
+    moving: str
+    code: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How far all values are from autodiff's: the largest distance in units of the last place, and by key."""
+
+    worst: float
+    by_key: dict[str, float]
+    allowed: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """The backward pass of one network at one example."""
+
+    header: Header
+    forward: tuple[Line, ...]
+    backward: tuple[Line, ...]
+    layers: tuple[Layer, ...]
+    why: tuple[WhyTranspose, ...]
+    layouts: Layouts | None
+    order: Order | None
+    notations: tuple[NotationRow, ...]
+    loops: tuple[Loop, ...]
+    checked: Checked
+    batch: tuple[Batch, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The derivation as plain values for JSON."""
+        return to_dict(self)
+
+
+def to_dict(thing: Any) -> Any:
+    """Dataclasses as tables with their `kind` ("type" where they have a kind of their own), arrays as nested lists."""
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {each.name: to_dict(getattr(thing, each.name)) for each in dataclasses.fields(thing)}
+        return {"type": type(thing).__name__} | fields
+    if isinstance(thing, np.ndarray | np.generic):
+        return [to_dict(each) for each in thing] if np.ndim(thing) else plain_number(thing.item())
+    if isinstance(thing, dict):
+        return {str(key): to_dict(value) for key, value in thing.items()}
+    if isinstance(thing, tuple | list):
+        return [to_dict(each) for each in thing]
+    return plain_number(thing)
+
+
+def plain_number(value: Any) -> Any:
+    """A number that JSON can hold: what is not finite as its name."""
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,122 @@
+"""Notations: what Nielsen, Ng and CS229 call the same quantities, from which number layers count, and how W lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxnet.explaining.expressions import Expression, Gradient, Name, Partial, Product, Sum, Transposed
+
+NOTATIONS = ("nielsen", "ng", "cs229")
+WEIGHTS = ("out-in", "in-out")
+FIRST = {"nielsen": 1, "ng": 0, "cs229": 1}  # the number of the input in each
+WHO = {"nielsen": "Nielsen", "ng": "Ng", "cs229": "CS229"}
+
+
+class ExplainError(ValueError):
+    """Something that cannot be explained; the message says what must hold, what came, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Notation:
+    """How quantities are written. Layers are counted here from the input as 0; `first` is the number it is written by.
+
+    weights: "out-in", z = W a + b of columns; "in-out", z = a W + b of rows.
+    """
+
+    name: Literal["nielsen", "ng", "cs229"] = "nielsen"
+    first: int = 1
+    weights: Literal["out-in", "in-out"] = "out-in"
+
+    @property
+    def rows(self) -> bool:
+        """Whether vectors are rows, since W is (in, out)."""
+        return self.weights == "in-out"
+
+    def number(self, layer: int) -> str:
+        """A layer's number as written."""
+        return str(layer + self.first)
+
+    def above(self, layer: int) -> str:
+        """A layer's number as it stands at a symbol."""
+        number = self.number(layer)
+        return {"nielsen": number, "ng": f"[{number}]", "cs229": f"({number})"}[self.name]
+
+    def name_of(self, base: str, layer: int, key: str = "") -> Name:
+        """A symbol of a layer."""
+        return Name(base, self.above(layer), key=f"{key or base}{self.number(layer)}")
+
+    def z(self, layer: int) -> Name:
+        """z of a layer."""
+        return self.name_of("z", layer)
+
+    def a(self, layer: int) -> Name:
+        """a of a layer; of the input x."""
+        return self.name_of("a", layer) if layer else Name("x", key="x")
+
+    def param(self, name: str, layer: int) -> Name:
+        """A parameter: W, b, γ, …"""
+        return self.name_of(GREEK.get(name, name), layer, name)
+
+    @property
+    def cost(self) -> Name:
+        """C, or J."""
+        return Name("C" if self.name == "nielsen" else "J", key="C")
+
+    @property
+    def target(self) -> Name:
+        """y."""
+        return Name("y", key="y")
+
+    def delta(self, layer: int) -> Expression:
+        """∂C/∂z of a layer."""
+        if self.name == "ng":
+            return self.name_of("dz", layer, "delta")
+        return self.name_of("δ", layer, "delta")
+
+    def gradient(self, of: Name) -> Expression:
+        """∂C of a parameter."""
+        if self.name == "ng":
+            return Name(f"d{of.base}", of.above, key=f"d{of.key}")
+        return Gradient(of, self.cost if self.name == "cs229" else None)
+
+    def partial(self, by: Name) -> Expression:
+        """∂C/∂a of an activation, or of the input."""
+        if self.name == "ng":
+            return Name(f"d{by.base}", by.above, key=f"d{by.key}")
+        return Gradient(by, self.cost) if self.name == "cs229" else Partial(self.cost, by)
+
+    def affine(self, W: Expression, a: Expression, b: Expression | None) -> Expression:
+        """W a + b, or a W + b."""
+        product = Product((a, W) if self.rows else (W, a))
+        return product if b is None else Sum((product, b))
+
+    def sent_back(self, W: Expression, delta: Expression) -> Product:
+        """Wᵀ δ, or δ Wᵀ."""
+        return Product((delta, Transposed(W)) if self.rows else (Transposed(W), delta))
+
+    def outer(self, delta: Expression, a: Expression) -> Product:
+        """δ aᵀ, or aᵀ δ."""
+        return Product((Transposed(a), delta) if self.rows else (delta, Transposed(a)))
+
+    def described(self) -> str:
+        """Where layers are counted from, in words."""
+        own = FIRST[self.name] == self.first
+        return f"{WHO[self.name]}'s {'numbering' if own else 'symbols'}: input is layer {self.first}"
+
+
+GREEK = {"gamma": "γ", "beta": "β", "alpha": "α", "delta": "δ", "epsilon": "ε"}
+
+
+def notation(name: str = "nielsen", numbering: int | None = None, weights: str = "out-in") -> Notation:
+    """A notation by name; `numbering`: the input's number, 0 or 1, by default the notation's own.
+
+    Raises `ExplainError` for a name, a number or an orientation that is none.
+    """
+    if name not in NOTATIONS:
+        raise ExplainError(f"a notation is one of {', '.join(NOTATIONS)}, got {name!r}")
+    if weights not in WEIGHTS:
+        raise ExplainError(f"W lies {' or '.join(WEIGHTS)}, got {weights!r}")
+    if numbering not in (None, 0, 1):
+        raise ExplainError(f"layers are numbered from the input as 0 or as 1, got {numbering}")
+    return Notation(name, FIRST[name] if numbering is None else numbering, weights)  # type: ignore[arg-type]

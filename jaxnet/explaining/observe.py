@@ -1,0 +1,175 @@
+"""The numbers of one example's forward and backward pass, layer by layer, by the network's own functions.
+
+A network is walked as a chain: `serial` is opened, every other combination (residual, repeat, attention, …) is one
+item, whose leaf layers `jaxnet.trace` shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.backprop import Step, own_weight, trace
+from jaxnet.combinators import serial
+from jaxnet.explaining.notation import ExplainError
+from jaxnet.layer import Layer, Loss, Tree, leaves
+from jaxnet.losses import is_index, one_hot
+from jaxnet.readings import product
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One layer of the chain at one example: what it takes and gives, and the error on both sides.
+
+    reference: autodiff's ∂C/∂out, ∂C/∂x (None for whole numbers) and ∂C/∂params. inside: of a composed layer its
+    leaves' steps.
+    """
+
+    layer: Layer
+    params: Tree
+    x: np.ndarray
+    out: np.ndarray
+    d_out: np.ndarray
+    dx: np.ndarray | None
+    grads: Tree
+    reference: tuple[Any, Any, Any]
+    inside: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A network with its loss at one example, and all that was computed there."""
+
+    net: Layer
+    loss: Loss
+    params: Tree
+    x: np.ndarray
+    y: np.ndarray
+    cost: float
+    items: tuple[Item, ...]
+
+    @property
+    def target(self) -> np.ndarray:
+        """The target in the shape of the output: one-hot where it came as a class."""
+        out = self.items[-1].out
+        return np.asarray(one_hot(jnp.asarray(self.y), jnp.asarray(out)))
+
+
+def chain(net: Layer, params: Tree) -> list[tuple[Layer, Tree]]:
+    """The layers of a network one after the other, each with its parameters."""
+    if net.rebuild is not serial:
+        return [(net, params)]
+    return [each for part, p in zip(net.parts, params, strict=True) for each in chain(part, p)]
+
+
+def array(tree: Any) -> np.ndarray:
+    """What an item takes or gives, as NumPy's.
+
+    Raises `ExplainError` for several arrays.
+    """
+    if not hasattr(tree, "shape"):
+        raise ExplainError(f"a layer to be explained takes and gives one array, got {jax.tree.structure(tree)}")
+    return np.asarray(tree)
+
+
+def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
+    """Forward and backward of one example, in evaluation mode, with autodiff's values beside.
+
+    x: one input of the network. y: its target. params: as `initialize` gives them.
+    Raises `ExplainError` for a network without layers, and what the layers raise for a wrong shape.
+    """
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    net_params, loss_params = (params, ()) if loss.init is None else params
+    items = chain(net, net_params)
+    if not items:
+        raise ExplainError("a network to be explained has at least one layer, got none: put one into serial(…)")
+    layers = [layer for layer, _ in items]
+    weight = own_weight(loss, y)
+
+    def by_hand(item_params, x):
+        outs, saved = [], []
+        for layer, p in zip(layers, item_params, strict=True):
+            x, s = layer.forward(p, x)
+            outs.append(x)
+            saved.append(s)
+        cost, d_out, _ = loss.turn(loss_params, x, y, weight, product)
+        errors, grads = [d_out], []
+        for layer, p, s in zip(reversed(layers), reversed(item_params), reversed(saved), strict=True):
+            d_out, g = layer.backward(p, s, d_out, product)
+            errors.append(d_out)
+            grads.append(g)
+        return cost, outs, errors[::-1], grads[::-1]
+
+    own = [p for _, p in items]
+    cost, outs, errors, grads = jax.jit(by_hand)(own, x)
+    found = reference(layers, loss, loss_params, own, x, y, outs)
+    steps = inside(net, loss, params, x, y, layers)
+    made = []
+    for i, layer in enumerate(layers):
+        taken = x if i == 0 else outs[i - 1]
+        exact = jnp.issubdtype(taken.dtype, jnp.inexact)
+        dx = array(errors[i]) if exact and errors[i] is not None else None
+        made.append(
+            Item(
+                layer,
+                jax.tree.map(np.asarray, own[i]),
+                array(taken),
+                array(outs[i]),
+                array(errors[i + 1]),
+                dx,
+                jax.tree.map(np.asarray, grads[i]),
+                jax.tree.map(np.asarray, (found[1][i + 1], found[1][i], found[0][i])),
+                steps[i],
+            )
+        )
+    return Observed(net, loss, params, np.asarray(x), np.asarray(y), float(cost), tuple(made))
+
+
+def reference(layers: Sequence[Layer], loss: Loss, loss_params: Tree, params: Sequence[Tree], x, y, outs) -> tuple:
+    """Autodiff's ∂C/∂params of each layer, and ∂C/∂ of the input and of each layer's value, by zeros added to them."""
+    weight = own_weight(loss, y)
+
+    def probe(value):
+        return jnp.zeros(value.shape, value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else None
+
+    def cost(params, probes):
+        value = x if probes[0] is None else x + probes[0]
+        for layer, p, zeros in zip(layers, params, probes[1:], strict=True):
+            value = layer.forward(p, value)[0]
+            value = value if zeros is None else value + zeros
+        return loss.turn(loss_params, value, y, weight, product)[0]
+
+    return jax.jit(jax.grad(cost, argnums=(0, 1), allow_int=True))(list(params), [probe(each) for each in (x, *outs)])
+
+
+def inside(net: Layer, loss: Loss, params: Tree, x, y, layers: Sequence[Layer]) -> list[tuple[Step, ...]]:
+    """For each composed layer of the chain the steps of its leaves, by the trace of the whole network."""
+    if all(layer.rebuild is None for layer in layers):
+        return [()] * len(layers)
+    steps = iter(jax.jit(trace(net, loss))(params, x, y).steps)
+    found = []
+    for layer in layers:
+        mine = tuple(next(steps) for _ in leaves(layer))
+        found.append(() if layer.rebuild is None else mine)
+    return found
+
+
+def as_class(y: np.ndarray) -> int | None:
+    """The class of a target that is one."""
+    return int(y) if is_index(jnp.asarray(y)) and y.ndim == 0 else None
+
+
+def units(shape: tuple[int, ...]) -> str:
+    """A shape in words: 3, 28×28."""
+    return "×".join(map(str, shape)) if shape else "1"
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """How many numbers a shape holds."""
+    return math.prod(shape)

@@ -1,0 +1,77 @@
+"""Which symbols the layers of a chain get: z and a of numbered layers.
+
+Each layer counts one, but for an activation that follows a dense layer or another one with parameters: it makes a of
+that layer's z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from jaxnet.explaining.expressions import Name
+from jaxnet.explaining.notation import Notation
+from jaxnet.explaining.observe import Item, Observed
+from jaxnet.explaining.sources import inner
+
+Kind = Literal["dense", "activation", "softmax", "other"]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """An item of the chain, its kind, its layer's number (from the input as 0), and what it takes and gives."""
+
+    index: int
+    item: Item
+    kind: Kind
+    number: int
+    takes: Name
+    gives: Name
+    is_z: bool  # whether what it gives is z, so that the error there is δ
+
+
+def kind_of(item: Item) -> Kind:
+    """Whether a layer is a dense one on a vector, an activation of each entry, softmax of a vector, or another."""
+    layer, params = item.layer, item.params
+    if layer.rebuild is not None:
+        return "other"
+    if layer.name.split(" ")[0] == "dense" and isinstance(params, dict) and np.ndim(params.get("W")) == 2:
+        return "dense" if item.x.ndim == 1 else "other"
+    if layer.name == "softmax":
+        return "softmax" if item.x.ndim == 1 else "other"
+    backward = inner(layer)[1]
+    if layer.name == "identity" or getattr(backward, "__qualname__", "").startswith("elementwise."):
+        return "activation"
+    return "other"
+
+
+def places(observed: Observed, notation: Notation) -> tuple[Place, ...]:
+    """The items of a chain with their symbols."""
+    found: list[Place] = []
+    number, takes, open_z = 0, notation.a(0), False
+    for index, item in enumerate(observed.items):
+        kind = kind_of(item)
+        follows = open_z and kind in ("activation", "softmax")
+        if not follows:
+            number += 1
+        is_z = kind == "dense" or (kind == "other" and followed(observed, index))
+        gives = notation.z(number) if is_z else notation.a(number)
+        found.append(Place(index, item, kind, number, takes, gives, is_z))
+        takes, open_z = gives, is_z
+    return tuple(found)
+
+
+def followed(observed: Observed, index: int) -> bool:
+    """Whether a layer with parameters is followed by an activation, whose z it makes."""
+    rest = observed.items[index + 1 :]
+    own = observed.items[index].params
+    return bool(rest) and has_params(own) and kind_of(rest[0]) in ("activation", "softmax")
+
+
+def has_params(params) -> bool:
+    """Whether there are parameters at all."""
+    import jax
+
+    return bool(jax.tree.leaves(params))
