@@ -86,7 +86,7 @@ class Mesh(Table):
 
 
 class Promise(Table):
-    """What the recipe promises. Accuracies are fractions."""
+    """What the recipe promises. Accuracies, at least so much, are fractions."""
 
     test_accuracy: float | None = Field(default=None, ge=0, le=1)
     """After the last epoch, of the test set."""
@@ -96,6 +96,8 @@ class Promise(Table):
     """After the last epoch, of the validation set."""
     best_validation_accuracy: float | None = Field(default=None, ge=0, le=1)
     """After the best epoch, of the validation set."""
+    validation_loss: float | None = Field(default=None, ge=0)
+    """At most so much after the last epoch; of a text in nats a character."""
     published: float | None = Field(default=None, ge=0, le=1)
     """The accuracy in the publication that the recipe reproduces."""
     within: float | None = Field(default=None, ge=0)

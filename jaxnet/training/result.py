@@ -15,10 +15,14 @@ LAST = ("test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "
 def summarize(config: Config, progress: Progress, status: str, params_sha256: str | None) -> dict[str, Any]:
     """A run in one table: the last epoch's figures, the best ones, and how it ended.
 
-    status: "finished", "interrupted" or "diverged". best_epoch: by test accuracy, else by validation accuracy.
+    status: "finished", "interrupted" or "diverged". best_epoch: by test accuracy, else by validation accuracy, else by
+    validation loss.
     """
     lines = progress.metrics
     found = {name: lines[-1][name] for name in LAST if lines and name in lines[-1]}
+    if "validation_loss" in found and "validation_accuracy" not in found:
+        best = min(lines, key=lambda line: line["validation_loss"])
+        found |= {"best_validation_loss": best["validation_loss"], "best_epoch": best["epoch"]}
     for split in ("validation", "test"):
         name = f"{split}_accuracy"
         if name in found:
@@ -42,7 +46,8 @@ def result_lines(config: Config, summary: dict[str, Any], folder: Path) -> Itera
         if name in summary:
             parts.append(f"{split} {percent(summary[name])} (best {percent(summary[f'best_{name}'])})")
         elif f"{split}_loss" in summary:
-            parts.append(f"{split} loss {summary[f'{split}_loss']:.4g}")
+            best = f" (best {summary[name]:.4f})" if (name := f"best_{split}_loss") in summary else ""
+            parts.append(f"{split} loss {summary[f'{split}_loss']:.4f}{best}")
     yield "  ".join([*parts, f"{summary['epochs']} epochs in {summary['seconds']:.1f} s"])
     yield from promised(config, summary)
     yield f"next: jaxnet eval {folder}   jaxnet report {folder}   jaxnet predict {folder} FILE"
@@ -61,6 +66,11 @@ def promised(config: Config, summary: dict[str, Any]) -> Iterator[str]:
         published = f", published {percent(promise.published)}" if promise.published is not None else ""
         words = name.replace("_", " ")
         yield f"promised {words} {100 * wanted:.2f}{margin} %{published}: {kept} with {percent(summary[name])}"
+    if promise.validation_loss is not None and "validation_loss" in summary:
+        found = summary["validation_loss"]
+        kept = "kept" if found <= promise.validation_loss + within else "NOT kept"
+        margin = f" ± {within:g}" if within else ""
+        yield f"promised validation loss {promise.validation_loss:g}{margin}: {kept} with {found:.4f}"
     if promise.published is not None and not any(getattr(promise, name) for name in PROMISED):
         yield f"published {percent(promise.published)}"
     if promise.seconds is not None:
