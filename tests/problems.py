@@ -75,6 +75,14 @@ LAYERS = [
     *several("rms_norm", jaxnet.rms_norm(), (5,), (2, 3), (5,)),
     *several("group_norm", jaxnet.group_norm(2), (3, 2, 6), (6,), (3, 6)),
     *several("group_norm_of_one", jaxnet.group_norm(1), (3, 4)),
+    *several("rnn", jaxnet.rnn(4), (3, 2), (1, 2), (3, 2)),
+    *several("rnn_relu_reverse", jaxnet.rnn(4, activation="relu", reverse=True), (3, 2)),
+    *several("lstm", jaxnet.lstm(3), (4, 2), (1, 2), (4, 2)),
+    *several("lstm_reverse", jaxnet.lstm(3, reverse=True), (4, 2)),
+    *several("gru", jaxnet.gru(3), (4, 2), (1, 2), (4, 2)),
+    *several("gru_reverse", jaxnet.gru(3, reverse=True), (4, 2)),
+    *several("recurrences_repeated", repeat(remat(serial(jaxnet.gru(3), jaxnet.lstm(3))), 2), (3, 3)),
+    *several("per_position_rnn", per_position(jaxnet.rnn(3)), (2, 3, 2)),
     *several("norms_repeated", repeat(remat(serial(jaxnet.rms_norm(), jaxnet.layer_norm())), 2), (2, 4)),
 ]
 

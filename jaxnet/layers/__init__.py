@@ -17,10 +17,14 @@ from jaxnet.layers.activations import (
     softplus,
     tanh,
 )
+from jaxnet.layers.batch_norm import batch_norm
+from jaxnet.layers.conv import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from jaxnet.layers.dense import dense
 from jaxnet.layers.dropout import dropout
 from jaxnet.layers.initializers import INITIALIZERS, Initializer, pinned
 from jaxnet.layers.normalization import group_norm, layer_norm, rms_norm
+from jaxnet.layers.pooling import average_pool, global_average_pool, global_max_pool, max_pool
+from jaxnet.layers.recurrent import Piece, gru, lstm, rnn
 from jaxnet.layers.shape import flatten, reshape
 
 __all__ = [
@@ -28,7 +32,14 @@ __all__ = [
     "INITIALIZERS",
     "Activation",
     "Initializer",
+    "Piece",
     "activation_named",
+    "average_pool",
+    "batch_norm",
+    "conv1d",
+    "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "dense",
     "dropout",
     "elementwise",
@@ -36,14 +47,20 @@ __all__ = [
     "flatten",
     "gelu",
     "gelu_tanh",
+    "global_average_pool",
+    "global_max_pool",
     "group_norm",
+    "gru",
     "identity",
     "layer_norm",
     "leaky_relu",
+    "lstm",
+    "max_pool",
     "pinned",
     "relu",
     "reshape",
     "rms_norm",
+    "rnn",
     "sigmoid",
     "silu",
     "softmax",

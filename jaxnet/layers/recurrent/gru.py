@@ -1,0 +1,73 @@
+"""The gated recurrent unit, its reset gate applied after U.
+
+    r = σ(W_r x + U_r h + b_r)            z = σ(W_z x + U_z h + b_z)
+    u = U_n h + c                         n = tanh(W_n x + b_n + r ⊙ u)
+    h ← (1 − z) ⊙ n + z ⊙ h               h, c: (units,)   W: (3 · units, in)   U: (3 · units, units), r, z, n
+
+    δ_n = ∂C/∂h ⊙ (1 − z) ⊙ (1 − n²)      δ_z = ∂C/∂h ⊙ (h_before − n) ⊙ z(1 − z)      δ_r = δ_n ⊙ u ⊙ r(1 − r)
+    δᵁ = (δ_r, δ_z, δ_n ⊙ r)              ∇_c C = Σ_t δ_n ⊙ r
+    before the step: ∂C/∂h ⊙ z + Uᵀ δᵁ
+
+Source: Cho et al., Learning Phrase Representations using RNN Encoder–Decoder, 2014, (5) to (8), in the variant of
+cuDNN and torch: there U_n (r ⊙ h) stands where here r ⊙ (U_n h + c) does, and z and 1 − z are exchanged.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.factors import Plain
+from jaxnet.layer import Layer
+from jaxnet.layers.initializers import Initializer
+from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times
+
+
+def step(params, wx, carry):
+    h = carry["h"].astype(wx.dtype)
+    uh = rows_times(params["U"], carry["h"]).astype(wx.dtype)
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(wx, 3), jnp.split(uh, 3)
+    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+    u = h_n + params["c"].astype(wx.dtype)
+    n = jnp.tanh(x_n + r * u)
+    after = ((1 - z) * n + z * h).astype(carry["h"].dtype)
+    return {"h": after}, (jnp.concatenate([r, z, n, u]).astype(after.dtype), carry["h"])
+
+
+def back(params, saved, d):  # h ← (1 − z) ⊙ n + z ⊙ h
+    dh = d["h"]
+    gates, h = (t.astype(dh.dtype) for t in saved)
+    r, z, n, u = jnp.split(gates, 4)
+    delta_n = dh * (1 - z) * (1 - n**2)
+    delta_z = dh * (h - n) * z * (1 - z)
+    delta_r = delta_n * u * r * (1 - r)
+    delta = jnp.concatenate([delta_r, delta_z, delta_n])
+    delta_U = jnp.concatenate([delta_r, delta_z, delta_n * r])
+    return {"h": dh * z + rows_back(params["U"], delta_U).astype(dh.dtype)}, delta, delta_U
+
+
+def gru(
+    units: int,
+    *,
+    reverse: bool = False,
+    init: str | Initializer | Callable = "lecun_normal",
+    recurrent_init: str | Initializer | Callable = "orthogonal",
+) -> Layer:
+    """h_t = (1 − z) ⊙ n + z ⊙ h_{t−1}, n = tanh(W_n x + b_n + r ⊙ (U_n h + c)), over (time, in): gives (time, units).
+
+    A `Piece` it takes too, and gives (outputs, carry), the carry {"h": (units,)}. `reverse`: from the last step to the
+    first. `init`, `recurrent_init`: of W and U at each gate, as `dense`'s.
+    Parameters: `{"W": (3 · units, in), "U": (3 · units, units), "b": (3 · units,), "c": (units,)}`, gates r, z, n.
+    Raises `ShapeError` for another input, carry or length.
+    Source: Cho et al., 2014, in torch's variant: the reset gate stands outside U_n h + c.
+    """
+
+    def c(dtype):
+        return {"c": jnp.zeros(units, dtype)}
+
+    def factor_of_c(delta_U):
+        return {"c": Plain(delta_U[..., 2 * units :], 1)}
+
+    name = f"gru {units}{' reverse' if reverse else ''}"
+    options = {"reverse": reverse, "init": init, "recurrent_init": recurrent_init}
+    return over_time(name, units, Cell(3, step, back), more_params=c, more_factors=factor_of_c, **options)

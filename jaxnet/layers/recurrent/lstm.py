@@ -1,0 +1,78 @@
+"""Long short-term memory, with forget gates.
+
+    z = W x + U h + b          z, b: (4 · units,)   W: (4 · units, in)   U: (4 · units, units)
+    i, f, o = σ(z_i), σ(z_f), σ(z_o)    g = tanh(z_g)      z in the order i, f, g, o
+    c ← f ⊙ c + i ⊙ g          c, h: (units,), before the step and after
+    h ← o ⊙ tanh c
+
+    ∂C/∂c = ∂C/∂c′ + ∂C/∂h ⊙ o ⊙ (1 − tanh² c)                c′: the same cell a step later
+    δ_i = ∂C/∂c ⊙ g ⊙ i(1 − i)           δ_f = ∂C/∂c ⊙ c_before ⊙ f(1 − f)
+    δ_g = ∂C/∂c ⊙ i ⊙ (1 − g²)           δ_o = ∂C/∂h ⊙ tanh c ⊙ o(1 − o)
+    before the step: ∂C/∂c ⊙ f, and Uᵀ δ
+
+Source: Hochreiter and Schmidhuber, Long Short-Term Memory, 1997, with the forget gate of Gers, Schmidhuber and Cummins,
+Learning to Forget, 2000, (1) to (8), and no peepholes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.factors import accumulated
+from jaxnet.layer import Layer
+from jaxnet.layers.initializers import Initializer
+from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times
+
+
+def begin(units: int, dtype):
+    """The carry before the first step: zeros, the cell's state in float32 or better."""
+    return {"h": jnp.zeros(units, dtype), "c": jnp.zeros(units, accumulated(dtype))}
+
+
+def step(params, z, carry):
+    z = z + rows_times(params["U"], carry["h"]).astype(z.dtype)
+    z_i, z_f, z_g, z_o = jnp.split(z, 4)
+    i, f, g, o = jax.nn.sigmoid(z_i), jax.nn.sigmoid(z_f), jnp.tanh(z_g), jax.nn.sigmoid(z_o)
+    c = f * carry["c"] + i * g
+    h = (o * jnp.tanh(c)).astype(carry["h"].dtype)
+    gates = jnp.concatenate([i, f, g, o]).astype(h.dtype)
+    return {"h": h, "c": c}, (gates, carry["c"])
+
+
+def back(params, saved, d):  # c ← f ⊙ c + i ⊙ g;  h ← o ⊙ tanh c
+    gates, c_before = saved
+    i, f, g, o = jnp.split(gates.astype(c_before.dtype), 4)
+    tanh_c = jnp.tanh(f * c_before + i * g)
+    dc = d["c"] + d["h"] * o * (1 - tanh_c**2)
+    delta = jnp.concatenate(
+        [dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g**2), d["h"] * tanh_c * o * (1 - o)]
+    )
+    return {"h": rows_back(params["U"], delta).astype(dc.dtype), "c": dc * f}, delta
+
+
+def lstm(
+    units: int,
+    *,
+    reverse: bool = False,
+    forget_bias: float = 1.0,
+    init: str | Initializer | Callable = "lecun_normal",
+    recurrent_init: str | Initializer | Callable = "orthogonal",
+) -> Layer:
+    """h_t = o ⊙ tanh c_t, c_t = f ⊙ c_{t−1} + i ⊙ g, over a sequence (time, in): gives (time, units).
+
+    A `Piece` it takes too, and gives (outputs, carry), the carry {"h": (units,), "c": (units,)}; c is float32 or
+    better. `reverse`: from the last step to the first; `parallel(lstm(n), lstm(n, reverse=True), join="concatenate")`
+    is bidirectional. `forget_bias`: what b begins as at the forget gate. `init`, `recurrent_init`: of W and U at each
+    gate, as `dense`'s.
+    Parameters: `{"W": (4 · units, in), "U": (4 · units, units), "b": (4 · units,)}`, gates in the order i, f, g, o.
+    Raises `ShapeError` for another input, carry or length.
+    Source: Hochreiter and Schmidhuber, 1997; Gers, Schmidhuber and Cummins, 2000.
+    """
+
+    def b(dtype):
+        return {"b": jnp.zeros(4 * units, dtype).at[units : 2 * units].set(forget_bias)}
+
+    cell = Cell(4, step, back, begin)
+    name = f"lstm {units}{' reverse' if reverse else ''}"
+    return over_time(name, units, cell, reverse=reverse, init=init, recurrent_init=recurrent_init, more_params=b)

@@ -1,0 +1,171 @@
+"""What every recurrence shares: a cell run over the time steps of a sequence, and back again.
+
+    h_t = step(W x_t + b, h_{t−1})      W: (blocks · units, in)   U: (blocks · units, units)   h: (units,)
+    ∇_W C = Σ_t δ_t x_tᵀ                δ_t = ∂C/∂(W x_t + b)
+    ∇_U C = Σ_t δᵁ_t h_{t−1}ᵀ           δᵁ_t = ∂C/∂(U h_{t−1}): δ_t, but where a gate stands between
+    ∇_b C = Σ_t δ_t
+    ∂C/∂x_t = Wᵀ δ_t
+
+W x_t + b is one product before the scan; the scan back gives the δ_t alone, and each weight's gradient is one product
+after it. Source: Werbos, Backpropagation Through Time, 1990.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxnet.factors import Outer, Plain, accumulated
+from jaxnet.layer import Layer, ShapeError, leaf
+from jaxnet.layers.initializers import Initializer, initializer
+
+
+class Piece(NamedTuple):
+    """A piece of a sequence, for a recurrence to go on from a state, or to stop early. It then gives (outputs, carry).
+
+    `xs`: (time, in). `carry`: the state before it, as the recurrence gave it for the piece before; None for zeros.
+    `length`: how many of its steps count, a whole number from 0 to time; None for all. Beyond it outputs are 0 and
+    the state stays as it is.
+    """
+
+    xs: Any
+    carry: Any = None
+    length: Any = None
+
+
+def begin_h(units: int, dtype) -> dict[str, Array]:
+    """A carry of the output alone: zeros."""
+    return {"h": jnp.zeros(units, dtype)}
+
+
+class Cell(NamedTuple):
+    """One time step of a recurrence.
+
+    - `blocks`: how many gates of `units` entries W and U give.
+    - `step(params, z, carry) -> carry, saved`: z = W x + b.
+    - `back(params, saved, d_carry) -> d_carry before, δ, δᵁ`: δᵁ is δ itself where U h is added to W x.
+    - `begin(units, dtype) -> carry` of zeros, a dict with the output "h".
+    """
+
+    blocks: int
+    step: Callable
+    back: Callable
+    begin: Callable = begin_h
+
+
+def rows_times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
+    """W a of every row of a, multiplied in W's dtype, in float32 or better."""
+    return jnp.matmul(a.astype(W.dtype), W.T, preferred_element_type=accumulated(W.dtype))
+
+
+def rows_back(W: Float[Array, "out in"], delta: Float[Array, "*positions out"]) -> Float[Array, "*positions in"]:
+    """Wᵀ δ of every row of δ, in the same dtypes."""
+    return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype))
+
+
+def over_time(
+    name: str,
+    units: int,
+    cell: Cell,
+    *,
+    reverse: bool,
+    init: str | Initializer | Callable,
+    recurrent_init: str | Initializer | Callable,
+    more_params: Callable = lambda dtype: {},
+    more_factors: Callable = lambda delta_U: {},
+) -> Layer:
+    """The layer of a cell: (time, in) → (time, units), or `Piece` → (outputs, carry).
+
+    `more_params(dtype)` are parameters beside W, U and b, or b's own beginning; `more_factors(δᵁ)` their factors.
+    """
+    if units < 1:
+        raise ValueError(f"{name.split()[0]} takes at least one unit, got {units}")
+
+    def accepts(x, params):
+        accepts_piece(name, units, cell, as_piece(x), params)
+
+    def new(key, x):
+        xs = as_piece(x).xs
+        dtype = xs.dtype if jnp.issubdtype(xs.dtype, jnp.floating) else jnp.float32
+
+        def weight(key, of, columns):  # each gate begins as a dense layer of its own
+            begin = initializer(of).W
+            return jnp.concatenate([begin(k, (units, columns), dtype) for k in jax.random.split(key, cell.blocks)])
+
+        W_key, U_key = jnp.unstack(jax.random.split(key))
+        weights = {"W": weight(W_key, init, xs.shape[-1]), "U": weight(U_key, recurrent_init, units)}
+        return weights | {"b": jnp.zeros(cell.blocks * units, dtype)} | more_params(dtype)
+
+    def forward(params, x, key=None, train=False):
+        xs, carry, length = as_piece(x)
+        wide = accumulated(xs.dtype)
+        begin = cell.begin(units, xs.dtype)
+        carry = begin if carry is None else jax.tree.map(lambda t, like: t.astype(like.dtype), carry, begin)
+        zs = rows_times(params["W"], xs).astype(wide) + params["b"].astype(wide)[None]
+        valid = None if length is None else jnp.arange(len(xs)) < length
+
+        def one(carry, at):
+            z, counts = at
+            after, saved = cell.step(params, z, carry)
+            after = after if counts is None else jax.tree.map(lambda a, b: jnp.where(counts, a, b), after, carry)
+            return after, (after["h"], carry["h"], saved)
+
+        carry, (hs, before, saved) = jax.lax.scan(one, carry, (zs, valid), reverse=reverse)
+        hs = hs if valid is None else jnp.where(valid[:, None], hs, jnp.zeros_like(hs))
+        kept = (xs.astype(params["W"].dtype), before.astype(params["U"].dtype), saved, valid)
+        return (hs, carry) if isinstance(x, Piece) else hs, kept
+
+    def backward(params, saved, d_out):  # h_t = step(W x_t + b, h_{t−1})
+        xs, before, saved, valid = saved
+        d_hs, d_carry = d_out if isinstance(d_out, tuple) else (d_out, cell.begin(units, d_out.dtype))
+        wide = accumulated(d_hs.dtype)
+
+        def one(d_carry, at):
+            d_h, counts, s = at
+            d_before, *deltas = cell.back(params, s, d_carry | {"h": d_carry["h"] + d_h.astype(wide)})
+            if counts is None:
+                return d_before, deltas
+            d_before = jax.tree.map(lambda a, b: jnp.where(counts, a, b), d_before, d_carry)
+            return d_before, [jnp.where(counts, delta, jnp.zeros_like(delta)) for delta in deltas]
+
+        d_after = jax.tree.map(lambda t: t.astype(wide), d_carry)
+        d_first, (delta, *others) = jax.lax.scan(one, d_after, (d_hs, valid, saved), reverse=not reverse)
+        delta_U = others[0] if others else delta
+        dx = rows_back(params["W"], delta).astype(d_hs.dtype)
+        if isinstance(d_out, tuple):
+            dx = Piece(dx, jax.tree.map(lambda t, like: t.astype(like.dtype), d_first, d_carry))
+        factors = {"W": Outer(delta, xs, 1), "U": Outer(delta_U, before, 1), "b": Plain(delta, 1)}
+        return dx, factors | more_factors(delta_U)
+
+    return leaf(name, new, forward, backward, accepts)
+
+
+def as_piece(x) -> Piece:
+    """A sequence as a whole piece; a piece as it is."""
+    return x if isinstance(x, Piece) else Piece(x)
+
+
+def accepts_piece(name: str, units: int, cell: Cell, piece: Piece, params) -> None:
+    """Raises `ShapeError` where a recurrence does not take this piece."""
+    xs, carry, length = piece
+    if xs.ndim != 2:
+        raise ShapeError(
+            f"{name} takes a sequence of vectors, (time, in), got shape {xs.shape}: "
+            "put reshape(-1, 1) before it for a sequence of numbers, or vmap it over a batch"
+        )
+    if params is not None and params["W"].shape != (cell.blocks * units, xs.shape[1]):
+        raise ShapeError(
+            f"{name} has W of shape {params['W'].shape}, which takes vectors of {params['W'].shape[-1]}, "
+            f"got {xs.shape[1]}: initialise it for this input"
+        )
+    if carry is not None:
+        wanted = {k: v.shape for k, v in jax.eval_shape(lambda: cell.begin(units, jnp.float32)).items()}
+        got = {k: v.shape for k, v in carry.items()} if isinstance(carry, dict) else carry
+        if got != wanted:
+            raise ShapeError(
+                f"{name} takes a carry of shapes {wanted}, got {got}: hand on what it gave before, or None"
+            )
+    if length is not None and (jnp.ndim(length) or not jnp.issubdtype(jnp.result_type(length), jnp.integer)):
+        raise ShapeError(f"{name} takes a length that is one whole number for the sequence, got {length}")

@@ -1,0 +1,56 @@
+"""The simple recurrence.
+
+    z = W x + U h + b        z, b: (units,)   W: (units, in)   U: (units, units)
+    h ← g(z)                 g: tanh or relu;  h: (units,), before the step and after
+    δ = ∂C/∂h ⊙ g′(z)        g′ in terms of h: 1 − h², or 1 where h > 0
+    before the step: Uᵀ δ
+
+Source: Elman, Finding Structure in Time, 1990.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.layer import Layer
+from jaxnet.layers.initializers import Initializer
+from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times
+
+G = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+G_PRIME = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).astype(h.dtype)}
+
+
+def step(name, params, z, carry):
+    h = G[name](z + rows_times(params["U"], carry["h"]).astype(z.dtype)).astype(carry["h"].dtype)
+    return {"h": h}, h
+
+
+def back(name, params, h, d):  # h ← g(W x + U h + b)
+    delta = d["h"] * G_PRIME[name](h.astype(d["h"].dtype))
+    return {"h": rows_back(params["U"], delta).astype(delta.dtype)}, delta
+
+
+def rnn(
+    units: int,
+    *,
+    activation: Literal["tanh", "relu"] = "tanh",
+    reverse: bool = False,
+    init: str | Initializer | Callable = "lecun_normal",
+    recurrent_init: str | Initializer | Callable = "orthogonal",
+) -> Layer:
+    """h_t = g(W x_t + U h_{t−1} + b) over a sequence (time, in): gives (time, units).
+
+    A `Piece` it takes too, and gives (outputs, carry), the carry {"h": (units,)}. `reverse`: from the last step to the
+    first. `init`, `recurrent_init`: of W and U, as `dense`'s.
+    Parameters: `{"W": (units, in), "U": (units, units), "b": (units,)}`.
+    Raises `ShapeError` for another input, carry or length, `ValueError` for another activation.
+    Source: Elman, 1990.
+    """
+    if activation not in G:
+        raise ValueError(f"rnn takes tanh or relu as its activation, got {activation!r}")
+    cell = Cell(1, partial(step, activation), partial(back, activation))
+    name = f"rnn {units}{' reverse' if reverse else ''}"
+    return over_time(name, units, cell, reverse=reverse, init=init, recurrent_init=recurrent_init)
