@@ -1,0 +1,141 @@
+"""Windows that move over the places of an image or a sequence: convolution and pooling look through them.
+
+At position p a window of stride s, dilation d and padding l before the first place sees, as its tap k, the place
+s p + d k − l, along every axis; what lies outside is padding. Arrays are (…, *places, channels).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.layer import ShapeError
+
+Padding = str | int | Sequence[Sequence[int]]
+
+
+class Window(NamedTuple):
+    """A window over places of a known number: one number, or one pair of padding before and after, for each axis."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+    def reach(self) -> tuple[int, ...]:
+        """The places that the window spans along each axis."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    def positions(self, places: Sequence[int]) -> tuple[int, ...]:
+        """How many positions there are along each axis of so many places; below 1 where the window does not fit."""
+        spans = zip(places, self.padding, self.reach(), self.stride, strict=True)
+        return tuple((n + low + high - reach) // stride + 1 for n, (low, high), reach, stride in spans)
+
+    def taps(self) -> list[tuple[int, ...]]:
+        """The taps in row-major order."""
+        return list(itertools.product(*map(range, self.kernel)))
+
+
+def for_each_axis(what: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """One number of at least 1 for each axis, of one for all of them or of as many."""
+    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(values) != rank or not all(isinstance(v, int) and v >= 1 for v in values):
+        raise ValueError(f"{what} must be a whole number of at least 1, or {rank} of them, got {value!r}")
+    return values
+
+
+def checked_padding(name: str, padding: Padding, rank: int) -> str | tuple[tuple[int, int], ...]:
+    """The padding by name, or its pairs, (before, after) for each axis."""
+    if isinstance(padding, str):
+        if padding in ("SAME", "VALID"):
+            return padding
+    elif isinstance(padding, int):
+        return ((padding, padding),) * rank
+    elif len(padding) == rank and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in padding):
+        return tuple((int(low), int(high)) for low, high in padding)
+    raise ValueError(
+        f'{name}: padding must be "SAME", "VALID", a number, or {rank} pairs (before, after), one for each axis, '
+        f"got {padding!r}"
+    )
+
+
+def window_over(places: Sequence[int], kernel, stride, dilation, padding) -> Window:
+    """The window with its padding in numbers.
+
+    "VALID": none. "SAME": so much that there is a position for each `stride` places, the odd one after them.
+    """
+    bare = Window(kernel, stride, dilation, ((0, 0),) * len(kernel))
+    if padding == "VALID":
+        return bare
+    if padding != "SAME":
+        return bare._replace(padding=padding)
+    # The last position, ⌈n / s⌉ − 1, ends at (⌈n / s⌉ − 1) s + reach.
+    totals = [
+        max((-(-n // s) - 1) * s + reach - n, 0) for n, s, reach in zip(places, stride, bare.reach(), strict=True)
+    ]
+    return bare._replace(padding=tuple((total // 2, total - total // 2) for total in totals))
+
+
+def fits(name: str, window: Window, places: Sequence[int]) -> None:
+    """Raises `ShapeError` where the window has no position."""
+    if min(window.positions(places)) < 1:
+        padded = tuple(n + low + high for n, (low, high) in zip(places, window.padding, strict=True))
+        raise ShapeError(
+            f"{name} spans {by(window.reach())} places, more than its input has: {by(places)}"
+            f"{'' if padded == tuple(places) else f', {by(padded)} with its padding'}; "
+            'take a smaller one, padding="SAME", or less pooling before it'
+        )
+
+
+def by(lengths: Sequence[int]) -> str:
+    """Lengths as people write them: 28×28."""
+    return "×".join(map(str, lengths))
+
+
+def pieces(x: jax.Array, window: Window, fill: float = 0.0) -> list[jax.Array]:
+    """What each tap sees at every position, the padding as `fill`: arrays (…, *positions, channels)."""
+    rank = len(window.kernel)
+    leading = x.ndim - rank - 1
+    places = x.shape[leading:-1]
+    ends = [(0, 0, 0)] * leading + [(low, high, 0) for low, high in window.padding] + [(0, 0, 0)]
+    if any(any(pair) for pair in window.padding):
+        x = jax.lax.pad(x, jnp.asarray(fill, x.dtype), ends)
+    positions = window.positions(places)
+    found = []
+    for tap in window.taps():
+        starts = [k * d for k, d in zip(tap, window.dilation, strict=True)]
+        limits = [b + (p - 1) * s + 1 for b, p, s in zip(starts, positions, window.stride, strict=True)]
+        found.append(
+            jax.lax.slice(
+                x,
+                (0,) * leading + (*starts, 0),
+                (*x.shape[:leading], *limits, x.shape[-1]),
+                (1,) * leading + (*window.stride, 1),
+            )
+        )
+    return found
+
+
+def put_back(piece: jax.Array, tap: Sequence[int], window: Window, places: Sequence[int]) -> jax.Array:
+    """The transpose of a tap's piece: each number at the place that it was taken from, zeros elsewhere."""
+    rank = len(places)
+    leading = piece.ndim - rank - 1
+    ends = []
+    for k, d, (low, _), s, n, p in zip(
+        tap, window.dilation, window.padding, window.stride, places, piece.shape[leading:-1], strict=True
+    ):
+        start = k * d - low
+        ends.append((start, n - start - (p - 1) * s - 1, s - 1))
+    return jax.lax.pad(piece, jnp.zeros((), piece.dtype), [(0, 0, 0)] * leading + ends + [(0, 0, 0)])
+
+
+def tiles(window: Window) -> bool:
+    """Whether the windows lie side by side, neither overlapping nor padded: every place is seen once at most."""
+    return (
+        window.kernel == window.stride
+        and math.prod(window.dilation) == 1
+        and not any(any(pair) for pair in window.padding)
+    )
