@@ -17,10 +17,12 @@ from jaxnet.layers.activations import (
     softplus,
     tanh,
 )
+from jaxnet.layers.attention import attention, dot_product_attention
 from jaxnet.layers.batch_norm import batch_norm
 from jaxnet.layers.conv import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from jaxnet.layers.dense import dense
 from jaxnet.layers.dropout import dropout
+from jaxnet.layers.embedding import embedding, positional_embedding, rotary, sinusoidal_positions
 from jaxnet.layers.initializers import INITIALIZERS, Initializer, pinned
 from jaxnet.layers.normalization import group_norm, layer_norm, rms_norm
 from jaxnet.layers.pooling import average_pool, global_average_pool, global_max_pool, max_pool
@@ -34,6 +36,7 @@ __all__ = [
     "Initializer",
     "Piece",
     "activation_named",
+    "attention",
     "average_pool",
     "batch_norm",
     "conv1d",
@@ -41,9 +44,11 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "dense",
+    "dot_product_attention",
     "dropout",
     "elementwise",
     "elu",
+    "embedding",
     "flatten",
     "gelu",
     "gelu_tanh",
@@ -57,12 +62,15 @@ __all__ = [
     "lstm",
     "max_pool",
     "pinned",
+    "positional_embedding",
     "relu",
     "reshape",
     "rms_norm",
     "rnn",
+    "rotary",
     "sigmoid",
     "silu",
+    "sinusoidal_positions",
     "softmax",
     "softplus",
     "tanh",
