@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxnet.explaining.answers import answers
+from jaxnet.explaining.batches import batches
+from jaxnet.explaining.layouts import layouts, order, tensor
 from jaxnet.explaining.lines import Chain, backward_lines, forward_lines
 from jaxnet.explaining.losses import value_of
 from jaxnet.explaining.model import Checked, Derivation, Header, Layer, Line
-from jaxnet.explaining.notation import Notation
+from jaxnet.explaining.notation import NIELSEN, ExplainError, Notation
 from jaxnet.explaining.observe import Observed, as_class, units
 from jaxnet.explaining.places import Place, places
+from jaxnet.explaining.tables import loops, notation_rows
+from jaxnet.explaining.why import why_transpose
 
 
 def derive(
     observed: Observed,
-    notation: Notation = Notation(),
+    notation: Notation = NIELSEN,
     *,
+    layer: int | None = None,
+    batch: tuple[Any, Any] | None = None,
+    examples: tuple[int, ...] = (),
     source: str = "",
     example: int | None = None,
     seed: int | None = None,
@@ -23,24 +31,53 @@ def derive(
     """The derivation of what was observed, in a notation; all numbers are those of the network and its loss.
 
     Args:
-        observed: by `observe(net, loss, params, x, y)`. source, example, seed: where it came from, for the header.
+        observed: by `observe(net, loss, params, x, y)`. layer: the number, as written, of the one dense layer whose
+            questions are answered first; by default the last whose weights are not too many.
+        batch: (xs, ys), for what a batch's gradients are the sums of. examples: their indices in the data.
+        source, example, seed: where it came from, for the header.
 
-    Raises `ExplainError` for what cannot be explained.
+    Raises `ExplainError` for a layer that is none, or is no dense one.
     """
     chain = Chain(observed, places(observed, notation), notation)
     forward, backward = forward_lines(chain), backward_lines(chain)
+    asked = questioned(chain, layer)
+    why = tuple(why_transpose(chain, place) for place in asked)
+    tensors = [tensor(chain, place) for place in asked]
     return Derivation(
         header=header(chain, source, example, seed),
         forward=forward,
         backward=backward,
         layers=drawn(chain),
-        why=(),
-        layouts=None,
-        order=None,
-        notations=(),
-        loops=(),
+        why=why,
+        layouts=layouts(chain, asked[0]) if asked else (),
+        tensors=tuple(each for each in tensors if each is not None),
+        order=order(chain),
+        answers=answers(chain, asked[0], why[0]) if asked else (),
+        notations=notation_rows(asked[0].number, notation.weights) if asked else (),
+        loops=loops(notation.weights) if asked else (),
         checked=checked(backward),
+        batch=batches(observed, asked, *batch, examples) if batch is not None else (),
     )
+
+
+LARGEST = 1 << 21  # weights of a layer, beyond which its pseudo-inverse takes longer than anybody waits
+
+
+def questioned(chain: Chain, layer: int | None) -> tuple[Place, ...]:
+    """The dense layers to be asked about: that of a number first, else the last first.
+
+    Raises `ExplainError`.
+    """
+    dense = [place for place in reversed(chain.places) if place.kind == "dense"]
+    if layer is None:
+        return tuple(place for place in dense if place.item.params["W"].size <= LARGEST)
+    first = [place for place in dense if chain.notation.number(place.number) == str(layer)]
+    if not first:
+        numbers = ", ".join(chain.notation.number(place.number) for place in reversed(dense)) or "none"
+        named = [place for place in chain.places if chain.notation.number(place.number) == str(layer)]
+        came = f"layer {layer} is {named[0].item.layer.name}" if named else f"there is no layer {layer}"
+        raise ExplainError(f"a layer to be explained is one of the dense ones, {numbers}; {came}")
+    return (*first, *(place for place in dense if place not in first and place.item.params["W"].size <= LARGEST))
 
 
 def header(chain: Chain, source: str, example: int | None, seed: int | None) -> Header:

@@ -196,10 +196,8 @@ def written(expression: Expression) -> str:
             return f"{within(above, MATRIX_PRODUCT)}/{within(below, TIGHT)}"
         case Partial(of, by):
             return f"∂{written(of)}/∂{written(by)}"
-        case Gradient(by, None):
-            return f"∇{written(by)}"
         case Gradient(by, of):
-            return f"∇_{written(by)} {written(of)}"
+            return f"∇{written(by)}" if of is None else f"∇_{written(by)} {written(of)}"
         case SquaredNorm(of):
             return f"‖{written(of)}‖²"
         case BigSum(index, of):

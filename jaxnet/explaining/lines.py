@@ -12,6 +12,7 @@ from jaxnet.explaining.expressions import Call, Expression, Name, Product, Words
 from jaxnet.explaining.losses import slope_of
 from jaxnet.explaining.model import Factor, Line, Part
 from jaxnet.explaining.notation import Notation
+from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item, Observed
 from jaxnet.explaining.places import Place
 from jaxnet.explaining.sources import quoted
@@ -296,8 +297,17 @@ def diagonal(item: Item) -> tuple[str, ...]:
     """The Jacobian of a relu of few units as the matrix it is."""
     if item.out.ndim != 1 or len(item.out) > SHOWN_UNITS or item.layer.name != "relu":
         return ()
-    entries = ",".join(f"{value:g}" for value in slope(item))
-    return (f"relu′ = diag({entries}), not a column",)
+    return (f"relu′ = diag{diagonal_entries(item)}, not a column",)
+
+
+def diagonal_entries(item: Item) -> str:
+    """The slopes of an activation, (1,0,1); of many units the first three."""
+    values = slope(item).reshape(-1)
+    shown = [
+        one(float(value), 4).removesuffix(".0000")
+        for value in values[: len(values) if len(values) <= SHOWN_UNITS else 3]
+    ]
+    return f"({','.join(shown)}{',…' if len(shown) < len(values) else ''})"
 
 
 def input_place(chain: Chain) -> Place:

@@ -122,13 +122,16 @@ class Header:
 
 @dataclass(frozen=True)
 class Nudge:
-    """Ask the network: a unit of a, from 0, is raised by `by`; z moves by `dz` = by × the column of W, C by `dC`."""
+    """Ask the network: a unit of a, from 0, is raised by `by`; z moves by `dz` = by × the column of W.
+
+    cost_moves: by how much C did, run forward again. predicted: by × the unit's entry of Wᵀδ.
+    """
 
     unit: int
     by: float
     dz: np.ndarray
     column: np.ndarray
-    dC: float
+    cost_moves: float
     predicted: float
 
 
@@ -159,23 +162,22 @@ class Rows:
 class SentBack:
     """What W⁻¹ or the pseudo-inverse would send back instead of Wᵀδ.
 
-    inverse: "none" (W is not square), "singular", or "inverse"; `value` is that of the pseudo-inverse where there is
-    no inverse. angle: to Wᵀδ, in degrees. step: how far a is moved against each (of one length, along the unit vector
-    where `unit`); lowered_by: by how much C falls for Wᵀδ, and for the other.
+    inverse: "none" (W is not square), "singular", or "inverse"; `value` is W⁻¹δ, or W⁺δ where there is no inverse.
+    angle: to Wᵀδ, in degrees; NaN where one of them is 0. step: the length by which a is moved against each;
+    transpose_lowers, other_lowers: by how much C falls then.
     """
 
-    inverse: str
+    inverse: Literal["none", "singular", "inverse"]
     value: np.ndarray
     angle: float
     step: float
     transpose_lowers: float
     other_lowers: float
-    pinv_of: str
 
 
 @dataclass(frozen=True)
 class Orthogonal:
-    """Where W has orthonormal columns the two are one: Q, the nearest such matrix to W, with Qᵀδ and Q⁺δ."""
+    """Where W is orthogonal the two are one: Q, the nearest such matrix to W, with Qᵀδ and Q⁻¹δ (Q⁺δ)."""
 
     Q: np.ndarray
     transposed: np.ndarray
@@ -194,13 +196,19 @@ class Adjoint:
 
 @dataclass(frozen=True)
 class WhyTranspose:
-    """Why Wᵀ at one dense layer, in the order of asking. rows_apart: what exchanging rows and columns would give."""
+    """Why Wᵀ at one dense layer, in the order of asking.
+
+    back: the error sent back, Wᵀδ. units: of δ, W, Wᵀδ and W⁻¹δ. gives: the symbol of z, a: of what W takes.
+    """
 
     item: int
     layer: str
     W: Expression
     delta: Expression
     a: Expression
+    gives: Expression
+    shape: Shape
+    back: np.ndarray
     nudge: Nudge
     paths: Paths
     rows: Rows
@@ -208,14 +216,13 @@ class WhyTranspose:
     orthogonal: Orthogonal
     adjoint: Adjoint
     units: tuple[tuple[str, str], ...]
-    off: tuple[int, ...]
-    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question that people ask, and its answer with this network's numbers."""
+    """A question that people ask, and its answer with this network's numbers. key: one word for it."""
 
+    key: str
     question: str
     answer: str
 
@@ -232,16 +239,19 @@ class Jacobian:
 
 @dataclass(frozen=True)
 class Layouts:
-    """The same derivative in row (numerator) and column (denominator) layout: factors in order, and both values."""
+    """The same derivative in row (numerator) and column (denominator) layout: Jacobians in order.
+
+    of: the derivative. value: its entries, the same in both. whole: whether the chain goes from C itself, or from the
+    δ of the layer above.
+    """
 
     of: Expression
+    whole: bool
     row: tuple[Jacobian, ...]
     column: tuple[Jacobian, ...]
     row_shape: Shape
     column_shape: Shape
     value: np.ndarray
-    tensor: Tensor | None
-    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -268,7 +278,6 @@ class Order:
     from_input: int
     cheapest: int
     bracketing: str
-    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -297,9 +306,9 @@ class NotationRow:
 
 @dataclass(frozen=True)
 class Loop:
-    """Both loops of the sum: z_i = Σ_j W_ij a_j and (Wᵀδ)_j = Σ_i W_ij δ_i; `moving` is the summed subscript."""
+    """A sum of a dense layer as a loop; `moving` is the summed subscript, "" where there is no sum."""
 
-    direction: Literal["forward", "backward"]
+    direction: Literal["forward", "backward", "gradient"]
     text: str
     moving: str
     code: str
@@ -324,8 +333,10 @@ class Derivation:
     backward: tuple[Line, ...]
     layers: tuple[Layer, ...]
     why: tuple[WhyTranspose, ...]
-    layouts: Layouts | None
+    layouts: tuple[Layouts, ...]
+    tensors: tuple[Tensor, ...]
     order: Order | None
+    answers: tuple[Answer, ...]
     notations: tuple[NotationRow, ...]
     loops: tuple[Loop, ...]
     checked: Checked
@@ -343,7 +354,7 @@ def to_dict(thing: Any) -> Any:
         fields = {each.name: to_dict(getattr(thing, each.name)) for each in dataclasses.fields(thing)}
         return {"type": type(thing).__name__} | fields
     if isinstance(thing, np.ndarray | np.generic):
-        return [to_dict(each) for each in thing] if np.ndim(thing) else plain_number(thing.item())
+        return to_dict(np.asarray(thing).tolist())
     if isinstance(thing, dict):
         return {str(key): to_dict(value) for key, value in thing.items()}
     if isinstance(thing, tuple | list):

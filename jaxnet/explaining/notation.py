@@ -105,6 +105,9 @@ class Notation:
         return f"{WHO[self.name]}'s {'numbering' if own else 'symbols'}: input is layer {self.first}"
 
 
+NIELSEN = Notation()
+"""What is used where nothing else is asked for."""
+
 GREEK = {"gamma": "γ", "beta": "β", "alpha": "α", "delta": "δ", "epsilon": "ε"}
 
 

@@ -37,7 +37,7 @@ def kind_of(item: Item) -> Kind:
     layer, params = item.layer, item.params
     if layer.rebuild is not None:
         return "other"
-    if layer.name.split(" ")[0] == "dense" and isinstance(params, dict) and np.ndim(params.get("W")) == 2:
+    if layer.name.split(" ")[0] == "dense" and isinstance(params, dict) and np.ndim(params.get("W", 0)) == 2:
         return "dense" if item.x.ndim == 1 else "other"
     if layer.name == "softmax":
         return "softmax" if item.x.ndim == 1 else "other"
