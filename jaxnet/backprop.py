@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnet.factors import dataclass_tree
-from jaxnet.layer import Layer, Loss, Reading, ShapeError, Static, Tree, on_leaves, output
-from jaxnet.readings import apart, explicit_sharding, product, total
+from jaxnet.layer import EXAMPLES, Layer, Loss, Reading, ShapeError, Static, Tree, on_leaves, output, with_state
+from jaxnet.readings import apart, explicit_sharding, new_state, pair, product, total
 
 
 def initialize(net: Layer, loss: Loss | None, key: jax.Array, x: Tree) -> Tree:
     """Fresh parameters for inputs of the shape and dtype of `x`, one example.
 
-    The network's; or the pair (the network's, the loss's) where the loss has parameters of its own.
+    The network's; or the pair (the network's, the loss's) where the loss has parameters of its own. Where a layer
+    keeps state (`batch_norm`), take it apart by `split_state`: what is trained, and what is not.
     """
     if loss is None or loss.init is None:
         return net.init(key, x)
@@ -46,19 +47,25 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
 
     C = 1/n Σ_x C_x, over n = the terms that count (examples, or tokens), each with its weight.
 
-    Returns `batch(params, xs, ys, *, key=None, train=False, weights=None) -> value, readings`: xs, ys and weights have
-    the batch as leading axis; a weight is a number for each example, or one for each of its terms; the mean is then
-    Σ w C / Σ w. Readings come with the structure of the parameters, one for each example or one for the batch as the
-    reading says; those of a pair as a tuple. `chunks`: run the batch in so many equal pieces, one after another, to
-    save memory; for additive readings.
-    Raises `ValueError` for a reading that is not additive in several chunks, or chunks that do not divide the batch.
+    Returns `batch(params, xs, ys, *, state=None, key=None, train=False, weights=None) -> value, readings`: xs, ys and
+    weights have the batch as leading axis; a weight is a number for each example, or one for each of its terms; the
+    mean is then Σ w C / Σ w. Readings come with the structure of the parameters, one for each example or one for the
+    batch as the reading says; those of a pair as a tuple. `chunks`: run the batch in so many equal pieces, one after
+    another, to save memory; for additive readings.
+    Raises `ValueError` for a reading that is not additive in several chunks, or chunks that do not divide the batch,
+    and where a layer couples the examples (`batch_norm` in training) in several chunks or for a reading of each
+    example by itself.
     """
     if chunks > 1 and not read.additive:
         raise ValueError("only an additive reading (total, and pairs of such) may run in chunks: call it with chunks=1")
 
-    def batch(params, xs, ys, *, key=None, train=False, weights=None):
+    # The axis has a name where a layer may look across it: for the whole batch, and for what that has a meaning.
+    axis = EXAMPLES if read.coupled and chunks == 1 else None
+
+    def batch(params, xs, ys, *, state=None, key=None, train=False, weights=None):
+        params = with_state(params, state)
         one = one_example(net, loss, read, train)
-        over_examples = jax.vmap(one, (None, 0, 0, 0, 0), (0, read.out_axes))
+        over_examples = jax.vmap(one, (None, 0, 0, 0, 0), (0, read.out_axes), axis_name=axis)
 
         def piece(pieces):
             costs, readings = over_examples(params, *pieces)
@@ -127,23 +134,38 @@ def summed(piece: Callable, batch: Tree, chunks: int) -> Tree:
 def value_and_grad(net: Layer, loss: Loss, *, chunks: int = 1) -> Callable:
     """As `jax.value_and_grad` of a batch's mean cost, by the hand-written backward pass.
 
-    Returns `(params, xs, ys, *, key=None, train=False, weights=None) -> value, grads`, grads with the structure,
-    shapes and dtypes of params; see `backpropagate`.
+    Returns `(params, xs, ys, *, state=None, key=None, train=False, weights=None) -> value, grads`, grads with the
+    structure, shapes and dtypes of params; see `backpropagate`. Given the state of the layers that keep one, it returns
+    `value, grads, state`, with the state after this step.
     """
-    return backpropagate(net, loss, total, chunks=chunks)
+    stateless = backpropagate(net, loss, total, chunks=chunks)
+    stateful = backpropagate(net, loss, pair(total, new_state))
+
+    def batch(params, xs, ys, *, state=None, key=None, train=False, weights=None):
+        given = {"key": key, "train": train, "weights": weights}
+        if state is None:
+            return stateless(params, xs, ys, **given)
+        if chunks > 1:
+            raise ValueError(f"layers with state couple the examples, so their batch runs whole, got {chunks} chunks")
+        value, (grads, after) = stateful(params, xs, ys, state=state, **given)
+        return value, grads, after
+
+    return batch
 
 
 def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
     """Each example's own cost C_x and what `read` reads in its backward pass: by default its own gradient.
 
-    Returns `(params, xs, ys, *, key=None, train=False) -> costs (batch,), readings`, each with the batch as leading
-    axis. Nothing is divided by the batch's size; a sequence's cost is the mean over its terms.
-    Raises `ValueError` for a reading that sums over the examples.
+    Returns `(params, xs, ys, *, state=None, key=None, train=False) -> costs (batch,), readings`, each with the batch as
+    leading axis. Nothing is divided by the batch's size; a sequence's cost is the mean over its terms.
+    Raises `ValueError` for a reading that sums over the examples, or where a layer couples them.
     """
     if None in jax.tree.leaves(read.out_axes, is_leaf=lambda axes: axes is None):
         raise ValueError("per_example takes readings that are one for each example (product, squared_norm, deltas)")
 
-    def batch(params, xs, ys, *, key=None, train=False):
+    def batch(params, xs, ys, *, state=None, key=None, train=False):
+        params = with_state(params, state)
+
         def one(x, y, k):
             return one_example(net, loss, read, train)(params, x, y, own_weight(loss, y), k)
 
@@ -153,8 +175,8 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
 
 
 def predict(net: Layer) -> Callable:
-    """(params, xs) -> the network's outputs for a batch, in evaluation mode."""
-    return lambda params, xs: jax.vmap(lambda x: net.forward(params, x)[0])(xs)
+    """(params, xs, state=None) -> the network's outputs for a batch, in evaluation mode."""
+    return lambda params, xs, state=None: jax.vmap(lambda x: net.forward(with_state(params, state), x)[0])(xs)
 
 
 def vjp(net: Layer) -> Callable:
@@ -181,6 +203,7 @@ def as_custom_vjp(net: Layer, *, batched: bool = False, train: bool = False) -> 
     Returns `f(params, x, key=None) -> out`, for one example, which `jit`, `vmap`, `grad` and other libraries' training
     loops take; `vmap(grad(…))` of it gives per-example gradients. With `batched`, for a batch `xs`: gradients of a sum
     over the batch then cost one matrix product for each W, where `vmap` of the single form costs about twice that.
+    Of a network with state, params are taken with it (`with_state`), and the state after a step does not come back.
     """
     read = total if batched else product
 
@@ -191,7 +214,7 @@ def as_custom_vjp(net: Layer, *, batched: bool = False, train: bool = False) -> 
         return net.backward(params, saved, d_out, read)
 
     def over(f, out_axes: Any = 0):
-        return jax.vmap(f, (None, 0, 0), out_axes) if batched else f
+        return jax.vmap(f, (None, 0, 0), out_axes, axis_name=EXAMPLES) if batched else f
 
     def keys(x, key):
         return keys_for(key, x) if batched else key
@@ -261,13 +284,16 @@ _steps = Reading(_step, out_axes=0)
 def trace(net: Layer, loss: Loss) -> Callable:
     """Every value and every δ, by layer: of a dense layer z and δ = ∂C/∂z, of an activation a and ∂C/∂a.
 
-    Returns `(params, x, y, *, key=None, train=False) -> Trace`, of one example, or of a batch with each example's own
-    cost and δ: x is taken for one example where the network takes its shape, else for a batch.
+    Returns `(params, x, y, *, state=None, key=None, train=False) -> Trace`, of one example, or of a batch with each
+    example's own cost and δ: x is taken for one example where the network takes its shape, else for a batch. Where a
+    layer couples the examples (`batch_norm` in training), δ is that of the sum of their costs.
     Inside `repeat`, a step's arrays have the times as leading axis; inside `per_position`, the positions.
     """
     recorded = on_leaves(_recording, net)
 
-    def of(params, x, y, *, key=None, train=False):
+    def of(params, x, y, *, state=None, key=None, train=False):
+        params = with_state(params, state)
+
         def one(x, y, key):
             cost, readings = one_example(recorded, loss, _steps, train)(params, x, y, own_weight(loss, y), key)
             steps = jax.tree.leaves(readings, is_leaf=lambda node: isinstance(node, Step))
@@ -277,7 +303,7 @@ def trace(net: Layer, loss: Loss) -> Callable:
         try:
             jax.eval_shape(one, x, y, key)
         except ShapeError:
-            return jax.vmap(one)(x, y, keys_for(key, x))
+            return jax.vmap(one, axis_name=EXAMPLES)(x, y, keys_for(key, x))
         return one(x, y, key)
 
     return of

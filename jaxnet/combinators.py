@@ -10,7 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.factors import Sum
-from jaxnet.layer import Layer, Passing, ShapeError, Static, inside, output, split_key
+from jaxnet.layer import (
+    Layer,
+    Passing,
+    ShapeError,
+    Static,
+    Untrained,
+    inside,
+    is_untrained,
+    output,
+    split_key,
+    split_state,
+)
 from jaxnet.readings import over_positions, whole
 
 
@@ -147,7 +158,13 @@ def per_position(layer: Layer) -> Layer:
 
     def init(key, xs):
         accepts(xs)
-        return layer.init(key, jax.eval_shape(lambda xs: xs[0], xs))
+        params = layer.init(key, jax.eval_shape(lambda xs: xs[0], xs))
+        if any(isinstance(node, Untrained) for node in jax.tree.leaves(params, is_leaf=is_untrained)):
+            raise ShapeError(
+                f"per_position takes layers without state, got {layer.name}: give the sequence to it whole, since its "
+                "statistics are taken over all positions"
+            )
+        return params
 
     def forward(params, xs, key=None, train=False):
         accepts(xs)
@@ -252,7 +269,8 @@ def tied(*layers: Layer, share: str = "W", where: tuple[int, ...]) -> Layer:
         uses = Sum(tuple(passings[i].factors[share] for i in where))
         for i, passing in passings.items():
             factors = passing.factors | {share: uses} if i == owner else without(passing.factors)
-            readings[i] = read.at(passing._replace(params=params[i], factors=factors))
+            own, _ = split_state(params[i])
+            readings[i] = read.at(passing._replace(params=own, factors=factors))
         return d_out, tuple(readings)
 
     def rebuild(*parts: Layer) -> Layer:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 Tree = Any  # a pytree of arrays
+EXAMPLES = "jaxnet examples"  # the name of the vmapped axis of a batch, for layers that couple its examples
 
 
 class ShapeError(ValueError):
@@ -60,6 +61,7 @@ class Passing(NamedTuple):
     d_out: Tree
     dx: Tree
     factors: Tree  # ∂C/∂params, with the structure of params, not multiplied out
+    state: Tree = None  # what the layer keeps after this step, as `split_state` gives it; None of most layers
 
 
 class Reading(NamedTuple):
@@ -69,11 +71,14 @@ class Reading(NamedTuple):
     - `out_axes`: 0 where the result is one for each example, None where it is one for all of them; a tuple of these
       for a pair of readings.
     - `additive`: the reading of a batch is the sum of the readings of its pieces, so a batch may run in chunks.
+    - `coupled`: the reading has a meaning where a layer couples the examples of a batch (`batch_norm` in training):
+      a gradient of the whole batch has, an example's own gradient has none.
     """
 
     at: Callable[[Passing], Tree]
     out_axes: Any
     additive: bool = False
+    coupled: bool = False
 
 
 def leaf(name: str, init: Callable, forward: Callable, backward: Callable, accepts: Callable | None = None) -> Layer:
@@ -102,6 +107,38 @@ def leaf(name: str, init: Callable, forward: Callable, backward: Callable, accep
 def no_params(key, x) -> tuple[()]:
     """`init` of a layer without parameters."""
     return ()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Untrained:
+    """What a layer keeps among its parameters that is not trained: a pytree of arrays, a number for each channel."""
+
+    value: Tree
+
+
+def is_untrained(node) -> bool:
+    """Whether a node of a tree of parameters is state; None stands where state was taken out."""
+    return node is None or isinstance(node, Untrained)
+
+
+def split_state(params: Tree) -> tuple[Tree, Tree]:
+    """Parameters and state apart, both in the structure of `params`; an entry of the one is None in the other.
+
+    What is trained, decayed and clipped is then the first alone; `with_state` puts them together.
+    """
+
+    def only(kept: bool) -> Tree:
+        return jax.tree.map(lambda p: p if isinstance(p, Untrained) == kept else None, params, is_leaf=is_untrained)
+
+    return only(False), only(True)
+
+
+def with_state(params: Tree, state: Tree) -> Tree:
+    """Parameters with their state in its place: what `forward` takes of one example in evaluation mode."""
+    if state is None:
+        return params
+    return jax.tree.map(lambda p, s: p if s is None else s, params, state, is_leaf=is_untrained)
 
 
 def on_leaves(change: Callable[[Layer], Layer], net: Layer) -> Layer:

@@ -55,7 +55,7 @@ def total_of(factor, p):
     return sum_over_examples(explicit_sharding(p))(factor).astype(p.dtype)
 
 
-total = Reading(each(total_of), out_axes=None, additive=True)
+total = Reading(each(total_of), out_axes=None, additive=True, coupled=True)
 """∂C/∂p summed over the examples: the gradient. One matrix product for each W."""
 
 product = Reading(each(lambda factor, p: factor.multiply().astype(p.dtype)), out_axes=0)
@@ -64,8 +64,13 @@ product = Reading(each(lambda factor, p: factor.multiply().astype(p.dtype)), out
 squared_norm = Reading(each(lambda factor, p: factor.squared_norm()), out_axes=0)
 """Each example's ‖∂C_x/∂p‖² for each parameter, without forming the gradient: ‖δ‖²‖a‖² for a dense W."""
 
-deltas = Reading(lambda passing: passing.d_out, out_axes=0)
+deltas = Reading(lambda passing: passing.d_out, out_axes=0, coupled=True)
 """Each example's δ = ∂C/∂out at every layer."""
+
+new_state = Reading(
+    lambda p: jax.tree.map(lambda _: None, p.params) if p.state is None else p.state, out_axes=None, coupled=True
+)
+"""What the layers keep after this step, in the structure of `split_state`'s second."""
 
 whole = Reading(lambda passing: passing, out_axes=0)
 """All that meets at a layer, factors not multiplied out; for combinators that read later."""
@@ -80,10 +85,12 @@ def _sum_of_squares(passing):
     return jnp.sum(jnp.square(passing.d_out.astype(accumulated(passing.d_out.dtype))))
 
 
-squared_delta = Reading(where_params(_sum_of_squares), out_axes=0)
+squared_delta = Reading(where_params(_sum_of_squares), out_axes=0, coupled=True)
 """Each example's ‖δ‖² at every layer that has parameters, first layer first."""
 
-sum_of_deltas = Reading(where_params(lambda p: sum_over_examples(None)(Plain(p.d_out))), out_axes=None, additive=True)
+sum_of_deltas = Reading(
+    where_params(lambda p: sum_over_examples(None)(Plain(p.d_out))), out_axes=None, additive=True, coupled=True
+)
 """Σ δ over the examples at every layer that has parameters: the mean δ, since 1/n stands on each."""
 
 
@@ -100,6 +107,7 @@ def pair(*readings: Reading) -> Reading:
         lambda passing: Together(tuple(reading.at(passing) for reading in readings)),
         out_axes=tuple(reading.out_axes for reading in readings),
         additive=all(reading.additive for reading in readings),
+        coupled=all(reading.coupled for reading in readings),
     )
 
 

@@ -173,10 +173,10 @@ def test_bfloat16_multiplies_in_it_and_keeps_float32(net):
     low = Recipe(**vars(whole) | {"net": step.in_precision(whole.net, "bfloat16")})
     train, key = data(whole, 8), jax.random.key(0)
     params = jax.jit(step.begin(whole))(step.key_data(0)).params
-    exact, _ = jax.jit(step.measured(whole))(params, *train, key)
-    grads, _ = jax.jit(step.measured(low))(params, *train, key)
+    exact, *_ = jax.jit(step.measured(whole))(params, None, *train, key)
+    grads, *_ = jax.jit(step.measured(low))(params, None, *train, key)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
-    assert set(dots(step.measured(low), params, *train, key)) == {("bfloat16", "bfloat16")}
+    assert set(dots(step.measured(low), params, None, *train, key)) == {("bfloat16", "bfloat16")}
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(exact))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.03 * scale), grads, exact)
     rounded = [

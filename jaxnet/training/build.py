@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnet.backprop import initialize, one_example
+from jaxnet.backprop import backpropagate, initialize
 from jaxnet.combinators import serial
-from jaxnet.layer import Layer, Loss, ShapeError, output
+from jaxnet.layer import Layer, Loss, ShapeError, output, split_state
 from jaxnet.readings import total
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, import_object
@@ -43,6 +43,11 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     example = one_input(config, dataset)
     with jax.enable_x64(True) if config.precision == "float64" else nullcontext():
         fits(net, loss, example, dataset)
+        if config.train.chunks > 1 and keeps_state(net, loss, example):
+            raise ConfigError(
+                f"train.chunks must be 1 with batch_norm, whose statistics are a whole batch's, got "
+                f"{config.train.chunks}: leave it out, or take layer_norm or group_norm"
+            )
     return Experiment(net, loss, optimizer_of(config, n), example)
 
 
@@ -247,14 +252,16 @@ def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset
     key = jax.eval_shape(lambda: jax.random.key(0))
     y = dataset.train.y
     target = jax.ShapeDtypeStruct(y.shape[1:], example.dtype if np.issubdtype(y.dtype, np.floating) else y.dtype)
-    weight = jax.ShapeDtypeStruct((), np.dtype(np.float32))
     took = f"{dataset.name} has inputs of shape {example.shape}"
     try:
         params = make("model", lambda: jax.eval_shape(lambda k: initialize(net, loss, k, example), key))
         last = output(net, params if loss.init is None else params[0], example)
+        step = backpropagate(net, loss, total)
         make(
             "model",
-            lambda: jax.eval_shape(one_example(net, loss, total, train=True), params, example, target, weight, key),
+            lambda: jax.eval_shape(
+                lambda p, x, y, k: step(p, x[None], y[None], key=k, train=True), params, example, target, key
+            ),
         )
     except ShapeError as error:
         raise ShapeError(f"the network and the data do not fit: {error} ({took}, targets of {target.shape})") from None
@@ -262,6 +269,12 @@ def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset
         if 0 in leaf.shape:
             raise ShapeError(f"the parameter {jax.tree_util.keystr(path)} is empty, got shape {leaf.shape}: give units")
     enough_classes(last, dataset)
+
+
+def keeps_state(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct) -> bool:
+    """Whether a layer keeps statistics beside its parameters, which couples the examples of a batch."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return bool(jax.tree.leaves(jax.eval_shape(lambda k: split_state(initialize(net, loss, k, example))[1], key)))
 
 
 def enough_classes(last: Any, dataset: Dataset) -> None:

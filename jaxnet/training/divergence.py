@@ -12,6 +12,7 @@ from jaxnet.layer import Tree
 from jaxnet.training import monitors, step
 from jaxnet.training.session import Session
 from jaxnet.training.step import Call, State
+from jaxnet.training.windows import examples_at
 
 
 class Trouble(NamedTuple):
@@ -26,15 +27,14 @@ def first_trouble(session: Session, seed: int, before: State, call: Call, order:
 
     before: one seed's state before the call, sound. order: that seed's order of the epoch.
     """
-    recipe, train = session.recipe, session.arrays["train"]
+    recipe, train = session.recipe, session.training
     key = step.key_data(session.seeds[seed])
     one = jax.jit(step.many_steps(recipe, 1, call.batch))
     for i in range(call.count):
         start = np.int32(call.start + i * call.batch)
         after, good = one(before, train, order, start, key)
         if not good:
-            at = order[start : start + call.batch]
-            xs, ys = (t[at] for t in train)
+            xs, ys = examples_at(train, order[start : start + call.batch])
             return Trouble(int(after.step), place(session, before, after, xs, ys, step.step_key(key, before.step)))
         before = after
     return Trouble(int(before.step), "somewhere in this call; step by step it does not appear")
@@ -43,7 +43,7 @@ def first_trouble(session: Session, seed: int, before: State, call: Call, order:
 def place(session: Session, before: State, after: State, xs: jax.Array, ys: jax.Array, key: jax.Array) -> str:
     """The first place in one step that is NaN or infinite: forward, at the loss, backward, or in the update."""
     net, loss = session.recipe.net, session.recipe.loss
-    seen = jax.jit(lambda *args, key: trace(net, loss)(*args, key=key, train=True))(before.params, xs, ys, key=key)
+    seen = jax.jit(lambda *args, key: trace(net, loss)(*args, key=key, train=True))(before.whole, xs, ys, key=key)
     steps = seen.steps
     for i, layer in enumerate(steps):
         if not finite(layer.out):
@@ -54,7 +54,7 @@ def place(session: Session, before: State, after: State, xs: jax.Array, ys: jax.
         if not finite(layer.delta):
             return f"δ at {named(steps, i)}"
     _, grads = jax.jit(lambda *args, key: value_and_grad(net, loss)(*args, key=key, train=True))(
-        before.params, xs, ys, key=key
+        before.whole, xs, ys, key=key
     )
     for what, tree in (("the gradient", grads), ("the updated parameters", after.params)):
         numbers = np.asarray(monitors.in_order(net, monitors.by_layer(step.layer_ranks(session.recipe), tree)))

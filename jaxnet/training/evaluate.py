@@ -42,7 +42,7 @@ def restore(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | No
         if found is None:
             raise RunError(f"{folder} has no checkpoint yet: resume it first, jaxnet resume {folder}")
         step, state, progress = found
-        return Trained(config, session, devices.placed(state.params, None), step, progress.epoch)
+        return Trained(config, session, devices.placed(state.whole, None), step, progress.epoch)
 
 
 def for_evaluation(config: Config) -> Config:

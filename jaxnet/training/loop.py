@@ -17,7 +17,7 @@ from jaxnet.training.data import load
 from jaxnet.training.divergence import first_trouble
 from jaxnet.training.events import Events
 from jaxnet.training.result import result_lines, summarize
-from jaxnet.training.run import Run, RunError, config_sha256, data_sha256, versions
+from jaxnet.training.run import Run, RunError, config_sha256, data_sha256, versions, vocabulary
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
 from jaxnet.training.step import State
@@ -88,6 +88,7 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, quiet) -> list
                 run_dir=run_dir,
                 overrides=changes,
                 beside=beside,
+                more=vocabulary(dataset),
             )
             runs.append(Single(run, own, config_sha256(own, data), quiet or seeds is not None))
         return Loop(session, runs, stop, began, quiet).go(None)
@@ -272,7 +273,7 @@ class Loop:
     def measure(self, epoch: int, state: State, done: int) -> None:
         """An epoch's metrics, into every run."""
         session = self.session
-        found = session.averages(state, session.examples, session.steps_per_epoch) | session.watch(state.params)
+        found = session.averages(state, session.examples, session.steps_per_epoch) | session.watch(state.whole)
         step = self.step_at(epoch + 1, 0)
         for seed, single in enumerate(self.runs):
             if single.trouble is not None:
@@ -338,7 +339,7 @@ class Loop:
             if self.latest is None:
                 self.terminal_of(single).say(f"stopped before the first step; jaxnet resume {single.run.folder}")
             elif single.trouble is None:
-                params = self.session.one(plain(self.latest.params), seed)
+                params = self.session.one(plain(self.latest.whole), seed)
                 single.summary("interrupted", params)
                 said = f"stopped; checkpoint of step {single.checkpoints.steps()[0]:,} written"
                 self.terminal_of(single).say(f"{said}; go on with: jaxnet resume {single.run.folder}")
@@ -365,7 +366,7 @@ class Loop:
                 f"the last good checkpoint is of step {single.checkpoints.steps()[0]:,} in {single.run.folder}"
             )
             single.run.log(str(single.trouble))
-            single.summary("diverged", self.session.one(plain(before.params), seed))
+            single.summary("diverged", self.session.one(plain(before.whole), seed))
         if not self.alive():
             raise next(single.trouble for single in self.runs if single.trouble is not None)
 
@@ -377,12 +378,12 @@ class Loop:
         self.save(state)
         if epochs == 0:  # no epoch has measured it
             for seed, single in enumerate(self.runs):
-                found = {name: value[seed].tolist() for name, value in self.session.watch(state.params).items()}
+                found = {name: value[seed].tolist() for name, value in self.session.watch(state.whole).items()}
                 single.progress = single.progress._replace(metrics=({"epoch": 0, **found},))
         self.terminal.end()
         for seed, single in enumerate(self.runs):
             if single.trouble is None:
-                summary = single.summary("finished", self.session.one(plain(state.params), seed), self.first)
+                summary = single.summary("finished", self.session.one(plain(state.whole), seed), self.first)
                 for line in result_lines(single.config, summary, single.run.folder):
                     self.terminal_of(single).say(line)
         from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax

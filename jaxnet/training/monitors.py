@@ -32,15 +32,17 @@ def _square(passing):
     return sum_over_examples(None)(Plain(jnp.sum(wide * wide)))
 
 
-sum_of_squares = Reading(where_params(_square), out_axes=None, additive=True)
+sum_of_squares = Reading(where_params(_square), out_axes=None, additive=True, coupled=True)
 """Σ ‖δ‖² over the examples at every layer that has parameters."""
 
 length_of_sum = Reading(
-    where_params(lambda passing: length(sum_over_examples(None)(Plain(passing.d_out)))), out_axes=None
+    where_params(lambda passing: length(sum_over_examples(None)(Plain(passing.d_out)))), out_axes=None, coupled=True
 )
 """‖Σ δ‖ over the examples at every layer that has parameters: of the mean δ, since 1/n stands on each."""
 
-_ranks = Reading(lambda passing: Static(tuple(p.ndim for p in jax.tree.leaves(passing.params))), out_axes=None)
+_ranks = Reading(
+    lambda passing: Static(tuple(p.ndim for p in jax.tree.leaves(passing.params))), out_axes=None, coupled=True
+)
 
 
 def ranks(net: Layer, loss: Loss, params: Tree, x: Tree, y: Tree) -> Ranks:

@@ -12,21 +12,31 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnet.backprop import backpropagate, initialize, predict
-from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves
-from jaxnet.readings import pair, total
+from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
+from jaxnet.readings import new_state, pair, total
 from jaxnet.training import monitors
+from jaxnet.training.windows import examples_at
 
 STEP_SECONDS = 5e-5
 FLOPS_PER_SECOND = 5e10
 
 
 class State(NamedTuple):
-    """All that a step changes: parameters, the optimiser's state, steps done, and sums over the epoch so far."""
+    """All that a step changes: parameters, the optimiser's state, steps done, and sums over the epoch so far.
+
+    kept: what layers keep that is not trained (`split_state`); None where none does.
+    """
 
     params: Tree
     optimizer: Tree
     step: jax.Array
     sums: dict[str, jax.Array]
+    kept: Tree = None
+
+    @property
+    def whole(self) -> Tree:
+        """The parameters with what is kept beside them, as a network takes them in evaluation mode."""
+        return with_state(self.params, self.kept)
 
 
 class Arrays(NamedTuple):
@@ -76,7 +86,8 @@ def lowered(dtype: Any) -> Callable[[Layer], Layer]:
             return layer.forward(cast(params), x, key, train)
 
         def backward(params, saved, d_out, read):
-            seen = read._replace(at=lambda passing: read.at(passing._replace(params=params)))
+            own, _ = split_state(params)
+            seen = read._replace(at=lambda passing: read.at(passing._replace(params=own)))
             return layer.backward(cast(params), saved, d_out, seen)
 
         return layer._replace(forward=forward, backward=backward)
@@ -110,18 +121,28 @@ def step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
 # ---------------------------------------------------------------------------------------------- steps
 
 
+def fresh(recipe: Recipe, key: jax.Array) -> tuple[Tree, Tree]:
+    """Parameters, and what layers keep beside them; None where none does."""
+    params, kept = split_state(initialize(recipe.net, recipe.loss, key, recipe.example))
+    return params, kept if jax.tree.leaves(kept) else None
+
+
 def shapes(recipe: Recipe) -> Tree:
     """Shapes and dtypes of the parameters."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(lambda key: initialize(recipe.net, recipe.loss, key, recipe.example), key)
+    return whole_shapes(recipe)[0]
+
+
+def whole_shapes(recipe: Recipe) -> tuple[Tree, Tree]:
+    """Shapes and dtypes of the parameters, and of what is kept beside them."""
+    return jax.eval_shape(lambda key: fresh(recipe, key), jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def begin(recipe: Recipe) -> Callable[[jax.Array], State]:
     """seed -> the state before the first step."""
 
     def of(seed):
-        params = initialize(recipe.net, recipe.loss, init_key(seed), recipe.example)
-        return strong(State(params, recipe.optimizer.init(params), jnp.zeros((), jnp.int32), zero_sums(recipe)))
+        params, kept = fresh(recipe, init_key(seed))
+        return strong(State(params, recipe.optimizer.init(params), jnp.zeros((), jnp.int32), zero_sums(recipe), kept))
 
     return of
 
@@ -134,8 +155,8 @@ def strong(tree: Tree) -> Tree:
 def zero_sums(recipe: Recipe) -> dict[str, jax.Array]:
     """The epoch's sums at its beginning."""
     batch = [jax.ShapeDtypeStruct((recipe.chunks, *t.shape), t.dtype) for t in (recipe.example, recipe.target)]
-    params = shapes(recipe)
-    seen = jax.eval_shape(lambda p, xs, ys: measured(recipe)(p, xs, ys, jax.random.key(0))[1], params, *batch)
+    params, kept = whole_shapes(recipe)
+    seen = jax.eval_shape(lambda *args: measured(recipe)(*args, jax.random.key(0))[1], params, kept, *batch)
     if recipe.update_ratios:
         seen |= {"update_ratios": jax.eval_shape(ratios(recipe), params, params)}
     return {name: jnp.zeros(t.shape, t.dtype) for name, t in seen.items()}
@@ -143,25 +164,34 @@ def zero_sums(recipe: Recipe) -> dict[str, jax.Array]:
 
 def layer_ranks(recipe: Recipe) -> monitors.Ranks:
     """See `monitors.ranks`."""
-    return monitors.ranks(recipe.net, recipe.loss, shapes(recipe), recipe.example, recipe.target)
+    return monitors.ranks(recipe.net, recipe.loss, with_state(*whole_shapes(recipe)), recipe.example, recipe.target)
 
 
 def measured(recipe: Recipe) -> Callable:
-    """(params, xs, ys, key) -> gradients of the batch's mean cost, and what the epoch sums, in one backward pass."""
+    """(params, kept, xs, ys, key) -> the gradients of a batch's mean cost, what the epoch sums, what is then kept.
+
+    All of it from one backward pass.
+    """
     net, loss = recipe.net, recipe.loss
-    read = pair(total, monitors.sum_of_squares) if recipe.delta_norms else pair(total)
-    backward = backpropagate(net, loss, read, chunks=recipe.chunks)
+    keeps = whole_shapes(recipe)[1] is not None
+    readings = {"grads": total}
+    if recipe.delta_norms:
+        readings["squares"] = monitors.sum_of_squares
+    if keeps:
+        readings["kept"] = new_state
+    backward = backpropagate(net, loss, pair(*readings.values()), chunks=recipe.chunks)
     layers = layer_ranks(recipe) if recipe.gradient_norms else []
 
-    def of(params, xs, ys, key):
+    def of(params, kept, xs, ys, key):
         n = len(xs)
-        value, (grads, *squares) = backward(params, xs, ys, key=key, train=True)
+        value, found = backward(params, xs, ys, state=kept, key=key, train=True)
+        read = dict(zip(readings, found, strict=True))
         sums = {"loss": value * n}
-        if squares:  # 1/n stands on every δ, and each example's own is asked for
-            sums["delta_norms"] = monitors.in_order(net, squares[0]) * n**2
+        if recipe.delta_norms:  # 1/n stands on every δ, and each example's own is asked for
+            sums["delta_norms"] = monitors.in_order(net, read["squares"]) * n**2
         if recipe.gradient_norms:
-            sums["gradient_norms"] = monitors.in_order(net, monitors.by_layer(layers, grads))
-        return grads, sums
+            sums["gradient_norms"] = monitors.in_order(net, monitors.by_layer(layers, read["grads"]))
+        return read["grads"], sums, read.get("kept")
 
     return of
 
@@ -190,13 +220,13 @@ def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.
     ratio = ratios(recipe) if recipe.update_ratios else None
 
     def step(state, xs, ys, seed):
-        grads, sums = gradients(state.params, xs, ys, step_key(seed, state.step))
+        grads, sums, kept = gradients(state.params, state.kept, xs, ys, step_key(seed, state.step))
         with optax_promotion():
             updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
         if ratio is not None:
             sums |= {"update_ratios": ratio(updates, state.params)}
         params = optax.apply_updates(state.params, updates)
-        return strong(State(params, optimizer, state.step + 1, jax.tree.map(jnp.add, state.sums, sums)))
+        return strong(State(params, optimizer, state.step + 1, jax.tree.map(jnp.add, state.sums, sums), kept))
 
     return step
 
@@ -204,8 +234,8 @@ def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.
 def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[State, jax.Array]]:
     """(state, train, order, start, seed) -> the state after `count` steps in one scan, and whether it is sound.
 
-    batch: the size of each step's batch. train: the whole training set. order: the epoch's order of its examples, of
-    which the steps take those from `start` on, one batch after another.
+    batch: the size of each step's batch. train: the whole training set, Arrays or Windows. order: the epoch's order of
+    its examples' places, of which the steps take those from `start` on, one batch after another.
     """
     step = training_step(replace(recipe, chunks=pieces(batch, recipe)))
     shard = sharded(recipe.mesh, batch)
@@ -214,7 +244,7 @@ def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[St
         mine = jax.lax.dynamic_slice_in_dim(order, start, count * batch).reshape(count, batch)
 
         def one(state, at):
-            xs, ys = (shard(t.at[at].get(mode="promise_in_bounds")) for t in train)
+            xs, ys = (shard(t) for t in examples_at(train, at))
             return step(state, xs, ys, seed), None
 
         state, _ = jax.lax.scan(one, state, mine)
@@ -229,7 +259,7 @@ def sound(state: State) -> jax.Array:
     What is once NaN or infinite stays so, in the parameters, in the sums, or on its way to the parameters in the
     optimiser's state, which may hold infinities of its own.
     """
-    held = [jnp.isfinite(t).all() for t in jax.tree.leaves((state.params, state.sums))]
+    held = [jnp.isfinite(t).all() for t in jax.tree.leaves((state.params, state.sums, state.kept))]
     passing = jax.tree.leaves(state.optimizer)
     held += [~jnp.isnan(t).any() for t in passing if jnp.issubdtype(t.dtype, jnp.inexact)]
     return jnp.stack(held).all()
@@ -289,13 +319,21 @@ def steps_per_call(recipe: Recipe) -> int:
 # ---------------------------------------------------------------------------------------- evaluation
 
 
-def evaluation(recipe: Recipe, classified: bool, chunk: int = 1000) -> Callable[[Tree, Arrays], dict[str, jax.Array]]:
+def at_once(recipe: Recipe) -> int:
+    """How many examples are evaluated at a time: 1,000, or of sequences of tokens so many as make 16,384 tokens."""
+    x = recipe.example
+    return min(1000, max(1, 16_384 // max(1, x.size))) if jnp.issubdtype(x.dtype, jnp.integer) else 1000
+
+
+def evaluation(
+    recipe: Recipe, classified: bool, chunk: int | None = None
+) -> Callable[[Tree, Arrays], dict[str, jax.Array]]:
     """(params, split) -> mean loss over a split, and how many answers are right of how many, where targets are classes.
 
-    In evaluation mode, `chunk` examples at a time. An answer is the largest output; of tokens, negative targets do not
-    count.
+    In evaluation mode, `chunk` examples at a time, by default `at_once`. An answer is the largest output; of tokens,
+    negative targets do not count.
     """
-    net, loss = recipe.net, recipe.loss
+    net, loss, chunk = recipe.net, recipe.loss, chunk or at_once(recipe)
     forward = predict(net)
 
     def one(loss_params, out, y):
