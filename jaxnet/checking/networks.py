@@ -13,12 +13,13 @@ import numpy as np
 from jaxnet.backprop import initialize, value_and_grad, vjp
 from jaxnet.checking import points
 from jaxnet.checking.bisection import bisected
+from jaxnet.checking.deviations import declared, deviation
 from jaxnet.checking.judging import Options
 from jaxnet.checking.points import Points
 from jaxnet.checking.report import Report
-from jaxnet.checking.rules import mode_of
+from jaxnet.checking.rules import declared_by, mode_of
 from jaxnet.checking.subject import CannotCheckError, Subject, Tree, why_passed_over
-from jaxnet.layer import Layer, Loss, ShapeError, Static
+from jaxnet.layer import EXAMPLES, Layer, Loss, ShapeError, Static, Untrained, is_untrained, split_state, with_state
 from jaxnet.readings import product, total
 
 
@@ -57,6 +58,8 @@ def check_layer(
         if reference is not None:
             subject = replace(subject, primal=reference, mode=mode_of(reference, subject.args))
         report = check_subject(subject, where, replace(options, diagnose=False))
+        if not report.ok and subject.declared is not None:
+            return report
         if not report.ok:
             use = Use(batched, jax.random.key(options.seed + 17) if train else None, train)
             return bisected(net, report, subject, where, use, options)
@@ -96,12 +99,11 @@ def modes(net: Layer, template: tuple, batched: bool, seed: int) -> list[bool]:
     """Evaluation, and training where its program is another one (dropout, batch statistics)."""
     key, example = jax.random.key(0), example_of(template[-1], batched)
     params = jax.eval_shape(net.init, key, example) if len(template) == 1 else points.draw(template[0], seed)
+    two = jax.tree.map(lambda t: jax.ShapeDtypeStruct((2, *t.shape) if batched else t.shape, t.dtype), example)
     programs = []
     for train in (False, True):
         try:
-            programs.append(
-                str(jax.make_jaxpr(lambda p, x, k, t=train: net.forward(p, x, k, t)[0])(params, example, key))
-            )
+            programs.append(str(jax.make_jaxpr(Use(batched, key, train).forward(net))(params, two)))
         except Exception:  # a mode that a network does not run in is not checked
             programs.append(None)
     return [
@@ -178,7 +180,31 @@ def layer_subject(
     use = Use(batched, jax.random.key(seed + 17) if train else None, train)
     label = (name or net.name) + (" (training)" if train else "")
     subject = Subject(label, args, use.backward(net), use.forward(net), names=("params", "x"))
-    return replace(subject, mode=mode_of(subject.primal, args)), where
+    subject = replace(subject, mode=mode_of(subject.primal, args))
+    return as_declared(subject, net, use.forward), where
+
+
+def as_declared(subject: Subject, net: Layer, function: Callable[[Layer], Callable]) -> Subject:
+    """The subject, held against what is declared where the network's way back is not Wᵀ. `function`: a network's."""
+    words = deviation(net)
+    if not words:
+        return subject
+    return replace(subject, declared=declared_by(function(declared(net)), subject), notes=(*subject.notes, words))
+
+
+def held_still(params: Tree) -> Tree:
+    """The parameters, of which autodiff then differentiates what is trained alone."""
+
+    def still(node):
+        return jax.tree.map(jax.lax.stop_gradient, node) if isinstance(node, Untrained) else node
+
+    return jax.tree.map(still, params, is_leaf=is_untrained)
+
+
+def zero_for_state(params: Tree, d_params: Tree) -> Tree:
+    """Gradients with zeros for what is not trained, as autodiff gives them for what is held still."""
+    _, state = split_state(params)
+    return with_state(d_params, jax.tree.map(jnp.zeros_like, state))
 
 
 @dataclass(frozen=True)
@@ -200,8 +226,9 @@ class Use:
             return net.forward(params, x, key, self.train)[0]
 
         def forward(params, x):
+            params = held_still(params)
             if self.batched:
-                return jax.vmap(one, (None, 0, 0))(params, x, self.keys(x))
+                return jax.vmap(one, (None, 0, 0), axis_name=EXAMPLES)(params, x, self.keys(x))
             return one(params, x, self.key)
 
         return forward
@@ -210,17 +237,19 @@ class Use:
         """(args, d_out) -> out, (d_params, dx), by the hand-written backward pass."""
 
         def of_batch(params, x, d_out):
-            out, saved = jax.vmap(lambda x, key: net.forward(params, x, key, self.train))(x, self.keys(x))
-            one = jax.vmap(lambda s, d: net.backward(params, s, d, total), out_axes=(0, None))
+            there = jax.vmap(lambda x, key: net.forward(params, x, key, self.train), axis_name=EXAMPLES)
+            out, saved = there(x, self.keys(x))
+            one = jax.vmap(lambda s, d: net.backward(params, s, d, total), out_axes=(0, None), axis_name=EXAMPLES)
             dx, d_params = one(saved, d_out)
-            return out, (d_params, dx)
+            return out, (zero_for_state(params, d_params), dx)
 
         def run(args, d_out):
             params, x = args
             if self.batched:
                 return of_batch(params, x, d_out)
             out, pullback = vjp(net)(params, x, key=self.key, train=self.train)
-            return out, pullback(d_out)
+            d_params, dx = pullback(d_out)
+            return out, (zero_for_state(params, d_params), dx)
 
         return run
 
@@ -299,8 +328,9 @@ def check_pair(net: Layer, loss: Loss, template: tuple, options: Options, name: 
         seed_one=True,
     )
     subject = replace(subject, mode=mode_of(cost, args, subject.fixed))
+    subject = as_declared(subject, net, lambda stand_in: mean_cost(stand_in, loss))
     report = check_subject(subject, where, replace(options, diagnose=False))
-    if report.ok:
+    if report.ok or subject.declared is not None:
         return report
     return replace(report, **placed(net, loss, template, args, options))
 

@@ -1,0 +1,345 @@
+"""What carries the error back instead of Wᵀ.
+
+    transpose   Wᵀ δ                                        backpropagation
+    inverse     W⁻¹ δ, pinv: W⁺ δ                           undoing the layer, for a square W, or any
+    random      Bᵀ δ      B: the shape of W, fixed          feedback alignment
+    sign        s sign(W)ᵀ δ                                sign-symmetry
+    direct      B e       B: (shape of a, outputs), fixed   direct feedback alignment; e = δ of the last layer with a W
+
+δ = ∂C/∂z of a layer, or what another way back made of it. Gradients stay what they are, ∇_W C = δ aᵀ: only δ is another
+one. Nothing of this is written into layers: what passes back comes from the layer's own backward pass with B in the
+place of W, the gradient from the layer itself, and the compiler drops what nobody asks for. So a way back other than
+`direct` is for every layer whose backward pass multiplies by its one `W`, whatever its shape (`inverse` and `pinv`: a
+matrix); `direct` replaces all that a layer sends back. Layers with other weights than one `W` are refused.
+
+Sources: Lillicrap et al., Random synaptic feedback weights support error backpropagation for deep learning, 2016;
+Nøkland, Direct Feedback Alignment Provides Learning in Deep Neural Networks, 2016; Liao, Leibo and Poggio, How
+Important Is Weight Symmetry in Backpropagation?, 2016.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.factors import accumulated, dataclass_tree
+from jaxnet.layer import Layer, Passing, Reading, ShapeError, Tree
+
+BESIDE = "feedback"  # B's name among the parameters that a layer sees in its backward pass
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way back. Called with a network it gives that network with this way back; its parameters stay the same.
+
+    `matrix(W, B, scale)`: what stands in W's place as the error passes; B is None where nothing is drawn, and `direct`
+    has no matrix. `layers`: places among the layers with weights, from 0, first to last; None for all. A layer that has
+    a way back of its own already keeps it, and is not counted.
+    """
+
+    name: str
+    matrix: Callable[[Any, Any, float], Any] | None
+    draws: bool = False
+    seed: int = 0
+    scale: float = 1.0
+    layers: tuple[int, ...] | None = None
+    watched: bool = False
+
+    def __call__(self, net: Layer) -> Layer:
+        """The network with this way back.
+
+        Where it has none for a layer, the backward pass raises `ValueError` or `ShapeError` as soon as it is traced.
+        """
+
+        def backward(params, saved, d_out, read):
+            beside = self.beside(net, params, saved, d_out)
+            error = self.error(net, params, saved, d_out) if self.matrix is None else None
+            fed = each_own(lambda leaf: self.fed(leaf, error), net)
+            own = read._replace(at=lambda passing: read.at(passing._replace(params=bare(passing.params))))
+            return fed.backward(beside, saved, d_out, own)
+
+        return Layer(f"feedback {self.name}", net.init, net.forward, backward, (net,), self)
+
+    def fed(self, leaf: Layer, error: Any) -> Layer:
+        """A leaf layer with this way back where a B stands beside its parameters. `error`: e of `direct`, a vector."""
+
+        def forward(params, x, key=None, train=False):
+            return leaf.forward(bare(params), x, key, train)
+
+        def backward(params, saved, d_out, read):
+            own = bare(params)
+            if own is params:
+                return leaf.backward(params, saved, d_out, read)
+            if self.matrix is None:
+                right, _ = leaf.backward(own, saved, d_out, _nothing)
+                dx = jnp.tensordot(params[BESIDE], error.astype(params[BESIDE].dtype), 1).astype(right.dtype)
+                sent = Sent(dx, right)
+            else:
+                instead = self.matrix(own["W"], params[BESIDE], self.scale)
+                dx, _ = leaf.backward(own | {"W": instead}, saved, d_out, _nothing)
+                sent = Sent(instead, own["W"])
+
+            def at(passing):
+                return read.at(passing._replace(dx=dx, saved=sent if self.watched else passing.saved))
+
+            return dx, leaf.backward(own, saved, d_out, read._replace(at=at))[1]
+
+        return leaf._replace(forward=forward, backward=backward)
+
+    # ------------------------------------------------------------------------------------------ what stands where
+
+    def beside(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> Tree:
+        """The network's parameters with B beside each W that this way back is for (None where nothing is drawn).
+
+        saved and d_out may be shapes. Raises `ValueError` for a place that is none, `ValueError` or `ShapeError` for a
+        layer that this way back is not for.
+        """
+        places, structure = self.places(net, params, saved, d_out)
+        weighted = [i for i, place in enumerate(places) if place.about and place.about.weights]
+        numbers = range(len(weighted)) if self.layers is None else self.layers
+        if not all(0 <= number < len(weighted) for number in numbers):
+            raise ValueError(
+                f"feedback {self.name}: layers must be places from 0 among the {len(weighted)} layers with weights, "
+                f"got {list(numbers)}"
+            )
+        outputs = places[weighted[-1]].about.out if weighted else ()
+        for number in numbers:
+            place = places[weighted[number]]
+            self.is_for(place.about)
+            B = self.drawn(place, number, outputs) if self.draws else None
+            places[weighted[number]] = replace(place, fed=True, B=B)
+        return jax.tree.map(_put_beside, jax.tree.unflatten(structure, places), params, is_leaf=_is_place)
+
+    def places(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> tuple[list["Place"], Any]:
+        """What stands at each leaf layer, first to last, as shapes; and the structure in which they stand."""
+        asked = each_own(_asked, net)
+        found = jax.eval_shape(lambda *of: asked.backward(*of, _places)[1], params, saved, d_out)
+        return jax.tree.flatten(found, is_leaf=_is_place)
+
+    def is_for(self, about: "About") -> None:
+        """Raises `ValueError` for a layer without a W alone, `ShapeError` for an inverse of what is no such matrix."""
+        if about.weights != ("W",):
+            raise ValueError(
+                f"feedback {self.name} is for layers whose weights are one W, got {about.name} with "
+                f"{', '.join(about.weights)}: leave it out by layers = […]"
+            )
+        if self.name in ("inverse", "pinv") and len(about.W) != 2:
+            raise ShapeError(f"feedback {self.name} takes a matrix W, got {about.name} with W of shape {about.W}")
+        if self.name == "inverse" and about.W[0] != about.W[1]:
+            raise ShapeError(
+                f"feedback inverse takes a square W, got {about.name} with W of shape {about.W}, which has no inverse: "
+                "take pinv, or name the layers with a square W by layers = […]"
+            )
+
+    def drawn(self, place: "Place", number: int, outputs: tuple[int, ...]) -> Any:
+        """B of one layer, of a stack with its axis: entries N(0, scale²/n), n the numbers that a unit takes in.
+
+        So B sends an error back about as long as a W drawn by lecun_normal does. It is the same in every precision, and
+        a constant of the compiled program. n of `direct` is the count of numbers that the layer takes.
+        """
+        about = place.about
+        if self.matrix is None:
+            stack = place.W.shape[: len(place.W.shape) - len(about.W)]
+            shape, count = (*stack, *about.x, *outputs), math.prod(about.x)
+        else:
+            shape, count = place.W.shape, math.prod(about.W[1:])
+        with jax.ensure_compile_time_eval():
+            key = jax.random.fold_in(jax.random.key(self.seed), number)
+            return (jax.random.normal(key, shape, jnp.float32) * (self.scale / math.sqrt(count))).astype(place.W.dtype)
+
+    def error(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> Any:
+        """e = δ of the last layer with weights, as backpropagation brings it there.
+
+        Raises `ShapeError` where that is no vector.
+        """
+        asked = each_own(_asked, net)
+        found = asked.backward(params, saved, d_out, Reading(_delta, out_axes=0))[1]
+        errors = [node for node in jax.tree.leaves(found) if node is not None]
+        if not errors or errors[-1].ndim != 1:
+            came = f"δ of shape {errors[-1].shape} (a sequence, or a stack)" if errors else "none"
+            raise ShapeError(
+                f"feedback direct takes its error from the last layer with weights, whose δ must be a vector, got "
+                f"{came}: end the network with a dense layer of its own"
+            )
+        return errors[-1]
+
+
+@dataclass_tree
+class Sent:
+    """By what a watched layer sent the error back, and what would have been right: B and W, or B e and Wᵀ δ."""
+
+    instead: Any
+    right: Any
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class About:
+    """What is known of a leaf layer: its name, its weights' names, the shapes of W, of what it takes and gives."""
+
+    name: str
+    weights: tuple[str, ...]
+    W: tuple[int, ...]
+    x: tuple[int, ...]
+    out: tuple[int, ...]
+
+
+@dataclass_tree
+class Place:
+    """A leaf layer's place in the tree of parameters. `about`: None where it has a way back of its own.
+
+    W, B: arrays with the axes of the stacks around the layer. `fed`: whether a B, or None for none drawn, goes there.
+    """
+
+    about: Any
+    W: Any = None
+    B: Any = None
+    fed: bool = field(default=False, metadata={"static": True})
+
+
+def each_own(change: Callable[[Layer], Layer], net: Layer) -> Layer:
+    """The network with `change(leaf)` for each leaf layer that has no way back of its own."""
+    if isinstance(net.rebuild, Way):
+        return net
+    return change(net) if net.rebuild is None else net.rebuild(*(each_own(change, part) for part in net.parts))
+
+
+def bare(params: Tree) -> Tree:
+    """A leaf layer's own parameters, without what stands beside them."""
+    if isinstance(params, dict) and BESIDE in params:
+        return {name: value for name, value in params.items() if name != BESIDE}
+    return params
+
+
+def weights_of(params: Tree) -> tuple[str, ...]:
+    """The names of a leaf layer's weights: those with a capital letter, as in the equations."""
+    if not isinstance(params, dict):
+        return ("parameters without names",) if jax.tree.leaves(params) else ()
+    return tuple(sorted(name for name in params if name[:1].isupper()))
+
+
+def _asked(leaf: Layer) -> Layer:
+    """A leaf layer that hands over what is known of it, in the place of what it saved."""
+
+    def backward(params, saved, d_out, read):
+        weights = weights_of(params)
+        W = params["W"].shape if "W" in weights else ()
+
+        def at(passing):
+            return read.at(passing._replace(saved=About(leaf.name, weights, W, passing.dx.shape, d_out.shape)))
+
+        return leaf.backward(params, saved, d_out, read._replace(at=at))
+
+    return leaf._replace(backward=backward)
+
+
+def _place(passing: Passing) -> Place:
+    about = passing.saved if isinstance(passing.saved, About) else None
+    return Place(about, jnp.zeros(about.W, passing.d_out.dtype) if about else None)
+
+
+def _delta(passing: Passing) -> Any:
+    return passing.d_out if isinstance(passing.saved, About) and passing.saved.weights else None
+
+
+def _is_place(node: Any) -> bool:
+    return isinstance(node, Place)
+
+
+def _put_beside(place: Place, params: Tree) -> Tree:
+    return params | {BESIDE: place.B} if place.fed else params
+
+
+_places = Reading(_place, out_axes=0)
+_nothing = Reading(lambda passing: (), out_axes=0)
+
+
+# ------------------------------------------------------------------------------------------------------- the ways
+
+
+def transpose() -> Way:
+    """Wᵀ δ: backpropagation. A part of a network that has it keeps it, whatever way back is chosen around it."""
+    return Way("transpose", lambda W, B, scale: W)
+
+
+def inverse(*, layers: Sequence[int] | None = None) -> Way:
+    """W⁻¹ δ, for each W of shape (n, n); where W is orthogonal that is Wᵀ δ. A singular W gives what is not finite.
+
+    `layers`: places among the layers with weights, from 0; None for all.
+    """
+    return Way("inverse", lambda W, B, scale: wide(jnp.linalg.inv, W).T, layers=chosen(layers))
+
+
+def pinv(*, layers: Sequence[int] | None = None) -> Way:
+    """W⁺ δ, W⁺ the pseudo-inverse, (in, out): of all a with W a nearest to δ the shortest. `layers`: as `inverse`'s."""
+    return Way("pinv", lambda W, B, scale: wide(jnp.linalg.pinv, W).T, layers=chosen(layers))
+
+
+def random(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+    """Bᵀ δ with a fixed B of the shape of W, its entries N(0, scale²/n), n the numbers that a unit takes in.
+
+    `layers`: as `inverse`'s; each has a B of its own, also in a stack. Source: Lillicrap et al., 2016.
+    """
+    return Way("random", lambda W, B, scale: B, True, seed, scale, chosen(layers))
+
+
+def sign(*, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+    """sign(W)ᵀ δ · scale/√n, n the numbers that a unit takes in: of W only the signs come back. `layers`: as above.
+
+    Source: Liao, Leibo and Poggio, 2016, uniform sign-concordant feedback.
+    """
+    return Way(
+        "sign", lambda W, B, scale: jnp.sign(W) * (scale / math.sqrt(W[0].size)), scale=scale, layers=chosen(layers)
+    )
+
+
+def direct(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+    """B e in the place of all that a layer sends back: e the δ of the last layer with weights, (outputs,).
+
+    B: (shape of what the layer takes, outputs), fixed, its entries N(0, scale²/n), n the count of numbers that the
+    layer takes. At each position of a sequence the same. `layers`: as `inverse`'s. Source: Nøkland, 2016.
+    """
+    return Way("direct", None, True, seed, scale, chosen(layers))
+
+
+def chosen(layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The chosen layers as a `Way` holds them."""
+    return None if layers is None else tuple(layers)
+
+
+def wide(of: Callable, W: jax.Array) -> jax.Array:
+    """A matrix function in float32 or wider, in W's dtype."""
+    return of(W.astype(accumulated(W.dtype))).astype(W.dtype)
+
+
+WAYS: Mapping[str, Callable[..., Way]] = MappingProxyType(
+    {"transpose": transpose, "inverse": inverse, "pinv": pinv, "random": random, "direct": direct, "sign": sign}
+)
+"""The ways back by name."""
+
+
+# ------------------------------------------------------------------------------------------------ what is known of it
+
+
+def ways_in(net: Layer) -> list[Way]:
+    """The ways back other than Wᵀ in a network, the outermost first."""
+    own = [net.rebuild] if isinstance(net.rebuild, Way) and net.rebuild.name != "transpose" else []
+    return own + [way for part in net.parts for way in ways_in(part)]
+
+
+def by_transpose(net: Layer) -> Layer:
+    """The same network with Wᵀ for its way back throughout; its parameters are the same."""
+    if isinstance(net.rebuild, Way):
+        return by_transpose(net.parts[0])
+    return net if net.rebuild is None else net.rebuild(*map(by_transpose, net.parts))
+
+
+def watched(net: Layer) -> Layer:
+    """The same network, in which each layer with another way back hands a `Sent` to whoever reads, as what it saved."""
+    if isinstance(net.rebuild, Way):
+        return replace(net.rebuild, watched=True)(watched(net.parts[0]))
+    return net if net.rebuild is None else net.rebuild(*map(watched, net.parts))
