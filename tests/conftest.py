@@ -13,11 +13,28 @@ import jax
 import jaxtyping
 import pytest
 
-# The rooms that take arrays: there beartype holds every annotated argument, shapes among them. The rooms above check
-# what users write by themselves, and their tests hand them the wrong things. An int is taken where a float is.
-ROOMS = "layer factors readings layers losses combinators models backprop feedback quantities checking explaining"
+# The rooms that take arrays of known shapes: there beartype holds every annotated argument. The rooms above take what
+# users write, check it by themselves, and their tests hand them the wrong things. An int is taken where a float is.
+ROOMS = "layer factors readings layers losses combinators models backprop feedback quantities explaining"
 TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"jaxnet.{room}" for room in ROOMS.split()], TYPECHECKER)
+
+
+# With several workers a file stays with one of them: what its tests compile or train together is made once. Files of
+# few and long tests are begun first, so that none of them is left over for the end.
+LONG = ("test_resume", "test_readme", "test_training_errors", "test_signals", "test_mesh")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(autouse=True)

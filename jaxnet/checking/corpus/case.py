@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Case(NamedTuple):
@@ -51,10 +52,20 @@ def normal(*shapes, sizes):
     """Random inputs: `shapes` are functions of one entry of `sizes`."""
 
     def make(size, seed, dtype):
-        keys = jax.random.split(jax.random.key(seed), len(shapes))
-        return tuple(jax.random.normal(k, s(*sizes[size]), dtype) for k, s in zip(keys, shapes, strict=True))
+        rng = np.random.default_rng(seed)
+        return tuple(gaussian(rng, shape(*sizes[size]), dtype) for shape in shapes)
 
     return make
+
+
+def gaussian(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Normal numbers, drawn by numpy: nothing is compiled for them."""
+    return jnp.asarray(rng.standard_normal(shape), dtype)
+
+
+def integers(rng: np.random.Generator, shape: tuple[int, ...], below: int) -> jax.Array:
+    """Numbers from 0 to `below` − 1."""
+    return jnp.asarray(rng.integers(0, below, shape), jnp.int32)
 
 
 def mean(x, axis=-1):

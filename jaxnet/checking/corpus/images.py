@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxnet.checking.corpus.case import Case, entering, normal
+from jaxnet.checking.corpus.case import Case, entering, gaussian, normal
 from jaxnet.checking.corpus.dense_layers import OBLONG
 
 CASES: list[Case] = []
@@ -64,14 +65,16 @@ def average_pool(x):
     return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
 
 
+# (batch, side, channels)
+POOLED = ((2, 4, 2), (3, 6, 3), (2, 16, 4))
+
+
 def tied_image_args(size, seed, dtype):
-    n, s, c = ((2, 4, 2), (3, 6, 3), (2, 16, 4))[size]
-    return (jax.random.randint(jax.random.key(seed), (n, s, s, c), 0, 4).astype(dtype),)
+    n, s, c = POOLED[size]
+    return (jnp.asarray(np.random.default_rng(seed).integers(0, 4, (n, s, s, c)), dtype),)
 
 
-def image_args(size, seed, dtype):
-    n, s, c = ((2, 4, 2), (3, 6, 3), (2, 16, 4))[size]
-    return (jax.random.normal(jax.random.key(seed), (n, s, s, c), dtype),)
+image_args = normal(lambda n, s, c: (n, s, s, c), sizes=POOLED)
 
 
 def spread(g):
@@ -96,8 +99,7 @@ def dropout(key, x):
 
 def dropout_args(size, seed, dtype):
     n, o, _ = OBLONG[size]
-    keys = jax.random.split(jax.random.key(seed))
-    return keys[0], jax.random.normal(keys[1], (n, o), dtype)
+    return jax.random.key(seed), gaussian(np.random.default_rng(seed), (n, o), dtype)
 
 
 @wrong(dropout, dropout_args, ("0\\.7", "missing|times"), ("[1]",), "54 dropout's scale missing")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxnet.checking.corpus.case import Case, entering, normal
+from jaxnet.checking.corpus.case import Case, entering, gaussian, integers, normal
 from jaxnet.checking.corpus.dense_layers import OBLONG, dense, dense_args
 
 CASES: list[Case] = []
@@ -24,16 +25,14 @@ def binary_cross_entropy(z, y):
 
 def one_hot_args(size, seed, dtype):
     n, o, _ = OBLONG[size]
-    keys = jax.random.split(jax.random.key(seed), 2)
-    return jax.random.normal(keys[0], (n, o), dtype), jax.nn.one_hot(
-        jax.random.randint(keys[1], (n,), 0, o), o, dtype=dtype
-    )
+    rng = np.random.default_rng(seed)
+    return gaussian(rng, (n, o), dtype), jnp.asarray(np.eye(o)[rng.integers(0, o, n)], dtype)
 
 
 def binary_args(size, seed, dtype):
     n, o, _ = OBLONG[size]
-    keys = jax.random.split(jax.random.key(seed), 2)
-    return jax.random.normal(keys[0], (n, o), dtype), jax.random.bernoulli(keys[1], 0.5, (n, o)).astype(dtype)
+    rng = np.random.default_rng(seed)
+    return gaussian(rng, (n, o), dtype), jnp.asarray(rng.random((n, o)) < 0.5, dtype)
 
 
 def _dy(z, g):
@@ -136,9 +135,10 @@ def token_loss(z, tokens, valid):
 
 def token_args(size, seed, dtype):
     n, o, _ = OBLONG[size]
-    keys = jax.random.split(jax.random.key(seed), 3)
-    valid = jax.random.bernoulli(keys[2], 0.6, (n,)).at[0].set(True).at[1].set(False)
-    return jax.random.normal(keys[0], (n, o), dtype), jax.random.randint(keys[1], (n,), 0, o), valid
+    rng = np.random.default_rng(seed)
+    valid = rng.random(n) < 0.6
+    valid[:2] = True, False
+    return gaussian(rng, (n, o), dtype), integers(rng, (n,), o), jnp.asarray(valid)
 
 
 @wrong(token_loss, token_args, r"\d \(valid entries", ("[0]",), "25 ignored tokens counted")

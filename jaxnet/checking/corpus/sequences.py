@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxnet.checking.corpus.case import Case, dot, entering, normal
+from jaxnet.checking.corpus.case import Case, dot, entering, gaussian, integers, normal
 from jaxnet.checking.corpus.dense_layers import OBLONG
 
 CASES: list[Case] = []
@@ -76,8 +77,8 @@ def embedding(E, tokens):
 
 def embedding_args(size, seed, dtype):
     n, o, d = ((9, 4, 3), (20, 6, 5), (64, 11, 8))[size]
-    keys = jax.random.split(jax.random.key(seed), 2)
-    return jax.random.normal(keys[0], (o, d), dtype), jax.random.randint(keys[1], (n,), 0, o)
+    rng = np.random.default_rng(seed)
+    return gaussian(rng, (o, d), dtype), integers(rng, (n,), o)
 
 
 @wrong(embedding, embedding_args, "overwrite|set", ("[0]",), "41 embedding set, not added")
@@ -114,7 +115,7 @@ SEQUENCES = ((4, 3, 2), (7, 5, 4), (128, 8, 6))
 
 def _tamed(make):
     """Weights small enough that tanh and σ are not saturated, where a gradient is all rounding."""
-    return lambda size, seed, dtype: tuple(0.4 * a if k < 2 else a for k, a in enumerate(make(size, seed, dtype)))
+    return lambda size, seed, dtype: tuple(jnp.asarray(0.4 * np.asarray(a), dtype) if k < 2 else a for k, a in enumerate(make(size, seed, dtype)))
 
 
 rnn_draws = normal(lambda t, h, i: (h, h), lambda t, h, i: (h, i), lambda t, h, i: (t, i), sizes=SEQUENCES)
