@@ -69,7 +69,7 @@ from jaxnet.losses import (
     quadratic,
     softmax_cross_entropy,
 )
-from jaxnet.models import mlp, residual_mlp
+from jaxnet.models import char_lstm, gpt, gpt2, mlp, residual_mlp
 from jaxnet.readings import deltas, new_state, pair, product, squared_delta, squared_norm, sum_of_deltas, total
 
 __version__ = "0.1.0"
@@ -91,6 +91,7 @@ __all__ = [
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_on_logits",
+    "char_lstm",
     "conv1d",
     "conv2d",
     "conv_transpose1d",
@@ -107,6 +108,8 @@ __all__ = [
     "gelu_tanh",
     "global_average_pool",
     "global_max_pool",
+    "gpt",
+    "gpt2",
     "group_norm",
     "gru",
     "huber",

@@ -18,8 +18,11 @@ from jaxnet.training.overrides import OverrideError, apply, parse
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 RECIPES = [
+    "char_gpt",
+    "char_lstm",
     "digits",
     "mlp",
+    "modular_addition",
     *(
         f"nielsen_ch{which}"
         for which in ("1_100", "1_30", "3_100", "3_30", "3_98", "5_1", "5_2", "5_3", "5_4", "5_speeds")

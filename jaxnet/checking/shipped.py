@@ -36,6 +36,7 @@ def layers() -> dict[str, tuple[Any, str]]:
         "average_pool": (j.average_pool(3, stride=2, padding="SAME"), "float32[5,4,2]"),
         "global_max_pool": (j.global_max_pool(), "float32[3,4,2]"),
         "global_average_pool": (j.global_average_pool(), "float32[3,4,2]"),
+        "batch_norm": (j.serial(j.dense(4), j.batch_norm()), "float32[6,5]"),
         "dropout": (j.dropout(0.4), "float32[40]"),
         "flatten": (j.flatten(), "float32[3,4]"),
         "reshape": (j.reshape(3, 2), VECTOR),
@@ -67,11 +68,15 @@ def layers() -> dict[str, tuple[Any, str]]:
 
 def models() -> dict[str, tuple[Any, str]]:
     """The models, with a loss and a batch."""
-    j, batch = jaxnet, "float32[8,12], int32[8]<5"
+    j, batch, tokens = jaxnet, "float32[8,12], int32[8]<5", "int32[3,6]<11, int32[3,6]<11"
     return {
         "mlp": ((j.mlp([16, 16, 5]), j.softmax_cross_entropy), batch),
         "mlp sigmoid": ((j.mlp([9, 5], activation="sigmoid", out="sigmoid"), j.binary_cross_entropy), batch),
         "residual_mlp": ((j.residual_mlp(16, 3, 5), j.softmax_cross_entropy), batch),
+        "gpt": ((j.gpt(11, 8, 2, 2, 6), j.softmax_cross_entropy), tokens),
+        "gpt rotary": ((j.gpt(11, 8, 4, 2, 6, kv_heads=2, norm="rms_norm", rotary=True), j.softmax_cross_entropy), tokens),
+        "gpt2": ((j.gpt2(vocab=11, positions=6, width=8, heads=2, depth=2), j.softmax_cross_entropy), tokens),
+        "char_lstm": ((j.char_lstm(11, 8, 2), j.softmax_cross_entropy), tokens),
     }
 
 

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 
 from jaxnet.layer import Layer
+from jaxnet.models.language import char_lstm, gpt, gpt2
 from jaxnet.models.mlps import mlp, residual_mlp
 
-__all__ = ["MODELS", "mlp", "residual_mlp"]
+__all__ = ["MODELS", "char_lstm", "gpt", "gpt2", "mlp", "residual_mlp"]
 
 MODELS: dict[str, Callable[..., Layer]] = {
     "mlp": mlp,
     "residual_mlp": residual_mlp,
+    "gpt": gpt,
+    "gpt2": gpt2,
+    "char_lstm": char_lstm,
 }
 """The models by name."""

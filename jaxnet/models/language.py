@@ -1,0 +1,137 @@
+"""Networks that foretell the next token of a sequence: transformers and recurrences. Each takes (time,) token ids and
+gives (time, vocab) logits, those at t seeing the tokens up to t alone.
+
+    x ← W[token] + P[t]
+    x ← x + attention(norm x)        in each of `depth` blocks, one scan
+    x ← x + W₂ g(W₁ norm x)
+    z = W_head norm x
+
+Sources: Vaswani et al., Attention Is All You Need, 2017; Radford et al., Language Models are Unsupervised Multitask
+Learners, 2019, §2.3 (norms first, one more at the end); Touvron et al., LLaMA, 2023, §2.2 (the other options).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+
+from jaxnet.combinators import per_position, remat, repeat, residual, serial, tied
+from jaxnet.layer import Layer
+from jaxnet.layers import (
+    activation_named,
+    attention,
+    dense,
+    dropout,
+    embedding,
+    layer_norm,
+    lstm,
+    positional_embedding,
+    rms_norm,
+)
+
+GPT2_SIZES = {
+    #         width, heads, depth
+    "124M": (768, 12, 12),
+    "355M": (1024, 16, 24),
+    "774M": (1280, 20, 36),
+    "1558M": (1600, 25, 48),
+}
+"""The published configurations of GPT-2, by their number of parameters. Source: Radford et al., 2019, table 2."""
+
+
+def gpt(
+    vocab: int,
+    width: int,
+    heads: int,
+    depth: int,
+    positions: int,
+    *,
+    hidden: int | None = None,
+    activation: str = "gelu",
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm",
+    rotary: bool = False,
+    kv_heads: int | None = None,
+    bias: bool = True,
+    tied_head: bool = False,
+    drop_rate: float = 0.0,
+    remat: bool = False,
+    init: str = "lecun_normal",
+) -> Layer:
+    """A transformer that sees backward alone: (time,) token ids to (time, vocab) logits, time at most `positions`.
+
+    `hidden`: the width inside the blocks' MLPs, four times `width` by default. `rotary`: queries and keys turned by
+    their positions, in place of a learned vector added for each. `kv_heads`: keys and values of so many heads, shared
+    by groups of queries' heads. `bias`: whether the blocks' products have a b.
+    `tied_head`: the embedding's W as the head's. `drop_rate`: of dropout after the embedding and in each branch.
+    `remat`: keep each block's input alone, and run the block again in backward. `init`: as `dense`'s, of the blocks.
+    LLaMA's form is norm "rms_norm", activation "silu", gate, rotary, bias=False.
+    Raises `ValueError` for an activation or norm that there is none of, or sizes that do not go together.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"a norm is one of {', '.join(NORMS)}, got {norm!r}")
+    normed, inner = NORMS[norm], hidden or 4 * width
+    drop = [dropout(drop_rate)] if drop_rate else []
+    branches = 2 * depth
+    mixed = into_stream(attention(heads, kv_heads=kv_heads, rotary=rotary, bias=bias, init=init), "W_o", branches)
+    back = into_stream(dense(width, bias=bias, init=init), "W", branches)
+    mlp = per_position(serial(dense(inner, bias=bias, init=init), activation_named(activation), back))
+    block = serial(residual(serial(normed(), mixed, *drop)), residual(serial(normed(), mlp, *drop)))
+    begin = [embedding(vocab, width), *([] if rotary else [positional_embedding(positions)]), *drop]
+    end = [normed(), per_position(dense(vocab, bias=False))]
+    layers = [*begin, repeat(remat_of(block) if remat else block, depth), *end]
+    return tied(*layers, share="W", where=(0, len(layers) - 1)) if tied_head else serial(*layers)
+
+
+NORMS: dict[str, Callable[[], Layer]] = {"layer_norm": layer_norm, "rms_norm": rms_norm}
+remat_of = remat
+
+
+def into_stream(layer: Layer, name: str, branches: int) -> Layer:
+    """A layer whose weight of that name begins smaller by √branches: so many such layers are added up in the stream.
+
+    Source: Radford et al., 2019, §2.3.
+    """
+
+    def init(key, x):
+        params = layer.init(key, x)
+        return params | {name: params[name] / branches**0.5}
+
+    return layer._replace(init=init)
+
+
+def gpt2(
+    size: Literal["124M", "355M", "774M", "1558M"] = "124M",
+    *,
+    vocab: int = 50_257,
+    positions: int = 1024,
+    width: int | None = None,
+    heads: int | None = None,
+    depth: int | None = None,
+    drop_rate: float = 0.0,
+    remat: bool = False,
+) -> Layer:
+    """GPT-2: biases, tanh's GELU, learned positions, one matrix as embedding and head.
+
+    `size`: a published configuration, by its number of parameters; the other numbers stand in for those of it that they
+    name. Takes (time,) token ids, gives (time, vocab) logits. Raises `ValueError` for another size.
+    Source: Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
+    """
+    if size not in GPT2_SIZES:
+        raise ValueError(f"GPT-2 was published as {', '.join(GPT2_SIZES)}, got {size!r}")
+    published = GPT2_SIZES[size]
+    width, heads, depth = (own or of_size for own, of_size in zip((width, heads, depth), published, strict=True))
+    options = {"activation": "gelu_tanh", "tied_head": True, "drop_rate": drop_rate, "remat": remat}
+    return gpt(vocab, width, heads, depth, positions, **options)
+
+
+def char_lstm(vocab: int, width: int, depth: int = 1, *, drop_rate: float = 0.0) -> Layer:
+    """`depth` LSTM layers of `width` units over embedded tokens: (time,) token ids to (time, vocab) logits.
+
+    `drop_rate`: of a dropout after each layer. Raises `ValueError` for less than one layer.
+    Source: Graves, Generating Sequences With Recurrent Neural Networks, 2013.
+    """
+    drop = [dropout(drop_rate)] if drop_rate else []
+    unit = serial(lstm(width), *drop)
+    return serial(
+        embedding(vocab, width, init=jax.nn.initializers.normal(1.0)), repeat(unit, depth), per_position(dense(vocab))
+    )
