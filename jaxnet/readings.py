@@ -70,7 +70,7 @@ deltas = Reading(lambda passing: passing.d_out, out_axes=0, coupled=True)
 new_state = Reading(
     lambda p: jax.tree.map(lambda _: None, p.params) if p.state is None else p.state, out_axes=None, coupled=True
 )
-"""What the layers keep after this step, in the structure of `split_state`'s second."""
+"""What the layers keep after this step of the whole batch, in the structure of `split_state`'s second."""
 
 whole = Reading(lambda passing: passing, out_axes=0)
 """All that meets at a layer, factors not multiplied out; for combinators that read later."""

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnet
 from jaxnet import batch_norm, dense, remat, repeat, serial, softmax_cross_entropy, split_state, tanh, with_state
-from jaxnet.layer import EXAMPLES
+from jaxnet.layer import EXAMPLES, Static
 from tests.agreement import assert_agree, cast, normal, random_like
 from tests.test_sharding import exchanges
 
@@ -167,3 +167,22 @@ def test_sharded_batch_has_the_numbers_of_one_device(kind):
         got = jax.device_get(jax.jit(run)(*sharded))
     assert counts["all-gather"] == 0
     assert_agree(got, jax.device_get(expected), 1e-5)
+
+
+def test_the_checker_holds_it_in_both_modes_and_names_what_is_missing():
+    from jaxnet.checking import check
+
+    net = serial(dense(4), batch_norm(), dense(3))
+    report = check(net, "float32[6,5]", diagnose=False)
+    assert report.ok
+    assert "right in training mode too" in report.notes
+
+    right = batch_norm()
+
+    def backward(params, saved, d_out, read):  # as if μ and σ² were the population's
+        x_hat, inverse_sigma, after, _ = saved
+        return right.backward(params, (x_hat, inverse_sigma, after, Static(False)), d_out, read)
+
+    wrong = check(serial(dense(4), right._replace(backward=backward), dense(3)), "float32[6,5]", diagnose=False)
+    assert not wrong.ok
+    assert wrong.layer == "layer 2 of 3 › batch_norm"

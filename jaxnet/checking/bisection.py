@@ -21,7 +21,7 @@ from jaxnet.checking.reference import Runs
 from jaxnet.checking.report import Report
 from jaxnet.checking.subject import Subject
 from jaxnet.factors import Plain
-from jaxnet.layer import Layer, Passing, Static
+from jaxnet.layer import Layer, Passing, Static, split_state
 
 if TYPE_CHECKING:
     from jaxnet.checking.networks import Use
@@ -87,6 +87,13 @@ def one_further(around: Callable[[Layer], Layer], node: Layer, place: int) -> Ca
     return lambda part: around(all_but(node, place, part))
 
 
+def couples(node: Layer, x: Any) -> bool:
+    """Whether a layer keeps statistics of the batch beside its parameters."""
+    example = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), x, is_leaf=points.is_spec)
+    params = jax.eval_shape(node.init, jax.random.key(0), example)
+    return bool(jax.tree.leaves(split_state(params)[1]))
+
+
 def local_diagnosis(net: Layer, node: Layer, subject: Subject, where: Points, use: Use, options: Options) -> Any:
     """The diagnosis of one layer at fresh inputs of the shape that reaches it in the network."""
     from jaxnet.checking.checks import check_subject
@@ -110,5 +117,8 @@ def local_diagnosis(net: Layer, node: Layer, subject: Subject, where: Points, us
     jax.eval_shape(use.forward(watched(net)), *subject.args)
     if not seen:
         return None
-    inner, there = layer_subject(node, (seen[0],), False, use.train, options.seed, None)
+    # A layer that couples the examples has a derivative on a whole batch alone.
+    batched = use.batched and use.train and couples(node, seen[0])
+    some = jax.tree.map(lambda spec: replace(spec, shape=(5, *spec.shape)), seen[0], is_leaf=points.is_spec)
+    inner, there = layer_subject(node, (some if batched else seen[0],), batched, use.train, options.seed, None)
     return check_subject(inner, there, alone).diagnosis

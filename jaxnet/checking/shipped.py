@@ -74,7 +74,7 @@ def models() -> dict[str, tuple[Any, str]]:
         "mlp sigmoid": ((j.mlp([9, 5], activation="sigmoid", out="sigmoid"), j.binary_cross_entropy), batch),
         "residual_mlp": ((j.residual_mlp(16, 3, 5), j.softmax_cross_entropy), batch),
         "gpt": ((j.gpt(11, 8, 2, 2, 6), j.softmax_cross_entropy), tokens),
-        "gpt rotary": ((j.gpt(11, 8, 4, 2, 6, kv_heads=2, norm="rms_norm", rotary=True), j.softmax_cross_entropy), tokens),
+        "gpt rotary": ((j.gpt(11, 8, 4, 2, 6, kv_heads=2, rotary=True), j.softmax_cross_entropy), tokens),
         "gpt2": ((j.gpt2(vocab=11, positions=6, width=8, heads=2, depth=2), j.softmax_cross_entropy), tokens),
         "char_lstm": ((j.char_lstm(11, 8, 2), j.softmax_cross_entropy), tokens),
     }
