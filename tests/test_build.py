@@ -17,6 +17,7 @@ from jaxnet.layers.initializers import Initializer
 from jaxnet.training.build import Experiment, build, is_weight, network, optimizer_of
 from jaxnet.training.config import Config, ConfigError, load_config, make_config
 from jaxnet.training.data import Dataset, Split, load
+from jaxnet.training.data.text import from_text
 from jaxnet.training.names import OPTIMIZERS, SCHEDULES, parameters
 from jaxnet.training.toys import wedge
 
@@ -40,6 +41,11 @@ def made_up(shape=(6,), classes=3, n=8) -> Dataset:
     return Dataset("made up", *splits, classes=classes)
 
 
+def some_text() -> Dataset:
+    """A text of the 65 characters that Shakespeare's has, in short windows."""
+    return from_text("text", "".join(map(chr, range(32, 97))) * 3, window=8)
+
+
 def config(*overrides: str) -> Config:
     return make_config(tomllib.loads(SMALL), overrides)
 
@@ -59,7 +65,8 @@ def start(experiment: Experiment):
 def test_every_recipe_takes_two_steps(path):
     recipe = load_config(path)
     name = recipe.data if isinstance(recipe.data, str) else recipe.data["name"]
-    data = made_up((784,), 10, n=1000) if name == "mnist" else load(recipe.data)
+    fetched = {"mnist": lambda: made_up((784,), 10, n=1000), "tinyshakespeare": some_text}
+    data = fetched[name]() if name in fetched else load(recipe.data)
     net, loss, optimizer, example = build(recipe, data)
 
     @jax.jit
