@@ -25,9 +25,9 @@ from jaxnet.chunks import in_chunks
 from jaxnet.factors import Factor, Outer, Plain, accumulated, dataclass_tree
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer
-from jaxnet.layers.windows import Padding, Window, by, checked_padding, fits, for_each_axis, pieces, window_over
+from jaxnet.layers.windows import Padding, Window, by, checked_padding, fits, for_each_axis, padded, pieces, window_over
 
-CHUNK_BYTES = 2**20  # patches made at a time: what a core's cache holds, however large the batch
+ROWS = 128  # of patches at a time, at least: one image, or several small ones, so that a core's cache holds them
 
 
 # ---------------------------------------------------------------------------------------------------- the two products
@@ -111,30 +111,40 @@ class Patches(Factor):
 
     def multiply(self, out_sharding=None):
         small, large = self.ends()
-        patch = math.prod(self.window.kernel) * large.shape[-1] * math.prod(small.shape[1:-1]) * large.dtype.itemsize
-        sums = in_chunks(self.contracted, (small, large), max(1, CHUNK_BYTES // patch))
+        contracted = self.by_rows if self.groups == 1 else self.by_group
+        sums = in_chunks(contracted, (small, large), max(1, ROWS // math.prod(small.shape[1:-1])))
         W = sums.reshape(small.shape[-1], *self.window.kernel, -1)
         W = transposed(W, self.groups) if self.transposed else W
         return W if out_sharding is None else jax.sharding.reshard(W, out_sharding)
 
-    def contracted(self, small, large):
-        """The sum over a few examples: (channels of small, taps · channels of large / groups)."""
-        outs, ins, groups = small.shape[-1], large.shape[-1], self.groups
-        wide = accumulated(small.dtype)
-        if groups == 1 and ins == 1:  # a tap of one channel is a row: nothing is interleaved
-            rows = jnp.stack([piece.reshape(-1) for piece in pieces(large, self.window)])
-            return jnp.matmul(rows, small.reshape(-1, outs), preferred_element_type=wide).T
-        if groups == 1:
-            rows = jnp.concatenate(pieces(large, self.window), axis=-1)
-            rows = rows.reshape(-1, rows.shape[-1])
-            return jnp.matmul(small.reshape(-1, outs).T, rows, preferred_element_type=wide)
+    def by_rows(self, small, large):
+        """The sum over a few examples: (channels of small, taps · channels of large).
+
+        Patches are made along the last axis alone, and each tap of the others takes the rows that it sees of them: so
+        much less is copied. The barrier is there for the same: else each copy would look anew where the padding is.
+        """
+        large = jax.lax.optimization_barrier(padded(large, self.window))
+        along, across = self.window.along_and_across()
+        patches = jnp.concatenate(pieces(large, along), axis=-1)
+        at = small.reshape(-1, small.shape[-1]).T
+        products = [
+            jnp.matmul(at, rows.reshape(-1, rows.shape[-1]), preferred_element_type=accumulated(at.dtype))
+            for rows in pieces(patches, across)
+        ]
+        return jnp.concatenate(products, axis=-1)
+
+    def by_group(self, small, large):
+        """The same where each group of channels sees its own group: (channels of small, taps · channels / groups)."""
+        groups = self.groups
 
         def grouped(t):  # one axis at a time, as arrays that are sharded want it
             return t.reshape(-1, t.shape[-1]).reshape(-1, groups, t.shape[-1] // groups)
 
-        rows, by_group = jnp.stack([grouped(piece) for piece in pieces(large, self.window)]), grouped(small)
-        product = jnp.einsum("pgo,tpgi->goti", by_group, rows, preferred_element_type=wide)
-        return product.reshape(outs, *product.shape[2:]).reshape(outs, -1)
+        large = jax.lax.optimization_barrier(padded(large, self.window))
+        bare = self.window._replace(padding=((0, 0),) * len(self.window.kernel))
+        rows = jnp.stack([grouped(piece) for piece in pieces(large, bare)])
+        product = jnp.einsum("pgo,tpgi->goti", grouped(small), rows, preferred_element_type=accumulated(small.dtype))
+        return product.reshape(-1, *product.shape[2:]).reshape(small.shape[-1], -1)
 
     def summed_once_more(self):
         return replace(self, sums=self.sums + 1)

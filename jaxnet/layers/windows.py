@@ -34,6 +34,13 @@ class Window(NamedTuple):
         spans = zip(places, self.padding, self.reach(), self.stride, strict=True)
         return tuple((n + low + high - reach) // stride + 1 for n, (low, high), reach, stride in spans)
 
+    def along_and_across(self) -> tuple["Window", "Window"]:
+        """The window along the last axis alone, and along the others, over places that have their padding."""
+        one, none = (1,) * (len(self.kernel) - 1), ((0, 0),) * len(self.kernel)
+        kernel, stride, dilation, _ = self
+        along = Window((*one, kernel[-1]), (*one, stride[-1]), (*one, dilation[-1]), none)
+        return along, Window((*kernel[:-1], 1), (*stride[:-1], 1), (*dilation[:-1], 1), none)
+
     def taps(self) -> list[tuple[int, ...]]:
         """The taps in row-major order."""
         return list(itertools.product(*map(range, self.kernel)))
@@ -95,15 +102,21 @@ def by(lengths: Sequence[int]) -> str:
     return "×".join(map(str, lengths))
 
 
+def padded(x: jax.Array, window: Window, fill: float = 0.0) -> jax.Array:
+    """x: (…, *places, channels) with its padding, as `fill`."""
+    if not any(any(pair) for pair in window.padding):
+        return x
+    leading = x.ndim - len(window.padding) - 1
+    ends = [(0, 0, 0)] * leading + [(low, high, 0) for low, high in window.padding] + [(0, 0, 0)]
+    return jax.lax.pad(x, jnp.asarray(fill, x.dtype), ends)
+
+
 def pieces(x: jax.Array, window: Window, fill: float = 0.0) -> list[jax.Array]:
     """What each tap sees at every position, the padding as `fill`: arrays (…, *positions, channels)."""
     rank = len(window.kernel)
     leading = x.ndim - rank - 1
-    places = x.shape[leading:-1]
-    ends = [(0, 0, 0)] * leading + [(low, high, 0) for low, high in window.padding] + [(0, 0, 0)]
-    if any(any(pair) for pair in window.padding):
-        x = jax.lax.pad(x, jnp.asarray(fill, x.dtype), ends)
-    positions = window.positions(places)
+    positions = window.positions(x.shape[leading:-1])
+    x = padded(x, window, fill)
     found = []
     for tap in window.taps():
         starts = [k * d for k, d in zip(tap, window.dilation, strict=True)]
