@@ -38,7 +38,7 @@ def derive(
 
     Raises `ExplainError` for a layer that is none, or is no dense one.
     """
-    chain = Chain(observed, places(observed, notation), notation)
+    chain = chain_of(observed, notation)
     forward, backward = forward_lines(chain), backward_lines(chain)
     asked = questioned(chain, layer)
     why = tuple(why_transpose(chain, place) for place in asked)
@@ -58,6 +58,11 @@ def derive(
         checked=checked(backward),
         batch=batches(observed, asked, *batch, examples) if batch is not None else (),
     )
+
+
+def chain_of(observed: Observed, notation: Notation) -> Chain:
+    """The layers with their symbols, from which all equations are made."""
+    return Chain(observed, places(observed, notation), notation)
 
 
 LARGEST = 1 << 21  # weights of a layer, beyond which its pseudo-inverse takes longer than anybody waits

@@ -1,0 +1,209 @@
+"""A derivation as text for the terminal: the overview that fits a screen."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxnet.explaining.arrays import array_lines, widest
+from jaxnet.explaining.expressions import Product, Transposed, written
+from jaxnet.explaining.model import Derivation, Factor, Header, Line, WhyTranspose
+from jaxnet.explaining.numbers import one, shape, vector
+from jaxnet.explaining.whytext import check_line, layout_lines, order_line, why_lines
+
+DIGITS = 4
+INDENT = "  "
+KEEP = "\N{NO-BREAK SPACE}"
+WIDEST_EQUATION = 34
+
+
+def overview(derivation: Derivation, *, digits: int = DIGITS, width: int = 100) -> str:
+    """The forward and the backward pass, why Wᵀ, layout, order and check, in lines of at most `width` where it can be.
+
+    digits: the decimals of a number.
+    """
+    lines = header_lines(derivation.header, digits, width)
+    columns = columns_of(derivation)
+    lines += ["FORWARD", *section(derivation.forward, columns, digits, width)]
+    if not any(line.startswith("C = ") for line in lines):
+        lines[-1] = with_remark(
+            lines[-1], f"{written(derivation.header.cost_left)} = {one(derivation.header.value, digits)}", width
+        )
+    error = "dz" if derivation.header.notation == "ng" else "δ"
+    lines.append(f"{'BACKWARD':<{columns.shapes}}{error} means ∂{written(derivation.header.cost_left)}/∂z")
+    before, after, why = split_at_why(derivation)
+    lines += section(before, columns, digits, width)
+    if why is not None:
+        lines += ["", *(INDENT + line for line in why_block(derivation, why, digits)), ""]
+    lines += section(after, columns, digits, width)
+    lines += closing(derivation)
+    return "\n".join(line.rstrip() for line in folded(lines, width))
+
+
+def why_block(derivation: Derivation, why: WhyTranspose, digits: int) -> list[str]:
+    """Why Wᵀ, for the terminal."""
+    rows = derivation.header.weights == "in-out"
+    turned = Transposed(why.W)
+    back = written(Product((why.delta, turned) if rows else (turned, why.delta)))
+    return why_lines(why, back, rows, digits)
+
+
+def closing(derivation: Derivation) -> list[str]:
+    """LAYOUT, ORDER, CHECK."""
+    found: list[str] = []
+    if derivation.layouts:
+        first, *rest = layout_lines(derivation.layouts[0])
+        found += [f"LAYOUT  {first}", *(f"{'':8}{line}" for line in rest)]
+    if derivation.order is not None:
+        by = next((written(line.left) for line in derivation.backward if line.key == "dx"), "∂C/∂x")
+        found.append(f"ORDER   {order_line(derivation.order, by)}")
+    return [*found, f"CHECK   {check_line(derivation)}", *derivation.notes]
+
+
+# ------------------------------------------------------------------------------------------------- header
+
+
+def header_lines(header: Header, digits: int, width: int) -> list[str]:
+    """What it is of: in one line where that fits."""
+    cost = f"{written(header.cost_left)} = {written(header.cost_right)}"
+    x = f"x = {given(header.x, digits)}"
+    y = f"y = {given(header.y, digits)}"
+    parts = [header.title, cost, f"{x}  {y}", header.numbering]
+    lines, line = [], ""
+    for part in parts:
+        joined = f"{line}   {part}" if line else part
+        if len(joined) > width and line:
+            lines.append(line)
+            joined = part
+        line = joined
+    return [*lines, line]
+
+
+def given(values: np.ndarray, digits: int) -> str:
+    """An input or a target as it was given: (1, 2)."""
+    flat = np.asarray(values).reshape(-1)
+    if len(flat) <= 8 and np.all(np.isfinite(flat)) and np.allclose(flat, np.round(flat.astype(np.float64), 2)):
+        return f"({', '.join(f'{float(value):g}'.replace('-', '−') for value in np.round(flat.astype(np.float64), 2))})"
+    text = vector(flat, min(digits, 3), longest=6)
+    return text if values.ndim <= 1 else f"{text} of {shape(values.shape)}"
+
+
+# --------------------------------------------------------------------------------------------- equations
+
+
+class Columns:
+    """Where the columns of the equations begin."""
+
+    def __init__(self, equation: int, shapes: int):
+        self.shapes = len(INDENT) + equation + 3
+        self.values = self.shapes + shapes + 3
+
+
+def columns_of(derivation: Derivation) -> Columns:
+    """Columns as wide as the equations need, up to a bound."""
+    lines = [*derivation.forward, *shown(derivation.backward)]
+    equations = [len(equation(line)) for line in lines]
+    fitting = [each for each in equations if each <= WIDEST_EQUATION]
+    return Columns(
+        max(fitting, default=10),
+        max(len(shapes(line)) for line in lines if len(equation(line)) <= WIDEST_EQUATION or True),
+    )
+
+
+def equation(line: Line) -> str:
+    """left = right."""
+    return f"{written(line.left)} = {written(line.right)}"
+
+
+def shapes(line: Line) -> str:
+    """`3×2·2 → 3` of a product, `3` of what goes entry by entry."""
+    product = isinstance(line.right, Product) and line.right.sign == ""
+    affine = line.kind == "z" and line.quoted is None
+    if line.factors and (product or affine):
+        return f"{'·'.join(factor_shape(each, line) for each in line.factors)} → {shape(line.shape)}"
+    if line.quoted is not None and line.factors and line.kind != "dW":
+        return f"{shape(line.factors[0].shape)} → {shape(line.shape)}"
+    return shape(line.shape)
+
+
+def factor_shape(factor: Factor, line: Line) -> str:
+    """A factor's shape."""
+    return shape(factor.shape)
+
+
+def shown(lines: Sequence[Line]) -> list[Line]:
+    """The backward lines of the overview: ∂C/∂x is left out, and ∇b, which is δ."""
+    return [line for line in lines if line.key != "dx" and line.kind != "db"]
+
+
+def split_at_why(derivation: Derivation) -> tuple[list[Line], list[Line], WhyTranspose | None]:
+    """The backward lines before and after the place where Wᵀ is asked about, and the asking."""
+    lines = list(derivation.backward)
+    if not derivation.why:
+        return shown(lines), [], None
+    why = derivation.why[0]
+    at = next((i for i, line in enumerate(lines) if line.item == why.item - 1 and line.kind in ("da", "delta")), None)
+    if at is None:
+        return shown(lines), [], why
+    return [*shown(lines[:at]), lines[at]], shown(lines[at + 1 :]), why
+
+
+def section(lines: Sequence[Line], columns: Columns, digits: int, width: int) -> list[str]:
+    """Equations, one a line: symbols, shapes, value, remarks."""
+    cell: dict[int, int] = {}
+    for line in lines:
+        if len(line.shape) == 1:
+            cell[line.shape[0]] = max(cell.get(line.shape[0], 0), widest(line.value, digits))
+    found: list[str] = []
+    for line in lines:
+        found += one_line(line, columns, digits, width, cell.get(line.shape[0], 0) if len(line.shape) == 1 else 0)
+    return found
+
+
+def one_line(line: Line, columns: Columns, digits: int, width: int, cell: int) -> list[str]:
+    """One equation, and what does not fit into its line below it."""
+    text, sizes = f"{INDENT}{equation(line)}", shapes(line)
+    found: list[str] = []
+    if len(text) > columns.shapes - 2:
+        found, text = [text], ""
+    first = f"{text:<{columns.shapes}}{sizes:<{columns.values - columns.shapes}}"
+    room = width - columns.values
+    values = array_lines(line.value, digits, room, cell)
+    found += [first + values[0], *(" " * columns.values + value for value in values[1:])]
+    for remark in line.remarks:
+        found = [*found[:-1], *with_remark(found[-1], remark, width, columns.values).split("\n")]
+    return found
+
+
+def with_remark(line: str, remark: str, width: int, indent: int = 0) -> str:
+    """A line with a remark at its end, or below it where that is too wide."""
+    if len(line) + 3 + len(remark) <= width:
+        return f"{line}   {remark}"
+    return f"{line}\n{max(0, min(indent, width - len(remark))) * ' '}{remark}"
+
+
+def folded(lines: Sequence[str], width: int) -> list[str]:
+    """Lines cut where they are too wide, what follows standing under where their text begins."""
+    found: list[str] = []
+    for line in lines:
+        if len(line) <= width:
+            found.append(line)
+            continue
+        start = len(line) - len(line.lstrip())
+        gap = line.rfind("   ", 0, width // 2)
+        hang = min(gap + 3 if gap > start else start + 2, width // 2)
+        found += wrapped(line, width, hang)
+    return found
+
+
+def wrapped(line: str, width: int, hang: int) -> list[str]:
+    """A line folded between words, not within brackets where these are short."""
+    kept = re.sub(r"\([^()]{1,40}\)|⟨[^⟨⟩]{1,30}⟩", lambda found: found.group().replace(" ", KEEP), line)
+    folded = textwrap.wrap(
+        kept, width, subsequent_indent=" " * hang, drop_whitespace=True, replace_whitespace=False,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return [each.replace(KEEP, " ") for each in folded]

@@ -1,0 +1,202 @@
+"""Why Wᵀ?, layouts and order, as lines of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxnet.explaining.expressions import Product, Transposed, written
+from jaxnet.explaining.model import Checked, Derivation, Jacobian, Layouts, Order, WhyTranspose
+from jaxnet.explaining.numbers import entries, lowered_index, number, one, shape, shortened, vector
+
+MANY = 4  # terms of a sum or rows of a matrix, beyond which the middle is left out
+
+
+def why_lines(why: WhyTranspose, back: str, rows: bool, digits: int) -> list[str]:
+    """The block under ∂C/∂a, in the order of asking. back: Wᵀδ as written. rows: whether W is (in, out)."""
+    W = written(why.W)
+    found = [f"Why {written(Transposed(why.W))}?"]
+    for n, (head, lines) in enumerate(
+        (
+            ("ask the network", nudged(why, rows, digits)),
+            ("count paths", counted(why, rows, digits)),
+            ("whole columns" if rows else "whole rows", whole_rows(why, rows, digits)),
+            (f"not {W}⁻¹", not_inverse(why, back, digits)),
+            ("orthogonal", orthogonal(why, back)),
+            ("adjoint", adjoint(why, back, digits)),
+        ),
+        1,
+    ):
+        found += [f" {n} {head:<17} {lines[0]}", *(f"{'':21}{line}" for line in lines[1:])]
+    units = "   ".join(f"{what}: {unit}" for what, unit in why.units)
+    return [*found, f"   {'units':<17} {units}"]
+
+
+def nudged(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
+    """1: ask the network."""
+    nudge, unit = why.nudge, why.nudge.unit + 1
+    line = "row" if rows else "column"
+    moved = fixed(nudge.dz, digits)
+    return [
+        f"{entry(written(why.a), unit)} + {number(nudge.by, 3)} → {written(why.gives)} + {moved}, "
+        f"{written(why.W)}'s {line} {unit} → C {plus(nudge.cost_moves)}"
+    ]
+
+
+def fixed(values: np.ndarray, digits: int) -> str:
+    """A vector with so many decimals where these show it, else by its power of ten."""
+    largest = float(np.abs(values).max(initial=0))
+    if len(values) > 8 or not 10.0**-digits <= largest:
+        return vector(values, digits)
+    return f"({' '.join(number(float(value), digits) for value in np.round(values, digits))})"
+
+
+def plus(value: float) -> str:
+    """A small number of three significant digits with its sign before it."""
+    size = abs(value)
+    decimals = min(12, max(0, 2 - math.floor(math.log10(size)))) if size else 0
+    return f"{'−' if value < 0 else '+'} {number(size, decimals)}"
+
+
+def entry(symbol: str, *indices: int) -> str:
+    """A symbol with subscripts."""
+    return f"{symbol}{lowered_index(*indices)}"
+
+
+def weight(why: WhyTranspose, rows: bool, out: int, into: int) -> str:
+    """An entry of W as it lies."""
+    return entry(written(why.W), *((into, out) if rows else (out, into)))
+
+
+def some(items: Sequence[str], between: str = " + ") -> str:
+    """A sum's terms, of many the first two and the last."""
+    return between.join(items if len(items) <= MANY else [*items[:2], "…", items[-1]])
+
+
+def counted(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
+    """2: count paths."""
+    paths, unit = why.paths, why.paths.unit + 1
+    delta, a = written(why.delta), written(why.a)
+    count = {1: "one", 2: "two", 3: "three", 4: "four"}.get(len(paths.terms), str(len(paths.terms)))
+    symbols = some([f"{entry(delta, j + 1)}{weight(why, rows, j + 1, unit)}" for j in range(len(paths.terms))])
+    shown = range(len(paths.terms)) if len(paths.terms) <= MANY else (0, 1, len(paths.terms) - 1)
+    texts = [number(float(paths.terms[i]), digits) for i in shown]
+    if len(paths.terms) > MANY:
+        texts.insert(2, "…")
+    sum_ = " + ".join(texts).replace("+ −", "− ")
+    first = f"{entry(a, unit)} reaches C by {count}:"
+    second = f"{weight(why, rows, 1, unit)} by one, no sum:"
+    width = max(len(first), len(second))
+    return [
+        f"{first:<{width}}  {symbols} = {sum_} = {number(paths.total, digits)}",
+        f"{second:<{width}}  {entry(delta, 1)}{entry(a, unit)} = {number(paths.weight_gradient, digits)}",
+    ]
+
+
+def whole_rows(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
+    """3: whole rows."""
+    W, line = written(why.W), "column" if rows else "row"
+    out, into = why.shape
+    shown = range(out) if out <= MANY else (0, 1, out - 1)
+    columns = shortened(into)
+    kept = [j for j in columns if j is not None]
+    deltas = [number(float(why.rows.delta[j]), digits) for j in shown]
+    weights, _ = entries(why.rows.W[list(shown)][:, kept], digits, 1)
+    scaled, _ = entries(why.rows.scaled[list(shown)][:, kept], digits)
+    total, _ = entries(why.rows.total[kept], digits)
+    wide = [max(map(len, deltas)), max(map(len, weights)), max(map(len, [*scaled, *total]))]
+    found = [f"each δ returns along the {line} of {W} that made its z:"]
+    for i, delta in enumerate(deltas):
+        here = slice(i * len(kept), (i + 1) * len(kept))
+        row, product = spread(weights[here], columns, wide[1]), spread(scaled[here], columns, wide[2])
+        left = f"  {delta:>{wide[0]}} × {row} ="
+        found.append(f"{left} {product}")
+        if out > MANY and i == 1:
+            found.append(" " * (len(left) // 2) + "⋮")
+    blank = " " * len(f"  {'':{wide[0]}} × {spread(weights[: len(kept)], columns, wide[1])} =")
+    return [*found[:-1], f"{found[-1]}  + ↓", f"{blank} {spread(total, columns, wide[2])}"]
+
+
+def spread(texts: Sequence[str], columns: Sequence[int | None], width: int) -> str:
+    """Entries at their places, … for those left out."""
+    left = iter(texts)
+    return f"({' '.join(('…' if j is None else next(left)).rjust(width) for j in columns)})"
+
+
+def not_inverse(why: WhyTranspose, back: str, digits: int) -> list[str]:
+    """4: not the inverse."""
+    sent = why.sent_back
+    has = {"none": f"{shape(why.shape)} has none; the pseudo-inverse", "singular": "singular; the pseudo-inverse",
+           "inverse": "the inverse"}[sent.inverse]  # fmt: skip
+    away = "one of them is 0" if math.isnan(sent.angle) else f"{sent.angle:.0f}° away"
+    other = "inverse" if sent.inverse == "inverse" else "pinv"
+    lowers, instead = (sized(value, digits) for value in (sent.transpose_lowers, sent.other_lowers))
+    return [
+        f"{has} gives {vector(sent.value, 2)}, {away}.",
+        f"Step {number(sent.step, 1)} downhill: {back} lowers C by {lowers}, {other} by {instead}",
+    ]
+
+
+def sized(value: float, digits: int) -> str:
+    """A change of the cost: so many decimals, or two significant digits of a smaller one."""
+    return one(value, digits) if 0 < abs(value) < 10.0**-digits else number(value, digits)
+
+
+def orthogonal(why: WhyTranspose, back: str) -> list[str]:
+    """5: where they are one."""
+    return [f"where W's {'columns' if why.shape[0] >= why.shape[1] else 'rows'} are orthonormal the two are one: "
+            f"Qᵀδ = Q⁺δ = {vector(why.orthogonal.transposed, 3)}"]  # fmt: skip
+
+
+def adjoint(why: WhyTranspose, back: str, digits: int) -> list[str]:
+    """6: the adjoint."""
+    side, v = one(why.adjoint.left, digits), vector(why.adjoint.v, 2)
+    return [f"⟨{written(why.delta)}, {written(why.W)}v⟩ = ⟨{back}, v⟩ for every v: {side} at v = {v}"]
+
+
+# ---------------------------------------------------------------------------------------- layout and order
+
+
+def layout_lines(layouts: Layouts) -> list[str]:
+    """Both layouts side by side, with the shapes of the product."""
+    parts = []
+    for name, factors, result in (
+        ("row:", layouts.row, layouts.row_shape),
+        ("column:", layouts.column, layouts.column_shape),
+    ):
+        symbols = written(Product(tuple(each.expression for each in factors), "·"))
+        parts.append(
+            (name, shortly(factors, symbols), f"{'·'.join(shape(each.shape) for each in factors)} → {shape(result)}")
+        )
+    width, shapes = max(len(symbols) for _, symbols, _ in parts), max(len(text) for *_, text in parts)
+    lines = [f"{name:<7} {symbols:<{width}}   {text:<{shapes}}" for name, symbols, text in parts]
+    return [lines[0].rstrip(), f"{lines[1]}   the same, transposed: (AB)ᵀ = BᵀAᵀ"]
+
+
+def shortly(factors: Sequence[Jacobian], symbols: str) -> str:
+    """The product with diagonal Jacobians as `diag` where there is one alone."""
+    if sum(each.kind == "diagonal" for each in factors) != 1:
+        return symbols
+    return " · ".join("diag" if each.kind == "diagonal" else written_factor(each) for each in factors)
+
+
+def written_factor(each: Jacobian) -> str:
+    """A factor, in brackets where it is a sum."""
+    return written(Product((each.expression, each.expression), "·")).split(" · ")[0]
+
+
+def order_line(order: Order, by: str) -> str:
+    """What ∂C/∂x costs from either end."""
+    text = f"{by} from the loss {order.from_loss:,} products, from the input {order.from_input:,} (⊙ not counted)"
+    return text if order.cheapest == order.from_loss else f"{text}; cheapest {order.cheapest:,}: {order.bracketing}"
+
+
+def check_line(derivation: Derivation) -> str:
+    """How far all values are from autodiff's."""
+    checked: Checked = derivation.checked
+    if checked.ok:
+        return f"every line equals jax.grad within {max(1, math.ceil(checked.worst))} ulp"
+    far = [f"{key} {value:,.0f}" for key, value in checked.by_key.items() if not value <= checked.allowed]
+    return f"NOT EQUAL to jax.grad, in ulp: {', '.join(far)}"
