@@ -186,3 +186,38 @@ def test_the_checker_holds_it_in_both_modes_and_names_what_is_missing():
     wrong = check(serial(dense(4), right._replace(backward=backward), dense(3)), "float32[6,5]", diagnose=False)
     assert not wrong.ok
     assert wrong.layer == "layer 2 of 3 › batch_norm"
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 2, 4)], ids=["vectors", "images"])
+def test_values_gradients_and_population_are_torchs(shape):
+    torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
+    theirs = (torch.nn.BatchNorm1d if len(shape) == 1 else torch.nn.BatchNorm2d)(4)
+    layer, xs, d_outs = batch_norm(), normal(1, (6, *shape)), normal(2, (6, *shape))
+    params, state = split_state(layer.init(jax.random.key(0), xs[0]))
+    params = params | {"gamma": normal(3, (4,)), "beta": normal(4, (4,))}
+    with torch.no_grad():
+        theirs.weight.copy_(torch.tensor(np.asarray(params["gamma"])))
+        theirs.bias.copy_(torch.tensor(np.asarray(params["beta"])))
+
+    def channels_first(t):
+        return torch.tensor(np.moveaxis(np.asarray(t), -1, 1).copy())
+
+    x = channels_first(xs).requires_grad_()
+    out = theirs(x)
+    out.backward(channels_first(d_outs))
+
+    def one(x, d_out):
+        out, saved = layer.forward(with_state(params, state), x, None, True)
+        dx, grads = layer.backward(with_state(params, state), saved, d_out, jaxnet.total)
+        return out, dx, grads, saved[2].value
+
+    outs, dxs, grads, population = jax.vmap(one, axis_name=EXAMPLES, out_axes=(0, 0, None, None))(xs, d_outs)
+    for mine, other in [
+        (outs, np.moveaxis(out.detach().numpy(), 1, -1)),
+        (dxs, np.moveaxis(x.grad.numpy(), 1, -1)),
+        (grads["gamma"], theirs.weight.grad.numpy()),
+        (grads["beta"], theirs.bias.grad.numpy()),
+        (population["mean"], theirs.running_mean.numpy()),
+        (population["variance"], theirs.running_var.numpy()),
+    ]:
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)

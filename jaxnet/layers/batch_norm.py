@@ -21,6 +21,7 @@ from jax.custom_batching import custom_vmap
 
 from jaxnet.factors import Plain, accumulated
 from jaxnet.layer import EXAMPLES, Layer, Passing, ShapeError, Static, Untrained, split_state
+from jaxnet.layers.normalization import along_last
 from jaxnet.readings import explicit_sharding
 
 
@@ -51,11 +52,6 @@ def mean_over_batch(t: jax.Array) -> jax.Array:
         return jax.lax.pmean(own, EXAMPLES)
     # jax 0.10 and 0.12 give the mean over an explicitly sharded axis the sharding of what it was taken from, and fail.
     return sum_over_examples(own) / jax.lax.axis_size(EXAMPLES)
-
-
-def each(v: jax.Array, x: jax.Array) -> jax.Array:
-    """A number for each channel beside x of shape (…, channels), in the dtype of sums."""
-    return jnp.expand_dims(v.astype(accumulated(x.dtype)), range(x.ndim - 1))
 
 
 def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
@@ -96,7 +92,7 @@ def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
                 "value_and_grad with chunks=1, or evaluation mode (train=False)"
             )
         mu = mean_over_batch(x)
-        return mu, mean_over_batch(jnp.square(x - each(mu, x)))
+        return mu, mean_over_batch(jnp.square(x - along_last(mu, x)))
 
     def moved(population, mu, variance, count):
         """The population after a batch of `count` values of each channel."""
@@ -116,18 +112,18 @@ def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
         else:
             mu, variance, after = population.value["mean"], population.value["variance"], population
         inverse_sigma = jax.lax.rsqrt(variance + epsilon)
-        x_hat = (wide - each(mu, x)) * each(inverse_sigma, x)
-        out = each(params["gamma"], x) * x_hat + each(params["beta"], x)
+        x_hat = (wide - along_last(mu, wide)) * along_last(inverse_sigma, wide)
+        out = along_last(params["gamma"], wide) * x_hat + along_last(params["beta"], wide)
         return out.astype(x.dtype), (x_hat, inverse_sigma, after, Static(train))
 
     def backward(params, saved, d_out, read):
         x_hat, inverse_sigma, after, train = saved
         d = d_out.astype(x_hat.dtype)
-        dx_hat = each(params["gamma"], d) * d  # out = γ x̂ + β
+        dx_hat = along_last(params["gamma"], d) * d  # out = γ x̂ + β
         dx = dx_hat
         if train.value:  # x̂ = (x − μ)/√(σ² + ε), and μ and σ² are of this batch
-            dx = dx - each(mean_over_batch(dx_hat), d) - x_hat * each(mean_over_batch(dx_hat * x_hat), d)
-        dx = (dx * each(inverse_sigma, d)).astype(d_out.dtype)
+            dx = dx - along_last(mean_over_batch(dx_hat), d) - x_hat * along_last(mean_over_batch(dx_hat * x_hat), d)
+        dx = (dx * along_last(inverse_sigma, d)).astype(d_out.dtype)
         positions = d_out.ndim - 1
         factors = {"gamma": Plain(d * x_hat, positions), "beta": Plain(d, positions), "population": None}
         state = {"gamma": None, "beta": None, "population": after}
