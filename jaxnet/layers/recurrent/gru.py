@@ -17,33 +17,31 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxnet.factors import Plain
+from jaxnet.factors import Plain, accumulated
 from jaxnet.layer import Layer
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times
+from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times, wide
 
 
-def step(params, wx, carry):
-    h = carry["h"].astype(wx.dtype)
-    uh = rows_times(params["U"], carry["h"]).astype(wx.dtype)
-    (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(wx, 3), jnp.split(uh, 3)
+def step(params, x, carry):
+    Wx = rows_times(params["W"], x) + params["b"].astype(accumulated(x.dtype))
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(Wx, 3), jnp.split(rows_times(params["U"], carry["h"]), 3)
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
-    u = h_n + params["c"].astype(wx.dtype)
+    u = h_n + params["c"].astype(h_n.dtype)
     n = jnp.tanh(x_n + r * u)
-    after = ((1 - z) * n + z * h).astype(carry["h"].dtype)
-    return {"h": after}, (jnp.concatenate([r, z, n, u]).astype(after.dtype), carry["h"])
+    h = (1 - z) * n + z * carry["h"].astype(n.dtype)
+    return {"h": h.astype(x.dtype)}, [t.astype(x.dtype) for t in (r, z, n, u)]
 
 
-def back(params, saved, d):  # h ← (1 − z) ⊙ n + z ⊙ h
+def back(params, saved, before, after, d):  # h ← (1 − z) ⊙ n + z ⊙ h
+    r, z, n, u, h = wide(*saved, before)
     dh = d["h"]
-    gates, h = (t.astype(dh.dtype) for t in saved)
-    r, z, n, u = jnp.split(gates, 4)
     delta_n = dh * (1 - z) * (1 - n**2)
     delta_z = dh * (h - n) * z * (1 - z)
     delta_r = delta_n * u * r * (1 - r)
     delta = jnp.concatenate([delta_r, delta_z, delta_n])
     delta_U = jnp.concatenate([delta_r, delta_z, delta_n * r])
-    return {"h": dh * z + rows_back(params["U"], delta_U).astype(dh.dtype)}, delta, delta_U
+    return {"h": dh * z + rows_back(params["U"], delta_U)}, delta, delta_U
 
 
 def gru(

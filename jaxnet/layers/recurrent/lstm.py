@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxnet.factors import accumulated
 from jaxnet.layer import Layer
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times
+from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times, wide
 
 
 def begin(units: int, dtype):
@@ -30,25 +30,25 @@ def begin(units: int, dtype):
     return {"h": jnp.zeros(units, dtype), "c": jnp.zeros(units, accumulated(dtype))}
 
 
-def step(params, z, carry):
-    z = z + rows_times(params["U"], carry["h"]).astype(z.dtype)
+def step(params, x, carry):
+    z = rows_times(params["W"], x) + rows_times(params["U"], carry["h"]) + params["b"].astype(carry["c"].dtype)
     z_i, z_f, z_g, z_o = jnp.split(z, 4)
     i, f, g, o = jax.nn.sigmoid(z_i), jax.nn.sigmoid(z_f), jnp.tanh(z_g), jax.nn.sigmoid(z_o)
     c = f * carry["c"] + i * g
-    h = (o * jnp.tanh(c)).astype(carry["h"].dtype)
-    gates = jnp.concatenate([i, f, g, o]).astype(h.dtype)
-    return {"h": h, "c": c}, (gates, carry["c"])
+    h = (o * jnp.tanh(c)).astype(x.dtype)
+    # Four arrays: as one, each step would have to lay them together before it writes them.
+    return {"h": h, "c": c}, ([gate.astype(x.dtype) for gate in (i, f, g, o)], carry["c"])
 
 
-def back(params, saved, d):  # c ← f ⊙ c + i ⊙ g;  h ← o ⊙ tanh c
+def back(params, saved, before, after, d):  # c ← f ⊙ c + i ⊙ g;  h ← o ⊙ tanh c
     gates, c_before = saved
-    i, f, g, o = jnp.split(gates.astype(c_before.dtype), 4)
+    i, f, g, o = wide(*gates)
     tanh_c = jnp.tanh(f * c_before + i * g)
     dc = d["c"] + d["h"] * o * (1 - tanh_c**2)
     delta = jnp.concatenate(
         [dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g**2), d["h"] * tanh_c * o * (1 - o)]
     )
-    return {"h": rows_back(params["U"], delta).astype(dc.dtype), "c": dc * f}, delta
+    return {"h": rows_back(params["U"], delta), "c": dc * f}, delta
 
 
 def lstm(

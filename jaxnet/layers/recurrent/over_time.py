@@ -1,13 +1,13 @@
 """What every recurrence shares: a cell run over the time steps of a sequence, and back again.
 
-    h_t = step(W x_t + b, h_{t−1})      W: (blocks · units, in)   U: (blocks · units, units)   h: (units,)
+    h_t = step(W x_t + b, U h_{t−1})    W: (blocks · units, in)   U: (blocks · units, units)   h: (units,)
     ∇_W C = Σ_t δ_t x_tᵀ                δ_t = ∂C/∂(W x_t + b)
     ∇_U C = Σ_t δᵁ_t h_{t−1}ᵀ           δᵁ_t = ∂C/∂(U h_{t−1}): δ_t, but where a gate stands between
     ∇_b C = Σ_t δ_t
     ∂C/∂x_t = Wᵀ δ_t
 
-W x_t + b is one product before the scan; the scan back gives the δ_t alone, and each weight's gradient is one product
-after it. Source: Werbos, Backpropagation Through Time, 1990.
+The scan back gives the δ_t alone; each weight's gradient, and all ∂C/∂x_t, are one product after it.
+Source: Werbos, Backpropagation Through Time, 1990.
 """
 
 from collections.abc import Callable
@@ -44,8 +44,9 @@ class Cell(NamedTuple):
     """One time step of a recurrence.
 
     - `blocks`: how many gates of `units` entries W and U give.
-    - `step(params, z, carry) -> carry, saved`: z = W x + b.
-    - `back(params, saved, d_carry) -> d_carry before, δ, δᵁ`: δᵁ is δ itself where U h is added to W x.
+    - `step(params, x, carry) -> carry, saved`.
+    - `back(params, saved, before, after, d_carry) -> d_carry before, δ, δᵁ`: before and after are h around the step;
+      δᵁ is left out where it is δ.
     - `begin(units, dtype) -> carry` of zeros, a dict with the output "h".
     """
 
@@ -57,12 +58,17 @@ class Cell(NamedTuple):
 
 def rows_times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
     """W a of every row of a, multiplied in W's dtype, in float32 or better."""
-    return jnp.matmul(a.astype(W.dtype), W.T, preferred_element_type=accumulated(W.dtype))
+    return jnp.matmul(a.astype(W.dtype), W.T, preferred_element_type=accumulated(W.dtype)).astype(accumulated(a.dtype))
 
 
 def rows_back(W: Float[Array, "out in"], delta: Float[Array, "*positions out"]) -> Float[Array, "*positions in"]:
     """Wᵀ δ of every row of δ, in the same dtypes."""
-    return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype))
+    return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype)).astype(delta.dtype)
+
+
+def wide(*arrays: Float[Array, "..."]) -> list[Array]:
+    """The arrays in float32 or better."""
+    return [t.astype(accumulated(t.dtype)) for t in arrays]
 
 
 def over_time(
@@ -100,46 +106,52 @@ def over_time(
 
     def forward(params, x, key=None, train=False):
         xs, carry, length = as_piece(x)
-        wide = accumulated(xs.dtype)
-        begin = cell.begin(units, xs.dtype)
-        carry = begin if carry is None else jax.tree.map(lambda t, like: t.astype(like.dtype), carry, begin)
-        zs = rows_times(params["W"], xs).astype(wide) + params["b"].astype(wide)[None]
+        zeros = cell.begin(units, xs.dtype)
+        first = zeros if carry is None else jax.tree.map(lambda t, like: t.astype(like.dtype), carry, zeros)
         valid = None if length is None else jnp.arange(len(xs)) < length
 
         def one(carry, at):
-            z, counts = at
-            after, saved = cell.step(params, z, carry)
-            after = after if counts is None else jax.tree.map(lambda a, b: jnp.where(counts, a, b), after, carry)
-            return after, (after["h"], carry["h"], saved)
+            x, counts = at
+            after, saved = cell.step(params, x, carry)
+            after = keep(counts, after, carry)
+            return after, (after["h"], saved)
 
-        carry, (hs, before, saved) = jax.lax.scan(one, carry, (zs, valid), reverse=reverse)
-        hs = hs if valid is None else jnp.where(valid[:, None], hs, jnp.zeros_like(hs))
-        kept = (xs.astype(params["W"].dtype), before.astype(params["U"].dtype), saved, valid)
-        return (hs, carry) if isinstance(x, Piece) else hs, kept
+        last, (hs, saved) = jax.lax.scan(one, first, (xs, valid), reverse=reverse)
+        out = hs if valid is None else jnp.where(valid[:, None], hs, jnp.zeros_like(hs))
+        kept = (xs.astype(params["W"].dtype), first["h"], hs, saved, valid)
+        return (out, last) if isinstance(x, Piece) else out, kept
 
-    def backward(params, saved, d_out):  # h_t = step(W x_t + b, h_{t−1})
-        xs, before, saved, valid = saved
-        d_hs, d_carry = d_out if isinstance(d_out, tuple) else (d_out, cell.begin(units, d_out.dtype))
-        wide = accumulated(d_hs.dtype)
+    def backward(params, saved, d_out):  # h_t = step(W x_t + b, U h_{t−1})
+        xs, first, hs, saved, valid = saved
+        d_hs, d_last = d_out if isinstance(d_out, tuple) else (d_out, cell.begin(units, d_out.dtype))
+        before = jnp.concatenate([hs[1:], first[None]] if reverse else [first[None], hs[:-1]])
 
-        def one(d_carry, at):
-            d_h, counts, s = at
-            d_before, *deltas = cell.back(params, s, d_carry | {"h": d_carry["h"] + d_h.astype(wide)})
-            if counts is None:
-                return d_before, deltas
-            d_before = jax.tree.map(lambda a, b: jnp.where(counts, a, b), d_before, d_carry)
-            return d_before, [jnp.where(counts, delta, jnp.zeros_like(delta)) for delta in deltas]
+        def one(d_after, at):
+            d_h, counts, s, h_before, h_after = at
+            d_h = d_after["h"] + d_h.astype(d_after["h"].dtype)
+            d_before, *deltas = cell.back(params, s, h_before, h_after, d_after | {"h": d_h})
+            return keep(counts, d_before, d_after), keep(counts, deltas, jax.tree.map(jnp.zeros_like, deltas))
 
-        d_after = jax.tree.map(lambda t: t.astype(wide), d_carry)
-        d_first, (delta, *others) = jax.lax.scan(one, d_after, (d_hs, valid, saved), reverse=not reverse)
+        d_last_wide = jax.tree.map(lambda t: t.astype(accumulated(t.dtype)), d_last)
+        over = (d_hs, valid, saved, before, hs)
+        d_first, (delta, *others) = jax.lax.scan(one, d_last_wide, over, reverse=not reverse)
         delta_U = others[0] if others else delta
         dx = rows_back(params["W"], delta).astype(d_hs.dtype)
         if isinstance(d_out, tuple):
-            dx = Piece(dx, jax.tree.map(lambda t, like: t.astype(like.dtype), d_first, d_carry))
-        factors = {"W": Outer(delta, xs, 1), "U": Outer(delta_U, before, 1), "b": Plain(delta, 1)}
+            dx = Piece(dx, jax.tree.map(lambda t, like: t.astype(like.dtype), d_first, d_last))
+        factors = {
+            "W": Outer(delta, xs, 1),
+            "U": Outer(delta_U, before.astype(params["U"].dtype), 1),
+            "b": Plain(delta, 1),
+        }
         return dx, factors | more_factors(delta_U)
 
     return leaf(name, new, forward, backward, accepts)
+
+
+def keep(counts: Array | None, new: Any, old: Any) -> Any:
+    """What a time step makes of the state: nothing where it lies beyond the sequence's length."""
+    return new if counts is None else jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, old)
 
 
 def as_piece(x) -> Piece:

@@ -17,20 +17,21 @@ import jax.numpy as jnp
 
 from jaxnet.layer import Layer
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times
+from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times, wide
 
 G = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 G_PRIME = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).astype(h.dtype)}
 
 
-def step(name, params, z, carry):
-    h = G[name](z + rows_times(params["U"], carry["h"]).astype(z.dtype)).astype(carry["h"].dtype)
-    return {"h": h}, h
+def step(name, params, x, carry):
+    Wx, Uh = rows_times(params["W"], x), rows_times(params["U"], carry["h"])
+    return {"h": G[name](Wx + Uh + params["b"].astype(Wx.dtype)).astype(x.dtype)}, ()
 
 
-def back(name, params, h, d):  # h ← g(W x + U h + b)
-    delta = d["h"] * G_PRIME[name](h.astype(d["h"].dtype))
-    return {"h": rows_back(params["U"], delta).astype(delta.dtype)}, delta
+def back(name, params, saved, before, after, d):  # h ← g(W x + U h + b)
+    [h] = wide(after)
+    delta = d["h"] * G_PRIME[name](h)
+    return {"h": rows_back(params["U"], delta)}, delta
 
 
 def rnn(
