@@ -17,7 +17,16 @@ from jaxnet.readings import total
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, import_object
 from jaxnet.training.data.own import raised
-from jaxnet.training.names import LAYERS, LOSS_NAMES, MODEL_NAMES, OPTIMIZERS, SCHEDULES, gives_options, parameters
+from jaxnet.training.names import (
+    FEEDBACK_NAMES,
+    LAYERS,
+    LOSS_NAMES,
+    MODEL_NAMES,
+    OPTIMIZERS,
+    SCHEDULES,
+    gives_options,
+    parameters,
+)
 
 
 class Experiment(NamedTuple):
@@ -36,7 +45,12 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     network does not take the data's shape.
     """
     n = len(dataset.train.x)
-    for key, value in (("train.batch", config.train.batch), ("monitor.mean_delta", config.monitor.mean_delta)):
+    counts = {
+        "train.batch": config.train.batch,
+        "monitor.mean_delta": config.monitor.mean_delta,
+        "monitor.angles": config.monitor.angles,
+    }
+    for key, value in counts.items():
         if value > n:
             raise ConfigError(f"{key} must be at most {n}, the examples of {dataset.name} to train on, got {value}")
     net, loss = network(config), loss_of(config.loss)
@@ -116,7 +130,17 @@ def with_init(of: Callable, options: Mapping[str, Any], init: str | None) -> dic
 
 
 def network(config: Config) -> Layer:
-    """The network of a config.
+    """The network of a config, with its way back.
+
+    Raises ConfigError.
+    """
+    net = forward_network(config)
+    name, options = split_name(config.feedback)
+    return net if name == "transpose" else make("feedback", FEEDBACK_NAMES[name], **options)(net)
+
+
+def forward_network(config: Config) -> Layer:
+    """The network of a config, whose error goes back by Wᵀ.
 
     Raises ConfigError.
     """

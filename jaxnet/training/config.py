@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from jaxnet.training.options import (
     DataSpec,
+    FeedbackSpec,
     Init,
     LossSpec,
     ModelSpec,
@@ -67,6 +68,10 @@ class Monitor(Table):
     """Each layer's norm of the update over that of the parameters."""
     train_accuracy: bool = False
     """Accuracy and loss over the whole training set after each epoch."""
+    angles: int = Field(default=0, ge=0)
+    """The first so many training examples, over which each layer's angles to backpropagation are taken each epoch.
+
+    Of its gradient to the true one, and of what carries the error back to the transpose of W; in degrees."""
 
 
 class Checkpoint(Table):
@@ -123,6 +128,8 @@ class Config(Table):
     """The initialiser of each layer that names none of its own."""
     model: ModelSpec
     """A list of layers, a model by name with its options, or package.module:object."""
+    feedback: FeedbackSpec = "transpose"
+    """What carries the error back instead of the transpose of W, in all layers with weights or in some."""
     train: Train
     monitor: Monitor = Monitor()
     checkpoint: Checkpoint = Checkpoint()

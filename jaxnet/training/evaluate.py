@@ -48,7 +48,7 @@ def restore(folder: Path, *, data_dir: Path | None = None, dataset: Dataset | No
 def for_evaluation(config: Config) -> Config:
     """The config without what binds it to devices, to the size of its training set, or to monitors."""
     train = config.train.model_copy(update={"batch": 1, "chunks": 1})
-    monitor = config.monitor.model_copy(update={"mean_delta": 0, "train_accuracy": False})
+    monitor = config.monitor.model_copy(update={"mean_delta": 0, "angles": 0, "train_accuracy": False})
     return config.model_copy(update={"mesh": Mesh(), "train": train, "monitor": monitor})
 
 

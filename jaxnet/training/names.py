@@ -13,6 +13,7 @@ import optax
 from pydantic import Field
 
 from jaxnet import combinators, layers
+from jaxnet.feedback import WAYS, Way
 from jaxnet.layer import Layer, Loss
 from jaxnet.layers.initializers import initializer
 from jaxnet.losses import LOSSES, huber
@@ -63,9 +64,25 @@ def parallel(branches: Sequence[Layer], join: Literal["sum", "concatenate"] = "s
     return combinators.parallel(*branches, join=join)
 
 
+def bidirectional(branches: Sequence[Layer]) -> Layer:
+    """Two recurrences over one sequence, the second with reverse = true."""
+    if len(branches) != 2:
+        raise ValueError(f"bidirectional takes two recurrences, the second with reverse = true, got {len(branches)}")
+    return combinators.bidirectional(*branches)
+
+
 def per_position(block: Layer) -> Layer:
     """A block at every position of a sequence."""
     return combinators.per_position(block)
+
+
+def feedback(block: Layer, way: str, seed: int | None = None, scale: float | None = None) -> Layer:
+    """A block whose error goes back another way than Wᵀ. `seed`, `scale`: of ways that draw a matrix, or scale one."""
+    given = {name: value for name, value in (("seed", seed), ("scale", scale)) if value is not None}
+    takes = [name for name in given if name not in parameters(WAYS[way])]
+    if takes:
+        raise ValueError(f'way = "{way}" takes no {" and no ".join(takes)}: leave it out')
+    return WAYS[way](**given)(block)
 
 
 def remat(block: Layer) -> Layer:
@@ -108,8 +125,10 @@ LAYERS: Mapping[str, Callable[..., Layer] | Layer] = MappingProxyType(
         "residual": residual,
         "repeat": repeat,
         "parallel": parallel,
+        "bidirectional": bidirectional,
         "per_position": per_position,
         "remat": remat,
+        "feedback": feedback,
         "tied": tied,
     }
 )
@@ -117,6 +136,9 @@ LAYERS: Mapping[str, Callable[..., Layer] | Layer] = MappingProxyType(
 
 LOSS_NAMES: Mapping[str, Callable[..., Loss] | Loss] = MappingProxyType({**LOSSES, "huber": huber})
 """What `loss` may be."""
+
+FEEDBACK_NAMES: Mapping[str, Callable[..., Way]] = WAYS
+"""What `feedback` may be."""
 
 MODEL_NAMES: Mapping[str, Callable[..., Layer]] = MappingProxyType(MODELS)
 """What `model.name` may be."""

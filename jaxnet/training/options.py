@@ -27,6 +27,7 @@ from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, INITIALIZERS
 from jaxnet.training.data.dataset import did_you_mean
 from jaxnet.training.names import (
+    FEEDBACK_NAMES,
     LAYERS,
     LOSS_NAMES,
     MODEL_NAMES,
@@ -146,6 +147,8 @@ def type_of(parameter: Parameter) -> Any:
         return Init
     if name in ("activation", "out"):
         return Activation
+    if name == "way":
+        return one_of(FEEDBACK_NAMES, "a way back")
     if name in ("width", "depth", "outputs"):
         return Count
     if name == "widths":
@@ -255,6 +258,7 @@ def named(names: Mapping[str, Any], what: str, key: str = "name", own: bool = Tr
 ScheduleTable = Annotated[Any, Checked(named(SCHEDULES, "schedule", key="schedule", own=False))]
 OptimizerSpec = Annotated[Any, Checked(named(OPTIMIZERS, "optimizer"))]
 LossSpec = Annotated[Any, Checked(named(LOSS_NAMES, "loss"))]
+FeedbackSpec = Annotated[Any, Checked(named(FEEDBACK_NAMES, "feedback", own=False))]
 NamedModel = Annotated[Any, Checked(named(MODEL_NAMES, "model"))]
 
 

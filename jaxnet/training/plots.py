@@ -140,7 +140,7 @@ def log_axis(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(plain)
 
 
-def by_layer(name: str) -> Callable[[Axes, Sequence[Record], Theme], None]:
+def by_layer(name: str, log: bool = True) -> Callable[[Axes, Sequence[Record], Theme], None]:
     """Draws one curve for each layer, its number at its end: for one run in colours by layer, for several by run."""
 
     def draw(axes: Axes, records: Sequence[Record], theme: Theme) -> None:
@@ -151,13 +151,13 @@ def by_layer(name: str) -> Callable[[Axes, Sequence[Record], Theme], None]:
             colors = theme.colors(count) if alone else [theme.colors(len(records))[i]] * count
             for layer in range(count):
                 xs, ys = series(record, name, layer)
-                ys = [y if y > 0 else math.nan for y in ys]  # a log axis has no zero
+                ys = [y if y > 0 or not log else math.nan for y in ys]  # a log axis has no zero
                 fade = 1.0 if alone or count == 1 else 1 - 0.45 * layer / (count - 1)
                 line(axes, xs, ys, color=colors[layer], alpha=fade)
                 seen = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
                 if seen and (count <= NAMED or layer in (0, count - 1)):
                     ends.append((*seen[-1], str(layer + 1), colors[layer]))
-        if ends:
+        if ends and log:
             log_axis(axes)
         name_ends(axes, ends if len(ends) <= MOST_NAMES else [])
 
@@ -166,15 +166,17 @@ def by_layer(name: str) -> Callable[[Axes, Sequence[Record], Theme], None]:
 
 def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Writes each curve's name beside its end, apart from the one below it; what would be far off is left out."""
-    low, high = axes.get_ylim()
-    gap = 0.065 * math.log(high / low) if low > 0 else 1.0
+    log = axes.get_yscale() == "log"
+    height_of, value_at = (math.log, math.exp) if log else (float, float)
+    low, high = map(height_of, axes.get_ylim())
+    gap = 0.065 * (high - low)
     written: dict[float, float] = {}  # by epoch, the height of the last name
     for x, y, name, color in sorted(ends, key=lambda end: end[1]):
-        height = max(math.log(y), written.get(x, -math.inf) + gap)
-        if height - math.log(y) < 2.5 * gap:
+        height = max(height_of(y), written.get(x, -math.inf) + gap)
+        if height - height_of(y) < 2.5 * gap:
             written[x] = height
             style = {"va": "center", "color": color, "fontsize": 10, "weight": "bold"}
-            axes.annotate(name, (x, math.exp(height)), (5, 0), textcoords="offset points", **style)
+            axes.annotate(name, (x, value_at(height)), (5, 0), textcoords="offset points", **style)
 
 
 def speed(axes: Axes, records: Sequence[Record], theme: Theme) -> None:
@@ -206,6 +208,8 @@ PANELS = (
     ),
     Panel("gradient_norms", "‖gradient‖ by layer", NUMBERED, by_layer("gradient_norms")),
     Panel("update_ratios", "‖update‖ / ‖parameters‖ by layer", NUMBERED, by_layer("update_ratios")),
+    Panel("update_angles", "gradient to the true gradient, °", NUMBERED, by_layer("update_angles", log=False)),
+    Panel("feedback_angles", "way back to Wᵀ, °", NUMBERED, by_layer("feedback_angles", log=False)),
     Panel("examples_per_second", "examples/s", "trained, without evaluation and compilation", speed),
 )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxnet.layer import Layer, Loss, Tree
 from jaxnet.training import monitors, step
+from jaxnet.training.angles import angles
 from jaxnet.training.build import build
 from jaxnet.training.config import Config
 from jaxnet.training.data import Dataset, Split
@@ -153,8 +154,7 @@ class Session:
         monitor = self.config.monitor
         splits = {name: split for name, split in self.arrays.items() if name != "train" or monitor.train_accuracy}
         evaluate = step.evaluation(self.recipe, self.classified)
-        mean_delta = monitors.mean_delta_norms(self.recipe.net, self.recipe.loss)
-        some = tuple(t[: monitor.mean_delta] for t in self.arrays["train"]) if monitor.mean_delta else None
+        beside = self.beside()
 
         def of(params, splits, some):
             found = {
@@ -162,8 +162,11 @@ class Session:
                 for name, split in splits.items()
                 for measure, value in evaluate(params, split).items()
             }
-            return found if some is None else found | {"mean_delta_norms": mean_delta(params, *some)}
+            for name, measure in beside.items():
+                found |= measure(params, *some[name])
+            return found
 
+        some = {name: tuple(t[: getattr(monitor, name)] for t in self.arrays["train"]) for name in beside}
         arguments = (params, splits, some)
         program = self.program("watch", self.over_seeds(of, (0, None, None)), *arguments)
         found = self.patiently(lambda: jax.block_until_ready(program(*arguments)))
@@ -173,6 +176,17 @@ class Session:
         if monitor.train_accuracy:  # train_loss is the mean over the epoch as it was seen
             rows["train_loss_after"] = rows.pop("train_loss")
         return rows
+
+    def beside(self) -> dict[str, Callable]:
+        """What is measured over the first training examples, by the option of `[monitor]` that counts them."""
+        monitor, recipe = self.config.monitor, self.recipe
+        found: dict[str, Callable] = {}
+        if monitor.mean_delta:
+            norms = monitors.mean_delta_norms(recipe.net, recipe.loss)
+            found["mean_delta"] = lambda *of: {"mean_delta_norms": norms(*of)}
+        if monitor.angles:
+            found["angles"] = angles(recipe.net, recipe.loss, step.layer_ranks(recipe))
+        return found
 
     def rows(self, array: jax.Array) -> np.ndarray:
         """One row for each seed."""
