@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxnet.training.checkpoint import Progress
 from jaxnet.training.config import Config
+from jaxnet.training.run import VOCABULARY
 from jaxnet.training.terminal import percent
 
 PROMISED = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
@@ -50,7 +51,8 @@ def result_lines(config: Config, summary: dict[str, Any], folder: Path) -> Itera
             parts.append(f"{split} loss {summary[f'{split}_loss']:.4f}{best}")
     yield "  ".join([*parts, f"{summary['epochs']} epochs in {summary['seconds']:.1f} s"])
     yield from promised(config, summary)
-    yield f"next: jaxnet eval {folder}   jaxnet report {folder}   jaxnet predict {folder} FILE"
+    last = f"sample {folder} --prompt TEXT" if (folder / VOCABULARY).is_file() else f"predict {folder} FILE"
+    yield f"next: jaxnet eval {folder}   jaxnet report {folder}   jaxnet {last}"
 
 
 def promised(config: Config, summary: dict[str, Any]) -> Iterator[str]:
