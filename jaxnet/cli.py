@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to it: train.epochs=3 model.0.dense=50 data=mnist"),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Where MNIST's files lie; else $JAXNET_DATA, else a download.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where MNIST or the text lies; else $JAXNET_DATA, else a download.")]
 
 
 @app.callback()
@@ -122,6 +123,25 @@ def predict(
     for line in predict.lines(prediction):
         print(line)
     console().print(predict.prediction_table(prediction))
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Option(help="The text from which the network goes on.")] = "\n",
+    length: Annotated[int, typer.Option(help="How many characters.")] = 500,
+    temperature: Annotated[float, typer.Option(help="Below 1 the likelier ones are rather drawn; 0: always.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw among so many likeliest characters.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+) -> None:
+    """Text that a run's network writes, a character at a time."""
+    from jaxnet.training import sample
+
+    drawn = sample.sample(run, prompt, length=length, drawing=sample.Drawing(temperature, top_k, seed))
+    first = next(drawn)  # what is refused is told before anything is shown
+    for piece in chain((prompt, first), drawn):
+        print(piece, end="", flush=True)
+    print()
 
 
 @app.command()
@@ -203,6 +223,60 @@ def check(
     raise typer.Exit(
         command.run(found, inputs=inputs, reference=reference, intended=intended, all=everything, **files, **options)
     )
+
+
+@app.command()
+def explain(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A config, a run's folder, a layer or model by name, or module:object."),
+    ],
+    overrides: Overrides = None,
+    example: Annotated[int, typer.Option(help="Which training example, from 0.")] = 0,
+    batch: Annotated[
+        int | None, typer.Option(help="So many examples as one batch: dZ Aᵀ and where 1/m stands.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the parameters; else the config's own.")] = None,
+    layer: Annotated[int | None, typer.Option(help="The number of the layer that is asked about, as written.")] = None,
+    step: Annotated[bool, typer.Option("--step", help="Go through the equations one by one.")] = False,
+    questions: Annotated[
+        bool, typer.Option("--questions", help="What people ask, answered with these numbers.")
+    ] = False,
+    more: Annotated[bool, typer.Option("--more", help="The whole chain of Jacobians, and ∂z/∂W as a tensor.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="The table between notations, and the loops.")] = False,
+    try_: Annotated[str | None, typer.Option("--try", metavar="FORMULA", help='Is it right? "W3.T @ delta3"')] = None,
+    digits: Annotated[int, typer.Option(help="Decimals.")] = 4,
+    notation: Annotated[str, typer.Option(help="nielsen, ng or cs229.")] = "nielsen",
+    numbering: Annotated[int | None, typer.Option(help="The input's number, 0 or 1.")] = None,
+    weights: Annotated[str, typer.Option(help="How W lies: out-in, or in-out with examples as rows.")] = "out-in",
+    inputs: Annotated[str | None, typer.Option(help='Shapes for a layer: "float32[6]".')] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all of it there; - prints it.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page there.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show a network's backward pass in symbols, shapes and numbers."""
+    from jaxnet.explaining import command
+    from jaxnet.explaining.notation import notation as chosen
+    from jaxnet.training.explained import subject_of
+
+    symbols = chosen(notation, numbering, weights)
+    found = subject_of(
+        target, overrides or (), example=example, batch=batch, seed=seed, inputs=inputs, data_dir=data_dir
+    )
+    options = command.Options(
+        symbols,
+        digits=digits,
+        layer=layer,
+        step=step,
+        questions=questions,
+        more=more,
+        table=table,
+        batch=batch is not None,
+        formula=try_,
+        json_file=json_file,
+        html_file=html_file,
+    )
+    command.run(found, options)
 
 
 @app.command()

@@ -236,15 +236,7 @@ def formula(expression: Expression) -> str:
             parts = [f"({formula(each)})" if binds(each) < TIGHT else formula(each) for each in factors]
             return (" * " if sign in ("⊙", "×") else " @ ").join(parts)
         case Sum(terms):
-            parts = [
-                f"- ({formula(term.of)})"
-                if isinstance(term, Minus)
-                else f"+ ({formula(term)})"
-                if binds(term) < PRODUCT
-                else f"+ {formula(term)}"
-                for term in terms
-            ]
-            return " ".join(parts).removeprefix("+ ")
+            return added([(isinstance(term, Minus), term.of if isinstance(term, Minus) else term) for term in terms])
         case Minus(of):
             return f"-({formula(of)})"
         case Call(function, of):
@@ -253,3 +245,15 @@ def formula(expression: Expression) -> str:
             return f"({formula(above)}) / ({formula(below)})"
         case _:
             raise ValueError(f"{written(expression)} has no form in a formula")
+
+
+def added(terms: list[tuple[bool, Expression]]) -> str:
+    """A sum's formula, of terms each with whether it is subtracted."""
+    text = ""
+    for minus, term in terms:
+        part = f"({formula(term)})" if binds(term) < PRODUCT else formula(term)
+        if text:
+            text += f" {'-' if minus else '+'} {part}"
+        else:
+            text = f"-{part}" if minus else part
+    return text

@@ -61,7 +61,7 @@ def oriented(W: np.ndarray, notation: Notation) -> np.ndarray:
 
 def operand(expression: Expression, value: Any) -> Factor:
     """A factor with the shape of its value."""
-    return Factor(expression, tuple(np.shape(value)))
+    return Factor(expression, tuple(np.shape(value)), np.asarray(value))
 
 
 # ------------------------------------------------------------------------------------------------ forward
@@ -208,12 +208,11 @@ def parameter_lines(chain: Chain, place: Place) -> list[Line]:
     if place.kind == "dense":
         return dense_gradients(chain, place, layer)
     quote = quoted(item.layer)
-    paths = jax.tree_util.tree_leaves_with_path(item.params)
-    pairs = zip(paths, jax.tree.leaves(item.grads), jax.tree.leaves(item.reference[2]), strict=True)
+    references = by_path(item.reference[2])  # state is not trained, and has no gradient by hand
     error = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
     found = []
-    for (path, _), gradient, expected in pairs:
-        name = param_name(notation, path, place.number)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(item.grads):
+        name, expected = param_name(notation, path, place.number), references[jax.tree_util.keystr(path)]
         right = Call(Name(f"{item.layer.name} backward"), error)
         found.append(
             Line(
@@ -223,6 +222,11 @@ def parameter_lines(chain: Chain, place: Place) -> list[Line]:
             )
         )  # fmt: skip
     return found
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by where they stand."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def dense_gradients(chain: Chain, place: Place, layer: str) -> list[Line]:
@@ -261,17 +265,17 @@ def error_sent_back(chain: Chain, place: Place) -> list[Line]:
         W, delta = notation.param("W", place.number), notation.delta(place.number)
         right = notation.sent_back(W, delta)
         turned = item.params["W"] if notation.rows else item.params["W"].T
-        pair = (Factor(right.factors[0], turned.shape), operand(delta, item.d_out))
+        pair = (operand(right.factors[0], turned), operand(delta, item.d_out))
         if notation.rows:
-            pair = (operand(delta, item.d_out), Factor(right.factors[1], turned.shape))
+            pair = (operand(delta, item.d_out), operand(right.factors[1], turned))
         return [line_of_error(chain, below, right, factors=pair, **common)]
     arrived = arriving(chain, place)
     if place.kind == "activation":
         return [activation_line(chain, place, below, arrived, common)]
     if place.kind == "softmax":
         jacobian = Words("(diag(p) − ppᵀ)")
-        n = len(item.out)
-        factors = (Factor(jacobian, (n, n)), operand(arrived, item.d_out))
+        full = np.diag(item.out) - np.outer(item.out, item.out)
+        factors = (operand(jacobian, full), operand(arrived, item.d_out))
         said = (f"p = {place.gives.base}: every p depends on every z",)
         return [line_of_error(chain, below, Product((jacobian, arrived)), factors=factors, remarks=said, **common)]
     error = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
@@ -288,7 +292,7 @@ def activation_line(chain: Chain, place: Place, below: Place, arrived: Expressio
     if item.layer.name == "identity":
         right = arrived
     remarks = loss_remarks(chain, place) if last else ()
-    factors = (operand(arrived, item.d_out), Factor(Call(prime(item), place.takes), item.out.shape))
+    factors = (operand(arrived, item.d_out), operand(Call(prime(item), place.takes), slope(item)))
     rule = ("BP1" if last else "BP2") if below.is_z else ""
     return line_of_error(chain, below, right, factors=factors, rule=rule, remarks=remarks + diagonal(item), **common)
 

@@ -19,10 +19,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Factor:
-    """One factor of an equation, and its shape as the equation takes it: a vector is (n,), δ aᵀ is (out,)·(in,)."""
+    """One factor of an equation, and its shape as the equation takes it: a vector is (n,), δ aᵀ is (out,)·(in,).
+
+    value: as the equation takes it; not in JSON, where other lines have it.
+    """
 
     expression: Expression
     shape: Shape
+    value: np.ndarray = field(metadata={"json": False})
 
 
 @dataclass(frozen=True)
@@ -351,7 +355,11 @@ class Derivation:
 def to_dict(thing: Any) -> Any:
     """Dataclasses as tables with their `kind` ("type" where they have a kind of their own), arrays as nested lists."""
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        fields = {each.name: to_dict(getattr(thing, each.name)) for each in dataclasses.fields(thing)}
+        fields = {
+            each.name: to_dict(getattr(thing, each.name))
+            for each in dataclasses.fields(thing)
+            if each.metadata.get("json", True)
+        }
         return {"type": type(thing).__name__} | fields
     if isinstance(thing, np.ndarray | np.generic):
         return to_dict(np.asarray(thing).tolist())

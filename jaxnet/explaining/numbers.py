@@ -10,7 +10,6 @@ MINUS = "−"
 LEAST = 2  # decimals that stay where the others are zeros
 LONGEST = 8  # entries of a vector, beyond which it is shortened
 ENDS = (4, 2)  # how many of its entries are then shown at either end
-TOO_SMALL = 2  # of the asked digits, how many must be left of the largest entry before a power of ten is set apart
 
 
 def places(values: np.ndarray, digits: int, least: int = LEAST) -> int:
@@ -55,7 +54,8 @@ def exponent(values: np.ndarray, digits: int) -> int:
     largest = float(finite.max()) if finite.size else 0.0
     if largest == 0:
         return 0
-    if largest < 10.0 ** (TOO_SMALL - digits) or largest >= 1e5:
+    left = 2 if digits > 2 else 1  # digits of the largest entry without which a power of ten is set apart
+    if largest < 10.0 ** (left - digits) or largest >= 1e5:
         return math.floor(math.log10(largest))
     return 0
 

@@ -12,7 +12,7 @@ from jaxnet.explaining.arrays import array_lines, widest
 from jaxnet.explaining.expressions import Product, Transposed, written
 from jaxnet.explaining.model import Derivation, Factor, Header, Line, WhyTranspose
 from jaxnet.explaining.numbers import one, shape, vector
-from jaxnet.explaining.whytext import check_line, layout_lines, order_line, why_lines
+from jaxnet.explaining.whytext import HANG, check_line, layout_lines, order_line, why_lines
 
 DIGITS = 4
 INDENT = "  "
@@ -37,18 +37,19 @@ def overview(derivation: Derivation, *, digits: int = DIGITS, width: int = 100) 
     before, after, why = split_at_why(derivation)
     lines += section(before, columns, digits, width)
     if why is not None:
-        lines += ["", *(INDENT + line for line in why_block(derivation, why, digits)), ""]
+        lines += ["", *(INDENT + line for line in why_block(derivation, why, digits, width - 2)), ""]
     lines += section(after, columns, digits, width)
     lines += closing(derivation)
     return "\n".join(line.rstrip() for line in folded(lines, width))
 
 
-def why_block(derivation: Derivation, why: WhyTranspose, digits: int) -> list[str]:
-    """Why Wᵀ, for the terminal."""
+def why_block(derivation: Derivation, why: WhyTranspose, digits: int, width: int) -> list[str]:
+    """Why Wᵀ, for the terminal, folded under its own column."""
     rows = derivation.header.weights == "in-out"
     turned = Transposed(why.W)
     back = written(Product((why.delta, turned) if rows else (turned, why.delta)))
-    return why_lines(why, back, rows, digits)
+    lines = why_lines(why, back, rows, digits)
+    return [each for line in lines for each in ([line] if len(line) <= width else wrapped(line, width, HANG))]
 
 
 def closing(derivation: Derivation) -> list[str]:
@@ -201,7 +202,9 @@ def folded(lines: Sequence[str], width: int) -> list[str]:
 
 def wrapped(line: str, width: int, hang: int) -> list[str]:
     """A line folded between words, not within brackets where these are short."""
-    kept = re.sub(r"\([^()]{1,40}\)|⟨[^⟨⟩]{1,30}⟩", lambda found: found.group().replace(" ", KEEP), line)
+    kept = re.sub(
+        r"\([^()]{1,40}\)|⟨[^⟨⟩]{1,30}⟩|→ C [−+] \S+| = [−.\d]+$", lambda found: found.group().replace(" ", KEEP), line
+    )
     folded = textwrap.wrap(
         kept, width, subsequent_indent=" " * hang, drop_whitespace=True, replace_whitespace=False,
         break_long_words=False, break_on_hyphens=False,

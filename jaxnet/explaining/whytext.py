@@ -11,6 +11,7 @@ from jaxnet.explaining.expressions import Product, Transposed, written
 from jaxnet.explaining.model import Checked, Derivation, Jacobian, Layouts, Order, WhyTranspose
 from jaxnet.explaining.numbers import entries, lowered_index, number, one, shape, shortened, vector
 
+HANG = 20  # where the text of the block stands
 MANY = 4  # terms of a sum or rows of a matrix, beyond which the middle is left out
 
 
@@ -29,9 +30,9 @@ def why_lines(why: WhyTranspose, back: str, rows: bool, digits: int) -> list[str
         ),
         1,
     ):
-        found += [f" {n} {head:<17} {lines[0]}", *(f"{'':21}{line}" for line in lines[1:])]
+        found += [f" {n} {head:<15}  {lines[0]}", *(f"{'':{HANG}}{line}" for line in lines[1:])]
     units = "   ".join(f"{what}: {unit}" for what, unit in why.units)
-    return [*found, f"   {'units':<17} {units}"]
+    return [*found, f"   {'units':<15}  {units}"]
 
 
 def nudged(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
@@ -159,8 +160,8 @@ def adjoint(why: WhyTranspose, back: str, digits: int) -> list[str]:
 # ---------------------------------------------------------------------------------------- layout and order
 
 
-def layout_lines(layouts: Layouts) -> list[str]:
-    """Both layouts side by side, with the shapes of the product."""
+def layout_lines(layouts: Layouts, why: bool = True) -> list[str]:
+    """Both layouts side by side, with the shapes of the product, and where `why` how the one becomes the other."""
     parts = []
     for name, factors, result in (
         ("row:", layouts.row, layouts.row_shape),
@@ -172,7 +173,7 @@ def layout_lines(layouts: Layouts) -> list[str]:
         )
     width, shapes = max(len(symbols) for _, symbols, _ in parts), max(len(text) for *_, text in parts)
     lines = [f"{name:<7} {symbols:<{width}}   {text:<{shapes}}" for name, symbols, text in parts]
-    return [lines[0].rstrip(), f"{lines[1]}   the same, transposed: (AB)ᵀ = BᵀAᵀ"]
+    return [lines[0].rstrip(), f"{lines[1]}{'   the same, transposed: (AB)ᵀ = BᵀAᵀ' if why else ''}"]
 
 
 def shortly(factors: Sequence[Jacobian], symbols: str) -> str:

@@ -247,14 +247,13 @@ def named_shapes(
 ) -> Repair | None:
     """Of shapes alone: the network's quantities that have them, joined so that they give one of its gradients."""
     choices = [[word for word in words if word.shape == part.shape] for _, part in parts]
-    found: tuple[Part, str] | None = None
+    found: tuple[Part, str, str] | None = None
     for chosen in islice(combinations(*choices), MOST_TRIES):
         named = [(operator, word) for (operator, _), word in zip(parts, chosen, strict=True)]
         each = nearest(named, targets)
         if each is not None and (found is None or each[0].cost < found[0].cost):
-            found = each
-            taken = ", ".join(word.text for word in chosen)
+            found = (*each, ", ".join(word.text for word in chosen))
     if found is None:
         return None
-    joined, key = found
+    joined, key, taken = found
     return Repair(joined.text, key, symbols[key], (f"read as {taken}", *joined.changes))

@@ -1,0 +1,171 @@
+"""What `jaxnet explain` does: makes the derivation and prints what is asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxnet.explaining.derive import derive
+from jaxnet.explaining.formulas import try_formula
+from jaxnet.explaining.formulas.text import trial_lines
+from jaxnet.explaining.history import history_lines, movements
+from jaxnet.explaining.model import Derivation, to_dict
+from jaxnet.explaining.more import batch_lines, chain_lines, notation_lines, tensor_lines
+from jaxnet.explaining.notation import ExplainError, Notation
+from jaxnet.explaining.observe import Observed, observe
+from jaxnet.explaining.steps import question_lines, steps
+from jaxnet.explaining.subjects import Subject
+from jaxnet.explaining.terminal import DIGITS, folded, overview
+
+NARROWEST = 60
+MOST_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be shown, and how. batch: whether the subject's examples are taken as one."""
+
+    notation: Notation
+    digits: int = DIGITS
+    layer: int | None = None
+    step: bool = False
+    questions: bool = False
+    more: bool = False
+    table: bool = False
+    batch: bool = False
+    formula: str | None = None
+    json_file: Path | None = None
+    html_file: Path | None = None
+    width: int | None = None
+
+
+def run(subject: Subject, options: Options) -> None:
+    """Explains a subject: prints it, and writes JSON and a page where asked for.
+
+    Raises `ExplainError` for what cannot be explained, `FormulaError` for a formula that cannot be read.
+    """
+    if not 1 <= options.digits <= MOST_DIGITS:
+        raise ExplainError(f"--digits must be from 1 to {MOST_DIGITS}, got {options.digits}")
+    with jax.enable_x64(subject.precision == "float64"):
+        observed = observe(subject.net, subject.loss, subject.params, subject.xs[0], subject.ys[0])
+        derivation = derivation_of(subject, observed, options)
+        if options.html_file is not None:
+            from jaxnet.explaining.page import write_page
+
+            write_page(
+                options.html_file, observed, options.notation, source=subject.source, example=subject.example,
+                seed=subject.seed, digits=options.digits, layer=options.layer, run=subject.history,
+                batch=(subject.xs, subject.ys) if options.batch else None,
+            )  # fmt: skip
+        if options.json_file is not None:
+            write_json(options.json_file, derivation)
+            if str(options.json_file) == "-":
+                return
+        width = options.width or max(NARROWEST, shutil.get_terminal_size((100, 24)).columns)
+        show(subject, observed, derivation, options, width)
+    if options.html_file is not None:
+        print(options.html_file)
+
+
+def derivation_of(subject: Subject, observed: Observed, options: Options) -> Derivation:
+    """The derivation that the options ask for."""
+    first = subject.example or 0
+    return derive(
+        observed,
+        options.notation,
+        layer=options.layer,
+        batch=(subject.xs, subject.ys) if options.batch else None,
+        examples=tuple(range(first, first + len(subject.xs))),
+        source=subject.source,
+        example=subject.example,
+        seed=subject.seed,
+    )
+
+
+def show(subject: Subject, observed: Observed, derivation: Derivation, options: Options, width: int) -> None:
+    """Prints what the options ask for."""
+    digits = options.digits
+    if options.formula is not None:
+        trial = try_formula(options.formula, observed, derivation, options.notation)
+        write(trial_lines(trial, digits, width), width, fold=False)
+        return
+    if options.step:
+        walk(steps(derivation, digits=digits, width=width, layer=None if options.layer is None else str(options.layer)))
+        return
+    if options.questions:
+        write(question_lines(derivation, width), width)
+        return
+    if options.table:
+        write(notation_lines(derivation), width, fold=False)
+        return
+    lines = [*overview(derivation, digits=digits, width=width).splitlines(), *subject.notes]
+    for each in derivation.batch:
+        lines += batch_lines(each, digits, width)
+    if options.more:
+        lines += chain_lines(derivation.layouts)
+        for tensor in derivation.tensors:
+            lines += tensor_lines(tensor, digits)
+    if subject.history is not None:
+        lines += run_lines(subject, options, digits)
+    write(lines, width)
+
+
+def run_lines(subject: Subject, options: Options, digits: int) -> list[str]:
+    """How the example's δ, the weights and the accuracy moved over the run."""
+    past = subject.history
+    assert past is not None
+    seen = [observe(subject.net, subject.loss, moment.params, subject.xs[0], subject.ys[0]) for moment in past.moments]
+    return history_lines(movements(seen, past, options.notation), past, digits)
+
+
+def write(lines: list[str], width: int, *, fold: bool = True) -> None:
+    """Prints lines, headings bold on a terminal."""
+    for line in folded(lines, width) if fold else lines:
+        print(bold(line.rstrip()) if sys.stdout.isatty() else line.rstrip())
+
+
+def bold(line: str) -> str:
+    """A line whose first word is a heading, in capital letters, with that in bold."""
+    head, _, rest = line.partition(" ")
+    return f"\033[1m{head}\033[0m {rest}" if head.isalpha() and head.isupper() and len(head) > 1 else line
+
+
+def walk(blocks: list[str], ask: Callable[[str], str] = input) -> None:
+    """Prints one step after the other; on a terminal Enter goes on and q ends."""
+    asking = sys.stdin.isatty() and sys.stdout.isatty()
+    for i, block in enumerate(blocks):
+        print(block)
+        if i + 1 == len(blocks):
+            return
+        if not asking:
+            print()
+            continue
+        try:
+            if ask("— Enter: next, q: end — ").strip().lower().startswith("q"):
+                return
+        except EOFError:
+            print()
+            return
+
+
+def write_json(path: Path, derivation: Derivation) -> None:
+    """The derivation as JSON; "-" prints it.
+
+    Raises `ExplainError` where the file cannot be written.
+    """
+    text = json.dumps(to_dict(derivation), ensure_ascii=False, indent=2)
+    if str(path) == "-":
+        print(text)
+        return
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ExplainError(
+            f"{path} cannot be written: {error.strerror or error}: give another file to --json"
+        ) from None

@@ -1,0 +1,78 @@
+"""What the page's script needs to compute a small network by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxnet.explaining.model import WhyTranspose
+from jaxnet.explaining.observe import Observed
+from jaxnet.explaining.places import Place
+
+ACTIVATIONS = frozenset(
+    ["identity", "sigmoid", "tanh", "relu", "softplus", "silu", "gelu", "gelu_tanh", "leaky_relu", "elu"]
+)  # those of network.js
+LOSSES = frozenset(
+    ["quadratic", "mean_squared_error", "mean_absolute_error", "binary_cross_entropy", "binary_cross_entropy_on_logits", "softmax_cross_entropy"]
+)
+MOST_WEIGHTS = 64
+WIDEST = 8
+
+
+def specification(observed: Observed, places: Sequence[Place], why: Sequence[WhyTranspose]) -> dict[str, Any] | None:
+    """The network as the script takes it; None where it is too large or has what the script does not know."""
+    layers = [layer_of(place) for place in places]
+    weights = sum(place.item.params["W"].size for place in places if place.kind == "dense")
+    if None in layers or observed.loss.name not in LOSSES or not 0 < weights <= MOST_WEIGHTS:
+        return None
+    if observed.x.ndim != 1 or max(len(observed.x), *(len(place.item.out) for place in places)) > WIDEST:
+        return None
+    return {
+        "loss": observed.loss.name,
+        "x": plain(observed.x),
+        "y": plain(observed.target),
+        "layers": layers,
+        "asked": [
+            {
+                "item": each.item,
+                "unit": each.nudge.unit,
+                "by": each.nudge.by,
+                "step": each.sent_back.step,
+                "v": plain(each.adjoint.v),
+            }
+            for each in why
+        ],
+    }
+
+
+def layer_of(place: Place) -> dict[str, Any] | None:
+    """One layer, None where the script could not say what it gives and sends back."""
+    item = place.item
+    if place.kind == "dense" and sends_transposed(place):
+        params: dict[str, Any] = dict(item.params)
+        return {"kind": "dense", "W": plain(params["W"]), "b": plain(params["b"]) if "b" in params else None}
+    if place.kind == "softmax":
+        return {"kind": "softmax"}
+    name, *options = item.layer.name.split(" ")
+    if place.kind == "activation" and name in ACTIVATIONS and item.x.ndim == 1:
+        return {"kind": "activation", "name": name, "option": float(options[0]) if options else 0.0}
+    return None
+
+
+def sends_transposed(place: Place) -> bool:
+    """Whether a dense layer sends Wᵀδ back, and not by another feedback."""
+    item = place.item
+    if item.dx is None:
+        return True
+    W, delta = np.asarray(item.params["W"], np.float64), np.asarray(item.d_out, np.float64)
+    expected = W.T @ delta
+    return bool(np.allclose(expected, item.dx, rtol=1e-2, atol=1e-2 * float(np.abs(expected).max(initial=0))))
+
+
+def plain(values: np.ndarray) -> Any:
+    """An array as nested lists of the shortest decimals that its dtype tells apart: −.2, not −.20000000298."""
+    values = np.asarray(values)
+    texts = [float(str(value)) for value in values.reshape(-1)]
+    return np.reshape(texts, values.shape).tolist()

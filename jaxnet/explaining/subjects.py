@@ -1,0 +1,96 @@
+"""What is explained: a network, its loss, parameters and examples, from a name, a `Layer` or anybody's object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.backprop import initialize
+from jaxnet.checking import points
+from jaxnet.checking.networks import is_network, takes_batch
+from jaxnet.checking.subject import CannotCheckError
+from jaxnet.checking.targets import Target, find
+from jaxnet.explaining.history import History
+from jaxnet.explaining.notation import ExplainError
+from jaxnet.layer import Layer, Loss, Tree, output
+from jaxnet.layers import identity
+from jaxnet.losses import quadratic
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network with its loss and parameters, and examples of which one is explained, or several as a batch.
+
+    xs, ys: examples first. example: the index of the first in the data, None where they were made up. count: of all
+    that there are. history: of a run.
+    """
+
+    net: Layer
+    loss: Loss
+    params: Tree
+    xs: np.ndarray
+    ys: np.ndarray
+    source: str
+    example: int | None = None
+    seed: int | None = None
+    precision: str = "float32"
+    history: History | None = None
+    notes: tuple[str, ...] = ()
+
+
+def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Subject:
+    """A layer, loss or network that jaxnet ships, or "package.module:object", at inputs drawn by the seed.
+
+    An object is a `Layer` with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as `jaxnet check` takes
+    it. A layer by itself has the cost ½‖out − y‖² of a target drawn at random.
+    Raises `ExplainError` for what is not there or cannot be explained.
+    """
+    try:
+        first, *_ = find(target, inputs)
+        return of_target(first, seed=seed)
+    except CannotCheckError as error:
+        raise ExplainError(str(error)) from None
+
+
+def of_target(target: Target, *, seed: int = 0) -> Subject:
+    """A target of the checker as something to explain.
+
+    Raises `ExplainError` for a rule that is no layer, loss or network.
+    """
+    if not is_network(target.rule):
+        raise ExplainError(
+            f"{target.name} must be a Layer, a Loss or a pair (network, loss) to be explained, got "
+            f"{type(target.rule).__name__}: a rule of another kind is checked by jaxnet check"
+        )
+    drawn = points.draw(points.expand(target.args), seed)
+    if isinstance(target.rule, Loss):
+        net, loss = identity, target.rule
+        xs, ys = (jnp.asarray(each)[None] for each in drawn[-2:])
+    elif isinstance(target.rule, Layer):
+        net, loss = target.rule, quadratic
+        xs = drawn[-1] if takes_batch(net, points.expand(target.args)) else jnp.asarray(drawn[-1])[None]
+        ys = None
+    else:
+        net, loss = target.rule
+        xs, ys = drawn[-2:]
+    params = initialize(net, loss, jax.random.key(seed), jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
+    if ys is None:
+        ys = made_up(net, params, xs, seed)
+    return Subject(net, loss, params, np.asarray(xs), np.asarray(ys), target.name, seed=seed)
+
+
+def made_up(net: Layer, params: Tree, xs: Any, seed: int) -> np.ndarray:
+    """Targets in the shape of the output, drawn at random."""
+    out = output(net, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
+    if not hasattr(out, "shape") or not out.shape:
+        raise ExplainError(f"a layer to be explained gives one array of at least one axis, got {out}")
+    return points.generator(seed, 1).standard_normal((len(xs), *out.shape)).astype(out.dtype)
+
+
+def out_of_range(example: int, count: int) -> str:
+    """What is said of an example that there is not."""
+    return f"--example must be from 0 to {count - 1:,}, of {count:,} examples, got {example:,}"

@@ -1,0 +1,145 @@
+"""Configs and runs as something to explain: their network, loss and parameters, at an example of their data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxnet.backprop import initialize
+from jaxnet.explaining.history import History, Moment
+from jaxnet.explaining.notation import ExplainError
+from jaxnet.explaining.subjects import Subject, named, out_of_range
+from jaxnet.layer import Tree
+from jaxnet.training import devices, step
+from jaxnet.training.build import build
+from jaxnet.training.config import load_config
+from jaxnet.training.data import load
+from jaxnet.training.evaluate import Trained, restore
+from jaxnet.training.run import Run
+from jaxnet.training.runs import read_metrics
+from jaxnet.training.session import Session
+
+
+def subject_of(
+    target: str,
+    overrides: Sequence[str] = (),
+    *,
+    example: int = 0,
+    batch: int | None = None,
+    seed: int | None = None,
+    inputs: str | None = None,
+    data_dir: Path | None = None,
+) -> Subject:
+    """What a target names: a config, a run's folder, a name that jaxnet ships, or "package.module:object".
+
+    batch: so many examples as one. Raises ExplainError, and what configs, runs and data raise.
+    """
+    count = 1 if batch is None else batch
+    if target.endswith(".toml"):
+        if inputs is not None:
+            raise ExplainError("a config has the inputs of its data: leave --inputs out, or name a layer")
+        return config_subject(Path(target), overrides, example=example, seed=seed, batch=count, data_dir=data_dir)
+    if overrides:
+        raise ExplainError(f"only a config takes KEY=VALUE, got {' '.join(overrides)} for {target}")
+    if Path(target).is_dir():
+        if seed is not None:
+            raise ExplainError("a run has its own seed and trained parameters: leave --seed out, or name its config")
+        return run_subject(Path(target), example=example, batch=count, data_dir=data_dir)
+    found = named(target, inputs=inputs, seed=seed or 0)
+    xs, ys = chosen(found.xs, found.ys, example, count)
+    return replace(found, xs=xs, ys=ys, example=example)
+
+
+def config_subject(
+    file: Path, overrides: Sequence[str] = (), *, example: int = 0, seed: int | None = None, batch: int = 1,
+    data_dir: Path | None = None,
+) -> Subject:  # fmt: skip
+    """The network of a config as it begins to train, at `batch` training examples from `example` on.
+
+    seed: instead of the config's own. Raises ConfigError, DataError or ShapeError for a config that could not be
+    trained, ExplainError for an example that there is not.
+    """
+    config = load_config(file, tuple(overrides))
+    dataset = load(config.resolved()["data"], data_dir=data_dir)
+    net, loss, _, shape = build(config, dataset)
+    used = config.seed if seed is None else seed
+    with devices.precision(config.precision):
+        params = initialize(net, loss, step.init_key(step.key_data(used)), shape)
+    xs, ys = chosen(dataset.train.x, dataset.train.y, example, batch)
+    wide = "float64" if config.precision == "float64" else "float32"
+    return Subject(net, loss, params, typed(xs, wide), typed(ys, wide), str(file), example, used, wide)
+
+
+def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Path | None = None) -> Subject:
+    """The network of a run as it was last saved, with what is kept of how it came there.
+
+    Raises as `evaluate.restore` does, and ExplainError for an example that there is not.
+    """
+    devices.keep_compiled()
+    trained = restore(folder, data_dir=data_dir)
+    session, config = trained.session, trained.config
+    with devices.precision(config.precision):
+        past = history(folder, trained)
+    split = session.dataset.train
+    xs, ys = chosen(split.x, split.y, example, batch)
+    wide = "float64" if config.precision == "float64" else "float32"
+    notes = (f"parameters of step {trained.step:,}, after epoch {trained.epoch:,}",)
+    net, loss = session.recipe.net, session.recipe.loss
+    xs, ys = typed(xs, wide), typed(ys, wide)
+    return Subject(net, loss, trained.params, xs, ys, str(folder), example, config.seed, wide, past, notes)
+
+
+def history(folder: Path, trained: Trained) -> History:
+    """The first parameters, those of every checkpoint that is kept and whole, and the metrics of every epoch."""
+    session = trained.session
+    run = Run.open(folder)
+    begun = initialize(
+        session.recipe.net,
+        session.recipe.loss,
+        step.init_key(step.key_data(trained.config.seed)),
+        session.recipe.example,
+    )
+    moments, notes = [Moment(0, 0, begun)], []
+    checkpoints = run.checkpoints(trained.config.checkpoint.keep, notes.append)
+    for saved in sorted(checkpoints.steps()):
+        if saved == trained.step:
+            moments.append(Moment(saved, trained.epoch, trained.params))
+            continue
+        params = kept(checkpoints, saved, session)
+        if params is None:
+            notes.append(f"the checkpoint of step {saved:,} cannot be read and is left out")
+            continue
+        moments.append(Moment(saved, params[0], params[1]))
+    checkpoints.close()
+    return History(tuple(moments), tuple(read_metrics(folder / "metrics.jsonl")), tuple(notes))
+
+
+def kept(checkpoints, saved: int, session: Session) -> tuple[int, Tree] | None:
+    """Epoch and parameters of a checkpoint; None of one that is damaged."""
+    try:
+        state, progress = checkpoints.read(saved, session.shapes())
+    except Exception:  # whatever a damaged file makes orbax raise
+        return None
+    return progress.epoch, devices.placed(state.whole, None)
+
+
+def chosen(x: np.ndarray, y: np.ndarray, example: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """So many training examples from one on.
+
+    Raises ExplainError.
+    """
+    if not 0 <= example < len(x):
+        raise ExplainError(out_of_range(example, len(x)))
+    if not 1 <= batch <= len(x) - example:
+        raise ExplainError(
+            f"--batch must be from 1 to {len(x) - example:,}, the examples from number {example:,} on, got {batch:,}"
+        )
+    return x[example : example + batch], y[example : example + batch]
+
+
+def typed(array: np.ndarray, wide: str) -> np.ndarray:
+    """Floats in the precision in which they are computed with."""
+    return array.astype(wide) if np.issubdtype(array.dtype, np.floating) else array
