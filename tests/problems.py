@@ -9,7 +9,28 @@ import jax
 import jax.numpy as jnp
 
 import jaxnet
-from jaxnet import dense, dropout, parallel, per_position, remat, repeat, residual, serial, sigmoid, softmax, tanh, tied
+from jaxnet import (
+    average_pool,
+    conv1d,
+    conv2d,
+    conv_transpose1d,
+    conv_transpose2d,
+    dense,
+    dropout,
+    global_average_pool,
+    global_max_pool,
+    max_pool,
+    parallel,
+    per_position,
+    remat,
+    repeat,
+    residual,
+    serial,
+    sigmoid,
+    softmax,
+    tanh,
+    tied,
+)
 from jaxnet.layers import ACTIVATIONS
 from jaxnet.losses import LOSSES
 from tests.agreement import cast, integers, normal, random_like, uniform
@@ -86,12 +107,35 @@ LAYERS = [
     *several("norms_repeated", repeat(remat(serial(jaxnet.rms_norm(), jaxnet.layer_norm())), 2), (2, 4)),
 ]
 
+IMAGE_LAYERS = [
+    # 10×10 positions: a loop over the examples. The others are so small that several are taken at once.
+    *several("conv2d", conv2d(3, 3), (12, 12, 2)),
+    *several("conv2d_of_one_channel", conv2d(2, 3, padding="SAME"), (4, 5, 1), (4, 5, 1)),
+    *several("conv2d_strided", conv2d(2, (3, 2), stride=(2, 3), padding="SAME", dilation=(1, 2)), (7, 8, 2), (7, 8, 2)),
+    *several("conv2d_groups", conv2d(4, 3, stride=2, padding=((2, 0), (1, 3)), groups=2), (6, 5, 4)),
+    *several("conv2d_depthwise", conv2d(6, 3, padding=1, groups=3, bias=False), (4, 5, 3)),
+    *several("conv1d", conv1d(3, 3, dilation=2, padding=((4, 0),)), (6, 2), (6, 2)),
+    *several("conv_transpose2d", conv_transpose2d(3, (3, 2), stride=2), (3, 4, 2), (3, 4, 2)),
+    *several("conv_transpose2d_groups", conv_transpose2d(4, 3, stride=(2, 4), padding="SAME", groups=2), (3, 2, 6)),
+    *several("conv_transpose1d", conv_transpose1d(3, 4, stride=3, dilation=2, padding=((1, 2),), bias=False), (4, 2)),
+    *several("max_pool", max_pool(2), (4, 5, 2), (5, 3), (4, 5, 2)),
+    *several("max_pool_overlapping", max_pool((3, 2), stride=(2, 1), padding="SAME"), (5, 4, 2)),
+    *several("average_pool", average_pool(2), (4, 5, 2), (4, 5, 2)),
+    *several("average_pool_padded", average_pool(3, stride=2, padding=((1, 2), (0, 1))), (6, 4, 2)),
+    *several("global_max_pool", global_max_pool(), (3, 2, 2)),
+    *several("global_average_pool", global_average_pool(), (3, 2, 2)),
+    *several("repeat_of_conv2d", repeat(residual(serial(conv2d(2, 3, padding="SAME"), tanh)), 2), (4, 3, 2)),
+    *several("per_position_of_conv2d", per_position(remat(conv2d(2, 2))), (2, 3, 4, 1)),
+    *several("tied_conv1d", tied(conv1d(2, 2), tanh, conv1d(2, 2), where=(0, 2)), (5, 2)),
+]
+
 COMBINATORS = [
     *several("serial", serial(dense(4), sigmoid, dense(2)), (3,), (3,)),
     *several("serial_of_none", serial(), (3,), (3,)),
     *several("residual", residual(block(3)), (3,), (3,)),
     *several("parallel_sum", parallel(dense(4), block(4)), (3,), (3,)),
     *several("parallel_concatenate", parallel(dense(2), jaxnet.identity, dense(3), join="concatenate"), (3,), (3,)),
+    *several("bidirectional", jaxnet.bidirectional(jaxnet.rnn(2), jaxnet.rnn(3, reverse=True)), (3, 2)),
     *several("per_position", per_position(dense(4)), (5, 3), (1, 3), (5, 3)),
     *several("per_position_twice", per_position(per_position(block(4))), (2, 5, 3), (2, 5, 3)),
     *several("per_position_of_mixed", per_position(residual(serial(dense(4), softmax, dense(3)))), (5, 3), (5, 3)),

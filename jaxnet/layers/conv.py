@@ -47,7 +47,7 @@ def convolved(x, K, groups, **options):
         K,
         dimension_numbers=numbers(x.ndim - 1),
         feature_group_count=groups,
-        preferred_element_type=None if dtype == K.dtype else jnp.promote_types(dtype, K.dtype),
+        preferred_element_type=None if dtype == K.dtype else accumulated(K.dtype),
         **options,
     )
     return out[0].astype(dtype)

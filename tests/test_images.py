@@ -1,0 +1,228 @@
+"""Convolution and pooling: against `jax.vjp` of their forward passes, in the loop over examples, on bad input."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import jaxnet
+from jaxnet import (
+    average_pool,
+    conv1d,
+    conv2d,
+    conv_transpose2d,
+    dense,
+    flatten,
+    global_average_pool,
+    global_max_pool,
+    max_pool,
+    pair,
+    per_example,
+    product,
+    relu,
+    serial,
+    softmax_cross_entropy,
+    squared_norm,
+    value_and_grad,
+)
+from jaxnet.chunks import in_chunks
+from jaxnet.layers import conv
+from tests.agreement import assert_agree, cast, normal
+from tests.implementations import check_against_autodiff, check_one_by_one, check_precision
+from tests.problems import IMAGE_LAYERS
+from tests.test_sharding import assert_close, by_autodiff, exchanges, over
+
+# Of the uncompiled and the narrow runs, which cost most, one of each kind of layer.
+KINDS = [p for p in IMAGE_LAYERS if p.id.split("-")[0] in ("conv1d", "conv_transpose2d", "max_pool", "average_pool")]
+KINDS = list({p.net.name: p for p in KINDS}.values())
+NET = serial(conv2d(3, 3, padding="SAME"), relu, max_pool(2), conv2d(4, 2, groups=1), flatten(), dense(5))
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch):
+    """Kernels' gradients go through the examples one after another, however small these are."""
+    monkeypatch.setattr(conv, "ROWS", 1)
+
+
+def images(n: int = 5, dtype=jnp.float64):
+    """Parameters of NET, pictures and labels."""
+    xs = normal(1, (n, 6, 6, 2)).astype(dtype)
+    return NET.init(jax.random.key(0), xs[0]), xs, jnp.arange(n) % 5
+
+
+@pytest.mark.parametrize("problem", IMAGE_LAYERS, ids=lambda p: p.id)
+def test_every_implementation_agrees_with_autodiff(problem, x64):
+    check_against_autodiff(problem)
+
+
+@pytest.mark.parametrize("problem", KINDS, ids=lambda p: p.id)
+def test_one_by_one_agrees_with_compiled(problem, x64):
+    check_one_by_one(problem)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("problem", KINDS, ids=lambda p: p.id)
+def test_narrow_dtypes_are_as_exact_as_autodiffs(problem, dtype, x64):
+    check_precision(problem, dtype)
+
+
+# ------------------------------------------------------------------------------------------------- the loop
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 9])
+def test_a_loop_over_examples_sums_all_of_them(size, x64):
+    left, right = normal(1, (7, 3)), normal(2, (7, 2))
+    got = in_chunks(lambda a, b: {"outer": a.T @ b, "count": jnp.ones(()) * len(a)}, (left, right), size)
+    assert_agree(got, {"outer": left.T @ right, "count": jnp.full((), 7.0)}, 1e-6)
+
+
+def test_norms_seeds_and_cross_terms(one_at_a_time, x64):
+    """Each example's norm from the patches, without its gradient; and a batch under a further vmap, over seeds."""
+    params, xs, ys = images()
+    _, (products, norms) = jax.jit(per_example(NET, softmax_cross_entropy, pair(product, squared_norm)))(params, xs, ys)
+    assert_agree(norms, jax.tree.map(lambda g: jnp.sum(g.reshape(len(g), -1) ** 2, axis=1), products))
+
+    seeds = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    gradient = value_and_grad(NET, softmax_cross_entropy)
+    _, grads = jax.jit(jax.vmap(gradient, (0, None, None)))(seeds, xs, ys)
+    assert_agree(grads, jax.jit(jax.vmap(by_autodiff(NET), (0, None, None)))(seeds, xs, ys)[1])
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_a_sharded_batch_stays_where_it_lies(kind, one_at_a_time):
+    """As many exchanges as autodiff's: one, and the batch is not gathered for the loop over examples."""
+    params, xs, ys = images(32, jnp.float32)
+    gradient = value_and_grad(NET, softmax_cross_entropy)
+    expected = jax.device_get(jax.jit(gradient)(params, xs, ys))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        sharded = over(mesh, params), over(mesh, xs, "data"), over(mesh, ys, "data")
+        assert exchanges(gradient, *sharded) == exchanges(by_autodiff(NET), *sharded) == {"all-reduce": 1}
+        assert_close(jax.device_get(jax.jit(gradient)(*sharded)), expected)
+
+
+def test_bfloat16_kernels_take_and_give_float32():
+    """Mixed precision: products in W's dtype, everything that passes between layers in the input's."""
+    net, x = conv2d(3, 3, padding="SAME"), normal(1, (4, 4, 2))
+    exact = net.init(jax.random.key(0), x)
+    params = exact | {"W": cast(exact["W"], jnp.bfloat16)}
+    out, pullback = jaxnet.vjp(net)(params, x)
+    grads, dx = pullback(out)
+    assert (out.dtype, dx.dtype, grads["W"].dtype) == (jnp.float32, jnp.float32, jnp.bfloat16)
+    exact_out, exact_pullback = jaxnet.vjp(net)(exact, x)
+    exact_grads, exact_dx = exact_pullback(out)
+    assert_agree((out, dx, grads["W"].astype(jnp.float32)), (exact_out, exact_dx, exact_grads["W"]), 0.02)
+
+
+# ------------------------------------------------------------------------------------------------- pooling
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, "VALID"), (3, 2, "SAME")])
+def test_the_winner_on_ties_is_jaxs(window, stride, padding):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (7, 6, 2)), jnp.float32)
+    sizes = {"window_dimensions": (window, window, 1), "window_strides": (stride, stride, 1), "padding": padding}
+    expected, theirs = jax.vjp(partial(jax.lax.reduce_window, init_value=-jnp.inf, computation=jax.lax.max, **sizes), x)
+    out, ours = jaxnet.vjp(max_pool(window, stride=stride, padding=padding))((), x)
+    d_out = normal(1, out.shape)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_allclose(ours(d_out)[1], theirs(d_out)[0], rtol=1e-6)
+
+
+def test_a_maximum_saves_a_byte_for_each_output_and_passes_on_a_nan():
+    x = jnp.arange(16.0).reshape(4, 4, 1).at[0, 0].set(jnp.nan)
+    out, (winner, _) = max_pool(2).forward((), x)
+    assert winner.dtype == jnp.uint8
+    np.testing.assert_array_equal(out[..., 0], [[np.nan, 7], [13, 15]])
+    wide = jnp.arange(17.0**2).reshape(17, 17, 1)
+    dx = jaxnet.vjp(max_pool(17))((), wide)[1](jnp.ones((1, 1, 1)))[1]
+    assert dx[16, 16] == 1  # the 289th tap: more than a byte counts
+
+
+# ------------------------------------------------------------------------------------------------- what they begin as
+
+
+def test_a_kernel_begins_as_the_matrix_of_its_patches():
+    params = conv2d(400, 5, init="he_normal").init(jax.random.key(0), jnp.zeros((8, 8, 3)))
+    assert {name: p.shape for name, p in params.items()} == {"W": (400, 5, 5, 3), "b": (400,)}
+    assert float(params["W"].var()) == pytest.approx(2 / 75, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "out"),
+    [
+        (conv2d(3, 3, stride=2, padding="SAME"), (7, 8, 1), (4, 4, 3)),
+        (conv2d(3, (3, 1), padding=((1, -1), (2, 0))), (5, 5, 1), (3, 7, 3)),
+        (conv1d(3, 2, dilation=3), (8, 1), (5, 3)),
+        (conv_transpose2d(3, 3, stride=2), (4, 4, 1), (9, 9, 3)),
+        (conv_transpose2d(3, 2, stride=3, padding="SAME"), (4, 5, 1), (12, 15, 3)),
+        (max_pool(3, stride=2), (7, 8, 1), (3, 3, 1)),
+        (max_pool(2), (7, 3), (3, 3)),
+    ],
+    ids=lambda value: value.name if isinstance(value, jaxnet.Layer) else "",
+)
+def test_output_shapes(net, shape, out):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert (
+        jax.eval_shape(lambda key: net.forward(net.init(key, x), jnp.zeros(shape))[0], jax.random.key(0)).shape == out
+    )
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "message"),
+    [
+        (
+            conv2d(20, 5),
+            (28, 28),
+            r"conv2d 20@5×5 takes an image .* got shape \(28, 28\): put reshape\(28, 28, 1\) before",
+        ),
+        (conv2d(20, 5), (784,), r"got shape \(784,\): put reshape\(28, 28, 1\) before it"),
+        (conv2d(20, 5), (783,), r"put reshape\(height, width, channels\) before it"),
+        (conv1d(4, 3), (9,), r"conv1d 4@3 takes a sequence \(time, channels\), got shape \(9,\): put reshape\(9, 1\)"),
+        (conv2d(4, 3, groups=2), (5, 5, 3), r"takes channels that its 2 groups divide, got 3 in \(5, 5, 3\)"),
+        (conv2d(4, 5), (4, 9, 1), r"conv2d 4@5×5 spans 5×5 places, more than its input has: 4×9; take a smaller"),
+        (conv2d(4, 5, padding=((0, 0), (1, 1))), (4, 2, 1), r"its input has: 4×2, 4×4 with its padding"),
+        (serial(conv2d(4, 3), conv2d(4, 4)), (5, 5, 1), r"layer 2 of 2: conv2d 4@4×4 spans 4×4 places"),
+        (max_pool(2), (4,), r"max_pool 2 takes \(\*places, channels\), got shape \(4,\): put it before flatten\(\)"),
+        (max_pool((2, 2)), (4, 3), r"max_pool 2×2 takes 2 axes of places and one of channels, got shape \(4, 3\)"),
+        (average_pool(3), (2, 5, 1), r"average_pool 3 spans 3×3 places, more than its input has: 2×5"),
+        (global_max_pool(), (4,), r"global_max_pool takes \(\*places, channels\)"),
+        (global_average_pool(), (), r"global_average_pool takes \(\*places, channels\)"),
+    ],
+    ids=lambda value: value.name if isinstance(value, jaxnet.Layer) else "",
+)
+def test_inputs_that_do_not_fit_are_refused_with_the_mend(net, shape, message):
+    with pytest.raises(jaxnet.ShapeError, match=message):
+        net.init(jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def test_parameters_of_another_input_are_refused():
+    params = conv2d(4, 3).init(jax.random.key(0), jnp.zeros((5, 5, 3)))
+    with pytest.raises(jaxnet.ShapeError, match=r"has W of shape \(4, 3, 3, 3\), which takes 3 channels, got 1: init"):
+        conv2d(4, 3).forward(params, jnp.zeros((5, 5, 1)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: conv2d(4, 0), "conv2d: kernel must be a whole number of at least 1, or 2 of them, got 0"),
+        (lambda: conv2d(4, (3, 3, 3)), r"conv2d: kernel must be .* got \(3, 3, 3\)"),
+        (lambda: conv2d(4, 3, stride=-1), "conv2d: stride must be"),
+        (lambda: conv2d(4, 3, groups=3), "conv2d: groups must divide its channels, got 3 groups of 4 channels"),
+        (
+            lambda: conv2d(4, 3, padding="same"),
+            r'padding must be "SAME", "VALID", a number, or 2 pairs .* got \'same\'',
+        ),
+        (lambda: conv1d(4, 3, padding=((1, 1), (1, 1))), "conv1d: padding must be .* 1 pairs"),
+        (lambda: max_pool(2, padding=2), "max_pool: padding must be below the window's length, 2, got 2"),
+        (lambda: max_pool(0), "max_pool: window must be"),
+    ],
+)
+def test_options_that_do_not_hold_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
