@@ -17,7 +17,7 @@ from jaxnet.backprop import (
     value_and_grad,
     vjp,
 )
-from jaxnet.combinators import parallel, per_position, remat, repeat, residual, serial, tied
+from jaxnet.combinators import bidirectional, parallel, per_position, remat, repeat, residual, serial, tied
 from jaxnet.layer import Layer, Loss, Passing, Reading, ShapeError, Untrained, split_state, with_state
 from jaxnet.layers import (
     Piece,
@@ -89,6 +89,7 @@ __all__ = [
     "average_pool",
     "backpropagate",
     "batch_norm",
+    "bidirectional",
     "binary_cross_entropy",
     "binary_cross_entropy_on_logits",
     "char_lstm",

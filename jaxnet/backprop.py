@@ -230,7 +230,11 @@ def as_custom_vjp(net: Layer, *, batched: bool = False, train: bool = False) -> 
     def rule_backward(residuals, d_out):
         params, saved, dtype = residuals
         dx, d_params = over(backward, (0, read.out_axes))(params, saved, d_out)
-        return d_params, dx.astype(dtype.value) if jnp.issubdtype(dtype.value, jnp.inexact) else None, None
+
+        def in_dtype(dtype, d):
+            return d.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else None
+
+        return d_params, jax.tree.map(in_dtype, dtype.value, dx), None
 
     f.defvjp(rule_forward, rule_backward)
 

@@ -22,6 +22,7 @@ from jaxnet.layer import (
     split_key,
     split_state,
 )
+from jaxnet.layers.recurrent import Piece
 from jaxnet.readings import over_positions, whole
 
 
@@ -143,6 +144,40 @@ def parallel(*layers: Layer, join: Literal["sum", "concatenate"] = "sum") -> Lay
         return sum(dxs[1:], start=dxs[0]), tuple(readings)
 
     return Layer(f"parallel ({join})", init, forward, backward, layers, lambda *parts: parallel(*parts, join=join))
+
+
+def bidirectional(ahead: Layer, back: Layer) -> Layer:
+    """Two recurrences over one sequence, the second with `reverse`: (time, in) → (time, units of both).
+
+    A `Piece` it takes too, its carry the pair of theirs, and gives (outputs, that pair). Parameters: likewise a pair.
+    Raises `ShapeError` where one of the two does not take the sequence.
+    Source: Schuster and Paliwal, Bidirectional Recurrent Neural Networks, 1997.
+    """
+    whole = parallel(ahead, back, join="concatenate")
+    both = (ahead, back)
+
+    def forward(params, x, key=None, train=False):
+        if not isinstance(x, Piece):
+            return whole.forward(params, x, key, train)
+        carries = (None, None) if x.carry is None else x.carry
+        pieces = [x._replace(carry=carry) for carry in carries]
+        done = [layer.forward(p, piece, key, train) for layer, p, piece in zip(both, params, pieces, strict=True)]
+        outs, carries = zip(*(out for out, _ in done), strict=True)
+        return (jnp.concatenate(outs, axis=-1), carries), (tuple(saved for _, saved in done), Static(outs[0].shape[-1]))
+
+    def backward(params, saved, d_out, read):
+        if not isinstance(d_out, tuple):
+            return whole.backward(params, saved, d_out, read)
+        (saved, width), (d_outs, d_carries) = saved, d_out
+        pieces = jnp.split(d_outs, [width.value], axis=-1)
+        (first, first_reading), (second, second_reading) = (
+            layer.backward(p, s, (d, d_carry), read)
+            for layer, p, s, d, d_carry in zip(both, params, saved, pieces, d_carries, strict=True)
+        )
+        carries = None if first.carry is None else (first.carry, second.carry)
+        return Piece(first.xs + second.xs, carries), (first_reading, second_reading)
+
+    return Layer("bidirectional", whole.init, forward, backward, both, bidirectional)
 
 
 def per_position(layer: Layer) -> Layer:
@@ -283,6 +318,7 @@ COMBINATORS: dict[str, Callable[..., Layer]] = {
     "serial": serial,
     "residual": residual,
     "parallel": parallel,
+    "bidirectional": bidirectional,
     "per_position": per_position,
     "repeat": repeat,
     "remat": remat,

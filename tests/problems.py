@@ -136,6 +136,7 @@ COMBINATORS = [
     *several("parallel_sum", parallel(dense(4), block(4)), (3,), (3,)),
     *several("parallel_concatenate", parallel(dense(2), jaxnet.identity, dense(3), join="concatenate"), (3,), (3,)),
     *several("bidirectional", jaxnet.bidirectional(jaxnet.rnn(2), jaxnet.rnn(3, reverse=True)), (3, 2)),
+    *several("bidirectional", jaxnet.bidirectional(jaxnet.rnn(2), jaxnet.rnn(3, reverse=True)), (3, 2)),
     *several("per_position", per_position(dense(4)), (5, 3), (1, 3), (5, 3)),
     *several("per_position_twice", per_position(per_position(block(4))), (2, 5, 3), (2, 5, 3)),
     *several("per_position_of_mixed", per_position(residual(serial(dense(4), softmax, dense(3)))), (5, 3), (5, 3)),

@@ -51,6 +51,7 @@ def layers() -> dict[str, tuple[Any, str]]:
         "lstm reverse": (j.lstm(4, reverse=True), "float32[5,6]"),
         "gru": (j.gru(4), "float32[5,6]"),
         "gru reverse": (j.gru(4, reverse=True), "float32[5,6]"),
+        "bidirectional": (j.bidirectional(j.gru(3), j.rnn(2, reverse=True)), "float32[5,6]"),
         "layer_norm": (j.layer_norm(), "float32[5,6]"),
         "layer_norm vector": (j.layer_norm(bias=False), VECTOR),
         "rms_norm": (j.rms_norm(), "float32[5,6]"),

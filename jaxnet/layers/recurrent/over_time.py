@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxnet.factors import Outer, Plain, accumulated
-from jaxnet.layer import Layer, ShapeError, leaf
+from jaxnet.layer import Layer, ShapeError, Static, leaf
 from jaxnet.layers.initializers import Initializer, initializer
 
 
@@ -108,7 +108,7 @@ def over_time(
         xs, carry, length = as_piece(x)
         zeros = cell.begin(units, xs.dtype)
         first = zeros if carry is None else jax.tree.map(lambda t, like: t.astype(like.dtype), carry, zeros)
-        valid = None if length is None else jnp.arange(len(xs)) < length
+        valid = None if length is None else jnp.arange(len(xs), dtype=jnp.int32) < jnp.asarray(length, jnp.int32)
 
         def one(carry, at):
             x, counts = at
@@ -118,11 +118,11 @@ def over_time(
 
         last, (hs, saved) = jax.lax.scan(one, first, (xs, valid), reverse=reverse)
         out = hs if valid is None else jnp.where(valid[:, None], hs, jnp.zeros_like(hs))
-        kept = (xs.astype(params["W"].dtype), first["h"], hs, saved, valid)
+        kept = (xs.astype(params["W"].dtype), first["h"], hs, saved, valid, Static(carry is not None))
         return (out, last) if isinstance(x, Piece) else out, kept
 
     def backward(params, saved, d_out):  # h_t = step(W x_t + b, U h_{t−1})
-        xs, first, hs, saved, valid = saved
+        xs, first, hs, saved, valid, carried = saved
         d_hs, d_last = d_out if isinstance(d_out, tuple) else (d_out, cell.begin(units, d_out.dtype))
         before = jnp.concatenate([hs[1:], first[None]] if reverse else [first[None], hs[:-1]])
 
@@ -138,7 +138,8 @@ def over_time(
         delta_U = others[0] if others else delta
         dx = rows_back(params["W"], delta).astype(d_hs.dtype)
         if isinstance(d_out, tuple):
-            dx = Piece(dx, jax.tree.map(lambda t, like: t.astype(like.dtype), d_first, d_last))
+            begun = jax.tree.map(lambda t, like: t.astype(like.dtype), d_first, d_last) if carried.value else None
+            dx = Piece(dx, begun)
         factors = {
             "W": Outer(delta, xs, 1),
             "U": Outer(delta_U, before.astype(params["U"].dtype), 1),
