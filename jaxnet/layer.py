@@ -73,12 +73,15 @@ class Reading(NamedTuple):
     - `additive`: the reading of a batch is the sum of the readings of its pieces, so a batch may run in chunks.
     - `coupled`: the reading has a meaning where a layer couples the examples of a batch (`batch_norm` in training):
       a gradient of the whole batch has, an example's own gradient has none.
+    - `linear`: the reading has the structure of the parameters and is linear in each one's gradient: where an example's
+      gradient is a sum (over the uses of a shared parameter, over pieces of a sequence), so is its reading.
     """
 
     at: Callable[[Passing], Tree]
     out_axes: Any
     additive: bool = False
     coupled: bool = False
+    linear: bool = False
 
 
 def leaf(name: str, init: Callable, forward: Callable, backward: Callable, accepts: Callable | None = None) -> Layer:

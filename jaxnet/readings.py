@@ -55,10 +55,10 @@ def total_of(factor, p):
     return sum_over_examples(explicit_sharding(p))(factor).astype(p.dtype)
 
 
-total = Reading(each(total_of), out_axes=None, additive=True, coupled=True)
+total = Reading(each(total_of), out_axes=None, additive=True, coupled=True, linear=True)
 """∂C/∂p summed over the examples: the gradient. One matrix product for each W."""
 
-product = Reading(each(lambda factor, p: factor.multiply().astype(p.dtype)), out_axes=0)
+product = Reading(each(lambda factor, p: factor.multiply().astype(p.dtype)), out_axes=0, linear=True)
 """Each example's own ∂C_x/∂p."""
 
 squared_norm = Reading(each(lambda factor, p: factor.squared_norm()), out_axes=0)
@@ -108,7 +108,15 @@ def pair(*readings: Reading) -> Reading:
         out_axes=tuple(reading.out_axes for reading in readings),
         additive=all(reading.additive for reading in readings),
         coupled=all(reading.coupled for reading in readings),
+        linear=all(reading.linear for reading in readings),
     )
+
+
+def in_each(f: Callable, *readings: Tree) -> Tree:
+    """`f` of what one reading read, or of what each of a `pair` did, at one layer."""
+    if not isinstance(readings[0], Together):
+        return f(*readings)
+    return Together(tuple(in_each(f, *each) for each in zip(*(t.read for t in readings), strict=True)))
 
 
 def apart(readings: Tree, out_axes) -> Tree:

@@ -23,6 +23,7 @@ FLOORS = [
     ["layers"],
     ["losses"],
     ["combinators"],
+    ["heads"],
     ["models"],
     ["backprop"],
     ["feedback", "quantities", "checking", "explaining"],

@@ -112,10 +112,10 @@ def product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m k
     return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=accumulated(b.dtype))
 
 
-def scores(q: Float[Array, "m d"], k: Float[Array, "n d"], seen) -> Float[Array, "m n"]:
-    """S = q kᵀ/√d, −∞ where a key is not seen."""
-    s = product(q, k.T) / math.sqrt(q.shape[-1])
-    return s if seen is None else jnp.where(seen, s, -jnp.inf)
+def scores(q: Float[Array, "m d"], k: Float[Array, "n d"], seen, keys_first: bool = False) -> Float[Array, "..."]:
+    """S = q kᵀ/√d, −∞ where a key is not seen: (m, n), or `keys_first`, (n, m)."""
+    s = (product(k, q.T) if keys_first else product(q, k.T)) / math.sqrt(q.shape[-1])
+    return s if seen is None else jnp.where(seen.T if keys_first else seen, s, -jnp.inf)
 
 
 def head_forward(
@@ -154,13 +154,15 @@ def head_backward(
     for strip in strips(seen, len(q), len(k)):
         k_, v_ = k[strip.keys], v[strip.keys]
 
+        # Keys by queries, S transposed: then of the five products only one has a large matrix to transpose.
         def of(so_far, start, q, lse, D, do, strip=strip, k_=k_, v_=v_):
             dk, dv = so_far
-            p = jnp.exp(scores(q, k_, seen.block(start, len(q), strip.keys)) - lse[:, None])  # P = exp(S − L)
-            dv = dv + product(p.T, do)  # o = P v
-            dp = product(do, v_.T)
-            ds = p * (dp - D[:, None]) / math.sqrt(q.shape[-1])  # P = softmax(q kᵀ/√d)
-            return (dk + product(ds.T, q), dv), product(ds, k_)
+            p = jnp.exp(
+                scores(q, k_, seen.block(start, len(q), strip.keys), keys_first=True) - lse[None]
+            )  # P = exp(S − L)
+            dv = dv + product(p, do)  # o = P v
+            ds = p * (product(v_, do.T) - D[None]) / math.sqrt(q.shape[-1])  # P = softmax(q kᵀ/√d)
+            return (dk + product(ds, q), dv), product(ds.T, k_)
 
         rows = (t[strip.queries] for t in (q, lse, D, do))
         (dk_, dv_), dq = over_queries(of, (dk[strip.keys], dv[strip.keys]), strip, *rows)
@@ -181,11 +183,11 @@ def heads_forward(
     """o and L of every head, one after another."""
     group = q.shape[1] // k.shape[1]
 
-    def one(_, h):
-        return None, head_forward(head(q, h), head(k, h // group), head(v, h // group), seen)
+    def one(out, h):
+        o, lse = head_forward(head(q, h), head(k, h // group), head(v, h // group), seen)
+        return with_head(out, h, o), lse
 
-    _, (out, lse) = jax.lax.scan(one, None, jnp.arange(q.shape[1]))
-    return jnp.moveaxis(out, 0, 1), lse
+    return jax.lax.scan(one, jnp.zeros((*q.shape[:2], v.shape[2]), v.dtype), jnp.arange(q.shape[1]))
 
 
 def heads_backward(
@@ -201,20 +203,28 @@ def heads_backward(
     group = q.shape[1] // k.shape[1]
     D = jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1).T  # Σₛ P dP = do·o: (heads, queries)
 
-    def one(_, of_head):
+    def one(so_far, of_head):
         h, lse, D = of_head
         do = head(d_out, h).astype(v.dtype)
-        return None, head_backward(head(q, h), head(k, h // group), head(v, h // group), lse, D, do, seen)
+        of_h = head_backward(head(q, h), head(k, h // group), head(v, h // group), lse, D, do, seen)
+        (dq, dk, dv), (dq_h, dk_h, dv_h) = so_far, of_h
+        if group > 1:  # the heads of a group, one after another, add to what they share
+            dk_h, dv_h = dk_h + head(dk, h // group), dv_h + head(dv, h // group)
+        return (with_head(dq, h, dq_h), with_head(dk, h // group, dk_h), with_head(dv, h // group, dv_h)), None
 
-    _, (dq, dk, dv) = jax.lax.scan(one, None, (jnp.arange(q.shape[1]), lse, D))
-    if group > 1:
-        dk, dv = (jnp.sum(t.reshape(-1, group, *t.shape[1:]), axis=1) for t in (dk, dv))
-    return jnp.moveaxis(dq, 0, 1), jnp.moveaxis(dk, 0, 1), jnp.moveaxis(dv, 0, 1)
+    return jax.lax.scan(
+        one, (jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v)), (jnp.arange(q.shape[1]), lse, D)
+    )[0]
 
 
 def head(t: Float[Array, "time heads d"], i) -> Float[Array, "time d"]:
     """One head's part."""
     return jax.lax.dynamic_index_in_dim(t, i, axis=1, keepdims=False)
+
+
+def with_head(t: Float[Array, "time heads d"], i, part: Float[Array, "time d"]) -> Float[Array, "time heads d"]:
+    """`t` with one head's part in its place."""
+    return jax.lax.dynamic_update_index_in_dim(t, part, i, axis=1)
 
 
 # --------------------------------------------------------------------------------------------------- layers
