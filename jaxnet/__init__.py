@@ -18,6 +18,7 @@ from jaxnet.backprop import (
     vjp,
 )
 from jaxnet.combinators import bidirectional, parallel, per_position, remat, repeat, residual, serial, tied
+from jaxnet.heads import fused_head, in_chunks, linear_cross_entropy
 from jaxnet.layer import Layer, Loss, Passing, Reading, ShapeError, Untrained, split_state, with_state
 from jaxnet.layers import (
     Piece,
@@ -69,7 +70,7 @@ from jaxnet.losses import (
     quadratic,
     softmax_cross_entropy,
 )
-from jaxnet.models import char_lstm, gpt, gpt2, mlp, residual_mlp
+from jaxnet.models import char_lstm, gated, gpt, gpt2, mlp, pre_norm, residual_mlp
 from jaxnet.readings import deltas, new_state, pair, product, squared_delta, squared_norm, sum_of_deltas, total
 
 __version__ = "0.1.0"
@@ -105,6 +106,8 @@ __all__ = [
     "elu",
     "embedding",
     "flatten",
+    "fused_head",
+    "gated",
     "gelu",
     "gelu_tanh",
     "global_average_pool",
@@ -115,9 +118,11 @@ __all__ = [
     "gru",
     "huber",
     "identity",
+    "in_chunks",
     "initialize",
     "layer_norm",
     "leaky_relu",
+    "linear_cross_entropy",
     "lstm",
     "max_pool",
     "mean_absolute_error",
@@ -130,6 +135,7 @@ __all__ = [
     "per_example",
     "per_position",
     "positional_embedding",
+    "pre_norm",
     "predict",
     "product",
     "quadratic",

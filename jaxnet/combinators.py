@@ -3,6 +3,7 @@
 Parameters of a combination of several layers are the tuple of theirs; of one layer, that layer's own.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -23,7 +24,7 @@ from jaxnet.layer import (
     split_state,
 )
 from jaxnet.layers.recurrent import Piece
-from jaxnet.readings import over_positions, whole
+from jaxnet.readings import in_each, over_positions, whole
 
 
 def numbered(layers: tuple[Layer, ...], i: int):
@@ -92,16 +93,17 @@ def same_shape(name: str, x, out) -> None:
         )
 
 
-def parallel(*layers: Layer, join: Literal["sum", "concatenate"] = "sum") -> Layer:
-    """The same input through several layers, their outputs summed, or concatenated along the last axis.
+def parallel(*layers: Layer, join: Literal["sum", "product", "concatenate"] = "sum") -> Layer:
+    """The same input through several layers, their outputs summed, multiplied, or concatenated along the last axis.
 
-    Backward: each gets d_out, or its piece of it; dx is the sum of theirs. Parameters: the tuple of the layers'.
+    Backward: each gets d_out, or d_out ⊙ the others' outputs, or its piece of d_out; dx is the sum of theirs.
+    Parameters: the tuple of the layers'.
     Raises `ShapeError` where the outputs cannot be joined, `ValueError` for another `join` or no layers.
     """
     if not layers:
         raise ValueError("parallel takes at least one layer, got none")
-    if join not in ("sum", "concatenate"):
-        raise ValueError(f'parallel joins by "sum" or "concatenate", got {join!r}')
+    if join not in ("sum", "product", "concatenate"):
+        raise ValueError(f'parallel joins by "sum", "product" or "concatenate", got {join!r}')
 
     def init(key, x):
         params = []
@@ -112,9 +114,9 @@ def parallel(*layers: Layer, join: Literal["sum", "concatenate"] = "sum") -> Lay
         return tuple(params)
 
     def joinable(outs):
-        shapes = [out.shape if join == "sum" else out.shape[:-1] for out in outs]
+        shapes = [out.shape[:-1] if join == "concatenate" else out.shape for out in outs]
         if len(set(shapes)) > 1:
-            which = "the same shape" if join == "sum" else "shapes that differ in the last axis only"
+            which = "shapes that differ in the last axis only" if join == "concatenate" else "the same shape"
             raise ShapeError(f"parallel ({join}) takes layers that give {which}, got {[out.shape for out in outs]}")
 
     def forward(params, x, key=None, train=False):
@@ -125,19 +127,23 @@ def parallel(*layers: Layer, join: Literal["sum", "concatenate"] = "sum") -> Lay
             outs.append(out)
             saved.append(s)
         joinable(outs)
-        out = sum(outs[1:], start=outs[0]) if join == "sum" else jnp.concatenate(outs, axis=-1)
-        return out, (tuple(saved), Static(tuple(out.shape[-1] for out in outs)))
+        if join == "concatenate":
+            return jnp.concatenate(outs, axis=-1), (tuple(saved), Static(tuple(out.shape[-1] for out in outs)))
+        out = sum(outs[1:], start=outs[0]) if join == "sum" else math.prod(outs[1:], start=outs[0])
+        return out, (tuple(saved), tuple(outs) if join == "product" else ())
 
-    def pieces(d_out, widths):
+    def pieces(d_out, kept):
         if join == "sum":
             return [d_out] * len(layers)
-        ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+        if join == "product":  # out = Π outᵢ: ∂out/∂outᵢ is the product of the others
+            return [math.prod(kept[:i] + kept[i + 1 :], start=d_out) for i in range(len(layers))]
+        ends = [sum(kept.value[: i + 1]) for i in range(len(layers) - 1)]
         return jnp.split(d_out, ends, axis=-1)
 
     def backward(params, saved, d_out, read):
-        saved, widths = saved
+        saved, kept = saved
         dxs, readings = [], []
-        for layer, p, s, d in zip(layers, params, saved, pieces(d_out, widths.value), strict=True):
+        for layer, p, s, d in zip(layers, params, saved, pieces(d_out, kept), strict=True):
             dx, reading = layer.backward(p, s, d, read)
             dxs.append(dx)
             readings.append(reading)
@@ -279,6 +285,15 @@ def tied(*layers: Layer, share: str = "W", where: tuple[int, ...]) -> Layer:
     def without(p):
         return {name: value for name, value in p.items() if name != share}
 
+    def added_up(readings):
+        """What was read of the shared parameter, added up in the layer that owns it."""
+        for i in borrowers:
+            readings[owner] = in_each(
+                lambda own, other: own | {share: own[share] + other[share]}, readings[owner], readings[i]
+            )
+            readings[i] = in_each(without, readings[i])
+        return tuple(readings)
+
     def init(key, x):
         params = chain.init(key, x)
         for i in where:
@@ -297,10 +312,12 @@ def tied(*layers: Layer, share: str = "W", where: tuple[int, ...]) -> Layer:
         passings: dict[int, Passing] = {}
         full = borrowed(params)
         for i in reversed(range(len(layers))):
-            if i in where:  # read once all uses are known
+            if i in where and not read.linear:  # read once all uses are known
                 d_out, passings[i] = layers[i].backward(full[i], saved[i], d_out, whole)
             else:
                 d_out, readings[i] = layers[i].backward(full[i], saved[i], d_out, read)
+        if read.linear:  # read where the error passes, so that no use is kept until all are known
+            return d_out, added_up(readings)
         uses = Sum(tuple(passings[i].factors[share] for i in where))
         for i, passing in passings.items():
             factors = passing.factors | {share: uses} if i == owner else without(passing.factors)

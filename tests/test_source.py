@@ -14,7 +14,7 @@ AUTODIFF = {"grad", "value_and_grad", "vjp", "vjp3", "jvp", "linearize", "linear
             "jacobian", "hessian", "checkpoint", "remat", "custom_jvp", "custom_vjp", "custom_gradient",
             "closure_convert", "ad", "ad_checkpoint", "fwd_and_bwd"}  # fmt: skip
 BY_HAND = [*(PACKAGE / f"{room}.py" for room in ("layer", "factors", "chunks", "readings", "losses", "combinators",
-           "backprop")), *PACKAGE.glob("layers/**/*.py"), *PACKAGE.glob("models/**/*.py")]  # fmt: skip
+           "heads", "backprop")), *PACKAGE.glob("layers/**/*.py"), *PACKAGE.glob("models/**/*.py")]  # fmt: skip
 # From the bottom up; rooms of one line may use each other, though not in a circle.
 FLOORS = [
     ["layer"],

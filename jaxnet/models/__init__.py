@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from jaxnet.layer import Layer
+from jaxnet.models.blocks import gated, pre_norm
 from jaxnet.models.language import char_lstm, gpt, gpt2
 from jaxnet.models.mlps import mlp, residual_mlp
 
-__all__ = ["MODELS", "char_lstm", "gpt", "gpt2", "mlp", "residual_mlp"]
+__all__ = ["MODELS", "char_lstm", "gated", "gpt", "gpt2", "mlp", "pre_norm", "residual_mlp"]
 
 MODELS: dict[str, Callable[..., Layer]] = {
     "mlp": mlp,

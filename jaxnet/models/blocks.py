@@ -1,0 +1,41 @@
+"""Blocks that networks are stacked from: a norm, a branch and a sum; an MLP with a gate.
+
+    pre_norm      x ← x + f(norm x)
+    gated         out = W_down (g(W_gate x) ⊙ W_up x)
+
+Sources: Xiong et al., On Layer Normalization in the Transformer Architecture, 2020; Shazeer, GLU Variants Improve
+Transformer, 2020, (6).
+"""
+
+from collections.abc import Callable
+
+from jaxnet.combinators import parallel, residual, serial
+from jaxnet.layer import Layer
+from jaxnet.layers import Initializer, activation_named, dense, layer_norm
+
+
+def pre_norm(layer: Layer, norm: Layer | None = None) -> Layer:
+    """out = x + layer(norm(x)), for x of a shape that the layer keeps. `norm`: by default `layer_norm()`.
+
+    Parameters: the pair (the norm's, the layer's). Raises `ShapeError` where the layer changes the shape.
+    """
+    return residual(serial(layer_norm() if norm is None else norm, layer))
+
+
+def gated(
+    hidden: int,
+    width: int,
+    *,
+    activation: str = "silu",
+    bias: bool = False,
+    init: str | Initializer | Callable = "lecun_normal",
+) -> Layer:
+    """out = W_down (g(W_gate x) ⊙ W_up x) of a vector x: SwiGLU with g = silu, GEGLU with g = gelu.
+
+    `hidden`: the length inside; `width`: that of out. `bias`: whether there is a b in each of the three. `init`: as of
+    `dense`. Parameters: the dense layers', (((gate, ()), up), down).
+    Raises `ValueError` for an activation that there is none of.
+    """
+    g = activation_named(activation)
+    gate, up = serial(dense(hidden, bias=bias, init=init), g), dense(hidden, bias=bias, init=init)
+    return serial(parallel(gate, up, join="product"), dense(width, bias=bias, init=init))
