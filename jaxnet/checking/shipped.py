@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 import jaxnet
 from jaxnet import layers as leaf_layers
 from jaxnet.checking.targets import Target
 from jaxnet.combinators import COMBINATORS
-from jaxnet.layer import Layer
+from jaxnet.layer import Layer, leaf, no_params
 from jaxnet.layers import ACTIVATIONS, Activation
 from jaxnet.losses import LOSSES
-from jaxnet.models import MODELS
+from jaxnet.models import MODELS, cnn, lenet5, residual_cnn
 
 VECTOR = "float32[6]"
 LOOK_UPS = {"activation_named": ACTIVATIONS}  # functions that give a row of a table, each of whose rows is checked
+
+
+THIRDS = leaf(
+    "thirds",
+    no_params,
+    lambda params, x, key=None, train=False: (tuple(jnp.split(x, 3, axis=-1)), ()),
+    lambda params, saved, d_outs: (jnp.concatenate(d_outs, axis=-1), ()),
+)
+"""The last axis cut into three: queries, keys and values of one array."""
 
 
 def layers() -> dict[str, tuple[Any, str]]:
@@ -56,9 +67,19 @@ def layers() -> dict[str, tuple[Any, str]]:
         "layer_norm vector": (j.layer_norm(bias=False), VECTOR),
         "rms_norm": (j.rms_norm(), "float32[5,6]"),
         "group_norm": (j.group_norm(2), "float32[3,2,6]"),
+        "embedding": (j.embedding(9, 4), "int32[5]<9"),
+        "positional_embedding": (j.positional_embedding(7), "float32[5,6]"),
+        "sinusoidal_positions": (j.sinusoidal_positions, "float32[5,6]"),
+        "rotary": (j.rotary(), "float32[5,2,6]"),
+        "attention": (j.attention(3, bias=True), "float32[5,6]"),
+        "attention rotary": (j.attention(2, causal=False, kv_heads=1, rotary=True), "float32[5,8]"),
+        "dot_product_attention": (j.serial(THIRDS, j.dot_product_attention()), "float32[5,2,24]"),
+        "gated": (j.gated(8, 6), VECTOR),
+        "pre_norm": (j.pre_norm(j.attention(2)), "float32[5,6]"),
         "serial": (j.serial(j.dense(5), j.sigmoid, j.dense(3)), VECTOR),
         "residual": (j.residual(small), VECTOR),
         "parallel": (j.parallel(small, j.dense(6)), VECTOR),
+        "parallel product": (j.parallel(small, j.dense(6), join="product"), VECTOR),
         "parallel concatenate": (j.parallel(small, j.dense(2), join="concatenate"), VECTOR),
         "per_position": (j.per_position(j.serial(j.dense(4), j.relu)), "float32[5,6]"),
         "repeat": (j.repeat(j.residual(small), 3), VECTOR),
@@ -74,6 +95,9 @@ def models() -> dict[str, tuple[Any, str]]:
         "mlp": ((j.mlp([16, 16, 5]), j.softmax_cross_entropy), batch),
         "mlp sigmoid": ((j.mlp([9, 5], activation="sigmoid", out="sigmoid"), j.binary_cross_entropy), batch),
         "residual_mlp": ((j.residual_mlp(16, 3, 5), j.softmax_cross_entropy), batch),
+        "lenet5": ((lenet5(5), j.softmax_cross_entropy), "float32[3,28,28,1], int32[3]<5"),
+        "cnn": ((cnn([3, 4], [6], 5, kernel=3), j.softmax_cross_entropy), "float32[4,10,10,2], int32[4]<5"),
+        "residual_cnn": ((residual_cnn([4, 8], 2, 5), j.softmax_cross_entropy), "float32[4,6,6,2], int32[4]<5"),
         "gpt": ((j.gpt(11, 8, 2, 2, 6), j.softmax_cross_entropy), tokens),
         "gpt rotary": ((j.gpt(11, 8, 4, 2, 6, kv_heads=2, rotary=True), j.softmax_cross_entropy), tokens),
         "gpt2": ((j.gpt2(vocab=11, positions=6, width=8, heads=2, depth=2), j.softmax_cross_entropy), tokens),

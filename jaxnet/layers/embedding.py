@@ -76,7 +76,8 @@ def in_vocabulary(name: str, tokens, vocab: int) -> None:
         raise ShapeError(f"{name} takes token ids, an array of integers, got {tokens.dtype} {tokens.shape}")
     if isinstance(tokens, jax.ShapeDtypeStruct | Tracer) or not tokens.size:
         return
-    low, high = int(np.min(tokens)), int(np.max(tokens))
+    values = np.asarray(tokens)
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= vocab:
         raise ValueError(
             f"{name} takes token ids from 0 to {vocab - 1}, got {low if low < 0 else high}: "

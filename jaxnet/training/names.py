@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import optax
 from pydantic import Field
 
-from jaxnet import combinators, layers
+from jaxnet import combinators, layers, models
 from jaxnet.feedback import WAYS, Way
 from jaxnet.layer import Layer, Loss
 from jaxnet.layers.initializers import initializer
@@ -59,7 +59,7 @@ def residual(block: Layer) -> Layer:
     return combinators.residual(block)
 
 
-def parallel(branches: Sequence[Layer], join: Literal["sum", "concatenate"] = "sum") -> Layer:
+def parallel(branches: Sequence[Layer], join: Literal["sum", "product", "concatenate"] = "sum") -> Layer:
     """The same input through several branches, joined."""
     return combinators.parallel(*branches, join=join)
 
@@ -88,6 +88,43 @@ def feedback(block: Layer, way: str, seed: int | None = None, scale: float | Non
 def remat(block: Layer) -> Layer:
     """A block that saves only its input."""
     return combinators.remat(block)
+
+
+def embedding(vocab: Count, width: Count) -> Layer:
+    """A vector of `width` for each of `vocab` token ids."""
+    return layers.embedding(vocab, width)
+
+
+def positional_embedding(length: Count) -> Layer:
+    """A learned vector added at each position of a sequence of at most `length`."""
+    return layers.positional_embedding(length)
+
+
+def attention(
+    heads: Count,
+    *,
+    causal: bool = True,
+    kv_heads: Count | None = None,
+    rotary: bool = False,
+    bias: bool = False,
+    init: str = "lecun_normal",
+    rotary_base: float = 10_000.0,
+) -> Layer:
+    """Self-attention of a sequence, (time, width)."""
+    given = {"kv_heads": kv_heads, "rotary": rotary, "bias": bias, "init": init, "rotary_base": rotary_base}
+    return layers.attention(heads, causal=causal, **given)
+
+
+def gated(
+    hidden: Count, width: Count, *, activation: str = "silu", bias: bool = False, init: str = "lecun_normal"
+) -> Layer:
+    """W_down (g(W_gate x) ⊙ W_up x)."""
+    return models.gated(hidden, width, activation=activation, bias=bias, init=init)
+
+
+def pre_norm(block: Layer) -> Layer:
+    """out = x + block(layer_norm(x))."""
+    return models.pre_norm(block)
 
 
 def tied(layers: Sequence[Layer], where: Sequence[int], share: str = "W") -> Layer:
@@ -122,6 +159,13 @@ LAYERS: Mapping[str, Callable[..., Layer] | Layer] = MappingProxyType(
         "layer_norm": layers.layer_norm,
         "rms_norm": layers.rms_norm,
         "group_norm": layers.group_norm,
+        "embedding": embedding,
+        "positional_embedding": positional_embedding,
+        "sinusoidal_positions": layers.sinusoidal_positions,
+        "rotary": layers.rotary,
+        "attention": attention,
+        "gated": gated,
+        "pre_norm": pre_norm,
         "residual": residual,
         "repeat": repeat,
         "parallel": parallel,
