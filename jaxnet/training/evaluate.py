@@ -1,6 +1,7 @@
 """A trained network again: restored from its run, and evaluated on its own data or on other."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ from jaxnet.layer import Tree
 from jaxnet.training import devices
 from jaxnet.training.config import Config, Mesh
 from jaxnet.training.data import DataError, Dataset, Split, load
+from jaxnet.training.data.sources import is_text
+from jaxnet.training.data.text import in_vocabulary
 from jaxnet.training.run import Run, RunError
 from jaxnet.training.session import Session
 from jaxnet.training.terminal import percent
@@ -60,7 +63,7 @@ def evaluate(
     data: as a config's `data`. Raises as `restore` does, and DataError.
     """
     devices.keep_compiled()
-    dataset = None if data is None else as_test(load(data, data_dir=data_dir))
+    dataset = None if data is None else as_test(other(Run.open(folder), data, data_dir))
     trained = restore(folder, data_dir=data_dir, dataset=dataset)
     with devices.precision(trained.config.precision):
         found = trained.session.watch(trained.params)
@@ -74,7 +77,20 @@ def as_test(dataset: Dataset) -> Dataset:
     if not len(dataset.train.y):
         raise DataError(f"{dataset.name} has no examples to evaluate on")
     empty = Split(dataset.test.x[:0], dataset.test.y[:0])
-    return Dataset(dataset.name, dataset.train, empty, dataset.train, dataset.classes, dataset.picture)
+    return replace(dataset, validation=empty, test=dataset.train)
+
+
+def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None) -> Dataset:
+    """Other data than a run's; a text in the run's windows and vocabulary.
+
+    Raises DataError where it has a character that the run's text had not.
+    """
+    spec = {"name": data} if isinstance(data, str) else dict(data)
+    kept = run.vocabulary()
+    if kept is None or not is_text(str(spec.get("name"))):
+        return load(spec, data_dir=data_dir)
+    characters, window = kept
+    return in_vocabulary(load({"window": window} | spec, data_dir=data_dir), characters)
 
 
 def lines(found: Mapping[str, float]) -> list[str]:

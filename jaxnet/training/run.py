@@ -185,6 +185,13 @@ class Run:
         """What summary.json says; None before the run has ended in any way."""
         return self.json("summary.json") if (self.folder / "summary.json").exists() else None
 
+    def vocabulary(self) -> tuple[str, int] | None:
+        """The characters of the tokens, and the window that was trained on; None where the run is of no text."""
+        if not (self.folder / VOCABULARY).is_file():
+            return None
+        about = self.json(VOCABULARY)
+        return str(about["characters"]), int(about["window"])
+
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder.
 

@@ -53,14 +53,13 @@ def vocabulary(folder: Path) -> tuple[str, int]:
 
     Raises SampleError where the run is of no text, RunError where it is no run.
     """
-    run = Run.open(folder)
-    if not (folder / VOCABULARY).is_file():
+    found = Run.open(folder).vocabulary()
+    if found is None:
         raise SampleError(
             f"{folder} has no {VOCABULARY}, so it was not trained on a text: give a run of data = "
             '"tinyshakespeare" or of a .txt file, such as configs/char_gpt.toml'
         )
-    about = run.json(VOCABULARY)
-    return str(about["characters"]), int(about["window"])
+    return found
 
 
 def prompt_tokens(prompt: str, characters: str) -> np.ndarray:

@@ -89,7 +89,7 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
     else:
         raise DataError(f'data must be a name, or a table with a name such as {{ name = "mnist" }}, got {spec!r}')
 
-    kind = name if name in TAKES else Path(name.lower().removesuffix(".gz")).suffix
+    kind = kind_of(name)
     if kind not in TAKES:
         if ":" in name:
             return load_own(name, options)
@@ -108,6 +108,16 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
         given = {"seed": seed} if "seed" in TAKES[kind] else {}
         dataset = READ[kind](existing_file(name, data_dir), **given | options)
     return dataset if limit is None else limited(dataset, limit)
+
+
+def kind_of(name: str) -> str:
+    """A data set's own name, or the suffix of a file's, without that of its packing."""
+    return name if name in TAKES else Path(name.lower().removesuffix(".gz")).suffix
+
+
+def is_text(name: str) -> bool:
+    """Whether data of this name are a text."""
+    return "window" in TAKES.get(kind_of(name), ())
 
 
 def check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:

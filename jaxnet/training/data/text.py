@@ -70,22 +70,17 @@ def load_text(path: Path, *, window: int = WINDOW, split: Sequence[int | float] 
     return from_text(str(path), text, window=window, split=split)
 
 
-def from_text(
-    where: str, text: str, *, window: int = WINDOW, split: Sequence[int | float] = SPLIT, characters: str | None = None
-) -> Dataset:
+def from_text(where: str, text: str, *, window: int = WINDOW, split: Sequence[int | float] = SPLIT) -> Dataset:
     """A text as token windows: train its first part, then validation, then test.
 
-    Token i stands for the i-th of `characters`, by default those of the text in the order of their code points. An
+    Token i stands for the i-th of the text's characters in the order of their code points. An
     example is x, (window,) tokens, with y, (window,), the token after each. split: how many characters (counts or
     fractions). Each part is cut into windows one after another; what does not fill a last one is left out. In training
     an epoch goes once through the text, its windows shifted together by a new random offset below `window`.
-    Raises DataError for a part too short for a window, or a character that is none of `characters`.
+    Raises DataError for a part too short for a window.
     """
     name = Path(where).stem
-    known = "".join(sorted(set(text))) if characters is None else characters
-    strange = set(text) - set(known)
-    if strange:
-        raise DataError(f"{where}: holds characters that the vocabulary has not: {shown(''.join(sorted(strange)))}")
+    known = "".join(sorted(set(text)))
     tokens = encode(text, known)
     parts = []
     start = 0
@@ -131,6 +126,25 @@ def encode(text: str, characters: str) -> np.ndarray:
     known = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
     order = np.argsort(known)
     return order[np.searchsorted(known[order], points)].astype(np.int32)
+
+
+def in_vocabulary(dataset: Dataset, characters: str) -> Dataset:
+    """The same text in tokens that stand for other characters.
+
+    Raises DataError where one of its own is none of them.
+    """
+    assert dataset.text is not None
+    strange = "".join(sorted(set(dataset.text.characters) - set(characters)))
+    if strange:
+        raise DataError(f"{dataset.name}: holds characters that the vocabulary has not: {shown(strange)}")
+    other = encode(dataset.text.characters, characters)
+
+    def part(split: Split) -> Split:
+        return Split(other[split.x], other[split.y])
+
+    train, validation, test = (part(split) for split in (dataset.train, dataset.validation, dataset.test))
+    text = Text(other[dataset.text.tokens], characters)
+    return Dataset(dataset.name, train, validation, test, len(characters), text=text)
 
 
 def shown(characters: str, most: int = 8) -> str:

@@ -1,0 +1,215 @@
+"""Language models: GPT-2 against torch's and its published file format, what a model sees, and what it refuses."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import jaxnet as jn
+from jaxnet.layer import leaves
+from jaxnet.models.gpt2_weights import WeightsError, from_arrays, load_gpt2, save_gpt2, to_arrays
+from jaxnet.models.language import GPT2_SIZES
+from tests.agreement import integers, normal
+
+VOCAB, POSITIONS, WIDTH, HEADS, DEPTH = 13, 7, 8, 2, 3
+
+
+def published(seed: int = 0, prefix: str = "") -> dict[str, np.ndarray]:
+    """Arrays of a small GPT-2 under their published names."""
+    shapes = {"wte.weight": (VOCAB, WIDTH), "wpe.weight": (POSITIONS, WIDTH)}
+    shapes |= {"ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+    for i in range(DEPTH):
+        for name, shape in {
+            "ln_1.weight": (WIDTH,),
+            "ln_1.bias": (WIDTH,),
+            "attn.c_attn.weight": (WIDTH, 3 * WIDTH),
+            "attn.c_attn.bias": (3 * WIDTH,),
+            "attn.c_proj.weight": (WIDTH, WIDTH),
+            "attn.c_proj.bias": (WIDTH,),
+            "ln_2.weight": (WIDTH,),
+            "ln_2.bias": (WIDTH,),
+            "mlp.c_fc.weight": (WIDTH, 4 * WIDTH),
+            "mlp.c_fc.bias": (4 * WIDTH,),
+            "mlp.c_proj.weight": (4 * WIDTH, WIDTH),
+            "mlp.c_proj.bias": (WIDTH,),
+        }.items():
+            shapes[f"h.{i}.{name}"] = shape
+    return {
+        prefix + name: np.array(normal(100 * seed + i, shape, 0.5)) for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def torch_gpt2(arrays: dict[str, np.ndarray], tokens: np.ndarray, heads: int = HEADS) -> tuple[torch.Tensor, dict]:
+    """GPT-2's logits (batch, time, vocab) as its paper and code have them, and the weights, for their gradients."""
+    w = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
+    ids = torch.tensor(tokens, dtype=torch.long)
+    time, width = ids.shape[1], w["wte.weight"].shape[1]
+
+    def norm(x, name):
+        return torch.nn.functional.layer_norm(x, (width,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-5)
+
+    def affine(x, name):  # the published matrices are (in, out)
+        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x = w["wte.weight"][ids] + w["wpe.weight"][:time]
+    for i in range(DEPTH):
+        q, k, v = affine(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn").split(width, dim=-1)
+        q, k, v = (t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
+        scores = q @ k.transpose(-1, -2) / (width // heads) ** 0.5
+        scores = scores.masked_fill(torch.ones(time, time).triu(1).bool(), float("-inf"))
+        o = (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape)
+        x = x + affine(o, f"h.{i}.attn.c_proj")
+        hidden = torch.nn.functional.gelu(affine(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"), approximate="tanh")
+        x = x + affine(hidden, f"h.{i}.mlp.c_proj")
+    return norm(x, "ln_f") @ w["wte.weight"].T, w
+
+
+TOKENS = np.array(integers(3, (2, POSITIONS), VOCAB))
+TARGETS = np.array(integers(4, (2, POSITIONS), VOCAB))
+
+
+@pytest.fixture(scope="module")
+def in_torch():
+    """Logits, mean cross-entropy and gradients by the published names."""
+    logits, weights = torch_gpt2(published(), TOKENS)
+    cost = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCAB), torch.tensor(TARGETS).long().reshape(-1))
+    cost.backward()
+    return logits.detach().numpy(), cost.item(), {name: t.grad.numpy() for name, t in weights.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_published_weights_give_the_published_logits(tmp_path, in_torch, prefix):
+    masks = {f"{prefix}h.0.attn.bias": np.ones((1, 1, POSITIONS, POSITIONS), np.float32)}
+    head = {"lm_head.weight": published()["wte.weight"]}
+    save_file(published(prefix=prefix) | masks | head, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"n_head": HEADS}))
+    net, params = load_gpt2(tmp_path / "model.safetensors")
+    logits = jax.jit(jn.predict(net))(params, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(logits, in_torch[0], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_gpt2_are_torchs(in_torch):
+    _, cost, expected = in_torch
+    net, params = from_arrays("here", published(), HEADS)
+    gradient = jax.jit(jn.value_and_grad(net, jn.softmax_cross_entropy))
+    value, grads = gradient(params, jnp.asarray(TOKENS), jnp.asarray(TARGETS))
+    assert float(value) == pytest.approx(cost, rel=1e-5)
+    found = to_arrays(grads)
+    assert found.keys() == expected.keys()
+    largest = max(np.abs(each).max() for each in expected.values())
+    for name, each in expected.items():
+        np.testing.assert_allclose(found[name], each, atol=1e-5 * largest, err_msg=name)
+
+
+def test_weights_go_out_as_they_came_in(tmp_path):
+    _, params = from_arrays("here", published(1), HEADS)
+    save_gpt2(tmp_path / "again.safetensors", params)
+    again = load_file(tmp_path / "again.safetensors")
+    assert again.keys() == published().keys()
+    for name, array in published(1).items():
+        np.testing.assert_array_equal(again[name], array)
+
+
+def test_the_small_net_is_gpt2_in_small():
+    net, params = from_arrays("here", published(), HEADS)
+    fresh = jn.gpt2(vocab=VOCAB, positions=POSITIONS, width=WIDTH, heads=HEADS, depth=DEPTH)
+    shapes = jax.eval_shape(fresh.init, jax.random.key(0), jax.ShapeDtypeStruct((POSITIONS,), np.int32))
+    assert jax.tree.map(lambda t: (t.shape, t.dtype), shapes) == jax.tree.map(lambda t: (t.shape, t.dtype), params)
+    assert [layer.name for layer in leaves(net)] == [layer.name for layer in leaves(fresh)]
+
+
+@pytest.mark.parametrize(("size", "count"), [("124M", 124_439_808), ("1558M", 1_557_611_200)])
+def test_the_published_sizes(size, count):
+    net = jn.gpt2(size)
+    params = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1024,), np.int32))
+    assert sum(t.size for t in jax.tree.leaves(params)) == count
+    assert GPT2_SIZES[size][0] % 64 == 0
+
+
+@pytest.mark.slow
+def test_against_the_library_that_publishes_them(tmp_path):
+    """Needs transformers: python -m pytest -m slow tests/test_language.py."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=31, n_positions=16, n_embd=24, n_head=3, n_layer=2)
+    theirs = GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    tokens = np.array(integers(5, (2, 16), 31))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens).long()).logits.numpy()
+    net, params = load_gpt2(tmp_path / "model.safetensors")
+    np.testing.assert_allclose(jn.predict(net)(params, jnp.asarray(tokens)), expected, rtol=1e-4, atol=1e-5)
+    save_gpt2(tmp_path / "model.safetensors", jax.tree.map(lambda t: 0.5 * t, params))
+    changed = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        halved = changed(torch.tensor(tokens).long()).logits.numpy()
+    net, params = load_gpt2(tmp_path / "model.safetensors")
+    np.testing.assert_allclose(jn.predict(net)(params, jnp.asarray(tokens)), halved, rtol=1e-4, atol=1e-5)
+
+
+def without(name: str) -> dict[str, np.ndarray]:
+    return {key: array for key, array in published().items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (without("wte.weight"), "begin with wte.weight, wpe.weight and h.0.ln_1.weight, got"),
+        ({}, "got none"),
+        (without("h.1.mlp.c_fc.bias"), "has h.1.mlp.c_fc.bias of shape (32,), got nothing"),
+        (published() | {"ln_f.bias": np.ones(3, np.float32)}, "has ln_f.bias of shape (8,), got shape (3,)"),
+        (published() | {"h.0.attn.rotary": np.ones(3)}, "holds arrays that GPT-2 has not: h.0.attn.rotary"),
+        (published() | {"lm_head.weight": np.ones((VOCAB, WIDTH))}, "lm_head.weight differs from wte.weight"),
+    ],
+)
+def test_weights_that_are_not_gpt2s(arrays, message):
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        from_arrays("here", arrays, HEADS)
+
+
+def test_files_that_are_no_weights(tmp_path):
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        load_gpt2(tmp_path / "nowhere.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        load_gpt2(tmp_path / "model.safetensors")
+    save_file(published(), tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="3 heads do not divide the width 8"):
+        load_gpt2(tmp_path / "model.safetensors", heads=3)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"config\.json must be a JSON table"):
+        load_gpt2(tmp_path / "model.safetensors")
+
+
+# --------------------------------------------------------------------------------------------- what is seen
+
+
+@pytest.mark.parametrize(
+    "net", [jn.gpt(VOCAB, 8, 2, 2, POSITIONS), jn.gpt(VOCAB, 8, 2, 2, 99, rotary=True), jn.char_lstm(VOCAB, 8, 2)],
+    ids=["gpt", "rotary", "char_lstm"],
+)  # fmt: skip
+def test_no_later_token_is_seen_and_every_earlier_one_is(net):
+    params = jax.jit(net.init)(jax.random.key(0), jnp.asarray(TOKENS[0]))
+    forward = jax.jit(lambda params, tokens: net.forward(params, tokens)[0])
+    tokens = jnp.asarray(TOKENS[0])
+    before = forward(params, tokens)
+    for place in (0, 3, POSITIONS - 1):
+        after = forward(params, tokens.at[place].set((tokens[place] + 1) % VOCAB))
+        changed = np.abs(np.array(after - before)).max(axis=1) > 1e-7
+        np.testing.assert_array_equal(changed, np.arange(POSITIONS) >= place)
+
+
+def test_models_refuse_what_they_cannot_take(unchecked):
+    with pytest.raises(ValueError, match='a norm is one of layer_norm, rms_norm, got "batch"'.replace('"', "'")):
+        jn.gpt(VOCAB, 8, 2, 2, 4, norm="batch")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="GPT-2 was published as 124M, 355M, 774M, 1558M, got '1M'"):
+        jn.gpt2("1M")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(jn.ShapeError, match="positional_embedding 4 has 4 positions, got a sequence of 7"):
+        jn.gpt(VOCAB, 8, 2, 2, 4).init(jax.random.key(0), jnp.asarray(TOKENS[0]))
+    with pytest.raises(jn.ShapeError, match="takes a width that 3 heads divide, got 8"):
+        jn.gpt(VOCAB, 8, 3, 2, 7).init(jax.random.key(0), jnp.asarray(TOKENS[0]))
