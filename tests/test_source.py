@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,7 @@ def test_import_jaxnet_needs_only_its_four_dependencies():
 # ---------------------------------------------------------------------------------------------------------- docstrings
 
 
+@cache
 def documented() -> dict[str, str]:
     """Each name defined in the core with its docstring: of an instance, the string under its assignment."""
     found = {}
