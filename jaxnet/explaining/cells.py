@@ -16,6 +16,7 @@ from markupsafe import Markup
 from jaxnet.explaining.arrays import array_lines
 from jaxnet.explaining.numbers import LONGEST, entries, one, shape
 
+SHORT = 4  # entries that stay in one line
 WIDEST = 8  # rows or columns of a matrix that is shown whole
 MOST_PIXELS = 192  # a side of a heat map; of larger arrays each tile is shown by its largest entry
 GAP = 1  # pixels between the tiles of a montage
@@ -49,6 +50,7 @@ def group(kind: str, name: str, values: np.ndarray, digits: int, least: int, ind
     if kind == "vec":
         cells = Markup("(") + cells + Markup(")")
     columns = Markup(' style="--columns:{}"').format(values.shape[1]) if kind == "mat" else Markup("")
+    kind += " short" if kind == "vec" and len(texts) <= SHORT else ""
     extra = Markup(' data-l="{}"').format(least) if least != 2 else Markup("")
     if indices:
         extra += Markup(' data-ix="{}"').format(",".join(map(str, indices)))

@@ -20,7 +20,7 @@ from jaxnet.explaining.more import batch_lines, chain_lines, notation_lines, ten
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.observe import Observed, observe
 from jaxnet.explaining.steps import question_lines, steps
-from jaxnet.explaining.subjects import Subject
+from jaxnet.explaining.subjects import Subject, at
 from jaxnet.explaining.terminal import DIGITS, folded, overview
 
 NARROWEST = 60
@@ -53,7 +53,7 @@ def run(subject: Subject, options: Options) -> None:
     if not 1 <= options.digits <= MOST_DIGITS:
         raise ExplainError(f"--digits must be from 1 to {MOST_DIGITS}, got {options.digits}")
     with jax.enable_x64(subject.precision == "float64"):
-        observed = observe(subject.net, subject.loss, subject.params, subject.xs[0], subject.ys[0])
+        observed = observe(subject.net, subject.loss, subject.params, at(subject.xs, 0), subject.ys[0])
         derivation = derivation_of(subject, observed, options)
         if options.html_file is not None:
             from jaxnet.explaining.page import write_page
@@ -81,7 +81,7 @@ def derivation_of(subject: Subject, observed: Observed, options: Options) -> Der
         options.notation,
         layer=options.layer,
         batch=(subject.xs, subject.ys) if options.batch else None,
-        examples=tuple(range(first, first + len(subject.xs))),
+        examples=tuple(range(first, first + len(subject.ys))),
         source=subject.source,
         example=subject.example,
         seed=subject.seed,
@@ -120,7 +120,9 @@ def run_lines(subject: Subject, options: Options, digits: int) -> list[str]:
     """How the example's δ, the weights and the accuracy moved over the run."""
     past = subject.history
     assert past is not None
-    seen = [observe(subject.net, subject.loss, moment.params, subject.xs[0], subject.ys[0]) for moment in past.moments]
+    seen = [
+        observe(subject.net, subject.loss, moment.params, at(subject.xs, 0), subject.ys[0]) for moment in past.moments
+    ]
     return history_lines(movements(seen, past, options.notation), past, digits)
 
 

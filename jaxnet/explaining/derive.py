@@ -145,7 +145,7 @@ def drawn(chain: Chain) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-ALLOWED_ULP = 4.0
+ALLOWED_ULP = 256.0  # sums of many terms in another order; a wrong equation is thousands away
 
 
 def checked(lines: tuple[Line, ...]) -> Checked:

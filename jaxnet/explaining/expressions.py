@@ -142,9 +142,9 @@ LOOSE, PRODUCT, MATRIX_PRODUCT, TIGHT = range(4)
 def binds(expression: Expression) -> int:
     """How tightly an expression holds together: a sum least, a symbol most."""
     match expression:
-        case Sum() | Minus() | BigSum():
+        case Sum() | Minus():
             return LOOSE
-        case Product(sign="") | Fraction():
+        case Product(sign="") | Fraction() | BigSum():
             return MATRIX_PRODUCT
         case Product():
             return PRODUCT

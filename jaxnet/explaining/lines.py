@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -47,11 +48,14 @@ def prime(item: Item) -> Name:
     return Name(f"{name.base}′", key=f"{name.key}'")
 
 
+@lru_cache(maxsize=256)
 def slope(item: Item) -> np.ndarray:
     """g′ at what an activation takes: what its own backward makes of ones."""
-    _, saved = item.layer.forward(item.params, jax.numpy.asarray(item.x))
-    dx, _ = item.layer.backward(item.params, saved, jax.numpy.ones_like(jax.numpy.asarray(item.out)), product)
-    return np.asarray(dx)
+
+    def of(x, ones):
+        return item.layer.backward(item.params, item.layer.forward(item.params, x)[1], ones, product)[0]
+
+    return np.asarray(jax.jit(of)(item.x, np.ones_like(item.out)))
 
 
 def oriented(W: np.ndarray, notation: Notation) -> np.ndarray:
@@ -211,6 +215,7 @@ def parameter_lines(chain: Chain, place: Place) -> list[Line]:
     references = by_path(item.reference[2])  # state is not trained, and has no gradient by hand
     error = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
     found = []
+    largest = max((float(np.abs(leaf).max(initial=0)) for leaf in jax.tree.leaves(item.grads)), default=0.0)
     for path, gradient in jax.tree_util.tree_leaves_with_path(item.grads):
         name, expected = param_name(notation, path, place.number), references[jax.tree_util.keystr(path)]
         right = Call(Name(f"{item.layer.name} backward"), error)
@@ -218,7 +223,7 @@ def parameter_lines(chain: Chain, place: Place) -> list[Line]:
             Line(
                 key=f"d{name.key}", kind="dW", item=place.index, layer=layer, left=notation.gradient(name), right=right,
                 factors=(operand(error, item.d_out),), shape=gradient.shape, value=gradient,
-                ulp=ulps(gradient, expected), quoted=quote,
+                ulp=ulps(gradient, expected, largest), quoted=quote,
             )
         )  # fmt: skip
     return found

@@ -15,7 +15,14 @@ ACTIVATIONS = frozenset(
     ["identity", "sigmoid", "tanh", "relu", "softplus", "silu", "gelu", "gelu_tanh", "leaky_relu", "elu"]
 )  # those of network.js
 LOSSES = frozenset(
-    ["quadratic", "mean_squared_error", "mean_absolute_error", "binary_cross_entropy", "binary_cross_entropy_on_logits", "softmax_cross_entropy"]
+    [
+        "quadratic",
+        "mean_squared_error",
+        "mean_absolute_error",
+        "binary_cross_entropy",
+        "binary_cross_entropy_on_logits",
+        "softmax_cross_entropy",
+    ]
 )
 MOST_WEIGHTS = 64
 WIDEST = 8

@@ -15,7 +15,6 @@ from jaxnet.explaining.expressions import (
     Product,
     SquaredNorm,
     Sum,
-    Words,
 )
 
 Formula = Callable[[Expression, Expression, int], Expression]
@@ -50,11 +49,9 @@ def logits(z: Expression, y: Expression, d: int) -> Expression:
 
 VALUES: dict[str, Formula] = {
     "quadratic": lambda a, y, d: Product((Number("½"), SquaredNorm(less(a, y))), ""),
-    "mean_squared_error": lambda a, y, d: Product((Fraction(Number("1"), Number(str(d))), SquaredNorm(less(a, y)))),
-    "mean_absolute_error": lambda a, y, d: Product(
-        (Fraction(Number("1"), Number(str(d))), BigSum("", called("abs", less(a, y))))
-    ),
-    "huber": lambda a, y, d: Product((Fraction(Number("1"), Number(str(d))), BigSum("", called("h", less(a, y))))),
+    "mean_squared_error": lambda a, y, d: Fraction(SquaredNorm(less(a, y)), Number(str(d))),
+    "mean_absolute_error": lambda a, y, d: Fraction(BigSum("", called("abs", less(a, y))), Number(str(d))),
+    "huber": lambda a, y, d: Fraction(BigSum("", called("h", less(a, y))), Number(str(d))),
     "binary_cross_entropy": logarithms,
     "binary_cross_entropy_on_logits": logits,
     "softmax_cross_entropy": lambda z, y, d: Minus(BigSum("", Product((y, called("ln", called("softmax", z))), "⊙"))),
@@ -80,8 +77,3 @@ def value_of(loss: str, out: Expression, y: Expression, features: int) -> Expres
 def slope_of(loss: str, out: Expression, y: Expression, features: int) -> Expression | None:
     """∂C/∂out's right side; None for a loss not in the table."""
     return SLOPES[loss](out, y, features) if loss in SLOPES else None
-
-
-def words(text: str) -> Words:
-    """Words in an equation."""
-    return Words(text)

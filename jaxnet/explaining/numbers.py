@@ -76,11 +76,11 @@ def entries(values: np.ndarray, digits: int = 4, least: int = LEAST) -> tuple[li
     return texts, f"10{str(power).translate(SUPERSCRIPT)} × " if power else ""
 
 
-def shortened(count: int, longest: int = LONGEST) -> list[int | None]:
+def shortened(count: int, longest: int = LONGEST, ends: tuple[int, int] = ENDS) -> list[int | None]:
     """The indices of entries to be shown, None for what is left out."""
     if count <= longest:
         return list(range(count))
-    return [*range(ENDS[0]), None, *range(count - ENDS[1], count)]
+    return [*range(ends[0]), None, *range(count - ends[1], count)]
 
 
 def vector(values: np.ndarray, digits: int = 4, least: int = LEAST, longest: int = LONGEST) -> str:

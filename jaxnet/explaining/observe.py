@@ -69,13 +69,19 @@ def chain(net: Layer, params: Tree) -> list[tuple[Layer, Tree]]:
 
 
 def array(tree: Any) -> np.ndarray:
-    """What an item takes or gives, as NumPy's.
+    """What an item takes or gives, as NumPy's; several arrays as one vector, one after the other.
 
-    Raises `ExplainError` for several arrays.
+    Raises `ExplainError` for none.
     """
-    if not hasattr(tree, "shape"):
-        raise ExplainError(f"a layer to be explained takes and gives one array, got {jax.tree.structure(tree)}")
-    return np.asarray(tree)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    if not leaves:
+        raise ExplainError(f"a layer to be explained takes and gives an array, got {tree!r}")
+    return leaves[0] if len(leaves) == 1 else np.concatenate([leaf.reshape(-1) for leaf in leaves])
+
+
+def exact(tree: Any) -> bool:
+    """Whether all of it is of floats, so that there is a derivative by it."""
+    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(tree))
 
 
 def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
@@ -84,7 +90,7 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
     x: one input of the network. y: its target. params: as `initialize` gives them.
     Raises `ExplainError` for a network without layers, and what the layers raise for a wrong shape.
     """
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = jax.tree.map(jnp.asarray, x), jnp.asarray(y)
     net_params, loss_params = (params, ()) if loss.init is None else params
     items = chain(net, net_params)
     if not items:
@@ -92,7 +98,7 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
     layers = [layer for layer, _ in items]
     weight = own_weight(loss, y)
 
-    def by_hand(item_params, x):
+    def by_hand(item_params, x, y):
         outs, saved = [], []
         for layer, p in zip(layers, item_params, strict=True):
             x, s = layer.forward(p, x)
@@ -106,15 +112,17 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
             grads.append(g)
         return cost, outs, errors[::-1], grads[::-1]
 
+    def both(item_params, x, y):
+        outs = by_hand(item_params, x, y)
+        return outs, reference(layers, loss, loss_params, item_params, x, y, outs[1])
+
     own = [p for _, p in items]
-    cost, outs, errors, grads = jax.jit(by_hand)(own, x)
-    found = reference(layers, loss, loss_params, own, x, y, outs)
+    (cost, outs, errors, grads), found = jax.jit(both)(own, x, y)
     steps = inside(net, loss, params, x, y, layers)
     made = []
     for i, layer in enumerate(layers):
         taken = x if i == 0 else outs[i - 1]
-        exact = jnp.issubdtype(taken.dtype, jnp.inexact)
-        dx = array(errors[i]) if exact and errors[i] is not None else None
+        dx = array(errors[i]) if exact(taken) and errors[i] is not None else None
         made.append(
             Item(
                 layer,
@@ -124,11 +132,15 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
                 array(errors[i + 1]),
                 dx,
                 jax.tree.map(np.asarray, grads[i]),
-                jax.tree.map(np.asarray, (found[1][i + 1], found[1][i], found[0][i])),
+                (
+                    array(found[1][i + 1]),
+                    None if dx is None else array(found[1][i]),
+                    jax.tree.map(np.asarray, found[0][i]),
+                ),
                 steps[i],
             )
         )
-    return Observed(net, loss, params, np.asarray(x), np.asarray(y), float(cost), tuple(made))
+    return Observed(net, loss, params, array(x), np.asarray(y), float(cost), tuple(made))
 
 
 def reference(layers: Sequence[Layer], loss: Loss, loss_params: Tree, params: Sequence[Tree], x, y, outs) -> tuple:
@@ -136,16 +148,18 @@ def reference(layers: Sequence[Layer], loss: Loss, loss_params: Tree, params: Se
     weight = own_weight(loss, y)
 
     def probe(value):
-        return jnp.zeros(value.shape, value.dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else None
+        return jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), value) if exact(value) else None
 
-    def cost(params, probes):
-        value = x if probes[0] is None else x + probes[0]
+    def with_probe(value, zeros):
+        return value if zeros is None else jax.tree.map(jnp.add, value, zeros)
+
+    def cost(params, probes, x, y):
+        value = with_probe(x, probes[0])
         for layer, p, zeros in zip(layers, params, probes[1:], strict=True):
-            value = layer.forward(p, value)[0]
-            value = value if zeros is None else value + zeros
+            value = with_probe(layer.forward(p, value)[0], zeros)
         return loss.turn(loss_params, value, y, weight, product)[0]
 
-    return jax.jit(jax.grad(cost, argnums=(0, 1), allow_int=True))(list(params), [probe(each) for each in (x, *outs)])
+    return jax.grad(cost, argnums=(0, 1), allow_int=True)(list(params), [probe(each) for each in (x, *outs)], x, y)
 
 
 def inside(net: Layer, loss: Loss, params: Tree, x, y, layers: Sequence[Layer]) -> list[tuple[Step, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +24,14 @@ from jaxnet.losses import quadratic
 class Subject:
     """A network with its loss and parameters, and examples of which one is explained, or several as a batch.
 
-    xs, ys: examples first. example: the index of the first in the data, None where they were made up. count: of all
+    xs, ys: examples first; xs a tree of arrays where the network takes several. example: the index of the first in the data, None where they were made up. count: of all
     that there are. history: of a run.
     """
 
     net: Layer
     loss: Loss
     params: Tree
-    xs: np.ndarray
+    xs: Tree
     ys: np.ndarray
     source: str
     example: int | None = None
@@ -72,23 +71,30 @@ def of_target(target: Target, *, seed: int = 0) -> Subject:
         xs, ys = (jnp.asarray(each)[None] for each in drawn[-2:])
     elif isinstance(target.rule, Layer):
         net, loss = target.rule, quadratic
-        xs = drawn[-1] if takes_batch(net, points.expand(target.args)) else jnp.asarray(drawn[-1])[None]
+        batched = takes_batch(net, points.expand(target.args))
+        xs = drawn[-1] if batched else jax.tree.map(lambda t: jnp.asarray(t)[None], drawn[-1])
         ys = None
     else:
         net, loss = target.rule
         xs, ys = drawn[-2:]
-    params = initialize(net, loss, jax.random.key(seed), jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
+    one = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape[1:], t.dtype), xs)
+    params = jax.jit(lambda key: initialize(net, loss, key, one))(jax.random.key(seed))
     if ys is None:
-        ys = made_up(net, params, xs, seed)
-    return Subject(net, loss, params, np.asarray(xs), np.asarray(ys), target.name, seed=seed)
+        ys = made_up(net, params, one, len(jax.tree.leaves(xs)[0]), seed)
+    return Subject(net, loss, params, jax.tree.map(np.asarray, xs), np.asarray(ys), target.name, seed=seed)
 
 
-def made_up(net: Layer, params: Tree, xs: Any, seed: int) -> np.ndarray:
-    """Targets in the shape of the output, drawn at random."""
-    out = output(net, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
+def made_up(net: Layer, params: Tree, one: Tree, count: int, seed: int) -> np.ndarray:
+    """So many targets in the shape of the output for `one` input, drawn at random."""
+    out = output(net, params, one)
     if not hasattr(out, "shape") or not out.shape:
         raise ExplainError(f"a layer to be explained gives one array of at least one axis, got {out}")
-    return points.generator(seed, 1).standard_normal((len(xs), *out.shape)).astype(out.dtype)
+    return points.generator(seed, 1).standard_normal((count, *out.shape)).astype(out.dtype)
+
+
+def at(xs: Tree, example: int) -> Tree:
+    """One example's input."""
+    return jax.tree.map(lambda t: t[example], xs)
 
 
 def out_of_range(example: int, count: int) -> str:

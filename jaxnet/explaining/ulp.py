@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+ROUNDING = 1e-5  # of its neighbours, below which an array is nothing but their rounding
 
-def ulps(got: np.ndarray, expected: np.ndarray) -> float:
+
+def ulps(got: np.ndarray, expected: np.ndarray, beside: float = 0.0) -> float:
     """The largest distance between entries, in units of the last place of the array's largest entry.
 
-    An entry that is a sum of others' sizes cannot be nearer than these are: so the largest sets the unit. NaN where
-    only one side is finite.
+    An entry that is a sum of others' sizes cannot be nearer than these are: so the largest sets the unit. beside: the
+    largest entry of what was computed along with it, which sets the unit of an array that is 0 but for its rounding.
+    NaN where only one side is finite.
     """
     got, expected = np.asarray(got), np.asarray(expected)
     if got.size == 0:
@@ -19,6 +22,7 @@ def ulps(got: np.ndarray, expected: np.ndarray) -> float:
     if not (np.isfinite(wide).all() and np.isfinite(right).all()):
         return 0.0 if np.array_equal(wide, right, equal_nan=True) else float("nan")
     largest = max(float(np.abs(wide).max()), float(np.abs(right).max()))
+    largest = beside if largest < ROUNDING * beside else largest
     unit = last_place(largest, kind)
     return float(np.abs(wide - right).max() / unit)
 

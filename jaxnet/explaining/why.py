@@ -36,14 +36,16 @@ def cost_from(observed: Observed, index: int, values: list[np.ndarray]) -> tuple
         y = wide(jnp.asarray(observed.y))
         weight = own_weight(observed.loss, y)
 
-        def run(value):
+        def run(value, y):
             firsts = []
             for layer, params in rest:
                 value, _ = layer.forward(params, value)
                 firsts.append(value)
             return observed.loss.turn(loss_params, value, y, weight, product)[0], firsts[0]
 
-        costs, outs = jax.jit(jax.vmap(run))(wide(jnp.stack([jnp.asarray(value, jnp.float64) for value in values])))
+        costs, outs = jax.jit(jax.vmap(run, (0, None)))(
+            jnp.stack([jnp.asarray(value, jnp.float64) for value in values]), y
+        )
         return [float(cost) for cost in costs], [np.asarray(out) for out in outs]
 
 

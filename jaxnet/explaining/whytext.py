@@ -86,12 +86,12 @@ def counted(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
     texts = [number(float(paths.terms[i]), digits) for i in shown]
     if len(paths.terms) > MANY:
         texts.insert(2, "…")
-    sum_ = " + ".join(texts).replace("+ −", "− ")
+    terms = " + ".join(texts).replace("+ −", "− ")
     first = f"{entry(a, unit)} reaches C by {count}:"
     second = f"{weight(why, rows, 1, unit)} by one, no sum:"
     width = max(len(first), len(second))
     return [
-        f"{first:<{width}}  {symbols} = {sum_} = {number(paths.total, digits)}",
+        f"{first:<{width}}  {symbols} = {terms} = {number(paths.total, digits)}",
         f"{second:<{width}}  {entry(delta, 1)}{entry(a, unit)} = {number(paths.weight_gradient, digits)}",
     ]
 
@@ -101,7 +101,7 @@ def whole_rows(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
     W, line = written(why.W), "column" if rows else "row"
     out, into = why.shape
     shown = range(out) if out <= MANY else (0, 1, out - 1)
-    columns = shortened(into)
+    columns = shortened(into, MANY + 1, (2, 1))
     kept = [j for j in columns if j is not None]
     deltas = [number(float(why.rows.delta[j]), digits) for j in shown]
     weights, _ = entries(why.rows.W[list(shown)][:, kept], digits, 1)
@@ -123,7 +123,7 @@ def whole_rows(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
 def spread(texts: Sequence[str], columns: Sequence[int | None], width: int) -> str:
     """Entries at their places, … for those left out."""
     left = iter(texts)
-    return f"({' '.join(('…' if j is None else next(left)).rjust(width) for j in columns)})"
+    return f"({' '.join('…' if j is None else next(left).rjust(width) for j in columns)})"
 
 
 def not_inverse(why: WhyTranspose, back: str, digits: int) -> list[str]:

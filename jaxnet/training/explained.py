@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxnet.backprop import initialize
@@ -49,8 +50,8 @@ def subject_of(
             raise ExplainError("a run has its own seed and trained parameters: leave --seed out, or name its config")
         return run_subject(Path(target), example=example, batch=count, data_dir=data_dir)
     found = named(target, inputs=inputs, seed=seed or 0)
-    xs, ys = chosen(found.xs, found.ys, example, count)
-    return replace(found, xs=xs, ys=ys, example=example)
+    ys = chosen(found.ys, found.ys, example, count)[1]
+    return replace(found, xs=jax.tree.map(lambda t: t[example : example + count], found.xs), ys=ys, example=example)
 
 
 def config_subject(
