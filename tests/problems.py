@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxnet
 from jaxnet import (
+    attention,
     average_pool,
     conv1d,
     conv2d,
@@ -17,11 +19,15 @@ from jaxnet import (
     conv_transpose2d,
     dense,
     dropout,
+    embedding,
+    gated,
     global_average_pool,
     global_max_pool,
     max_pool,
     parallel,
     per_position,
+    positional_embedding,
+    pre_norm,
     remat,
     repeat,
     residual,
@@ -31,20 +37,23 @@ from jaxnet import (
     tanh,
     tied,
 )
+from jaxnet.layer import leaf, no_params
 from jaxnet.layers import ACTIVATIONS
 from jaxnet.losses import LOSSES
+from jaxnet.models import cnn, lenet5, residual_cnn
 from tests.agreement import cast, integers, normal, random_like, uniform
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A network, the shape of one example, the size of a batch, and whether it is run in training mode."""
+    """A network, the shape of one example, the size of a batch, whether it is run in training mode, what x may be."""
 
     id: str
     net: jaxnet.Layer
     shape: tuple[int, ...]
     batch: int = 3
     train: bool = False
+    tokens: int | None = None  # inputs are whole numbers below this
 
     def key(self):
         """The key of the problem's randomness in training mode; none in evaluation."""
@@ -59,15 +68,18 @@ class Problem:
         x = jax.ShapeDtypeStruct(self.shape, jnp.float32)
         params = random_like(1, jax.eval_shape(self.net.init, jax.random.key(0), x))
         out = jax.eval_shape(lambda p, x, k: self.net.forward(p, x, k, self.train)[0], params, x, self.key())
-        xs = normal(2, (self.batch, *self.shape))
+        shape = (self.batch, *self.shape)
+        xs = normal(2, shape) if self.tokens is None else integers(2, shape, self.tokens).astype(jnp.float32)
         return cast((params, xs, normal(3, (self.batch, *out.shape))), dtype)
 
 
-def several(name: str, net: jaxnet.Layer, *shapes: tuple[int, ...], train: bool = False) -> list[Problem]:
+def several(
+    name: str, net: jaxnet.Layer, *shapes: tuple[int, ...], train: bool = False, tokens: int | None = None
+) -> list[Problem]:
     """A problem for each shape: the last one with a batch of one, the others of three."""
     batches = [3] * (len(shapes) - 1) + [1]
     return [
-        Problem(f"{name}-{'x'.join(map(str, shape)) or 'scalar'}-batch{batch}", net, shape, batch, train)
+        Problem(f"{name}-{'x'.join(map(str, shape)) or 'scalar'}-batch{batch}", net, shape, batch, train, tokens)
         for shape, batch in zip(shapes, batches, strict=True)
     ]
 
@@ -76,6 +88,9 @@ def block(width: int) -> jaxnet.Layer:
     """tanh(W x + b), for blocks that keep the width."""
     return serial(dense(width), tanh)
 
+
+ids = leaf("ids", no_params, lambda _, x, key=None, train=False: (x.astype(jnp.int32), ()), lambda _, saved, d: (d, ()))
+"""Whole numbers as integers: so what takes token ids has an x and a dx as all other problems have."""
 
 LAYERS = [
     *several("dense", dense(4), (3,), (1,), (3,)),
@@ -129,13 +144,36 @@ IMAGE_LAYERS = [
     *several("tied_conv1d", tied(conv1d(2, 2), tanh, conv1d(2, 2), where=(0, 2)), (5, 2)),
 ]
 
+MASK = np.array([[1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 1]], bool)
+
+SEQUENCE_LAYERS = [
+    *several("embedding", serial(ids, embedding(5, 3)), (4,), (2, 3), (), (4,), tokens=5),
+    *several("positional_embedding", positional_embedding(4), (3, 2), (4, 2)),
+    *several("sinusoidal_positions", jaxnet.sinusoidal_positions, (3, 4)),
+    *several("rotary", jaxnet.rotary(), (3, 4), (3, 2, 2)),
+    *several("attention", attention(2), (5, 4), (1, 4), (5, 4)),
+    *several("attention_full_with_biases", attention(3, causal=False, bias=True), (4, 6)),
+    *several("attention_grouped_rotary", attention(4, kv_heads=2, rotary=True, bias=True), (4, 8), (4, 8)),
+    *several("attention_masked", attention(2, causal=False, mask=MASK), (4, 4)),
+    *several("attention_masked_causal", attention(2, kv_heads=1, mask=MASK | np.eye(4, dtype=bool)), (4, 4)),
+    *several("pre_norm_attention_repeated", repeat(remat(pre_norm(attention(2))), 2), (3, 4)),
+    *several("per_position_attention", per_position(attention(1)), (2, 3, 2)),
+    *several("gated", gated(5, 2, activation="gelu"), (3,)),
+    *several("gated_at_each_position", repeat(per_position(pre_norm(gated(4, 3, bias=True))), 2), (2, 3)),
+    *several("parallel_product", parallel(dense(4), block(4), sigmoid, join="product"), (4,), (4,)),
+    *several(
+        "embedding_tied_to_head",
+        serial(ids, tied(embedding(5, 4), attention(2), per_position(dense(5, bias=False)), where=(0, 2))),
+        (4,), (4,), tokens=5,
+    ),
+]  # fmt: skip
+
 COMBINATORS = [
     *several("serial", serial(dense(4), sigmoid, dense(2)), (3,), (3,)),
     *several("serial_of_none", serial(), (3,), (3,)),
     *several("residual", residual(block(3)), (3,), (3,)),
     *several("parallel_sum", parallel(dense(4), block(4)), (3,), (3,)),
     *several("parallel_concatenate", parallel(dense(2), jaxnet.identity, dense(3), join="concatenate"), (3,), (3,)),
-    *several("bidirectional", jaxnet.bidirectional(jaxnet.rnn(2), jaxnet.rnn(3, reverse=True)), (3, 2)),
     *several("bidirectional", jaxnet.bidirectional(jaxnet.rnn(2), jaxnet.rnn(3, reverse=True)), (3, 2)),
     *several("per_position", per_position(dense(4)), (5, 3), (1, 3), (5, 3)),
     *several("per_position_twice", per_position(per_position(block(4))), (2, 5, 3), (2, 5, 3)),
@@ -163,6 +201,13 @@ MODELS = [
     *several("mlp", jaxnet.mlp([4, 4, 2], activation="tanh", out="sigmoid"), (3,), (3,)),
     *several("mlp_dropout", jaxnet.mlp([4, 2], activation="silu", drop_rate=0.5), (3,), (3,), train=True),
     *several("residual_mlp", jaxnet.residual_mlp(4, 3, 2, activation="gelu"), (3,), (3,)),
+]
+
+IMAGE_MODELS = [
+    *several("lenet5", lenet5(3, pool="max"), (28, 28, 1)),
+    *several("cnn", cnn([2, 3], [4], 2, kernel=2, activation="tanh", drop_rate=0.3), (7, 7, 1), train=True),
+    *several("residual_cnn", residual_cnn([2, 4], 2, 3, activation="tanh"), (5, 4, 1)),
+    *several("residual_cnn_without_norm", residual_cnn([2], 1, 3, norm="none"), (5, 4, 1)),
 ]
 
 NETWORKS = LAYERS + COMBINATORS + MODELS
