@@ -99,7 +99,7 @@ def models() -> dict[str, tuple[Any, str]]:
         "cnn": ((cnn([3, 4], [6], 5, kernel=3), j.softmax_cross_entropy), "float32[4,10,10,2], int32[4]<5"),
         "residual_cnn": ((residual_cnn([4, 8], 2, 5), j.softmax_cross_entropy), "float32[4,6,6,2], int32[4]<5"),
         "gpt": ((j.gpt(11, 8, 2, 2, 6), j.softmax_cross_entropy), tokens),
-        "gpt rotary": ((j.gpt(11, 8, 4, 2, 6, kv_heads=2, rotary=True), j.softmax_cross_entropy), tokens),
+        "gpt rotary": ((j.gpt(11, 8, 4, 2, 6, gate=True, rotary=True), j.softmax_cross_entropy), tokens),
         "gpt2": ((j.gpt2(vocab=11, positions=6, width=8, heads=2, depth=2), j.softmax_cross_entropy), tokens),
         "char_lstm": ((j.char_lstm(11, 8, 2), j.softmax_cross_entropy), tokens),
     }

@@ -15,7 +15,7 @@ from typing import Literal
 
 import jax
 
-from jaxnet.combinators import per_position, remat, repeat, residual, serial, tied
+from jaxnet.combinators import per_position, remat, repeat, serial, tied
 from jaxnet.layer import Layer
 from jaxnet.layers import (
     activation_named,
@@ -28,6 +28,7 @@ from jaxnet.layers import (
     positional_embedding,
     rms_norm,
 )
+from jaxnet.models.blocks import gated, pre_norm
 
 GPT2_SIZES = {
     #         width, heads, depth
@@ -37,6 +38,9 @@ GPT2_SIZES = {
     "1558M": (1600, 25, 48),
 }
 """The published configurations of GPT-2, by their number of parameters. Source: Radford et al., 2019, table 2."""
+
+NORMS: dict[str, Callable[[], Layer]] = {"layer_norm": layer_norm, "rms_norm": rms_norm}
+remat_of = remat  # the combinator, where an option has its name
 
 
 def gpt(
@@ -49,6 +53,7 @@ def gpt(
     hidden: int | None = None,
     activation: str = "gelu",
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm",
+    gate: bool = False,
     rotary: bool = False,
     kv_heads: int | None = None,
     bias: bool = True,
@@ -59,9 +64,9 @@ def gpt(
 ) -> Layer:
     """A transformer that sees backward alone: (time,) token ids to (time, vocab) logits, time at most `positions`.
 
-    `hidden`: the width inside the blocks' MLPs, four times `width` by default. `rotary`: queries and keys turned by
-    their positions, in place of a learned vector added for each. `kv_heads`: keys and values of so many heads, shared
-    by groups of queries' heads. `bias`: whether the blocks' products have a b.
+    `hidden`: the width inside the blocks' MLPs, four times `width` by default. `gate`: these are `gated`. `rotary`:
+    queries and keys turned by their positions, in place of a learned vector added for each. `kv_heads`: keys and values
+    of so many heads, shared by groups of queries' heads. `bias`: whether the blocks' products have a b.
     `tied_head`: the embedding's W as the head's. `drop_rate`: of dropout after the embedding and in each branch.
     `remat`: keep each block's input alone, and run the block again in backward. `init`: as `dense`'s, of the blocks.
     LLaMA's form is norm "rms_norm", activation "silu", gate, rotary, bias=False.
@@ -69,34 +74,34 @@ def gpt(
     """
     if norm not in NORMS:
         raise ValueError(f"a norm is one of {', '.join(NORMS)}, got {norm!r}")
-    normed, inner = NORMS[norm], hidden or 4 * width
+    normed, inner, branches = NORMS[norm], hidden or 4 * width, 2 * depth
     drop = [dropout(drop_rate)] if drop_rate else []
-    branches = 2 * depth
-    mixed = into_stream(attention(heads, kv_heads=kv_heads, rotary=rotary, bias=bias, init=init), "W_o", branches)
-    back = into_stream(dense(width, bias=bias, init=init), "W", branches)
-    mlp = per_position(serial(dense(inner, bias=bias, init=init), activation_named(activation), back))
-    block = serial(residual(serial(normed(), mixed, *drop)), residual(serial(normed(), mlp, *drop)))
+    mixed = attention(heads, kv_heads=kv_heads, rotary=rotary, bias=bias, init=init)
+    if gate:
+        mlp = gated(inner, width, activation=activation, bias=bias, init=init)
+    else:
+        first, last = dense(inner, bias=bias, init=init), dense(width, bias=bias, init=init)
+        mlp = serial(first, activation_named(activation), last)
+    parts = [into_stream(mixed, "W_o", branches), per_position(into_stream(mlp, "W", branches))]
+    block = serial(*(pre_norm(serial(part, *drop) if drop else part, normed()) for part in parts))
     begin = [embedding(vocab, width), *([] if rotary else [positional_embedding(positions)]), *drop]
     end = [normed(), per_position(dense(vocab, bias=False))]
     layers = [*begin, repeat(remat_of(block) if remat else block, depth), *end]
     return tied(*layers, share="W", where=(0, len(layers) - 1)) if tied_head else serial(*layers)
 
 
-NORMS: dict[str, Callable[[], Layer]] = {"layer_norm": layer_norm, "rms_norm": rms_norm}
-remat_of = remat
-
-
 def into_stream(layer: Layer, name: str, branches: int) -> Layer:
-    """A layer whose weight of that name begins smaller by √branches: so many such layers are added up in the stream.
+    """A layer whose last weight of that name begins smaller by √branches: so many such are added up in the stream.
 
     Source: Radford et al., 2019, §2.3.
     """
 
-    def init(key, x):
-        params = layer.init(key, x)
+    def smaller(params):
+        if isinstance(params, tuple):
+            return (*params[:-1], smaller(params[-1]))
         return params | {name: params[name] / branches**0.5}
 
-    return layer._replace(init=init)
+    return layer._replace(init=lambda key, x: smaller(layer.init(key, x)))
 
 
 def gpt2(
