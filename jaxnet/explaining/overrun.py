@@ -1,0 +1,171 @@
+"""Over a run, on the page: curves of C, ‖δ‖, ‖W‖ and accuracy over its moments, and what the slider shows at each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnet.backprop import trace
+from jaxnet.explaining.cells import heat
+from jaxnet.explaining.history import History, Movement, movements
+from jaxnet.explaining.live import plain
+from jaxnet.explaining.notation import Notation
+from jaxnet.explaining.numbers import one
+from jaxnet.explaining.observe import Item, Observed, chain
+from jaxnet.explaining.places import places
+
+MOST_MOMENTS = 16  # on the slider; of more, as many as are evenly apart
+MOST_PIXELS = 250_000  # of all heat maps over the moments
+WIDTH, HEIGHT, LEFT = 300, 110, 8
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: its name and the points of its path."""
+
+    name: str
+    points: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over the moments, on one scale."""
+
+    title: str
+    low: str
+    high: str
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True)
+class Over:
+    """What the page shows of a run."""
+
+    rows: tuple[Movement, ...]
+    charts: tuple[Chart, ...]
+    cursors: tuple[float, ...]
+    maps: tuple[tuple[str, Any], ...]
+    frames: list[dict[str, Any]]
+    notes: tuple[str, ...]
+    left_out: int
+
+
+def over_run(observed: Observed, history: History, notation: Notation) -> Over | None:
+    """The moments of a run at the example that was observed; None where no moment is kept."""
+    kept = thinned(history)
+    if not kept.moments:
+        return None
+    seen = at_moments(observed, kept)
+    rows = movements(seen, kept, notation)
+    cursors = tuple(float(x) for x in spread(len(rows)))
+    return Over(
+        rows, charts(rows, cursors), cursors, maps_of(seen[-1], notation), frames(seen, kept, rows, notation),
+        kept.notes, len(history.moments) - len(kept.moments),
+    )  # fmt: skip
+
+
+def thinned(history: History) -> History:
+    """So many moments, evenly, the first and the last among them."""
+    moments = history.moments
+    if len(moments) > MOST_MOMENTS:
+        where = np.unique(np.round(np.linspace(0, len(moments) - 1, MOST_MOMENTS)).astype(int))
+        moments = tuple(moments[i] for i in where)
+    return replace(history, moments=moments)
+
+
+def at_moments(observed: Observed, history: History) -> list[Observed]:
+    """The example at each moment, by one compiled pass: what each layer gives and its δ; gradients are not kept."""
+    run = jax.jit(trace(observed.net, observed.loss))
+    found = []
+    for moment in history.moments:
+        traced = run(moment.params, observed.x, observed.y)
+        net_params = moment.params if observed.loss.init is None else moment.params[0]
+        steps = iter(traced.steps)
+        items: list[Item] = []
+        for before, (_, params) in zip(observed.items, chain(observed.net, net_params), strict=True):
+            mine = [next(steps) for _ in range(max(1, len(before.inside)))]
+            items.append(
+                replace(
+                    before, params=jax.tree.map(np.asarray, params), out=np.asarray(mine[-1].out),
+                    d_out=np.asarray(mine[-1].delta), dx=None, grads=(),
+                )
+            )  # fmt: skip
+        found.append(replace(observed, params=moment.params, cost=float(traced.cost), items=tuple(items)))
+    return found
+
+
+def spread(count: int) -> np.ndarray:
+    """Where the moments stand on a chart."""
+    return np.linspace(LEFT, WIDTH - LEFT, count) if count > 1 else np.array([WIDTH / 2])
+
+
+def charts(rows: Sequence[Movement], xs: Sequence[float]) -> tuple[Chart, ...]:
+    """C and accuracy, ‖δ‖, ‖W‖ and how far W has moved, of each dense layer."""
+    layers = rows[0].layers
+    found = [chart("C at this example", {"C": [row.cost for row in rows]}, xs)]
+    if any(row.accuracy is not None for row in rows):
+        values = [float("nan") if row.accuracy is None else 100 * row.accuracy for row in rows]
+        found.append(chart("accuracy, %", {"accuracy": values}, xs))
+    for title, name in (("‖δ‖ at this example", "deltas"), ("‖W‖", "weights"), ("W moved from its first value", "moved")):
+        lines = {f"layer {n}": [getattr(row, name)[i] for row in rows] for i, n in enumerate(layers)}
+        if lines:
+            found.append(chart(title, lines, xs))
+    return tuple(found)
+
+
+def chart(title: str, lines: dict[str, list[float]], xs: Sequence[float]) -> Chart:
+    """Curves as paths between the least and the largest value."""
+    finite = [value for values in lines.values() for value in values if np.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    room = (high - low) or 1.0
+    curves = []
+    for name, values in lines.items():
+        points = [
+            f"{x:.1f},{HEIGHT - 8 - (HEIGHT - 16) * (value - low) / room:.1f}"
+            for x, value in zip(xs, values, strict=True)
+            if np.isfinite(value)
+        ]
+        curves.append(Curve(name, " ".join(points), one(values[-1])))
+    return Chart(title, one(low), one(high), tuple(curves))
+
+
+def maps_of(seen: Observed, notation: Notation) -> tuple[tuple[str, Any], ...]:
+    """The heat maps that follow the slider: W and δ of each dense layer."""
+    found = []
+    for place in places(seen, notation):
+        if place.kind == "dense":
+            found.append((f"W, layer {notation.number(place.number)}", heat(f"run.W.{place.index}", place.item.params["W"])))
+            found.append((f"δ, layer {notation.number(place.number)}", heat(f"run.err.{place.index}", place.item.d_out)))
+    return tuple(found)
+
+
+def frames(
+    seen: Sequence[Observed], history: History, rows: Sequence[Movement], notation: Notation
+) -> list[dict[str, Any]]:
+    """For each moment what the script puts in: words, heat maps as far as there is room, and small networks' params."""
+    found = []
+    pixels = 0
+    for each, moment, row in zip(seen, history.moments, rows, strict=True):
+        dense = [place for place in places(each, notation) if place.kind == "dense"]
+        maps = {}
+        pixels += sum(place.item.params["W"].size + place.item.d_out.size for place in dense)
+        if pixels <= MOST_PIXELS:
+            for place in dense:
+                maps[f"run.W.{place.index}"] = source_of(heat("", place.item.params["W"]))
+                maps[f"run.err.{place.index}"] = source_of(heat("", place.item.d_out))
+        small = sum(place.item.params["W"].size for place in dense) <= 64
+        params = {str(place.index): {name: plain(p) for name, p in place.item.params.items()} for place in dense}
+        accuracy = "" if row.accuracy is None else f", accuracy {100 * row.accuracy:.1f} %"
+        said = f"step {moment.step:,}, epoch {moment.epoch}: C {one(row.cost)}{accuracy}"
+        found.append({"said": said, "maps": maps, "params": params if small else {}})
+    return found
+
+
+def source_of(image: Any) -> str:
+    """The data of an image element."""
+    return str(image).split('src="')[1].split('"')[0]

@@ -1,0 +1,180 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const one = selector => document.querySelector(selector);
+  const spec = data.spec, given = JSON.stringify(spec);
+  let values = null, changed = false;
+
+  // ---------------------------------------------------------------------------------------- numbers
+
+  // The array that a field belongs to, and where in it: W.0 is the first layer's W.
+  function place(name, k) {
+    const [what, item] = name.split(".");
+    if (item === undefined) return [spec[what], k];
+    const array = spec.layers[item][what];
+    return what === "W" ? [array[Math.floor(k / array[0].length)], k % array[0].length] : [array, k];
+  }
+  const get = (name, k) => { const [array, i] = place(name, k); return array[i]; };
+  const set = (name, k, value) => { const [array, i] = place(name, k); array[i] = value; };
+
+  function derived(name) {  // what is part of another array
+    const [kind, item, what, k] = name.split(".");
+    if (kind === "why" && what === "delta") return values[`err.${item}`][k];
+    if (kind === "slab") return spec.layers[item].W.map((row, i) => row.map((_, j) => i === Number(what) ? into(item)[j] : 0));
+    return undefined;
+  }
+  const into = item => item === "0" ? spec.x : values[`out.${item - 1}`];
+  const value = name => values[name] ?? derived(name);
+
+  function show() {
+    for (const element of all("[data-n]")) {
+      const found = value(element.dataset.n);
+      if (found !== undefined) element.textContent = numbers.one(found, Number(element.dataset.d));
+    }
+    for (const element of all("[data-a]")) {
+      const found = value(element.dataset.a);
+      if (found === undefined) continue;
+      const flat = found.flat(2), {ix, d, l} = element.dataset;
+      const shown = ix ? ix.split(",").map(i => flat[i]) : flat;
+      const [texts, power] = numbers.entries(shown, Number(d), l === undefined ? undefined : Number(l));
+      element.querySelector(".pow").textContent = power;
+      all(".c", element).forEach((cell, i) => { cell.textContent = texts[i]; });
+    }
+  }
+
+  function refresh(typed = null) {
+    if (!spec) return;
+    values = network.compute(spec);
+    changed = JSON.stringify(spec) !== given;
+    document.body.classList.toggle("changed", changed);
+    one("#reset").hidden = !changed;
+    show();
+    drawing.update(values);
+    for (const field of all("[data-f]")) {
+      if (field !== typed) field.value = Number(get(field.dataset.f, field.dataset.k).toFixed(6));
+    }
+    follow();
+    window.jaxnet = {values, spec};
+  }
+
+  // ------------------------------------------------------------------------- fields, slider, drawing
+
+  let chosen = null;
+
+  function choose(field) {
+    chosen = field;
+    for (const each of all("[data-f]")) each.classList.toggle("now", each === field);
+    for (const edge of all(".edge")) {
+      edge.classList.toggle("now", field.dataset.f === `W.${edge.dataset.e}` && edge.dataset.k === field.dataset.k);
+    }
+    follow();
+  }
+
+  function follow() {
+    if (!chosen) return;
+    const slider = one("#slider"), now = get(chosen.dataset.f, chosen.dataset.k);
+    const reach = Math.max(2, Math.ceil(Math.abs(now)), Number(slider.max));
+    slider.min = -reach;
+    slider.max = reach;
+    slider.value = now;
+    one("#chosen").textContent = `${chosen.labels[0].textContent.trim()} = ${numbers.number(now, 2)}`;
+    const before = one("#cost-now").dataset.given;
+    one("#cost-now").textContent = changed ? `C ${before} → ${numbers.one(values.C, 4)}` : `C ${before}`;
+  }
+
+  function change(field, number, typed = null) {
+    if (!Number.isFinite(number)) return;
+    set(field.dataset.f, field.dataset.k, number);
+    refresh(typed);
+  }
+
+  function startFields() {
+    values = network.compute(spec);
+    window.jaxnet = {values, spec};
+    one("#cost-now").dataset.given = numbers.one(values.C, 4);
+    for (const field of all("[data-f]")) {
+      field.addEventListener("focus", () => choose(field));
+      field.addEventListener("input", () => { if (field.value !== "") change(field, Number(field.value), field); });
+      field.addEventListener("blur", () => refresh());
+      drawing.draggable(field, "x", 0.01, () => get(field.dataset.f, field.dataset.k), number => change(field, number));
+    }
+    one("#slider").addEventListener("input", event => change(chosen, Number(event.target.value)));
+    one("#reset").addEventListener("click", () => {
+      const first = JSON.parse(given);
+      Object.assign(spec, first);
+      refresh();
+      one("#slider").focus();
+    });
+    for (const edge of all(".edge")) {
+      const field = one(`[data-f="W.${edge.dataset.e}"][data-k="${edge.dataset.k}"]`);
+      drawing.draggable(edge, "y", 0.01, () => { choose(field); return get(field.dataset.f, field.dataset.k); },
+        number => change(field, number));
+    }
+    for (const unit of all('.unit[data-z="-1"]')) {
+      const field = one(`[data-f="x"][data-k="${unit.dataset.k}"]`);
+      drawing.draggable(unit, "y", 0.02, () => { choose(field); return get("x", unit.dataset.k); },
+        number => change(field, number));
+    }
+    document.body.classList.add("live");
+    choose(one('[data-f^="W."]'));
+  }
+
+  // -------------------------------------------------------------------------- notations and layers
+
+  const picked = name => one(`input[name="${name}"]:checked`)?.value;
+
+  function write() {
+    const name = ["notation", "numbering", "lies"].map(picked).join(" ");
+    const texts = data.variants.of[name];
+    for (const element of all("[data-s]")) element.innerHTML = data.variants.strings[texts[element.dataset.s]];
+    document.body.dataset.lies = picked("lies");
+    document.body.dataset.notation = picked("notation");
+    if (changed) refresh();
+    else follow();
+  }
+
+  function startChoices() {
+    const [name, number, lies] = data.first.split(" ");
+    for (const [group, now] of [["notation", name], ["numbering", number], ["lies", lies]]) {
+      for (const radio of all(`input[name="${group}"]`)) {
+        radio.checked = radio.value === now;
+        radio.addEventListener("change", write);
+      }
+    }
+    document.body.dataset.lies = lies;
+    document.body.dataset.notation = name;
+    for (const radio of all('input[name="layer"]')) radio.addEventListener("change", () => pick(radio.value));
+    const start = picked("layer");
+    if (start !== undefined) pick(start);
+  }
+
+  function pick(item) {
+    for (const part of all("[data-layer]")) part.hidden = part.dataset.layer !== item;
+    for (const edges of all(".edges")) edges.classList.toggle("asked", edges.dataset.column === item);
+  }
+
+  // --------------------------------------------------------------------------------------- the run
+
+  function moment(index) {
+    const frame = data.run[index];
+    one("#moment-said").textContent = frame.said;
+    for (const [name, source] of Object.entries(frame.maps)) {
+      for (const image of all(`[data-h="${name}"]`)) image.src = source;
+    }
+    for (const mark of all("[data-m]")) mark.classList.toggle("now", mark.dataset.m === String(index));
+    if (!spec || !Object.keys(frame.params).length) return;
+    for (const [item, params] of Object.entries(frame.params)) Object.assign(spec.layers[item], structuredClone(params));
+    refresh();
+  }
+
+  function startRun() {
+    const slider = one("#moment");
+    slider.addEventListener("input", () => moment(Number(slider.value)));
+    for (const mark of all(`[data-m="${slider.value}"]`)) mark.classList.add("now");
+  }
+
+  startChoices();
+  if (spec) startFields();
+  if (data.run) startRun();
+})();
