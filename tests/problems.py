@@ -206,8 +206,7 @@ MODELS = [
 IMAGE_MODELS = [
     *several("lenet5", lenet5(3, pool="max"), (28, 28, 1)),
     *several("cnn", cnn([2, 3], [4], 2, kernel=2, activation="tanh", drop_rate=0.3), (7, 7, 1), train=True),
-    *several("residual_cnn", residual_cnn([2, 4], 2, 3, activation="tanh"), (5, 4, 1)),
-    *several("residual_cnn_without_norm", residual_cnn([2], 1, 3, norm="none"), (5, 4, 1)),
+    *several("residual_cnn", residual_cnn([2, 4], 1, 3, activation="tanh"), (5, 4, 1)),
 ]
 
 NETWORKS = LAYERS + COMBINATORS + MODELS

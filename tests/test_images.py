@@ -30,9 +30,11 @@ from jaxnet import (
 )
 from jaxnet.chunks import in_chunks
 from jaxnet.layers import conv
+from jaxnet.models import cnn, lenet5, residual_cnn
 from tests.agreement import assert_agree, cast, normal
-from tests.implementations import check_against_autodiff, check_one_by_one, check_precision
-from tests.problems import IMAGE_LAYERS
+from tests.implementations import by_autodiff as by_autodiff_of
+from tests.implementations import check_against_autodiff, check_one_by_one, check_precision, contracted
+from tests.problems import IMAGE_LAYERS, IMAGE_MODELS
 from tests.test_sharding import assert_close, by_autodiff, exchanges, over
 
 # Of the uncompiled and the narrow runs, which cost most, one of each kind of layer.
@@ -67,6 +69,30 @@ def test_one_by_one_agrees_with_compiled(problem, x64):
 @pytest.mark.parametrize("problem", KINDS, ids=lambda p: p.id)
 def test_narrow_dtypes_are_as_exact_as_autodiffs(problem, dtype, x64):
     check_precision(problem, dtype)
+
+
+@pytest.mark.parametrize("problem", IMAGE_MODELS, ids=lambda p: p.id)
+def test_models_agree_with_autodiff(problem, x64):
+    """As they are trained: what they are composed of is held against autodiff in all other ways."""
+    both = jax.jit(lambda *inputs: (contracted(problem, *inputs), by_autodiff_of(problem, *inputs)))
+    assert_agree(*both(*problem.inputs(jnp.float64)))
+
+
+def test_models_refuse_what_they_cannot_be_made_of(unchecked):
+    for make in (
+        lambda: lenet5(pool="median"),
+        lambda: cnn([], [4], 2),
+        lambda: residual_cnn([], 1, 2),
+        lambda: residual_cnn([4], 1, 2, norm="layer"),
+        lambda: cnn([4], [], 2, activation="step"),
+    ):
+        with pytest.raises(ValueError, match=r"takes at least one|by one of|an activation is one of"):
+            make()
+
+
+def test_lenet5_has_as_many_parameters_as_published_less_the_weights_of_its_pooling():
+    shapes = jax.eval_shape(lenet5().init, jax.random.key(0), jax.ShapeDtypeStruct((28, 28, 1), jnp.float32))
+    assert sum(p.size for p in jax.tree.leaves(shapes)) == 61_706
 
 
 # ------------------------------------------------------------------------------------------------- the loop
