@@ -147,24 +147,24 @@ IMAGE_LAYERS = [
 MASK = np.array([[1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 1]], bool)
 
 SEQUENCE_LAYERS = [
-    *several("embedding", serial(ids, embedding(5, 3)), (4,), (2, 3), (), (4,), tokens=5),
-    *several("positional_embedding", positional_embedding(4), (3, 2), (4, 2)),
+    *several("embedding", serial(ids, embedding(5, 3)), (2, 3), (), tokens=5),
+    *several("positional_embedding", positional_embedding(4), (3, 2)),
     *several("sinusoidal_positions", jaxnet.sinusoidal_positions, (3, 4)),
-    *several("rotary", jaxnet.rotary(), (3, 4), (3, 2, 2)),
-    *several("attention", attention(2), (5, 4), (1, 4), (5, 4)),
+    *several("rotary", jaxnet.rotary(), (3, 2, 4)),
+    *several("attention", attention(2), (5, 4), (1, 4)),
     *several("attention_full_with_biases", attention(3, causal=False, bias=True), (4, 6)),
-    *several("attention_grouped_rotary", attention(4, kv_heads=2, rotary=True, bias=True), (4, 8), (4, 8)),
+    *several("attention_grouped_rotary", attention(4, kv_heads=2, rotary=True, bias=True), (4, 8)),
     *several("attention_masked", attention(2, causal=False, mask=MASK), (4, 4)),
     *several("attention_masked_causal", attention(2, kv_heads=1, mask=MASK | np.eye(4, dtype=bool)), (4, 4)),
     *several("pre_norm_attention_repeated", repeat(remat(pre_norm(attention(2))), 2), (3, 4)),
     *several("per_position_attention", per_position(attention(1)), (2, 3, 2)),
     *several("gated", gated(5, 2, activation="gelu"), (3,)),
     *several("gated_at_each_position", repeat(per_position(pre_norm(gated(4, 3, bias=True))), 2), (2, 3)),
-    *several("parallel_product", parallel(dense(4), block(4), sigmoid, join="product"), (4,), (4,)),
+    *several("parallel_product", parallel(dense(4), block(4), sigmoid, join="product"), (4,)),
     *several(
         "embedding_tied_to_head",
         serial(ids, tied(embedding(5, 4), attention(2), per_position(dense(5, bias=False)), where=(0, 2))),
-        (4,), (4,), tokens=5,
+        (4,), tokens=5,
     ),
 ]  # fmt: skip
 
