@@ -35,19 +35,40 @@ MIRRORS = (
 ADVICE = "Put the four files, plain or gzipped, into a folder and pass --data-dir FOLDER or set JAXNET_DATA to it."
 
 
-def digits(*, split: Sequence[int | float] = (1197, 300, 300), flat: bool = True) -> Dataset:
+def expanded(split: Split, pixels: int) -> Split:
+    """The pictures, then the same moved by so many pixels up, down, left and right: five times as many, zeros move in.
+
+    split: x (n, height, width, channels). Source: Nielsen, Neural Networks and Deep Learning, ch. 6.
+    """
+    x, y = split
+    height, width = x.shape[1:3]
+    room = np.pad(x, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
+    corners = ((1, 1), (2, 1), (0, 1), (1, 2), (1, 0))  # of what is seen, in steps of `pixels`
+    moved = [room[:, i * pixels :, j * pixels :][:, :height, :width] for i, j in corners]
+    return Split(np.concatenate(moved), np.tile(y, len(corners)))
+
+
+def digits(*, split: Sequence[int | float] = (1197, 300, 300), flat: bool = True, expand: int = 0) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels, over 16: (n, 64), or (n, 8, 8, 1) with flat=False.
 
     split: counts or fractions; the order is one fixed shuffle with the classes spread evenly, so the test set is
-    always the same. Source: UCI, Optical Recognition of Handwritten Digits (its test part).
+    always the same. expand: as `expanded` moves the training pictures; 0 for not at all.
+    Source: UCI, Optical Recognition of Handwritten Digits (its test part).
     """
     from sklearn.datasets import load_digits  # only who asks for the digits pays for the import
 
     x, labels = load_digits(return_X_y=True)
     y = as_labels("digits", labels, 10)
-    x = as_float32("digits", x, 16).reshape(-1, *((64,) if flat else (8, 8, 1)))
-    parts = cut(x, y, split_counts("digits", split, len(y)), shuffled(y, len(y), seed=0))
-    return Dataset("digits", *parts, classes=10, picture=(8, 8))
+    x = as_float32("digits", x, 16).reshape(-1, 8, 8, 1)
+    train, *others = cut(x, y, split_counts("digits", split, len(y)), shuffled(y, len(y), seed=0))
+    return Dataset("digits", *shaped([train, *others], flat, expand), classes=10, picture=(8, 8))
+
+
+def shaped(parts: Sequence[Split], flat: bool, expand: int) -> list[Split]:
+    """Training and other pictures, (n, height, width, 1): the first expanded if asked for, all flat if asked for."""
+    train, *others = parts
+    whole = [expanded(train, expand) if expand else train, *others]
+    return [Split(x.reshape(len(x), -1), y) for x, y in whole] if flat else whole
 
 
 def mnist(
@@ -57,12 +78,14 @@ def mnist(
     flat: bool = True,
     classes: int = 10,
     mirrors: Sequence[str] = MIRRORS,
+    expand: int = 0,
 ) -> Dataset:
     """MNIST, or files of its kind: pixels over 255, (n, height·width), or (n, height, width, 1) with flat=False.
 
     Looked for in data_dir, then in `$JAXNET_DATA` (in either the four files, or a folder mnist/ with them), else
     downloaded into the cache. split: counts; train is the first of the training files' examples, validation the last
-    (with the default as Nielsen's: 50,000 and 10,000 of the 60,000), test the first of the test files'.
+    (with the default as Nielsen's: 50,000 and 10,000 of the 60,000), test the first of the test files'. expand: as
+    `expanded` moves the training pictures; 0 for not at all.
     Raises DataError where a file is missing, damaged or does not fit the others.
     """
     if not all(isinstance(part, int) for part in split) or split[0] < 1:
@@ -83,19 +106,16 @@ def mnist(
             raise DataError(f"{path}: split {list(split)} takes {due:,} examples of it, but there are {there:,}")
 
     height, width = train_x.shape[1:]
-    shape = (height * width,) if flat else (height, width, 1)
 
     def part(x: np.ndarray, y: np.ndarray) -> Split:
-        return Split(np.divide(x.reshape(len(x), *shape), 255, dtype=np.float32), y)
+        return Split(np.divide(x[..., None], 255, dtype=np.float32), y)
 
-    return Dataset(
-        "mnist",
+    parts = [
         part(train_x[:train], train_y[:train]),
         part(train_x[len(train_x) - validation :], train_y[len(train_y) - validation :]),
         part(test_x[:test], test_y[:test]),
-        classes=classes,
-        picture=(height, width),
-    )
+    ]
+    return Dataset("mnist", *shaped(parts, flat, expand), classes=classes, picture=(height, width))
 
 
 def pictures_and_labels(pictures: Path, labels: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:

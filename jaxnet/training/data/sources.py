@@ -41,6 +41,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "split": (is_split, "three counts, or three fractions of at most 1, for train, validation and test"),
     "limit": (is_count, "a whole number of at least 1: how many examples to keep of each split"),
     "flat": (lambda value: isinstance(value, bool), "true or false"),
+    "expand": (lambda value: is_count(value, 0), "a whole number: the pixels by which pictures are moved to make more"),
     "classes": (is_count, "a whole number of at least 1"),
     "mirrors": (is_list_of_text, "a list of web addresses of folders"),
     "target": (
@@ -56,8 +57,8 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 OF_ARRAYS = ("split", "limit", "flat", "classes", "task", "scale", "seed")
 TAKES = {
-    "digits": ("split", "limit", "flat"),
-    "mnist": ("split", "limit", "flat", "classes", "mirrors"),
+    "digits": ("split", "limit", "flat", "expand"),
+    "mnist": ("split", "limit", "flat", "expand", "classes", "mirrors"),
     "tinyshakespeare": ("window", "split", "limit", "mirrors"),
     "modular_addition": ("modulus", "split", "limit", "seed"),
     ".npz": OF_ARRAYS,
