@@ -9,9 +9,11 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -30,12 +32,16 @@ class Variant(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A computation, our way to do it and others. `rounds`: how often each is timed."""
+    """A computation, our way to do it and others.
+
+    `rounds`: how often each is timed. `flops`: operations of its matrix products, each multiplication and addition.
+    """
 
     name: str
     ours: Variant
     others: Sequence[Variant]
     rounds: int = 15
+    flops: float | None = None
 
 
 def duration(seconds: float) -> str:
@@ -44,7 +50,10 @@ def duration(seconds: float) -> str:
 
 
 class Row(NamedTuple):
-    """Our time and memory over another's. Below 1 is a win; times in seconds."""
+    """Our time and memory over another's. Below 1 is a win; times in seconds.
+
+    `memory`: our temporary bytes. `fraction`: of the machine's rate of matrix products that ours reaches.
+    """
 
     case: str
     against: str
@@ -55,6 +64,8 @@ class Row(NamedTuple):
     memory_aim: float | None
     seconds: float
     seconds_against: float
+    memory: int | None = None
+    fraction: float | None = None
 
     def verdict(self) -> str:
         """Whether the aims are met; an aim is met where it lies within the quartiles, too."""
@@ -69,7 +80,7 @@ class Row(NamedTuple):
 
     def headings(self) -> tuple[str, ...]:
         """What stands over the cells."""
-        return "case", "against", "time", "quartiles", "memory", "aim", "", "ours", "theirs"
+        return "case", "against", "time", "quartiles", "memory", "aim", "", "ours", "theirs", "temporary", "of the rate"
 
     def cells(self) -> tuple[str, ...]:
         """The row as text. Ratios below 1 are wins."""
@@ -84,6 +95,8 @@ class Row(NamedTuple):
             self.verdict(),
             duration(self.seconds),
             duration(self.seconds_against),
+            "" if self.memory is None else f"{self.memory / 2**20:.3g} MiB",
+            "" if self.fraction is None else f"{self.fraction:.0%}",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,7 +145,18 @@ def row(case: Case, ours: np.ndarray, other: Variant, theirs: np.ndarray) -> Row
         other.memory_aim,
         float(np.median(ours)),
         float(np.median(theirs)),
+        case.ours.memory,
+        case.flops / float(np.median(ours)) / matrix_rate() if case.flops else None,
     )
+
+
+@lru_cache
+def matrix_rate(size: int = 2048) -> float:
+    """Operations a second of a product of two float32 matrices, the best of a few."""
+    a = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, a))
+    return 2 * size**3 / min(seconds(lambda: jax.block_until_ready(product(a, a))) for _ in range(7))
 
 
 def machine() -> dict[str, str | int]:

@@ -1,0 +1,47 @@
+"""The benchmarks of layers and models compare like with like: every variant of a case computes the same."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnet.bench.cases import gpt, recurrent
+from jaxnet.bench.measure import Case, Variant, matrix_rate, measure
+
+CASES = {
+    "lstm": lambda: recurrent.lstm_case((2, 3, 4)),
+    "gru": lambda: recurrent.gru_case((2, 3, 4)),
+    "layer_norm": lambda: recurrent.norm_case("layer_norm", (2, 3, 4)),
+    "rms_norm": lambda: recurrent.norm_case("rms_norm", (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_variant_of_a_case_computes_the_same(name):
+    computes_the_same(CASES[name]())
+
+
+def computes_the_same(case: Case) -> None:
+    ours = case.ours.run()
+    assert len(case.others) >= 4
+    for other in case.others:
+        if other.name == "torch.compile":  # the eager one's function, through a compiler that takes a minute
+            continue
+        theirs = other.run()
+        assert jax.tree.structure(theirs) == jax.tree.structure(ours), other.name
+        for mine, its in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(its, mine, rtol=1e-4, atol=1e-5, err_msg=other.name)
+
+
+@pytest.mark.slow
+def test_every_variant_of_a_gpts_step_computes_the_same():
+    """Takes half a minute: python -m pytest -m slow tests/test_bench_layers.py."""
+    computes_the_same(gpt.kept(gpt.Sizes(2, 5, 7, 8, 2, 2)))
+
+
+def test_a_row_tells_memory_and_the_fraction_of_the_machines_rate():
+    variant = Variant("ours", lambda: None, memory=3 * 2**20)
+    [row] = measure(Case("case", variant, (variant,), rounds=3, flops=1.0))
+    assert row.memory == 3 * 2**20
+    assert row.fraction == pytest.approx(1.0 / row.seconds / matrix_rate())
+    assert row.cells()[-2] == "3 MiB"
+    assert matrix_rate() > 1e8
