@@ -9,6 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from markupsafe import Markup
@@ -126,12 +127,18 @@ def reduced(matrix: np.ndarray) -> np.ndarray:
 
 def data_uri(pixels: np.ndarray, top: float) -> str:
     """A PNG whose transparency is the size of each entry, so that it lies on light paper and on dark."""
-    from PIL import Image
-
     share = pixels / (top or 1.0)
     image = np.zeros((*pixels.shape, 4), np.uint8)
     image[..., :3] = np.where((share < 0)[..., None], BELOW, ABOVE)
     image[..., 3] = np.round(255 * np.abs(share) ** 0.7)
+    return encoded(image.tobytes(), pixels.shape[1], pixels.shape[0])
+
+
+@lru_cache(maxsize=512)
+def encoded(image: bytes, width: int, height: int) -> str:
+    """Pixels as PNG in a data URI; once for all notations."""
+    from PIL import Image
+
     buffer = io.BytesIO()
-    Image.fromarray(image, "RGBA").save(buffer, format="PNG", optimize=True)
+    Image.frombytes("RGBA", (width, height), image).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -111,7 +111,11 @@ def charts(rows: Sequence[Movement], xs: Sequence[float]) -> tuple[Chart, ...]:
     if any(row.accuracy is not None for row in rows):
         values = [float("nan") if row.accuracy is None else 100 * row.accuracy for row in rows]
         found.append(chart("accuracy, %", {"accuracy": values}, xs))
-    for title, name in (("‖δ‖ at this example", "deltas"), ("‖W‖", "weights"), ("W moved from its first value", "moved")):
+    for title, name in (
+        ("‖δ‖ at this example", "deltas"),
+        ("‖W‖", "weights"),
+        ("W moved from its first value", "moved"),
+    ):
         lines = {f"layer {n}": [getattr(row, name)[i] for row in rows] for i, n in enumerate(layers)}
         if lines:
             found.append(chart(title, lines, xs))
@@ -139,8 +143,12 @@ def maps_of(seen: Observed, notation: Notation) -> tuple[tuple[str, Any], ...]:
     found = []
     for place in places(seen, notation):
         if place.kind == "dense":
-            found.append((f"W, layer {notation.number(place.number)}", heat(f"run.W.{place.index}", place.item.params["W"])))
-            found.append((f"δ, layer {notation.number(place.number)}", heat(f"run.err.{place.index}", place.item.d_out)))
+            found.append(
+                (f"W, layer {notation.number(place.number)}", heat(f"run.W.{place.index}", place.item.params["W"]))
+            )
+            found.append(
+                (f"δ, layer {notation.number(place.number)}", heat(f"run.err.{place.index}", place.item.d_out))
+            )
     return tuple(found)
 
 

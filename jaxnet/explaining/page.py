@@ -8,38 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from jaxnet.explaining import cells
-from jaxnet.explaining.answers import answers
 from jaxnet.explaining.derive import chain_of, derive
-from jaxnet.explaining.drawing import Drawing, drawing
-from jaxnet.explaining.expressions import Expression, Inverse, Name, Partial, Product, Sum, Transposed, written
+from jaxnet.explaining.expressions import written
 from jaxnet.explaining.history import History
-from jaxnet.explaining.layouts import layouts, tensor
-from jaxnet.explaining.lines import Chain, oriented
 from jaxnet.explaining.live import specification
-from jaxnet.explaining.mathml import entry, equation, math, mathml
-from jaxnet.explaining.model import Answer, Batch, Derivation, Layouts, Line, NotationRow, Tensor, WhyTranspose
-from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, WHO, Notation, notation
-from jaxnet.explaining.numbers import number, one, shape
+from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, Notation, notation
 from jaxnet.explaining.observe import Observed
-from jaxnet.explaining.overrun import Over, over_run
-from jaxnet.explaining.places import Place
-from jaxnet.explaining.tables import notation_rows
-from jaxnet.explaining.terminal import given
-from jaxnet.explaining.whytext import check_line
-
-MOST_ITEMS = 24  # layers of a network, beyond which the page keeps to the notation asked for
-MOST_ASKED = 8  # dense layers to choose from
+from jaxnet.explaining.overrun import over_run
+from jaxnet.explaining.slots import merged
+from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View
 
 
 def write_page(
@@ -114,8 +97,9 @@ def text(name: str) -> Markup:
     return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
 
 
+@cache
 def template(name: str) -> Any:
-    """A template of this room."""
+    """A template of this room, compiled once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
@@ -127,263 +111,3 @@ def template(name: str) -> Any:
 def json_of(data: Any) -> str:
     """JSON that may stand within a script element."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-# ------------------------------------------------------------------------------------------------- slots
-
-OPEN, MIDDLE, CLOSE = "\x02", "\x01", "\x03"
-SLOT = re.compile(f"{OPEN}([a-z]+){MIDDLE}(.*?){CLOSE}", re.DOTALL)
-
-
-def slot(content: Markup | str, tag: str = "span") -> Markup:
-    """A place whose content depends on the notation."""
-    return Markup(OPEN + tag + MIDDLE + escape(content) + CLOSE)
-
-
-def merged(bodies: Mapping[str, str], first: str) -> tuple[str, dict[str, Any]]:
-    """The body of the first notation with its places numbered, and what the others put there.
-
-    Raises `RuntimeError` where the bodies differ elsewhere: a template that does so is wrong.
-    """
-    skeletons = {SLOT.sub("", body) for body in bodies.values()}
-    if len(skeletons) != 1:
-        raise RuntimeError("the page differs between notations outside of its slots")
-    contents = {name: [found[1] for found in SLOT.findall(body)] for name, body in bodies.items()}
-    differing = [i for i, each in enumerate(zip(*contents.values(), strict=True)) if len(set(each)) > 1]
-    numbers = {i: n for n, i in enumerate(differing)}
-    strings: dict[str, int] = {}
-    variants = {
-        name: [strings.setdefault(found[i], len(strings)) for i in differing] for name, found in contents.items()
-    }
-    count = iter(range(len(contents[first])))
-
-    def put(found: re.Match[str]) -> str:
-        tag, content = found.groups()
-        number = numbers.get(next(count))
-        return f"<{tag}{'' if number is None else f' data-s={number}'}>{content}</{tag}>"
-
-    return SLOT.sub(put, bodies[first]), {"strings": list(strings), "of": variants}
-
-
-# -------------------------------------------------------------------------------------------------- view
-
-
-def m(*parts: Expression | str, block: bool = False) -> Markup:
-    """A formula: expressions, and signs between them."""
-    rows = [Markup("<mo>{}</mo>").format(each) if isinstance(each, str) else mathml(each) for each in parts]
-    return slot(math(*rows, block=block))
-
-
-def words(content: str) -> Markup:
-    """Words that depend on the notation."""
-    return slot(escape(content))
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "m": m, "words": words, "entry": entry, "shape": shape, "one": one, "number": number, "slot": slot,
-    "T": Transposed, "Product": Product, "Partial": Partial,
-    "transposes": Markup("(AB)ᵀ = BᵀAᵀ"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """The questions about one dense layer."""
-
-    place: Place
-    number: str
-    why: WhyTranspose
-    layouts: tuple[Layouts, ...]
-    tensor: Tensor | None
-    answers: tuple[Answer, ...]
-    rows: tuple[NotationRow, ...]
-    batch: Batch | None
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What the template shows of a derivation, in one notation."""
-
-    d: Derivation
-    chain: Chain
-    digits: int
-    spec: dict[str, Any] | None
-    over: Over | None
-
-    @property
-    def n(self) -> Notation:
-        """The notation."""
-        return self.chain.notation
-
-    @cached_property
-    def drawing(self) -> Drawing:
-        """The network as units and edges."""
-        return drawing(self.chain.places)
-
-    @cached_property
-    def asked(self) -> list[Asked]:
-        """The dense layers that are asked about, the one asked for first."""
-        batches = {each.item: each for each in self.d.batch}
-        found = []
-        for why in self.d.why[:MOST_ASKED]:
-            place = self.chain.places[why.item]
-            number = self.n.number(place.number)
-            found.append(
-                Asked(
-                    place, number, why, layouts(self.chain, place), tensor(self.chain, place),
-                    answers(self.chain, place, why), notation_rows(place.number, self.n.weights), batches.get(why.item),
-                )
-            )  # fmt: skip
-        return found
-
-    @property
-    def picker(self) -> list[Asked]:
-        """The same in the order of the network."""
-        return sorted(self.asked, key=lambda each: each.place.index)
-
-    @property
-    def dense(self) -> list[Place]:
-        """The dense layers whose numbers can be changed."""
-        return [place for place in self.chain.places if place.kind == "dense"]
-
-    @property
-    def check(self) -> str:
-        """How far all is from autodiff."""
-        return check_line(self.d)
-
-    @property
-    def cost(self) -> Markup:
-        """C's equation."""
-        return slot(equation(self.d.header.cost_left, self.d.header.cost_right))
-
-    def given(self, values: np.ndarray) -> str:
-        """An input as it was given."""
-        return given(values, self.digits)
-
-    def array(self, name: str, values: np.ndarray, digits: int = 0, **options: Any) -> Markup:
-        """An array as cells."""
-        return cells.array(name, values, digits or self.digits, **options)
-
-    def single(self, name: str, value: float, digits: int = 0) -> Markup:
-        """One number."""
-        return cells.single(name, value, digits or self.digits)
-
-    def weights(self, name: str, values: np.ndarray, digits: int = 0) -> Markup:
-        """A matrix as the notation lays it, of one that is kept as (out, in)."""
-        laid = oriented(values, self.n)
-        return slot(self.array(name, laid, digits, turned=self.n.rows))
-
-    def equation(self, line: Line) -> Markup:
-        """A line's equation, the shape of each factor below it; of a layer explained by its source, what it gives."""
-        if line.quoted is not None:
-            return slot(math(mathml(line.left, self.shapes(line)), Markup("<mo>=</mo>"), block=True))
-        return slot(equation(line.left, line.right, self.shapes(line)))
-
-    def shapes(self, line: Line) -> dict[Expression, str]:
-        """Shapes of the factors of a product, vectors as the rows or columns that they are there."""
-        found: dict[Expression, str] = {line.left: self.as_matrix(line.shape, False)}
-        product = line.right.terms[0] if isinstance(line.right, Sum) and line.kind == "z" else line.right
-        if not isinstance(product, Product) or not line.factors or line.quoted is not None:
-            return found
-        sizes = {factor.expression: factor.shape for factor in line.factors}
-        for factor in product.factors:
-            turned = isinstance(factor, Transposed) and factor not in sizes
-            inner = factor.of if isinstance(factor, Transposed) and turned else factor
-            if inner in sizes:
-                found[factor] = self.as_matrix(sizes[inner], turned)
-        return found
-
-    def as_matrix(self, sizes: tuple[int, ...], turned: bool) -> str:
-        """A vector's shape as that of a column, or of a row."""
-        if len(sizes) != 1:
-            return shape(sizes)
-        return shape((1, *sizes) if turned != self.n.rows else (*sizes, 1))
-
-    def value(self, line: Line) -> Markup:
-        """A line's value."""
-        digits = self.digits if line.ulp is not None else max(1, self.digits - 1)
-        if line.kind == "dW" and self.chain.places[line.item].kind == "dense":
-            grads: Any = self.chain.places[line.item].item.grads
-            return self.weights(f"dW.{line.item}", grads["W"], digits)
-        return slot(self.array(name_of_value(line, self.chain), line.value, digits))
-
-    def quoted(self) -> list[Line]:
-        """The lines whose layers are explained by their source, each layer once."""
-        found = {line.item: line for line in self.d.forward if line.quoted is not None and line.quoted.backward}
-        return list(found.values())
-
-    def ulps(self) -> list[Line]:
-        """The lines that autodiff gives too."""
-        return [line for line in self.d.backward if line.ulp is not None]
-
-    def bars(self) -> Sequence[tuple[str, int, float]]:
-        """The orders of ∂C/∂x, their products and their share of the largest."""
-        order = self.d.order
-        assert order is not None
-        found = [("from the loss", order.from_loss), ("from the input", order.from_input)]
-        if order.cheapest < min(order.from_loss, order.from_input):
-            found.append(("cheapest", order.cheapest))
-        most = max(count for _, count in found)
-        return [(name, count, count / most) for name, count in found]
-
-    @property
-    def live(self) -> bool:
-        """Whether the page computes the network by itself."""
-        return self.spec is not None
-
-    def column(self, name: str, values: np.ndarray) -> Markup:
-        """A vector as a column."""
-        return cells.group("mat", name, np.asarray(values)[:, None], self.digits, 2, ())
-
-    def row(self, name: str, values: np.ndarray) -> Markup:
-        """A vector as a row of cells."""
-        return cells.group("mat", name, np.asarray(values)[None], self.digits, 2, ())
-
-    def slab(self, asked: Asked, k: int) -> Markup:
-        """The entries of ∂z/∂W for one entry of z."""
-        assert asked.tensor is not None
-        laid = oriented(asked.tensor.value[k], self.n)
-        return self.array(f"slab.{asked.place.index}.{k}", laid, least=0, turned=self.n.rows)
-
-    def inverse(self, why: WhyTranspose) -> Product:
-        """W⁻¹δ as the notation writes it."""
-        turned = Inverse(why.W)
-        return Product((why.delta, turned) if self.n.rows else (turned, why.delta))
-
-    def weight_of(self, place: Place, out: int, into: int) -> Expression:
-        """An entry of a layer's W, counted from 1, its subscripts as W lies."""
-        return entry(self.n.param("W", place.number), *((into, out) if self.n.rows else (out, into)))
-
-    def maker(self, line: Line) -> str:
-        """What gives a line that is explained by its source."""
-        name = self.chain.places[line.item].item.layer.name
-        return name if line.ulp is None else f"{name}, backward"
-
-    def name(self, symbol: str) -> Name:
-        """A symbol without a layer."""
-        return Name(symbol)
-
-    def back(self, why: WhyTranspose) -> Product:
-        """Wᵀδ as the notation writes it."""
-        return self.n.sent_back(why.W, why.delta)
-
-    def weight(self, why: WhyTranspose, out: int, into: int) -> Expression:
-        """An entry of W, counted from 1, its subscripts as W lies."""
-        return entry(why.W, *((into, out) if self.n.rows else (out, into)))
-
-    def who(self) -> list[tuple[str, str]]:
-        """The notations and their names."""
-        return [(name, WHO[name]) for name in NOTATIONS]
-
-    def choices(self) -> bool:
-        """Whether another notation can be chosen."""
-        return len(self.chain.places) <= MOST_ITEMS
-
-
-def name_of_value(line: Line, chain: Chain) -> str:
-    """What the script calls a line's value: out.0, err.0, db.0; of other parameters' gradients grad.0."""
-    if line.ulp is None:
-        return f"out.{line.item}"
-    if line.kind in ("delta", "da"):
-        return f"err.{line.item}"
-    return f"{line.kind}.{line.item}" if chain.places[line.item].kind == "dense" else f"grad.{line.item}"
