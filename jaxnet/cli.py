@@ -281,14 +281,15 @@ def explain(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="core or checkers")] = "core",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="core, checkers, layers or models")] = "core",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="SUBJECT", help="One part of layers or models.")] = None,
 ) -> None:
-    """Measure the hand-written backward pass against the best that autodiff does."""
+    """Measure the hand-written backward pass against the best that autodiff does, and against torch."""
     from jaxnet.bench.report import run
 
-    run(name, json_file, markdown)
+    run(name, json_file, markdown, only)
 
 
 @app.command()

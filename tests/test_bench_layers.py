@@ -1,9 +1,12 @@
 """The benchmarks of layers and models compare like with like: every variant of a case computes the same."""
 
+from importlib import import_module
+
 import jax
 import numpy as np
 import pytest
 
+from jaxnet.bench import cases, report
 from jaxnet.bench.cases import gpt, recurrent
 from jaxnet.bench.measure import Case, Variant, matrix_rate, measure
 
@@ -45,3 +48,33 @@ def test_a_row_tells_memory_and_the_fraction_of_the_machines_rate():
     assert row.fraction == pytest.approx(1.0 / row.seconds / matrix_rate())
     assert row.cells()[-2] == "3 MiB"
     assert matrix_rate() > 1e8
+
+
+def test_a_subject_is_measured_by_itself(monkeypatch, capsys):
+    """The files of the others are not even read."""
+    variant = Variant("ours", lambda: None)
+    made = [Case("its case", variant, (variant._replace(name="another"),), rounds=2)]
+    monkeypatch.setattr(recurrent, "cases", lambda: iter(made))
+    subjects = {"elsewhere": "no_such_file:cases", "recurrent": "recurrent:cases"}
+    bench = report.Benchmark("layers", cases.rows_of(subjects), subjects)
+    monkeypatch.setitem(report.BENCHMARKS, "layers", bench)
+    report.run("layers", None, None, only="recurrent")
+    said = capsys.readouterr()
+    assert "its case" in said.out
+    assert "measuring its case: 2 rounds of 2" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("layers", "layers has the subjects .*recurrent.*, got --only 'gtp'"), ("core", "core is measured whole")],
+)
+def test_a_subject_that_there_is_none_of_is_refused(name, says):
+    with pytest.raises(report.BenchError, match=says):
+        report.run(name, None, None, only="gtp")
+
+
+@pytest.mark.parametrize("subjects", [cases.LAYERS, cases.MODELS], ids=["layers", "models"])
+def test_every_subject_has_its_cases(subjects):
+    for place in subjects.values():
+        file, _, function = place.partition(":")
+        assert callable(getattr(import_module(f"jaxnet.bench.cases.{file}"), function))

@@ -1,14 +1,14 @@
 """What a benchmark prints and writes: a table for the terminal, one for Markdown, rows for JSON."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
-from jaxnet.bench import checkers, core
+from jaxnet.bench import cases, checkers, core
 from jaxnet.bench.measure import machine
 from jaxnet.training.runs import console
 
@@ -22,20 +22,24 @@ class Shown(Protocol):
 
 
 class Benchmark(NamedTuple):
-    """What a benchmark shows, and how its rows are got."""
+    """What a benchmark shows, and how its rows are got: of one of its subjects, where it has such and one is named."""
 
     title: str
-    rows: Callable[[], Sequence[Shown]]
+    rows: Callable[..., Sequence[Shown]]
+    subjects: Collection[str] = ()
 
 
+OVER = "our time and temporary memory over theirs"
 BENCHMARKS = {
-    "core": Benchmark("core: our time and temporary memory over theirs, in float32", core.rows),
+    "core": Benchmark(f"core: {OVER}, in float32", core.rows),
+    "layers": Benchmark(f"layers: {OVER}, forward and backward", cases.rows_of(cases.LAYERS), cases.LAYERS),
+    "models": Benchmark(f"models: {OVER}, a step's cost and gradients", cases.rows_of(cases.MODELS), cases.MODELS),
     "checkers": Benchmark("checkers: mistakes and correct code through each", checkers.rows),
 }
 
 
 class BenchError(ValueError):
-    """A benchmark that there is none of."""
+    """A benchmark, or a subject of one, that there is none of."""
 
 
 def table(title: str, rows: Sequence[Shown]) -> Table:
@@ -65,15 +69,18 @@ def write_json(file: Path, rows: Sequence[Shown]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def run(name: str, json_file: Path | None, markdown_file: Path | None) -> None:
-    """Measure the benchmark of a name, print its table, and write it where asked.
+def run(name: str, json_file: Path | None, markdown_file: Path | None, only: str | None = None) -> None:
+    """Measure the benchmark of a name, or one subject of it, print its table, and write it where asked.
 
     Raises BenchError for a name that is none.
     """
     if name not in BENCHMARKS:
         raise BenchError(f"a benchmark is one of {', '.join(BENCHMARKS)}, got {name!r}")
-    title, measured = BENCHMARKS[name]
-    rows = measured()
+    title, measured, subjects = BENCHMARKS[name]
+    if only is not None and only not in subjects:
+        parts = f"has the subjects {', '.join(subjects)}" if subjects else "is measured whole"
+        raise BenchError(f"the benchmark {name} {parts}, got --only {only!r}")
+    rows = measured(only) if subjects else measured()
     show(title, rows, console())
     if json_file:
         write_json(json_file, rows)
