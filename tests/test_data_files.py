@@ -1,0 +1,292 @@
+"""Data of one's own: npz, csv, and what a function gives."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxnet.training.data import load
+from jaxnet.training.data.own import import_object
+from tests.datasets import facts, nothing_of_this_machine, refused  # noqa: F401 (the fixture)
+
+# ----------------------------------------------------------------------------------------------- npz
+
+
+def arrays(n=20, **change):
+    return {"x": np.arange(n * 3.0).reshape(n, 3), "y": np.arange(n) % 2, **change}
+
+
+def npz(**content) -> str:
+    np.savez("own.npz", **content)
+    return "own.npz"
+
+
+def test_npz_is_shuffled_by_its_seed_and_split():
+    path = npz(**arrays(n=100))
+    data = load(path)
+    assert facts(data) == "own  70 / 15 / 15  3 numbers  2 classes"
+    assert sorted(np.concatenate([s.x[:, 0] for s in (data.train, data.validation, data.test)])) == [*range(0, 300, 3)]
+    assert all((s.x[:, 0] / 3 % 2 == s.y).all() for s in (data.train, data.validation, data.test))
+    assert abs(data.train.y.mean() - 0.5) < 0.02
+    assert not np.array_equal(data.train.x, np.sort(data.train.x, axis=0))
+    assert np.array_equal(load(path).test.x, data.test.x)
+    assert not np.array_equal(load(path, seed=1).test.x, data.test.x)
+    assert np.array_equal(load({"name": path, "seed": 1}).test.x, load(path, seed=1).test.x)
+
+
+def test_npz_of_pictures_in_bytes():
+    path = npz(x=np.full((10, 4, 5), 51, np.uint8), y=np.arange(10) % 3)
+    data = load(path)
+    assert data.train.x.shape == (6, 4, 5)
+    assert (data.train.x == np.float32(0.2)).all()
+    assert load({"name": path, "flat": True, "scale": 51}).test.x.tolist() == [[1.0] * 20] * 2
+
+
+def test_npz_already_split():
+    split = {"x_train": np.ones((4, 2)), "y_train": [0, 1, 2, 1], "x_test": np.zeros((2, 2)), "y_test": [2.0, 0.0]}
+    data = load(npz(**split))
+    assert data.summary() == "own  4 / 0 / 2  2 numbers in 1…1  3 classes"
+    assert data.train.y.tolist() == [0, 1, 2, 1]
+    assert data.validation.x.shape == (0, 2)
+    data = load(npz(**split, x_validation=np.ones((1, 2)), y_validation=[3]))
+    assert (len(data.validation.y), data.classes) == (1, 4)
+    refused("already split: take `split` out", {"name": "own.npz", "split": [1, 1, 1]})
+    refused("one example has shape (3,), in the training set (2,)", npz(**{**split, "x_test": np.zeros((2, 3))}))
+
+
+def test_npz_regression():
+    data = load({"name": npz(**arrays(y=np.linspace(0, 1, 20))), "task": "regression"})
+    assert facts(data) == "own  14 / 3 / 3  3 numbers  1 target"
+    assert data.train.y.dtype == np.float32
+    assert np.allclose(data.train.x[:, 0] / 3 / 19, data.train.y)
+
+
+def hole(value, dtype=float):
+    x = np.ones((20, 3), dtype)
+    x[5, 2] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "; got none"),
+        ({"x": np.ones((3, 2))}, "must hold the arrays x and y, or x_train, y_train"),
+        ({"data": np.ones(3), "target": np.ones(3)}, "; got data, target"),
+        ({"x_train": np.ones((3, 2)), "y_train": np.ones(3)}, "; got x_train, y_train"),
+        (arrays(x_val=np.ones(3)), 'does not know the array x_val: did you mean "x_validation"?'),
+        (arrays(y=np.zeros(19, int)), "x and y must be of one length, got 20 examples and 19 targets"),
+        (arrays(x=np.zeros((0, 3)), y=[]), "holds no examples, got shape (0, 3)"),
+        (
+            arrays(x=hole(np.nan)),
+            "must be finite in float32, got nan in row 5, column 2, counting from 0 (1 such number)",
+        ),
+        (arrays(x=hole(-np.inf)), "got -inf in row 5, column 2"),
+        (arrays(x=hole(1e300)), "must be finite in float32, got inf in row 5, column 2"),
+        (arrays(x=hole(np.nan).reshape(20, 3, 1)), "got nan in row 5, place (2, 0)"),
+        (arrays(y=np.array([np.nan] * 20)), "own.npz, y: every number must be finite in float32, got nan in row 0"),
+        (arrays(y=np.arange(20) - 1), "class labels must not be negative; got -1 at example 0"),
+        (arrays(y=np.arange(20) / 2), "class labels must be whole numbers"),
+        (arrays(y=np.arange(20) * 1000), "labels go up to 19,000 among 20 examples"),
+        (arrays(y=np.eye(20, dtype=int)), "got shape (20, 20): take y.argmax(axis=1)"),
+        (arrays(x=np.arange(20.0)), "must have a row for each example, got shape (20,): put x[:, None]"),
+        (arrays(x=np.full((20, 3), "a")), "must hold real numbers, got dtype <U1"),
+        (arrays(x=np.float64(3)), "got a single number"),
+        (arrays(x=np.array([{}] * 20)), "cannot be read as .npz"),
+        (arrays(n=2), "leaves none to train on"),
+    ],
+)
+def test_bad_npz(content, message):
+    refused(message, npz(**content))
+
+
+def test_labels_beyond_the_classes_declared():
+    path = npz(**arrays(y=np.arange(20) % 4))
+    assert load({"name": path, "classes": 7}).classes == 7
+    refused("class labels must go from 0 to 2; got 3 at example 3", {"name": path, "classes": 3})
+    refused("takes 33 examples, but there are 20", {"name": path, "split": [11, 11, 11]})
+    refused("has no meaning with task", {"name": path, "classes": 4, "task": "regression"})
+
+
+@pytest.mark.parametrize("keep", [0, 30, 400, -1])
+def test_a_damaged_npz(keep):
+    whole = Path(npz(**arrays())).read_bytes()
+    Path("own.npz").write_bytes(whole[:keep])
+    refused("cannot be read as .npz", "own.npz")
+
+
+def test_bytes_changed_inside_an_npz():
+    whole = bytearray(Path(npz(**arrays())).read_bytes())
+    at = whole.index(np.float64(3).tobytes() + np.float64(4).tobytes())
+    whole[at] ^= 1
+    Path("own.npz").write_bytes(whole)
+    refused("cannot be read as .npz", "own.npz")
+
+
+def test_an_npy_called_npz():
+    with open("own.npz", "wb") as file:
+        np.save(file, np.ones(3))
+    refused("is no .npz archive", "own.npz")
+
+
+# ----------------------------------------------------------------------------------------------- csv
+
+
+def table(text: str, name="own.csv", encoding="utf-8") -> str:
+    Path(name).write_bytes(text.encode(encoding))
+    return name
+
+
+ROWS = "".join(f"{i},{i / 10},{i % 2}\n" for i in range(10))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [ROWS, f"a,b,c\n{ROWS}", f"\ufeffa,b,c\r\n{ROWS}\n\n", ROWS.strip(), f'\n"a, one","b\nb",c\n{ROWS}'],
+    ids=["bare", "header", "byte order mark, CRLF and empty lines", "no last newline", "quoted names"],
+)
+def test_csv_with_and_without_a_header(text):
+    data = load(table(text))
+    assert facts(data) == "own  6 / 2 / 2  2 numbers  2 classes"
+    assert all((s.x[:, 0] % 2 == s.y).all() for s in (data.train, data.validation, data.test))
+    assert np.allclose(data.train.x[:, 1] * 10, data.train.x[:, 0])
+
+
+def test_csv_targets():
+    path = table(f"number,tenth,odd\n{ROWS}")
+    for target in ("tenth", 1, -2):
+        data = load({"name": path, "target": target, "task": "regression"})
+        assert data.classes is None
+        assert np.allclose(data.train.y * 10, data.train.x[:, 0])
+    assert np.array_equal(load({"name": path, "target": "odd"}).train.y, load(path).train.y)
+    refused('did you mean "tenth"?', {"name": path, "target": "tenths"})
+    refused("target = 3 must name one of 3 columns", {"name": path, "target": 3})
+    refused("no line of column names", {"name": table(ROWS), "target": "tenth"})
+    refused("must name one column: there are several", {"name": table(f"a,b,b\n{ROWS}"), "target": "b"})
+
+
+def test_csv_with_numbers_for_names():
+    path = table(f"0,1,2\n{ROWS}")
+    assert len(load({"name": path, "header": True, "split": [8, 1, 1]}).train.y) == 8
+    refused("takes 11 examples, but there are 10", {"name": path, "header": True, "split": [9, 1, 1]})
+    assert len(load({"name": path, "split": [9, 1, 1], "classes": 3}).train.y) == 9
+    assert len(load({"name": table(f",1,2\n{ROWS}"), "header": True, "split": [8, 1, 1]}).train.y) == 8
+
+
+def test_a_file_is_also_looked_for_in_the_data_folder(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    table(ROWS, "elsewhere/own.csv")
+    assert len(load("own.csv", data_dir=tmp_path / "elsewhere").train.y) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"a,b,c\n{ROWS}1,two,0\n", "own.csv, line 12, column 2 (b): must be a finite number, got 'two'"),
+        (f"{ROWS}\n1,two,0\n", "own.csv, line 12, column 2: must be a finite number, got 'two'"),
+        (f"a,b,c\n{ROWS}1,,0\n", "own.csv, line 12, column 2 (b): must be a finite number, got an empty cell"),
+        (f"a,b,c\n{ROWS}1,nan,0\n", "own.csv, line 12, column 2 (b): must be a finite number, got 'nan'"),
+        (f"a,b,c\n{ROWS}1,1e39,0\n", "own.csv, line 12, column 2 (b): must be a finite number, got '1e39'"),
+        (f"{ROWS}1,2\n", "own.csv, line 11: must have 3 columns, got 2"),
+        (f"a,b,c\n{ROWS}1,2,3,4\n", "own.csv, line 12: must have 3 columns, got 4"),
+        (f"a,b\n{ROWS}", "own.csv, line 2: must have 2 columns, got 3"),
+        (f"{ROWS}1_0,2,0\n", "own.csv: is no table of numbers"),
+        (f"1.5,red,0\n{ROWS}", "own.csv, line 1: mixes numbers and text ('red' in column 2)"),
+        (f"{ROWS}1,2,0.5\n", "class labels must be whole numbers; for a regression put task"),
+        (f"{ROWS}1,2,-1\n", "class labels must not be negative; got -1.0 at example 10"),
+        ("", "the file is empty"),
+        ("a,b,c\n", "only a line of column names"),
+        ("a;b\n1;2\n", "must have at least two columns, got 1"),
+        ("1\n2\n3\n", "must have at least two columns, got 1: are they separated by commas?"),
+    ],
+    ids=lambda value: value if value and "\n" not in value else "table",
+)
+def test_bad_csv(text, message):
+    refused(message, table(text))
+
+
+def test_csv_that_is_no_text():
+    refused("is no text in UTF-8", table("naïve,b\n1,2\n", encoding="latin-1"))
+
+
+# -------------------------------------------------------------------------------- data of one's own
+
+OWN = """
+import numpy as np
+from jaxnet.training.data import Dataset, Split
+
+def halves(n=4):
+    return {"x": np.arange(n * 2.0).reshape(n, 2), "y": np.arange(n) % 2}
+
+def made(y=1, split=None):
+    part = Split(np.ones((3, 2)), np.array([0, 1, y]))
+    return Dataset("made", part, part, split or part, classes=2)
+
+tokens = Dataset("tokens", *[Split(np.arange(6).reshape(2, 3), np.arange(1, 7).reshape(2, 3))] * 3, classes=7)
+ready = made()
+
+class Space:
+    number = 3
+
+def broken():
+    return 1 / 0
+
+def uneven():
+    return made(split=Split(np.ones((3, 2)), np.array([0])))
+
+def other_shape():
+    return made(split=Split(np.ones((3, 5)), np.array([0, 1, 1])))
+
+def not_a_split():
+    part = made()
+    object.__setattr__(part, "test", [1, 2, 3])
+    return part
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_data.py").write_text(OWN)
+    (tmp_path / "own_failing.py").write_text("import a_module_that_is_nowhere\n")
+    (tmp_path / "own_syntax.py").write_text("def (:\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in ("own_data", "own_failing", "own_syntax"):
+        sys.modules.pop(name, None)
+
+
+def test_data_of_ones_own(own):
+    assert facts(load("own_data:halves")) == "own_data:halves  2 / 1 / 1  2 numbers  2 classes"
+    assert len(load({"name": "own_data:halves", "n": 10}).train.y) == 6
+    for spec in ("own_data:ready", "own_data:made"):
+        made = load(spec)
+        assert (made.name, made.train.x.dtype, made.train.y.dtype) == ("made", np.float32, np.int32)
+    tokens = load("own_data:tokens")
+    assert (tokens.train.x.dtype, tokens.train.y.shape) == (np.int32, (2, 3))
+    assert import_object("own_data:Space.number") == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere_at_all:f", "there is no module nowhere_at_all"),
+        ("own_failing:f", "there is no module a_module_that_is_nowhere"),
+        ("own_syntax:f", "importing own_syntax failed: SyntaxError"),
+        ("own_data:halfs", 'own_data has no halfs: did you mean "halves"?'),
+        ("own_data:", 'must be of the form "package.module:object"'),
+        ("own data:x", 'must be of the form "package.module:object"'),
+        ("own_data:Space.number", "must give a jaxnet.training.data.Dataset or a mapping with arrays x and y, got int"),
+        ("own_data:broken", "failed: ZeroDivisionError: division by zero ("),
+        ({"name": "own_data:halves", "m": 3}, "does not take m = 3: got an unexpected keyword argument 'm'"),
+        ({"name": "own_data:ready", "m": 3}, "is no function, so it takes no options, got m"),
+        ({"name": "own_data:halves", "n": 0}, "holds no examples"),
+        ({"name": "own_data:made", "y": 2}, "made, train, y: class labels must go from 0 to 1; got 2 at example 2"),
+        ({"name": "own_data:made", "y": float("nan")}, "must be finite"),
+        ("own_data:uneven", "made, test: x and y must be of one length, got 3 examples and 1 targets"),
+        ("own_data:other_shape", "made, test: one example has shape (5,), in the training set (2,)"),
+        ("own_data:not_a_split", "made, test: must be a Split of x and y, got list"),
+    ],
+)
+def test_bad_data_of_ones_own(own, spec, message):
+    refused(message, spec)
