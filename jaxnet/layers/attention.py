@@ -99,7 +99,7 @@ def over_queries(f: Callable, so_far, strip: Strip, *arrays):
         filled = jnp.pad(t, ((0, blocks * size - queries), *((0, 0),) * (t.ndim - 1)))
         return filled.reshape(blocks, size, *t.shape[1:])
 
-    starts = strip.queries.start + size * jnp.arange(blocks)
+    starts = strip.queries.start + size * jnp.arange(blocks, dtype=jnp.int32)
     so_far, results = jax.lax.scan(lambda c, xs: f(c, *xs), so_far, (starts, *map(cut, arrays)))
     return so_far, jax.tree.map(lambda t: t.reshape(blocks * size, *t.shape[2:])[:queries], results)
 
