@@ -8,7 +8,10 @@ from importlib import import_module
 
 from jaxnet.bench.measure import Case, Row, measure
 
-LAYERS: Mapping[str, str] = {"recurrent": "recurrent:cases"}
+LAYERS: Mapping[str, str] = {
+    "attention": "attention:cases",
+    "recurrent": "recurrent:cases",
+}
 MODELS: Mapping[str, str] = {"gpt": "gpt:cases"}
 """The subjects of the two benchmarks, each with "file:function" that makes its cases."""
 
