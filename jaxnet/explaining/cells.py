@@ -80,7 +80,7 @@ def heat(name: str, values: np.ndarray) -> Markup:
     pixels = montage(np.nan_to_num(np.asarray(values, np.float64)))
     top = float(np.abs(pixels).max(initial=0))
     height, width = pixels.shape
-    scale = max(1, min(8, 256 // max(width, 1), 96 // max(height, 1))) if height > 1 else max(1, min(8, 256 // width))
+    scale = max(1, min(8, 256 // max(width, height)))
     said = f"heat map of {shape(np.shape(values))} numbers, the largest {one(top)}"
     return Markup(
         '<img class="heat" data-h="{}" src="{}" width="{}" height="{}" alt="{}" title="{}">'

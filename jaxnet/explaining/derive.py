@@ -11,7 +11,7 @@ from jaxnet.explaining.lines import Chain, backward_lines, forward_lines
 from jaxnet.explaining.losses import value_of
 from jaxnet.explaining.model import Checked, Derivation, Header, Layer, Line
 from jaxnet.explaining.notation import NIELSEN, ExplainError, Notation
-from jaxnet.explaining.observe import Observed, as_class, units
+from jaxnet.explaining.observe import Observed, as_class, features, terms_of, units
 from jaxnet.explaining.places import Place, places
 from jaxnet.explaining.tables import loops, notation_rows
 from jaxnet.explaining.why import why_transpose
@@ -89,7 +89,7 @@ def header(chain: Chain, source: str, example: int | None, seed: int | None) -> 
     """What the derivation is of."""
     observed, notation = chain.observed, chain.notation
     out = observed.items[-1].out
-    right = value_of(observed.loss.name, chain.places[-1].gives, notation.target, out.shape[-1] if out.ndim else 1)
+    right = value_of(observed.loss.name, chain.places[-1].gives, notation.target, features(out), terms_of(observed))
     return Header(
         title=title(chain.places),
         source=source,

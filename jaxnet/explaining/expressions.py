@@ -243,6 +243,8 @@ def formula(expression: Expression) -> str:
             return f"{function.key or function.base}({formula(of)})"
         case Fraction(above, below):
             return f"({formula(above)}) / ({formula(below)})"
+        case Partial(by=by) | Gradient(by=by):
+            return f"d{formula(by)}"
         case _:
             raise ValueError(f"{written(expression)} has no form in a formula")
 

@@ -14,7 +14,7 @@ from jaxnet.explaining.losses import slope_of
 from jaxnet.explaining.model import Factor, Line, Part
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one
-from jaxnet.explaining.observe import Item, Observed
+from jaxnet.explaining.observe import Item, Observed, features, terms_of
 from jaxnet.explaining.places import Place
 from jaxnet.explaining.sources import quoted
 from jaxnet.explaining.ulp import ulps
@@ -155,8 +155,11 @@ def backward_lines(chain: Chain) -> tuple[Line, ...]:
 
 def loss_slope(chain: Chain) -> Expression:
     """∂C/∂out of the network as the loss's equation."""
-    last = chain.places[-1]
-    found = slope_of(chain.observed.loss.name, last.gives, chain.notation.target, int(np.shape(last.item.out)[-1]))
+    last, observed = chain.places[-1], chain.observed
+    found = slope_of(
+        observed.loss.name, last.gives, chain.notation.target, features(last.item.out), terms_of(observed),
+        bool(np.allclose(np.sum(observed.target, axis=-1), 1)),
+    )  # fmt: skip
     return chain.notation.partial(last.gives) if found is None else found
 
 

@@ -69,11 +69,23 @@ SLOPES: dict[str, Formula] = {
 """∂C/∂out as an equation."""
 
 
-def value_of(loss: str, out: Expression, y: Expression, features: int) -> Expression:
+def over_terms(expression: Expression, terms: float) -> Expression:
+    """The mean over the terms (tokens) that count."""
+    return expression if terms == 1 else Fraction(expression, Number(f"{terms:g}"))
+
+
+def value_of(loss: str, out: Expression, y: Expression, features: int, terms: float = 1) -> Expression:
     """C's right side; for a loss not in the table its name."""
-    return VALUES[loss](out, y, features) if loss in VALUES else Call(Name(loss), Sum((out,)))
+    return over_terms(VALUES[loss](out, y, features), terms) if loss in VALUES else Call(Name(loss), out)
 
 
-def slope_of(loss: str, out: Expression, y: Expression, features: int) -> Expression | None:
-    """∂C/∂out's right side; None for a loss not in the table."""
-    return SLOPES[loss](out, y, features) if loss in SLOPES else None
+def slope_of(
+    loss: str, out: Expression, y: Expression, features: int, terms: float = 1, one_hot: bool = True
+) -> Expression | None:
+    """∂C/∂out's right side; None for a loss not in the table. one_hot: whether the target's entries add up to 1."""
+    if loss not in SLOPES:
+        return None
+    if loss == "softmax_cross_entropy" and not one_hot:
+        scaled = Product((called("sum", y), Call(Name("softmax", key="softmax"), out)), "×")
+        return over_terms(Sum((scaled, Minus(y))), terms)
+    return over_terms(SLOPES[loss](out, y, features), terms)

@@ -6,7 +6,6 @@ item, whose leaf layers `jaxnet.trace` shows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,11 +178,17 @@ def as_class(y: np.ndarray) -> int | None:
     return int(y) if is_index(jnp.asarray(y)) and y.ndim == 0 else None
 
 
+def features(out: np.ndarray) -> int:
+    """How many features each term of the cost has."""
+    return int(out.shape[-1]) if out.ndim else 1
+
+
+def terms_of(observed: Observed) -> float:
+    """Over how many terms (tokens) the cost of the example is the mean."""
+    weight = float(own_weight(observed.loss, jnp.asarray(observed.y)))
+    return round(1 / weight) if weight else 1
+
+
 def units(shape: tuple[int, ...]) -> str:
     """A shape in words: 3, 28×28."""
     return "×".join(map(str, shape)) if shape else "1"
-
-
-def size(shape: tuple[int, ...]) -> int:
-    """How many numbers a shape holds."""
-    return math.prod(shape)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnet.backprop import trace
 from jaxnet.explaining.cells import heat
-from jaxnet.explaining.history import History, Movement, movements
+from jaxnet.explaining.history import ACCURACIES, LOSSES, History, Movement, movements
 from jaxnet.explaining.live import plain
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one
@@ -62,9 +62,8 @@ def over_run(observed: Observed, history: History, notation: Notation) -> Over |
         return None
     seen = at_moments(observed, kept)
     rows = movements(seen, kept, notation)
-    cursors = tuple(float(x) for x in spread(len(rows)))
     return Over(
-        rows, charts(rows, cursors), cursors, maps_of(seen[-1], notation), frames(seen, kept, rows, notation),
+        rows, charts(rows, kept), moments_at(rows), maps_of(seen[-1], notation), frames(seen, kept, rows, notation),
         kept.notes, len(history.moments) - len(kept.moments),
     )  # fmt: skip
 
@@ -99,18 +98,15 @@ def at_moments(observed: Observed, history: History) -> list[Observed]:
     return found
 
 
-def spread(count: int) -> np.ndarray:
-    """Where the moments stand on a chart."""
-    return np.linspace(LEFT, WIDTH - LEFT, count) if count > 1 else np.array([WIDTH / 2])
+def along(shares: Sequence[float]) -> tuple[float, ...]:
+    """Where on a chart something stands that happened after this share of the run."""
+    return tuple(LEFT + (WIDTH - 2 * LEFT) * float(share) for share in shares)
 
 
-def charts(rows: Sequence[Movement], xs: Sequence[float]) -> tuple[Chart, ...]:
-    """C and accuracy, ‖δ‖, ‖W‖ and how far W has moved, of each dense layer."""
+def charts(rows: Sequence[Movement], history: History) -> tuple[Chart, ...]:
+    """At the moments C, ‖δ‖, ‖W‖ and how far W has moved, of each dense layer; epoch by epoch loss and accuracy."""
+    found = [chart("C at this example", {"C": [row.cost for row in rows]}, moments_at(rows))]
     layers = rows[0].layers
-    found = [chart("C at this example", {"C": [row.cost for row in rows]}, xs)]
-    if any(row.accuracy is not None for row in rows):
-        values = [float("nan") if row.accuracy is None else 100 * row.accuracy for row in rows]
-        found.append(chart("accuracy, %", {"accuracy": values}, xs))
     for title, name in (
         ("‖δ‖ at this example", "deltas"),
         ("‖W‖", "weights"),
@@ -118,8 +114,27 @@ def charts(rows: Sequence[Movement], xs: Sequence[float]) -> tuple[Chart, ...]:
     ):
         lines = {f"layer {n}": [getattr(row, name)[i] for row in rows] for i, n in enumerate(layers)}
         if lines:
-            found.append(chart(title, lines, xs))
+            found.append(chart(title, lines, moments_at(rows)))
+    epochs = [line for line in history.metrics if isinstance(line.get("epoch"), int)]
+    last = max((line["epoch"] for line in epochs), default=0) or 1
+    xs = along([line["epoch"] / last for line in epochs])
+    for names in (LOSSES, ACCURACIES):
+        name = next((name for name in names if any(name in line for line in epochs)), None)
+        if name is not None:
+            values = [float(line.get(name, "nan")) for line in epochs]
+            found.append(chart(f"{name.replace('_', ' ')}, epoch by epoch", {name: values}, xs))
+    norms = [list(line.get("delta_norms") or ()) for line in epochs]
+    if any(norms):
+        width = max(map(len, norms))
+        lines = {f"{i + 1}": [row[i] if i < len(row) else float("nan") for row in norms] for i in range(width)}
+        found.append(chart("mean ‖δ‖ over the examples, epoch by epoch", lines, xs))
     return tuple(found)
+
+
+def moments_at(rows: Sequence[Movement]) -> tuple[float, ...]:
+    """Where the moments stand on a chart."""
+    last = max(row.step for row in rows) or 1
+    return along([row.step / last for row in rows])
 
 
 def chart(title: str, lines: dict[str, list[float]], xs: Sequence[float]) -> Chart:

@@ -24,8 +24,8 @@ from jaxnet.losses import quadratic
 class Subject:
     """A network with its loss and parameters, and examples of which one is explained, or several as a batch.
 
-    xs, ys: examples first; xs a tree of arrays where the network takes several. example: the index of the first in the data, None where they were made up. count: of all
-    that there are. history: of a run.
+    xs, ys: examples first; xs a tree of arrays where the network takes several. example: the index of the first in the
+    data, None where they were made up. history: of a run.
     """
 
     net: Layer

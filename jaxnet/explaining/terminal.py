@@ -28,10 +28,8 @@ def overview(derivation: Derivation, *, digits: int = DIGITS, width: int = 100) 
     lines = header_lines(derivation.header, digits, width)
     columns = columns_of(derivation)
     lines += ["FORWARD", *section(derivation.forward, columns, digits, width)]
-    if not any(line.startswith("C = ") for line in lines):
-        lines[-1] = with_remark(
-            lines[-1], f"{written(derivation.header.cost_left)} = {one(derivation.header.value, digits)}", width
-        )
+    cost = f"{written(derivation.header.cost_left)} = {one(derivation.header.value, digits)}"
+    lines[-1:] = with_remark(lines[-1], cost, width, columns.values).split("\n")
     error = "dz" if derivation.header.notation == "ng" else "δ"
     lines.append(f"{'BACKWARD':<{columns.shapes}}{error} means ∂{written(derivation.header.cost_left)}/∂z")
     before, after, why = split_at_why(derivation)

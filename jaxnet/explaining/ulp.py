@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 ROUNDING = 1e-5  # of its neighbours, below which an array is nothing but their rounding
 
 
-def ulps(got: np.ndarray, expected: np.ndarray, beside: float = 0.0) -> float:
+def ulps(got: ArrayLike, expected: ArrayLike, beside: float = 0.0) -> float:
     """The largest distance between entries, in units of the last place of the array's largest entry.
 
     An entry that is a sum of others' sizes cannot be nearer than these are: so the largest sets the unit. beside: the

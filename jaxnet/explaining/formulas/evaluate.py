@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxnet.explaining.formulas.parse import FormulaError, Node
 from jaxnet.explaining.numbers import shape
@@ -42,9 +43,9 @@ class Misfit(Exception):  # noqa: N818 - no error of the program, but what the j
         self.node, self.left, self.right, self.why = node, left, right, why
 
 
-def known(array: np.ndarray) -> Value:
+def known(entries: ArrayLike) -> Value:
     """A value of these entries."""
-    array = np.asarray(array, np.float64)
+    array = np.asarray(entries, np.float64)
     return Value(array.shape, array)
 
 

@@ -88,7 +88,10 @@ def try_formula(text: str, observed: Observed, derivation: Derivation, notation:
     shapes = tuple(Operand(each.start, each.end, size) for each, size in seen)
     if value.array is None:
         return of_shapes(text, shapes, value, lines, scope)
-    return valued(text, shapes, value, lines, scope, repair(node, scope, text, derivation), derivation)
+    right = rightly(text, shapes, value, lines, scope, derivation)
+    if right is not None:
+        return right
+    return wrongly(text, shapes, value, lines, scope, repair(node, scope, text, derivation), derivation)
 
 
 def operands(node: Node, scope: Scope, text: str) -> tuple[Operand, ...]:
@@ -119,37 +122,49 @@ def of_shapes(text: str, shapes: tuple[Operand, ...], value: Value, lines: tuple
     )
 
 
-def valued(
-    text: str, shapes: tuple[Operand, ...], value: Value, lines: tuple[Line, ...], scope: Scope, mended: Repair | None,
-    derivation: Derivation,
-) -> Trial:  # fmt: skip
-    """A formula whose shapes fit, held against the network's quantities."""
+def quantities_of(lines: tuple[Line, ...], scope: Scope, derivation: Derivation) -> dict[str, tuple[str, np.ndarray]]:
+    """The network's quantities by key: symbol and value."""
+    found = {line.key: (written(line.left), scope.values[line.key]) for line in lines}
+    return found | {"C": (written(derivation.header.cost_left), scope.values["C"])}
+
+
+def rightly(
+    text: str, shapes: tuple[Operand, ...], value: Value, lines: tuple[Line, ...], scope: Scope, derivation: Derivation
+) -> Trial | None:
+    """A formula that gives one of the network's quantities; None for any other."""
     array = np.asarray(value.array)
-    quantities = {line.key: scope.values[line.key] for line in lines} | {"C": scope.values["C"]}
-    symbols = {line.key: written(line.left) for line in lines} | {"C": written(derivation.header.cost_left)}
-    for key, expected in quantities.items():
+    for key, (symbol, expected) in quantities_of(lines, scope, derivation).items():
         if same(array, expected):
             rule = next((line.rule for line in lines if line.key == key and line.rule), "")
             backward = any(line.key == key and line.ulp is not None for line in lines)
             known_as = f" ({rule})" if rule else ""
-            said = f"right: this is {symbols[key]}{known_as}{', as jax.grad has it' if backward else ''}"
+            said = f"right: this is {symbol}{known_as}{', as jax.grad has it' if backward else ''}"
             return Trial(text, shapes, None, "right", key, value.shape, array, (said,))
-    for key, expected in quantities.items():
-        told = nearly(array, expected, symbols[key])
+    return None
+
+
+def wrongly(
+    text: str, shapes: tuple[Operand, ...], value: Value, lines: tuple[Line, ...], scope: Scope, mended: Repair | None,
+    derivation: Derivation,
+) -> Trial:  # fmt: skip
+    """A formula whose shapes fit and whose value is none of the network's, against the one that it should be."""
+    array = np.asarray(value.array)
+    quantities = quantities_of(lines, scope, derivation)
+    for key, (symbol, expected) in quantities.items():
+        told = nearly(array, expected, symbol)
         if told:
             return Trial(text, shapes, None, "value", key, value.shape, array, (told,), mended)
-    alike = {key: expected for key, expected in quantities.items() if expected.shape == array.shape}
+    alike = {key: each for key, each in quantities.items() if each[1].shape == array.shape}
     errors = {line.key for line in lines if line.ulp is not None}
-    alike = {key: expected for key, expected in alike.items() if key in errors} or alike
+    alike = {key: each for key, each in alike.items() if key in errors} or alike
     if mended is not None and mended.quantity in alike:
         alike = {mended.quantity: alike[mended.quantity]}
     if not alike:
         said = f"the shapes fit and give {shape(value.shape)}, the shape of none of the network's quantities"
         return Trial(text, shapes, None, "value", "", value.shape, array, (said,), mended)
-    key = max(alike, key=lambda each: cosine(array, alike[each]))
-    return Trial(
-        text, shapes, None, "value", key, value.shape, array, (apart(array, alike[key], symbols[key]),), mended
-    )
+    key = max(alike, key=lambda each: cosine(array, alike[each][1]))
+    symbol, expected = alike[key]
+    return Trial(text, shapes, None, "value", key, value.shape, array, (apart(array, expected, symbol),), mended)
 
 
 def same(array: np.ndarray, expected: np.ndarray) -> bool:

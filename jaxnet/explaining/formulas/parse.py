@@ -1,8 +1,8 @@
 """Formulas of one's own: `(a3-y) * s'(z3) @ W3`, read into a tree that knows where each part stands.
 
     formula = term (("+" | "-") term)*
-    term    = signed (("*" | "@" | "/" | "**") signed)*     as in Python, * and @ bind alike, from the left
-    signed  = "-" signed | factor
+    term    = signed (("*" | "@" | "/") signed)*     as in Python, * and @ bind alike, from the left
+    signed  = "-" signed | factor ["**" signed]
     factor  = (number | shape | name | name "(" formula ("," formula)* ")" | "(" formula ")") ".T"*
 
 Unicode is read as well: W³ᵀδ³ ⊙ σ′(z²) has an operator between all its factors but is otherwise the same.
@@ -134,16 +134,18 @@ class Reader:
     def product(self) -> Node:
         """Factors."""
         left = self.signed()
-        while (sign := self.take("*", "@", "/", "**")) is not None:
+        while (sign := self.take("*", "@", "/")) is not None:
             left = binary(sign, left, self.signed())
         return left
 
     def signed(self) -> Node:
-        """A factor with its signs."""
+        """A factor with its power and its signs."""
         signs = []
         while (sign := self.take("-", "+")) is not None:
             signs.append(sign)
         node = self.factor()
+        if (power := self.take("**")) is not None:
+            node = binary(power, node, self.signed())
         for sign in reversed(signs):
             if SAME.get(sign.text, sign.text) == "-":
                 node = Node("minus", "-", sign.start, node.end, (node,))

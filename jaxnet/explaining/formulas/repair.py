@@ -123,12 +123,11 @@ def grouped(found: list[tuple[str, Node]], scope: Scope, text: str, merged: bool
 def nearest(parts: Parts, targets: dict[str, np.ndarray]) -> tuple[Part, str] | None:
     """The way of joining the factors with the fewest changes whose value is one of the targets, and which."""
     best: tuple[Part, str] | None = None
-    for joined in ways(parts):
-        if best is not None and joined.cost >= best[0].cost:
-            continue
+    limit = [np.inf]
+    for joined in ways(parts, limit):
         key = next((key for key, expected in targets.items() if is_value(joined, expected)), None)
         if key is not None:
-            best = joined, key
+            best, limit[0] = (joined, key), joined.cost
     return best
 
 
@@ -143,10 +142,15 @@ def is_value(part: Part, expected: np.ndarray) -> bool:
 # ------------------------------------------------------------------------------------------------ joining
 
 
-def ways(parts: Parts) -> Iterator[Part]:
-    """Every way of joining the factors in their order, each from the left or from the right of what there is."""
+def ways(parts: Parts, limit: list[float]) -> Iterator[Part]:
+    """Every way of joining the factors in their order, each from the left or the right.
+
+    limit: what none may cost, which may fall meanwhile.
+    """
 
     def join(so_far: Part, i: int) -> Iterator[Part]:
+        if so_far.cost >= limit[0]:
+            return
         if i == len(parts):
             yield so_far
             return
