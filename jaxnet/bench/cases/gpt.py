@@ -1,7 +1,7 @@
 """The step of a GPT: cost and gradients of a batch of sequences, as the character recipe has them but for the sizes."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter as clock
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.backprop import initialize, value_and_grad
-from jaxnet.bench.measure import Case, Variant, compiled
+from jaxnet.bench.measure import Case, Variant, compiled, seconds
 from jaxnet.bench.peers import torch, torch_variants
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss
@@ -37,11 +37,14 @@ class Sizes(NamedTuple):
         xs, ys = jax.random.randint(jax.random.key(0), (2, self.batch, self.time), 0, self.vocab)
         return jax.jit(lambda key: self.net().init(key, xs[0]))(jax.random.key(1)), xs, ys
 
+    def weight_flops(self) -> float:
+        """Operations of the products with weights of one step, forward and twice as many backward."""
+        return 3 * 2 * self.batch * self.time * (self.depth * 12 * self.width**2 + self.vocab * self.width)
+
     def flops(self) -> float:
-        """Operations of the matrix products of one step, forward and twice as many backward."""
-        weights = self.depth * 12 * self.width**2 + self.vocab * self.width
-        seen = self.depth * 2 * self.width * (self.time + 1) / 2  # keys and values of half of all pairs
-        return 3 * 2 * self.batch * self.time * (weights + seen)
+        """The same with the products of attention, of queries with keys and of these with values: half of all pairs."""
+        seen = self.depth * 2 * self.width * (self.time + 1) / 2
+        return self.weight_flops() + 3 * 2 * self.batch * self.time * seen
 
 
 FULL = Sizes()
@@ -252,32 +255,37 @@ def mlp_in_bfloat16(widths: tuple[int, ...] = (2048, 2048, 10), batch: int = 512
 
 
 class Grown(NamedTuple):
-    """One size of a growth: seconds to compile and of a step, the best of three, and the operations of its products."""
+    """A step at one size: seconds to compile and of the best of three runs, and operations of its products.
+
+    `flops`: those with weights, and those of attention's pairs, which run at another rate.
+    """
 
     size: int
     compile_seconds: float
     seconds: float
-    flops: float
+    flops: tuple[float, float]
 
 
-def grown(sizes: Sizes, which: str, values: tuple[int, ...]) -> list[Grown]:
-    """The step at some values of one of the sizes, tokens in the batch as many in each (`time` for fewer sequences)."""
+def grown(sizes: Sizes, which: str, values: Sequence[int]) -> list[Grown]:
+    """The step at some values of one of the sizes; with a longer time goes a smaller batch, of as many tokens."""
     found = []
     for value in values:
         own = sizes._replace(**{which: value})
         if which == "time":
             own = own._replace(batch=max(1, sizes.batch * sizes.time // value))
         arguments = own.arguments()
-        began = time.perf_counter()
+        began = clock()
         program = jax.jit(step(own.net())).lower(*arguments).compile()
-        compiling = time.perf_counter() - began
+        compiling = clock() - began
         jax.block_until_ready(program(*arguments))
-        found.append(Grown(value, compiling, min(timed(program, arguments) for _ in range(3)), own.flops()))
+        runs = [seconds(lambda: jax.block_until_ready(program(*arguments))) for _ in range(3)]  # noqa: B023
+        found.append(Grown(value, compiling, min(runs), (own.weight_flops(), own.flops() - own.weight_flops())))
     return found
 
 
-def timed(program: Callable, arguments: tuple) -> float:
-    """Seconds of one run."""
-    began = time.perf_counter()
-    jax.block_until_ready(program(*arguments))
-    return time.perf_counter() - began
+def misfit(found: Sequence[Grown]) -> float:
+    """By which fraction the seconds differ at most from a sum of operations at two rates, fitted to them."""
+    seconds = np.array([each.seconds for each in found])
+    rows = np.array([each.flops for each in found]) / seconds[:, None]
+    rates, *_ = np.linalg.lstsq(rows, np.ones(len(found)))
+    return float(np.abs(rows @ rates - 1).max())
