@@ -234,7 +234,7 @@ def by_autodiff_apart(forward: Callable) -> Callable:
 
 def norm_case(name: str, sizes: tuple[int, int, int] = (8, 512, 768)) -> Case:
     """Layer norm or RMS norm at every position; `sizes`: batch, time, width."""
-    centred = name == "layer_norm"
+    centred, module = name == "layer_norm", torch()
     net = layer_norm() if centred else rms_norm()
     params, xs, d_outs = arguments = given(net, sizes)
     aims = {"time_aim": 0.6, "memory_aim": 0.75} if centred else {"time_aim": 1.05, "memory_aim": 1.05}
@@ -246,7 +246,7 @@ def norm_case(name: str, sizes: tuple[int, int, int] = (8, 512, 768)) -> Case:
         return norm_by_rsqrt(params, xs, centred)
 
     def in_torch(x, gamma, *beta):
-        functional = torch().nn.functional
+        functional = module.nn.functional
         if centred:
             return functional.layer_norm(x, x.shape[-1:], gamma, *beta, eps=1e-5)
         return functional.rms_norm(x, x.shape[-1:], gamma, eps=1e-6)
