@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from jaxnet.bench import cases, report
-from jaxnet.bench.cases import gpt, recurrent
+from jaxnet.bench.cases import convolution, gpt, recurrent
 from jaxnet.bench.measure import Case, Variant, matrix_rate, measure
 
 CASES = {
+    "max_pool": lambda: convolution.pool_case((2, 4, 6, 3)),
+    "convolution": lambda: convolution.convolution_case((2, 5, 4, 3), 4),
+    "cnn": lambda: convolution.network_case(2),
     "lstm": lambda: recurrent.lstm_case((2, 3, 4)),
     "gru": lambda: recurrent.gru_case((2, 3, 4)),
     "layer_norm": lambda: recurrent.norm_case("layer_norm", (2, 3, 4)),

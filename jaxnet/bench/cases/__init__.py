@@ -9,10 +9,11 @@ from importlib import import_module
 from jaxnet.bench.measure import Case, Row, measure
 
 LAYERS: Mapping[str, str] = {
+    "convolution": "convolution:cases",
     "attention": "attention:cases",
     "recurrent": "recurrent:cases",
 }
-MODELS: Mapping[str, str] = {"gpt": "gpt:cases"}
+MODELS: Mapping[str, str] = {"cnn": "convolution:models", "gpt": "gpt:cases"}
 """The subjects of the two benchmarks, each with "file:function" that makes its cases."""
 
 
