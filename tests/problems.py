@@ -92,6 +92,19 @@ def block(width: int) -> jaxnet.Layer:
 ids = leaf("ids", no_params, lambda _, x, key=None, train=False: (x.astype(jnp.int32), ()), lambda _, saved, d: (d, ()))
 """Whole numbers as integers: so what takes token ids has an x and a dx as all other problems have."""
 
+
+def as_llama(vocab: int) -> jaxnet.Layer:
+    """A GPT with all of LLaMA's options."""
+    return jaxnet.gpt(
+        vocab, 8, 4, 2, 9, hidden=6, norm="rms_norm", activation="silu", gate=True, rotary=True, kv_heads=2, bias=False
+    )
+
+
+def small_gpt2(vocab: int) -> jaxnet.Layer:
+    """A GPT-2 with dropout, its blocks run again in backward."""
+    return jaxnet.gpt2(vocab=vocab, positions=4, width=4, heads=2, depth=2, drop_rate=0.3, remat=True)
+
+
 LAYERS = [
     *several("dense", dense(4), (3,), (1,), (3,)),
     *several("dense_one_unit", dense(1), (3,), (3,)),
@@ -207,6 +220,13 @@ IMAGE_MODELS = [
     *several("lenet5", lenet5(3, pool="max"), (28, 28, 1)),
     *several("cnn", cnn([2, 3], [4], 2, kernel=2, activation="tanh", drop_rate=0.3), (7, 7, 1), train=True),
     *several("residual_cnn", residual_cnn([2, 4], 1, 3, activation="tanh"), (5, 4, 1)),
+]
+
+LANGUAGE_MODELS = [
+    *several("gpt", serial(ids, jaxnet.gpt(5, 4, 2, 2, 4)), (3,), tokens=5),
+    *several("gpt_as_llama", serial(ids, as_llama(5)), (3,), tokens=5),
+    *several("gpt2", serial(ids, small_gpt2(5)), (4,), train=True, tokens=5),
+    *several("char_lstm", serial(ids, jaxnet.char_lstm(5, 3, 2)), (3,), tokens=5),
 ]
 
 NETWORKS = LAYERS + COMBINATORS + MODELS

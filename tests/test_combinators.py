@@ -11,7 +11,7 @@ from jaxnet.combinators import COMBINATORS as BY_NAME
 from jaxnet.layer import Static, leaves, on_leaves
 from jaxnet.models import MODELS as MODELS_BY_NAME
 from tests.implementations import check_against_autodiff, check_one_by_one, check_precision, one_of_each
-from tests.problems import COMBINATORS, IMAGE_MODELS, MODELS
+from tests.problems import COMBINATORS, IMAGE_MODELS, LANGUAGE_MODELS, MODELS
 
 
 @pytest.mark.parametrize("problem", COMBINATORS + MODELS, ids=lambda p: p.id)
@@ -31,7 +31,7 @@ def test_narrow_dtypes_are_as_exact_as_autodiffs(problem, dtype, x64):
 
 
 def test_every_combinator_and_model_has_a_problem():
-    names = {problem.id.split("-")[0] for problem in COMBINATORS + MODELS + IMAGE_MODELS}
+    names = {problem.id.split("-")[0] for problem in COMBINATORS + MODELS + IMAGE_MODELS + LANGUAGE_MODELS}
     for name in [*BY_NAME, *MODELS_BY_NAME]:
         assert any(problem.startswith(name) for problem in names), name
 

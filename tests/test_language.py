@@ -11,10 +11,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import jaxnet as jn
+from jaxnet.bench.cases import gpt as bench
 from jaxnet.layer import leaves
 from jaxnet.models.gpt2_weights import WeightsError, from_arrays, load_gpt2, save_gpt2, to_arrays
 from jaxnet.models.language import GPT2_SIZES
-from tests.agreement import integers, normal
+from tests.agreement import assert_agree, integers, normal
+from tests.implementations import by_autodiff, contracted
+from tests.problems import LANGUAGE_MODELS
 
 VOCAB, POSITIONS, WIDTH, HEADS, DEPTH = 13, 7, 8, 2, 3
 
@@ -184,6 +187,41 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"config\.json must be a JSON table"):
         load_gpt2(tmp_path / "model.safetensors")
+
+
+# --------------------------------------------------------------------------------------- the backward passes
+
+
+@pytest.mark.parametrize("problem", LANGUAGE_MODELS, ids=lambda p: p.id)
+def test_models_agree_with_autodiff(problem, x64):
+    """As they are trained: what they are composed of is held against autodiff in all other ways."""
+    both = jax.jit(lambda *inputs: (contracted(problem, *inputs), by_autodiff(problem, *inputs)))
+    assert_agree(*both(*problem.inputs(jnp.float64)))
+
+
+def test_the_program_of_a_step_does_not_grow_with_the_depth():
+    """So compiling takes no longer: `repeat` is one scan."""
+
+    def length(depth: int) -> int:
+        net = jn.gpt(VOCAB, 8, 2, depth, POSITIONS, remat=True)
+        tokens = jnp.asarray(TOKENS)
+        params = jax.eval_shape(net.init, jax.random.key(0), tokens[0])
+        step = jax.jit(jn.value_and_grad(net, jn.softmax_cross_entropy))
+        return len(step.lower(params, tokens, tokens).as_text().splitlines())
+
+    assert length(2) == length(48)
+
+
+@pytest.mark.slow
+def test_the_time_of_a_step_grows_with_its_operations_and_compiling_does_not():
+    """Takes minutes, on a quiet machine: python -m pytest -m slow tests/test_language.py -k grows."""
+    sizes = bench.Sizes(batch=32, time=128, vocab=256, width=128, heads=4, depth=4)
+    by_time = bench.grown(sizes, "time", (128, 256, 512, 1024, 2048, 4096))
+    by_depth = bench.grown(sizes, "depth", (2, 4, 12, 24, 48))
+    assert bench.misfit(by_time) < 0.3, by_time
+    assert bench.misfit(by_depth) < 0.3, by_depth
+    compiling = [each.compile_seconds for each in by_depth]
+    assert max(compiling) < 1.5 * min(compiling), compiling
 
 
 # --------------------------------------------------------------------------------------------- what is seen
