@@ -223,7 +223,8 @@ def test_inner_products_of_rows(tokens, x64):
 def test_as_many_exchanges_as_autodiff_and_no_gathering(axes):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AXES[axes],))
     block = serial(pre_norm(attention(2, kv_heads=1, rotary=True)), pre_norm(per_position(gated(8, 4))))
-    net = serial(embedding(5, 4), positional_embedding(6), repeat(block, 2), per_position(dense(5)))
+    begin = embedding(5, 4, init=jax.nn.initializers.normal(1.0))
+    net = serial(begin, positional_embedding(6), repeat(block, 2), per_position(dense(5)))
     xs, ys = integers(1, (16, 6), 5), integers(2, (16, 6), 5)
     params = net.init(jax.random.key(0), xs[0])
     by_hand = value_and_grad(net, softmax_cross_entropy)
@@ -234,7 +235,7 @@ def test_as_many_exchanges_as_autodiff_and_no_gathering(axes):
         mine, got = exchanges(ours), jax.device_get(ours(*sharded))
     assert mine["all-gather"] == 0
     assert sum(mine.values()) <= sum(exchanges(theirs).values())
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), got, expected)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), got, expected)
 
 
 # --------------------------------------------------------------------------------------------------- bad input

@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.nn.initializers import normal
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxnet.factors import Factor, Outer, Plain, accumulated, dataclass_tree
 from jaxnet.layer import Layer, ShapeError, leaf, no_params
 from jaxnet.layers.initializers import Initializer, initializer
+from jaxnet.readings import explicit_sharding
 
 NARROW = normal(0.02)  # as published transformers begin: Radford et al., GPT-2's code, 2019
 
@@ -70,6 +72,14 @@ class Rows(Factor):
         return jnp.sum(jnp.where(same, delta @ other_delta.T, 0.0))
 
 
+def rows_sharding(W, tokens) -> NamedSharding | None:
+    """How rows of W lie, of tokens that are sharded, where types carry shardings: a look-up cannot tell by itself."""
+    if (own := explicit_sharding(W)) is None:
+        return None
+    ids = explicit_sharding(tokens)
+    return NamedSharding(own.mesh, PartitionSpec(*(ids.spec if ids else [None] * tokens.ndim), own.spec[1]))
+
+
 def in_vocabulary(name: str, tokens, vocab: int) -> None:
     """Raises `ShapeError` for ids that are no integers, `ValueError` for one outside where its value is known."""
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -108,7 +118,9 @@ def embedding(vocab: int, width: int, *, init: str | Initializer | Callable = NA
 
     def forward(params, tokens, key=None, train=False):
         W = params["W"]
-        out = W.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        out = W.at[tokens].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=rows_sharding(W, tokens)
+        )
         return out.astype(accumulated(W.dtype)), tokens
 
     def backward(params, tokens, delta):  # out = W[token]
