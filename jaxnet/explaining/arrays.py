@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxnet.explaining.numbers import ENDS, LEAST, LONGEST, entries, one, shape, shortened, vector
+from jaxnet.explaining.numbers import ENDS, LEAST, LONGEST, entries, one, shortened
 
 ROWS = 5  # of a matrix, beyond which it is shortened
 CORNER = (2, 1)  # its rows that are then shown at either end
@@ -22,14 +22,17 @@ def cells(texts: Sequence[str], width: int = 0) -> str:
 
 def picked(count: int, which: tuple[int, tuple[int, int]] | int) -> list[int | None]:
     """The places of so many entries that are shown, None for those left out."""
-    return shortened(count, which) if isinstance(which, int) else shortened(count, *which)
+    longest, ends = (which, ENDS) if isinstance(which, int) else which
+    return shortened(count, max(longest, sum(ends)), ends)
 
 
-def aligned(values: np.ndarray, digits: int, width: int = 0, room: int = 1000, least: int = LEAST) -> str:
-    """A vector whose entries are equally wide; a long one, or one wider than there is room, shortened."""
+def aligned(
+    values: np.ndarray, digits: int, width: int = 0, room: int = 1000, least: int = LEAST, few: bool = False
+) -> str:
+    """A vector whose entries are equally wide; a long one, one wider than there is room or, if `few`, any shortened."""
     flat = np.asarray(values).reshape(-1)
     text = ""
-    for which in FEWER:
+    for which in FEWER[2:] if few else FEWER:
         shown = picked(len(flat), which)
         texts, power = entries(flat[[i for i in shown if i is not None]], digits, least)
         left = iter(texts)
@@ -84,7 +87,8 @@ def array_lines(values: np.ndarray, digits: int, room: int, cell: int = 0) -> li
     if values.ndim == 2:
         return matrix_lines(values, digits, room)
     if values.ndim > 2:
-        return [f"{vector(values, digits, longest=4)}   of {shape(values.shape)}, ‖·‖ {one(length(values), digits)}"]
+        ends = aligned(values, digits, room=room - len(f"   ‖·‖ {one(length(values), digits)}"), few=True)
+        return [f"{ends}   ‖·‖ {one(length(values), digits)}"]
     return [aligned(values, digits, cell, room)]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import jaxnet
+import jaxnet.layers
 from jaxnet.explaining.model import Quoted
 from jaxnet.layer import Layer
 
@@ -33,9 +36,8 @@ def unwrapped(function: Any, name: str) -> Callable:
 def quoted(layer: Layer) -> Quoted:
     """What the source of a layer says; empty where Python has no source of it."""
     forward, backward = inner(layer)
-    module = inspect.getmodule(backward)
     return Quoted(
-        equations=equations(backward, inspect.getdoc(module) or ""),
+        equations=equations(layer, backward),
         forward=lines_of(forward),
         backward=lines_of(backward),
         where=place_of(backward),
@@ -60,15 +62,37 @@ def place_of(function: Callable) -> str:
     return f"{path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path}:{line}"
 
 
-def equations(function: Callable, module_text: str) -> str:
-    """The indented lines of the docstring of the function that makes the layer, else of its module."""
-    maker = getattr(inspect.getmodule(function), function.__qualname__.split(".")[0], None)
-    own = inspect.getdoc(maker) if inspect.isfunction(maker) else ""
-    for text in (own or "", module_text):
-        found = indented(text)
-        if found:
-            return found
-    return first_paragraph(own or module_text)
+def equations(layer: Layer, function: Callable) -> str:
+    """The layer's equations: those of its own docstring, or of its module's where that makes no other layer."""
+    name = layer.name.split(" ")[0]
+    public = getattr(jaxnet.layers, name, None)
+    module = inspect.getmodule(public if inspect.isfunction(public) else function)
+    documented = {maker: said for maker, said in makers(module).items() if not maker.startswith("_")}
+    own = documented.get(name) or documented.get(function.__qualname__.split(".")[0], "")
+    whole = inspect.getdoc(module) or ""
+    if len(documented) > 1 and own:
+        return indented(own) or first_paragraph(own)
+    return indented(own) or indented(whole) or first_paragraph(own or whole)
+
+
+@cache
+def makers(module: ModuleType | None) -> dict[str, str]:
+    """What makes layers in a module, each with its docstring: functions that return one, and layers by themselves."""
+    try:
+        body = ast.parse(inspect.getsource(module)).body if module is not None else []
+    except (OSError, TypeError):
+        return {}
+    found = {}
+    for node, below in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns) == "Layer":
+            found[node.name] = ast.get_docstring(node) or ""
+        elif (
+            isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.targets[0], ast.Name)
+        ):
+            said = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(said, ast.Constant) and isinstance(said.value, str):
+                found[node.targets[0].id] = inspect.cleandoc(said.value)
+    return found
 
 
 def indented(text: str) -> str:
