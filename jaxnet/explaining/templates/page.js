@@ -174,7 +174,17 @@
     for (const mark of all(`[data-m="${slider.value}"]`)) mark.classList.add("now");
   }
 
+  // What is wider than its place scrolls, by the keyboard too.
+  function reachable() {
+    for (const part of all(".eq, .fact, .grid, .rows, .scroll, pre")) {
+      if (part.scrollWidth > part.clientWidth + 1) part.tabIndex = 0;
+      else part.removeAttribute("tabindex");
+    }
+  }
+
   startChoices();
   if (spec) startFields();
   if (data.run) startRun();
+  reachable();
+  addEventListener("resize", reachable);
 })();

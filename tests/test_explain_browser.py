@@ -1,0 +1,328 @@
+"""The page of `jaxnet explain --html` as a reader meets it: opened, read, and changed by mouse and keyboard."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnet
+from jaxnet.explaining import live, observe
+from jaxnet.explaining.history import History, Moment
+from jaxnet.explaining.notation import notation
+from jaxnet.explaining.page import write_page
+from jaxnet.layers import dense, elu, identity, leaky_relu, relu, sigmoid
+from jaxnet.layers.activations import ACTIVATIONS
+from jaxnet.losses import LOSSES, quadratic, softmax_cross_entropy
+from jaxnet.readings import product
+
+CHROMIUM = Path("/usr/bin/chromium")
+PEERS = "needs the extra `peers`: pip install -e '.[peers]'"
+W2, b2 = [[-0.2, 0.2], [-0.8, 0.1], [-0.4, 0.7]], [0.2, 0.3, 0.3]
+W3, b3 = [[0.2, 0.9, -0.7], [-0.1, -0.4, 0.3]], [-0.3, -0.3]
+NET = jaxnet.serial(dense(3), relu, dense(2), sigmoid)
+PARAMS = ({"W": jnp.asarray(W2), "b": jnp.asarray(b2)}, (), {"W": jnp.asarray(W3), "b": jnp.asarray(b3)}, ())
+TRACE = jax.jit(jaxnet.trace(NET, quadratic))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason=PEERS)
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs a browser at {CHROMIUM}: apt-get install chromium (the extra `peers` drives it)")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The page of the 2-3-2 network with a run behind it, and that of a wide one."""
+    folder = tmp_path_factory.mktemp("pages")
+    small = observe(NET, quadratic, PARAMS, jnp.asarray([1.0, 2.0]), jnp.asarray([1.0, 0.0]))
+    history = History(
+        tuple(Moment(10 * i, i, jax.tree.map(lambda t, k=k: t * k, PARAMS)) for i, k in enumerate((0.5, 1.0))),
+        ({"epoch": 1, "train_loss": 0.3, "test_accuracy": 0.75},),
+    )
+    write_page(folder / "small.html", small, notation(), source="two_three_two.toml", run=history)
+    wide = jaxnet.serial(dense(14), relu, dense(10))
+    params = jaxnet.initialize(wide, softmax_cross_entropy, jax.random.key(0), jnp.ones(20))
+    write_page(
+        folder / "wide.html", observe(wide, softmax_cross_entropy, params, jnp.ones(20), jnp.asarray(3)), notation()
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(browser, files):
+    """The small page, opened once: each test begins with the numbers as given."""
+    tab = browser.new_page(viewport={"width": 1600, "height": 1000})
+    tab.problems = []
+    tab.on(
+        "console", lambda message: tab.problems.append(message.text) if message.type in ("error", "warning") else None
+    )
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    tab.goto((files / "small.html").as_uri())
+    return tab
+
+
+@pytest.fixture
+def tab(opened):
+    yield opened
+    opened.set_viewport_size({"width": 1600, "height": 1000})
+    if opened.locator("#reset").is_visible():
+        opened.locator("#reset").click()
+    assert opened.problems == []
+
+
+def values(tab, name):
+    return np.asarray(tab.evaluate("name => window.jaxnet.values[name]", name), np.float64)
+
+
+def shown(tab, name):
+    """The text of an array or a number where it is first shown."""
+    return tab.locator(f'[data-a="{name}"], [data-n="{name}"]').first.inner_text().replace("\n", " ")
+
+
+def holds(tab):
+    """All that the page computes, against jaxnet at the page's own parameters; gives the cost."""
+    spec = tab.evaluate("window.jaxnet.spec")
+    params = tuple(
+        {name: jnp.asarray(each[name], jnp.float32) for name in "Wb"} if each["kind"] == "dense" else ()
+        for each in spec["layers"]
+    )
+    x, y = (jnp.asarray(spec[each], jnp.float32) for each in "xy")
+    traced = TRACE(params, x, y)
+    for i, step in enumerate(traced.steps):
+        np.testing.assert_allclose(values(tab, f"out.{i}"), step.out, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(values(tab, f"err.{i}"), step.delta, rtol=2e-5, atol=1e-6)
+    for i, taken in ((0, x), (2, traced.steps[1].out)):
+        expected = np.outer(traced.steps[i].delta, taken)
+        np.testing.assert_allclose(values(tab, f"dW.{i}"), expected, rtol=2e-5, atol=1e-6)
+        back = np.asarray(params[i]["W"]).T @ np.asarray(traced.steps[i].delta)
+        np.testing.assert_allclose(values(tab, f"why.{i}.back"), back, rtol=2e-5, atol=1e-6)
+        other = np.linalg.pinv(np.asarray(params[i]["W"])) @ np.asarray(traced.steps[i].delta)
+        np.testing.assert_allclose(values(tab, f"why.{i}.other"), other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values(tab, "C"), traced.cost, rtol=2e-5)
+    return float(traced.cost)
+
+
+def texts(tab):
+    return tab.evaluate("[...document.querySelectorAll('[data-a], [data-n]')].map(each => each.textContent)")
+
+
+def test_formulas_and_drawing_are_laid_out(tab):
+    """Every formula that is not hidden has a size; so have the drawing's units and edges."""
+    boxes = tab.evaluate(
+        """[...document.querySelectorAll("math, .unit circle, .edge")].filter(each => !each.closest("[hidden]"))
+        .map(each => [each.getBoundingClientRect().width, each.getBoundingClientRect().height])"""
+    )
+    assert len(boxes) > 100
+    assert np.min(boxes) >= 0
+    assert np.all(np.max(boxes, axis=1) > 4)
+    fraction, letter = (
+        tab.locator(f"#backward math:has({each})").first.bounding_box()["height"] for each in ("mfrac", "msup")
+    )
+    assert fraction > 1.25 * letter, "MathML is laid out as mathematics: a fraction stands higher than a letter"
+
+
+def test_as_given_the_page_computes_what_jaxnet_did(tab):
+    assert holds(tab) == pytest.approx(0.4170, abs=1e-4)
+
+
+def test_dragging_an_edge_changes_the_numbers_to_jaxnet_s(tab):
+    before = shown(tab, "out.3")
+    edge = tab.locator('.edge[data-e="2"][data-k="0"]')
+    box = edge.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.mouse.move(x, y)
+    tab.mouse.down()
+    tab.mouse.move(x, y - 40, steps=4)
+    tab.mouse.up()
+    assert tab.evaluate("window.jaxnet.spec.layers[2].W[0][0]") == pytest.approx(0.6)
+    cost = holds(tab)
+    assert shown(tab, "C").removeprefix(".") == f"{cost:.4f}"[2:]
+    assert shown(tab, "out.3") != before
+    assert tab.locator("body.changed").count() == 1
+
+
+def test_typing_and_arrow_keys_change_a_weight_and_an_input(tab):
+    field = tab.locator('[data-f="W.0"][data-k="5"]')
+    field.fill("-1.25")
+    assert tab.evaluate("window.jaxnet.spec.layers[0].W[2][1]") == -1.25
+    first = holds(tab)
+    tab.locator('[data-f="x"][data-k="0"]').focus()
+    tab.keyboard.press("ArrowUp")
+    tab.keyboard.press("ArrowUp")
+    assert tab.evaluate("window.jaxnet.spec.x[0]") == pytest.approx(1.1)
+    assert holds(tab) != first
+
+
+def test_the_slider_moves_the_chosen_weight_by_keyboard_and_mouse(tab):
+    tab.locator('[data-f="W.2"][data-k="0"]').click()
+    assert "W³₁₁ = .20" in tab.locator("#chosen").inner_text()
+    slider = tab.locator("#slider")
+    slider.focus()
+    for _ in range(5):
+        tab.keyboard.press("ArrowLeft")
+    assert tab.evaluate("window.jaxnet.spec.layers[2].W[0][0]") == pytest.approx(0.15)
+    by_keys = holds(tab)
+    box = slider.bounding_box()
+    tab.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + box["height"] / 2)
+    assert tab.evaluate("window.jaxnet.spec.layers[2].W[0][0]") < -0.5
+    assert holds(tab) != by_keys
+
+
+def test_dragging_a_field_changes_it(tab):
+    box = tab.locator('[data-f="b.2"][data-k="1"]').bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.mouse.move(x, y)
+    tab.mouse.down()
+    tab.mouse.move(x + 30, y, steps=3)
+    tab.mouse.up()
+    assert tab.evaluate("window.jaxnet.spec.layers[2].b[1]") == pytest.approx(0.0, abs=1e-6)
+    holds(tab)
+
+
+def test_the_script_writes_numbers_as_the_program_does(tab):
+    """After a change and back all texts are what Python had written."""
+    before = texts(tab)
+    tab.locator('[data-f="x"][data-k="1"]').fill("3.5")
+    assert texts(tab) != before
+    tab.locator("#reset").click()
+    after = texts(tab)
+    assert [(a, b) for a, b in zip(before, after, strict=True) if a != b] == []
+
+
+def test_the_layer_picker_works_by_keyboard_and_mouse(tab):
+    def asked():
+        return tab.locator("#why [data-layer]:not([hidden]) h2").inner_text()
+
+    third = asked()
+    tab.locator('input[name="layer"]:checked').focus()
+    tab.keyboard.press("ArrowLeft")
+    assert asked() != third
+    assert tab.locator("#questions dl:not([hidden]) dt").first.inner_text() == "Is W²ᵀ the inverse of W²?"
+    tab.locator('label:has(input[name="layer"][value="2"])').click()
+    assert asked() == third
+
+
+def test_notations_switch_the_symbols_and_keep_the_numbers(tab):
+    before = shown(tab, "err.2")
+    tab.locator('label:has(input[value="ng"])').click()
+    tab.locator('label:has(input[name="numbering"][value="0"])').click()
+    assert tab.locator("#backward .eq").first.text_content().startswith("dz[2]")
+    assert tab.locator(".unit .name").nth(2).inner_text() == "a[1]₁"
+    assert shown(tab, "err.2") == before
+    tab.locator('label:has(input[value="in-out"])').click()
+    assert shown(tab, "dW.2").split()[:2] == ["−.0558", ".0512"]
+    tab.locator('[data-f="W.2"][data-k="2"]').fill("0.25")
+    holds(tab)
+    turned = values(tab, "dW.2").T.reshape(-1)
+    assert [float(each.replace("−", "-")) for each in shown(tab, "dW.2").split()] == pytest.approx(turned, abs=6e-5)
+    for value in ("nielsen", "out-in"):
+        tab.locator(f'label:has(input[value="{value}"])').click()
+    tab.locator('label:has(input[name="numbering"][value="1"])').click()
+
+
+def test_the_drawing_shows_weights_error_and_blame(tab):
+    def widths():
+        return tab.evaluate("[...document.querySelectorAll('.edge')].map(each => getComputedStyle(each).strokeWidth)")
+
+    seen = []
+    for mode in ("error", "blame", "weights"):
+        tab.locator(f'label:has(input[value="{mode}"])').click()
+        seen.append(widths())
+    assert seen[0] != seen[1] != seen[2] != seen[0]
+    blame = np.abs(np.concatenate([values(tab, "dW.0").reshape(-1), values(tab, "dW.2").reshape(-1)]))
+    measured = [float(each.removesuffix("px")) for each in seen[1]]
+    np.testing.assert_allclose(measured, 0.5 + 5 * blame / blame.max(), atol=0.02)
+
+
+def test_the_run_s_slider_shows_each_moment(tab):
+    slider = tab.locator("#moment")
+    slider.focus()
+    tab.keyboard.press("ArrowLeft")
+    assert tab.locator("#moment-said").inner_text().startswith("step 0, epoch 0: C ")
+    assert tab.evaluate("window.jaxnet.spec.layers[0].W[1][0]") == pytest.approx(-0.4)
+    cost = holds(tab)
+    assert f"C {cost:.4f}".replace("C 0.", "C .") in tab.locator("#moment-said").inner_text()
+    box = slider.bounding_box()
+    tab.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
+    assert tab.locator("#moment-said").inner_text() == "step 10, epoch 1: C .4170, accuracy 75.0 %"
+
+
+@pytest.mark.parametrize("name", ["small", "wide"])
+def test_no_page_is_wider_than_its_window(browser, files, name):
+    """360 and 1600 pixels, no error in the console."""
+    tab = browser.new_page(viewport={"width": 360, "height": 800})
+    problems = []
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.goto((files / f"{name}.html").as_uri())
+    for width in (360, 1600):
+        tab.set_viewport_size({"width": width, "height": 800})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.close()
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "theme"), [("small", 360, "light"), ("small", 1600, "dark"), ("wide", 1600, "light")]
+)
+def test_axe_finds_nothing_serious(browser, files, name, width, theme):
+    """Contrast AA in both themes among it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=PEERS)
+    tab = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=theme)
+    tab.goto((files / f"{name}.html").as_uri())
+    found = axe.Axe().run(tab).response["violations"]
+    tab.close()
+    said = [(each["id"], each["impact"], [node["target"] for node in each["nodes"]][:3]) for each in found]
+    assert [each for each in said if each[1] in ("serious", "critical")] == []
+
+
+# --------------------------------------------------------------------------------------- network.js alone
+
+
+def computed(tab, layers, loss, x, y):
+    spec = {"layers": layers, "loss": loss, "x": x, "y": y, "asked": []}
+    return tab.evaluate("spec => network.compute(spec)", spec)
+
+
+def test_the_script_knows_the_activations_and_losses_that_it_is_given(tab):
+    assert set(tab.evaluate("Object.keys(network.ACTIVATIONS)")) == live.ACTIVATIONS
+    assert set(tab.evaluate("Object.keys(network.LOSSES)")) == live.LOSSES
+
+
+def test_the_script_s_activations_are_jaxnet_s(tab):
+    z = [-2.5, -0.5, 0.25, 1.5, 4.5]
+    layers = {**ACTIVATIONS, "identity": identity, "leaky_relu": leaky_relu(0.2), "elu": elu(0.7)}
+    assert layers.keys() == live.ACTIVATIONS
+    for name, layer in layers.items():
+        option = {"leaky_relu": 0.2, "elu": 0.7}.get(name, 0.0)
+        found = computed(tab, [{"kind": "activation", "name": name, "option": option}], "quadratic", z, [0.0] * 5)
+        a, saved = layer.forward((), jnp.asarray(z))
+        dx, _ = layer.backward((), saved, a, product)
+        np.testing.assert_allclose(found["out.0"], a, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found["err.-1"], dx, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_script_s_losses_are_jaxnet_s(tab):
+    y = [0.0, 1.0, 0.25]
+    for name in live.LOSSES:
+        x = [0.2, 0.7, 0.4] if name == "binary_cross_entropy" else [0.2, -1.7, 2.4]
+        found = computed(tab, [{"kind": "activation", "name": "identity", "option": 0}], name, x, y)
+        cost, dx, _ = LOSSES[name].turn((), jnp.asarray(x), jnp.asarray(y), 1.0, product)
+        np.testing.assert_allclose(found["C"], cost, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found["err.-1"], dx, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_script_s_softmax_is_jaxnet_s(tab):
+    z, y = [0.2, -1.7, 2.4], [0.0, 1.0, 0.0]
+    found = computed(tab, [{"kind": "softmax"}], "quadratic", z, y)
+    p, saved = jaxnet.layers.softmax.forward((), jnp.asarray(z))
+    dx, _ = jaxnet.layers.softmax.backward((), saved, p - jnp.asarray(y), product)
+    np.testing.assert_allclose(found["out.0"], p, rtol=1e-5)
+    np.testing.assert_allclose(found["err.-1"], dx, rtol=1e-5, atol=1e-6)
