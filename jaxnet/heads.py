@@ -55,7 +55,7 @@ def linear_cross_entropy(
 
 
 def fused_head(net: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 8) -> tuple[Layer, Loss]:
-    """A network for sequences, (time, …), and its loss, fused at its last layer: for training, logits never whole.
+    """A network for sequences and its loss, fused at its last layer: logits of shape (time, vocab) are never whole.
 
     Returns the pair (network, loss) in place of (`net`, `loss`): same cost, same gradients, same parameters, a W that
     is `tied` with the embedding's included. The network's output is then not yet the logits: predict with `net` itself.
