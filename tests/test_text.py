@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import os
 import re
 
 import jax.numpy as jnp
@@ -19,12 +18,12 @@ from jaxnet.training.data.text import encode, from_text
 from jaxnet.training.run import data_sha256
 from jaxnet.training.session import Session
 from jaxnet.training.windows import Windows, examples_at
+from tests.datasets import REAL, nothing_of_this_machine, refused
 from tests.runs import metrics, summary
-from tests.test_data import Server, nothing_of_this_machine, refused, server
+from tests.test_downloads import server
 
-__all__ = ["Server", "nothing_of_this_machine", "server"]  # fixtures
+__all__ = ["nothing_of_this_machine", "server"]  # fixtures
 
-REAL = os.environ.get("JAXNET_DATA")
 VERSE = "A rose is a rose.\n" * 40
 RHYME = "abcdefgh" * 60
 
