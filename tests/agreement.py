@@ -45,28 +45,33 @@ def assert_as_exact(ours, theirs, exact, dtype, ulps: float = 4.0) -> None:
     assert distance(ours, exact) <= allowed
 
 
+def on_device(host, dtype) -> jax.Array:
+    """Numbers as an array of JAX's, converted by NumPy: `jnp.asarray` and `astype` compile a program for each shape."""
+    return jax.device_put(np.asarray(host).astype(dtype))
+
+
 def normal(seed: int, shape, scale: float = 1.0) -> jax.Array:
     """Normal numbers in float32, which every wider dtype holds exactly; drawn by NumPy, which compiles nothing."""
-    return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return on_device(scale * np.random.default_rng(seed).standard_normal(shape), np.float32)
 
 
 def uniform(seed: int, shape, low: float = 0.0, high: float = 1.0) -> jax.Array:
     """Uniform numbers in float32."""
-    return jnp.asarray(np.random.default_rng(seed).uniform(low, high, shape), jnp.float32)
+    return on_device(np.random.default_rng(seed).uniform(low, high, shape), np.float32)
 
 
 def integers(seed: int, shape, below: int) -> jax.Array:
     """Whole numbers from 0 to below − 1."""
-    return jnp.asarray(np.random.default_rng(seed).integers(0, below, shape), jnp.int32)
+    return on_device(np.random.default_rng(seed).integers(0, below, shape), np.int32)
 
 
 def random_like(seed: int, tree, scale: float = 0.5):
     """Normal numbers with the structure and shapes of a tree, in its dtypes."""
     leaves, structure = jax.tree.flatten(tree)
-    drawn = [normal(100 * seed + i, leaf.shape, scale).astype(leaf.dtype) for i, leaf in enumerate(leaves)]
+    drawn = [on_device(normal(100 * seed + i, leaf.shape, scale), leaf.dtype) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, drawn)
 
 
 def cast(tree, dtype):
     """The floating leaves of a tree in another dtype."""
-    return jax.tree.map(lambda t: t.astype(dtype) if jnp.issubdtype(t.dtype, jnp.floating) else t, tree)
+    return jax.tree.map(lambda t: on_device(t, dtype) if jnp.issubdtype(t.dtype, jnp.floating) else t, tree)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,6 +19,7 @@ from jaxnet.checking.diagnose.program import Program, cotangent_leaves, trace
 from jaxnet.checking.diagnose.scene import Scene
 from jaxnet.checking.diagnose.search import NO_VALUE
 from jaxnet.checking.diagnose.words import Namer
+from jaxnet.checking.subject import on_device
 
 SEEN = 1e-3
 """Relative difference in a leaf from which on a mistake would be seen beyond doubt."""
@@ -71,6 +72,19 @@ def adequacy(primal: Callable[..., Any], args: tuple, cotangent: Any, *, budget:
     return list(found.values())
 
 
+def grouped(blind: Sequence[Blind], shown: int = 3) -> tuple[str, ...]:
+    """The mistakes that one remedy would show together, the first few of them by name."""
+    by_remedy: dict[str, list[str]] = {}
+    for each in blind:
+        by_remedy.setdefault(each.remedy, []).append(each.mistake)
+
+    def said(mistakes: list[str]) -> str:
+        more = f" and {len(mistakes) - shown} more" if len(mistakes) > shown else ""
+        return "; ".join(mistakes[:shown]) + more
+
+    return tuple(f"{said(mistakes)} ({remedy})" for remedy, mistakes in by_remedy.items())
+
+
 def _point(program: Program, args: tuple, cotangent: Any) -> Point:
     tape = program.at(args, cotangent)
     ref = {path: np.asarray(tape.values[n]) for path, n in tape.leaves.items()}
@@ -113,7 +127,7 @@ def _generic(program: Program, args: tuple, cotangent: Any) -> Iterator[tuple[st
     def stirred(x, scale=1.0):
         x = np.asarray(x.astype(np.float32) if jnp.dtype(x.dtype).itemsize < 4 else x)
         noise = rng.standard_normal(x.shape)
-        return jnp.asarray((x * np.exp(0.4 * noise) if np.any(x) else 0.4 * noise) * scale).astype(x.dtype)
+        return on_device((x * np.exp(0.4 * noise) if np.any(x) else 0.4 * noise) * scale, x.dtype)
 
     leaves, tree = jax.tree.flatten(args)
     _, ct_tree = jax.tree.flatten(cotangent, is_leaf=lambda v: v is None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,17 +11,28 @@ from typing import Any
 import jax
 
 from jaxnet.checking import points
-from jaxnet.checking.compare import worst
+from jaxnet.checking.compare import Leaf, worst
 from jaxnet.checking.held import Held, held
-from jaxnet.checking.judging import Findings, Options, judge_elsewhere, judge_finer, judge_seeds, point
+from jaxnet.checking.judging import (
+    NOT_FINITE,
+    Findings,
+    Options,
+    judge_elsewhere,
+    judge_finer,
+    judge_seeds,
+    point,
+)
+from jaxnet.checking.noise import scale_of
 from jaxnet.checking.points import Points, points_of
 from jaxnet.checking.program import Site, custom_sites
-from jaxnet.checking.reference import Runs
+from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.report import Report
-from jaxnet.checking.rules import differentiated, mode_of, short, subject_of
+from jaxnet.checking.rules import differentiated, is_custom, mode_of, only_arrays, short, subject_of
 from jaxnet.checking.subject import CannotCheckError, Subject, leaves_of
 
 MOST_INSIDE = 64
+BLIND, COARSE = 0.5, 5e-3  # relative to a leaf's largest entry: nothing is seen; a per cent may not be
+IMPLICIT = "jax/_src/lax/control_flow/solves.py"  # custom_root: its gradients are not those of its iterations
 
 
 @contextmanager
@@ -77,7 +89,7 @@ def check(
     Returns a `Report`. Raises `CannotCheckError` where there is nothing to compare, or nothing to compare it with.
     """
     options = Options(seed, seeds, tolerance, precise, also, shapes, inside, diagnose, adequacy, budget, again)
-    template = points.expand(args)
+    template = points.expand(args, rule.nondiff_argnums if is_custom(rule) else ())
     with settings(template):
         from jaxnet.checking.networks import check_network, is_network
 
@@ -113,6 +125,7 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
         with found.phase("inside"):
             inside = check_inside(subject, args, options, found)
     leaves = tuple(worst(found.leaves))
+    found.notes += unseen(leaves, options)
     if runs.problems and not any(h.name == "structure and dtypes" for h in found.held):
         found.held.append(Held("structure and dtypes", False, "; ".join(runs.problems)))
     report = Report(
@@ -131,6 +144,26 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
         curve=tuple(runs.curve),
     )
     return explained(report, subject, where, options, found)
+
+
+def unseen(leaves: Sequence[Leaf], options: Options) -> list[str]:
+    """Where rounding allows so much that mistakes pass: leaves no larger than it, half precision by itself."""
+    gradients = [leaf for leaf in leaves if not leaf.forward and leaf.ok]
+    blind = [
+        leaf.path
+        for leaf in gradients
+        if leaf.allowed >= BLIND and leaf.arrays is not None and scale_of(leaf.arrays[1]) > 0
+    ]
+    notes = []
+    if blind:
+        notes.append(
+            f"WARNING: {', '.join(blind)} {'is' if len(blind) == 1 else 'are'} no larger than what rounding allows "
+            "here: a mistake in it would pass; take other inputs, or a finer dtype"
+        )
+    coarse = max((leaf.allowed for leaf in gradients if leaf.allowed < BLIND), default=0.0)
+    if not options.precise and coarse > COARSE:
+        notes.append(f"in this dtype by itself, mistakes of up to {100 * coarse:.1g} % pass: leave `precise` on")
+    return notes
 
 
 def reference_words(subject: Subject, options: Options) -> str:
@@ -173,7 +206,10 @@ def check_inside(subject: Subject, args: tuple, options: Options, found: Finding
         return []
     groups: dict[tuple, list[Site]] = {}
     for site in sites:
-        groups.setdefault(site.key, []).append(site)
+        if IMPLICIT in site.where:
+            found.notes.append(f"{site.name} is differentiated implicitly: held in what surrounds it")
+        else:
+            groups.setdefault(site.key, []).append(site)
     if len(groups) > MOST_INSIDE:
         found.notes.append(f"of {len(groups)} custom rules inside, the first {MOST_INSIDE} are checked")
         groups = dict(list(groups.items())[:MOST_INSIDE])
@@ -199,7 +235,7 @@ def check_site(site: Site, options: Options) -> Report | None:
     """One use of a custom rule; None where none of its inputs has a gradient."""
     subject = Subject(site.name, site.inputs, differentiated(site.function), site.primal, plain=site.function)
     try:
-        subject = replace(subject, mode=mode_of(site.primal, site.inputs))
+        subject = replace(subject, mode=site_mode(site))
         # The rule stands in a traced program, with its dtypes: it runs in these alone.
         inner = replace(
             options, precise=False, shapes=False, inside=False, adequacy=False, seeds=1, also=False, again=""
@@ -207,7 +243,16 @@ def check_site(site: Site, options: Options) -> Report | None:
         report = check_subject(subject, points_of(site.inputs), inner)
     except CannotCheckError:
         return None
+    # A branch that is computed and not chosen may be NaN; one that is chosen makes the whole function NaN.
+    if any(problem.startswith(NOT_FINITE) for problem in report.problems):
+        return None
     return replace(report, layer="" if report.ok else " › ".join(part for part in (site.path, site.name) if part))
+
+
+def site_mode(site: Site) -> str:
+    """How autodiff follows a rule's primal: in float64 too, where the rules inside it are opened."""
+    mode = mode_of(site.primal, site.inputs)
+    return in_float64(lambda *inputs: mode_of(site.primal, inputs), *site.inputs) if mode == "reverse" else mode
 
 
 def explained(report: Report, subject: Subject, where: Points, options: Options, found: Findings) -> Report:
@@ -217,19 +262,51 @@ def explained(report: Report, subject: Subject, where: Points, options: Options,
     if wrong_inside is not None:
         changes["layer"] = wrong_inside.layer or wrong_inside.name
         changes["diagnosis"] = wrong_inside.diagnosis
-    elif found.witness is not None and options.diagnose and not subject.tangents:
+    elif found.witness is not None and options.diagnose and can_be_taken_apart(subject):
         with found.phase("diagnosis"):
             changes["diagnosis"] = diagnosed(subject, where, options, found)
-    if options.adequacy and report.ok and subject.mode == "reverse" and not subject.tangents:
-        from jaxnet.checking.adequacy import adequacy
+    if options.adequacy and report.ok and can_be_taken_apart(subject):
+        from jaxnet.checking.adequacy import adequacy, grouped
 
         args = where.draw(options.seed, "plain")
         runs = Runs.at(subject, args)
         _values, d_out = point(runs, where, options.seed)
         with found.phase("adequacy"):
-            blind = adequacy(subject.primal, args, runs.outs.zeros_elsewhere(d_out), budget=options.budget)
-        changes["blind"] = tuple(str(each) for each in blind)
+            primal, arrays = arrays_alone(subject.primal, subject, args)
+            blind = adequacy(primal, arrays(args), runs.outs.zeros_elsewhere(d_out), budget=options.budget)
+        changes["blind"] = grouped(blind)
     return replace(report, **changes)
+
+
+def can_be_taken_apart(subject: Subject) -> bool:
+    """Whether the reference has a backward program."""
+    return subject.mode == "reverse" and not subject.tangents
+
+
+def arrays_alone(function: Callable, subject: Subject, args: tuple) -> tuple[Callable, Callable]:
+    """`function` of arguments with None for all that cannot be traced, and what makes such arguments.
+
+    What is left out (sizes, functions, names, what `nondiff_argnums` names) stands there as it is in `args`.
+    """
+    fixed = subject.fixed if subject.custom is not None else ()
+
+    def is_none(leaf):
+        return leaf is None
+
+    def arrays(args: tuple) -> tuple:
+        return tuple(
+            jax.tree.map(lambda leaf, i=i: leaf if i not in fixed and hasattr(leaf, "dtype") else None, arg)
+            for i, arg in enumerate(args)
+        )
+
+    whole, treedef = jax.tree.flatten(args, is_leaf=is_none)
+
+    @functools.wraps(function)
+    def restored(*some):
+        given = jax.tree.leaves(some, is_leaf=is_none)
+        return function(*treedef.unflatten([w if g is None else g for w, g in zip(whole, given, strict=True)]))
+
+    return restored, arrays
 
 
 def diagnosed(subject: Subject, where: Points, options: Options, found: Findings) -> Any:
@@ -238,6 +315,13 @@ def diagnosed(subject: Subject, where: Points, options: Options, found: Findings
 
     assert found.witness is not None
     args, cotangent, wrong, allowed = found.witness
+    primal, arrays = arrays_alone(subject.primal, subject, args)
+    whole, _ = arrays_alone(lambda *args: args, subject, args)
+
+    def backward(args: tuple, d_out: Any) -> Any:
+        return only_arrays(subject.run(whole(*args), d_out)[1])
+
+    untraced = any(getattr(leaf, "dtype", None) == jax.dtypes.float0 for leaf in jax.tree.leaves(cotangent))
 
     def fresh(there: Points):
         def at(seed: int):
@@ -245,15 +329,15 @@ def diagnosed(subject: Subject, where: Points, options: Options, found: Findings
             runs = Runs.at(replace(subject, args=args), args)
             _, d_out = point(runs, there, seed)
             values = runs.leaves.values if there.fresh else points.alike(runs.leaves.values, seed)
-            return runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out)
+            return arrays(runs.leaves.tree(values)), runs.outs.zeros_elsewhere(d_out)
 
         return at
 
     elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
     problem = Problem(
-        primal=subject.primal,
-        backward=lambda args, d_out: subject.run(args, d_out)[1],
-        args=args,
+        primal=primal,
+        backward=jax.jit(backward) if subject.transforms and not untraced else backward,
+        args=arrays(args),
         cotangent=cotangent,
         draw=fresh(where),
         redraw=None if elsewhere is None else fresh(elsewhere),

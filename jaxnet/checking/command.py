@@ -48,10 +48,8 @@ def run(
     options: dict[str, Any] = {"seed": seed, "seeds": seeds, "tolerance": tolerance, "adequacy": adequacy or all}
     if all:
         options["budget"] = ADEQUACY_SECONDS
-    reports: list[Report] = []
-    failures: list[tuple[str, str]] = []
-    quiet = str(json_file) == "-"
-    start = time.perf_counter()
+    quiet, start = str(json_file) == "-", time.perf_counter()
+    typed = {"inputs": inputs, "reference": reference, "intended": intended, "dtype": dtype, "tolerance": tolerance}
     try:
         found = gathered(targets, inputs, dtype, all)
         for key, place in (("reference", reference), ("intended", intended)):
@@ -61,18 +59,7 @@ def run(
         return could_not(str(error))
     if all and not quiet:
         print(f"{'':39}{'verdict':9}{'leaves':>7}{'error':>10}{'allowed':>10}{'seconds':>9}")
-    for target in found:
-        begun = time.perf_counter()
-        try:
-            report = checked(target, inputs, options)
-        except CannotCheckError as error:
-            failures.append((target.name, str(error)))
-            if all and not quiet:
-                print(f"{target.name:34}could not be checked: {error}")
-            continue
-        reports.append(report)
-        if not quiet:
-            print(line(report, time.perf_counter() - begun) if all else str(report))
+    reports, failures = reported(found, typed, options, all, quiet)
     if all and not quiet:
         closing(reports, time.perf_counter() - start)
     try:
@@ -86,10 +73,25 @@ def run(
     return 2 if failures else 0
 
 
-def checked(target: Target, inputs: str | None, options: dict[str, Any]) -> Report:
-    """The report of one target, whose own options come first."""
-    chosen = {"again": again(target, inputs, options["seed"]), **options, **target.options}
-    return check(target.rule, *target.args, name=target.name, **chosen)
+def reported(
+    found: Sequence[Target], typed: dict[str, Any], options: dict[str, Any], all: bool, quiet: bool
+) -> tuple[list[Report], list[tuple[str, str]]]:
+    """The reports of targets, each printed as soon as it is there, and which could not be checked, and why."""
+    reports, failures = [], []
+    for target in found:
+        begun = time.perf_counter()
+        chosen = {"again": again(target, typed, options["seed"]), **options, **target.options}
+        try:
+            report = check(target.rule, *target.args, name=target.name, **chosen)
+        except CannotCheckError as error:
+            failures.append((target.name, str(error)))
+            if all and not quiet:
+                print(f"{target.name:34}could not be checked: {error}")
+            continue
+        reports.append(report)
+        if not quiet:
+            print(line(report, time.perf_counter() - begun) if all else str(report))
+    return reports, failures
 
 
 def could_not(why: str) -> int:
@@ -123,10 +125,10 @@ def function_at(place: str) -> Any:
     return thing
 
 
-def again(target: Target, inputs: str | None, seed: int) -> str:
-    """The command that runs one check again."""
-    shapes = f' --inputs "{inputs}"' if inputs else ""
-    return f'jaxnet check "{target.name}"{shapes} --seed {seed}'
+def again(target: Target, typed: dict[str, Any], seed: int) -> str:
+    """The command that runs one check again; `typed` are the options of the command that change it."""
+    flags = "".join(f' --{name} "{value}"' for name, value in typed.items() if value is not None)
+    return f'jaxnet check "{target.typed or target.name}"{flags} --seed {seed}'
 
 
 def line(report: Report, seconds: float) -> str:

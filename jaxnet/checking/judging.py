@@ -24,6 +24,7 @@ from jaxnet.checking.subject import leaves_of
 
 SLACK = 32  # a correct rule may lose so many times what is allowed: then it is called imprecise
 ELSEWHERE_SECONDS = 4.0
+NOT_FINITE = "not finite in the reference itself"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def not_finite_anywhere(runs: Runs, values, d_out, exact: Exact, found: Findings
         term = first_not_finite(lambda v, s: runs.expected(v, s), list(values), list(d_out))
     else:
         term = first_not_finite(lambda v: runs.subject.primal(*runs.args(v)), list(values))
-    found.problems.append(f"not finite in the reference itself: {term or 'only in float64'}")
+    found.problems.append(f"{NOT_FINITE}: {term or 'only in float64'}")
 
 
 def plain_forward(runs: Runs, values, exact: Exact, options: Options, found: Findings) -> None:
@@ -255,9 +256,9 @@ def finer_leaves_at(runs: Runs, values, d_out, unit: float, finer: float, option
     """The verdicts of the rule in a finer dtype at one point."""
     got = runs.run("rule", values, d_out)
     exact = exact_at(runs, values, d_out, unit)
-    return judge(
-        runs, values, d_out, got, exact, unit, replace(options, tolerance=None), finer=finer, dtype=unit_name(unit)
-    )
+    # A tolerance that the user set is for the user's dtype: here it makes looser, and never stricter.
+    finer, options = max(finer, options.tolerance or 0.0), replace(options, tolerance=None)
+    return judge(runs, values, d_out, got, exact, unit, options, finer=finer, dtype=unit_name(unit))
 
 
 def imprecise(leaf: Leaf, slack: float, unit: float) -> Leaf:
@@ -278,6 +279,11 @@ def judge_elsewhere(runs: Runs, where: Points, options: Options, found: Findings
             left.append(how)
         elif judge_there(runs, how, there, kind, options, found):
             tried.append(how)
+    for how, there in where.ranks():
+        if time.perf_counter() - start > ELSEWHERE_SECONDS:
+            left.append(how)
+        else:
+            tried += judge_rank(runs, how, there, options, found)
     if tried:
         found.notes.append(f"also at: {', '.join(dict.fromkeys(tried))}")
     if left:
@@ -307,6 +313,18 @@ def judge_there(runs: Runs, how: str, there: Points, kind: str, options: Options
         leaves = [imprecise(leaf, SLACK if unit < 1e-4 else 4.0, unit) for leaf in leaves]
     note(found, leaves, runs, values, d_out)
     return True
+
+
+def judge_rank(runs: Runs, how: str, there: Points, options: Options, found: Findings) -> list[str]:
+    """The rule at a rank that it may not be meant for: right, passed over where it does not take it, or a warning."""
+    apart = Findings(seconds=dict(found.seconds))
+    if not judge_there(runs, how, there, "plain", options, apart):
+        return []
+    wrong = [leaf.path for leaf in apart.leaves if not leaf.ok]
+    if not wrong:
+        return [how]
+    found.notes.append(f"WARNING: at {how} ({there.words}), which rule and reference take, {', '.join(wrong)} is wrong")
+    return []
 
 
 def known_right(found: Findings) -> bool:

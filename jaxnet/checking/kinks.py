@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.checking.noise import Exact
 from jaxnet.checking.points import generator
 from jaxnet.checking.reference import Runs, in_float64, widened
+from jaxnet.checking.subject import on_device
 
 DRAWS = 48
 TINY = 1e-9
@@ -21,7 +21,7 @@ def shaken(values: Sequence, unit: float, seed: int) -> tuple:
     for i, value in enumerate(values):
         host, rng = widened(value), generator(seed, 404, i)
         size = np.abs(host) + np.sqrt(np.mean(np.abs(host) ** 2))
-        fresh.append(jnp.asarray(host + unit * size * rng.uniform(-1, 1, host.shape)))
+        fresh.append(on_device(host + unit * size * rng.uniform(-1, 1, host.shape)))
     return tuple(fresh)
 
 

@@ -18,7 +18,7 @@ from jaxnet.checking.judging import Options
 from jaxnet.checking.points import Points
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import declared_by, mode_of
-from jaxnet.checking.subject import CannotCheckError, Subject, Tree, why_passed_over
+from jaxnet.checking.subject import CannotCheckError, Subject, Tree, on_device, why_passed_over
 from jaxnet.layer import EXAMPLES, Layer, Loss, ShapeError, Static, Untrained, is_untrained, split_state, with_state
 from jaxnet.readings import product, total
 
@@ -135,7 +135,7 @@ def asymmetric(params: Tree, seed: int) -> Tree:
         rng, host = points.generator(seed, 505, i), np.asarray(leaf, np.float64)
         constant = host.size < 2 or np.all(host == host.flat[0])
         noise = 0.3 if constant else 0.1 * float(host.std())
-        fresh.append(jnp.asarray(host + noise * rng.standard_normal(host.shape)).astype(leaf.dtype))
+        fresh.append(on_device(host + noise * rng.standard_normal(host.shape), leaf.dtype))
     return jax.tree.unflatten(treedef, fresh)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxnet.checking.points import generator
 from jaxnet.checking.reference import Runs, in_float64, widened
+from jaxnet.checking.subject import on_device
 
 DRAWS = 3
 SMALLEST_STEP = 1e-10  # below, the rounding of float64 itself is seen
@@ -55,7 +56,7 @@ def moved(values: Sequence, unit: float, seed: int) -> tuple:
     fresh = []
     for i, value in enumerate(values):
         host = widened(value)
-        fresh.append(jnp.asarray(host * (1 + unit * generator(seed, 303, i).uniform(-1, 1, host.shape))))
+        fresh.append(on_device(host * (1 + unit * generator(seed, 303, i).uniform(-1, 1, host.shape))))
     return tuple(fresh)
 
 

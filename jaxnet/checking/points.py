@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking.subject import CannotCheckError, Tree, why_passed_over
+from jaxnet.checking.subject import CannotCheckError, Tree, on_device, why_passed_over
 
 SPEC = re.compile(r"^(?P<dtype>[a-z_]+\d*)(?:\[(?P<shape>[\d\s,]*)\])?\s*(?P<bounds>(?:[<>]\s*[-+\d.e]+\s*)*)$")
 SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i32": "int32", "c64": "complex64"}
@@ -36,11 +36,8 @@ def parse_spec(text: str) -> Any:
     text = text.strip()
     if text == "key":
         return jax.random.key(0)
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
+    if not isinstance(number := number_in(text), str):
+        return number
     match = SPEC.match(text)
     name = SHORT.get(match["dtype"], match["dtype"]) if match else ""
     try:
@@ -56,20 +53,37 @@ def parse_spec(text: str) -> Any:
     return Spec(dtype.name, shape, limits.get("<"), limits.get(">"))
 
 
-def parse_specs(text: str) -> tuple:
-    """The inputs in a string, separated by commas outside brackets."""
-    return tuple(parse_spec(part) for part in re.split(r",(?![^\[]*\])", text) if part.strip())
+def parts_of(arg: Any) -> list:
+    """What one argument stands for: a string may be several, separated by commas outside brackets."""
+    if not isinstance(arg, str):
+        return [arg]
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", arg) if part.strip()]
 
 
-def expand(args: Sequence) -> tuple:
-    """Arguments with every shape string in them read; one string may stand for several arguments."""
-    flat: list = []
-    for arg in args:
-        if isinstance(arg, str):
-            flat.extend(parse_specs(arg))
-        else:
-            flat.append(jax.tree.map(lambda leaf: parse_spec(leaf) if isinstance(leaf, str) else leaf, arg))
-    return tuple(flat)
+def number_in(text: str) -> Any:
+    """The number that a string is, or the string."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def expand(args: Sequence, static: Sequence[int] = ()) -> tuple:
+    """Arguments with every shape string in them read; one string may stand for several arguments.
+
+    At the `static` places (negative ones count from the end) a string is a number or itself, and never a shape.
+    """
+    parts = [part for arg in args for part in parts_of(arg)]
+    fixed = {place % len(parts) if parts else 0 for place in static}
+
+    def read(place: int, part: Any) -> Any:
+        if place in fixed:
+            return number_in(part) if isinstance(part, str) else part
+        return jax.tree.map(lambda leaf: parse_spec(leaf) if isinstance(leaf, str) else leaf, part)
+
+    return tuple(read(place, part) for place, part in enumerate(parts))
 
 
 def is_spec(leaf) -> bool:
@@ -91,10 +105,10 @@ def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
     """Random numbers for one input; `how` is "plain", "small" (variances near the usual ε) or "ties"."""
     dtype = jnp.dtype(spec.dtype)
     if jnp.issubdtype(dtype, jnp.bool_):
-        return jnp.asarray(rng.random(spec.shape) < 0.5)
+        return on_device(rng.random(spec.shape) < 0.5)
     if jnp.issubdtype(dtype, jnp.integer):
         low, high = int(spec.above + 1 if spec.above is not None else 0), spec.below
-        return jnp.asarray(rng.integers(low, int(high) if high is not None else low + 8, spec.shape), dtype)
+        return on_device(rng.integers(low, int(high) if high is not None else low + 8, spec.shape), dtype)
     scale, shift = rng.uniform(0.6, 1.4), rng.uniform(-0.4, 0.4)
     values = scale * rng.standard_normal(spec.shape) + shift
     if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -109,7 +123,7 @@ def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
         values = spec.above + np.abs(values) + (0.05 if how != "small" else 0.05 * SMALL)
     elif spec.below is not None:
         values = spec.below - np.abs(spec.below - values)
-    return jnp.asarray(values).astype(dtype)
+    return on_device(values, dtype)
 
 
 def draw(args: Tree, seed: int, how: str = "plain") -> Tree:
@@ -128,10 +142,10 @@ def alike(values: Sequence, seed: int) -> tuple:
     for i, value in enumerate(values):
         rng, host = generator(seed, 101, i), np.asarray(value, None if value.dtype.itemsize > 2 else np.float32)
         if host.size > 1 and np.all(host == host.flat[0]):
-            fresh.append(jnp.asarray(host + 0.3 * rng.standard_normal(host.shape)).astype(value.dtype))
+            fresh.append(on_device(host + 0.3 * rng.standard_normal(host.shape), value.dtype))
             continue
         mixed = rng.permutation(host.reshape(-1)).reshape(host.shape) * rng.uniform(0.7, 1.3, host.shape)
-        fresh.append(jnp.asarray(mixed).astype(value.dtype))
+        fresh.append(on_device(mixed, value.dtype))
     return tuple(fresh)
 
 
@@ -143,7 +157,7 @@ def random_like(shapes: Sequence, seed: int) -> tuple:
         values = rng.standard_normal(leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             values = values + 1j * rng.standard_normal(leaf.shape)
-        drawn.append(jnp.asarray(values).astype(leaf.dtype))
+        drawn.append(on_device(values, leaf.dtype))
     return tuple(drawn)
 
 
@@ -171,6 +185,28 @@ def with_leading(args: Tree, size: int) -> Tree:
         return Spec(spec.dtype, (size, *spec.shape[1:]), spec.below, spec.above)
 
     return jax.tree.map(leaf, args, is_leaf=is_spec)
+
+
+def other_ranks(args: Tree) -> list[tuple[str, Tree]]:
+    """The first input, and all that share its first axis, with an axis less or one more before it: rank 1 to 3."""
+    specs = [leaf for leaf in jax.tree.leaves(args, is_leaf=is_spec) if is_spec(leaf)]
+    first = next((spec for spec in specs if spec.shape), None)
+    if first is None:
+        return []
+
+    def led(lead: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Tree:
+        def leaf(spec):
+            beside = is_spec(spec) and len(spec.shape) > 1 and spec.shape[0] == first.shape[0]
+            return Spec(spec.dtype, lead(spec.shape), spec.below, spec.above) if beside or spec is first else spec
+
+        return jax.tree.map(leaf, args, is_leaf=is_spec)
+
+    found = []
+    if len(first.shape) > 1:
+        found.append((f"rank {len(first.shape) - 1}", led(lambda shape: shape[1:])))
+    if len(first.shape) < 3:
+        found.append((f"rank {len(first.shape) + 1}", led(lambda shape: (2, *shape))))
+    return found
 
 
 def other_shapes(args: Tree) -> list[tuple[str, Tree]]:
@@ -210,13 +246,15 @@ def described(args: Tree) -> str:
 class Points:
     """Where a rule is checked: `draw(seed, how)` gives the arguments, `elsewhere()` the same at other shapes, by name.
 
-    `fresh` says whether another seed gives other arguments; `words` describes them.
+    `ranks()` gives those of another rank, which the rule may not be meant for. `fresh` says whether another seed gives
+    other arguments; `words` describes them.
     """
 
     draw: Callable[[int, str], tuple]
     fresh: bool
     words: str
     elsewhere: Callable[[], list[tuple[str, Points]]] = list
+    ranks: Callable[[], list[tuple[str, Points]]] = list
 
 
 def points_of(template: tuple) -> Points:
@@ -226,6 +264,10 @@ def points_of(template: tuple) -> Points:
     def elsewhere():
         return [(how, points_of(other)) for how, other in other_shapes(template)]
 
-    return Points(
-        lambda seed, how="plain": draw(template, seed, how), fresh, described(template), elsewhere if fresh else list
-    )
+    def ranks():
+        return [(how, points_of(other)) for how, other in other_ranks(template)]
+
+    def at(seed, how="plain"):
+        return draw(template, seed, how)
+
+    return Points(at, fresh, described(template), *((elsewhere, ranks) if fresh else ()))

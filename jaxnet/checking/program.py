@@ -152,10 +152,28 @@ class Walk:
         a, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         asked, fixed, carry = values[:a], values[a : a + b], values[a + b :]
         step = 0
-        while bool(Walk().run(condition, [*asked, *carry])[0]):
-            carry = self.run(body, [*fixed, *carry], (*path, f"while step {step}"))
+        while np.any(on := Walk().run(condition, [*asked, *carry])[0]):
+            carry = going_on(on, self.run(body, [*fixed, *carry], (*path, f"while step {step}")), carry)
             step += 1
         return list(carry)
+
+
+def going_on(on: Any, after: Sequence, before: Sequence) -> tuple:
+    """What a step of a while loop hands on: `after`, and where the condition is one for each example, its own."""
+    on = jnp.asarray(on)
+    if not on.ndim:
+        return tuple(after)
+    kept = (jnp.broadcast_to(on.reshape(on.shape + (1,) * (a.ndim - on.ndim)), a.shape) for a in after)
+    return tuple(jax.lax.select(k, a, b) for k, a, b in zip(kept, after, before, strict=True))
+
+
+def while_loop(condition: Callable, body: Callable, carry: Sequence) -> tuple:
+    """A while loop of a traced program, where a batched condition gives one truth for each example."""
+
+    def step(carry):
+        return going_on(condition(*carry), tuple(body(*carry)), carry)
+
+    return jax.lax.while_loop(lambda carry: jnp.any(condition(*carry)), step, tuple(carry))
 
 
 def identity(eqn) -> int:
@@ -251,13 +269,8 @@ def inlined(program: ClosedJaxpr) -> Callable:
         if name == "while":
             a, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
             condition, body = inlined(eqn.params["cond_jaxpr"]), inlined(eqn.params["body_jaxpr"])
-            return list(
-                jax.lax.while_loop(
-                    lambda carry: condition(*values[:a], *carry)[0],
-                    lambda carry: tuple(body(*values[a : a + b], *carry)),
-                    tuple(values[a + b :]),
-                )
-            )
+            asked, fixed, carry = values[:a], values[a : a + b], values[a + b :]
+            return list(while_loop(lambda *c: condition(*asked, *c)[0], lambda *c: body(*fixed, *c), carry))
         if name == "cond":
             branches = [as_branch(inlined(body)) for body in eqn.params["branches"]]
             return list(jax.lax.switch(values[0], branches, *values[1:]))

@@ -9,12 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Tree = Any
 
 
 class CannotCheckError(ValueError):
     """There is nothing to compare, or nothing to compare it with; the message says why and what to give."""
+
+
+def on_device(host: Any, dtype: Any = None) -> jax.Array:
+    """Numbers as an array of jax's, converted by NumPy: `jnp.asarray` compiles a program for each shape and dtype."""
+    return jax.device_put(np.asarray(host, dtype))
 
 
 def is_array(leaf) -> bool:
@@ -98,7 +104,9 @@ def leaves_of(tree: Tree, fixed: Sequence[int] = ()) -> Leaves:
         if why is None:
             where.append(i)
             paths.append(name)
-            leaf = jnp.asarray(leaf) if isinstance(leaf, float | complex | np.ndarray | np.generic) else leaf
+            if isinstance(leaf, np.ndarray | np.generic):
+                leaf = on_device(leaf)
+            leaf = jnp.asarray(leaf) if isinstance(leaf, float | complex) else leaf
         else:
             passed_over[name] = why
         everything.append(leaf)
@@ -170,6 +178,7 @@ def cast(tree: Tree, dtype) -> Tree:
     def leaf(value):
         if not hasattr(value, "dtype") or why_passed_over(value) is not None:
             return value
-        return jnp.asarray(value, complex_wide if jnp.issubdtype(value.dtype, jnp.complexfloating) else wide)
+        to = complex_wide if jnp.issubdtype(value.dtype, jnp.complexfloating) else wide
+        return jnp.asarray(value, to) if isinstance(value, Tracer) else on_device(value, to)
 
     return jax.tree.map(leaf, tree, is_leaf=lambda leaf: leaf is None)

@@ -16,12 +16,13 @@ from jaxnet.checking.subject import CannotCheckError
 
 @dataclass(frozen=True)
 class Target:
-    """A rule with its arguments."""
+    """A rule with its arguments; `typed` is what names it on the command line, where that is not its name."""
 
     name: str
     rule: Any
     args: tuple
     options: dict[str, Any] = field(default_factory=dict)
+    typed: str = ""
 
 
 def find(target: str, inputs: str | None = None, dtype: str | None = None) -> list[Target]:
@@ -67,7 +68,7 @@ def of_object(target: str, inputs: str | None, dtype: str | None) -> Target:
             raise CannotCheckError(f"{place} has no {path!r}{said}")
         thing = getattr(thing, name)
     if inputs is not None:
-        return Target(path, thing, in_dtype((inputs,), dtype))
+        return Target(path, thing, in_dtype((inputs,), dtype), typed=target)
     if not takes_nothing(thing):
         raise CannotCheckError(
             f'{path} takes arguments: give them as shapes, --inputs "float32[8,256], float32[256]", or name a function '
@@ -78,7 +79,7 @@ def of_object(target: str, inputs: str | None, dtype: str | None) -> Target:
         raise CannotCheckError(f"{path}() must return (rule, args) or (rule, args, options), got {type(made).__name__}")
     rule, args, *options = made
     args = args if isinstance(args, tuple) else (args,)
-    return Target(path, rule, in_dtype(args, dtype), options[0] if options else {})
+    return Target(path, rule, in_dtype(args, dtype), options[0] if options else {}, typed=target)
 
 
 def takes_nothing(thing: Any) -> bool:

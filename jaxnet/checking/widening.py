@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxnet.checking.program import bind, inner
+from jaxnet.checking.program import as_branch, bind, inner, while_loop
 
 
 def is_float(value: Any) -> bool:
@@ -87,15 +87,12 @@ def scan(eqn: Any, values: Sequence) -> Sequence:
     return [*carry, *ys]
 
 
-def while_loop(eqn: Any, values: Sequence) -> Sequence:
+def loop(eqn: Any, values: Sequence) -> Sequence:
     """A while loop over the widened condition and body."""
     a, b = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     condition, body = widened_program(eqn.params["cond_jaxpr"]), widened_program(eqn.params["body_jaxpr"])
-    return jax.lax.while_loop(
-        lambda carry: condition(*values[:a], *carry)[0],
-        lambda carry: tuple(body(*values[a : a + b], *carry)),
-        tuple(values[a + b :]),
-    )
+    asked, fixed, carry = values[:a], values[a : a + b], values[a + b :]
+    return while_loop(lambda *c: condition(*asked, *c)[0], lambda *c: body(*fixed, *c), carry)
 
 
 def cond(eqn: Any, values: Sequence) -> Sequence:
@@ -104,9 +101,4 @@ def cond(eqn: Any, values: Sequence) -> Sequence:
     return jax.lax.switch(values[0], branches, *values[1:])
 
 
-def as_branch(body: Callable) -> Callable:
-    """A function that gives a tuple, for `jax.lax.switch`."""
-    return lambda *values: tuple(body(*values))
-
-
-LOOPS: dict[str, Callable] = {"scan": scan, "while": while_loop, "cond": cond}
+LOOPS: dict[str, Callable] = {"scan": scan, "while": loop, "cond": cond}

@@ -134,7 +134,10 @@ def test_inputs_and_a_reference_on_the_command_line(tmp_path, capsys):
     module.write_text("from tests.checking.rules import layer_norm, layer_norm_reference\nrule = layer_norm('sign')\n")
     found = run([f"{module}:rule"], inputs=shapes(), reference=f"{module}:layer_norm_reference", seeds=1)
     assert found == 1
-    assert "reference `layer_norm_reference`" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "reference `layer_norm_reference`" in printed
+    typed = f'"{module}:rule" --inputs "{shapes()}" --reference "{module}:layer_norm_reference" --seed 0'
+    assert f"jaxnet check {typed}" in printed
 
 
 def test_json_to_the_screen_is_nothing_but_json(capsys):

@@ -110,6 +110,32 @@ def test_a_loose_tolerance_is_a_warning_and_hides_what_it_hides():
     assert not any(note.startswith("WARNING") for note in check(layer_norm(), shapes(), **QUICK).notes)
 
 
+def test_a_tolerance_is_kept_in_float64_too():
+    assert check(layer_norm("per cent"), shapes(), tolerance=0.1, **QUICK).ok
+    assert not check(layer_norm("per cent"), shapes(), tolerance=1e-3, **QUICK).ok
+
+
+def test_a_leaf_that_is_all_rounding_is_warned_of():
+    """A bias before a norm changes nothing: its gradient is zero but for rounding."""
+
+    @jax.custom_vjp
+    def centred(x, b):
+        z = x + b
+        return z - z.mean()
+
+    centred.defvjp(lambda x, b: (centred(x, b), None), lambda _, g: (g - g.mean(), (g - g.mean()).sum()))
+    report = check(centred, "float32[50], float32[]", **QUICK)
+    assert report.ok, str(report)
+    assert any(note.startswith("WARNING: ∂b is no larger") for note in report.notes), report.notes
+
+
+def test_half_precision_by_itself_says_what_it_cannot_see():
+    alone = check(layer_norm("per cent"), shapes("bfloat16"), **{**QUICK, "precise": False})
+    assert not alone.ok or any("pass: leave `precise` on" in note for note in alone.notes)
+    both = check(layer_norm("per cent"), shapes("bfloat16"), **QUICK)
+    assert [leaf.path for leaf in both.wrong] == ["∂x"]
+
+
 def test_not_finite_on_both_sides_is_a_failure_with_its_first_term():
     @jax.custom_vjp
     def f(x):

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet.checking import CannotCheckError, assert_backward, check
+from jaxnet.checking import CannotCheckError, assert_backward, check, judging
+from jaxnet.checking.program import Walk, inlined
+from jaxnet.checking.widening import widened_program
 from tests.checking.rules import cube, layer_norm, layer_norm_reference, product, shapes
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False, "precise": False}
@@ -212,7 +214,7 @@ def test_forward_mode_where_reverse_mode_cannot_go():
 
     for factor, right in ((2.0, True), (1.9, False)):
         f.defvjp(lambda x: (forward(x), x), partial(lambda x, g, factor: grads(x, g, factor), factor=factor))
-        report = check(f, "float32[4]", **QUICK)
+        report = check(f, "float32[4]", **{**QUICK, "diagnose": True})  # there is no program to take apart
         assert report.ok is right
         assert "forward mode" in report.reference
 
@@ -237,6 +239,105 @@ def test_finite_differences_are_a_second_opinion():
     assert not wrong.ok
     assert "second opinion" in right.reference
     assert len(right.curve) > 3
+
+
+def test_a_while_loop_with_a_condition_for_each_example():
+    """`jax.scipy.special.expi` of an array loops until every entry is done, and has a rule inside a rule."""
+
+    def made(factor):
+        @jax.custom_vjp
+        def f(x):
+            return jax.scipy.special.expi(x)
+
+        f.defvjp(lambda x: (f(x), x), lambda x, g: (g * factor * jnp.exp(x) / x,))
+        return f
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # jax's own code needs them
+        report = check(made(1.0), "float32[5]>0.2<3", seeds=1, also=False, shapes=False)
+        assert report.ok, str(report)
+        assert [inside.name for inside in report.inside] == ["expi"]  # the other branch, of NaN, is not reached
+        wrong = check(made(1.5), "float32[5]>0.2<3", **{**QUICK, "diagnose": True})
+    assert wrong.best is not None
+    assert "1.5" in wrong.cause
+
+
+def test_a_step_of_a_batched_loop_is_its_own_examples():
+    def doubled(x, n):
+        return jax.lax.while_loop(lambda c: c[1] < n, lambda c: (c[0] * 2, c[1] + 1), (x, 0))[0]
+
+    mapped = jax.vmap(doubled)
+    x, n = jnp.asarray([1.0, 3.0, 5.0]), jnp.asarray([0, 2, 1])
+    program = jax.make_jaxpr(lambda x: cube()(mapped(x, n)))(x)
+    expected = jnp.asarray([1.0, 12.0, 10.0]) ** 3
+    assert jnp.allclose(inlined(program)(x)[0], expected)
+    assert jnp.allclose(Walk(every=True).run(program, [x])[0], expected)
+    with jax.enable_x64(True):
+        assert jnp.allclose(widened_program(program)(x)[0], expected.astype(jnp.float64))
+
+
+def test_an_implicit_derivative_is_not_that_of_its_iterations():
+    def root(x):
+        def solve(g, y):
+            return jax.lax.fori_loop(0, 40, lambda i, y: y - g(y) / (3 * y**2), y)
+
+        return jax.lax.custom_root(lambda y: y**3 - x, x, solve, lambda g, y: y / g(jnp.ones_like(y)))
+
+    report = check(lambda x: cube()(root(x)), "float32[]>1<4", **QUICK)
+    assert report.ok, str(report)
+    assert [inside.name for inside in report.inside] == ["cube"]
+    assert any("implicitly" in note for note in report.notes)
+
+
+def test_names_and_functions_as_static_arguments():
+    @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+    def applied(x, kind, act):
+        return act(x) if kind == "float32" else x
+
+    applied.defvjp(lambda x, kind, act: (applied(x, kind, act), x), lambda kind, act, x, g: (2 * g * jnp.cos(x),))
+    report = check(applied, "float32[5]", "float32", jnp.sin, seeds=1, also=False, shapes=False)
+    assert not report.ok
+    assert "2 times" in report.cause
+    assert check(applied, "float32[5], other, 3", **QUICK).wrong[0].path == "∂x"
+
+
+def test_a_gradient_of_zeros_is_diagnosed():
+    @jax.custom_vjp
+    def f(x, y):
+        return jnp.sum(x * 0) + jnp.sum(y * y)
+
+    f.defvjp(lambda x, y: (f(x, y), y), lambda y, g: (jnp.ones_like(y) * g, g * y))
+    assert not check(f, VECTORS, **{**QUICK, "diagnose": True}).ok
+
+
+def test_another_rank_is_tried_and_only_warned_of(monkeypatch):
+    monkeypatch.setattr(judging, "ELSEWHERE_SECONDS", 600)  # whatever else the machine does
+
+    def scaled(over):
+        @jax.custom_vjp
+        def scaled(x, s):
+            return x * s
+
+        def backward(saved, g):
+            x, s = saved
+            return g * s, (g * x).sum(over(x.ndim))
+
+        scaled.defvjp(lambda x, s: (scaled(x, s), (x, s)), backward)
+        return scaled
+
+    options = {**QUICK, "shapes": True}
+    with jax.numpy_rank_promotion("allow"):
+        general = check(scaled(lambda ndim: tuple(range(ndim - 1))), "float32[4,3], float32[3]", **options)
+    assert general.ok
+    assert any("rank 1, rank 3" in note for note in general.notes)
+
+    @jax.custom_vjp
+    def mean(x):
+        return x.mean()
+
+    mean.defvjp(lambda x: (x.mean(), x), lambda x, g: (jnp.full_like(x, g) / (x.shape[0] * x.shape[-1]),))
+    special = check(mean, "float32[4,3]", **options)
+    assert special.ok
+    assert any(note.startswith("WARNING: at rank 1") and "∂x is wrong" in note for note in special.notes)
 
 
 def test_a_declared_deviation_is_held_to_what_was_declared():

@@ -214,7 +214,7 @@ def test_lines_are_those_of_the_primal():
     assert all(line.file.endswith("normalisation.py") for line in lines)
 
 
-def test_adequacy_names_what_ones_and_zeros_hide():
+def test_adequacy_names_what_ones_and_zeros_hide(own_time):
     x = jax.random.normal(jax.random.key(0), (4, 8))
     args = (x, jnp.ones(8), jnp.zeros(8))
     hidden = adequacy(normalisation.layer_norm, args, jnp.ones((4, 8)))
@@ -224,7 +224,7 @@ def test_adequacy_names_what_ones_and_zeros_hide():
     assert any("ε" in m and "raise ε" in r for m, r in said.items())
 
 
-def test_adequacy_of_a_generic_point_is_about_epsilon_alone():
+def test_adequacy_of_a_generic_point_is_about_epsilon_alone(own_time):
     args, ct = drawn(CASES[25], 1, 0)
     assert CASES[25].primal is normalisation.layer_norm
     hidden = adequacy(normalisation.layer_norm, args, ct)
@@ -232,7 +232,7 @@ def test_adequacy_of_a_generic_point_is_about_epsilon_alone():
     assert all("raise ε" in b.remedy for b in hidden)
 
 
-def test_adequacy_of_one_example():
+def test_adequacy_of_one_example(own_time):
     hidden = adequacy(dense_layers.dense, (jnp.eye(3), jnp.zeros(3), jnp.ones((1, 3))), jnp.ones((1, 3)))
     assert any("over axis 0 of a" in b.mistake and "more than 1" in b.remedy for b in hidden)
     assert any("transposed" in b.mistake or "inverse" in b.mistake for b in hidden)

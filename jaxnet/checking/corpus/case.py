@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.checking.subject import on_device
+
 
 class Case(NamedTuple):
     """One mistake: the right function, the wrong rule, inputs by size (0, 1, 2), and what a diagnosis has to say.
@@ -60,12 +62,12 @@ def normal(*shapes, sizes):
 
 def gaussian(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Normal numbers, drawn by numpy: nothing is compiled for them."""
-    return jnp.asarray(rng.standard_normal(shape), dtype)
+    return on_device(rng.standard_normal(shape), dtype)
 
 
 def integers(rng: np.random.Generator, shape: tuple[int, ...], below: int) -> jax.Array:
     """Numbers from 0 to `below` − 1."""
-    return jnp.asarray(rng.integers(0, below, shape), jnp.int32)
+    return on_device(rng.integers(0, below, shape), np.int32)
 
 
 def mean(x, axis=-1):

@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxnet.checking.corpus.case import Case, entering, gaussian, normal
 from jaxnet.checking.corpus.dense_layers import OBLONG
+from jaxnet.checking.subject import on_device
 
 CASES: list[Case] = []
 wrong = entering(CASES)
@@ -71,7 +72,7 @@ POOLED = ((2, 4, 2), (3, 6, 3), (2, 16, 4))
 
 def tied_image_args(size, seed, dtype):
     n, s, c = POOLED[size]
-    return (jnp.asarray(np.random.default_rng(seed).integers(0, 4, (n, s, s, c)), dtype),)
+    return (on_device(np.random.default_rng(seed).integers(0, 4, (n, s, s, c)), dtype),)
 
 
 image_args = normal(lambda n, s, c: (n, s, s, c), sizes=POOLED)

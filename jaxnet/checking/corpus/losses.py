@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxnet.checking.corpus.case import Case, entering, gaussian, integers, normal
 from jaxnet.checking.corpus.dense_layers import OBLONG, dense, dense_args
+from jaxnet.checking.subject import on_device
 
 CASES: list[Case] = []
 wrong = entering(CASES)
@@ -26,13 +27,13 @@ def binary_cross_entropy(z, y):
 def one_hot_args(size, seed, dtype):
     n, o, _ = OBLONG[size]
     rng = np.random.default_rng(seed)
-    return gaussian(rng, (n, o), dtype), jnp.asarray(np.eye(o)[rng.integers(0, o, n)], dtype)
+    return gaussian(rng, (n, o), dtype), on_device(np.eye(o)[rng.integers(0, o, n)], dtype)
 
 
 def binary_args(size, seed, dtype):
     n, o, _ = OBLONG[size]
     rng = np.random.default_rng(seed)
-    return gaussian(rng, (n, o), dtype), jnp.asarray(rng.random((n, o)) < 0.5, dtype)
+    return gaussian(rng, (n, o), dtype), on_device(rng.random((n, o)) < 0.5, dtype)
 
 
 def _dy(z, g):
@@ -138,7 +139,7 @@ def token_args(size, seed, dtype):
     rng = np.random.default_rng(seed)
     valid = rng.random(n) < 0.6
     valid[:2] = True, False
-    return gaussian(rng, (n, o), dtype), integers(rng, (n,), o), jnp.asarray(valid)
+    return gaussian(rng, (n, o), dtype), integers(rng, (n,), o), on_device(valid)
 
 
 @wrong(token_loss, token_args, r"\d \(valid entries", ("[0]",), "25 ignored tokens counted")

@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxnet.checking.corpus.case import Case, dot, entering, gaussian, integers, normal
 from jaxnet.checking.corpus.dense_layers import OBLONG
+from jaxnet.checking.subject import on_device
 
 CASES: list[Case] = []
 wrong = entering(CASES)
@@ -115,7 +116,12 @@ SEQUENCES = ((4, 3, 2), (7, 5, 4), (128, 8, 6))
 
 def _tamed(make):
     """Weights small enough that tanh and σ are not saturated, where a gradient is all rounding."""
-    return lambda size, seed, dtype: tuple(jnp.asarray(0.4 * np.asarray(a), dtype) if k < 2 else a for k, a in enumerate(make(size, seed, dtype)))
+
+    def tamed(size, seed, dtype):
+        first, second, *others = make(size, seed, dtype)
+        return *(on_device(0.4 * np.asarray(a), dtype) for a in (first, second)), *others
+
+    return tamed
 
 
 rnn_draws = normal(lambda t, h, i: (h, h), lambda t, h, i: (h, i), lambda t, h, i: (t, i), sizes=SEQUENCES)

@@ -11,65 +11,72 @@ from jaxnet.checking.diagnose.candidate import Candidate
 from jaxnet.checking.diagnose.points import Measure, Point
 from jaxnet.checking.diagnose.scene import shifted, square, swapped
 
+Changed = tuple[str, Callable[[Any], Any], float]
+
+_WHOLE: tuple[Changed, ...] = (
+    ("the cotangent is ignored: as if it were 1", np.ones_like, 0.8),
+    ("the cotangent is collapsed to its sum", lambda x: np.full_like(x, np.sum(x)), 1.0),
+    ("the cotangent is collapsed to its mean", lambda x: np.full_like(x, np.mean(x)), 1.0),
+    ("the cotangent is collapsed to its first entry", lambda x: np.full_like(x, x.flat[0]), 1.1),
+    ("only the sign of the cotangent is used", np.sign, 1.0),
+    ("the absolute value of the cotangent is used", np.abs, 1.0),
+    ("the cotangent is squared", lambda x: x * x, 1.0),
+    ("the cotangent is cut off below zero (gated by d_out > 0)", lambda x: np.where(x > 0, x, 0), 1.0),
+    ("the cotangent is clipped to ±1", lambda x: np.clip(x, -1, 1), 1.1),
+    ("the cotangent is divided by its norm", lambda x: x / np.linalg.norm(x), 1.1),
+    ("the cotangent has lost its mean", lambda x: x - np.mean(x), 1.2),
+    ("the cotangent is conjugated: conjugation", np.conj, 0.9),
+    ("the cotangent is transposed", lambda x: swapped(x) if square(x) else x, 1.0),
+)
+
+
+def _spread(collapse: Callable[..., Any]) -> Callable[[Any, int], Any]:
+    """A sum or mean over an axis, in the place of each of its terms."""
+    return lambda x, a: np.broadcast_to(collapse(x, a, keepdims=True), x.shape)
+
+
+def _moved_by(by: int) -> Callable[[Any, int], Any]:
+    return lambda x, a: shifted(x, a, by, circular=False)
+
+
+_BY_AXIS: tuple[tuple[str, Callable[[Any, int], Any], float], ...] = (
+    ("the cotangent is collapsed to its mean over axis {0}", _spread(np.mean), 1.1),
+    ("the cotangent is collapsed to its sum over axis {0}", _spread(np.sum), 1.1),
+    (
+        "only the first example counts: the cotangent's others along axis {0} are missing",
+        lambda x, a: _only(x, a, 0),
+        1,
+    ),
+    (
+        "only the last example or step counts: the cotangent's others along axis {0} are missing",
+        lambda x, a: _only(x, a, -1),
+        1.0,
+    ),
+    ("the cotangent is flipped along axis {0}", lambda x, a: np.flip(x, a), 1.2),
+    (
+        "the first of the cotangent along axis {0} stands for all",
+        lambda x, a: np.broadcast_to(np.take(x, [0], a), x.shape),
+        1.2,
+    ),
+    ("the cotangent is shifted by one along axis {0}", _moved_by(1), 1.2),
+    ("the cotangent is shifted back by one along axis {0}", _moved_by(-1), 1.2),
+    ("the last of the cotangent along axis {0} is missing (off by one)", lambda x, a: x - _only(x, a, -1), 1.2),
+    ("the first of the cotangent along axis {0} is missing (off by one)", lambda x, a: x - _only(x, a, 0), 1.2),
+)
+
+
+def _table(ndim: int) -> Iterator[Changed]:
+    """What may have been made of a cotangent with so many axes."""
+    yield from _WHOLE
+    for axis in range(ndim):
+        for words, function, cost in _BY_AXIS:
+            yield words.format(axis), lambda x, f=function, a=axis: f(x, a) if x.ndim > a else x, cost
+
 
 def cotangents(point: Point) -> Iterator[Candidate]:
     """The cotangent ignored, collapsed, or changed before it is used."""
     ct = [np.asarray(point.tape.values[n]) for n in point.tape.cotangents]
-    ones = np.ones_like
-    table: list[tuple[str, Callable[[Any], Any], float]] = [
-        ("the cotangent is ignored: as if it were 1", ones, 0.8),
-        ("the cotangent is collapsed to its sum", lambda x: np.full_like(x, np.sum(x)), 1.0),
-        ("the cotangent is collapsed to its mean", lambda x: np.full_like(x, np.mean(x)), 1.0),
-        ("the cotangent is collapsed to its first entry", lambda x: np.full_like(x, x.flat[0]), 1.1),
-        ("only the sign of the cotangent is used", np.sign, 1.0),
-        ("the absolute value of the cotangent is used", np.abs, 1.0),
-        ("the cotangent is squared", lambda x: x * x, 1.0),
-        ("the cotangent is cut off below zero (gated by d_out > 0)", lambda x: np.where(x > 0, x, 0), 1.0),
-        ("the cotangent is clipped to ±1", lambda x: np.clip(x, -1, 1), 1.1),
-        ("the cotangent is divided by its norm", lambda x: x / np.linalg.norm(x), 1.1),
-        ("the cotangent has lost its mean", lambda x: x - np.mean(x), 1.2),
-        ("the cotangent is conjugated: conjugation", np.conj, 0.9),
-        ("the cotangent is transposed", lambda x: swapped(x) if square(x) else x, 1.0),
-    ]
-    for axis in range(max((x.ndim for x in ct), default=0)):
-        by_axis = (
-            (
-                "the cotangent is collapsed to its mean over axis {0}",
-                lambda x, a: np.broadcast_to(np.mean(x, a, keepdims=True), x.shape),
-                1.1,
-            ),
-            (
-                "the cotangent is collapsed to its sum over axis {0}",
-                lambda x, a: np.broadcast_to(np.sum(x, a, keepdims=True), x.shape),
-                1.1,
-            ),
-            (
-                "only the first example counts: the cotangent's others along axis {0} are missing",
-                lambda x, a: _only(x, a, 0),
-                1.0,
-            ),
-            (
-                "only the last example or step counts: the cotangent's others along axis {0} are missing",
-                lambda x, a: _only(x, a, -1),
-                1.0,
-            ),
-            ("the cotangent is flipped along axis {0}", lambda x, a: np.flip(x, a), 1.2),
-            (
-                "the first of the cotangent along axis {0} stands for all",
-                lambda x, a: np.broadcast_to(np.take(x, [0], a), x.shape),
-                1.2,
-            ),
-            ("the cotangent is shifted by one along axis {0}", lambda x, a: shifted(x, a, 1, circular=False), 1.2),
-            (
-                "the cotangent is shifted back by one along axis {0}",
-                lambda x, a: shifted(x, a, -1, circular=False),
-                1.2,
-            ),
-            ("the last of the cotangent along axis {0} is missing (off by one)", lambda x, a: x - _only(x, a, -1), 1.2),
-            ("the first of the cotangent along axis {0} is missing (off by one)", lambda x, a: x - _only(x, a, 0), 1.2),
-        )
-        table += [(w.format(axis), lambda x, f=f, a=axis: f(x, a) if x.ndim > a else x, cost) for w, f, cost in by_axis]
-    for words, function, cost in table:
+    for words, function, cost in _table(max((x.ndim for x in ct), default=0)):
         if all(np.array_equal(function(x), x) for x in ct):
             continue
 
@@ -81,14 +88,13 @@ def cotangents(point: Point) -> Iterator[Candidate]:
 
         yield Candidate(("cotangent", words), cost, predict, lambda n, w=words: (w, ""))
     for k, _n in enumerate(point.tape.cotangents if len(ct) > 1 else ()):
-        yield Candidate(
-            ("cotangent dropped", k),
-            0.9,
-            lambda p, k=k: p.tape.replay(
-                {}, {p.tape.cotangents[k]: np.zeros_like(p.tape.values[p.tape.cotangents[k]])}
-            ),
-            lambda _, k=k: (f"the cotangent of output {k} is ignored", f"add the share of d_out[{k}]"),
-        )
+
+        def without(p, k=k):
+            n = p.tape.cotangents[k]
+            return p.tape.replay({}, {n: np.zeros_like(p.tape.values[n])})
+
+        said = f"the cotangent of output {k} is ignored", f"add the share of d_out[{k}]"
+        yield Candidate(("cotangent dropped", k), 0.9, without, lambda _, said=said: said)
 
 
 def _only(x, axis, index):

@@ -83,63 +83,46 @@ def _scaled(paths: tuple[str, ...], c: float, known: tuple[Name, ...]) -> Candid
     return Candidate(("ratio", paths), 0.5 if not c else 0.9 if known else 3.0, predict, say, named=named)
 
 
+Reshaped = tuple[str, Callable[[Any], Any], float]
+
+_OF_LEAF: tuple[Reshaped, ...] = (
+    ("given as its absolute value", np.abs, 1.5),
+    ("given by its sign only", np.sign, 1.5),
+    ("averaged over all its entries", lambda x: np.full_like(x, np.mean(x)), 1.5),
+    ("rounded to half precision", lambda x: x.real.astype(np.float16).astype(x.dtype), 1.9),
+    ("clipped to ±1", lambda x: np.clip(x.real, -1, 1).astype(x.dtype), 1.4),
+    ("clipped to ±5", lambda x: np.clip(x.real, -5, 5).astype(x.dtype), 1.4),
+    ("divided by its norm (normalised)", lambda x: x / np.linalg.norm(x), 1.4),
+)
+
+
+def _along(axis: int) -> Iterator[Reshaped]:
+    """What may have happened to a leaf along one axis."""
+    at = f"along axis {axis}"
+    yield f"flipped {at}", lambda x: np.flip(x, axis), 1.2
+    for by in (1, -1):
+        moved = f"shifted by one ({by:+d}) {at}"
+        yield moved, lambda x, b=by: shifted(x, axis, b, circular=False), 1.2
+        yield f"{moved}, the end coming in again,", lambda x, b=by: np.roll(x, b, axis), 1.25
+    for words, collapse in (
+        (f"averaged over axis {axis}", np.mean),
+        (f"summed over axis {axis} and spread again", np.sum),
+    ):
+        yield words, lambda x, f=collapse: np.broadcast_to(f(x, axis, keepdims=True), x.shape), 1.4
+    yield f"summed up cumulatively {at}", lambda x: np.cumsum(x, axis), 1.5
+    for index, word in ((0, "first"), (-1, "last")):
+        everywhere = f"that of the {word} everywhere {at}"
+        yield everywhere, lambda x, i=index: np.broadcast_to(np.take(x, [i], axis), x.shape), 1.4
+
+
 def leafwise(measure: Measure, path: str) -> Iterator[Candidate]:
     """A leaf transposed, flipped, shifted, exchanged; with a multiple of an argument; wrong in part."""
     point = measure.point
     ref = point.ref[path]
-    simple: list[tuple[str, Callable[[Any], Any], float]] = [("conj", np.conj, 0.9)] if np.iscomplexobj(ref) else []
+    simple: list[Reshaped] = [("conj", np.conj, 0.9)] if np.iscomplexobj(ref) else []
     if square(ref):
         simple.append(("transposed", swapped, 0.8))
-    simple += [
-        ("given as its absolute value", np.abs, 1.5),
-        ("given by its sign only", np.sign, 1.5),
-        ("averaged over all its entries", lambda x: np.full_like(x, np.mean(x)), 1.5),
-        ("rounded to half precision", lambda x: x.real.astype(np.float16).astype(x.dtype), 1.9),
-    ]
-    for limit in (1.0, 5.0):
-        simple.append((f"clipped to ±{limit:g}", lambda x, c=limit: np.clip(x.real, -c, c).astype(x.dtype), 1.4))
-    simple.append(("divided by its norm (normalised)", lambda x: x / np.linalg.norm(x), 1.4))
-    for axis in range(ref.ndim):
-        simple.append((f"flipped along axis {axis}", lambda x, a=axis: np.flip(x, a), 1.2))
-        for by in (1, -1):
-            simple.append(
-                (
-                    f"shifted by one ({by:+d}) along axis {axis}",
-                    lambda x, a=axis, b=by: shifted(x, a, b, circular=False),
-                    1.2,
-                )
-            )
-            simple.append(
-                (
-                    f"shifted by one ({by:+d}) along axis {axis}, the end coming in again,",
-                    lambda x, a=axis, b=by: np.roll(x, b, a),
-                    1.25,
-                )
-            )
-        simple.append(
-            (
-                f"averaged over axis {axis}",
-                lambda x, a=axis: np.broadcast_to(np.mean(x, a, keepdims=True), x.shape),
-                1.4,
-            )
-        )
-        simple.append(
-            (
-                f"summed over axis {axis} and spread again",
-                lambda x, a=axis: np.broadcast_to(np.sum(x, a, keepdims=True), x.shape),
-                1.4,
-            )
-        )
-        simple.append((f"summed up cumulatively along axis {axis}", lambda x, a=axis: np.cumsum(x, a), 1.5))
-        for index, word in ((0, "first"), (-1, "last")):
-            simple.append(
-                (
-                    f"that of the {word} everywhere along axis {axis}",
-                    lambda x, a=axis, i=index: np.broadcast_to(np.take(x, [i], a), x.shape),
-                    1.4,
-                )
-            )
-    for words, function, cost in simple:
+    for words, function, cost in (*simple, *_OF_LEAF, *(each for axis in range(ref.ndim) for each in _along(axis))):
         yield _of_leaf(path, words, function, cost)
     for other in point.ref:
         if other != path and np.shape(point.ref[other]) == np.shape(ref):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +14,12 @@ from jaxnet.checking.diagnose.scene import (
     Mutant,
     Scene,
     on_output,
+    planted,
     replaced,
     says,
     shifted,
 )
-from jaxnet.checking.diagnose.tape import Op
+from jaxnet.checking.diagnose.tape import Op, Site
 
 
 def masks(scene: Scene) -> Iterator[Mutant]:
@@ -25,74 +27,41 @@ def masks(scene: Scene) -> Iterator[Mutant]:
     tape = scene.tape
     for site, op in [*scene.linear(), *scene.residual()]:
         if op.name == "select_n" and len(op.inputs) == 3 and tape.values[op.inputs[0]].dtype == np.bool_:
-            for take, word in ((1, "false"), (2, "true")):
-                if tape.depends[op.inputs[take]]:
-                    change = replaced(lambda op, ins, look, t=take: ins[t])
-                    yield Mutant(
-                        (site, "branch", take),
-                        {site: change},
-                        1.2,
-                        _say_mask(op, f"the mask {{0}} is not applied (dropped), as if it were {word} everywhere"),
-                        site,
-                    )
-            yield Mutant(
-                (site, "inverted"),
-                {site: replaced(lambda op, ins, look: op.run([~ins[0], *ins[1:]])[0])},
-                1.7,
-                _say_mask(op, "the mask {0} is inverted"),
-                site,
-            )
-            for j in (1, 2):
-                if tape.linear[op.inputs[j]]:
-                    change = replaced(
-                        lambda op, ins, look, j=j: op.run([(ins[j] > 0) if j == 2 else (ins[j] <= 0), *ins[1:]])[0]
-                    )
-                    yield Mutant(
-                        (site, "by cotangent", j),
-                        {site: change},
-                        1.3,
-                        _say_mask(
-                            op, "the mask is taken from the sign of the cotangent (gated by d_out > 0), not from {0}"
-                        ),
-                        site,
-                    )
+            yield from _selections(scene, site, op)
         if op.name in ("gt", "ge", "lt", "le"):
-            yield Mutant(
-                (site, "not"),
-                {site: on_output(lambda op, x, look: ~x)},
-                1.5,
-                _say_mask_value(op, "the comparison {0} is the wrong way round"),
-                site,
-            )
+            words = "the comparison {0} is the wrong way round"
+            yield planted(site, ("not",), on_output(lambda op, x, look: ~x), 1.5, _say_mask_value(op, words))
         if op.name in ("max", "min") and not tape.linear[op.outputs[0]]:
             for j in (0, 1):
                 if tape.depends[op.inputs[j]]:
-                    yield Mutant(
-                        (site, "uncut", j),
-                        {site: replaced(lambda op, ins, look, j=j: ins[j])},
-                        1.4,
-                        says(op, "the cut-off {1} is dropped"),
-                        site,
-                    )
+                    change = replaced(lambda op, ins, look, j=j: ins[j])
+                    yield planted(site, ("uncut", j), change, 1.4, says(op, "the cut-off {1} is dropped"))
         if op.name == "scatter-add" and tape.linear[op.inputs[-1]]:
-            yield Mutant(
-                (site, "set"),
-                {site: _overwriting},
-                1.1,
-                _say_mask_value(
-                    op,
-                    "repeated indices overwrite each other: .set where .add is meant, only the last one of each counts",
-                ),
-                site,
-            )
+            words = "repeated indices overwrite each other: .set where .add is meant, only the last one of each counts"
+            yield planted(site, ("set",), _overwriting, 1.1, _say_mask_value(op, words))
         if op.name == "select_and_scatter_add":
-            yield Mutant(
-                (site, "ties"),
-                {site: _to_all_ties},
-                1.1,
-                _say_mask_value(op, "every tied maximum of a window gets the error, and not one of them"),
-                site,
-            )
+            words = "every tied maximum of a window gets the error, and not one of them"
+            yield planted(site, ("ties",), _to_all_ties, 1.1, _say_mask_value(op, words))
+
+
+def _selections(scene: Scene, site: Site, op: Op) -> Iterator[Mutant]:
+    """A mask left out, the wrong way round, or that of the cotangent's sign."""
+    tape = scene.tape
+    for take, word in ((1, "false"), (2, "true")):
+        if tape.depends[op.inputs[take]]:
+            change = replaced(lambda op, ins, look, t=take: ins[t])
+            words = f"the mask {{0}} is not applied (dropped), as if it were {word} everywhere"
+            yield planted(site, ("branch", take), change, 1.2, _say_mask(op, words))
+    change = replaced(lambda op, ins, look: op.run([~ins[0], *ins[1:]])[0])
+    yield planted(site, ("inverted",), change, 1.7, _say_mask(op, "the mask {0} is inverted"))
+    for j in (1, 2):
+        if tape.linear[op.inputs[j]]:
+
+            def gated(op, ins, look, j=j):
+                return op.run([(ins[j] > 0) if j == 2 else (ins[j] <= 0), *ins[1:]])[0]
+
+            words = "the mask is taken from the sign of the cotangent (gated by d_out > 0), not from {0}"
+            yield planted(site, ("by cotangent", j), replaced(gated), 1.3, _say_mask(op, words))
 
 
 def _say_mask(op: Op, words: str):
@@ -136,6 +105,10 @@ def _to_all_ties(op, ins, look):
     return [out[inner]]
 
 
+_MOVED = ("slice", "dynamic_slice", "pad", "concatenate", "gather", "dynamic_update_slice", "stack", "scatter-add",
+          "reduce_window_sum")  # fmt: skip
+
+
 def places(scene: Scene) -> Iterator[Mutant]:
     """Transposes and flips forgotten, slices and pads shifted by one."""
     tape = scene.tape
@@ -145,65 +118,32 @@ def places(scene: Scene) -> Iterator[Mutant]:
             continue
         if op.name in ("transpose", "rev") and np.shape(value) == np.shape(tape.values[op.inputs[0]]):
             what = "transpose" if op.name == "transpose" else "kernel is not flipped: flip"
-            yield Mutant(
-                (site, "undone"),
-                {site: replaced(lambda op, ins, look: ins[0])},
-                1.1,
-                says(op, f"the {what} is left out: {{0}} stands where {{1}} should"),
-                site,
-            )
-        if op.name in (
-            "slice",
-            "dynamic_slice",
-            "pad",
-            "concatenate",
-            "gather",
-            "dynamic_update_slice",
-            "stack",
-            "scatter-add",
-            "reduce_window_sum",
-        ):
-            for axis in range(np.ndim(value)):
-                if value.shape[axis] < 2:
-                    continue
-                for by in (1, -1):
-                    change = on_output(lambda op, x, look, a=axis, b=by: shifted(x, a, b, circular=False))
-                    yield Mutant(
-                        (site, "shift", axis, by),
-                        {site: change},
-                        1.7,
-                        says(op, f"{{1}} is shifted by one ({by:+d}) along axis {axis}"),
-                        site,
-                    )
-                yield Mutant(
-                    (site, "flip", axis),
-                    {site: on_output(lambda op, x, look, a=axis: np.flip(x, a))},
-                    1.8,
-                    says(op, f"{{1}} is flipped along axis {axis}"),
-                    site,
-                )
+            words = f"the {what} is left out: {{0}} stands where {{1}} should"
+            yield planted(site, ("undone",), replaced(lambda op, ins, look: ins[0]), 1.1, says(op, words))
+        for axis in range(np.ndim(value)) if op.name in _MOVED else ():
+            if value.shape[axis] > 1:
+                yield from _along(site, op, axis)
         if op.name == "concatenate" and len({np.shape(tape.values[i]) for i in op.inputs}) == 1:
-            for a in range(len(op.inputs) - 1):
-                for b in range(a + 1, len(op.inputs)):
-                    yield Mutant(
-                        (site, "exchanged", a, b),
-                        {site: _exchanged(a, b)},
-                        1.5,
-                        says(op, f"parts {a} and {b} of {{1}} are exchanged"),
-                        site,
-                    )
+            for a, b in itertools.combinations(range(len(op.inputs)), 2):
+                words = f"parts {a} and {b} of {{1}} are exchanged"
+                yield planted(site, ("exchanged", a, b), _exchanged(a, b), 1.5, says(op, words))
         if op.name == "reshape" and tape.linear[op.inputs[0]] and np.ndim(value) > 1:
-            yield Mutant(
-                (site, "order"),
-                {
-                    site: replaced(
-                        lambda op, ins, look: np.reshape(ins[0], np.shape(look.tape.values[op.outputs[0]]), order="F")
-                    )
-                },
-                1.8,
-                says(op, "the entries of {1} are laid out in another order"),
-                site,
-            )
+            words = "the entries of {1} are laid out in another order"
+            yield planted(site, ("order",), replaced(_other_order), 1.8, says(op, words))
+
+
+def _along(site: Site, op: Op, axis: int) -> Iterator[Mutant]:
+    """A result shifted by one along an axis, or flipped."""
+    for by in (1, -1):
+        change = on_output(lambda op, x, look, b=by: shifted(x, axis, b, circular=False))
+        words = f"{{1}} is shifted by one ({by:+d}) along axis {axis}"
+        yield planted(site, ("shift", axis, by), change, 1.7, says(op, words))
+    change = on_output(lambda op, x, look: np.flip(x, axis))
+    yield planted(site, ("flip", axis), change, 1.8, says(op, f"{{1}} is flipped along axis {axis}"))
+
+
+def _other_order(op, ins, look):
+    return np.reshape(ins[0], np.shape(look.tape.values[op.outputs[0]]), order="F")
 
 
 def _exchanged(a: int, b: int):
@@ -223,48 +163,23 @@ def _at(which):
     return change
 
 
+_STEPS: tuple[tuple[str, Callable[[int, int], int], str, float], ...] = (
+    ("before", lambda t, n: t - 1, "the {0} of the step before is used in the place of this step's", 1.4),
+    ("after", lambda t, n: t + 1, "the {0} of the next step is used in the place of this step's", 1.4),
+    ("first", lambda t, n: 0, "the {0} of the first step is used at every step", 1.5),
+    ("last", lambda t, n: n - 1, "the {0} of the last step is used at every step", 1.5),
+    ("reversed", lambda t, n: n - 1 - t, "{0} is read in the reverse order of the steps", 1.4),
+)
+
+
 def steps(scene: Scene) -> Iterator[Mutant]:
     """A scan that reads another step's value: the one before, the one after, the one from the other end."""
     tape = scene.tape
     for site, op in scene.sites:
-        if op.name != "step" or not numeric.is_float(tape.values[op.inputs[0]]):
-            continue
+        if op.name == "step" and numeric.is_float(tape.values[op.inputs[0]]):
+            for kind, which, words, cost in _STEPS:
 
-        def say(words, op=op):
-            return lambda namer, c: (words.format(namer.expr(op.inputs[0], 4)), "")
+                def say(namer, c, op=op, words=words):
+                    return words.format(namer.expr(op.inputs[0], 4)), ""
 
-        yield Mutant(
-            (site, "before"),
-            {site: _at(lambda t, n: t - 1)},
-            1.4,
-            say("the {0} of the step before is used in the place of this step's"),
-            site,
-        )
-        yield Mutant(
-            (site, "after"),
-            {site: _at(lambda t, n: t + 1)},
-            1.4,
-            say("the {0} of the next step is used in the place of this step's"),
-            site,
-        )
-        yield Mutant(
-            (site, "first"),
-            {site: _at(lambda t, n: 0)},
-            1.5,
-            say("the {0} of the first step is used at every step"),
-            site,
-        )
-        yield Mutant(
-            (site, "last"),
-            {site: _at(lambda t, n: n - 1)},
-            1.5,
-            say("the {0} of the last step is used at every step"),
-            site,
-        )
-        yield Mutant(
-            (site, "reversed"),
-            {site: _at(lambda t, n: n - 1 - t)},
-            1.4,
-            say("{0} is read in the reverse order of the steps"),
-            site,
-        )
+                yield planted(site, (kind,), _at(which), cost, say)

@@ -162,10 +162,24 @@ class Recorder:
         for t in range(self.limit):
             here = (*frame, t)
             go = self.closed(params["cond_jaxpr"], [*cond, *carry], (*path, "cond"), here, line)
-            if not bool(tape.values[go[0]]):
+            on = np.asarray(tape.values[go[0]])
+            if not on.any():
                 return list(carry)
-            carry = self.closed(params["body_jaxpr"], [*body, *carry], (*path, "body"), here, line)
+            after = self.closed(params["body_jaxpr"], [*body, *carry], (*path, "body"), here, line)
+            carry = self.those_on(eqn, go[0], after, carry, (*path, "on"), here, line) if on.ndim else after
         raise TooLongError(f"a while loop runs more than {self.limit:,} steps")
+
+    def those_on(self, eqn, on: int, after, before, path, frame, line) -> list[int]:
+        """What a step hands on where the condition is one for each example: those that are done stay as they are."""
+
+        def run(values):
+            which, old, new = values
+            return [np.where(which.reshape(which.shape + (1,) * (new.ndim - which.ndim)), new, old)]
+
+        return [
+            self.tape.emit("keep", run, [on, old, new], {}, (*path, j), frame, line, eqn)[0]
+            for j, (old, new) in enumerate(zip(before, after, strict=True))
+        ]
 
 
 def _placed(eqn, axes, ndim: int) -> bool:

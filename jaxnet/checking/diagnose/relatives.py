@@ -175,104 +175,109 @@ def _at(path: Site, rule: Callable[[Step], list[Any] | None]) -> Hook:
     return lambda here, step: rule(step) if here == path else None
 
 
-def _rules(eqn: Any) -> Iterator[tuple[str, str, float, Callable[[Step], list[Any] | None]]]:
-    """What may be different at one equation of the primal."""
-    name = eqn.primitive.name
-    aval = eqn.outvars[0].aval
-    inexact = hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
-    if not inexact or name in ("broadcast_in_dim", "reshape", "squeeze", "iota"):
-        return
-    if name not in _CALLS or len(eqn.outvars) == 1:
-        yield (
-            "held",
-            "{name} is held constant: as if it were stop_gradient({name})",
-            1.4,
-            lambda s: [lax.stop_gradient(o) if numeric.is_float(o) else o for o in s.bind()],
-        )
-    literals = [float(v.val) for v in eqn.invars if isinstance(v, core.Literal) and np.ndim(v.val) == 0]
-    if name == "stop_gradient":
-        yield "through", "the gradient passes through stop_gradient", 1.4, lambda s: list(s.inputs)
-    if name in ("round", "floor", "ceil", "sign"):
-        yield (
-            "straight",
-            f"{name} is passed straight through: as if {name} were the identity",
-            1.5,
-            lambda s: list(s.inputs),
-        )
-    if name in ("abs", "tanh", "logistic", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "max", "min", "clamp"):
-        which = 1 if name == "clamp" else 0
-        yield (
-            "identity",
-            f"{name} is left out, as if it were the identity",
-            1.6,
-            lambda s: [jnp.broadcast_to(s.inputs[which], s.eqn.outvars[0].aval.shape)],
-        )
-    if name in ("sqrt", "rsqrt", "log", "div", "integer_pow"):
-        yield from _epsilons(name)
-    if name == "add" and literals and 0 < abs(literals[0]) < 0.02:
-        yield "no epsilon", f"{literals[0]:.3g} (ε) is left out", 1.5, lambda s: [s.other()]
-    if name in ("div", "mul") and literals:
-        yield from _denominators(name, literals[0])
-    if name in ("erf", "erfc"):
-        yield "tanh", "the tanh approximation's derivative stands in the place of the exact GELU's", 1.5, _erf_by_tanh
-    if name == "tanh":
-        yield "sigmoid", "σ stands in the place of tanh", 1.9, lambda s: [jax.nn.sigmoid(s.inputs[0])]
-        yield (
+Rule = tuple[str, str, float, Callable[[Step], list[Any] | None]]
+"""What is different at one equation: its kind, its words, how simple it is, and what stands in the equation's place."""
+
+_IDENTITY = ("abs", "tanh", "logistic", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "erf", "max", "min", "clamp")
+_APPROXIMATE = "the tanh approximation's derivative stands in the place of the exact GELU's"
+
+
+def _as_mean(step: Step) -> list[Any]:
+    return [jnp.mean(step.inputs[0], step.eqn.params["axes"])]
+
+
+def _other_way(step: Step) -> list[Any]:
+    return step.bind(reverse=not step.eqn.params["reverse"])
+
+
+_EXCHANGED: dict[str, tuple[Rule, ...]] = {
+    "stop_gradient": (("through", "the gradient passes through stop_gradient", 1.4, lambda s: list(s.inputs)),),
+    "tanh": (
+        ("sigmoid", "σ stands in the place of tanh", 1.9, lambda s: [jax.nn.sigmoid(s.inputs[0])]),
+        (
             "hard",
             "the hard tanh's derivative stands in the place of tanh's",
             1.9,
             lambda s: [jnp.clip(s.inputs[0], -1, 1)],
-        )
-    if name == "logistic":
-        yield "tanh", "tanh stands in the place of σ", 1.9, lambda s: [jnp.tanh(s.inputs[0])]
-        yield (
+        ),
+    ),
+    "logistic": (
+        ("tanh", "tanh stands in the place of σ", 1.9, lambda s: [jnp.tanh(s.inputs[0])]),
+        (
             "hard",
             "the hard sigmoid's derivative stands in the place of σ's",
             1.9,
             lambda s: [jnp.clip(s.inputs[0] / 6 + 0.5, 0, 1)],
-        )
-        yield "steep", "σ(1.702 x) stands in the place of σ", 1.9, lambda s: [jax.nn.sigmoid(1.702 * s.inputs[0])]
-    if name == "select_n" and len(eqn.invars) == 3:
-        for j in (1, 2):
-            yield (
-                f"unmasked{j}",
-                f"the mask of {{name}} is not applied (branch {j - 1} everywhere)",
-                1.5,
-                lambda s, j=j: [s.inputs[j]],
-            )
-    if name == "max":
-        yield (
+        ),
+        ("steep", "σ(1.702 x) stands in the place of σ", 1.9, lambda s: [jax.nn.sigmoid(1.702 * s.inputs[0])]),
+    ),
+    "max": (
+        (
             "softened",
             "softplus' derivative stands in the place of relu's",
             2.0,
             lambda s: [jnp.logaddexp(s.inputs[0], s.inputs[1])],
-        )
-        yield (
+        ),
+        (
             "at ties",
             "the cut-off's derivative is that of the other side at ties",
             2.0,
             lambda s: [jnp.where(s.inputs[0] >= s.inputs[1], s.inputs[0], s.inputs[1])],
-        )
-    if name == "integer_pow":
-        for y in (eqn.params["y"] - 1, eqn.params["y"] + 1):
-            yield (
-                f"power{y}",
-                f"the power {y} stands in the place of {eqn.params['y']}",
-                1.8,
-                lambda s, y=y: [s.inputs[0] ** y],
-            )
-    if name in ("reduce_max", "reduce_min", "argmax"):
-        yield "summed", f"{name} is treated as a mean", 2.0, lambda s: [jnp.mean(s.inputs[0], s.eqn.params["axes"])]
-    if name in ("cumsum", "cumprod", "cummax", "cumlogsumexp"):
-        yield (
-            "direction",
-            f"{name} runs in the wrong direction",
-            1.5,
-            lambda s: s.bind(reverse=not s.eqn.params["reverse"]),
-        )
+        ),
+    ),
+    **{name: (("tanh", _APPROXIMATE, 1.5, lambda s: _erf_by_tanh(s)),) for name in ("erf", "erfc")},
+    **{
+        name: (("straight", f"{name} is passed straight through: as if {name} were the identity", 1.5,
+                lambda s: list(s.inputs)),)
+        for name in ("round", "floor", "ceil", "sign")
+    },
+    **{
+        name: (("summed", f"{name} is treated as a mean", 2.0, _as_mean),)
+        for name in ("reduce_max", "reduce_min", "argmax")
+    },
+    **{
+        name: (("direction", f"{name} runs in the wrong direction", 1.5, _other_way),)
+        for name in ("cumsum", "cumprod", "cummax", "cumlogsumexp")
+    },
+}  # fmt: skip
 
 
-def _epsilons(name: str) -> Iterator[tuple[str, str, float, Callable[[Step], list[Any] | None]]]:
+def _rules(eqn: Any) -> Iterator[Rule]:
+    """What may be different at one equation of the primal."""
+    name, aval = eqn.primitive.name, eqn.outvars[0].aval
+    inexact = hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+    if not inexact or name in ("broadcast_in_dim", "reshape", "squeeze", "iota"):
+        return
+    if name not in _CALLS or len(eqn.outvars) == 1:
+        yield "held", "{name} is held constant: as if it were stop_gradient({name})", 1.4, _held
+    yield from _EXCHANGED.get(name, ())
+    if name in _IDENTITY:
+        yield "identity", f"{name} is left out, as if it were the identity", 1.6, _identity
+    if name in ("sqrt", "rsqrt", "log", "div", "integer_pow"):
+        yield from _epsilons(name)
+    literals = [float(v.val) for v in eqn.invars if isinstance(v, core.Literal) and np.ndim(v.val) == 0]
+    if name == "add" and literals and 0 < abs(literals[0]) < 0.02:
+        yield "no epsilon", f"{literals[0]:.3g} (ε) is left out", 1.5, lambda s: [s.other()]
+    if name in ("div", "mul") and literals:
+        yield from _denominators(name, literals[0])
+    for j in (1, 2) if name == "select_n" and len(eqn.invars) == 3 else ():
+        words = f"the mask of {{name}} is not applied (branch {j - 1} everywhere)"
+        yield f"unmasked{j}", words, 1.5, lambda s, j=j: [s.inputs[j]]
+    for y in (eqn.params["y"] - 1, eqn.params["y"] + 1) if name == "integer_pow" else ():
+        words = f"the power {y} stands in the place of {eqn.params['y']}"
+        yield f"power{y}", words, 1.8, lambda s, y=y: [s.inputs[0] ** y]
+
+
+def _held(step: Step) -> list[Any]:
+    return [lax.stop_gradient(out) if numeric.is_float(out) else out for out in step.bind()]
+
+
+def _identity(step: Step) -> list[Any]:
+    which = 1 if step.eqn.primitive.name == "clamp" else 0
+    return [jnp.broadcast_to(step.inputs[which], step.eqn.outvars[0].aval.shape)]
+
+
+def _epsilons(name: str) -> Iterator[Rule]:
     """ε moved: sqrt(v + ε) for sqrt(v) + ε and its kin."""
 
     def inside(step: Step):
@@ -308,7 +313,7 @@ def _epsilons(name: str) -> Iterator[tuple[str, str, float, Callable[[Step], lis
         yield "without", "ε is left out", 1.55, without
 
 
-def _denominators(name: str, c: float) -> Iterator[tuple[str, str, float, Callable[[Step], list[Any] | None]]]:
+def _denominators(name: str, c: float) -> Iterator[Rule]:
     """A mean over n − 1, a number left out."""
     if name == "div" and c > 1 and c == int(c):
         for off in (-1, 1):

@@ -159,7 +159,14 @@ def square(x: Any) -> bool:
     return np.ndim(x) >= 2 and np.shape(x)[-1] == np.shape(x)[-2] > 1
 
 
+def planted(site: Site, kind: tuple, change: Change, cost: float, say: Callable) -> Mutant:
+    """The mutant with one change at one site."""
+    return Mutant((site, *kind), {site: change}, cost, say, site)
+
+
 def says(op: Op, words: str):
+    """Words in which {0} is the operation's first operand and {1} what it gives."""
+
     def say(namer, c):
         right = namer.operation(op, op.inputs, 6)[0]
         return words.format(*(namer.expr(i, 5) for i in op.inputs[:1]), right), right
@@ -168,9 +175,11 @@ def says(op: Op, words: str):
 
 
 def operand(site: Site, op: Op, j: int, kind: str, function: Callable[[Any], Any], words: str, cost: float) -> Mutant:
+    """The mutant with one operand changed; in its words {0} is that operand."""
+
     def say(namer, c):
         right = namer.operation(op, op.inputs, 5)[0]
         name = namer.expr(op.inputs[j], 4).removesuffix(".T")
         return words.format(name if name.isidentifier() else f"[{name}]") + f" in {right}", right
 
-    return Mutant((site, kind, j), {site: on_operand(j, lambda op, x, look: function(x))}, cost, say, site)
+    return planted(site, (kind, j), on_operand(j, lambda op, x, look: function(x)), cost, say)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxnet.checking.diagnose.tape import Op, Tape
 
+LINE = 90
 _INFIX = {"add": ("+", 1), "add_any": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 _COMPARE = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
 _TRANSPARENT = {"reshape", "squeeze", "expand_dims", "expand", "broadcast_in_dim", "convert_element_type", "copy",
@@ -36,8 +37,8 @@ class Namer:
         return self.tape.names.get(self.tape.args.get(path, -1), path)
 
     def expr(self, number: int, depth: int = 6) -> str:
-        """The value as an expression in what has a name."""
-        return self._expr(number, depth)[0]
+        """The value as an expression in what has a name, less deep where it would be long."""
+        return shortest(lambda d: self._expr(number, d), depth)[0]
 
     def _expr(self, number: int, depth: int) -> tuple[str, int]:
         if number in self.names:
@@ -54,13 +55,16 @@ class Namer:
             return inner, strength
         if depth <= 0:
             return ("δ" if tape.linear[number] else "…"), 9
-        return self.operation(op, op.inputs, depth)
+        return self._operation(op, op.inputs, depth)
 
     def operation(self, op: Op, inputs: Sequence[int], depth: int) -> tuple[str, int]:
         """What an operation does to these values, with the strength of its outermost sign."""
+        return shortest(lambda d: self._operation(op, inputs, d), depth)
+
+    def _operation(self, op: Op, inputs: Sequence[int], depth: int) -> tuple[str, int]:
         name = op.name
         if name == "div" and (averaged := self.averaged(inputs)) is not None:
-            return f"mean({self.expr(averaged, depth - 1)})", 9
+            return f"mean({self._expr(averaged, depth - 1)[0]})", 9
         if name in _INFIX and len(inputs) == 2:
             sign, strength = _INFIX[name]
             a, a_strength = self._expr(inputs[0], depth - 1)
@@ -73,6 +77,8 @@ class Namer:
         parts = [self._expr(i, depth - 1) for i in inputs]
         bare = [p for p, _ in parts]
         tight = [p if s >= 3 else f"({p})" for p, s in parts]
+        if name == "max" and "-inf" in bare:
+            return parts[1 - bare.index("-inf")]
         if name in _COMPARE:
             return f"({bare[0]} {_COMPARE[name]} {bare[1]})", 9
         if name == "neg":
@@ -106,6 +112,14 @@ class Namer:
         op = tape.ops[tape.maker[number]]
         shape = np.shape(tape.values[op.inputs[0]])
         return op.inputs[0] if np.prod([shape[a] for a in op.params["axes"]]) == over else None
+
+
+def shortest(said: Callable[[int], tuple[str, int]], depth: int) -> tuple[str, int]:
+    """The words at this depth, or at the greatest at which they are no longer than a line."""
+    for less in range(depth, 2, -1):
+        if len((words := said(less))[0]) <= LINE:
+            return words
+    return said(2)
 
 
 def _constant(value) -> str:
