@@ -33,6 +33,13 @@ def test_check_grads_catches_a_sign_and_names_nothing():
     assert row.misplaced == row.unnamed == (SIGN.name,)
 
 
+@pytest.mark.filterwarnings("ignore:Input #0 requires gradient")  # gradcheck's own word on float32
+def test_gradcheck_catches_a_sign_and_names_its_place():
+    row = scored("torch gradcheck", cases=[SIGN], dtypes=["float64"])
+    assert row.missed == row.alarms == row.misplaced == row.failed == ()
+    assert row.unnamed == (SIGN.name,)
+
+
 def test_an_alarm_at_right_code_and_a_miss_are_told(monkeypatch):
     monkeypatch.setitem(checkers.CHECKERS, "jaxnet check", lambda rule, args: checkers.Verdict(rule is not DENSE.rule))
     row = scored("jaxnet check")

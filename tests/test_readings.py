@@ -5,7 +5,7 @@ A reference adds a tap, an array of zeros, to each leaf layer's value: the deriv
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ def over_all_but(leading: int, t):
 
 
 def by_brute_force(case: Case, params, xs, ys):
-    """Each reading by `jax.grad` of the plain reference, one example after another; δ as a list, first layer first."""
+    """Each reading by `jax.grad` of the plain reference, one example at a time; δ as a list, first layer first."""
     taps = [jnp.zeros(shape, xs.dtype) for shape in case.taps]
     terms = ys.size
 
@@ -158,8 +158,7 @@ def by_brute_force(case: Case, params, xs, ys):
         each = out.mean(-1) if case.loss is mean_output else -(jax.nn.log_softmax(out) * jax.nn.one_hot(y, 3)).sum(-1)
         return jnp.sum(each) / terms
 
-    pairs = [jax.grad(cost, (0, 1))(params, taps, x, y) for x, y in zip(xs, ys, strict=True)]
-    grads, δs = (jax.tree.map(lambda *t: jnp.stack(t), *column) for column in zip(*pairs, strict=True))
+    grads, δs = jax.lax.map(lambda example: jax.grad(cost, (0, 1))(params, taps, *example), (xs, ys))
     return {
         "total": jax.tree.map(lambda t: t.sum(0), grads),
         "product": grads,
@@ -168,9 +167,9 @@ def by_brute_force(case: Case, params, xs, ys):
     }
 
 
-@cache
-def expected(case: Case, batch: int):
-    return jax.jit(partial(by_brute_force, case))(*case.inputs(batch))
+def with_expected(case: Case, run: Callable, batch: int):
+    """What `run` gives for a batch, and each reading by brute force, as one compiled program."""
+    return jax.jit(lambda *inputs: (run(*inputs), by_brute_force(case, *inputs)))(*case.inputs(batch))
 
 
 def summed_over_times(norms):
@@ -178,9 +177,9 @@ def summed_over_times(norms):
     return jax.tree.map(lambda t: t.reshape(len(t), -1).sum(1), norms)
 
 
-def assert_right(case: Case, name: str, actual, batch: int) -> None:
+def assert_right(case: Case, name: str, actual, right: dict) -> None:
     """One reading of a batch, against brute force."""
-    right = expected(case, batch)
+    batch = len(right["deltas"][0])
     has_params = [delta for delta, tap in zip(right["deltas"], leaf_params(case), strict=True) if tap]
     if name in ("total", "product"):
         assert_agree(actual, right[name])
@@ -204,40 +203,42 @@ def leaf_params(case: Case) -> list[bool]:
 
 
 @every_case
-@pytest.mark.parametrize("name", READINGS)
-def test_reading(case, name, x64):
-    value, actual = jax.jit(backpropagate(case.net, case.loss, READINGS[name]))(*case.inputs(4))
-    assert value.shape == ()
-    assert_right(case, name, actual, 4)
+def test_each_reading_by_itself(case, x64):
+    alone = {name: backpropagate(case.net, case.loss, read) for name, read in READINGS.items()}
+    every, right = with_expected(case, lambda *inputs: {name: run(*inputs) for name, run in alone.items()}, 4)
+    for name, (value, actual) in every.items():
+        assert value.shape == ()
+        assert_right(case, name, actual, right)
 
 
 @every_case
-@pytest.mark.parametrize("batch", [1, 3])
-def test_all_readings_of_a_partial_batch_in_one_pass(case, batch, x64):
+def test_all_readings_of_one_example_in_one_pass(case, x64):
     """A batch of its own size has its own mean; a pair reads what its members read."""
-    _, readings = jax.jit(backpropagate(case.net, case.loss, pair(*READINGS.values())))(*case.inputs(batch))
+    (_, readings), right = with_expected(case, backpropagate(case.net, case.loss, pair(*READINGS.values())), 1)
     for name, actual in zip(READINGS, readings, strict=True):
-        assert_right(case, name, actual, batch)
+        assert_right(case, name, actual, right)
 
 
 @every_case
 def test_all_readings_with_seeds_vmapped(case, x64):
     """Two networks of different parameters, trained together as one program."""
-    params, xs, ys = case.inputs(3)
-    seeds = jax.tree.map(lambda p: jnp.stack([0.5 * p, p]), params)
     run = jax.vmap(backpropagate(case.net, case.loss, pair(*READINGS.values())), (0, None, None))
-    _, readings = jax.jit(run)(seeds, xs, ys)
+
+    def seeds(params, xs, ys):
+        return run(jax.tree.map(lambda p: jnp.stack([0.5 * p, p]), params), xs, ys)
+
+    (_, readings), right = with_expected(case, seeds, 3)
     for name, actual in zip(READINGS, readings, strict=True):
-        assert_right(case, name, jax.tree.map(lambda t: t[1], actual), 3)
+        assert_right(case, name, jax.tree.map(lambda t: t[1], actual), right)
 
 
 def test_pairs_of_pairs(x64):
     case = CASES[0]
     nested = pair(total, pair(squared_norm, deltas))
     assert nested.out_axes == (None, (0, 0))
-    _, (grads, (norms, δs)) = backpropagate(case.net, case.loss, nested)(*case.inputs(4))
+    (_, (grads, (norms, δs))), right = with_expected(case, backpropagate(case.net, case.loss, nested), 4)
     for name, actual in [("total", grads), ("squared_norm", norms), ("deltas", δs)]:
-        assert_right(case, name, actual, 4)
+        assert_right(case, name, actual, right)
 
 
 def test_which_readings_add_up():
@@ -252,8 +253,9 @@ def test_a_reading_sees_all_that_meets_at_a_layer(x64):
     of_dx = jaxnet.Reading(lambda passing: (passing.dx, passing.params), out_axes=0)
     case = CASES[0]
     params, xs, ys = case.inputs(4)
-    _, readings = per_example(case.net, case.loss, of_dx)(params, xs, ys)
-    dx_at_first = jax.vmap(jax.grad(lambda x, y: -jax.nn.log_softmax(vector(params, x, [0.0] * 3))[y]))(xs, ys)
+    _, readings = jax.jit(per_example(case.net, case.loss, of_dx))(params, xs, ys)
+    dx = jax.grad(lambda x, y: -jax.nn.log_softmax(vector(params, x, [0.0] * 3))[y])
+    dx_at_first = jax.jit(jax.vmap(dx))(xs, ys)
     assert_agree(readings[0][0], dx_at_first)
     assert_agree(jax.tree.map(lambda t: t[0], readings[2][1]), params[2])
 
@@ -299,14 +301,20 @@ FACTORS = {
 
 @pytest.mark.parametrize("make", FACTORS.values(), ids=FACTORS)
 def test_factor(make, x64):
-    factor, other = make(1), make(50)
-    right, other_right = spelled_out(factor), spelled_out(other)
-    assert_agree(factor.multiply(), right)
-    assert_agree(factor.squared_norm(), jnp.sum(right**2))
-    assert_agree(factor.gram(other), jnp.sum(right * other_right), 1e-11)
-    assert_agree(other.gram(factor), factor.gram(other), 1e-11)
-    stacked = jax.tree.map(lambda *t: jnp.stack(t), factor, other)
-    assert_agree(stacked.summed_once_more().multiply(), right + other_right)
+
+    @jax.jit
+    def everything(factor, other):
+        right, other_right = spelled_out(factor), spelled_out(other)
+        stacked = jax.tree.map(lambda *t: jnp.stack(t), factor, other)
+        products = factor.multiply(), factor.squared_norm(), stacked.summed_once_more().multiply()
+        inner = factor.gram(other), other.gram(factor)
+        return (products, inner), ((right, jnp.sum(right**2), right + other_right), jnp.sum(right * other_right))
+
+    (products, (one, mirrored)), (expected, gram) = everything(make(1), make(50))
+    for actual, right in zip(products, expected, strict=True):
+        assert_agree(actual, right)
+    assert_agree(one, gram, 1e-11)
+    assert_agree(mirrored, gram, 1e-11)
 
 
 def test_gram_of_factors_of_two_kinds(x64):

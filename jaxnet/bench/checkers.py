@@ -90,6 +90,7 @@ def by_assertion(checker: Callable, rule: Callable, args: tuple) -> Verdict:
 def by_gradcheck(rule: Callable, args: tuple) -> Verdict:
     """`torch.autograd.gradcheck` of the rule as a torch function; it names the input by its place."""
     import torch  # pyright: ignore[reportMissingImports]
+    from torch.autograd.gradcheck import GradcheckError  # pyright: ignore[reportMissingImports]
 
     function, values = moving(rule, args)
 
@@ -109,8 +110,8 @@ def by_gradcheck(rule: Callable, args: tuple) -> Verdict:
 
     tensors = [torch.from_numpy(np.array(value)).requires_grad_() for value in values]
     try:
-        torch.autograd.gradcheck(Rule.apply, tensors)
-    except torch.autograd.gradcheck.GradcheckError as error:
+        torch.autograd.gradcheck(Rule.apply, tuple(tensors))
+    except GradcheckError as error:
         said = re.search(r"with respect to input (\d+)", str(error))
         where = [k for k, leaf in enumerate(args) if jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.inexact)]
         return Verdict(False, frozenset({where[int(said[1])]} if said and int(said[1]) < len(where) else ()))
