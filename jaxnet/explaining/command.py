@@ -61,7 +61,7 @@ def run(subject: Subject, options: Options) -> None:
             write_page(
                 options.html_file, observed, options.notation, source=subject.source, example=subject.example,
                 seed=subject.seed, digits=options.digits, layer=options.layer, run=subject.history,
-                batch=(subject.xs, subject.ys) if options.batch else None,
+                batch=(subject.xs, subject.ys) if options.batch else None, examples=examples_of(subject),
             )  # fmt: skip
         if options.json_file is not None:
             write_json(options.json_file, derivation)
@@ -75,17 +75,24 @@ def run(subject: Subject, options: Options) -> None:
 
 def derivation_of(subject: Subject, observed: Observed, options: Options) -> Derivation:
     """The derivation that the options ask for."""
-    first = subject.example or 0
+    one = 0 if options.formula is not None or options.table else 1  # more layers are not shown, and each takes a while
     return derive(
         observed,
         options.notation,
         layer=options.layer,
+        asked=None if options.step or options.more or options.json_file is not None else one,
         batch=(subject.xs, subject.ys) if options.batch else None,
-        examples=tuple(range(first, first + len(subject.ys))),
+        examples=examples_of(subject),
         source=subject.source,
         example=subject.example,
         seed=subject.seed,
     )
+
+
+def examples_of(subject: Subject) -> tuple[int, ...]:
+    """The subject's examples by their places in the data."""
+    first = subject.example or 0
+    return tuple(range(first, first + len(subject.ys)))
 
 
 def show(subject: Subject, observed: Observed, derivation: Derivation, options: Options, width: int) -> None:

@@ -22,6 +22,7 @@ def derive(
     notation: Notation = NIELSEN,
     *,
     layer: int | None = None,
+    asked: int | None = None,
     batch: tuple[Any, Any] | None = None,
     examples: tuple[int, ...] = (),
     source: str = "",
@@ -33,6 +34,7 @@ def derive(
     Args:
         observed: by `observe(net, loss, params, x, y)`. layer: the number, as written, of the one dense layer whose
             questions are answered first; by default the last whose weights are not too many.
+        asked: of how many dense layers the questions are answered; by default of all.
         batch: (xs, ys), for what a batch's gradients are the sums of. examples: their indices in the data.
         source, example, seed: where it came from, for the header.
 
@@ -40,23 +42,24 @@ def derive(
     """
     chain = chain_of(observed, notation)
     forward, backward = forward_lines(chain), backward_lines(chain)
-    asked = questioned(chain, layer)
-    why = tuple(why_transpose(chain, place) for place in asked)
-    tensors = [tensor(chain, place) for place in asked]
+    dense = questioned(chain, layer)
+    about = dense[:asked]
+    why = tuple(why_transpose(chain, place) for place in about)
+    tensors = [tensor(chain, place) for place in about]
     return Derivation(
         header=header(chain, source, example, seed),
         forward=forward,
         backward=backward,
         layers=drawn(chain),
         why=why,
-        layouts=layouts(chain, asked[0]) if asked else (),
+        layouts=layouts(chain, about[0]) if about else (),
         tensors=tuple(each for each in tensors if each is not None),
         order=order(chain),
-        answers=answers(chain, asked[0], why[0]) if asked else (),
-        notations=notation_rows(asked[0].number, notation.weights) if asked else (),
-        loops=loops(notation.weights) if asked else (),
+        answers=answers(chain, about[0], why[0]) if about else (),
+        notations=notation_rows(dense[0].number, notation.weights) if dense else (),
+        loops=loops(notation.weights) if dense else (),
         checked=checked(backward),
-        batch=batches(observed, asked, *batch, examples) if batch is not None else (),
+        batch=batches(observed, dense, *batch, examples) if batch is not None else (),
     )
 
 

@@ -71,7 +71,7 @@ def evaluate(node: Node, scope: Scope, text: str, seen: list[tuple[Node, Shape]]
                 return value
         case "minus":
             of = evaluate(node.parts[0], scope, text, seen)
-            return Value(of.shape, None if of.array is None else -of.array)
+            return Value(of.shape, None) if of.array is None else known(-of.array)
         case _:
             left, right = (evaluate(part, scope, text, seen) for part in node.parts)
             return joined(node, left, right)
@@ -81,7 +81,7 @@ def evaluate(node: Node, scope: Scope, text: str, seen: list[tuple[Node, Shape]]
 
 def transposed(value: Value) -> Value:
     """The transpose; a number stays."""
-    return Value(value.shape[::-1], None if value.array is None else value.array.T)
+    return Value(value.shape[::-1], None) if value.array is None else known(value.array.T)
 
 
 def named(node: Node, scope: Scope, text: str) -> Value:

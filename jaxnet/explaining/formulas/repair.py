@@ -56,6 +56,7 @@ class Part:
 Parts = list[tuple[str, Part]]  # each with the operator before it
 
 
+@np.errstate(all="ignore")
 def repair(node: Node, scope: Scope, text: str, derivation: Derivation) -> Repair | None:
     """The nearest right formula, or None where there is none.
 
