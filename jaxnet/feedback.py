@@ -271,7 +271,7 @@ def inverse(*, layers: Sequence[int] | None = None) -> Way:
 
     `layers`: places among the layers with weights, from 0; None for all.
     """
-    return Way("inverse", lambda W, B, scale: wide(jnp.linalg.inv, W).T, layers=chosen(layers))
+    return Way("inverse", lambda W, B, scale: wide(solved, W).T, layers=chosen(layers))
 
 
 def pinv(*, layers: Sequence[int] | None = None) -> Way:
@@ -309,6 +309,11 @@ def direct(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = 
 def chosen(layers: Sequence[int] | None) -> tuple[int, ...] | None:
     """The chosen layers as a `Way` holds them."""
     return None if layers is None else tuple(layers)
+
+
+def solved(W: jax.Array) -> jax.Array:
+    """W⁻¹ as the solution of W X = 1: on a CPU many times faster than `jnp.linalg.inv`."""
+    return jnp.linalg.solve(W, jnp.eye(len(W), dtype=W.dtype))
 
 
 def wide(of: Callable, W: jax.Array) -> jax.Array:
