@@ -40,8 +40,14 @@ def back(params, saved, before, after, d):  # h ← (1 − z) ⊙ n + z ⊙ h
     delta_z = dh * (h - n) * z * (1 - z)
     delta_r = delta_n * u * r * (1 - r)
     delta = jnp.concatenate([delta_r, delta_z, delta_n])
-    delta_U = jnp.concatenate([delta_r, delta_z, delta_n * r])
-    return {"h": dh * z + rows_back(params["U"], delta_U)}, delta, delta_U
+    return {"h": dh * z + rows_back(params["U"], delta_U([r], delta))}, delta
+
+
+def delta_U(saved, delta):
+    """(δ_r, δ_z, δ_n ⊙ r): made again after the scan out of what is there, rather than kept beside δ."""
+    [r] = wide(saved[0])
+    delta_r, delta_z, delta_n = jnp.split(delta, 3, axis=-1)
+    return jnp.concatenate([delta_r, delta_z, delta_n * r], axis=-1)
 
 
 def gru(
@@ -68,4 +74,5 @@ def gru(
 
     name = f"gru {units}{' reverse' if reverse else ''}"
     options = {"reverse": reverse, "init": init, "recurrent_init": recurrent_init}
-    return over_time(name, units, Cell(3, step, back), more_params=c, more_factors=factor_of_c, **options)
+    cell = Cell(3, step, back, at_state=delta_U)
+    return over_time(name, units, cell, more_params=c, more_factors=factor_of_c, **options)

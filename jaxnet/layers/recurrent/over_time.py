@@ -45,15 +45,16 @@ class Cell(NamedTuple):
 
     - `blocks`: how many gates of `units` entries W and U give.
     - `step(params, x, carry) -> carry, saved`.
-    - `back(params, saved, before, after, d_carry) -> d_carry before, δ, δᵁ`: before and after are h around the step;
-      δᵁ is left out where it is δ.
+    - `back(params, saved, before, after, d_carry) -> d_carry before, δ`: before and after are h around the step.
     - `begin(units, dtype) -> carry` of zeros, a dict with the output "h".
+    - `at_state(saved, δ) -> δᵁ` of all steps, from all that they saved; None where it is δ.
     """
 
     blocks: int
     step: Callable
     back: Callable
     begin: Callable = begin_h
+    at_state: Callable | None = None
 
 
 def rows_times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
@@ -129,13 +130,13 @@ def over_time(
         def one(d_after, at):
             d_h, counts, s, h_before, h_after = at
             d_h = d_after["h"] + d_h.astype(d_after["h"].dtype)
-            d_before, *deltas = cell.back(params, s, h_before, h_after, d_after | {"h": d_h})
-            return keep(counts, d_before, d_after), keep(counts, deltas, jax.tree.map(jnp.zeros_like, deltas))
+            d_before, delta = cell.back(params, s, h_before, h_after, d_after | {"h": d_h})
+            return keep(counts, d_before, d_after), keep(counts, delta, jnp.zeros_like(delta))
 
         d_last_wide = jax.tree.map(lambda t: t.astype(accumulated(t.dtype)), d_last)
         over = (d_hs, valid, saved, before, hs)
-        d_first, (delta, *others) = jax.lax.scan(one, d_last_wide, over, reverse=not reverse)
-        delta_U = others[0] if others else delta
+        d_first, delta = jax.lax.scan(one, d_last_wide, over, reverse=not reverse)
+        delta_U = delta if cell.at_state is None else cell.at_state(saved, delta)
         dx = rows_back(params["W"], delta).astype(d_hs.dtype)
         if isinstance(d_out, tuple):
             begun = jax.tree.map(lambda t, like: t.astype(like.dtype), d_first, d_last) if carried.value else None
