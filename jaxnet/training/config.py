@@ -121,7 +121,9 @@ class Config(Table):
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16: products in bfloat16, parameters and sums in float32."""
     data: DataSpec = "digits"
-    """digits, mnist, a .npz or .csv file, package.module:object, or a table with that as its name and options."""
+    """digits, mnist, tinyshakespeare, modular_addition, a .npz, .csv or .txt file, package.module:object, or a table.
+
+    A table has that as its name, and options."""
     loss: LossSpec
     """A loss by name, with its options."""
     init: Init | None = None
