@@ -58,7 +58,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(browser, files):
     """The small page, opened once: each test begins with the numbers as given."""
-    tab = browser.new_page(viewport={"width": 1600, "height": 1000})
+    tab = browser.new_page(viewport={"width": 1600, "height": 1000}, reduced_motion="reduce")
     tab.problems = []
     tab.on(
         "console", lambda message: tab.problems.append(message.text) if message.type in ("error", "warning") else None
@@ -214,7 +214,7 @@ def test_notations_switch_the_symbols_and_keep_the_numbers(tab):
     tab.locator('label:has(input[value="ng"])').click()
     tab.locator('label:has(input[name="numbering"][value="0"])').click()
     assert tab.locator("#backward .eq").first.text_content().startswith("dz[2]")
-    assert tab.locator(".unit .name").nth(2).inner_text() == "a[1]₁"
+    assert tab.locator(".unit .name").nth(2).text_content() == "a[1]₁"
     assert shown(tab, "err.2") == before
     tab.locator('label:has(input[value="in-out"])').click()
     assert shown(tab, "dW.2").split()[:2] == ["−.0558", ".0512"]

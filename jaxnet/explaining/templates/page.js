@@ -80,7 +80,7 @@
     slider.value = now;
     one("#chosen").textContent = `${chosen.labels[0].textContent.trim()} = ${numbers.number(now, 2)}`;
     const before = one("#cost-now").dataset.given;
-    one("#cost-now").textContent = changed ? `C ${before} → ${numbers.one(values.C, 4)}` : `C ${before}`;
+    one("#cost-now").textContent = changed ? `cost ${before} → ${numbers.one(values.C, 4)}` : `cost ${before}`;
   }
 
   function change(field, number, typed = null) {
