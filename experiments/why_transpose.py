@@ -122,7 +122,7 @@ def accuracy_plot(results: Results) -> Plot:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
 
-    return plot("Test accuracy", "one network, one seed; below the axis before the first epoch",
+    return plot("Test accuracy", "one network, one seed, so half a point is no verdict",
                 f"test accuracy of {len(results.runs)} ways back by epoch; the last is in the table", draw)  # fmt: skip
 
 
@@ -180,10 +180,11 @@ def answer(results: Results) -> list[str]:
     if "inverse" in runs and "inverse" in orthogonal:
         inverse, alike = runs["inverse"], orthogonal["inverse"]
         told.append(
-            f"The inverse would not do: W⁻¹ exists for the square W² alone, and undoes the layer instead of asking how "
-            f"each input moves the cost. Its gradient for W¹ begins {degrees(inverse.update_angles[0][0])} off the "
-            f"true one and ends at {percent(inverse.accuracies[-1])} %. Where W² begins orthogonal, W⁻¹ is Wᵀ and the "
-            f"angle is {degrees(alike.update_angles[0][0])}; training bends it to "
+            f"The inverse is another matrix: it exists for the square W² alone, and undoes the layer instead of asking "
+            f"how each input moves the cost. Its gradient for W¹ begins {degrees(inverse.update_angles[0][0])} off the "
+            f"true one and ends {degrees(inverse.update_angles[-1][0])} off, at {percent(inverse.accuracies[-1])} %: "
+            f"what it learns it learns as other wrong matrices do, by staying under 90°. Where W² begins orthogonal, "
+            f"W⁻¹ is Wᵀ and the angle is {degrees(alike.update_angles[0][0])}; training bends it to "
             f"{degrees(alike.update_angles[-1][0])}."
         )
     told += [
