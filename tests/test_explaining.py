@@ -250,7 +250,10 @@ def test_notations_name_the_same_quantities(observed):
     cs229 = derive(observed, notation("cs229", numbering=0, weights="in-out"))
     assert written(line(cs229, "dW2").left) + " = " + written(line(cs229, "dW2").right) == "∇_W⁽²⁾ J = a⁽¹⁾ᵀδ⁽²⁾"
     assert line(cs229, "dW2").value.shape == (3, 2)
-    assert "columns" in overview(cs229)
+    assert "row:    δ⁽²⁾ · W⁽²⁾ᵀ · diag" in overview(cs229)
+    assert "3×2 has none" in overview(cs229)
+    assert "J + " not in overview(cs229, width=120)
+    assert "J − .0000407" in overview(cs229, width=120)
     assert cs229.header.numbering == "CS229's symbols: input is layer 0"
     rows = {row.what: row.names for row in ng.notations}
     assert rows["BP4, weights"]["nielsen"] == "∇W³ = δ³a²ᵀ"

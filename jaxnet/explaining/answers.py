@@ -23,6 +23,7 @@ class Words:
         self.gradient = written(n.gradient(n.param("W", place.number)))
         self.out, self.into = why.shape
         self.unit = why.nudge.unit + 1
+        self.shape = why.shape[::-1] if n.rows else why.shape
 
     @property
     def line(self) -> str:
@@ -62,7 +63,7 @@ def inverse(w: Words) -> Answer:
     """Is it the inverse?"""
     sent = w.why.sent_back
     what = {
-        "none": f"{w.W} is {shape(w.why.shape)} and has none; its pseudo-inverse",
+        "none": f"{w.W} is {shape(w.shape)} and has none; its pseudo-inverse",
         "singular": f"{w.W} is singular and has none; its pseudo-inverse",
         "inverse": f"{w.W}⁻¹",
     }[sent.inverse]
@@ -94,7 +95,7 @@ def dimensions(w: Words) -> Answer:
     return Answer(
         "dimensions",
         "Is the transpose only a matter of dimensions?",
-        f"No: the {other} has the shape {shape((w.into, w.out))} as well, and what it sends back is "
+        f"No: the {other} has the shape {shape(w.shape[::-1])} as well, and what it sends back is "
         f"{sent.angle:.0f}° away: a step of {sent.step:g} along it lowers C by {one(sent.other_lowers)}, "
         f"along {w.back} by {one(sent.transpose_lowers)}{square}. Shapes cannot tell them apart, paths can: "
         f"{w.entry(w.a, w.unit)} reaches {w.entry(w.z, 1)} by {w.weight(1, w.unit)} = {weight}.",
@@ -147,6 +148,14 @@ def no_sum(w: Words) -> Answer:
 def reverse(w: Words) -> Answer:
     """Why transpose AND reverse?"""
     W, WT, delta = w.W, w.WT, w.delta
+    if w.n.rows:
+        W, WT = WT, W
+        return Answer(
+            "reverse",
+            "Why transpose AND reverse the order?",
+            f"It is one act: (AB)ᵀ = BᵀAᵀ. Here errors are rows, {delta}{W}, in the order of the chain; the same "
+            f"numbers as a column are ({delta}{W})ᵀ = {WT}{delta}ᵀ. Both cost {w.out * w.into} multiplications.",
+        )
     return Answer(
         "reverse",
         "Why transpose AND reverse the order?",

@@ -40,10 +40,10 @@ def down_to(chain: Chain, place: Place) -> list[Place]:
 def made(chain: Chain, factors: list[Jacobian], last: Sequence[Place], whole: bool) -> Layouts:
     """Both layouts of a product of Jacobians."""
     row = tuple(
-        Jacobian(Transposed(each.expression), each.shape, each.kind) if i == 0 else each
+        Jacobian(Transposed(each.expression), each.shape, each.kind) if i == 0 and not chain.notation.rows else each
         for i, each in enumerate(factors)
     )
-    column = tuple(turned(each, first=i == 0) for i, each in enumerate(factors))[::-1]
+    column = tuple(turned(each, first=i == 0 and not chain.notation.rows) for i, each in enumerate(factors))[::-1]
     item, index = last[-1].item, last[-1].index
     value = item.dx if item.dx is not None else np.zeros(item.x.shape)
     below = chain.places[index - 1] if index else None
@@ -58,7 +58,8 @@ def made(chain: Chain, factors: list[Jacobian], last: Sequence[Place], whole: bo
 def turned(each: Jacobian, *, first: bool) -> Jacobian:
     """A Jacobian transposed: a diagonal one is its own transpose."""
     rows, columns = each.shape
-    symbol = each.expression if first or each.kind == "diagonal" else Transposed(each.expression)
+    of = each.expression
+    symbol = of if first or each.kind == "diagonal" else of.of if isinstance(of, Transposed) else Transposed(of)
     return Jacobian(symbol, (columns, rows), each.kind, each.diagonal)
 
 
@@ -66,7 +67,8 @@ def jacobian(chain: Chain, place: Place) -> Jacobian:
     """∂out/∂in of one layer, of arrays as long vectors."""
     item, n_out, n_in = place.item, int(np.prod(place.item.out.shape)), int(np.prod(place.item.x.shape))
     if place.kind == "dense":
-        return Jacobian(chain.notation.param("W", place.number), (n_out, n_in), "W")
+        W = chain.notation.param("W", place.number)
+        return Jacobian(Transposed(W) if chain.notation.rows else W, (n_out, n_in), "W")  # ∂z/∂a is (out, in)
     if place.kind == "activation":
         return Jacobian(Call(Name("diag"), Call(prime(item), place.takes)), (n_out, n_in), "diagonal", slope(item))
     if place.kind == "softmax":
@@ -94,8 +96,9 @@ def order(chain: Chain) -> Order | None:
     if not dense or any(place.kind in ("other", "softmax") for place in chain.places[: dense[-1].index]):
         return None
     widths = (dense[0].item.x.shape[0], *(place.item.out.shape[0] for place in dense))
-    delta = written(Transposed(chain.notation.delta(dense[-1].number)))
-    names = [delta, *(written(chain.notation.param("W", place.number)) for place in reversed(dense))]
+    rows, delta = chain.notation.rows, chain.notation.delta(dense[-1].number)
+    weights = [chain.notation.param("W", place.number) for place in reversed(dense)]
+    names = [written(delta if rows else Transposed(delta)), *(written(Transposed(W) if rows else W) for W in weights)]
     return multiplications(widths, names)
 
 

@@ -46,7 +46,7 @@ def why_block(derivation: Derivation, why: WhyTranspose, digits: int, width: int
     rows = derivation.header.weights == "in-out"
     turned = Transposed(why.W)
     back = written(Product((why.delta, turned) if rows else (turned, why.delta)))
-    lines = why_lines(why, back, rows, digits)
+    lines = why_lines(why, back, rows, digits, written(derivation.header.cost_left))
     return [each for line in lines for each in ([line] if len(line) <= width else wrapped(line, width, HANG))]
 
 
@@ -201,7 +201,9 @@ def folded(lines: Sequence[str], width: int) -> list[str]:
 def wrapped(line: str, width: int, hang: int) -> list[str]:
     """A line folded between words, not within brackets where these are short."""
     kept = re.sub(
-        r"\([^()]{1,40}\)|⟨[^⟨⟩]{1,30}⟩|→ C [−+] \S+| = [−.\d]+$", lambda found: found.group().replace(" ", KEEP), line
+        r"\([^()]{1,40}\)|⟨[^⟨⟩]{1,30}⟩|→ [CJ] [−+] \S+| = [−.\d]+$",
+        lambda found: found.group().replace(" ", KEEP),
+        line,
     )
     folded = textwrap.wrap(
         kept, width, subsequent_indent=" " * hang, drop_whitespace=True, replace_whitespace=False,

@@ -15,18 +15,18 @@ HANG = 20  # where the text of the block stands
 MANY = 4  # terms of a sum or rows of a matrix, beyond which the middle is left out
 
 
-def why_lines(why: WhyTranspose, back: str, rows: bool, digits: int) -> list[str]:
+def why_lines(why: WhyTranspose, back: str, rows: bool, digits: int, cost: str = "C") -> list[str]:
     """The block under ∂C/∂a, in the order of asking. back: Wᵀδ as written. rows: whether W is (in, out)."""
     W = written(why.W)
     found = [f"Why {written(Transposed(why.W))}?"]
     for n, (head, lines) in enumerate(
         (
-            ("ask the network", nudged(why, rows, digits)),
-            ("count paths", counted(why, rows, digits)),
+            ("ask the network", nudged(why, rows, digits, cost)),
+            ("count paths", counted(why, rows, digits, cost)),
             ("whole columns" if rows else "whole rows", whole_rows(why, rows, digits)),
-            (f"not {W}⁻¹", not_inverse(why, back, digits)),
-            ("orthogonal", orthogonal(why, back)),
-            ("adjoint", adjoint(why, back, digits)),
+            (f"not {W}⁻¹", not_inverse(why, back, rows, digits, cost)),
+            ("orthogonal", orthogonal(why, rows)),
+            ("adjoint", adjoint(why, back, rows, digits)),
         ),
         1,
     ):
@@ -35,14 +35,14 @@ def why_lines(why: WhyTranspose, back: str, rows: bool, digits: int) -> list[str
     return [*found, f"   {'units':<15}  {units}"]
 
 
-def nudged(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
+def nudged(why: WhyTranspose, rows: bool, digits: int, cost: str) -> list[str]:
     """1: ask the network."""
     nudge, unit = why.nudge, why.nudge.unit + 1
     line = "row" if rows else "column"
     moved = fixed(nudge.dz, digits)
     return [
         f"{entry(written(why.a), unit)} + {number(nudge.by, 3)} → {written(why.gives)} + {moved}, "
-        f"{written(why.W)}'s {line} {unit} → C {plus(nudge.cost_moves)}"
+        f"{written(why.W)}'s {line} {unit} → {cost} {plus(nudge.cost_moves)}"
     ]
 
 
@@ -76,7 +76,7 @@ def some(items: Sequence[str], between: str = " + ") -> str:
     return between.join(items if len(items) <= MANY else [*items[:2], "…", items[-1]])
 
 
-def counted(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
+def counted(why: WhyTranspose, rows: bool, digits: int, cost: str) -> list[str]:
     """2: count paths."""
     paths, unit = why.paths, why.paths.unit + 1
     delta, a = written(why.delta), written(why.a)
@@ -87,7 +87,7 @@ def counted(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
     if len(paths.terms) > MANY:
         texts.insert(2, "…")
     terms = " + ".join(texts).replace("+ −", "− ")
-    first = f"{entry(a, unit)} reaches C by {count}:"
+    first = f"{entry(a, unit)} reaches {cost} by {count}:"
     second = f"{weight(why, rows, 1, unit)} by one, no sum:"
     width = max(len(first), len(second))
     return [
@@ -126,17 +126,17 @@ def spread(texts: Sequence[str], columns: Sequence[int | None], width: int) -> s
     return f"({' '.join('…' if j is None else next(left).rjust(width) for j in columns)})"
 
 
-def not_inverse(why: WhyTranspose, back: str, digits: int) -> list[str]:
+def not_inverse(why: WhyTranspose, back: str, rows: bool, digits: int, cost: str) -> list[str]:
     """4: not the inverse."""
     sent = why.sent_back
-    has = {"none": f"{shape(why.shape)} has none; the pseudo-inverse", "singular": "singular; the pseudo-inverse",
+    has = {"none": f"{shape(why.shape[::-1] if rows else why.shape)} has none; the pseudo-inverse", "singular": "singular; the pseudo-inverse",
            "inverse": "the inverse"}[sent.inverse]  # fmt: skip
     away = "one of them is 0" if math.isnan(sent.angle) else f"{sent.angle:.0f}° away"
     other = "inverse" if sent.inverse == "inverse" else "pinv"
     lowers, instead = (sized(value, digits) for value in (sent.transpose_lowers, sent.other_lowers))
     return [
         f"{has} gives {vector(sent.value, 2)}, {away}.",
-        f"Step {number(sent.step, 1)} downhill: {back} lowers C by {lowers}, {other} by {instead}",
+        f"Step {number(sent.step, 1)} downhill: {back} lowers {cost} by {lowers}, {other} by {instead}",
     ]
 
 
@@ -145,16 +145,19 @@ def sized(value: float, digits: int) -> str:
     return one(value, digits) if 0 < abs(value) < 10.0**-digits else number(value, digits)
 
 
-def orthogonal(why: WhyTranspose, back: str) -> list[str]:
+def orthogonal(why: WhyTranspose, rows: bool) -> list[str]:
     """5: where they are one."""
-    return [f"where W's {'columns' if why.shape[0] >= why.shape[1] else 'rows'} are orthonormal the two are one: "
-            f"Qᵀδ = Q⁺δ = {vector(why.orthogonal.transposed, 3)}"]  # fmt: skip
+    lines = "columns" if (why.shape[0] >= why.shape[1]) != rows else "rows"
+    same = vector(why.orthogonal.transposed, 3)
+    return [f"where W's {lines} are orthonormal the two are one: Qᵀδ = Q⁺δ = {same}"]
 
 
-def adjoint(why: WhyTranspose, back: str, digits: int) -> list[str]:
+def adjoint(why: WhyTranspose, back: str, rows: bool, digits: int) -> list[str]:
     """6: the adjoint."""
     side, v = one(why.adjoint.left, digits), vector(why.adjoint.v, 2)
-    return [f"⟨{written(why.delta)}, {written(why.W)}v⟩ = ⟨{back}, v⟩ for every v: {side} at v = {v}"]
+    W, delta = written(why.W), written(why.delta)
+    forth = f"v{W}" if rows else f"{W}v"
+    return [f"⟨{delta}, {forth}⟩ = ⟨{back}, v⟩ for every v: {side} at v = {v}"]
 
 
 # ---------------------------------------------------------------------------------------- layout and order
