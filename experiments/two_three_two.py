@@ -146,7 +146,7 @@ def render(results: Results, command: str) -> str:
     far = max(max(abs(e.by_hand - e.by_paths), abs(e.by_hand - e.by_autodiff)) for e in found)
     off = max(abs(e.by_hand - e.by_differences) for e in found)
     rows = [
-        (e.name, e.equation, *(f"{v:.8f}" for v in (e.by_hand, e.by_paths, e.by_autodiff, e.by_differences)))
+        (e.name, e.equation, *(f"{v + 0.0:.8f}" for v in (e.by_hand, e.by_paths, e.by_autodiff, e.by_differences)))
         for e in found
     ]
     headings = ("entry", "equation", "by hand", "by paths", "jax.grad", "differences")

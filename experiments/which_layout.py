@@ -178,7 +178,7 @@ def chains(results: Results) -> list:
         for i, each in enumerate(results.products)
     ]
     rows = [
-        (each.of, f"{name} {shape(value.shape)}", *(f"{v:.6f}" for v in value.ravel()))
+        (each.of, f"{name} {shape(value.shape)}", *(f"{v + 0.0:.6f}" for v in value.ravel()))
         for each in results.products
         for name, value in (("row", each.row), ("column", each.column))
     ]
@@ -203,9 +203,9 @@ def tensors(derivation: Derivation) -> list:
     for k in range(out):
         slices = [vector(row) for row in tensor.value[k]]
         lines.append(f"∂z{tensor.layer}[{k + 1}]/∂W{tensor.layer} = " + " │ ".join(slices))
-    collapsed = [" ".join(f"{v:.6f}" for v in row) for row in tensor.collapsed]
+    collapsed = [" ".join(f"{v + 0.0:.6f}" for v in row) for row in tensor.collapsed]
     outer = np.outer(tensor.delta, tensor.a)
-    rows = [(f"row {i + 1}", text, " ".join(f"{v:.6f}" for v in outer[i])) for i, text in enumerate(collapsed)]
+    rows = [(f"row {i + 1}", text, " ".join(f"{v + 0.0:.6f}" for v in outer[i])) for i, text in enumerate(collapsed)]
     return [
         Equations(f"∂z/∂W of layer {tensor.layer}, {shape(tensor.value.shape)}: row by row of each slice", lines),
         Table("Σₖ δₖ ∂zₖ/∂W against δ aᵀ", ("of W", "tensor contracted with δ", "δ aᵀ"), rows),

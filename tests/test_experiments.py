@@ -106,7 +106,8 @@ def test_evaluation_order():
     assert self_contained(page)
 
 
-def test_why_transpose(tmp_path):
+def test_why_transpose(tmp_path, monkeypatch):
+    monkeypatch.setattr(why_transpose, "ORTHOGONAL", ("inverse",))
     small = [
         "data=digits",
         "train.epochs=1",
