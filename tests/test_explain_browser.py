@@ -236,9 +236,13 @@ def test_the_drawing_shows_weights_error_and_blame(tab):
         tab.locator(f'label:has(input[value="{mode}"])').click()
         seen.append(widths())
     assert seen[0] != seen[1] != seen[2] != seen[0]
+    plain = ~np.asarray(
+        tab.evaluate("[...document.querySelectorAll('.edge')].map(each => each.matches('.now, :hover'))")
+    )
     blame = np.abs(np.concatenate([values(tab, "dW.0").reshape(-1), values(tab, "dW.2").reshape(-1)]))
     measured = [float(each.removesuffix("px")) for each in seen[1]]
-    np.testing.assert_allclose(measured, 0.5 + 5 * blame / blame.max(), atol=0.02)
+    np.testing.assert_allclose(np.asarray(measured)[plain], (0.5 + 5 * blame / blame.max())[plain], atol=0.02)
+    assert plain.sum() >= 10
 
 
 def test_the_run_s_slider_shows_each_moment(tab):
