@@ -129,7 +129,8 @@ def spread(texts: Sequence[str], columns: Sequence[int | None], width: int) -> s
 def not_inverse(why: WhyTranspose, back: str, rows: bool, digits: int, cost: str) -> list[str]:
     """4: not the inverse."""
     sent = why.sent_back
-    has = {"none": f"{shape(why.shape[::-1] if rows else why.shape)} has none; the pseudo-inverse", "singular": "singular; the pseudo-inverse",
+    size = shape(why.shape[::-1] if rows else why.shape)
+    has = {"none": f"{size} has none; the pseudo-inverse", "singular": "singular; the pseudo-inverse",
            "inverse": "the inverse"}[sent.inverse]  # fmt: skip
     away = "one of them is 0" if math.isnan(sent.angle) else f"{sent.angle:.0f}° away"
     other = "inverse" if sent.inverse == "inverse" else "pinv"
