@@ -126,7 +126,7 @@ def charts(rows: Sequence[Movement], history: History) -> tuple[Chart, ...]:
     norms = [list(line.get("delta_norms") or ()) for line in epochs]
     if any(norms):
         width = max(map(len, norms))
-        lines = {f"{i + 1}": [row[i] if i < len(row) else float("nan") for row in norms] for i in range(width)}
+        lines = {f"dense {i + 1}": [row[i] if i < len(row) else float("nan") for row in norms] for i in range(width)}
         found.append(chart("mean ‖δ‖ over the examples, epoch by epoch", lines, xs))
     return tuple(found)
 

@@ -226,6 +226,12 @@ class View:
         """A vector as a row of cells."""
         return cells.group("mat", name, np.asarray(values)[None], self.digits, 2, ())
 
+    def tensor_shape(self, asked: Asked) -> str:
+        """The shape of ∂z/∂W, W as it lies."""
+        assert asked.tensor is not None
+        out, rows, columns = asked.tensor.value.shape
+        return shape((out, columns, rows) if self.n.rows else (out, rows, columns))
+
     def slab(self, asked: Asked, k: int) -> Markup:
         """The entries of ∂z/∂W for one entry of z."""
         assert asked.tensor is not None
