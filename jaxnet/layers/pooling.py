@@ -86,7 +86,7 @@ def average_pool(
 
 
 def global_average_pool() -> Layer:
-    """out = the mean of x over all its places: (*places, channels) -> (channels,).
+    """out = the mean of x over all its places, a number for each channel: (*places, channels) -> (channels,).
 
     Raises `ShapeError` for an input without places.
     """
@@ -102,9 +102,9 @@ def global_average_pool() -> Layer:
 
 
 def global_max_pool() -> Layer:
-    """out = the greatest of x over all its places: (*places, channels) -> (channels,); the first wins a tie.
+    """out = the greatest number of x over all places of a channel: (*places, channels) -> (channels,).
 
-    Raises `ShapeError` for an input without places.
+    The first wins a tie. Raises `ShapeError` for an input without places.
     """
 
     def forward(params, x, key=None, train=False):
