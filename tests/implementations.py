@@ -4,6 +4,7 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import jaxnet
 from tests.agreement import assert_agree, assert_as_exact, cast
@@ -95,6 +96,13 @@ def check_one_by_one(problem: Problem) -> None:
     """Each example by itself and uncompiled, against all of them mapped and compiled."""
     inputs = problem.inputs(jnp.float64)
     assert_agree(one_by_one(problem, *inputs), compiled(problem)(*inputs)[1])
+
+
+# Of the two the narrower one shows every cast that is missing; both by `pytest -m "slow or not slow"`.
+NARROW = [
+    pytest.param(jnp.float32, id="float32", marks=pytest.mark.slow),
+    pytest.param(jnp.bfloat16, id="bfloat16"),
+]
 
 
 def check_precision(problem: Problem, dtype) -> None:

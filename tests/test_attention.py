@@ -219,7 +219,7 @@ def test_inner_products_of_rows(tokens, x64):
 # ------------------------------------------------------------------------------------------------ over devices
 
 
-@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("axes", [pytest.param("auto", marks=pytest.mark.slow), "explicit"])
 def test_as_many_exchanges_as_autodiff_and_no_gathering(axes):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AXES[axes],))
     block = serial(pre_norm(attention(2, kv_heads=1, rotary=True)), pre_norm(per_position(gated(8, 4))))

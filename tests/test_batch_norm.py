@@ -163,8 +163,9 @@ def test_sharded_batch_has_the_numbers_of_one_device(kind):
         def run(p, s, xs, ys):
             return step(p, xs, ys, state=s, train=True)
 
-        counts = exchanges(run, *sharded)
-        got = jax.device_get(jax.jit(run)(*sharded))
+        program = jax.jit(run).lower(*sharded).compile()
+        counts = exchanges(program)
+        got = jax.device_get(program(*sharded))
     assert counts["all-gather"] == 0
     assert_agree(got, jax.device_get(expected), 1e-5)
 
@@ -173,7 +174,8 @@ def test_the_checker_holds_it_in_both_modes_and_names_what_is_missing():
     from jaxnet.checking import check
 
     net = serial(dense(4), batch_norm(), dense(3))
-    report = check(net, "float32[6,5]", diagnose=False)
+    quick = {"diagnose": False, "also": False, "shapes": False, "precise": False, "seeds": 1}
+    report = check(net, "float32[6,5]", **quick)
     assert report.ok
     assert "right in training mode too" in report.notes
 
@@ -183,7 +185,7 @@ def test_the_checker_holds_it_in_both_modes_and_names_what_is_missing():
         x_hat, inverse_sigma, after, _ = saved
         return right.backward(params, (x_hat, inverse_sigma, after, Static(False)), d_out, read)
 
-    wrong = check(serial(dense(4), right._replace(backward=backward), dense(3)), "float32[6,5]", diagnose=False)
+    wrong = check(serial(dense(4), right._replace(backward=backward), dense(3)), "float32[6,5]", **quick)
     assert not wrong.ok
     assert wrong.layer == "layer 2 of 3 › batch_norm"
 

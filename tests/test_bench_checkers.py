@@ -28,7 +28,7 @@ def test_jaxnet_catches_places_and_names():
 
 
 def test_check_grads_catches_a_sign_and_names_nothing():
-    row = scored("jax check_grads", cases=[SIGN])
+    row = scored("jax check_grads", cases=[SIGN], sizes=["large"])  # at one small point it is missed by chance
     assert row.missed == row.alarms == row.failed == ()
     assert row.misplaced == row.unnamed == (SIGN.name,)
 

@@ -61,7 +61,13 @@ def start(experiment: Experiment):
 # -------------------------------------------------------------------------------------------- recipes
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+# Recipes that differ from another one in numbers alone take theirs by `pytest -m slow tests/test_build.py`.
+ALIKE = {f"nielsen_ch{which}" for which in ("1_100", "3_30", "3_98", "5_1", "5_2", "5_3", "6_conv", "6_relu")}
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in ALIKE else []) for p in CONFIGS]
+)
 def test_every_recipe_takes_two_steps(path):
     recipe = load_config(path)
     name, options = (recipe.data, {}) if isinstance(recipe.data, str) else (recipe.data["name"], recipe.data)

@@ -10,7 +10,7 @@ from jaxnet import dense, dropout, parallel, per_position, remat, repeat, residu
 from jaxnet.combinators import COMBINATORS as BY_NAME
 from jaxnet.layer import Static, leaves, on_leaves
 from jaxnet.models import MODELS as MODELS_BY_NAME
-from tests.implementations import check_against_autodiff, check_one_by_one, check_precision, one_of_each
+from tests.implementations import NARROW, check_against_autodiff, check_one_by_one, check_precision, one_of_each
 from tests.problems import COMBINATORS, IMAGE_MODELS, LANGUAGE_MODELS, MODELS
 
 
@@ -24,7 +24,7 @@ def test_one_by_one_agrees_with_compiled(problem, x64):
     check_one_by_one(problem)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("problem", one_of_each(COMBINATORS + MODELS), ids=lambda p: p.id)
 def test_narrow_dtypes_are_as_exact_as_autodiffs(problem, dtype, x64):
     check_precision(problem, dtype)

@@ -21,12 +21,13 @@ RECIPES = [
     "char_gpt",
     "char_lstm",
     "digits",
+    "lenet5",
     "mlp",
     "modular_addition",
-    *(
-        f"nielsen_ch{which}"
-        for which in ("1_100", "1_30", "3_100", "3_30", "3_98", "5_1", "5_2", "5_3", "5_4", "5_speeds")
-    ),
+    *(f"nielsen_ch{which}" for which in "1_100 1_30 3_100 3_30 3_98 5_1 5_2 5_3 5_4 5_speeds".split()),
+    *(f"nielsen_ch6_{which}" for which in "conv dropout expanded relu two_conv".split()),
+    "residual_cnn_digits",
+    "residual_cnn_mnist",
     "two_three_two",
 ]
 SMALL = """
@@ -170,7 +171,10 @@ WRONG = [
     (["model.0={residual=[{dense='3'}]}"], "model.0.residual.0.dense: must be a whole number"),
     (["model.0={repeat={times=2}}"], "model.0.repeat.block: is missing"),
     (["model.0={reshape=28}"], "model.0.reshape: must be a list, got 28"),
-    (["model.0={parallel={branches=[['relu']], join='add'}}"], "model.0.parallel.join: must be 'sum' or 'concatenate'"),
+    (
+        ["model.0={parallel={branches=[['relu']], join='add'}}"],
+        "model.0.parallel.join: must be 'sum', 'product' or 'concatenate'",
+    ),
     # the override itself
     (["epochs"], 'an override must be key=value, such as train.epochs=3, got "epochs"'),
     (["=3"], "the key of an override must be dotted"),

@@ -111,7 +111,10 @@ VALUES = {
         "dropout draws its mask from a key while training, got none: pass key=jax.random.key(…)",
     ),
     "huber": (lambda: jaxnet.huber(0.0), "Huber's threshold is positive, got 0.0"),
-    "join": (lambda: parallel(dense(3), join="mean"), 'parallel joins by "sum" or "concatenate", got \'mean\''),
+    "join": (
+        lambda: parallel(dense(3), join="mean"),
+        'parallel joins by "sum", "product" or "concatenate", got \'mean\'',
+    ),
     "parallel_of_none": (lambda: parallel(), "parallel takes at least one layer, got none"),
     "mlp_without_widths": (lambda: jaxnet.mlp([]), "an mlp takes at least one width, that of its output, got none"),
     "mlp_of_a_misspelt_activation": (lambda: jaxnet.mlp([3, 2], activation="rleu"), "relu, softplus"),

@@ -106,6 +106,7 @@ def test_evaluation_order():
     assert self_contained(page)
 
 
+@pytest.mark.slow
 def test_why_transpose(tmp_path, monkeypatch):
     monkeypatch.setattr(why_transpose, "ORTHOGONAL", ("inverse",))
     small = [

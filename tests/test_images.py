@@ -126,8 +126,9 @@ def test_a_sharded_batch_stays_where_it_lies(kind, one_at_a_time):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     with jax.set_mesh(mesh):
         sharded = over(mesh, params), over(mesh, xs, "data"), over(mesh, ys, "data")
-        assert exchanges(gradient, *sharded) == exchanges(by_autodiff(NET), *sharded) == {"all-reduce": 1}
-        assert_close(jax.device_get(jax.jit(gradient)(*sharded)), expected)
+        ours, theirs = (jax.jit(f).lower(*sharded).compile() for f in (gradient, by_autodiff(NET)))
+        assert exchanges(ours) == exchanges(theirs) == {"all-reduce": 1}
+        assert_close(jax.device_get(ours(*sharded)), expected)
 
 
 def test_bfloat16_kernels_take_and_give_float32():
@@ -163,7 +164,7 @@ def test_a_maximum_saves_a_byte_for_each_output_and_passes_on_a_nan():
     assert winner.dtype == jnp.uint8
     np.testing.assert_array_equal(out[..., 0], [[np.nan, 7], [13, 15]])
     wide = jnp.arange(17.0**2).reshape(17, 17, 1)
-    dx = jaxnet.vjp(max_pool(17))((), wide)[1](jnp.ones((1, 1, 1)))[1]
+    dx = jax.jit(lambda x: jaxnet.vjp(max_pool(17))((), x)[1](jnp.ones((1, 1, 1)))[1])(wide)
     assert dx[16, 16] == 1  # the 289th tap: more than a byte counts
 
 

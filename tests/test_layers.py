@@ -9,7 +9,7 @@ import jaxnet
 from jaxnet import dense, dropout, elementwise, relu
 from jaxnet.layers import INITIALIZERS, Activation, Initializer, pinned
 from tests.agreement import assert_agree, cast, normal
-from tests.implementations import check_against_autodiff, check_one_by_one, check_precision, one_of_each
+from tests.implementations import NARROW, check_against_autodiff, check_one_by_one, check_precision, one_of_each
 from tests.problems import LAYERS
 
 
@@ -23,7 +23,7 @@ def test_one_by_one_agrees_with_compiled(problem, x64):
     check_one_by_one(problem)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("problem", one_of_each(LAYERS), ids=lambda p: p.id)
 def test_narrow_dtypes_are_as_exact_as_autodiffs(problem, dtype, x64):
     check_precision(problem, dtype)

@@ -10,6 +10,7 @@ import pytest
 import jaxnet
 from jaxnet.losses import LOSSES
 from tests.agreement import assert_agree, assert_as_exact, cast, normal
+from tests.implementations import NARROW
 from tests.problems import LOSS_PROBLEMS
 
 
@@ -54,7 +55,7 @@ def test_uncompiled_agrees_with_compiled(problem, x64):
     assert_agree(one_by_one(problem, inputs), compiled(problem)(*inputs)[2])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("problem", [p for p in LOSS_PROBLEMS if p.batch > 1], ids=lambda p: p.id)
 def test_narrow_dtypes_are_as_exact_as_autodiffs(problem, dtype, x64):
     inputs = problem.inputs(dtype)

@@ -84,9 +84,9 @@ def test_as_many_exchanges_as_autodiff(net, monkeypatch):
         def cost(params, xs, ys):
             return jax.vmap(lambda x, y: one(params, x, y, 1 / len(xs), None)[0])(xs, ys).sum()
 
-        def of(params, xs, ys, key):
+        def of(params, kept, xs, ys, key):
             value, grads = jax.value_and_grad(cost)(params, xs, ys)
-            return grads, {"loss": value * len(xs)}
+            return grads, {"loss": value * len(xs)}, kept
 
         return of
 

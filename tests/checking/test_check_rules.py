@@ -241,6 +241,7 @@ def test_finite_differences_are_a_second_opinion():
     assert len(right.curve) > 3
 
 
+@pytest.mark.slow
 def test_a_while_loop_with_a_condition_for_each_example():
     """`jax.scipy.special.expi` of an array loops until every entry is done, and has a rule inside a rule."""
 
