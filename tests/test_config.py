@@ -24,8 +24,11 @@ RECIPES = [
     "lenet5",
     "mlp",
     "modular_addition",
-    *(f"nielsen_ch{which}" for which in "1_100 1_30 3_100 3_30 3_98 5_1 5_2 5_3 5_4 5_speeds".split()),
-    *(f"nielsen_ch6_{which}" for which in "conv dropout expanded relu two_conv".split()),
+    *(
+        f"nielsen_ch{which}"
+        for which in ["1_100", "1_30", "3_100", "3_30", "3_98", "5_1", "5_2", "5_3", "5_4", "5_speeds"]
+    ),
+    *(f"nielsen_ch6_{which}" for which in ["conv", "dropout", "expanded", "relu", "two_conv"]),
     "residual_cnn_digits",
     "residual_cnn_mnist",
     "two_three_two",
