@@ -54,6 +54,26 @@ def mean_over_batch(t: jax.Array) -> jax.Array:
     return sum_over_examples(own) / jax.lax.axis_size(EXAMPLES)
 
 
+def batch_statistics(x):
+    """μ and σ² of the batch. Raises `ValueError` for one example by itself."""
+    if not in_batch():
+        raise ValueError(
+            "batch_norm in training takes its mean over a whole batch, got one example by itself: its examples "
+            "are coupled, so it has no gradient of each example alone and does not run in chunks; use "
+            "value_and_grad with chunks=1, or evaluation mode (train=False)"
+        )
+    mu = mean_over_batch(x)
+    return mu, mean_over_batch(jnp.square(x - along_last(mu, x)))
+
+
+def moved(population, rate, mu, variance, count):
+    """The population after a batch of `count` values of each channel."""
+    if population is None:
+        return None
+    seen = {"mean": mu, "variance": variance * (count / max(count - 1, 1))}
+    return Untrained(jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, population.value, seen))
+
+
 def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
     """out = γ (x − μ)/√(σ² + ε) + β, with μ and σ² over a batch, for x of shape (…, channels).
 
@@ -84,29 +104,12 @@ def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
         population = {"mean": zero.astype(wide), "variance": one.astype(wide)}
         return {"gamma": one, "beta": zero, "population": Untrained(population)}
 
-    def batch_statistics(x):
-        if not in_batch():
-            raise ValueError(
-                "batch_norm in training takes its mean over a whole batch, got one example by itself: its examples "
-                "are coupled, so it has no gradient of each example alone and does not run in chunks; use "
-                "value_and_grad with chunks=1, or evaluation mode (train=False)"
-            )
-        mu = mean_over_batch(x)
-        return mu, mean_over_batch(jnp.square(x - along_last(mu, x)))
-
-    def moved(population, mu, variance, count):
-        """The population after a batch of `count` values of each channel."""
-        if population is None:
-            return None
-        seen = {"mean": mu, "variance": variance * (count / max(count - 1, 1))}
-        return Untrained(jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, population.value, seen))
-
     def forward(params, x, key=None, train=False):
         accepts(x, params["gamma"])
         wide, population = x.astype(accumulated(x.dtype)), params["population"]
         if train:
             mu, variance = batch_statistics(wide)
-            after = moved(population, mu, variance, jax.lax.axis_size(EXAMPLES) * math.prod(x.shape[:-1]))
+            after = moved(population, rate, mu, variance, jax.lax.axis_size(EXAMPLES) * math.prod(x.shape[:-1]))
         elif population is None:
             raise ValueError("batch_norm in evaluation takes its population's statistics, got none: give state=…")
         else:
