@@ -25,7 +25,7 @@ def times(W: Float[Array, "rows columns"], a: Float[Array, " columns"]) -> Float
     So bfloat16 weights make bfloat16 products of float32 activations and errors: where the hardware has units for
     them, these are fastest with a float32 result.
     """
-    return jnp.matmul(W, a.astype(W.dtype), preferred_element_type=accumulated(W.dtype)).astype(a.dtype)
+    return jnp.matmul(a.astype(W.dtype), W.T, preferred_element_type=accumulated(W.dtype)).astype(a.dtype)
 
 
 def transpose_times(W: Float[Array, "out in"], delta: Float[Array, " out"]) -> Float[Array, " in"]:
