@@ -27,15 +27,21 @@ class Activation(NamedTuple):
     saves: Literal["z", "a", "g_prime"]
 
 
+def normal_cdf(z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Φ(z) = ½ (1 + erf z/√2). JAX's own cuts z into ranges, several times the work, for digits of Φ far below ε."""
+    return (1 + jax.lax.erf(z * 0.5**0.5)) / 2
+
+
 def exact_gelu(z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """g = z Φ(z), Φ the normal distribution function."""
-    return jax.nn.gelu(z, approximate=False)
+    """g = z Φ(z), Φ the normal distribution function, in float32 or better."""
+    wide = z.astype(accumulated(z.dtype))
+    return (wide * normal_cdf(wide)).astype(z.dtype)
 
 
 def exact_gelu_prime(z: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
-    """g′ = Φ(z) + z φ(z), in float32 or better: JAX has no narrower Φ."""
+    """g′ = Φ(z) + z φ(z), in float32 or better."""
     z = z.astype(accumulated(z.dtype))
-    return norm.cdf(z) + z * norm.pdf(z)
+    return normal_cdf(z) + z * norm.pdf(z)
 
 
 def gelu_tanh_prime(z: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:

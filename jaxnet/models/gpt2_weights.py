@@ -164,7 +164,7 @@ def in_place(block: Mapping[str, Any]) -> Tree:
 
 def to_arrays(params: Tree) -> dict[str, np.ndarray]:
     """Parameters of `gpt2` without dropout as arrays by their published names, `transformer.` left out, float32."""
-    tokens, positions, ((norm_1, attention), (norm_2, (first, _, second))), norm, _ = params
+    tokens, positions, ((norm_1, attention), (norm_2, (first, (_, second)))), norm, _ = params
     block = {"norm_1": norm_1, "attention": attention, "norm_2": norm_2, "first": first, "second": second}
     arrays = {
         "wte.weight": tokens["W"],

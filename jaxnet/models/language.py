@@ -81,7 +81,8 @@ def gpt(
         mlp = gated(inner, width, activation=activation, bias=bias, init=init)
     else:
         first, last = dense(inner, bias=bias, init=init), dense(width, bias=bias, init=init)
-        mlp = serial(first, activation_named(activation), last)
+        # What the second product takes is made again from z: a fifth of the memory for one more g.
+        mlp = serial(first, remat_of(serial(activation_named(activation), last)))
     parts = [into_stream(mixed, "W_o", branches), per_position(into_stream(mlp, "W", branches))]
     block = serial(*(pre_norm(serial(part, *drop) if drop else part, normed()) for part in parts))
     begin = [embedding(vocab, width), *([] if rotary else [positional_embedding(positions)]), *drop]

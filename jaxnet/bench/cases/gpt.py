@@ -90,7 +90,7 @@ def fused_attend(p: dict, x: jax.Array, heads: int) -> jax.Array:
 
 def block(p: tuple, x: jax.Array, heads: int, attention: Callable) -> jax.Array:
     """x + attention(norm x), then x + MLP(norm x)."""
-    (norm_1, mixed), (norm_2, (first, _, last)) = p
+    (norm_1, mixed), (norm_2, (first, (_, last))) = p
     x = x + attention(mixed, norm(norm_1, x), heads)
     return x + affine(last, jax.nn.gelu(affine(first, norm(norm_2, x)), approximate=False))
 
@@ -147,7 +147,7 @@ def in_torch(sizes: Sizes, arguments: tuple, **aims: float) -> tuple[Variant, ..
     functional = module.nn.functional
 
     # Places among the leaves, so that torch's compiler meets no trees of ours.
-    words, positions, ((norm_1, mixed), (norm_2, (first, _, second))), last, head = jax.tree.unflatten(
+    words, positions, ((norm_1, mixed), (norm_2, (first, (_, second)))), last, head = jax.tree.unflatten(
         structure, range(len(leaves))
     )
 
