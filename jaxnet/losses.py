@@ -50,10 +50,13 @@ def one_hot(y, x) -> Float[Array, "..."]:
     return jax.nn.one_hot(y, x.shape[-1], dtype=x.dtype) if is_index(y) else y.astype(x.dtype)
 
 
-def pointwise(name: str, value: Callable[..., Array], delta: Callable[..., Array]) -> Loss:
+def pointwise(
+    name: str, value: Callable[..., Array], delta: Callable[..., Array], of_index: Callable | None = None
+) -> Loss:
     """A loss without parameters, of its two formulas for one term: `value(x, y)` a number, `delta(x, y)` = ∂value/∂x.
 
-    x and y, the target one-hot where it came as an index, are (…, features); value gives (…).
+    x and y, the target one-hot where it came as an index, are (…, features); value gives (…). `of_index(x, y)`: the
+    pair of them for class indices y: (…) as they come, where that is less work.
     The turn raises `ShapeError` for a target that does not fit x.
     """
 
@@ -69,10 +72,13 @@ def pointwise(name: str, value: Callable[..., Array], delta: Callable[..., Array
         y = jnp.asarray(y)
         accepts(x, y)
         wide = x.astype(accumulated(x.dtype))
-        target = one_hot(y, wide)
+        if of_index is not None and is_index(y):
+            values, deltas = of_index(wide, y)
+        else:
+            target = one_hot(y, wide)
+            values, deltas = value(wide, target), delta(wide, target)
         weights = counted(y).astype(wide.dtype) * jnp.asarray(weight, wide.dtype)
-        cost = jnp.sum(weights * value(wide, target))
-        return cost, (weights[..., None] * delta(wide, target)).astype(x.dtype), ()
+        return jnp.sum(weights * values), (weights[..., None] * deltas).astype(x.dtype), ()
 
     return Loss(name, turn, terms)
 
@@ -146,10 +152,24 @@ binary_cross_entropy_on_logits = pointwise(
 )
 """C = −Σ [y ln σ(z) + (1 − y) ln(1 − σ(z))], δ = σ(z) − y: Nielsen's cross-entropy of a sigmoid output, (67)."""
 
+
+def _cross_entropy_of_class(z, y):
+    """−ln p_y and p − e_y from one exponential of each entry: with a large vocabulary, most of what a loss costs.
+
+    NaN for a class that there is none of, so that it shows.
+    """
+    highest = jnp.max(z, axis=-1)
+    powers = jnp.exp(z - highest[..., None])
+    sums = total(powers)
+    z_y = jnp.take_along_axis(z, jnp.maximum(y, 0)[..., None], axis=-1, mode="fill")[..., 0]
+    return highest + jnp.log(sums) - z_y, powers / sums[..., None] - one_hot(y, z)
+
+
 softmax_cross_entropy = pointwise(
     "softmax_cross_entropy",
     lambda z, y: total(y) * jax.nn.logsumexp(z, axis=-1) - total(y * z),
     lambda z, y: total(y)[..., None] * jax.nn.softmax(z, axis=-1) - y,
+    _cross_entropy_of_class,
 )
 """C = −Σ yᵢ ln pᵢ, p = softmax(z), δ = p − y, or p Σy − y for a y that does not sum to 1.
 

@@ -158,7 +158,7 @@ def in_place(block: Mapping[str, Any]) -> Tree:
     """A block's parameters, by the names of this module, in the structure that `gpt` has them in."""
     return (
         (block["norm_1"], block["attention"]),
-        (block["norm_2"], (block["first"], (), block["second"])),
+        (block["norm_2"], (block["first"], ((), block["second"]))),
     )
 
 
