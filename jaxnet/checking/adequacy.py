@@ -95,7 +95,7 @@ def _mistakes(problem: Problem, program: Program, here: Point) -> Iterator[tuple
     scene = Scene(here.tape)
     for mutant in chain(operators.structural(scene), strangers.passed(scene)):
         line = here.tape.ops[scene.first[mutant.site]].line
-        yield (lambda p, m=mutant: p.tape.replay(m.changes)), (lambda namer, m=mutant: m.say(namer, 0.0)), line
+        yield (lambda p, m=mutant: m.gives(p.tape)), (lambda namer, m=mutant: m.say(namer, 0.0)), line
     ones = {n: np.ones_like(here.tape.values[n]) for n in here.tape.cotangents}
     yield (
         (lambda p: p.tape.replay({}, dict(zip(p.tape.cotangents, ones.values(), strict=True)))),

@@ -7,13 +7,13 @@ from jaxnet.checking.diagnose import diagnose
 from tests.checking import unseen
 from tests.checking.helpers import named, problem
 
-UNNAMED = {"30 wrong axis"}
+UNNAMED = {"67 GroupNorm: means over the groups too", "93 D summed over the queries"}
 """Sums over another axis inside a formula that was rearranged by hand: no small change of the program is that."""
 
 
 def marked(i, case):
-    """Every fourth in every run, all of them in the slow one."""
-    return pytest.param(case, id=case.name, marks=[] if i % 4 == 0 else pytest.mark.slow)
+    """Some in every run, all of them in the slow one: layers as jaxnet has them take longer to compile."""
+    return pytest.param(case, id=case.name, marks=[] if i % (6 if i < 55 else 12) == 0 else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("case", [marked(i, case) for i, case in enumerate(CASES)])
@@ -34,9 +34,10 @@ def test_share_of_the_unseen_that_is_named():
         if not named(case, diagnose(asked)):
             lost.append(case.name)
     assert len(unseen.CASES) == 40
-    assert len(lost) <= 6, lost
+    assert len(lost) <= 1, lost
 
 
 def test_share_named():
-    assert len(CASES) == 55
-    assert 1 - len(UNNAMED) / len(CASES) >= 0.85
+    assert len(CASES) == 116
+    assert [int(case.name.split()[0]) for case in CASES] == list(range(1, 117))
+    assert 1 - len(UNNAMED) / len(CASES) >= 0.98

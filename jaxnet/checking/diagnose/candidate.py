@@ -37,9 +37,13 @@ class Named:
     narrowed: Callable[[tuple[Name, ...]], Candidate]
 
     def holding(self, points: Sequence[Point]) -> tuple[Name, ...]:
-        """The names that are worth the constant at all these points; all of them where none is."""
+        """The names that are worth the constant at all these points; all of them where none is.
+
+        A plain number that is does not need a size for its name.
+        """
 
         def holds(name: Name, point: Point) -> bool:
             return abs(name.value(point.args, point.cotangent) - self.best(point)) <= 1e-6 * abs(self.best(point))
 
-        return tuple(n for n in self.names if all(holds(n, p) for p in points)) or self.names
+        found = tuple(n for n in self.names if all(holds(n, p) for p in points)) or self.names
+        return tuple(n for n in found if n.plain) or found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxnet.checking.diagnose.candidate import Candidate, Named
 from jaxnet.checking.diagnose.cotangents import cotangents
 from jaxnet.checking.diagnose.parts import other_mask, part
 from jaxnet.checking.diagnose.points import Measure, Point
-from jaxnet.checking.diagnose.scene import shifted, square, swapped
+from jaxnet.checking.diagnose.scene import shifted
 from jaxnet.checking.diagnose.sizes import Name, names
 
 
@@ -120,8 +121,12 @@ def leafwise(measure: Measure, path: str) -> Iterator[Candidate]:
     point = measure.point
     ref = point.ref[path]
     simple: list[Reshaped] = [("conj", np.conj, 0.9)] if np.iscomplexobj(ref) else []
-    if square(ref):
-        simple.append(("transposed", swapped, 0.8))
+    for a, b in combinations(range(ref.ndim), 2):
+        simple.append((f"flipped along axes {a} and {b}", lambda x, a=a, b=b: np.flip(x, (a, b)), 1.25))
+        if ref.shape[a] == ref.shape[b] > 1:
+            last = (a, b) == (ref.ndim - 2, ref.ndim - 1)
+            words = "transposed" if last else f"transposed: axes {a} and {b} exchanged,"
+            simple.append((words, lambda x, a=a, b=b: np.swapaxes(x, a, b), 0.8 if last else 0.9))
     for words, function, cost in (*simple, *_OF_LEAF, *(each for axis in range(ref.ndim) for each in _along(axis))):
         yield _of_leaf(path, words, function, cost)
     for other in point.ref:

@@ -93,5 +93,9 @@ def _both(search: Search, one: Mutant, other: Mutant, c: float, e: float) -> Can
 
     cost = 1.0 + _price(search, one, other) + (c not in (0.0, -1.0, 2.0)) + (e not in (0.0, -1.0, 2.0))
     return Candidate(
-        ("pair", one.key, other.key, c, e), cost, lambda p: p.tape.replay({**first, **second}), say, search.line(one)
+        ("pair", one.key, other.key, c, e),
+        cost,
+        lambda p: p.tape.replay({**first, **second}, behind=one.behind or other.behind),
+        say,
+        search.line(one),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from jaxnet.checking.diagnose.scene import (
     says,
     shifted,
 )
-from jaxnet.checking.diagnose.tape import Op, Site
+from jaxnet.checking.diagnose.tape import Op, Site, Tape
 
 
 def masks(scene: Scene) -> Iterator[Mutant]:
@@ -31,6 +33,11 @@ def masks(scene: Scene) -> Iterator[Mutant]:
         if op.name in ("gt", "ge", "lt", "le"):
             words = "the comparison {0} is the wrong way round"
             yield planted(site, ("not",), on_output(lambda op, x, look: ~x), 1.5, _say_mask_value(op, words))
+            for fill, word in ((np.ones_like, "true"), (np.zeros_like, "false")):
+                words = f"the mask {{0}} is not applied (dropped), as if it were {word} everywhere"
+                change = on_output(lambda op, x, look, fill=fill: fill(x))
+                mutant = planted(site, ("all", word), change, 1.25, _say_mask_value(op, words))
+                yield replace(mutant, behind=True)
         if op.name in ("max", "min") and not tape.linear[op.outputs[0]]:
             for j in (0, 1):
                 if tape.depends[op.inputs[j]]:
@@ -39,6 +46,8 @@ def masks(scene: Scene) -> Iterator[Mutant]:
         if op.name == "scatter-add" and tape.linear[op.inputs[-1]]:
             words = "repeated indices overwrite each other: .set where .add is meant, only the last one of each counts"
             yield planted(site, ("set",), _overwriting, 1.1, _say_mask_value(op, words))
+            words = "what repeated indices add is averaged: divided by the number of times that each occurs"
+            yield planted(site, ("mean",), _averaging, 1.2, _say_mask_value(op, words))
         if op.name == "select_and_scatter_add":
             words = "every tied maximum of a window gets the error, and not one of them"
             yield planted(site, ("ties",), _to_all_ties, 1.1, _say_mask_value(op, words))
@@ -82,6 +91,35 @@ def _overwriting(op, ins, look):
     operand, indices, updates = (jnp.asarray(v) for v in ins)
     out = lax.scatter(operand, indices, updates, numbers, mode=mode)
     return [np.asarray(out)]
+
+
+def _averaging(op, ins, look):
+    """The scatter that adds, over the number of what it adds to each entry."""
+    operand, indices, updates = ins
+    counts = op.run([np.zeros_like(operand), indices, np.ones_like(updates)])[0]
+    sums = op.run([np.zeros_like(operand), indices, updates])[0]
+    return [operand + sums / np.maximum(counts, 1)]
+
+
+def overwritten(scene: Scene) -> Iterator[Mutant]:
+    """What is put at places of its own (by pads, slices, scatters) replaces what is there, and is not added to it."""
+    tape = scene.tape
+    for site, op in scene.linear():
+        if op.name not in ("add", "add_any"):
+            continue
+        for j in (0, 1):
+            if any(_meet(tape, tape.ops[k], j) for k in tape.instances[site].values()):
+                change = replaced(lambda op, ins, look, j=j: np.where(ins[j] != 0, ins[j], ins[1 - j]))
+                words = "where two meet, one overwrites the other (set, and not add) in {1}"
+                yield planted(site, ("overwrites", j), change, 1.4, says(op, words))
+
+
+def _meet(tape: Tape, op: Op, winner: int) -> bool:
+    """Whether one of two terms stands at some places of its own, and the other has something there to be lost."""
+    if not all(tape.linear[i] for i in op.inputs):
+        return False
+    own, other = (np.asarray(tape.values[op.inputs[j]]) != 0 for j in (winner, 1 - winner))
+    return bool(np.any(own & other) and not np.all(own))
 
 
 def _to_all_ties(op, ins, look):
@@ -130,6 +168,13 @@ def places(scene: Scene) -> Iterator[Mutant]:
         if op.name == "reshape" and tape.linear[op.inputs[0]] and np.ndim(value) > 1:
             words = "the entries of {1} are laid out in another order"
             yield planted(site, ("order",), replaced(_other_order), 1.8, says(op, words))
+        if op.name == "reshape" and np.ndim(value) != np.ndim(tape.values[op.inputs[0]]):
+            large = max(np.shape(value), np.shape(tape.values[op.inputs[0]]), key=len)
+            for axis in range(len(large) - 1):
+                if min(large[axis], large[axis + 1]) > 1:
+                    words = f"axes {axis} and {axis + 1} of what is laid together in {{1}} stand in another order"
+                    change = replaced(partial(_axes_exchanged, axis=axis))
+                    yield planted(site, ("axes", axis), change, 1.6, says(op, words))
 
 
 def _along(site: Site, op: Op, axis: int) -> Iterator[Mutant]:
@@ -144,6 +189,16 @@ def _along(site: Site, op: Op, axis: int) -> Iterator[Mutant]:
 
 def _other_order(op, ins, look):
     return np.reshape(ins[0], np.shape(look.tape.values[op.outputs[0]]), order="F")
+
+
+def _axes_exchanged(op, ins, look, axis: int):
+    """A reshape whose larger side has two neighbouring axes exchanged."""
+    x, shape = ins[0], np.shape(look.tape.values[op.outputs[0]])
+    if x.ndim > len(shape):
+        return np.swapaxes(x, axis, axis + 1).reshape(shape)
+    other = list(shape)
+    other[axis], other[axis + 1] = other[axis + 1], other[axis]
+    return np.swapaxes(x.reshape(other), axis, axis + 1)
 
 
 def _exchanged(a: int, b: int):

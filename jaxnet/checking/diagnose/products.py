@@ -1,13 +1,11 @@
-"""Matrix products, convolutions and sums: transposed, inverted, over other axes, of one term only."""
+"""Matrix products and sums: transposed, inverted, over other axes, of one term only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import product
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.checking.diagnose.scene import (
@@ -18,7 +16,6 @@ from jaxnet.checking.diagnose.scene import (
     planted,
     replaced,
     says,
-    shifted,
     square,
     swapped,
 )
@@ -48,8 +45,6 @@ def products(scene: Scene) -> Iterator[Mutant]:
             if square(scene.tape.values[op.outputs[0]]):
                 change = on_output(lambda op, x, look: swapped(x))
                 yield planted(site, ("out.T",), change, 1.1, says(op, "the product {1} comes out transposed"))
-        elif op.name == "conv_general_dilated" and (sides := scene.split(op)) is not None:
-            yield from _convolution(site, op, sides)
 
 
 def _operands(scene: Scene, site: Site, op: Op, j: int) -> Iterator[Mutant]:
@@ -63,6 +58,9 @@ def _operands(scene: Scene, site: Site, op: Op, j: int) -> Iterator[Mutant]:
         yield operand(site, op, j, "inverse.T", lambda x: swapped(np.linalg.inv(x)), _INVERSE, 1.61)
     for kind, function, words, cost in _MATRIX if not moving else ():
         yield operand(site, op, j, kind, function, words, cost)
+    if square(value):
+        words = "the diagonal of {0} is missing, as by a mask that is off by one,"
+        yield operand(site, op, j, "diagonal", _without_diagonal, words, 1.6)
     if not moving and np.ndim(value) >= 2:
         words = "{0} divided by its norm in the place of {0}"
         yield operand(site, op, j, "normed", lambda x: x / np.linalg.norm(x), words, 1.9)
@@ -70,6 +68,11 @@ def _operands(scene: Scene, site: Site, op: Op, j: int) -> Iterator[Mutant]:
         if value.shape[axis] > 1 and (moving or np.ndim(value) > 1):
             flipped = f"{{0}} flipped along axis {axis}"
             yield operand(site, op, j, f"flip{axis}", lambda x, a=axis: np.flip(x, a), flipped, 1.8)
+
+
+def _without_diagonal(x: Any) -> Any:
+    """x with zeros where its last two axes meet."""
+    return np.where(np.eye(x.shape[-1], dtype=bool), np.zeros((), x.dtype), x)
 
 
 def _contractions(scene: Scene, site: Site, op: Op) -> Iterator[Mutant]:
@@ -86,39 +89,6 @@ def _contractions(scene: Scene, site: Site, op: Op) -> Iterator[Mutant]:
 
             words = f"only the {word} of the {size} terms (axis {axis}) is summed in {{1}}, the others are missing"
             yield planted(site, (word, nth), one, 1.4, says(op, words))
-
-
-def _convolution(site: Site, op: Op, sides: tuple[int, int]) -> Iterator[Mutant]:
-    """Kernels flipped, channels exchanged, strides not dilated; each at its place in the numbers of the convolution."""
-    moving, fixed = sides
-    numbers = op.params["dimension_numbers"]
-    specs = (numbers.lhs_spec, numbers.rhs_spec)
-    for j, word in ((fixed, "{0}"), (moving, "the error")):
-        (a, b), space = specs[j][:2], specs[j][2:]
-        words = f"{word} spatially flipped (kernel not flipped, or flipped twice)"
-        yield operand(site, op, j, f"flip space{j}", lambda x, s=space: np.flip(x, s), words, 1.2)
-        words = f"the channels of {word} exchanged"
-        yield operand(site, op, j, f"channels{j}", lambda x, a=a, b=b: np.swapaxes(x, a, b), words, 1.5)
-        if len(space) == 2:
-            words = f"{word} with rows and columns exchanged"
-            yield operand(site, op, j, f"space.T{j}", lambda x, s=space: np.swapaxes(x, *s), words, 1.5)
-        for axis, by in product(space, (1, -1)):
-            words = f"{word} shifted by one pixel along axis {axis}"
-            move = partial(shifted, axis=axis, by=by, circular=False)
-            yield operand(site, op, j, f"shift{j}{axis}{by}", move, words, 1.7)
-    if any(d > 1 for key in ("lhs_dilation", "rhs_dilation") for d in op.params[key]):
-        words = "the stride is not dilated: no zeros between the errors in {1}"
-        yield planted(site, ("undilated",), _undilated, 1.3, says(op, words))
-
-
-def _undilated(op: Op, ins: Sequence[Any], look: Looking) -> list[Any]:
-    """The convolution without the zeros that a stride puts between the errors."""
-    params, numbers = dict(op.eqn.params), op.params["dimension_numbers"]
-    sizes = (ins[0].shape[a] for a in numbers.lhs_spec[2:])
-    extra = [(n - 1) * (d - 1) for n, d in zip(sizes, params["lhs_dilation"], strict=True)]
-    params["padding"] = tuple((lo, hi + e) for (lo, hi), e in zip(params["padding"], extra, strict=True))
-    params["lhs_dilation"] = (1,) * len(extra)
-    return [np.asarray(op.eqn.primitive.bind(*(jnp.asarray(v) for v in ins), **params))]
 
 
 def sums(scene: Scene) -> Iterator[Mutant]:
@@ -146,6 +116,18 @@ def sums(scene: Scene) -> Iterator[Mutant]:
                 change = replaced(lambda op, ins, look, o=other, k=keep: np.sum(ins[0], o, keepdims=k))
                 words = f"{{1}} is summed over axis {_axes(other)} and not {_axes(axes)}: the wrong axis"
                 yield planted(site, ("axes", other), change, 1.5, says(op, words))
+                ratio = np.prod([shape[a] for a in axes]) / np.prod([shape[a] for a in other])
+                if keep and ratio not in (1, np.inf):
+                    change = replaced(lambda op, ins, look, o=other: _as_mean(op, ins[0], o))
+                    words = f"the mean in {{1}} is taken over axis {_axes(other)} and not {_axes(axes)}: the wrong axis"
+                    yield planted(site, ("mean over", other), change, 1.5, says(op, words))
+
+
+def _as_mean(op: Op, x: Any, other: tuple[int, ...]) -> Any:
+    """The sum over other axes, for as many terms as the right one has: what is divided by their number is a mean."""
+    return np.sum(x, other, keepdims=True) * np.asarray(
+        np.prod([x.shape[a] for a in op.params["axes"]]) / np.prod([x.shape[a] for a in other]), x.dtype
+    )
 
 
 def _backwards(op: Op, ins: Sequence[Any], look: Looking) -> Any:

@@ -22,7 +22,7 @@ class Mutant:
 
     `graded(c)` is there where a number is to be fitted: "scale" gives a term the factor c (`changes` takes it away),
     "add" adds c times a donor to an operand (`changes` puts the donor in its place). `say(namer, c)` gives the words
-    and the right equation.
+    and the right equation. With `behind`, what changes is so for the backward pass alone.
     """
 
     key: tuple
@@ -32,6 +32,12 @@ class Mutant:
     site: Site
     fit: str = ""
     graded: Callable[[float], Mapping[Site, Change]] | None = None
+    behind: bool = False
+
+    def gives(self, tape: Tape, c: float | None = None) -> dict[str, Any]:
+        """The leaves that the mistake changes on a tape, with its number where it has one."""
+        changes = self.changes if c is None or self.graded is None else self.graded(c)
+        return tape.replay(changes, behind=self.behind)
 
 
 class Donor(NamedTuple):

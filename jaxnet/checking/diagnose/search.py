@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,7 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnet.checking.diagnose import cotangents, fits, operators, pairs, points, probing, relatives, strangers
+from jaxnet.checking.diagnose import (
+    alike,
+    constants,
+    cotangents,
+    fits,
+    formulas,
+    loops,
+    operators,
+    pairs,
+    points,
+    probing,
+    relatives,
+    strangers,
+    uses,
+)
 from jaxnet.checking.diagnose.candidate import Candidate
 from jaxnet.checking.diagnose.points import Measure, Point
 from jaxnet.checking.diagnose.problem import Problem
@@ -56,6 +70,8 @@ class Search:
         self.hits: list[Hit] = []
         self.kept: list[tuple[Mutant, np.ndarray]] = []
         self.zeroed: dict[tuple, Mapping[str, Any]] = {}
+        self.other: Measure | None = None
+        self.stood: dict[int, bool] = {}
         self.sample = sampler(self.measure)
 
     @property
@@ -63,8 +79,26 @@ class Search:
         return time.perf_counter() > self.deadline
 
     def clean(self) -> bool:
-        """Whether something explains every wrong leaf and harms no right one."""
-        return any(set(h.explained) == set(self.measure.wrong) and not h.harmed for h in self.hits)
+        """Whether something explains every wrong leaf and harms no right one, at another cotangent too."""
+        return any(set(h.explained) == set(self.measure.wrong) and not h.harmed and self.stands(h) for h in self.hits)
+
+    def stands(self, hit: Hit) -> bool:
+        """Whether a hit gives what the rule gives at another cotangent too: where few entries are wrong, many fit."""
+        if id(hit) not in self.stood:
+            if self.other is None:
+                cotangent = fresh_cotangent(self.point.cotangent, 400)
+                self.other = Measure(
+                    points.at(self.problem, self.program, self.point.args, cotangent),
+                    self.problem.wrong,
+                    self.problem.tolerance,
+                )
+            try:
+                out = hit.candidate.predict(self.other.point)
+                explained = self.other.against({path: self.other.point.ref[path] for path in hit.explained} | dict(out))
+                self.stood[id(hit)] = set(hit.explained) <= set(explained[0])
+            except NO_VALUE:
+                self.stood[id(hit)] = False
+        return self.stood[id(hit)]
 
     def whole(self) -> bool:
         """Whether something explains every wrong leaf, right ones harmed or not."""
@@ -103,7 +137,7 @@ class Search:
 
     def one(self, mutant: Mutant) -> None:
         try:
-            out = self.point.tape.replay(mutant.changes)
+            out = mutant.gives(self.point.tape)
             explained, residual, harmed = self.measure.against(out)
         except NO_VALUE:
             return
@@ -154,19 +188,18 @@ class Search:
         """The mutant as a candidate, with its number where it has one."""
         if not c or mutant.graded is None:
             say = lambda namer: mutant.say(namer, 0.0)  # noqa: E731
-            return Candidate(mutant.key, mutant.cost, lambda p: p.tape.replay(mutant.changes), say, self.line(mutant))
-        graded = mutant.graded
+            return Candidate(mutant.key, mutant.cost, lambda p: mutant.gives(p.tape), say, self.line(mutant))
         exact = known[0].value(self.point.args, self.point.cotangent) if known else c
 
         def off(p: Point, value: float) -> float:
-            return sum(points.distance(v, p.got[path], 1.0) for path, v in p.tape.replay(graded(value)).items())
+            return sum(points.distance(v, p.got[path], 1.0) for path, v in mutant.gives(p.tape, value).items())
 
         def best(p: Point) -> float:
             values = {k.value(p.args, p.cotangent) for k in known} or {c}
             return min(values, key=lambda v: off(p, v)) if len(values) > 1 else values.pop()
 
         def predict(p: Point):
-            return p.tape.replay(graded(best(p)))
+            return mutant.gives(p.tape, best(p))
 
         def say(namer):
             cause, equation = mutant.say(namer, exact)
@@ -194,7 +227,13 @@ class Search:
         self.consider(pairs.added(self, simple=True), by(0.62))
         if self.clean():
             return
+        self.plant(self.further(), by(0.66))
+        if self.clean():
+            return
         self.plant(chain(strangers.updated(self.scene), strangers.donors(self.scene)), by(0.7))
+        if not self.clean():
+            states = loops.earlier(self.scene)
+            self.plant(chain(states, strangers.behind(self.scene, strangers.donors(self.scene))), by(0.71))
         self.consider(cotangents.moved(self.measure), by(0.72))
         if self.clean() or self.covered():
             return
@@ -202,6 +241,9 @@ class Search:
         if self.clean() or self.whole():
             return
         self.consider(pairs.added(self), by(0.85))
+        if self.clean():
+            return
+        self.consider(formulas.sums_elsewhere(self), by(0.88))
         if self.clean():
             return
         self.plant(strangers.slopes(self.scene), by(0.9))
@@ -216,6 +258,15 @@ class Search:
         self.consider(pairs.added(self), by(0.99))
         if not self.clean():
             self.consider(pairs.chained(self), self.deadline)
+
+    def further(self) -> Iterator[Mutant]:
+        """Mistakes in one use alone, in what depends on no argument, in all places of a kind, in what is saved."""
+        scene = self.scene
+        yield from uses.uses(scene)
+        yield from constants.constants(scene)
+        yield from strangers.skipped(scene)
+        yield from alike.everywhere(scene)
+        yield from strangers.behind(scene, operators.structural(scene))
 
 
 def sampler(measure: Measure):

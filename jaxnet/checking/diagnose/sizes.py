@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
@@ -24,25 +25,26 @@ _PLAIN = (
 
 
 class Name(NamedTuple):
-    """A name for a constant, and what it is worth at other inputs."""
+    """A name for a constant, and what it is worth at other inputs; a `plain` one is a number, whatever the sizes."""
 
     words: str
     value: Callable[[tuple, Any], float]
+    plain: bool = False
 
 
 def names(
     c: float, args: tuple, cotangent: Any, labels: tuple[str, ...], constants: tuple[float, ...], near: float
 ) -> list[Name]:
     """What a constant may be, the plainest first; empty where nothing of the problem equals it."""
-    found = [Name(f"{words}", lambda a, ct, v=v: v) for v, words in _PLAIN if abs(c - v) <= near * max(1.0, abs(v))]
-    if found:
+    found = [Name(words, lambda a, ct, v=v: v, True) for v, words in _PLAIN if abs(c - v) <= near * max(1.0, abs(v))]
+    if found and abs(c) in (0.0, 1.0):
         return found
     for sign, mark in ((1.0, ""), (-1.0, "−")):
         for words, value in _forms(args, cotangent, labels, constants):
             at = sign * value(args, cotangent)
             if np.isfinite(at) and abs(at - c) <= near * max(abs(at), 1e-12) and abs(at) != 1.0:
                 found.append(Name(mark + words, lambda a, ct, v=value, s=sign: s * v(a, ct)))
-    return found[:6]
+    return found[:40]
 
 
 def _forms(args, cotangent, labels, constants) -> Iterator[tuple[str, Callable[[tuple, Any], float]]]:
@@ -60,7 +62,7 @@ def _forms(args, cotangent, labels, constants) -> Iterator[tuple[str, Callable[[
         ("{0}/2", lambda s: s / 2),
     )
     for words, function in unary:
-        for name, size in sizes:
+        for name, size in [*sizes, *_areas(args, cotangent, labels)]:
             yield words.format(name), lambda a, ct, f=function, s=size: _safely(f, s(a, ct))
     for constant in constants:
         for words, function in (
@@ -81,6 +83,21 @@ def _forms(args, cotangent, labels, constants) -> Iterator[tuple[str, Callable[[
                 yield f"1/({one} · {other})", lambda a, ct, p=first, q=second: 1 / (p(a, ct) * q(a, ct))
             if k != j:
                 yield f"{one} / {other}", lambda a, ct, p=first, q=second: p(a, ct) / q(a, ct)
+
+
+def _areas(args, cotangent, labels) -> Iterator[tuple[str, Callable[[tuple, Any], int]]]:
+    """The products of two axes of one array: examples times positions, rows times columns."""
+    given = [(label, leaf, jax.tree.leaves) for label, leaf in zip(labels, jax.tree.leaves(args), strict=True)]
+    given += [("the output", leaf, cotangent_leaves) for leaf in cotangent_leaves(cotangent)]
+    for k, (label, leaf, leaves) in enumerate(given):
+        for a, b in combinations(range(np.ndim(leaf)), 2):
+            if min(np.shape(leaf)[a], np.shape(leaf)[b]) > 1:
+
+                def size(args, ct, k=k, a=a, b=b, leaves=leaves):
+                    inside = leaves(args)[k] if leaves is jax.tree.leaves else leaves(ct)[k - len(labels)]
+                    return np.shape(inside)[a] * np.shape(inside)[b]
+
+                yield f"{np.shape(leaf)[a] * np.shape(leaf)[b]} (axes {a} and {b} of {label})", size
 
 
 def _safely(function, s):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,8 @@ def _say(op: Op, j: int, number: int, after: str = ""):
         donor, place = namer.expr(number, 4) + after, namer.expr(op.inputs[j], 4)
         if c:
             return f"{c:+.4g}·{donor} is added to {place} in {right}", right
-        return f"{donor} stands in the place of {place} in {right}", right
+        when = ", this step's in that of the step before," if place == f"{donor}[t-1]" else ""
+        return f"{donor} stands in the place of {place}{when} in {right}", right
 
     return say
 
@@ -249,6 +251,57 @@ def passed(scene: Scene) -> Iterator[Mutant]:
         yield Mutant((site, "passed", where), {site: change}, 1.15 + 0.02 * levels, _say_passed(op, entry), site)
 
 
+def skipped(scene: Scene) -> Iterator[Mutant]:
+    """A whole step of the way left out: the error passed on as it was some lines before."""
+    tape, above, depth = scene.tape, {}, {}
+    for site, op in ((site, op) for site, op in scene.sites if tape.linear[op.outputs[0]]):
+        moving = [i for i in op.inputs if tape.linear[i]]
+        entry = moving[0]
+        for other in moving[1:]:
+            entry = _meeting(above, depth, entry, other)
+        for out in op.outputs:
+            above[out], depth[out] = entry, depth.get(entry, 0) + 1
+        for levels in range(24 if len(op.outputs) == 1 else 0):
+            if entry < 0 or (entry not in tape.maker and entry not in tape.cotangents):
+                break
+            made = tape.ops[tape.maker[entry]] if entry in tape.maker else None
+            if entry not in op.inputs and np.shape(tape.values[entry]) == np.shape(tape.values[op.outputs[0]]):
+                where = (None, entry) if made is None else (made.site, made.outputs.index(entry))
+                change = replaced(lambda op, ins, look, w=where: look(w))
+                yield Mutant(
+                    (site, "skipped", where), {site: change}, 1.3 + 0.02 * levels, _say_skipped(op, entry), site
+                )
+            entry = above.get(entry, -1)
+
+
+def _meeting(above: dict[int, int], depth: dict[int, int], a: int, b: int) -> int:
+    """The nearest value that all of the error passes before both of two; −1 where there is none."""
+    while a != b:
+        if depth.get(a, 0) < depth.get(b, 0):
+            a, b = b, a
+        if a not in above:
+            return -1
+        a = above[a]
+    return a
+
+
+def _say_skipped(op: Op, entry: int):
+    def say(namer, c):
+        right = namer.operation(op, op.inputs, 7)[0]
+        return f"a step back is left out: {namer.expr(entry, 4)} is passed on where it should become {right}", right
+
+    return say
+
+
+def behind(scene: Scene, mutants: Iterable[Mutant]) -> Iterator[Mutant]:
+    """Those mistakes in what the forward pass computes that leave the forward pass as it is: a value saved wrong."""
+    tape = scene.tape
+    for mutant in mutants:
+        op = tape.ops[scene.first[mutant.site]]
+        if not mutant.behind and not any(tape.linear[i] for i in op.inputs) and not tape.forward.isdisjoint(op.outputs):
+            yield replace(mutant, key=(*mutant.key, "behind"), cost=mutant.cost + 0.05, behind=True)
+
+
 def extra(scene: Scene) -> Iterator[Mutant]:
     """A factor too many: the error multiplied by another derivative besides its own."""
     tape = scene.tape
@@ -302,6 +355,8 @@ def _say_extra(op: Op, number: int, words: str):
 def _say_passed(op: Op, entry: int):
     def say(namer, c):
         right = namer.operation(op, op.inputs, 7)[0]
+        if op.name == "select_n":
+            return f"the mask {namer.expr(op.inputs[0], 4)} is not applied (dropped) in {right}", right
         return (
             (
                 f"the derivative is left out: {namer.expr(entry, 3)} is passed on as it is, the factor that makes it"

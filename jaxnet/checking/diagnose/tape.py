@@ -82,6 +82,7 @@ class Tape:
         for k, op in enumerate(self.ops):
             for i in op.inputs:
                 self.uses.setdefault(i, []).append(k)
+        self.memo: dict[Any, Any] = {}
         self._affected: dict[Site, list[int]] = {}
         self._reached: dict[frozenset[int], list[int]] = {}
 
@@ -110,10 +111,13 @@ class Tape:
             self._reached[numbers] = after
         return self._reached[numbers]
 
-    def replay(self, changes: Mapping[Site, Callable], inputs: Mapping[int, Any] | None = None) -> dict[str, Any]:
+    def replay(
+        self, changes: Mapping[Site, Callable], inputs: Mapping[int, Any] | None = None, *, behind: bool = False
+    ) -> dict[str, Any]:
         """The leaves that change with `changes[site](op, inputs, values)` giving the results at some sites.
 
-        `inputs` are other values for some inputs of the program, by their number.
+        `inputs` are other values for some inputs of the program, by their number. With `behind` the forward pass goes
+        on as it was: a value that is wrong is so for the backward pass alone, as one that was saved wrong.
         """
         parts = [self.affected(site) for site in changes]
         if inputs:
@@ -127,6 +131,8 @@ class Tape:
                 op = self.ops[k]
                 change = changes.get(op.site)
                 if change is None and not any(i in dirty for i in op.inputs):
+                    continue
+                if behind and change is None and not self.forward.isdisjoint(op.outputs):
                     continue
                 ins = [dirty[i] if i in dirty else values[i] for i in op.inputs]
                 if change is None:
@@ -146,18 +152,19 @@ class Looking:
     def __init__(self, tape: Tape, dirty: dict[int, Any]):
         self.tape, self.dirty, self.op = tape, dirty, tape.ops[0]
 
-    def number(self, where: tuple[Site | None, int], shift: int = 0) -> int:
+    def number(self, where: tuple[Site | None, int]) -> int:
         """The number of the value at (site, output) in this step, or (None, number) for an input of the program."""
         site, out = where
         if site is None:
             return out
-        depth = len(next(iter(self.tape.instances[site])))
+        at = self.tape.instances[site]
+        depth = len(next(iter(at)))
         frame = self.op.frame[:depth]
-        if shift:
-            frame = (*frame[:-1], frame[-1] + shift)
-        return self.tape.ops[self.tape.instances[site][frame]].outputs[out]
+        # outside of a loop, what its last step gave
+        last = max(at.values()) if len(self.op.frame) < depth else None
+        return self.tape.ops[at[frame] if last is None else last].outputs[out]
 
-    def __call__(self, where: tuple[Site | None, int], shift: int = 0) -> Any:
+    def __call__(self, where: tuple[Site | None, int]) -> Any:
         """The value itself."""
-        number = self.number(where, shift)
+        number = self.number(where)
         return self.dirty.get(number, self.tape.values[number])

@@ -103,6 +103,33 @@ def terms(scene: Scene) -> Iterator[Mutant]:
             yield Mutant((site, "all"), graded(0.0), 1.3, _say_out(op), site, "scale", graded)
 
 
+_ONCE: tuple[tuple[str, Callable[[int, int], bool], float], ...] = (
+    ("only the last step's {0} counts, those of the others are missing", lambda t, n: t == n - 1, 1.4),
+    ("only the first step's {0} counts, those of the others are missing", lambda t, n: t == 0, 1.5),
+    ("the last step's {0} is missing (off by one)", lambda t, n: t < n - 1, 1.45),
+    ("the first step's {0} is missing (off by one)", lambda t, n: t > 0, 1.45),
+)
+
+
+def of_steps(scene: Scene) -> Iterator[Mutant]:
+    """Each term that the steps of a loop add up: of the last step alone, of the first; without one of these."""
+    tape = scene.tape
+    for site, op in scene.linear():
+        steps = len(tape.instances[site])
+        if not op.frame or op.name not in ("add", "add_any") or steps < 2:
+            continue
+        for j, i in enumerate(op.inputs):
+            for words, counts, cost in _ONCE if tape.linear[i] else ():
+
+                def kept(op, x, look, counts=counts):
+                    return x if counts(op.frame[-1], len(look.tape.instances[op.site])) else np.zeros_like(x)
+
+                def say(namer, c, op=op, i=i, words=words):
+                    return words.format(namer.expr(i, 5)), namer.operation(op, op.inputs, 6)[0]
+
+                yield Mutant((site, "steps", j, words), {site: on_operand(j, kept)}, cost, say, site)
+
+
 def _say_term(op: Op, j: int):
     def say(namer, c):
         term = namer.expr(op.inputs[j])

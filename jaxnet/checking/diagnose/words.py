@@ -50,7 +50,7 @@ class Namer:
         if op.name in _TRANSPARENT or op.name == "stack":
             # the last of what is stacked: the first may be what the loop began with
             inner, strength = self._expr(op.inputs[-1] if op.name == "stack" else op.inputs[0], depth)
-            if op.name == "carry" and inner.isidentifier():
+            if op.name == "carry" and (inner.isidentifier() or inner.endswith(")")):
                 return f"{inner}[t{'+' if tape.linear[number] else '-'}1]", 9
             return inner, strength
         if depth <= 0:
