@@ -68,7 +68,7 @@ def gpt(
     queries and keys turned by their positions, in place of a learned vector added for each. `kv_heads`: keys and values
     of so many heads, shared by groups of queries' heads. `bias`: whether the blocks' products have a b.
     `tied_head`: the embedding's W as the head's. `drop_rate`: of dropout after the embedding and in each branch.
-    `remat`: keep each block's input alone, and run the block again in backward. `init`: as `dense`'s, of the blocks.
+    `remat`: keep each branch's input alone, and run the branch again in backward. `init`: as `dense`'s, of the blocks.
     LLaMA's form is norm "rms_norm", activation "silu", gate, rotary, bias=False.
     Raises `ValueError` for an activation or norm that there is none of, or sizes that do not go together.
     """
@@ -84,10 +84,11 @@ def gpt(
         # What the second product takes is made again from z: a fifth of the memory for one more g.
         mlp = serial(first, remat_of(serial(activation_named(activation), last)))
     parts = [into_stream(mixed, "W_o", branches), per_position(into_stream(mlp, "W", branches))]
-    block = serial(*(pre_norm(serial(part, *drop) if drop else part, normed()) for part in parts))
+    kept = remat_of if remat else lambda branch: branch
+    block = serial(*(kept(pre_norm(serial(part, *drop) if drop else part, normed())) for part in parts))
     begin = [embedding(vocab, width), *([] if rotary else [positional_embedding(positions)]), *drop]
     end = [normed(), per_position(dense(vocab, bias=False))]
-    layers = [*begin, repeat(remat_of(block) if remat else block, depth), *end]
+    layers = [*begin, repeat(block, depth), *end]
     return tied(*layers, share="W", where=(0, len(layers) - 1)) if tied_head else serial(*layers)
 
 

@@ -211,7 +211,7 @@ def kept(sizes: Sizes = FULL) -> Case:
 
 
 def run_again(sizes: Sizes = FULL) -> Case:
-    """Each block's input alone is kept, and the block run again in backward."""
+    """Each branch's input alone is kept, and the branch run again in backward."""
     arguments = sizes.arguments()
     naive, best = {"time_aim": 0.78, "memory_aim": 0.20}, {"time_aim": 1.0, "memory_aim": 1.0}
     return Case(
