@@ -1,7 +1,11 @@
 """Every mistake of the corpus is wrong where it says, and its cause is named."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
+from jaxnet.checking import corpus
 from jaxnet.checking.corpus import CASES
 from jaxnet.checking.diagnose import diagnose
 from tests.checking import unseen
@@ -41,3 +45,9 @@ def test_share_named():
     assert len(CASES) == 116
     assert [int(case.name.split()[0]) for case in CASES] == list(range(1, 117))
     assert 1 - len(UNNAMED) / len(CASES) >= 0.98
+
+
+@pytest.mark.parametrize("path", sorted(Path(corpus.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_functions_say_what_they_are(path):
+    functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert not [f.name for f in functions if f.name != "_" and not ast.get_docstring(f)]

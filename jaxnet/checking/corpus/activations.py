@@ -14,28 +14,34 @@ wrong = entering(CASES)
 
 
 def _elementwise(name, primal, slope, words, sizes=OBLONG):
+    """Enter a wrong slope of an elementwise function: `slope(x, g)` gives the gradient."""
     wrong(primal, normal(lambda n, o, i: (n, o), sizes=sizes), words, ("[0]",), name)(
         lambda args, g: (slope(args[0], g).astype(g.dtype),)
     )
 
 
 def tanh(x):
+    """tanh x."""
     return jnp.tanh(x)
 
 
 def gelu(x):
+    """The exact GELU, x Φ(x)."""
     return x * 0.5 * (1 + lax.erf(x / jnp.sqrt(jnp.asarray(2, x.dtype))))
 
 
 def relu(x):
+    """max(x, 0)."""
     return jnp.maximum(x, 0)
 
 
 def leaky_relu(x):
+    """x, and 0.1 x below zero."""
     return jnp.where(x > 0, x, 0.1 * x)
 
 
 def swish(x):
+    """x σ(x)."""
     return x * jax.nn.sigmoid(x)
 
 

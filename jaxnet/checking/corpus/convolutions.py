@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxnet.checking.corpus.case import Case, entering, normal
+from jaxnet.layer import Layer
 from jaxnet.layers.conv import Patches, conv2d, conv_transpose2d, correlate, spread, transposed, window_from
 from jaxnet.layers.windows import window_over
 
@@ -12,39 +16,26 @@ CASES: list[Case] = []
 wrong = entering(CASES)
 
 
-def plain(W, b, a):
-    """A convolution with padding."""
-    return conv2d(len(W), W.shape[1:3], padding=1).forward({"W": W, "b": b}, a)[0]
+def primal_of(name: str, layer: Callable[[Any], Layer]) -> Callable:
+    """The forward pass of the layer that `layer(W)` makes, as a function of W, b and an image a."""
+
+    def primal(W, b, a):
+        return layer(W).forward({"W": W, "b": b}, a)[0]
+
+    primal.__name__ = name
+    return primal
 
 
-def dilated(W, b, a):
-    """Taps two places apart."""
-    return conv2d(len(W), W.shape[1:3], dilation=2).forward({"W": W, "b": b}, a)[0]
-
-
-def strided(W, b, a):
-    """Positions two places apart."""
-    return conv2d(len(W), W.shape[1:3], stride=2).forward({"W": W, "b": b}, a)[0]
-
-
-def even(W, b, a):
-    """An even kernel, whose odd place of padding stands at the end."""
-    return conv2d(len(W), W.shape[1:3], padding="SAME").forward({"W": W, "b": b}, a)[0]
-
-
-def grouped(W, b, a):
-    """Two groups of channels."""
-    return conv2d(len(W), W.shape[1:3], groups=2).forward({"W": W, "b": b}, a)[0]
-
-
-def depthwise(W, b, a):
-    """As many groups as channels."""
-    return conv2d(len(W), W.shape[1:3], groups=len(W)).forward({"W": W, "b": b}, a)[0]
-
-
-def upward(W, b, a):
-    """A transposed convolution."""
-    return conv_transpose2d(len(W), W.shape[1:3], stride=2).forward({"W": W, "b": b}, a)[0]
+LAYERS: dict[str, Callable[[Any], Layer]] = {
+    "plain": lambda W: conv2d(len(W), W.shape[1:3], padding=1),
+    "dilated": lambda W: conv2d(len(W), W.shape[1:3], dilation=2),
+    "strided": lambda W: conv2d(len(W), W.shape[1:3], stride=2),
+    "even": lambda W: conv2d(len(W), W.shape[1:3], padding="SAME"),
+    "grouped": lambda W: conv2d(len(W), W.shape[1:3], groups=2),
+    "depthwise": lambda W: conv2d(len(W), W.shape[1:3], groups=len(W)),
+    "upward": lambda W: conv_transpose2d(len(W), W.shape[1:3], stride=2),
+}
+plain, dilated, strided, even, grouped, depthwise, upward = (primal_of(*each) for each in LAYERS.items())
 
 
 # (side, in, out, kernel): a kernel is smaller than an image, channels of square ones are equal
@@ -101,11 +92,13 @@ def without_stride(delta, a, window):
 
 
 def _strideless(W, a, delta, window, right):
+    """∇_W with patches from neighbouring places."""
     dense, first = without_stride(delta, a, window)
     return {"W": Patches(delta, first, dense).multiply()}
 
 
 def _stride_of_delta(W, a, delta, window, right):
+    """∂C/∂a of a transposed convolution with δ read at neighbouring places."""
     dense, first = without_stride(a, delta, window)
     return {"a": correlate(first, transposed(W, 1), dense, 1)}
 

@@ -12,20 +12,24 @@ wrong = entering(CASES)
 
 
 def dense(W, b, a):
+    """z = a Wᵀ + b; a: (batch, in), W: (out, in)."""
     return a @ W.T + b[None, :]
 
 
 def sigmoid_layer(W, b, a):
+    """σ of a dense layer."""
     z = a @ W.T + b[None, :]
     return jax.nn.sigmoid(z)
 
 
 def tanh_layer(W, b, a):
+    """tanh of a dense layer."""
     z = a @ W.T + b[None, :]
     return jnp.tanh(z)
 
 
 def two_layers(W1, W2, x):
+    """Two dense layers with σ between, without biases."""
     z = x @ W1.T
     a = jax.nn.sigmoid(z)
     return a @ W2.T
@@ -106,6 +110,7 @@ def _(args, g):
 
 
 def half_square(W, b, a, y):
+    """The mean over the batch of ½‖z − y‖²."""
     z = a @ W.T + b[None, :]
     return jnp.mean(jnp.sum(0.5 * (z - y) ** 2, -1))
 

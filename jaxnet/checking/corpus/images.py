@@ -16,15 +16,18 @@ wrong = entering(CASES)
 
 
 def convolved(K, x, stride):
+    """The convolution of a batch of images, (batch, height, width, channels), without padding."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, K, (stride, stride), "VALID", dimension_numbers=numbers)
 
 
 def convolution(K, x):
+    """At every place."""
     return convolved(K, x, 1)
 
 
 def strided_convolution(K, x):
+    """At every second place."""
     return convolved(K, x, 2)
 
 
@@ -34,6 +37,7 @@ conv_args = normal(lambda n, s, c: (3, 3, c, c + 1), lambda n, s, c: (n, s, s, c
 
 
 def back_through(K, g, flip=True, dilate=1, extra=0):
+    """∂C/∂x of a convolution, by a convolution of g: the kernel flipped, `dilate` − 1 zeros between the errors."""
     flipped = K[::-1, ::-1] if flip else K
     pad = ((2, 2 + extra),) * 2
     return lax.conv_general_dilated(
@@ -59,10 +63,12 @@ def _(args, g):
 
 
 def max_pool(x):
+    """The maximum of 2 × 2 places."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
 def average_pool(x):
+    """The mean of 2 × 2 places."""
     return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
 
 
@@ -71,6 +77,7 @@ POOLED = ((2, 4, 2), (3, 6, 3), (2, 16, 4))
 
 
 def tied_image_args(size, seed, dtype):
+    """Images of few numbers, so that maxima are tied."""
     n, s, c = POOLED[size]
     return (on_device(np.random.default_rng(seed).integers(0, 4, (n, s, s, c)), dtype),)
 
@@ -79,6 +86,7 @@ image_args = normal(lambda n, s, c: (n, s, s, c), sizes=POOLED)
 
 
 def spread(g):
+    """Each error at the 2 × 2 places of its window."""
     return jnp.repeat(jnp.repeat(g, 2, 1), 2, 2)
 
 
@@ -94,11 +102,13 @@ def _(args, g):
 
 
 def dropout(key, x):
+    """Each entry kept with probability 0.7, and then divided by it."""
     kept = jax.random.bernoulli(key, 0.7, x.shape)
     return jnp.where(kept, x / 0.7, 0)
 
 
 def dropout_args(size, seed, dtype):
+    """A key and a matrix."""
     n, o, _ = OBLONG[size]
     return jax.random.key(seed), gaussian(np.random.default_rng(seed), (n, o), dtype)
 

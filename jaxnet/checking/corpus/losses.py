@@ -15,28 +15,33 @@ wrong = entering(CASES)
 
 
 def cross_entropy(z, y):
+    """−Σ y ln softmax(z), y one-hot."""
     p = jax.nn.softmax(z, axis=-1)
     return -jnp.sum(y * jnp.log(p))
 
 
 def binary_cross_entropy(z, y):
+    """−Σ (y ln a + (1 − y) ln(1 − a)), a = σ(z)."""
     a = jax.nn.sigmoid(z)
     return -jnp.sum(y * jnp.log(a) + (1 - y) * jnp.log(1 - a))
 
 
 def one_hot_args(size, seed, dtype):
+    """Scores, and a one-hot row for each."""
     n, o, _ = OBLONG[size]
     rng = np.random.default_rng(seed)
     return gaussian(rng, (n, o), dtype), on_device(np.eye(o)[rng.integers(0, o, n)], dtype)
 
 
 def binary_args(size, seed, dtype):
+    """Scores, and 0 or 1 for each."""
     n, o, _ = OBLONG[size]
     rng = np.random.default_rng(seed)
     return gaussian(rng, (n, o), dtype), on_device(rng.random((n, o)) < 0.5, dtype)
 
 
 def _dy(z, g):
+    """∂C/∂y of the cross-entropy."""
     return -g * jax.nn.log_softmax(z, axis=-1)
 
 
@@ -66,6 +71,7 @@ def _(args, g):
 
 
 def softmax(z):
+    """softmax of each row."""
     return jax.nn.softmax(z, axis=-1)
 
 
@@ -79,6 +85,7 @@ def _(args, g):
 
 
 def squared_error(a, y):
+    """‖a − y‖²."""
     return jnp.sum((a - y) ** 2)
 
 
@@ -129,12 +136,14 @@ def _(args, g):
 
 
 def token_loss(z, tokens, valid):
+    """The mean cross-entropy of the tokens that are valid."""
     logp = jax.nn.log_softmax(z, axis=-1)
     picked = jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
     return -jnp.sum(jnp.where(valid, picked, 0)) / jnp.sum(valid.astype(z.dtype))
 
 
 def token_args(size, seed, dtype):
+    """Scores, tokens, and which of these are valid: not all, and at least one."""
     n, o, _ = OBLONG[size]
     rng = np.random.default_rng(seed)
     valid = rng.random(n) < 0.6

@@ -12,6 +12,7 @@ wrong = entering(CASES)
 
 
 def layer_norm(x, gamma, beta):
+    """γ (x − m)/√(v + ε) + β, over the last axis."""
     m = jnp.mean(x, -1, keepdims=True)
     v = jnp.mean((x - m) ** 2, -1, keepdims=True)
     r = lax.rsqrt(v + 1e-5)
@@ -19,6 +20,7 @@ def layer_norm(x, gamma, beta):
 
 
 def batch_norm(x, gamma, beta):
+    """The same over the first axis."""
     m = jnp.mean(x, 0, keepdims=True)
     v = jnp.mean((x - m) ** 2, 0, keepdims=True)
     r = lax.rsqrt(v + 1e-5)
@@ -26,6 +28,7 @@ def batch_norm(x, gamma, beta):
 
 
 def rms_norm(x, gamma):
+    """γ x/√(mean x² + ε), over the last axis."""
     s = jnp.mean(x**2, -1, keepdims=True)
     r = lax.rsqrt(s + 1e-5)
     return x * r * gamma[None, :]
@@ -38,6 +41,7 @@ rms_args = normal(lambda n, d: (n, d), lambda n, d: (d,), sizes=NORMS)
 
 
 def normed(x, axis=-1, ddof=0):
+    """x̂ and 1/σ over an axis, the variance over n − `ddof`."""
     m = mean(x, axis)
     v = jnp.sum((x - m) ** 2, axis, keepdims=True) / (x.shape[axis] - ddof)
     r = lax.rsqrt(v + 1e-5)
@@ -47,6 +51,8 @@ def normed(x, axis=-1, ddof=0):
 def _norm_rule(
     name, words, leaves, dx, primal=layer_norm, axis=-1, d_gamma=lambda g, x, xh: jnp.sum(g * xh, 0), ddof=0
 ):
+    """Enter a wrong norm: `dx(x, g, gamma, x_hat, one_over_sigma)`, `d_gamma(g, x, x_hat)`."""
+
     def backward(args, g):
         x, gamma, _beta = args
         xh, r = normed(x, axis, ddof)
@@ -56,6 +62,7 @@ def _norm_rule(
 
 
 def right_dx(x, g, gamma, xh, r):
+    """∂C/∂x of a LayerNorm."""
     d = g * gamma
     return r * (d - mean(d) - xh * mean(d * xh))
 

@@ -9,10 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnet.backprop import as_custom_vjp
+from jaxnet.backprop import as_custom_vjp, vjp
 from jaxnet.checking.corpus import activations as act
-from jaxnet.checking.corpus import dense_layers, images, losses, normalisation, sequences
+from jaxnet.checking.corpus import (
+    cells,
+    convolutions,
+    dense_layers,
+    heads,
+    images,
+    losses,
+    normalisation,
+    sequences,
+    statistics,
+    windows,
+)
 from jaxnet.checking.corpus.case import dot, mean, saving_arguments
+from jaxnet.layers import average_pool, dot_product_attention, group_norm, gru, lstm, max_pool, rotary
 from jaxnet.models import mlp
 
 
@@ -160,6 +172,7 @@ def _(args, g):
 
 
 def _elementwise(primal, slope):
+    """Enter the right slope of an elementwise function."""
     right(primal, losses.matrix_args)(lambda args, g: (g * slope(args[0]).astype(g.dtype),))
 
 
@@ -192,11 +205,49 @@ def _(args, g):
     return None, jnp.where(jax.random.bernoulli(key, 0.7, x.shape), g / 0.7, 0)
 
 
+# ------------------------------------------------------------------------------------------- layers as jaxnet has them
+
+
+def _layer(primal, make_args, layer, names):
+    """Enter a layer's own backward pass: `layer(*params)` makes it, `names` are those of its parameters."""
+
+    def backward(args, g):
+        *params, x = args
+        grads, dx = vjp(layer(*params))(dict(zip(names, params, strict=True)) if names else (), x)[1](g)
+        return *(grads[name] for name in names), dx
+
+    right(primal, make_args)(backward)
+
+
+for _name, _sizes, _groups in (
+    ("dilated", convolutions.OBLONG, 1),
+    ("strided", convolutions.OBLONG, 1),
+    ("even", convolutions.EVEN, 1),
+    ("grouped", convolutions.FOURS, 2),
+    ("depthwise", convolutions.FOURS, 0),
+    ("upward", convolutions.OBLONG, 1),
+):
+    _make = convolutions.LAYERS[_name]
+    _layer(getattr(convolutions, _name), convolutions.images(_sizes, _groups), lambda W, b, f=_make: f(W), ("W", "b"))
+_layer(statistics.groups, statistics.args, lambda *_: group_norm(statistics.GROUPS), ("gamma", "beta"))
+_layer(windows.greatest, windows.image, lambda: max_pool(3, stride=2), ())
+_layer(windows.edged, windows.image, lambda: average_pool(3, stride=2, padding="SAME"), ())
+_layer(windows.turning, windows.heads, lambda: rotary(), ())
+_layer(cells.lstm_over, cells.LSTM.args, lambda W, U, b: lstm(U.shape[1]), ("W", "U", "b"))
+_layer(cells.gru_over, cells.GRU.args, lambda W, U, b, c: gru(U.shape[1]), ("W", "U", "b", "c"))
+
+
+@right(heads.grouped_attention, heads.qkv)
+def _(args, g):
+    return vjp(dot_product_attention())((), args)[1](g)[1]
+
+
 # (in, hidden, out, batch)
 NETWORKS = ((12, 16, 5, 8), (64, 30, 10, 32), (784, 256, 10, 128))
 
 
 def network_args(size, seed, dtype):
+    """Parameters of a network, and a batch."""
     n, hidden, out, batch = NETWORKS[size]
     keys = jax.random.split(jax.random.key(seed), 2)
     x = jax.random.normal(keys[1], (batch, n), dtype)

@@ -16,10 +16,12 @@ wrong = entering(CASES)
 
 
 def causal(S):
+    """Scores with −∞ where a key lies after its query."""
     return jnp.where(jnp.tril(jnp.ones(S.shape, bool)), S, -jnp.inf)
 
 
 def attention(Q, K, V):
+    """One head of causal attention: Q, K, V of (time, width)."""
     S = Q @ K.T / jnp.sqrt(jnp.asarray(Q.shape[-1], Q.dtype))
     A = jax.nn.softmax(causal(S), axis=-1)
     return A @ V
@@ -31,6 +33,8 @@ attention_args = normal(*[lambda t, d: (t, d)] * 3, sizes=HEADS)
 
 
 def _attention_rule(name, words, leaves, *, masked=True, scale=True, dS=None, dV=None, dK=None):
+    """Enter a wrong attention: without mask or scale, or with other dS(A, dA), dV(A, g), dK(dS, Q)."""
+
     def backward(args, g):
         Q, K, V = args
         c = 1 / jnp.sqrt(jnp.asarray(Q.shape[-1], Q.dtype))
@@ -57,6 +61,7 @@ _attention_rule("39 causal mask not applied", "mask", ("[0]", "[1]", "[2]"), mas
 
 
 def tied(E, x):
+    """Two layers that share E: tanh(x E) Eᵀ."""
     h = jnp.tanh(x @ E)
     return h @ E.T
 
@@ -73,10 +78,12 @@ def _(args, g):
 
 
 def embedding(E, tokens):
+    """Rows of E."""
     return E[tokens]
 
 
 def embedding_args(size, seed, dtype):
+    """A table, and tokens of which some come again."""
     n, o, d = ((9, 4, 3), (20, 6, 5), (64, 11, 8))[size]
     rng = np.random.default_rng(seed)
     return gaussian(rng, (o, d), dtype), integers(rng, (n,), o)
@@ -89,6 +96,7 @@ def _(args, g):
 
 
 def skip(W, x):
+    """x + tanh(x Wᵀ)."""
     return x + jnp.tanh(x @ W.T)
 
 
@@ -103,6 +111,8 @@ def _(args, g):
 
 
 def rnn(W, U, x):
+    """The last state of a tanh recurrence."""
+
     def step(h, x):
         h = jnp.tanh(W @ h + U @ x)
         return h, None
@@ -140,6 +150,7 @@ def _(args, g):
 
 
 def lstm(W, b, x):
+    """All states of an LSTM whose gates are i, f, o, u, from one matrix over (x, h)."""
     n = b.shape[0] // 4
 
     def step(carry, x):
