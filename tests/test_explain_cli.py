@@ -99,7 +99,7 @@ def test_a_run_shows_how_it_moved(tmp_path):
         ([CONFIG, "--example", "200"], "--example must be from 0 to 199"),
         ([CONFIG, "--example", "-1"], "--example must be from 0"),
         ([CONFIG, "--batch", "0"], "--batch must be from 1 to 200"),
-        ([CONFIG, "--layer", "9"], "one of the dense ones, 2, 3; there is no layer 9"),
+        ([CONFIG, "--layer", "9"], "one of 2, 3; there is no layer 9"),
         ([CONFIG, "--digits", "0"], "--digits must be from 1 to 12"),
         ([CONFIG, "--notation", "latin"], "nielsen, ng, cs229"),
         ([CONFIG, "--numbering", "3"], "as 0 or as 1"),

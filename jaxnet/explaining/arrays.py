@@ -76,22 +76,26 @@ def matrix_lines(matrix: np.ndarray, digits: int, room: int, least: int = LEAST)
     return found
 
 
-def array_lines(values: np.ndarray, digits: int, room: int, cell: int = 0) -> list[str]:
-    """Any array in lines no wider than `room` where that can be; of one with more axes the ends and its length."""
+def array_lines(values: np.ndarray, digits: int, room: int, cell: int = 0, brief: bool = False) -> list[str]:
+    """Any array in lines no wider than `room` where that can be; of one with more axes the ends and its length.
+
+    brief: so of a large matrix too.
+    """
     values = np.asarray(values)
     if values.size == 0:
         return ["()"]
     if values.ndim == 2 and values.shape[0] <= ROWS and values.shape[1] <= LONGEST:
         text = inline(values, digits)
         return [text] if len(text) <= room else matrix_lines(values, digits, room)
-    if values.ndim == 2:
+    if values.ndim == 2 and not brief:
         return matrix_lines(values, digits, room)
-    if values.ndim > 2:
+    if values.ndim >= 2:
         ends = aligned(values, digits, room=room - len(f"   ‖·‖ {one(length(values), digits)}"), few=True)
         return [f"{ends}   ‖·‖ {one(length(values), digits)}"]
     return [aligned(values, digits, cell, room)]
 
 
 def length(values: np.ndarray) -> float:
-    """‖values‖."""
-    return float(np.linalg.norm(np.asarray(values, np.float64)))
+    """‖values‖, of the finite ones."""
+    wide = np.asarray(values, np.float64)
+    return float(np.linalg.norm(wide[np.isfinite(wide)]))

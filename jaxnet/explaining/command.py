@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -15,11 +15,11 @@ from jaxnet.explaining.derive import derive
 from jaxnet.explaining.formulas import try_formula
 from jaxnet.explaining.formulas.text import trial_lines
 from jaxnet.explaining.history import history_lines, movements
-from jaxnet.explaining.model import Derivation, to_dict
+from jaxnet.explaining.model import Derivation, Line, to_dict
 from jaxnet.explaining.more import batch_lines, chain_lines, notation_lines, tensor_lines
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.observe import Observed, observe
-from jaxnet.explaining.steps import question_lines, steps
+from jaxnet.explaining.steps import question_lines, quoted_lines, steps
 from jaxnet.explaining.subjects import Subject, at
 from jaxnet.explaining.terminal import DIGITS, folded, overview
 
@@ -111,7 +111,10 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
     if options.table:
         write(notation_lines(derivation), width, fold=False)
         return
-    lines = [*overview(derivation, digits=digits, width=width).splitlines(), *subject.notes]
+    asked = only(derivation, options.layer)
+    lines = [*overview(asked, digits=digits, width=width).splitlines(), *subject.notes]
+    if asked is not derivation:
+        lines += sources(asked)
     for each in derivation.batch:
         lines += batch_lines(each, digits, width)
     if options.more:
@@ -121,6 +124,27 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
     if subject.history is not None:
         lines += run_lines(subject, options, digits)
     write(lines, width)
+
+
+def only(derivation: Derivation, layer: int | None) -> Derivation:
+    """The lines of a layer of several steps, where one is asked for; of others the whole."""
+
+    def own(lines: tuple[Line, ...]) -> tuple[Line, ...]:
+        return tuple(replace(line, aside=False) for line in lines if line.layer.split(".")[0] == str(layer))
+
+    if not any(line.of for line in own(derivation.forward)):
+        return derivation
+    return replace(derivation, forward=own(derivation.forward), backward=own(derivation.backward), why=(), layouts=(),
+                   order=None)  # fmt: skip
+
+
+def sources(derivation: Derivation) -> list[str]:
+    """The code of a derivation's layers as it stands, each kind once."""
+    found: dict[str, list[str]] = {}
+    for line in derivation.forward:
+        if line.quoted is not None:
+            found.setdefault(line.quoted.where, [f"SOURCE  {line.of or line.layer}", *quoted_lines(line.quoted)])
+    return [line for lines in found.values() for line in lines]
 
 
 def run_lines(subject: Subject, options: Options, digits: int) -> list[str]:

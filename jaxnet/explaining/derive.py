@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from jaxnet.combinators import per_position, remat, serial
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.batches import batches
 from jaxnet.explaining.layouts import layouts, order, tensor
@@ -15,6 +18,8 @@ from jaxnet.explaining.observe import Observed, as_class, features, terms_of, un
 from jaxnet.explaining.places import Place, places
 from jaxnet.explaining.tables import loops, notation_rows
 from jaxnet.explaining.why import why_transpose
+from jaxnet.layer import Layer as LayerOf
+from jaxnet.layer import leaves
 
 
 def derive(
@@ -74,17 +79,14 @@ LARGEST = 1 << 21  # weights of a layer, beyond which its pseudo-inverse takes l
 def questioned(chain: Chain, layer: int | None) -> tuple[Place, ...]:
     """The dense layers to be asked about: that of a number first, else the last first.
 
-    Raises `ExplainError`.
+    Of a layer that is no dense one nobody asks why Wᵀ: its steps are shown. Raises `ExplainError` where there is none.
     """
     dense = [place for place in reversed(chain.places) if place.kind == "dense"]
-    if layer is None:
-        return tuple(place for place in dense if place.item.params["W"].size <= LARGEST)
-    first = [place for place in dense if chain.notation.number(place.number) == str(layer)]
-    if not first:
-        numbers = ", ".join(chain.notation.number(place.number) for place in reversed(dense)) or "none"
-        named = [place for place in chain.places if chain.notation.number(place.number) == str(layer)]
-        came = f"layer {layer} is {named[0].item.layer.name}" if named else f"there is no layer {layer}"
-        raise ExplainError(f"a layer to be explained is one of the dense ones, {numbers}; {came}")
+    named = [place for place in chain.places if chain.notation.number(place.number) == str(layer)]
+    if layer is not None and not named:
+        known = ", ".join(dict.fromkeys(chain.notation.number(place.number) for place in chain.places))
+        raise ExplainError(f"a layer to be explained is one of {known}; there is no layer {layer}")
+    first = [place for place in named if place.kind == "dense"]
     return (*first, *(place for place in dense if place not in first and place.item.params["W"].size <= LARGEST))
 
 
@@ -113,17 +115,40 @@ def header(chain: Chain, source: str, example: int | None, seed: int | None) -> 
 
 
 def title(chain: tuple[Place, ...]) -> str:
-    """2 → 3 relu → 2 sigmoid."""
-    words = [units(chain[0].item.x.shape)]
+    """2 → 3 relu → 2 sigmoid; 28×28×1 —conv2d 5×5→ 28×28×6 tanh —average_pool 2→ 14×14×6 → 1176 → 10."""
+    x = chain[0].item.x
+    text = units(x.shape) + (" tokens" if np.issubdtype(x.dtype, np.integer) else "")
+    between = " "
     for place in chain:
-        name = place.item.layer.name
-        if place.kind == "dense":
-            words += ["→", units(place.item.out.shape)]
-        elif place.kind in ("activation", "softmax"):
-            words.append(name)
+        before, after = place.item.x.shape, place.item.out.shape
+        word = label(place.item.layer)
+        if place.kind == "dense" or word in ("flatten", "reshape"):
+            text, between = f"{text} → {units(after)}", " "
+        elif before == after and place.kind != "dense":
+            own = " " if place.kind in ("activation", "softmax") and between == " " else ", "
+            text, between = f"{text}{own}{word}", ", "
         else:
-            words += ["→", name, units(place.item.out.shape)]
-    return " ".join(words)
+            text, between = f"{text} —{word}→ {units(after)}", " "
+    return text
+
+
+def label(layer: LayerOf) -> str:
+    """What a layer is, in a word or two, of which its shapes say the rest: conv2d 5×5, 4 blocks."""
+    word, *rest = layer.name.split(" ")
+    while layer.rebuild in (per_position, remat) or (layer.rebuild is serial and len(layer.parts) == 1):
+        (layer,) = layer.parts
+        word, *rest = layer.name.split(" ")
+    if word == "repeat":
+        times, inside = int(rest[0]), [each for each in leaves(layer) if not each.name.startswith("dropout")]
+        one = inside[0].name.split(" ")[0] if len(inside) == 1 else ""
+        many = f"{times} × {one}" if one else f"{times} blocks"
+        return many if times > 1 else one or "a block"
+    if word.startswith("conv"):
+        return f"{word} {rest[0].split('@')[-1]}"
+    if layer.rebuild is serial:
+        return ", ".join(label(part) for part in layer.parts)
+    named = {"residual": "a residual block", "tied": "tied layers", "parallel": "parallel ways"}
+    return named.get(word, word if word in ("embedding", "dense", "reshape", "lstm", "gru", "rnn") else layer.name)
 
 
 def drawn(chain: Chain) -> tuple[Layer, ...]:

@@ -119,6 +119,21 @@ class BigSum:
     of: Expression
 
 
+@dataclass(frozen=True)
+class Listed:
+    """(δᵢ, δ_f, δ_g): one after the other."""
+
+    parts: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """W[xₜ]: the row that an index names."""
+
+    of: Expression
+    index: Expression
+
+
 Expression = (
     Name
     | Number
@@ -134,6 +149,8 @@ Expression = (
     | Gradient
     | SquaredNorm
     | BigSum
+    | Listed
+    | Entry
 )
 
 LOOSE, PRODUCT, MATRIX_PRODUCT, TIGHT = range(4)
@@ -151,9 +168,9 @@ def binds(expression: Expression) -> int:
     return TIGHT
 
 
-SUPERSCRIPTS = str.maketrans("0123456789+-−()Tlni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁽⁾ᵀˡⁿⁱ")
-SUBSCRIPTS = str.maketrans("0123456789+-−()jk", "₀₁₂₃₄₅₆₇₈₉₊₋₋₍₎ⱼₖ")
-RAISED = set("0123456789+-−()Tlni")
+SUPERSCRIPTS = str.maketrans("0123456789+-−()Tlni.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁽⁾ᵀˡⁿⁱ·")
+SUBSCRIPTS = str.maketrans("0123456789+-−()ijkloprstx", "₀₁₂₃₄₅₆₇₈₉₊₋₋₍₎ᵢⱼₖₗₒₚᵣₛₜₓ")
+RAISED = set("0123456789+-−()Tlni.")
 
 
 def raised(text: str) -> str:
@@ -162,7 +179,7 @@ def raised(text: str) -> str:
 
 
 def lowered(text: str) -> str:
-    """Digits as subscripts."""
+    """Digits, signs and the letters of indices as subscripts."""
     return text.translate(SUBSCRIPTS)
 
 
@@ -202,6 +219,10 @@ def written(expression: Expression) -> str:
             return f"‖{written(of)}‖²"
         case BigSum(index, of):
             return f"Σ{lowered(index)} {within(of, PRODUCT)}"
+        case Listed(parts):
+            return f"({', '.join(map(written, parts))})"
+        case Entry(of, index):
+            return f"{written(of)}[{written(index)}]"
 
 
 def signed(terms: tuple[Expression, ...]) -> str:

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from jaxnet.explaining.expressions import Call, Expression, Name, Product, Words
+from jaxnet.explaining.layers import writing
 from jaxnet.explaining.losses import slope_of
-from jaxnet.explaining.model import Factor, Line, Part
+from jaxnet.explaining.model import Factor, Line
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item, Observed, features, terms_of
 from jaxnet.explaining.places import Place
-from jaxnet.explaining.sources import quoted
 from jaxnet.explaining.ulp import ulps
 from jaxnet.readings import product
 
@@ -73,11 +73,23 @@ def operand(expression: Expression, value: Any) -> Factor:
 
 def forward_lines(chain: Chain) -> tuple[Line, ...]:
     """z = W a + b, a = g(z), and so on, from the input."""
-    return tuple(forward_line(chain, place) for place in chain.places)
+    return tuple(line for place in chain.places for line in forward_of(chain, place))
+
+
+def forward_of(chain: Chain, place: Place) -> list[Line]:
+    """What one layer makes of what it takes."""
+    if place.kind in ("dense", "activation", "softmax"):
+        return [forward_line(chain, place)]
+    return writing.forward_lines(writing.inside(place, chain.notation, below(chain, place)))
+
+
+def below(chain: Chain, place: Place) -> tuple[Expression, str]:
+    """The error at what a layer takes, and its key."""
+    return writing.error_at(chain.notation, chain.places[place.index - 1] if place.index else input_place(chain))
 
 
 def forward_line(chain: Chain, place: Place) -> Line:
-    """What one layer makes of what it takes."""
+    """What a dense layer or an activation makes of what it takes."""
     item, notation = place.item, chain.notation
     common: dict[str, Any] = {"item": place.index, "layer": notation.number(place.number), "left": place.gives,
                               "shape": item.out.shape, "value": item.out, "key": place.gives.key}  # fmt: skip
@@ -87,42 +99,8 @@ def forward_line(chain: Chain, place: Place) -> Line:
         right = notation.affine(W, place.takes, b if "b" in item.params else None)
         pair = (operand(W, oriented(item.params["W"], notation)), operand(place.takes, item.x))
         return Line(kind=kind, right=right, factors=pair[::-1] if notation.rows else pair, **common)
-    if place.kind in ("activation", "softmax"):
-        right = place.takes if item.layer.name == "identity" else Call(named_function(item), place.takes)
-        return Line(kind=kind, right=right, factors=(), remarks=remarks_of(item), **common)
-    right = Call(Name(item.layer.name), place.takes)
-    factors = (operand(place.takes, item.x), *params_of(chain, place))
-    return Line(
-        kind="layer", right=right, factors=factors, quoted=quoted(item.layer), inside=parts_of(item),
-        remarks=mode_of(item), **common,
-    )  # fmt: skip
-
-
-def params_of(chain: Chain, place: Place) -> tuple[Factor, ...]:
-    """A layer's parameters with their symbols."""
-    leaves = jax.tree_util.tree_leaves_with_path(place.item.params)
-    return tuple(operand(param_name(chain.notation, path, place.number), leaf) for path, leaf in leaves)
-
-
-def param_name(notation: Notation, path: tuple, number: int) -> Name:
-    """The symbol of a parameter: its own name, after the indices of the layers it stands in."""
-    words = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path]
-    base = notation.param(words[-1] if words else "p", number)
-    if len(words) <= 1:
-        return base
-    return Name(base.base, base.above, " ".join(words[:-1]), f"{base.key}_{'_'.join(words[:-1])}")
-
-
-def parts_of(item: Item) -> tuple[Part, ...]:
-    """The leaf layers inside a composed one."""
-    return tuple(Part(step.layer.value, np.asarray(step.out), np.asarray(step.delta)) for step in item.inside)
-
-
-def mode_of(item: Item) -> tuple[str, ...]:
-    """What a layer does otherwise while training."""
-    if item.layer.name.startswith("dropout"):
-        return ("evaluation: nothing is dropped",)
-    return ()
+    right = place.takes if item.layer.name == "identity" else Call(named_function(item), place.takes)
+    return Line(kind=kind, right=right, factors=(), remarks=remarks_of(item), **common)
 
 
 def remarks_of(item: Item) -> tuple[str, ...]:
@@ -148,8 +126,12 @@ def backward_lines(chain: Chain) -> tuple[Line, ...]:
     found: list[Line] = []
     for place in reversed(chain.places):
         found += error_at_output(chain, place)
-        found += parameter_lines(chain, place)
-        found += error_sent_back(chain, place)
+        if place.kind == "dense":
+            found += dense_gradients(chain, place, chain.notation.number(place.number))
+        if place.kind in ("dense", "activation", "softmax"):
+            found += error_sent_back(chain, place)
+        else:
+            found += writing.backward_lines(writing.inside(place, chain.notation, below(chain, place)))
     return tuple(found)
 
 
@@ -180,7 +162,7 @@ def line_of_error(chain: Chain, place: Place, right: Expression, value: np.ndarr
     key = f"delta{notation.number(place.number)}" if place.is_z else f"d{place.gives.key}"
     return Line(
         key=key, kind="delta" if place.is_z else "da", item=place.index, layer=notation.number(place.number),
-        left=left, right=right, shape=value.shape, value=value, ulp=ulps(value, expected), **more,
+        left=left, right=right, shape=value.shape, value=value, ulp=ulps(value, expected), aside=key == "dx", **more,
     )  # fmt: skip
 
 
@@ -206,35 +188,6 @@ def loss_remarks(chain: Chain, place: Place) -> tuple[str, ...]:
     if name == "binary_cross_entropy" and place.item.layer.name == "sigmoid":
         return ("a(1−a) below cancels σ′: a−y",)
     return ()
-
-
-def parameter_lines(chain: Chain, place: Place) -> list[Line]:
-    """The gradients of a layer's parameters."""
-    item, notation = place.item, chain.notation
-    layer = notation.number(place.number)
-    if place.kind == "dense":
-        return dense_gradients(chain, place, layer)
-    quote = quoted(item.layer)
-    references = by_path(item.reference[2])  # state is not trained, and has no gradient by hand
-    error = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
-    found = []
-    largest = max((float(np.abs(leaf).max(initial=0)) for leaf in jax.tree.leaves(item.grads)), default=0.0)
-    for path, gradient in jax.tree_util.tree_leaves_with_path(item.grads):
-        name, expected = param_name(notation, path, place.number), references[jax.tree_util.keystr(path)]
-        right = Call(Name(f"{item.layer.name} backward"), error)
-        found.append(
-            Line(
-                key=f"d{name.key}", kind="dW", item=place.index, layer=layer, left=notation.gradient(name), right=right,
-                factors=(operand(error, item.d_out),), shape=gradient.shape, value=gradient,
-                ulp=ulps(gradient, expected, largest), quoted=quote,
-            )
-        )  # fmt: skip
-    return found
-
-
-def by_path(tree: Any) -> dict[str, Any]:
-    """A tree's leaves by where they stand."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def dense_gradients(chain: Chain, place: Place, layer: str) -> list[Line]:
@@ -263,7 +216,7 @@ def dense_gradients(chain: Chain, place: Place, layer: str) -> list[Line]:
 
 
 def error_sent_back(chain: Chain, place: Place) -> list[Line]:
-    """The error at what a layer takes: Wᵀδ, ⊙ g′(z), or by the layer's own backward."""
+    """The error at what a layer takes: Wᵀδ, ⊙ g′(z), or softmax's Jacobian."""
     item, notation = place.item, chain.notation
     if item.dx is None:
         return []
@@ -280,16 +233,11 @@ def error_sent_back(chain: Chain, place: Place) -> list[Line]:
     arrived = arriving(chain, place)
     if place.kind == "activation":
         return [activation_line(chain, place, below, arrived, common)]
-    if place.kind == "softmax":
-        jacobian = Words("(diag(p) − ppᵀ)")
-        full = np.diag(item.out) - np.outer(item.out, item.out)
-        factors = (operand(jacobian, full), operand(arrived, item.d_out))
-        said = (f"p = {place.gives.base}: every p depends on every z",)
-        return [line_of_error(chain, below, Product((jacobian, arrived)), factors=factors, remarks=said, **common)]
-    error = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
-    right = Call(Name(f"{item.layer.name} backward"), error)
-    factors = (operand(error, item.d_out),)
-    return [line_of_error(chain, below, right, factors=factors, quoted=quoted(item.layer), **common)]
+    jacobian = Words("(diag(p) − ppᵀ)")
+    full = np.diag(item.out) - np.outer(item.out, item.out)
+    factors = (operand(jacobian, full), operand(arrived, item.d_out))
+    said = (f"p = {place.gives.base}: every p depends on every z",)
+    return [line_of_error(chain, below, Product((jacobian, arrived)), factors=factors, remarks=said, **common)]
 
 
 def activation_line(chain: Chain, place: Place, below: Place, arrived: Expression, common: dict[str, Any]) -> Line:

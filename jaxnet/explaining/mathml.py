@@ -12,10 +12,12 @@ from jaxnet.explaining.expressions import (
     TIGHT,
     BigSum,
     Call,
+    Entry,
     Expression,
     Fraction,
     Gradient,
     Inverse,
+    Listed,
     Minus,
     Name,
     Number,
@@ -110,6 +112,11 @@ class Writer:
             case BigSum(index, of):
                 sign = Markup("<munder><mo>∑</mo><mi>{}</mi></munder>").format(index) if index else Markup("<mo>∑</mo>")
                 return sign + self.within(of, PRODUCT)
+            case Listed(parts):
+                return bracketed(Markup("<mo>,</mo>").join(map(self.row, parts)))
+            case Entry(of, index):
+                inside = Markup('<mo stretchy="false">[</mo>{}<mo stretchy="false">]</mo>').format(self.row(index))
+                return self.row(of) + inside
 
     def raised(self, of: Expression, sign: Markup) -> Markup:
         """An expression with a sign above it, beside a number that stands there already: W³ᵀ."""
@@ -143,14 +150,24 @@ def name(symbol: Name) -> Markup:
 
 
 def scripted(symbol: Name, above: Markup | None) -> Markup:
-    """A symbol's letters with a superscript and its subscript."""
-    base = letters(symbol.base)
-    below = Markup("<mn>{}</mn>").format(symbol.below) if symbol.below else None
+    """A symbol's letters with a superscript and its subscript; what has a key is found by it on the page."""
+    base, _, own = symbol.base.partition("_")
+    below = lower(f"{own}{',' if own and symbol.below else ''}{symbol.below}")
+    key = Markup(' data-k="{}"').format(symbol.key) if symbol.key else Markup("")
     if above is not None and below is not None:
-        return Markup("<msubsup>{}{}{}</msubsup>").format(base, below, above)
+        return Markup("<msubsup{}>{}{}{}</msubsup>").format(key, letters(base), below, above)
     if above is not None:
-        return Markup("<msup>{}{}</msup>").format(base, above)
-    return Markup("<msub>{}{}</msub>").format(base, below) if below is not None else base
+        return Markup("<msup{}>{}{}</msup>").format(key, letters(base), above)
+    if below is not None:
+        return Markup("<msub{}>{}{}</msub>").format(key, letters(base), below)
+    return Markup("<mrow{}>{}</mrow>").format(key, letters(base)) if key else letters(base)
+
+
+def lower(text: str) -> Markup | None:
+    """What stands below a symbol: a number, or letters and signs; None for nothing."""
+    if not text:
+        return None
+    return Markup("<mn>{}</mn>" if text.replace(",", "").isdigit() else "<mi>{}</mi>").format(text)
 
 
 def letters(base: str) -> Markup:
@@ -160,14 +177,16 @@ def letters(base: str) -> Markup:
     if base.endswith("′"):
         inner = Markup("<mi>{}</mi>").format(base[:-1])
         return Markup("<mrow>{}<mo lspace='0' rspace='0'>′</mo></mrow>").format(inner)
+    if len(base) == 2 and not base.isascii():  # x̂, δᵁ
+        return Markup("<mi>{}</mi>").format(base)
     if " " in base or len(base) > 8:
         return Markup("<mtext>{}</mtext>").format(base)
     return Markup("<mi>{}</mi>").format(base)
 
 
 def upper(text: str) -> Markup:
-    """A layer's number above a symbol: 3, (3), [3]."""
-    if text.isdigit():
+    """A layer's number above a symbol: 3, 3.2, (3), [3]."""
+    if text.replace(".", "").isdigit():
         return Markup("<mn>{}</mn>").format(text)
     return Markup("<mtext>{}</mtext>").format(text)
 

@@ -48,7 +48,13 @@ class Line:
     network's leaf and composed layers, from 0; −1 for the loss. layer: its number as written. left, right: the
     equation. factors: the right side's, where it is a product. shape, value: of the result. remarks: "unit 2 is off".
     ulp: the distance from autodiff's value, in units of the last place of the array's largest entry; None forward of
-    what autodiff knows. rule: "BP2" and its like. quoted: of a layer explained by its source.
+    what autodiff knows. rule: "BP2" and its like.
+
+    Of a layer of several steps besides: of: the layer, as it stands above its lines. within: the
+    block that it stands in. sizes: the shapes in words. notes:
+    lines below it. quoted: its source, at the step that gives what the layer gives. opaque: the source is all there is.
+    aside: left out where there is little room. gives: "out", "dx", or the parameter whose gradient it is, where the
+    layer is an item of the chain.
     """
 
     key: str
@@ -63,17 +69,14 @@ class Line:
     remarks: tuple[str, ...] = ()
     ulp: float | None = None
     rule: str = ""
+    sizes: str = ""
+    notes: tuple[str, ...] = ()
+    of: str = ""
+    within: str = ""
     quoted: Quoted | None = None
-    inside: tuple[Part, ...] = ()
-
-
-@dataclass(frozen=True)
-class Part:
-    """A leaf layer inside a composed one (a residual block, an attention): its name, value and δ."""
-
-    name: str
-    out: np.ndarray
-    delta: np.ndarray
+    opaque: bool = False
+    aside: bool = False
+    gives: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxnet.explaining.expressions import Expression, Gradient, Name, Partial, P
 NOTATIONS = ("nielsen", "ng", "cs229")
 WEIGHTS = ("out-in", "in-out")
 FIRST = {"nielsen": 1, "ng": 0, "cs229": 1}  # the number of the input in each
+Number = int | tuple[int, int]  # a layer's, from the input as 0; of one inside another, both numbers
 WHO = {"nielsen": "Nielsen", "ng": "Ng", "cs229": "CS229"}
 
 
@@ -33,28 +34,28 @@ class Notation:
         """Whether vectors are rows, since W is (in, out)."""
         return self.weights == "in-out"
 
-    def number(self, layer: int) -> str:
-        """A layer's number as written."""
-        return str(layer + self.first)
+    def number(self, layer: Number) -> str:
+        """A layer's number as written; 3.2 of the second one inside the third."""
+        return str(layer + self.first) if isinstance(layer, int) else f"{layer[0] + self.first}.{layer[1]}"
 
-    def above(self, layer: int) -> str:
+    def above(self, layer: Number) -> str:
         """A layer's number as it stands at a symbol."""
         number = self.number(layer)
         return {"nielsen": number, "ng": f"[{number}]", "cs229": f"({number})"}[self.name]
 
-    def name_of(self, base: str, layer: int, key: str = "") -> Name:
+    def name_of(self, base: str, layer: Number, key: str = "") -> Name:
         """A symbol of a layer."""
-        return Name(base, self.above(layer), key=f"{key or base}{self.number(layer)}")
+        return Name(base, self.above(layer), key=f"{key or base}{self.number(layer).replace('.', '_')}")
 
-    def z(self, layer: int) -> Name:
+    def z(self, layer: Number) -> Name:
         """z of a layer."""
         return self.name_of("z", layer)
 
-    def a(self, layer: int) -> Name:
+    def a(self, layer: Number) -> Name:
         """a of a layer; of the input x."""
         return self.name_of("a", layer) if layer else Name("x", key="x")
 
-    def param(self, name: str, layer: int) -> Name:
+    def param(self, name: str, layer: Number) -> Name:
         """A parameter: W, b, γ, …"""
         return self.name_of(GREEK.get(name, name), layer, name)
 
@@ -68,7 +69,7 @@ class Notation:
         """y."""
         return Name("y", key="y")
 
-    def delta(self, layer: int) -> Expression:
+    def delta(self, layer: Number) -> Expression:
         """∂C/∂z of a layer."""
         if self.name == "ng":
             return self.name_of("dz", layer, "delta")

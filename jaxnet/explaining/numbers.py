@@ -29,7 +29,7 @@ def places(values: np.ndarray, digits: int, least: int = LEAST) -> int:
 def number(value: float, decimals: int) -> str:
     """One number: without the zero before the point, a true minus, exact zero as 0."""
     if not math.isfinite(value):
-        return str(value).replace("-", MINUS)
+        return str(value).replace("-", MINUS).replace("inf", "∞")
     if value == 0:
         return "0"
     text = f"{abs(value):.{decimals}f}"

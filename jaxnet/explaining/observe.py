@@ -1,7 +1,7 @@
 """The numbers of one example's forward and backward pass, layer by layer, by the network's own functions.
 
-A network is walked as a chain: `serial` is opened, every other combination (residual, repeat, attention, …) is one
-item, whose leaf layers `jaxnet.trace` shows.
+A network is walked as a chain: `serial` is opened, every other combination (residual, repeat, …) is one item, which
+`layers.opening` takes apart.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.backprop import Step, own_weight, trace
+from jaxnet.backprop import own_weight
 from jaxnet.combinators import serial
 from jaxnet.explaining.notation import ExplainError
-from jaxnet.layer import Layer, Loss, Tree, leaves
+from jaxnet.layer import Layer, Loss, Tree
 from jaxnet.losses import is_index, one_hot
 from jaxnet.readings import product
 
@@ -26,8 +26,7 @@ from jaxnet.readings import product
 class Item:
     """One layer of the chain at one example: what it takes and gives, and the error on both sides.
 
-    reference: autodiff's ∂C/∂out, ∂C/∂x (None for whole numbers) and ∂C/∂params. inside: of a composed layer its
-    leaves' steps.
+    reference: autodiff's ∂C/∂out, ∂C/∂x (None for whole numbers) and ∂C/∂params.
     """
 
     layer: Layer
@@ -38,7 +37,6 @@ class Item:
     dx: np.ndarray | None
     grads: Tree
     reference: tuple[Any, Any, Any]
-    inside: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +115,6 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
 
     own = [p for _, p in items]
     (cost, outs, errors, grads), found = jax.jit(both)(own, x, y)
-    steps = inside(net, loss, params, x, y, layers)
     made = []
     for i, layer in enumerate(layers):
         taken = x if i == 0 else outs[i - 1]
@@ -136,7 +133,6 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
                     None if dx is None else array(found[1][i]),
                     jax.tree.map(np.asarray, found[0][i]),
                 ),
-                steps[i],
             )
         )
     return Observed(net, loss, params, array(x), np.asarray(y), float(cost), tuple(made))
@@ -159,18 +155,6 @@ def reference(layers: Sequence[Layer], loss: Loss, loss_params: Tree, params: Se
         return loss.turn(loss_params, value, y, weight, product)[0]
 
     return jax.grad(cost, argnums=(0, 1), allow_int=True)(list(params), [probe(each) for each in (x, *outs)], x, y)
-
-
-def inside(net: Layer, loss: Loss, params: Tree, x, y, layers: Sequence[Layer]) -> list[tuple[Step, ...]]:
-    """For each composed layer of the chain the steps of its leaves, by the trace of the whole network."""
-    if all(layer.rebuild is None for layer in layers):
-        return [()] * len(layers)
-    steps = iter(jax.jit(trace(net, loss))(params, x, y).steps)
-    found = []
-    for layer in layers:
-        mine = tuple(next(steps) for _ in leaves(layer))
-        found.append(() if layer.rebuild is None else mine)
-    return found
 
 
 def as_class(y: np.ndarray) -> int | None:

@@ -17,6 +17,7 @@ from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item, Observed, chain
 from jaxnet.explaining.places import places
+from jaxnet.layer import leaves
 
 MOST_MOMENTS = 16  # on the slider; of more, as many as are evenly apart
 MOST_PIXELS = 250_000  # of all heat maps over the moments
@@ -87,7 +88,7 @@ def at_moments(observed: Observed, history: History) -> list[Observed]:
         steps = iter(traced.steps)
         items: list[Item] = []
         for before, (_, params) in zip(observed.items, chain(observed.net, net_params), strict=True):
-            mine = [next(steps) for _ in range(max(1, len(before.inside)))]
+            mine = [next(steps) for _ in leaves(before.layer)]
             items.append(
                 replace(
                     before, params=jax.tree.map(np.asarray, params), out=np.asarray(mine[-1].out),

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from jaxnet.explaining.expressions import Name
+from jaxnet.explaining.layers import gives_z
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.observe import Item, Observed
 from jaxnet.explaining.sources import inner
@@ -56,7 +57,7 @@ def places(observed: Observed, notation: Notation) -> tuple[Place, ...]:
         follows = open_z and kind in ("activation", "softmax")
         if not follows:
             number += 1
-        is_z = kind == "dense" or (kind == "other" and followed(observed, index))
+        is_z = kind == "dense" or (kind == "other" and (followed(observed, index) or gives_z(item.layer)))
         gives = notation.z(number) if is_z else notation.a(number)
         found.append(Place(index, item, kind, number, takes, gives, is_z))
         takes, open_z = gives, is_z

@@ -14,6 +14,7 @@ from typing import Any
 import jaxnet.layers
 from jaxnet.explaining.model import Quoted
 from jaxnet.layer import Layer
+from jaxnet.layers.recurrent.over_time import Cell
 
 PACKAGE = Path(jaxnet.__file__).parent.parent
 
@@ -35,13 +36,22 @@ def unwrapped(function: Any, name: str) -> Callable:
 
 def quoted(layer: Layer) -> Quoted:
     """What the source of a layer says; empty where Python has no source of it."""
-    forward, backward = inner(layer)
+    forward, backward = of_step(*inner(layer))
     return Quoted(
         equations=equations(layer, backward),
         forward=lines_of(forward),
         backward=lines_of(backward),
         where=place_of(backward),
     )
+
+
+def of_step(forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
+    """Of a recurrence one step and its way back, of another layer its own functions."""
+    cell = inspect.getclosurevars(forward).nonlocals.get("cell")
+    if not isinstance(cell, Cell):
+        return forward, backward
+    step, back = (getattr(each, "func", each) for each in (cell.step, cell.back))
+    return step, back
 
 
 def lines_of(function: Callable) -> str:

@@ -27,10 +27,11 @@ def steps(derivation: Derivation, *, digits: int = DIGITS, width: int = 100, lay
     """Every step as a block of text, the first the header. layer: only those of the layer of this number."""
     lines = [*(("forward", line) for line in derivation.forward), *(("backward", line) for line in derivation.backward)]
     if layer is not None:
-        lines = [(way, line) for way, line in lines if line.layer == layer]
+        lines = [(way, line) for way, line in lines if line.layer.split(".")[0] == layer]
     blocks = ["\n".join(header_lines(derivation.header, digits, width))]
     for n, (way, line) in enumerate(lines, 1):
-        found = [f"{n} of {len(lines)}   {way}   layer {line.layer}", *step_lines(line, digits, width)]
+        of = f"   {line.of}" if line.of else ""
+        found = [f"{n} of {len(lines)}   {way}   layer {line.layer}{of}", *step_lines(line, digits, width)]
         why = next((each for each in derivation.why if each.item - 1 == line.item and way == "backward"), None)
         if why is not None and line.kind in ("da", "delta") and why.delta in parts_of(line):
             found += ["", *("  " + each for each in why_block(derivation, why, digits, width - 2))]
@@ -55,12 +56,11 @@ def step_lines(line: Line, digits: int, width: int) -> list[str]:
     found += [f"  = {values}" if i == 0 else f"    {values}" for i, values in
               enumerate(array_lines(line.value, digits, width - 4))]  # fmt: skip
     found += [f"  {remark}" for remark in line.remarks]
-    if line.kind in SAYS and line.quoted is None:
+    found += [f"  {note}" for note in line.notes]
+    if line.kind in SAYS and not line.of:
         found.append(f"  {SAYS[line.kind]}")
     if line.quoted is not None:
-        found += quoted_lines(line.quoted, forward=line.kind == "layer")
-    for part in line.inside:
-        found.append(f"    inside: {part.name:<16} out {shape(part.out.shape)}, δ {shape(part.delta.shape)}")
+        found += quoted_lines(line.quoted)
     if line.ulp is not None:
         found.append(f"  jax.grad gives the same{within(line.ulp)}")
     with suppress(ValueError):  # what has no form as a formula is not offered as one
@@ -75,15 +75,15 @@ def within(ulp: float) -> str:
     return "" if ulp == 0 else f" within {math.ceil(ulp):,} ulp"
 
 
-def quoted_lines(quote: Quoted, *, forward: bool) -> list[str]:
+def quoted_lines(quote: Quoted) -> list[str]:
     """The layer's own equations, and its code as it stands."""
-    code = (quote.forward if forward else quote.backward).splitlines()
-    found = [f"    {line}" for line in quote.equations.splitlines()] if forward else []
-    if code:
-        found.append(f"  {quote.where}" if not forward else "  as written:")
-        found += [f"    │ {line}" for line in code[:LONGEST_SOURCE]]
-        if len(code) > LONGEST_SOURCE:
-            found.append(f"    │ … {len(code) - LONGEST_SOURCE} more lines")
+    found = [f"    {line}" for line in quote.equations.splitlines()]
+    for head, code in ((f"{quote.where}, forward:", quote.forward), ("backward:", quote.backward)):
+        lines = code.splitlines()
+        if lines:
+            found += [f"  {head}", *(f"    │ {line}" for line in lines[:LONGEST_SOURCE])]
+        if len(lines) > LONGEST_SOURCE:
+            found.append(f"    │ … {len(lines) - LONGEST_SOURCE} more lines")
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxnet.explaining.arrays import array_lines, widest
 from jaxnet.explaining.expressions import Product, Transposed, written
-from jaxnet.explaining.model import Derivation, Factor, Header, Line, WhyTranspose
+from jaxnet.explaining.model import Derivation, Header, Line, WhyTranspose
 from jaxnet.explaining.numbers import one, shape, vector
 from jaxnet.explaining.whytext import HANG, check_line, layout_lines, order_line, why_lines
 
@@ -119,23 +119,17 @@ def equation(line: Line) -> str:
 
 def shapes(line: Line) -> str:
     """`3×2·2 → 3` of a product, `3` of what goes entry by entry."""
+    if line.of:
+        return line.sizes or shape(line.shape)
     product = isinstance(line.right, Product) and line.right.sign == ""
-    affine = line.kind == "z" and line.quoted is None
-    if line.factors and (product or affine):
-        return f"{'·'.join(factor_shape(each, line) for each in line.factors)} → {shape(line.shape)}"
-    if line.quoted is not None and line.factors and line.kind != "dW":
-        return f"{shape(line.factors[0].shape)} → {shape(line.shape)}"
+    if line.factors and (product or line.kind == "z"):
+        return f"{'·'.join(shape(each.shape) for each in line.factors)} → {shape(line.shape)}"
     return shape(line.shape)
 
 
-def factor_shape(factor: Factor, line: Line) -> str:
-    """A factor's shape."""
-    return shape(factor.shape)
-
-
 def shown(lines: Sequence[Line]) -> list[Line]:
-    """The backward lines of the overview: ∂C/∂x is left out, and ∇b, which is δ."""
-    return [line for line in lines if line.key != "dx" and line.kind != "db"]
+    """The backward lines of the overview: ∂C/∂x is left out, and ∇b, which is δ, or the sum of it."""
+    return [line for line in lines if not line.aside and line.kind != "db"]
 
 
 def split_at_why(derivation: Derivation) -> tuple[list[Line], list[Line], WhyTranspose | None]:
@@ -157,7 +151,13 @@ def section(lines: Sequence[Line], columns: Columns, digits: int, width: int) ->
         if len(line.shape) == 1:
             cell[line.shape[0]] = max(cell.get(line.shape[0], 0), widest(line.value, digits))
     found: list[str] = []
+    before, block = ("", ""), ""
     for line in lines:
+        if line.within != block and line.within:
+            found.append(f" {line.within}")
+        if line.of and before != (line.layer, line.of):
+            found.append(f" {line.layer} {line.of}")
+        before, block = (line.layer, line.of), line.within
         found += one_line(line, columns, digits, width, cell.get(line.shape[0], 0) if len(line.shape) == 1 else 0)
     return found
 
@@ -170,10 +170,12 @@ def one_line(line: Line, columns: Columns, digits: int, width: int, cell: int) -
         found, text = [text], ""
     first = f"{text:<{columns.shapes}}{sizes:<{columns.values - columns.shapes}}"
     room = width - columns.values
-    values = array_lines(line.value, digits, room, cell)
+    values = array_lines(line.value, digits, room, cell, brief=bool(line.of) or line.kind in ("delta", "da"))
     found += [first + values[0], *(" " * columns.values + value for value in values[1:])]
     for remark in line.remarks:
         found = [*found[:-1], *with_remark(found[-1], remark, width, columns.values).split("\n")]
+    for note in line.notes:
+        found += textwrap.wrap(note, width, initial_indent=" " * 6, subsequent_indent=" " * 8)
     return found
 
 
@@ -201,7 +203,7 @@ def folded(lines: Sequence[str], width: int) -> list[str]:
 def wrapped(line: str, width: int, hang: int) -> list[str]:
     """A line folded between words, not within brackets where these are short."""
     kept = re.sub(
-        r"\([^()]{1,40}\)|⟨[^⟨⟩]{1,30}⟩|→ [CJ] [−+] \S+| = [−.\d]+$",
+        r"\([^()]{1,40}\)|⟨[^⟨⟩]{1,30}⟩|→ [CJ] [−+] \S+|→ [\d×]+| = [−.\d]+$",
         lambda found: found.group().replace(" ", KEEP),
         line,
     )

@@ -15,8 +15,9 @@ from jaxnet.explaining import cells
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.drawing import Drawing, drawing
 from jaxnet.explaining.expressions import Expression, Inverse, Name, Partial, Product, Sum, Transposed
+from jaxnet.explaining.layers.writing import param_name
 from jaxnet.explaining.layouts import layouts, tensor
-from jaxnet.explaining.lines import Chain, oriented, param_name
+from jaxnet.explaining.lines import Chain, oriented
 from jaxnet.explaining.mathml import entry, equation, math, mathml
 from jaxnet.explaining.model import Answer, Batch, Derivation, Layouts, Line, NotationRow, Tensor, WhyTranspose
 from jaxnet.explaining.notation import NOTATIONS, WHO, Notation
@@ -160,17 +161,25 @@ class View:
         laid = oriented(values, self.n)
         return slot(self.array(name, laid, digits, turned=self.n.rows))
 
+    def marked(self, lines: Sequence[Line]) -> list[tuple[Line, str, str]]:
+        """Lines with what stands above them: the block that begins there, and the layer."""
+        found, before, block = [], ("", ""), ""
+        for line in lines:
+            begins = line.of and (line.layer, line.of) != before
+            named = f"{line.layer} {line.of}" if begins else ""
+            found.append((line, line.within if line.within != block else "", named))
+            before, block = (line.layer, line.of), line.within
+        return found
+
     def equation(self, line: Line) -> Markup:
-        """A line's equation, the shape of each factor below it; of a layer explained by its source, what it gives."""
-        if line.quoted is not None:
-            return slot(math(mathml(line.left, self.shapes(line)), Markup("<mo>=</mo>"), block=True))
+        """A line's equation, the shape of each factor below it."""
         return slot(equation(line.left, line.right, self.shapes(line)))
 
     def shapes(self, line: Line) -> dict[Expression, str]:
         """Shapes of the factors of a product, vectors as the rows or columns that they are there."""
         found: dict[Expression, str] = {line.left: self.as_matrix(line.shape, False)}
         product = line.right.terms[0] if isinstance(line.right, Sum) and line.kind == "z" else line.right
-        if not isinstance(product, Product) or not line.factors or line.quoted is not None:
+        if not isinstance(product, Product) or not line.factors:
             return found
         sizes = {factor.expression: factor.shape for factor in line.factors}
         for factor in product.factors:
@@ -195,8 +204,11 @@ class View:
         return slot(self.array(name_of_value(line, self.chain), line.value, digits))
 
     def quoted(self) -> list[Line]:
-        """The lines whose layers are explained by their source, each layer once."""
-        found = {line.item: line for line in self.d.forward if line.quoted is not None and line.quoted.backward}
+        """The lines that have a source, each layer of a name once."""
+        found: dict[str, Line] = {}
+        for line in self.d.forward:
+            if line.quoted is not None and line.quoted.backward:
+                found.setdefault(line.of.split(" at every")[0], line)
         return list(found.values())
 
     def ulps(self) -> list[Line]:
@@ -247,11 +259,6 @@ class View:
         """An entry of a layer's W, counted from 1, its subscripts as W lies."""
         return entry(self.n.param("W", place.number), *((into, out) if self.n.rows else (out, into)))
 
-    def maker(self, line: Line) -> str:
-        """What gives a line that is explained by its source."""
-        name = self.chain.places[line.item].item.layer.name
-        return name if line.ulp is None else f"{name}, backward"
-
     def name(self, symbol: str) -> Name:
         """A symbol without a layer."""
         return Name(symbol)
@@ -275,8 +282,10 @@ class View:
 
 def name_of_value(line: Line, chain: Chain) -> str:
     """What the script calls a line's value: out.0, err.0, db.0; of other parameters' gradients grad.0."""
+    if chain.places[line.item].kind == "other" and line.kind not in ("delta", "da"):
+        return "step"
     if line.ulp is None:
         return f"out.{line.item}"
     if line.kind in ("delta", "da"):
         return f"err.{line.item}"
-    return f"{line.kind}.{line.item}" if chain.places[line.item].kind == "dense" else f"grad.{line.item}"
+    return f"{line.kind}.{line.item}"

@@ -130,6 +130,7 @@
     for (const element of all("[data-s]")) element.innerHTML = data.variants.strings[texts[element.dataset.s]];
     document.body.dataset.lies = picked("lies");
     document.body.dataset.notation = picked("notation");
+    symbols();
     if (changed) refresh();
     else follow();
   }
@@ -174,6 +175,44 @@
     for (const mark of all(`[data-m="${slider.value}"]`)) mark.classList.add("now");
   }
 
+  // ------------------------------------------------------------- a symbol's every occurrence highlighted
+
+  const highlight = key => {
+    for (const each of all("[data-k]")) each.classList.toggle("same", key !== "" && each.dataset.k === key);
+  };
+
+  function symbols() {  // those of the present notation, by the order in which they first stand in the equations
+    const select = one("#mark"), found = new Map();
+    for (const each of all("main .eq [data-k]")) {
+      if (!found.has(each.dataset.k)) found.set(each.dataset.k, written(each));
+    }
+    select.replaceChildren(new Option("a symbol", ""), ...[...found].map(([key, text]) => new Option(text, key)));
+    select.closest("label").hidden = found.size === 0;
+  }
+
+  function written(symbol) {  // W³ as W³, without the position that stands below it
+    const parts = [...symbol.children], raised = {"msup": 1, "msubsup": 2}[symbol.localName];
+    const digits = {0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹", ".": "·"};
+    const above = raised ? (parts[raised].querySelector("mn, mtext") ?? parts[raised]).textContent : "";
+    const up = /^[0-9.]+$/.test(above) ? above.replace(/[0-9.]/g, each => digits[each]) : above;
+    return raised || symbol.localName === "msub" ? parts[0].textContent + up : symbol.textContent;
+  }
+
+  function startMarks() {
+    symbols();
+    const of = event => event.target.closest?.("[data-k]");
+    const chosenKey = () => one("#mark").value;
+    document.addEventListener("pointerover", event => highlight(of(event)?.dataset.k ?? chosenKey()));
+    document.addEventListener("click", event => {
+      const symbol = of(event);
+      if (symbol && [...one("#mark").options].some(each => each.value === symbol.dataset.k)) {
+        one("#mark").value = chosenKey() === symbol.dataset.k ? "" : symbol.dataset.k;
+        highlight(chosenKey());
+      }
+    });
+    one("#mark").addEventListener("change", () => highlight(chosenKey()));
+  }
+
   // What is wider than its place scrolls, by the keyboard too.
   function reachable() {
     for (const part of all(".eq, .fact, .grid, .rows, .scroll, pre")) {
@@ -185,6 +224,7 @@
   startChoices();
   if (spec) startFields();
   if (data.run) startRun();
+  startMarks();
   reachable();
   addEventListener("resize", reachable);
 })();

@@ -1,0 +1,250 @@
+"""The leaves of a composed layer at one example: what each takes and gives, and the error on both sides.
+
+`residual`, `parallel`, `per_position`, `repeat`, `remat`, `tied` and `serial` are walked as they compute. Where ways
+meet there is a record of its own (a sum, a product, a row of both); of `repeat` the last block is opened, and those
+before it are one record.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.combinators import bidirectional, per_position, remat, residual, serial
+from jaxnet.explaining.observe import Item
+from jaxnet.explaining.sources import inner
+from jaxnet.layer import Layer, Tree
+from jaxnet.readings import product
+
+BLOCK = -1  # the number of what a composed layer takes itself; records count from 0
+UNKNOWN = "a combination that is not known here"
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One leaf, or one place where ways meet, at one example.
+
+    kind: "leaf", "sum", "product", "concatenate", "blocks" (those of a `repeat` before its last). takes: the records
+    whose values it takes, `BLOCK` for the layer's own input. xs: these values. dxs: the errors there, by its own
+    backward. reference: autodiff's ∂C/∂params and ∂C/∂x. positions: how many first axes are positions that the layer
+    is applied at one by one. path: where its parameters stand in those of the whole. blocks: of "blocks" their number,
+    and what comes out of each, and the errors there.
+    """
+
+    kind: str
+    layer: Layer
+    takes: tuple[int, ...]
+    params: Tree
+    xs: tuple[Any, ...]
+    out: Any
+    d_out: Any = None
+    dxs: tuple[Any, ...] = ()
+    grads: Tree = ()
+    reference: tuple[Any, Any] = ((), None)
+    positions: int = 0
+    within: str = ""
+    blocks: tuple[Any, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the layer was made with: what its forward and backward pass close over, and the functions there."""
+        held: dict[str, Any] = {}
+        for function in inner(self.layer):
+            held |= closed_over(function)
+        for function in [each for each in held.values() if inspect.isfunction(each)]:
+            held = closed_over(function) | held
+        return held
+
+    @property
+    def x(self) -> Any:
+        """What it takes, where that is one array."""
+        return self.xs[0]
+
+    @property
+    def word(self) -> str:
+        """The kind of layer in one word: conv2d."""
+        return self.layer.name.split(" ")[0] if self.kind == "leaf" else self.kind
+
+
+def closed_over(function: Callable) -> dict[str, Any]:
+    """The names from around a function that it uses."""
+    return dict(inspect.getclosurevars(function).nonlocals)
+
+
+@dataclass
+class Walk:
+    """A forward pass through a composed layer that remembers how to come back."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def through(self, layer: Layer, params: Tree, x: Any, token: int, positions: int, within: str = "") -> Any:
+        """What a layer gives, the record that gives it, and its way back: from ∂C/∂out to ∂C/∂x."""
+        if layer.rebuild is None:
+            return self.leaf(layer, params, x, token, positions, within)
+        if layer.rebuild is serial:
+            return self.one_after_the_other(layer.parts, params, x, token, positions, within)
+        if layer.rebuild is residual:
+            return self.residual(layer, params, x, token, positions, within)
+        if layer.rebuild is per_position:
+            return self.through(layer.parts[0], params, x, token, positions + 1, within)
+        if layer.rebuild is remat:
+            return self.through(layer.parts[0], params, x, token, positions, within)
+        if layer.rebuild is bidirectional:
+            return self.parallel(layer, "concatenate", params, x, token, positions, within)
+        made_by = getattr(layer.rebuild, "__qualname__", "").split(".")[0]
+        options = inspect.getclosurevars(layer.rebuild).nonlocals
+        if made_by == "parallel":
+            return self.parallel(layer, options["join"], params, x, token, positions, within)
+        if made_by == "repeat":
+            return self.repeated(layer, options["times"], params, x, token, positions, within)
+        if made_by == "tied":
+            share, owner = options["share"], min(options["where"])
+            borrowed = tuple(
+                p | {share: params[owner][share]} if i in options["where"] else p for i, p in enumerate(params)
+            )
+            return self.one_after_the_other(layer.parts, borrowed, x, token, positions, within)
+        raise LookupError(UNKNOWN)
+
+    def put(self, record: Record) -> int:
+        """The number of a new record."""
+        self.records.append(record)
+        return len(self.records) - 1
+
+    def leaf(self, layer: Layer, params, x, token: int, positions: int, within: str):
+        for _ in range(positions):
+            layer = per_position(layer)
+        out, saved = layer.forward(params, x)
+        bare = layer
+        for _ in range(positions):
+            bare = bare.parts[0]
+        mine = self.put(Record("leaf", bare, (token,), params, (x,), out, positions=positions, within=within))
+
+        def back(d_out):
+            dx, grads = layer.backward(params, saved, d_out, product)
+            exact = jnp.issubdtype(x.dtype, jnp.inexact)
+            if exact:
+                expected = jax.vjp(lambda p, x: layer.forward(p, x)[0], params, x)[1](d_out)
+            else:
+                expected = (*jax.vjp(lambda p: layer.forward(p, x)[0], params)[1](d_out), None)
+            here = self.records[mine]
+            self.records[mine] = replace(
+                here, d_out=d_out, dxs=(dx if exact else None,), grads=grads, reference=expected
+            )
+            return dx
+
+        return out, mine, back
+
+    def one_after_the_other(self, layers, params, x, token, positions, within):
+        backs = []
+        for layer, p in zip(layers, params, strict=True):
+            x, token, back = self.through(layer, p, x, token, positions, within)
+            backs.append(back)
+
+        def back(d_out):
+            for each in reversed(backs):
+                d_out = each(d_out)
+            return d_out
+
+        return x, token, back
+
+    def residual(self, layer, params, x, token, positions, within):
+        f, of_f, back_f = self.through(layer.parts[0], params, x, token, positions, within)
+        mine = self.put(Record("sum", layer, (token, of_f), (), (x, f), x + f, within=within))
+
+        def back(d):
+            self.records[mine] = replace(self.records[mine], d_out=d, dxs=(d, d))
+            return d + back_f(d)
+
+        return x + f, mine, back
+
+    def parallel(self, layer, join, params, x, token, positions, within):
+        ways = [self.through(part, p, x, token, positions, within) for part, p in zip(layer.parts, params, strict=True)]
+        outs, tokens = tuple(out for out, _, _ in ways), tuple(each for _, each, _ in ways)
+        out = jnp.concatenate(outs, -1) if join == "concatenate" else outs[0]
+        for other in outs[1:] if join != "concatenate" else ():
+            out = out + other if join == "sum" else out * other
+        mine = self.put(Record(join, layer, tokens, (), outs, out, within=within))
+
+        def pieces(d):
+            if join == "concatenate":
+                ends = np.cumsum([each.shape[-1] for each in outs])[:-1]
+                return tuple(jnp.split(d, ends, axis=-1))
+            if join == "sum":
+                return (d,) * len(outs)
+            others = []
+            for i in range(len(outs)):
+                piece = d
+                for other in outs[:i] + outs[i + 1 :]:
+                    piece = piece * other
+                others.append(piece)
+            return tuple(others)
+
+        def back(d):
+            dxs = pieces(d)
+            self.records[mine] = replace(self.records[mine], d_out=d, dxs=dxs)
+            found = [back(piece) for (_, _, back), piece in reversed([*zip(ways, dxs, strict=True)])]
+            return sum(found[1:], start=found[0])
+
+        return out, mine, back
+
+    def repeated(self, layer, times, params, x, token, positions, within):
+        block = layer.parts[0]
+        for _ in range(positions):
+            block = per_position(block)
+        last = jax.tree.map(lambda t: t[-1], params)
+        if times == 1:
+            return self.through(layer.parts[0], last, x, token, positions, within)
+        before = jax.tree.map(lambda t: t[:-1], params)
+        given, outs = jax.lax.scan(lambda x, p: (block.forward(p, x)[0],) * 2, x, before)
+        taken = jnp.concatenate([x[None], outs[:-1]])
+        first = self.put(Record("blocks", layer, (token,), (), (x,), given, within=within))
+        out, token, back_last = self.through(layer.parts[0], last, given, first, positions, f"block {times} of {times}")
+
+        def one_back(d, at):
+            p, x = at
+            return block.backward(p, block.forward(p, x)[1], d, product)[0], d
+
+        def back(d):
+            d = back_last(d)
+            dx, errors = jax.lax.scan(one_back, d, (before, taken), reverse=True)
+            here = self.records[first]
+            self.records[first] = replace(here, d_out=d, dxs=(dx,), blocks=(outs, errors))
+            return dx
+
+        return out, token, back
+
+
+ARRAYS = ("params", "xs", "out", "d_out", "dxs", "grads", "reference", "blocks")
+
+
+@lru_cache(maxsize=64)
+def opened(item: Item) -> tuple[Record, ...]:
+    """The records of a composed layer, first to last; the one of itself of a leaf, or of what cannot be opened."""
+    layer = item.layer
+    expected = (item.reference[2], item.reference[1])
+    alone = Record(
+        "leaf", layer, (BLOCK,), item.params, (item.x,), item.out, item.d_out, (item.dx,), item.grads, expected
+    )
+    if layer.rebuild is None:
+        return (alone,)
+    made: list[Record] = []
+
+    def walk(params, x, d_out):
+        walked = Walk()
+        _, _, back = walked.through(layer, params, x, BLOCK, 0)
+        back(d_out)
+        made[:] = [replace(each, **dict.fromkeys(ARRAYS)) for each in walked.records]
+        return [{name: getattr(each, name) for name in ARRAYS} for each in walked.records]
+
+    try:
+        arrays = jax.jit(walk)(item.params, item.x, item.d_out)
+    except LookupError:
+        return (alone,)
+    return tuple(replace(each, **jax.tree.map(np.asarray, values)) for each, values in zip(made, arrays, strict=True))
