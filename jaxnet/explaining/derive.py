@@ -94,7 +94,7 @@ def header(chain: Chain, source: str, example: int | None, seed: int | None) -> 
     """What the derivation is of."""
     observed, notation = chain.observed, chain.notation
     out = observed.items[-1].out
-    right = value_of(observed.loss.name, chain.places[-1].gives, notation.target, features(out), terms_of(observed))
+    right = value_of(observed.loss, chain.places[-1].gives, notation.target, features(out), terms_of(observed))
     return Header(
         title=title(chain.places),
         source=source,

@@ -207,6 +207,8 @@ def written(expression: Expression) -> str:
             return signed(terms)
         case Minus(of):
             return f"−{within(of, PRODUCT)}"
+        case Call(function, Listed(parts)):
+            return f"{written(function)}({', '.join(map(written, parts))})"
         case Call(function, of):
             return f"{written(function)}({written(of)})"
         case Fraction(above, below):
@@ -260,6 +262,8 @@ def formula(expression: Expression) -> str:
             return added([(isinstance(term, Minus), term.of if isinstance(term, Minus) else term) for term in terms])
         case Minus(of):
             return f"-({formula(of)})"
+        case Call(function, Listed(parts)):
+            return f"{function.key or function.base}({', '.join(map(formula, parts))})"
         case Call(function, of):
             return f"{function.key or function.base}({formula(of)})"
         case Fraction(above, below):

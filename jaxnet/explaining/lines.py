@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnet.explaining.expressions import Call, Expression, Name, Product, Words
 from jaxnet.explaining.layers import writing
-from jaxnet.explaining.losses import slope_of
+from jaxnet.explaining.losses import said_of, slope_of
 from jaxnet.explaining.model import Factor, Line
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one
@@ -139,7 +139,7 @@ def loss_slope(chain: Chain) -> Expression:
     """∂C/∂out of the network as the loss's equation."""
     last, observed = chain.places[-1], chain.observed
     found = slope_of(
-        observed.loss.name, last.gives, chain.notation.target, features(last.item.out), terms_of(observed),
+        observed.loss, last.gives, chain.notation.target, features(last.item.out), terms_of(observed),
         bool(np.allclose(np.sum(observed.target, axis=-1), 1)),
     )  # fmt: skip
     return chain.notation.partial(last.gives) if found is None else found
@@ -182,12 +182,12 @@ def error_at_output(chain: Chain, place: Place) -> list[Line]:
 
 def loss_remarks(chain: Chain, place: Place) -> tuple[str, ...]:
     """What the loss does together with the last layer."""
-    name = chain.observed.loss.name
-    if slope_of(name, place.gives, chain.notation.target, 1) is None:
-        return (f"from the loss, {name}",)
-    if name == "binary_cross_entropy" and place.item.layer.name == "sigmoid":
+    loss = chain.observed.loss
+    if slope_of(loss, place.gives, chain.notation.target, 1) is None:
+        return (f"from the loss, {loss.name}",)
+    if loss.name == "binary_cross_entropy" and place.item.layer.name == "sigmoid":
         return ("a(1−a) below cancels σ′: a−y",)
-    return ()
+    return said_of(loss)
 
 
 def dense_gradients(chain: Chain, place: Place, layer: str) -> list[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from jaxnet.explaining.expressions import (
@@ -9,13 +10,16 @@ from jaxnet.explaining.expressions import (
     Call,
     Expression,
     Fraction,
+    Listed,
     Minus,
     Name,
     Number,
     Product,
     SquaredNorm,
     Sum,
+    Transposed,
 )
+from jaxnet.layer import Loss
 
 Formula = Callable[[Expression, Expression, int], Expression]
 
@@ -52,11 +56,26 @@ VALUES: dict[str, Formula] = {
     "mean_squared_error": lambda a, y, d: Fraction(SquaredNorm(less(a, y)), Number(str(d))),
     "mean_absolute_error": lambda a, y, d: Fraction(BigSum("", called("abs", less(a, y))), Number(str(d))),
     "huber": lambda a, y, d: Fraction(BigSum("", called("h", less(a, y))), Number(str(d))),
+    "multiclass_hinge": lambda z, y, d: Sum(
+        (Call(Name("max"), Sum((z, Number("1"), Minus(y)))), Minus(Product((Transposed(y), z))))
+    ),
     "binary_cross_entropy": logarithms,
     "binary_cross_entropy_on_logits": logits,
     "softmax_cross_entropy": lambda z, y, d: Minus(BigSum("", Product((y, called("ln", called("softmax", z))), "⊙"))),
 }
 """C as an equation, by the loss's name; of an output, its target, and how many features there are."""
+
+
+def held(loss: Loss) -> Number:
+    """Huber's threshold."""
+    value = inspect.getclosurevars(inspect.unwrap(loss.turn)).nonlocals["value"]
+    return Number(f"{inspect.getclosurevars(value).nonlocals['threshold']:g}")
+
+
+def top(of: Expression) -> Call:
+    """1 at the largest entry, 0 elsewhere."""
+    return Call(Name("top", key="top"), of)
+
 
 SLOPES: dict[str, Formula] = {
     "quadratic": lambda a, y, d: less(a, y),
@@ -65,6 +84,7 @@ SLOPES: dict[str, Formula] = {
     "binary_cross_entropy": lambda a, y, d: Fraction(less(a, y), Product((a, Sum((Number("1"), Minus(a)))), "⊙")),
     "binary_cross_entropy_on_logits": lambda z, y, d: less(Call(Name("σ", key="sigmoid"), z), y),
     "softmax_cross_entropy": lambda z, y, d: less(Call(Name("softmax", key="softmax"), z), y),
+    "multiclass_hinge": lambda z, y, d: less(top(Sum((z, Number("1"), Minus(y)))), y),
 }
 """∂C/∂out as an equation."""
 
@@ -74,18 +94,39 @@ def over_terms(expression: Expression, terms: float) -> Expression:
     return expression if terms == 1 else Fraction(expression, Number(f"{terms:g}"))
 
 
-def value_of(loss: str, out: Expression, y: Expression, features: int, terms: float = 1) -> Expression:
+SAYS: dict[str, str] = {
+    "huber": "h(e) = ½e² up to |e| = {t}, {beyond} beyond; its slope is e held within ±{t}",
+    "multiclass_hinge": "top: 1 at the largest entry, the rival; where that is the class itself there is no error",
+}
+"""What is to be said of a loss; {t} is Huber's threshold, {beyond} what h is from there on."""
+
+
+def said_of(loss: Loss) -> tuple[str, ...]:
+    """What there is to say of a loss."""
+    if loss.name not in SAYS:
+        return ()
+    t = float(held(loss).text) if loss.name == "huber" else 1.0
+    beyond = f"{'' if t == 1 else f'{t:g}'}|e| − {t * t / 2:g}"
+    return (SAYS[loss.name].format(t=f"{t:g}", beyond=beyond),)
+
+
+def value_of(loss: Loss, out: Expression, y: Expression, features: int, terms: float = 1) -> Expression:
     """C's right side; for a loss not in the table its name."""
-    return over_terms(VALUES[loss](out, y, features), terms) if loss in VALUES else Call(Name(loss), out)
+    if loss.name not in VALUES:
+        return Call(Name(loss.name), out)
+    return over_terms(VALUES[loss.name](out, y, features), terms)
 
 
 def slope_of(
-    loss: str, out: Expression, y: Expression, features: int, terms: float = 1, one_hot: bool = True
+    loss: Loss, out: Expression, y: Expression, features: int, terms: float = 1, one_hot: bool = True
 ) -> Expression | None:
     """∂C/∂out's right side; None for a loss not in the table. one_hot: whether the target's entries add up to 1."""
-    if loss not in SLOPES:
+    if loss.name == "huber":
+        clipped = Call(Name("clip", key="clip"), Listed((less(out, y), held(loss))))
+        return over_terms(Fraction(clipped, Number(str(features))), terms)
+    if loss.name not in SLOPES:
         return None
-    if loss == "softmax_cross_entropy" and not one_hot:
+    if loss.name == "softmax_cross_entropy" and not one_hot:
         scaled = Product((called("sum", y), Call(Name("softmax", key="softmax"), out)), "×")
         return over_terms(Sum((scaled, Minus(y))), terms)
-    return over_terms(SLOPES[loss](out, y, features), terms)
+    return over_terms(SLOPES[loss.name](out, y, features), terms)

@@ -98,6 +98,8 @@ class Writer:
                 return self.signed(terms)
             case Minus(of):
                 return Markup('<mo form="prefix">−</mo>') + self.within(of, PRODUCT)
+            case Call(function, Listed() as of):
+                return name(function) + self.row(of)
             case Call(function, of):
                 return name(function) + bracketed(self.row(of))
             case Fraction(above, below):

@@ -128,8 +128,9 @@ def shapes(line: Line) -> str:
 
 
 def shown(lines: Sequence[Line]) -> list[Line]:
-    """The backward lines of the overview: ∂C/∂x is left out, and ∇b, which is δ, or the sum of it."""
-    return [line for line in lines if not line.aside and line.kind != "db"]
+    """The backward lines of the overview: ∂C/∂x is left out where it is not all, and ∇b, δ or the sum of it."""
+    kept = [line for line in lines if not line.aside and line.kind != "db"]
+    return kept or [line for line in lines if line.key == "dx"]
 
 
 def split_at_why(derivation: Derivation) -> tuple[list[Line], list[Line], WhyTranspose | None]:

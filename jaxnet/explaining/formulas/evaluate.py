@@ -153,6 +153,11 @@ def diag(v: np.ndarray) -> np.ndarray:
     return np.diag(v.reshape(-1))
 
 
+def top(v: np.ndarray) -> np.ndarray:
+    """1 at the largest entry, 0 elsewhere."""
+    return np.eye(v.size)[np.argmax(v)].reshape(v.shape)
+
+
 FUNCTIONS: dict[str, tuple[int, Callable]] = {
     "outer": (2, outer),
     "diag": (1, diag),
@@ -163,6 +168,8 @@ FUNCTIONS: dict[str, tuple[int, Callable]] = {
     "log": (1, np.log),
     "abs": (1, np.abs),
     "sign": (1, np.sign),
+    "clip": (2, lambda e, t: np.clip(e, -t, t)),
+    "top": (1, top),
     "sqrt": (1, np.sqrt),
     "sum": (1, np.sum),
     "softmax": (1, lambda z: np.exp(z - np.max(z)) / np.sum(np.exp(z - np.max(z)))),

@@ -7,7 +7,7 @@ derivative of every quantity in between, which the backward steps must equal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -84,7 +84,11 @@ def evaluated(record: Record, equations: Equations) -> dict[str, Found]:
         for step in (*equations.forward, *equations.backward):
             v.known[step.key] = step.of(v)
         slopes = slopes_of(known, equations, v)
-        return {step.key: found(step, v, own, slopes, record) for step in (*equations.forward, *equations.backward)}
+        made = {step.key: found(step, v, own, slopes, record) for step in (*equations.forward, *equations.backward)}
+    # A wrong equation forward is seen at the first error that follows from it.
+    first, last = equations.backward[0].key, made[equations.forward[-1].key].ulp or 0.0
+    made[first] = replace(made[first], ulp=max(made[first].ulp or 0.0, last))
+    return made
 
 
 def against(pair: tuple[Any, Any]) -> float | None:
