@@ -343,6 +343,7 @@ REFUSED = [
     (["model.0={tied={layers=['relu', {dense=3}], where=[0, 1]}}"], "tied takes layers with a parameter 'W'"),
     (["model.0={tied={layers=['relu'], where=[0]}}"], "model.0.tied: tied takes at least two different indices"),
     (["loss={name='huber', threshold=-1}"], "loss: Huber's threshold is positive, got -1.0"),
+    (["train.head_chunks=2"], "train.head_chunks: a head is fused where a network ends in a layer that works position"),
     (["model=nowhere_at_all:net"], 'model: "nowhere_at_all:net": there is no module nowhere_at_all'),
     (["model=jaxnet:mpl"], '"jaxnet:mpl": jaxnet has no mpl: did you mean "mlp"?'),
     (["model=jaxnet:mlp"], 'model: "jaxnet:mlp" cannot be made with no options: missing a required argument'),

@@ -9,10 +9,11 @@ from jax import export
 
 from jaxnet.backprop import one_example, predict, trace
 from jaxnet.combinators import per_position, repeat, residual, serial, tied
-from jaxnet.layers import ACTIVATIONS, dense, dropout, flatten
+from jaxnet.layers import ACTIVATIONS, conv2d, dense, dropout, flatten
 from jaxnet.losses import LOSSES
 from jaxnet.readings import total
 from jaxnet.training import monitors, step
+from jaxnet.training.operations import products
 from jaxnet.training.step import Arrays, Recipe
 
 tanh = ACTIVATIONS["tanh"]
@@ -72,6 +73,27 @@ def epoch(of, state, seed, train, order, batch, most=100):
         state, good = jax.jit(step.many_steps(of, call.count, call.batch))(state, train, order, call.start, seed)
         assert good.all()
     return state
+
+
+@pytest.mark.parametrize("monitored", [False, True], ids=["plain", "monitored"])
+def test_a_head_in_chunks_changes_nothing(monitored, x64):
+    net = serial(per_position(serial(dense(4), tanh)), per_position(dense(3)))
+    random = np.random.RandomState(0)
+    xs, ys = jnp.asarray(random.normal(size=(6, 7, 5))), jnp.asarray(random.randint(-1, 3, size=(6, 7)), jnp.int32)
+    whole = Recipe(
+        *(net, LOSSES["softmax_cross_entropy"], optax.sgd(0.1)),
+        *(jax.ShapeDtypeStruct(t.shape[1:], t.dtype) for t in (xs, ys)),
+        **{"batch": 6, "delta_norms": monitored, "gradient_norms": monitored},
+    )
+    cut = Recipe(**vars(whole) | {"head_chunks": 3})
+    state = jax.jit(step.begin(whole))(step.key_data(0))
+    programs = [jax.jit(step.measured(of)) for of in (whole, cut)]
+    expected, got = (of(state.params, None, xs, ys, jax.random.key(0)) for of in programs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), got, expected)
+    logits = [
+        str(jax.make_jaxpr(step.measured(of))(state.params, None, xs, ys, jax.random.key(0))) for of in (whole, cut)
+    ]
+    assert ["f64[6,7,3]" in text for text in logits] == [True, monitored]
 
 
 @pytest.mark.parametrize("net", [*NETS, "dropout"])
@@ -202,6 +224,22 @@ def test_calls_cover_the_epoch(examples, batch, most):
     assert all(call.count <= most and (call.batch == batch or call is calls[-1]) for call in calls)
     assert step.epoch_calls(50_000, 10, 9999) == [step.Call(0, 5000, 10)]
     assert {call.count for call in step.epoch_calls(390 * 128, 128, 34)} == {30}, "an even call compiles once"
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "operations"),
+    [
+        (serial(dense(7), tanh, dense(3)), (5,), 2 * (5 * 7 + 7 * 3)),
+        (repeat(dense(5), 4), (5,), 4 * 2 * 25),
+        (per_position(dense(3)), (6, 5), 6 * 2 * 15),
+        (conv2d(4, 3, groups=2), (8, 8, 6), 2 * 6 * 6 * 4 * 9 * 3),
+    ],
+    ids=["serial", "repeat", "positions", "convolution"],
+)
+def test_operations_of_products_are_counted(net, shape, operations):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), x)
+    assert products(jax.make_jaxpr(lambda p, x: net.forward(p, x)[0])(params, x)) == operations
 
 
 def test_evaluation_in_chunks_is_the_whole():

@@ -12,6 +12,7 @@ import optax
 
 from jaxnet.backprop import backpropagate, initialize
 from jaxnet.combinators import serial
+from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, ShapeError, output, split_state
 from jaxnet.readings import total
 from jaxnet.training.config import Config, ConfigError
@@ -54,6 +55,8 @@ def build(config: Config, dataset: Dataset) -> Experiment:
         if value > n:
             raise ConfigError(f"{key} must be at most {n}, the examples of {dataset.name} to train on, got {value}")
     net, loss = network(config), loss_of(config.loss)
+    if (chunks := config.train.head_chunks) > 1:
+        make("train.head_chunks", lambda: fused_head(net, loss, chunks=chunks))
     example = one_input(config, dataset)
     with jax.enable_x64(True) if config.precision == "float64" else nullcontext():
         fits(net, loss, example, dataset)

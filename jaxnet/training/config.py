@@ -53,6 +53,8 @@ class Train(Table):
     """Steps in one compiled call; where it is not given, as many as take about a second."""
     chunks: int = Field(default=1, ge=1)
     """Equal pieces in which each batch is run, one after the other, to save memory."""
+    head_chunks: int = Field(default=1, ge=1)
+    """Pieces of each sequence in which the last layer and the loss are run together: the logits are never whole."""
 
 
 class Monitor(Table):

@@ -51,6 +51,7 @@ class Session:
             jax.eval_shape(lambda y: y[0], self.typed(dataset.train.y[:1])),
             batch=config.train.batch,
             chunks=config.train.chunks,
+            head_chunks=config.train.head_chunks,
             delta_norms=config.monitor.delta_norms,
             gradient_norms=config.monitor.gradient_norms,
             update_ratios=config.monitor.update_ratios,

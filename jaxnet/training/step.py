@@ -12,9 +12,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnet.backprop import backpropagate, initialize, predict
+from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
 from jaxnet.readings import new_state, pair, total
 from jaxnet.training import monitors
+from jaxnet.training.operations import products
 from jaxnet.training.windows import examples_at
 
 STEP_SECONDS = 5e-5
@@ -51,7 +53,7 @@ class Recipe:
     """What the training step is made of.
 
     example, target: shape and dtype of one x and one y. chunks: pieces of a whole `batch`, run one after
-    another.
+    another; head_chunks: of each sequence, for the last layer and the loss.
     mesh: the devices over which a batch is sharded, along "data"; None for one device.
     """
 
@@ -62,6 +64,7 @@ class Recipe:
     target: jax.ShapeDtypeStruct
     batch: int
     chunks: int = 1
+    head_chunks: int = 1
     delta_norms: bool = False
     gradient_norms: bool = False
     update_ratios: bool = False
@@ -173,6 +176,8 @@ def measured(recipe: Recipe) -> Callable:
     All of it from one backward pass.
     """
     net, loss = recipe.net, recipe.loss
+    if recipe.head_chunks > 1:
+        net, loss = fused_head(net, loss, chunks=recipe.head_chunks)
     keeps = whole_shapes(recipe)[1] is not None
     readings = {"grads": total}
     if recipe.delta_norms:
@@ -188,9 +193,9 @@ def measured(recipe: Recipe) -> Callable:
         read = dict(zip(readings, found, strict=True))
         sums = {"loss": value * n}
         if recipe.delta_norms:  # 1/n stands on every δ, and each example's own is asked for
-            sums["delta_norms"] = monitors.in_order(net, read["squares"]) * n**2
+            sums["delta_norms"] = monitors.in_order(recipe.net, read["squares"]) * n**2
         if recipe.gradient_norms:
-            sums["gradient_norms"] = monitors.in_order(net, monitors.by_layer(layers, read["grads"]))
+            sums["gradient_norms"] = monitors.in_order(recipe.net, monitors.by_layer(layers, read["grads"]))
         return read["grads"], sums, read.get("kept")
 
     return of
@@ -310,10 +315,10 @@ def steps_per_call(recipe: Recipe) -> int:
 
     Calls must begin and end at the same steps in a run and in its resumption, so that both are bit for bit the same.
     """
-    params = sum(math.prod(p.shape) for p in jax.tree.leaves(shapes(recipe)))
-    x = recipe.example
-    positions = x.size if jnp.issubdtype(x.dtype, jnp.integer) else math.prod(x.shape[:-1])
-    return max(1, int(1 / (STEP_SECONDS + 6 * params * recipe.batch * positions / FLOPS_PER_SECOND)))
+    params = with_state(*whole_shapes(recipe))
+    net_params = params if recipe.loss.init is None else params[0]
+    forward = products(jax.make_jaxpr(lambda p, x: recipe.net.forward(p, x)[0])(net_params, recipe.example))
+    return max(1, int(1 / (STEP_SECONDS + 3 * forward * recipe.batch / FLOPS_PER_SECOND)))
 
 
 # ---------------------------------------------------------------------------------------- evaluation

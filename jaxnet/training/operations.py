@@ -1,0 +1,35 @@
+"""How many operations a program's products take, counted from shapes alone."""
+
+import math
+from collections.abc import Iterable
+
+from jax.extend.core import ClosedJaxpr
+
+from jaxnet.checking.program import inner
+
+
+def products(program: ClosedJaxpr) -> float:
+    """Multiplications and additions of its matrix products and convolutions.
+
+    A scan's count as often as it runs; those of a loop with a condition, whose turns are not known, once.
+    """
+    return sum(map(of_equation, program.jaxpr.eqns), 0.0)
+
+
+def of_equation(eqn) -> float:
+    """The same of one equation, with the programs inside it."""
+    name = eqn.primitive.name
+    if name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return 2.0 * size(eqn.outvars[0].aval.shape) * size(eqn.invars[0].aval.shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        channels = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * size(eqn.outvars[0].aval.shape) * size(kernel) / channels
+    turns = eqn.params["length"] if name == "scan" else 1
+    return turns * sum(map(products, inner(eqn)), 0.0)
+
+
+def size(shape: Iterable[int]) -> int:
+    """How many entries there are."""
+    return math.prod(shape)
