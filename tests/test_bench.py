@@ -75,3 +75,14 @@ def test_start_up_is_told_by_a_run_of_its_own(tmp_path):
 def test_a_benchmark_that_there_is_none_of_is_refused():
     with pytest.raises(BenchError, match="one of core"):
         run("cores", None, None)
+
+
+def test_a_peer_that_fails_is_left_out_with_its_reason(capsys):
+    def broken():
+        raise RuntimeError("no compiler\nfurther lines")
+
+    case = Case(
+        "sum", Variant("hand", lambda: None), (Variant("other", lambda: None), Variant("peer", broken)), rounds=2
+    )
+    assert [row.against for row in measure(case)] == ["other"]
+    assert capsys.readouterr().err == "peer is left out, since it failed: no compiler\n"

@@ -24,6 +24,8 @@ from jaxnet.checking.corpus.right import RIGHT, Right
 
 SIZES = {"small": 0, "large": 2}
 DTYPES = ("float32", "float64")
+LIMIT = 60
+"""Seconds that torch's gradcheck may take for one rule; what it has not answered by then counts as not caught."""
 
 
 class Verdict(NamedTuple):
@@ -88,25 +90,34 @@ def by_assertion(checker: Callable, rule: Callable, args: tuple) -> Verdict:
 
 
 def by_gradcheck(rule: Callable, args: tuple) -> Verdict:
-    """`torch.autograd.gradcheck` of the rule as a torch function; it names the input by its place."""
+    """`torch.autograd.gradcheck` of the rule as a torch function; it names the input by its place.
+
+    Raises `TimeoutError` after `LIMIT` seconds: it calls the rule twice for each number of its input.
+    """
     import torch  # pyright: ignore[reportMissingImports]
     from torch.autograd.gradcheck import GradcheckError  # pyright: ignore[reportMissingImports]
 
     function, values = moving(rule, args)
+    forward, pull = jax.jit(function), jax.jit(lambda values, g: jax.vjp(function, *values)[1](g))
+    deadline = time.perf_counter() + LIMIT
 
     class Rule(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *tensors):
+            if time.perf_counter() > deadline:
+                raise TimeoutError(f"no answer within {LIMIT} s")
             ctx.save_for_backward(*tensors)
-            return torch.from_numpy(np.array(function(*map(to_jax, tensors))))
+            return torch.from_numpy(np.array(forward(*map(to_jax, tensors))))
 
         @staticmethod
         def backward(ctx, *cotangents):
-            pull = jax.vjp(function, *map(to_jax, ctx.saved_tensors))[1]
-            return tuple(torch.from_numpy(np.array(d)) for d in pull(to_jax(cotangents[0])))
+            if time.perf_counter() > deadline:
+                raise TimeoutError(f"no answer within {LIMIT} s")
+            grads = pull([*map(to_jax, ctx.saved_tensors)], to_jax(cotangents[0]))
+            return tuple(torch.from_numpy(np.array(d)) for d in grads)
 
     def to_jax(tensor):
-        return jnp.asarray(tensor.detach().numpy())
+        return jax.device_put(tensor.detach().numpy())
 
     tensors = [torch.from_numpy(np.array(value)).requires_grad_() for value in values]
     try:

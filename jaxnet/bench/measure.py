@@ -6,6 +6,7 @@ that rotates, and a ratio is taken within its round.
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -121,14 +122,24 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def measure(case: Case) -> list[Row]:
     """Time a case's variants against ours, round by round; one row for each of the others."""
-    variants = [case.ours, *case.others]
-    for variant in variants:
-        variant.run()
+    case.ours.run()
+    others = [other for other in case.others if runs(other)]
+    variants = [case.ours, *others]
     times = np.empty((case.rounds, len(variants)))
     for i in range(case.rounds):
         for j in np.roll(range(len(variants)), i):
             times[i, j] = seconds(variants[j].run)
-    return [row(case, times[:, 0], other, times[:, j]) for j, other in enumerate(case.others, start=1)]
+    return [row(case, times[:, 0], other, times[:, j]) for j, other in enumerate(others, start=1)]
+
+
+def runs(other: Variant) -> bool:
+    """Whether a variant runs; one that does not (`torch.compile` without a C++ compiler) is named, with the reason."""
+    try:
+        other.run()
+    except Exception as error:
+        print(f"{other.name} is left out, since it failed: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return False
+    return True
 
 
 def row(case: Case, ours: np.ndarray, other: Variant, theirs: np.ndarray) -> Row:

@@ -1,6 +1,7 @@
 """Attention, a head fused with its cross-entropy, and embeddings: forward, then backward, of a batch of sequences."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +84,11 @@ def attention_case(sizes: tuple[int, int, int, int] = (4, 512, 8, 64)) -> Case:
     def fused(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
+    module = torch()
+
     def peer(q, k, v):
         heads_first = (t.transpose(1, 2) for t in (q, k, v))
-        attend = torch().nn.functional.scaled_dot_product_attention
+        attend = module.nn.functional.scaled_dot_product_attention
         return attend(*heads_first, is_causal=True).transpose(1, 2)
 
     def variant(name, forward, **aims):
@@ -140,9 +143,11 @@ def head_case(sizes: tuple[int, int, int, int] = (4, 512, 256, 32_768)) -> Case:
     def by_autodiff(f):
         return lambda W, xs, ys: (lambda value, grads: (value, *grads))(*jax.value_and_grad(f, (0, 1))(W, xs, ys))
 
+    module: Any = torch()
+    targets = None if module is None else module.tensor(np.asarray(ys).reshape(-1)).long()
+
     def peer(W, xs):
-        targets = torch().tensor(np.asarray(ys).reshape(-1)).long()
-        return torch().nn.functional.cross_entropy(xs.reshape(-1, width) @ W.T, targets)
+        return module.nn.functional.cross_entropy(xs.reshape(-1, width) @ W.T, targets)
 
     return Case(
         f"linear + cross-entropy, {batch * time} tokens, width {width}, vocabulary {vocab:,}",

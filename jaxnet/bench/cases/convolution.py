@@ -75,8 +75,10 @@ def pool_case(sizes: tuple[int, int, int, int] = (64, 32, 32, 32)) -> Case:
 
         return jax.vmap(one)(xs, d_outs)
 
+    module = torch()
+
     def theirs(x):
-        return torch().nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        return module.nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
     return Case(
         f"max pool 2×2, batch {batch}, {height}×{width}, {channels} channels",
@@ -144,8 +146,10 @@ def convolution_case(sizes: tuple[int, int, int, int] = (64, 32, 32, 32), channe
 
         return jax.vmap(one, out_axes=(0, 0, None, None))(xs, d_outs)
 
+    module = torch()
+
     def theirs(x, W, b):
-        z = torch().nn.functional.conv2d(x.permute(0, 3, 1, 2), W.permute(0, 3, 1, 2), b, padding=kernel // 2)
+        z = module.nn.functional.conv2d(x.permute(0, 3, 1, 2), W.permute(0, 3, 1, 2), b, padding=kernel // 2)
         return z.permute(0, 2, 3, 1)
 
     others = (
@@ -210,10 +214,11 @@ def network_case(batch: int = 128) -> Case:
 
 def torch_network(params, xs: jax.Array, ys: jax.Array) -> tuple[Variant, ...]:
     """The same network's mean cost and gradients in torch."""
-    if torch() is None:
+    module = torch()
+    if module is None:
         return ()
-    F = torch().nn.functional
-    x, y = torch().tensor(np.asarray(xs)), torch().tensor(np.asarray(ys)).long()
+    F = module.nn.functional
+    x, y = module.tensor(np.asarray(xs)), module.tensor(np.asarray(ys)).long()
 
     def cost(*weights):
         a = x.permute(0, 3, 1, 2)
