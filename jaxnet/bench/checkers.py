@@ -24,7 +24,7 @@ from jaxnet.checking.corpus.right import RIGHT, Right
 
 SIZES = {"small": 0, "large": 2}
 DTYPES = ("float32", "float64")
-LIMIT = 60
+LIMIT = 30
 """Seconds that torch's gradcheck may take for one rule; what it has not answered by then counts as not caught."""
 
 

@@ -1,7 +1,6 @@
 """Attention, a head fused with its cross-entropy, and embeddings: forward, then backward, of a batch of sequences."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,11 +142,12 @@ def head_case(sizes: tuple[int, int, int, int] = (4, 512, 256, 32_768)) -> Case:
     def by_autodiff(f):
         return lambda W, xs, ys: (lambda value, grads: (value, *grads))(*jax.value_and_grad(f, (0, 1))(W, xs, ys))
 
-    module: Any = torch()
-    targets = None if module is None else module.tensor(np.asarray(ys).reshape(-1)).long()
+    module = torch()
+    cross_entropy = module and module.nn.functional.cross_entropy
+    targets = module and module.tensor(np.asarray(ys).reshape(-1)).long()
 
     def peer(W, xs):
-        return module.nn.functional.cross_entropy(xs.reshape(-1, width) @ W.T, targets)
+        return cross_entropy(xs.reshape(-1, width) @ W.T, targets)
 
     return Case(
         f"linear + cross-entropy, {batch * time} tokens, width {width}, vocabulary {vocab:,}",
