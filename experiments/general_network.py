@@ -18,9 +18,22 @@ import numpy as np
 import typer
 from pydantic import Field
 
-from experiments.page import Equations, Section, Settings, Table, Words, page, plot, settings_of, write_page
+from experiments.page import Formulas, Section, Settings, Table, Words, page, plot, settings_of, write_page
+from experiments.typeset import Equal
 from jaxnet.backprop import one_example
 from jaxnet.combinators import serial
+from jaxnet.explaining.expressions import (
+    BigSum,
+    Call,
+    Expression,
+    Gradient,
+    Minus,
+    Name,
+    Partial,
+    Product,
+    Sum,
+    Transposed,
+)
 from jaxnet.explaining.ulp import ulps
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, dense
@@ -29,14 +42,31 @@ from jaxnet.readings import product
 
 FILE = Path(__file__).with_suffix(".toml")
 Span = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
-EQUATIONS = (
-    "matrices                                     sums over indices",
-    "",
-    "δᴸ = (aᴸ − y) ⊙ g′(zᴸ)                       δᴸⱼ = (aᴸⱼ − yⱼ) g′(zᴸⱼ)",
-    "δˡ = (Wˡ⁺¹ᵀ δˡ⁺¹) ⊙ g′(zˡ)                   δˡᵢ = Σⱼ Wˡ⁺¹ⱼᵢ δˡ⁺¹ⱼ · g′(zˡᵢ)     the sum runs down a column",
-    "∇Wˡ = δˡ aˡ⁻¹ᵀ                               ∂C/∂Wˡⱼᵢ = δˡⱼ aˡ⁻¹ᵢ                   no sum",
-    "∇bˡ = δˡ                                     ∂C/∂bˡⱼ = δˡⱼ",
-)
+
+
+def equations() -> list[tuple[str | Equal, ...]]:
+    """BP1 to BP4 as products of matrices, and as sums over indices."""
+    C, slope = Name("C"), Name("g′")
+
+    def of(base: str, layer: str = "l", index: str = "") -> Name:
+        return Name(base, layer, index)
+
+    def passed(z: Expression) -> Call:
+        return Call(slope, z)
+
+    above, below = "l+1", "l−1"
+    y, y_j = Name("y"), Name("y", below="j")
+    column = BigSum("j", Product((of("W", above, "ji"), of("δ", above, "j"))))
+    return [
+        ("matrices", "sums over indices"),
+        (Equal(of("δ", "L"), Product((Sum((of("a", "L"), Minus(y))), passed(of("z", "L"))), "⊙")),
+         Equal(of("δ", "L", "j"), Product((Sum((of("a", "L", "j"), Minus(y_j))), passed(of("z", "L", "j")))))),
+        (Equal(of("δ"), Product((Product((Transposed(of("W", above)), of("δ", above))), passed(of("z"))), "⊙")),
+         Equal(of("δ", "l", "i"), Product((column, passed(of("z", "l", "i"))), "·")), "the sum runs down a column"),
+        (Equal(Gradient(of("W")), Product((of("δ"), Transposed(of("a", below))))),
+         Equal(Partial(C, of("W", "l", "ji")), Product((of("δ", "l", "j"), of("a", below, "i")))), "no sum"),
+        (Equal(Gradient(of("b")), of("δ")), Equal(Partial(C, of("b", "l", "j")), of("δ", "l", "j"))),
+    ]  # fmt: skip
 
 
 class Draws(Settings):
@@ -181,7 +211,7 @@ def render(found: Sequence[Drawn], command: str) -> str:
          f"jax.grad by at most {worst[0]:.1f} units of the last place (float64), the sums over indices by "
          f"{worst[1]:.1f}, jaxnet's backward pass by {worst[2]:.1f}: that is rounding.",
          "Both columns below are one statement: a product of matrices is the sum over the index that they share."],
-        [Section("The equations twice", [Equations("For layers l = L … 1, a⁰ = x", EQUATIONS)]),
+        [Section("The equations twice", [Formulas("For layers l = L … 1, a⁰ = x", equations())]),
          Section("Every network drawn", [
              plot("Distance to autodiff", "the largest over a network's gradients",
                   f"distance of three ways to autodiff for {len(found)} networks; numbers in the table", draw),

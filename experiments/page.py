@@ -1,7 +1,7 @@
 """The pages of the experiments: one skeleton, self-contained, light and dark, for paper too.
 
-A page is a question, its answer, and sections of paragraphs, tables, preformatted equations and plots. Everything on it
-is given as text that the program made of the numbers it computed; nothing is fetched.
+A page is a question, its answer, and sections of paragraphs, tables, equations and plots; symbols are MathML.
+Everything on it is given as text that the program made of the numbers it computed; nothing is fetched.
 """
 
 import html
@@ -16,6 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
+from experiments.typeset import Equal, formula, typeset
+from jaxnet.explaining.expressions import Expression
+from jaxnet.explaining.mathml import Shapes
 from jaxnet.training.config import ConfigError, read_toml, told_error
 from jaxnet.training.options import Table as Settings
 from jaxnet.training.overrides import apply
@@ -49,12 +52,24 @@ class Equations:
 
 
 @dataclass(frozen=True)
+class Formulas:
+    """Equations below each other, each of a few parts that stand in columns: trees, or words. `title` as above.
+
+    A part that is a pair is a tree and the shapes that stand below its factors.
+    """
+
+    title: str
+    rows: Sequence[Sequence[str | Expression | Equal | tuple[Expression | Equal, Shapes]]]
+    kind: ClassVar[str] = "formulas"
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows of text under headings; the first `labels` columns are words, the others numbers."""
+    """Rows under headings, of words, numbers and trees; the first `labels` columns are words, the others numbers."""
 
     title: str
     headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Expression | Equal]]
     labels: int = 1
     kind: ClassVar[str] = "table"
 
@@ -71,16 +86,19 @@ class Plot:
     kind: ClassVar[str] = "plot"
 
 
+Block = Words | Equations | Formulas | Table | Plot
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading and what stands under it; plots that follow each other stand side by side where there is room."""
 
     heading: str
-    blocks: Sequence[Words | Equations | Table | Plot]
+    blocks: Sequence[Block]
 
-    def groups(self) -> list[list[Words | Equations | Table | Plot]]:
+    def groups(self) -> list[list[Block]]:
         """The blocks, neighbouring plots together."""
-        groups: list[list[Words | Equations | Table | Plot]] = []
+        groups: list[list[Block]] = []
         for block in self.blocks:
             if block.kind == "plot" and groups and groups[-1][0].kind == "plot":
                 groups[-1].append(block)
@@ -118,10 +136,16 @@ def plot(
 def page(title: str, question: str, answer: Sequence[str], sections: Sequence[Section], made: str) -> str:
     """The page. `question`: asked in a sentence; `answer`: in paragraphs; `made`: by what command, from what."""
     environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True)
+    environment.filters["typeset"] = part
     template = environment.get_template("page.html.j2")
     return template.render(
         title=title, question=question, answer=answer, sections=sections, made=made, light=LIGHT, dark=DARK
     )
+
+
+def part(text: str | Expression | Equal | tuple[Expression | Equal, Shapes]) -> str:
+    """A text or a tree as the page shows it."""
+    return formula(*text) if isinstance(text, tuple) else typeset(text)
 
 
 def write_page(path: Path, text: str) -> None:
@@ -154,9 +178,14 @@ class _Tables(HTMLParser):
     def __init__(self):
         super().__init__()
         self.tables: dict[str, list[list[str]]] = {}
-        self.caption, self.inside = "", ""
+        self.caption, self.inside, self.formula = "", "", False
 
     def handle_starttag(self, tag, attrs):
+        if tag == "math":
+            self.handle_data(dict(attrs)["alttext"] or "")
+            self.formula = True
+        if self.formula:
+            return
         self.inside = tag
         if tag == "caption":
             self.caption = ""
@@ -166,9 +195,14 @@ class _Tables(HTMLParser):
             self.tables[self.caption][-1].append("")
 
     def handle_endtag(self, tag):
+        if self.formula:
+            self.formula = tag != "math"
+            return
         self.inside = ""
 
     def handle_data(self, data):
+        if self.formula:
+            return
         if self.inside == "caption":
             self.caption += data
         elif self.inside in ("td", "th"):

@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from experiments.page import Equations, Section, Table, Words, page, write_page
+from experiments.page import Equations, Formulas, Section, Table, Words, page, write_page
+from experiments.typeset import Equal
 from jaxnet.backprop import one_example
 from jaxnet.explaining import Derivation, derive, notation, observe
+from jaxnet.explaining.arrays import array_lines
+from jaxnet.explaining.model import Line
 from jaxnet.explaining.numbers import lowered_index
-from jaxnet.explaining.terminal import overview
+from jaxnet.explaining.terminal import overview, shapes
 from jaxnet.readings import product
 from jaxnet.training.explained import config_subject
 
@@ -157,7 +160,11 @@ def render(results: Results, command: str) -> str:
         f"A unit whose relu is off passes nothing back: {', '.join(zeros)} are 0." if zeros else "Every unit is on.",
     ]
     sections = [
-        Section("The derivation", [Equations("As `jaxnet explain` prints it", overview(derivation).splitlines())]),
+        Section("The derivation", [
+            Formulas("Forward", [equation_of(line) for line in derivation.forward]),
+            Formulas("Backward", [equation_of(line) for line in derivation.backward]),
+            Equations("As `jaxnet explain` prints it", overview(derivation).splitlines()),
+        ]),
         Section("Entry by entry", [
             Table("Every gradient, four ways", headings, rows, labels=2),
             Words("By hand: δ times what the weight was multiplied by. By paths: for each number the product of the "
@@ -175,6 +182,11 @@ def render(results: Results, command: str) -> str:
         sections,
         f"Made by {command} from {derivation.header.source}, training example {derivation.header.example}; float64.",
     )
+
+
+def equation_of(line: Line) -> tuple[Equal, str, str]:
+    """A line's equation, its shapes, and its value."""
+    return Equal(line.left, line.right), shapes(line), array_lines(line.value, 4, 200)[0]
 
 
 def main(

@@ -16,12 +16,12 @@ import numpy as np
 import typer
 from pydantic import Field
 
-from experiments.page import Equations, Section, Settings, Table, Words, page, settings_of, write_page
+from experiments.page import Formulas, Section, Settings, Table, Words, page, settings_of, write_page
 from jaxnet.explaining import Derivation, derive, notation, observe
-from jaxnet.explaining.expressions import Expression, Minus, Name, Sum, Transposed, written
+from jaxnet.explaining.expressions import Expression, Minus, Name, Partial, Sum, Transposed, written
+from jaxnet.explaining.expressions import Product as Chain
 from jaxnet.explaining.model import Jacobian, Layouts
 from jaxnet.explaining.numbers import shape, vector
-from jaxnet.explaining.whytext import layout_lines
 from jaxnet.training.explained import config_subject
 
 FILE = Path(__file__).with_suffix(".toml")
@@ -37,10 +37,9 @@ class Layout(Settings):
 
 
 class Product(NamedTuple):
-    """One derivative in both layouts: what it is, its lines, and both products multiplied out."""
+    """One derivative in both layouts: what it is, and both products multiplied out."""
 
     of: str
-    lines: list[str]
     row: np.ndarray
     column: np.ndarray
 
@@ -104,7 +103,7 @@ def multiplied(factors: Sequence[Jacobian], values: dict[str, np.ndarray]) -> np
 def both(layouts: Layouts, values: dict[str, np.ndarray]) -> Product:
     """A derivative in both layouts."""
     row, column = (multiplied(factors, values) for factors in (layouts.row, layouts.column))
-    return Product(written(layouts.of), layout_lines(layouts), row, column)
+    return Product(written(layouts.of), row, column)
 
 
 # --------------------------------------------------------------------------------------------------- timed
@@ -174,8 +173,11 @@ def render(results: Results, command: str) -> str:
 def chains(results: Results) -> list:
     """Both layouts of each derivative, and their products."""
     blocks: list = [
-        Equations(f"{each.of}, {'from the cost itself' if i else 'from the δ of the layer above'}", each.lines)
-        for i, each in enumerate(results.products)
+        Formulas(
+            f"{each.of}, {'from the cost itself' if i else 'from the δ of the layer above'}",
+            [chain_of("row", layouts.row, layouts.row_shape), chain_of("column", layouts.column, layouts.column_shape)],
+        )
+        for i, (each, layouts) in enumerate(zip(results.products, results.derivation.layouts, strict=True))
     ]
     rows = [
         (each.of, f"{name} {shape(value.shape)}", *(f"{v + 0.0:.6f}" for v in value.ravel()))
@@ -193,6 +195,12 @@ def chains(results: Results) -> list:
     return blocks
 
 
+def chain_of(name: str, factors: Sequence[Jacobian], result: tuple[int, ...]) -> tuple:
+    """A product of Jacobians with their shapes below them, and the shape of the result."""
+    product = Chain(tuple(each.expression for each in factors), "·")
+    return name, (product, {each.expression: shape(each.shape) for each in factors}), f"→ {shape(result)}"
+
+
 def tensors(derivation: Derivation) -> list:
     """∂z/∂W, slice by slice, and its collapse."""
     if not derivation.tensors:
@@ -202,12 +210,13 @@ def tensors(derivation: Derivation) -> list:
     lines = []
     for k in range(out):
         slices = [vector(row) for row in tensor.value[k]]
-        lines.append(f"∂z{tensor.layer}[{k + 1}]/∂W{tensor.layer} = " + " │ ".join(slices))
+        of = Partial(Name("z", tensor.layer, str(k + 1)), Name("W", tensor.layer))
+        lines.append((of, "= " + " │ ".join(slices)))
     collapsed = [" ".join(f"{v + 0.0:.6f}" for v in row) for row in tensor.collapsed]
     outer = np.outer(tensor.delta, tensor.a)
     rows = [(f"row {i + 1}", text, " ".join(f"{v + 0.0:.6f}" for v in outer[i])) for i, text in enumerate(collapsed)]
     return [
-        Equations(f"∂z/∂W of layer {tensor.layer}, {shape(tensor.value.shape)}: row by row of each slice", lines),
+        Formulas(f"∂z/∂W of layer {tensor.layer}, {shape(tensor.value.shape)}: row by row of each slice", lines),
         Table("Σₖ δₖ ∂zₖ/∂W against δ aᵀ", ("of W", "tensor contracted with δ", "δ aᵀ"), rows),
         Words(f"Of its {out * out * into} entries {out * into} are a's; the rest are 0, since a weight enters one z "
               "alone. Contracted with δ over the first axis each row i is left with δᵢ aᵀ: so no sum, and no tensor, "

@@ -168,9 +168,9 @@ def binds(expression: Expression) -> int:
     return TIGHT
 
 
-SUPERSCRIPTS = str.maketrans("0123456789+-−()Tlni.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁽⁾ᵀˡⁿⁱ·")
+SUPERSCRIPTS = str.maketrans("0123456789+-−()TLlni.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁽⁾ᵀᴸˡⁿⁱ·")
 SUBSCRIPTS = str.maketrans("0123456789+-−()ijkloprstx", "₀₁₂₃₄₅₆₇₈₉₊₋₋₍₎ᵢⱼₖₗₒₚᵣₛₜₓ")
-RAISED = set("0123456789+-−()Tlni.")
+RAISED = set("0123456789+-−()TLlni.")
 
 
 def raised(text: str) -> str:

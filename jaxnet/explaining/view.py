@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +116,13 @@ class View:
     def check(self) -> str:
         """How far all is from autodiff."""
         return check_line(self.d)
+
+    @property
+    def title(self) -> Markup:
+        """The network in a line, no arrow torn from what stands on it."""
+        parts = re.split(r"(—[^→]+→)", self.d.header.title)
+        arrow = Markup('<span class="nowrap">{}</span>')
+        return Markup("").join(arrow.format(part) if part.startswith("—") else escape(part) for part in parts)
 
     @property
     def cost(self) -> Markup:

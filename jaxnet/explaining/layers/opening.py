@@ -75,7 +75,7 @@ class Record:
 
 def closed_over(function: Callable) -> dict[str, Any]:
     """The names from around a function that it uses."""
-    return dict(inspect.getclosurevars(function).nonlocals)
+    return dict(inspect.getclosurevars(inspect.unwrap(function)).nonlocals)
 
 
 @dataclass
@@ -221,7 +221,8 @@ class Walk:
         return out, token, back
 
 
-ARRAYS = ("params", "xs", "out", "d_out", "dxs", "grads", "reference", "blocks")
+ARRAYS: dict[str, Any] = {"params": (), "xs": (), "out": None, "d_out": None, "dxs": (), "grads": (),
+                          "reference": ((), None), "blocks": ()}  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -240,7 +241,7 @@ def opened(item: Item) -> tuple[Record, ...]:
         walked = Walk()
         _, _, back = walked.through(layer, params, x, BLOCK, 0)
         back(d_out)
-        made[:] = [replace(each, **dict.fromkeys(ARRAYS)) for each in walked.records]
+        made[:] = [replace(each, **ARRAYS) for each in walked.records]
         return [{name: getattr(each, name) for name in ARRAYS} for each in walked.records]
 
     try:

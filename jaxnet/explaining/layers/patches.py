@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxnet.explaining.expressions import BigSum, Call, Expression, Fraction, Name, Number, Product
-from jaxnet.explaining.layers.simple import largest_first, sum_of
+from jaxnet.explaining.layers.simple import many_paths, sum_of
 from jaxnet.explaining.layers.steps import Equations, Site, Step, at
 from jaxnet.explaining.numbers import one, shape
 from jaxnet.layers.windows import Window, by
@@ -138,9 +138,7 @@ def convolution(site: Site) -> Equations:
     def one_weight(v):
         j, t, i = np.unravel_index(np.abs(v.dW).argmax(), (out, taps, ins))
         of_group = j // (out // groups) * ins + i
-        terms = largest_first(v.d_out.reshape(count, out)[:, j] * v.X[:, t, of_group])
-        return [f"a weight serves all {count} positions, one path by each; of the one with the largest gradient, the "
-                f"largest first: {sum_of(terms)}"]  # fmt: skip
+        return [many_paths(v.d_out.reshape(count, out)[:, j] * v.X[:, t, of_group])]
 
     right, said = back_sum(site, window)
     steps = [
@@ -231,9 +229,9 @@ def average_pool(site: Site) -> Equations:
     x, out_shape = site.record.x, site.record.out.shape
     index = window_of(site)
     inside = index < int(np.prod(x.shape[:-1]))
-    counts = inside.sum(1)
+    counts = inside.sum(1).astype(float)
     whole = len(index) == 1 and len(out_shape) == 1
-    n = str(counts[0]) if len(set(counts.tolist())) == 1 else "nₚ"
+    n = f"{counts[0]:g}" if len(set(counts.tolist())) == 1 else "nₚ"
     a = at(site.takes[0], "k" if whole else where_of(site))
     gives, error, sent = (at(each, "" if whole else "p") for each in (site.gives, site.error, site.back[0]))
     sizes = f"{shape(x.shape)} → {shape(out_shape)}", f"{shape(out_shape)} → {shape(x.shape)}"
@@ -247,8 +245,8 @@ def average_pool(site: Site) -> Equations:
 
     def notes(v):
         d = float(v.d_out.reshape(-1)[0])
-        share = d / float(counts[0])
-        return [f"channel 1, first window: each of its {counts[0]} places gets {one(d)}/{counts[0]} = {one(share)}"]
+        return [f"channel 1, first window: each of its {counts[0]:g} places gets {one(d)}/{counts[0]:g} = "
+                f"{one(d / float(counts[0]))}"]  # fmt: skip
 
     right = Fraction(BigSum("k", a), Number(n))
     spread = Fraction(error, Number(n))

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxnet.explaining.expressions import BigSum, Call, Expression, Listed, Minus, Name, Product, Sum, Words
 from jaxnet.explaining.layers.steps import Equations, Site, Step, at, summed_to
-from jaxnet.explaining.numbers import lowered_index, one, shape
+from jaxnet.explaining.numbers import one, shape
 
 
 def dense(site: Site) -> Equations:
@@ -48,9 +48,7 @@ def paths_of_weight(site: Site, v: Any) -> list[str]:
         return []
     j, i = np.unravel_index(np.abs(v.dW).argmax(), v.dW.shape)
     terms = v.d_out.reshape(-1, v.d_out.shape[-1])[:, j] * v.x.reshape(-1, v.x.shape[-1])[:, i]
-    weight = f"W{lowered_index(*((i + 1, j + 1) if site.notation.rows else (j + 1, i + 1)))}"
-    said = f"a weight serves all {len(terms)} positions, one path by each; of {weight} the largest first"
-    return [f"{said}: {sum_of(largest_first(terms))}"]
+    return [many_paths(terms)]
 
 
 def sum_of(terms: Any, digits: int = 4) -> str:
@@ -59,6 +57,12 @@ def sum_of(terms: Any, digits: int = 4) -> str:
     texts = [one(float(each), digits) for each in terms[: len(terms) if len(terms) <= 4 else 3]]
     texts += ["…"] if len(terms) > 4 else []
     return f"{' + '.join(texts)} = {one(float(terms.sum()), digits)}".replace("+ −", "− ")
+
+
+def many_paths(terms: Any) -> str:
+    """The gradient of a weight that serves many positions."""
+    said = "a weight serves all {} positions, one path by each; of the one with the largest gradient, the largest first"
+    return f"{said.format(len(np.asarray(terms)))}: {sum_of(largest_first(terms))}"
 
 
 def largest_first(terms: Any) -> np.ndarray:
