@@ -22,11 +22,14 @@ import jax
 import typer
 from rich.table import Table
 
-from experiments.in_the_wild_points import POINTS, Point
+from experiments import in_the_wild_peers as peers
+from experiments.in_the_wild_points import POINTS as OF_JAX
+from experiments.in_the_wild_points import Point
 from jaxnet.checking import CannotCheckError, check
 from jaxnet.training.runs import console
 
-PACKAGES = ("jax", "optax", "chex", "equinox", "flax", "diffrax")
+PACKAGES = ("jax", "optax", "chex", "equinox", "flax", "diffrax", "lineax", "optimistix")
+POINTS: dict[str, Point] = OF_JAX | peers.POINTS | peers.USES
 HEADINGS = ("rule", "kind", "file", "verdict", "cause")
 
 
@@ -101,6 +104,7 @@ def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
         Found(min(all_names, key=lambda n: ("._" in n, len(n), n)), rule, place(rule))
         for rule, all_names in known.values()
     ]
+    found += [Found(name, point.through, name.split(".")[0]) for name, point in peers.used().items()]
     return sorted(found, key=lambda each: each.name), failed
 
 
@@ -145,7 +149,7 @@ def rows(found: Iterable[Found], points: dict[str, Point] = POINTS) -> list[Row]
     """One row for each rule, in order: those that were checked, then the others."""
     checked, others = [], []
     for each in found:
-        kind = type(each.rule).__name__
+        kind = type(each.rule).__name__ if custom_rule(each.rule) is not None else "made as it runs"
         point = points.get(each.name)
         if point is None:
             others.append(Row(each.name, kind, each.file, "not run", "no inputs"))

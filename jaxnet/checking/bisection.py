@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.checking import points
-from jaxnet.checking.judging import Findings, Options, judge_finer, judge_seeds
+from jaxnet.checking.judging import Findings, Options, asks_finer, judge_finer, judge_seeds
 from jaxnet.checking.points import Points
 from jaxnet.checking.reference import Runs
 from jaxnet.checking.report import Report
@@ -58,9 +58,10 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
         """Whether the network with these layers hand-written, and references for the others, gives the gradient."""
         found, few = Findings(), replace(options, seeds=1)
         runs = whole.with_rule(use.backward(candidate))
-        if judge_seeds(runs, where, few, found) is None:
+        first = judge_seeds(runs, where, few, found)
+        if first is None:
             return False
-        if options.precise:
+        if asks_finer(options, *first[:2]):
             judge_finer(runs, where, few, found)
         return all(leaf.ok for leaf in found.leaves) and not found.problems and not runs.problems
 

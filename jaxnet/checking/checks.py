@@ -17,6 +17,7 @@ from jaxnet.checking.judging import (
     NOT_FINITE,
     Findings,
     Options,
+    asks_finer,
     judge_elsewhere,
     judge_finer,
     judge_seeds,
@@ -28,7 +29,7 @@ from jaxnet.checking.program import Site, custom_sites
 from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import differentiated, is_custom, mode_of, only_arrays, short, subject_of
-from jaxnet.checking.subject import CannotCheckError, Subject, leaves_of
+from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
 
 MOST_INSIDE = 64
 BLIND, COARSE = 0.5, 5e-3  # relative to a leaf's largest entry: nothing is seen; a per cent may not be
@@ -111,7 +112,7 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
     with found.phase("compare"):
         first = judge_seeds(runs, where, options, found)
     if first is not None:
-        if options.precise:
+        if asks_finer(options, *first[:2]):
             with found.phase("float64"):
                 judge_finer(runs, where, options, found)
         if options.also and all(leaf.ok for leaf in found.leaves):
@@ -162,7 +163,10 @@ def unseen(leaves: Sequence[Leaf], options: Options) -> list[str]:
         )
     coarse = max((leaf.allowed for leaf in gradients if leaf.allowed < BLIND), default=0.0)
     if not options.precise and coarse > COARSE:
-        notes.append(f"in this dtype by itself, mistakes of up to {100 * coarse:.1g} % pass: leave `precise` on")
+        notes.append(
+            f"WARNING: in this dtype by itself, mistakes of up to {100 * coarse:.1g} % pass: leave `precise` on, or "
+            "check in float32"
+        )
     return notes
 
 
@@ -293,9 +297,12 @@ def arrays_alone(function: Callable, subject: Subject, args: tuple) -> tuple[Cal
     def is_none(leaf):
         return leaf is None
 
+    def is_held(leaf):  # a number by itself is none, nor is a dtype, which has a dtype too
+        return is_array(leaf) and hasattr(leaf, "dtype")
+
     def arrays(args: tuple) -> tuple:
         return tuple(
-            jax.tree.map(lambda leaf, i=i: leaf if i not in fixed and hasattr(leaf, "dtype") else None, arg)
+            jax.tree.map(lambda leaf, i=i: leaf if i not in fixed and is_held(leaf) else None, arg)
             for i, arg in enumerate(args)
         )
 

@@ -220,6 +220,11 @@ def note(found: Findings, leaves: list[Leaf], runs: Runs, values: Sequence, d_ou
     found.witness = runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out), paths, allowed
 
 
+def asks_finer(options: Options, values: Sequence, d_out: Sequence) -> bool:
+    """Whether a finer dtype is asked, or there is none: in float64 only how far a little rounding goes is asked."""
+    return options.precise or coarsest([*values, *d_out]) <= unit_of(jnp.float64)
+
+
 def judge_finer(runs: Runs, where: Points, options: Options, found: Findings) -> None:
     """The rule in float64 (or float32, for one in half precision that casts to it): mistakes that rounding would hide.
 

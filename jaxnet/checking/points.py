@@ -232,7 +232,7 @@ def described(args: Tree) -> str:
     """Dtype and shape of the leaves of `args`, the dtype once where it is the same."""
     words, last = [], None
     for leaf in jax.tree.leaves(args, is_leaf=is_spec):
-        if is_spec(leaf) or hasattr(leaf, "shape"):
+        if is_spec(leaf) or isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
             dtype, shape = str(leaf.dtype), f"[{','.join(map(str, leaf.shape))}]"
             words.append(shape if dtype == last else dtype + shape)
             last = dtype

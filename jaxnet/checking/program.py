@@ -33,6 +33,15 @@ def inner(eqn) -> list[ClosedJaxpr]:
     return found
 
 
+def scan_counts(eqn) -> tuple[int, int]:
+    """How many of a scan's inputs are the same in every step, and how many it carries; what follows is scanned."""
+    if "num_carry" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    # jax 0.12 keeps how the inputs are divided as a tree of them
+    consts, carry, _ = eqn.params["ft_in"].update(tuple(range(len(eqn.invars)))).unpack()
+    return len(list(consts)), len(list(carry))
+
+
 def equations(program: ClosedJaxpr) -> Iterator:
     """Every equation, those of inner programs included."""
     for eqn in program.jaxpr.eqns:
@@ -129,7 +138,7 @@ class Walk:
         return bind(eqn, values)
 
     def scan(self, eqn, values, path) -> list:
-        consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        consts, carries = scan_counts(eqn)
         fixed, carry, xs = values[:consts], values[consts : consts + carries], values[consts + carries :]
         steps = range(eqn.params["length"])
         ys: list = []
@@ -251,7 +260,7 @@ def inlined(program: ClosedJaxpr) -> Callable:
         if name in OPAQUE or (not any(map(has_custom, subs)) and name not in CUSTOM):
             return bind(eqn, values)
         if name == "scan":
-            consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+            consts, carries = scan_counts(eqn)
             body, fixed = inlined(eqn.params["jaxpr"]), values[:consts]
 
             def one(carry, xs):

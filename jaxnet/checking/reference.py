@@ -115,7 +115,10 @@ class Runs:
         if subject.mode == "forward":
             return self.flat_out(call(values)), by_columns(lambda v: self.flat_out(call(v)), values, seed)
         out, pull = jax.vjp(call, tuple(values))
-        return self.flat_out(out), list(pull(self.outs.zeros_elsewhere(seed))[0])
+        outs = self.flat_out(out)
+        # a function that is told its dtype gives that in float64 too
+        seed = [s.astype(o.dtype) for s, o in zip(seed, outs, strict=True)]
+        return outs, list(pull(self.outs.zeros_elsewhere(seed))[0])
 
     def run(self, which: str, values, seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """`which` ("rule" or "expected") at a point, as numpy arrays in float64 or complex128."""

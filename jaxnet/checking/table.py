@@ -122,4 +122,5 @@ def summary(report: Report) -> str:
     """A right report in one line."""
     worst = max((leaf.error for leaf in report.leaves if not leaf.forward), default=0.0)
     allowed = max((leaf.allowed for leaf in report.leaves if not leaf.forward), default=0.0)
-    return f"{report.name}: ok   {report.where}   error {sized(worst)}, allowed {sized(allowed)}"
+    warned = "".join(f"   {note}" for note in report.notes if note.startswith("WARNING"))
+    return f"{report.name}: ok   {report.where}   error {sized(worst)}, allowed {sized(allowed)}{warned}"

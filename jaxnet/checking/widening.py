@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxnet.checking.program import as_branch, bind, inner, while_loop
+from jaxnet.checking.program import as_branch, bind, inner, scan_counts, while_loop
 
 
 def is_float(value: Any) -> bool:
@@ -74,7 +74,7 @@ def equation(eqn: Any, values: Sequence) -> Sequence:
 
 def scan(eqn: Any, values: Sequence) -> Sequence:
     """A scan over the widened body."""
-    consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carries = scan_counts(eqn)
     body = widened_program(eqn.params["jaxpr"])
 
     def one(carry, xs):

@@ -19,7 +19,8 @@ from jaxnet.layers.recurrent.gru import delta_U
 from jaxnet.layers.recurrent.gru import step as gru_step
 from jaxnet.layers.recurrent.lstm import back as lstm_back
 from jaxnet.layers.recurrent.lstm import begin, step
-from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, wide
+from jaxnet.layers.dense import transpose_times
+from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 from jaxnet.layers.recurrent.rnn import back as rnn_back
 from jaxnet.layers.recurrent.rnn import step as rnn_step
 from jaxnet.readings import product
@@ -112,7 +113,7 @@ def _lstm_back(params, saved, before, after, d, *, slope=lambda t: 1 - t**2, cel
     dc = d["c"] + d["h"] * o * slope(t)
     parts = [dc * g * i * (1 - i), dc * cell(c_before, c) * f * (1 - f), dc * i * (1 - g**2), d["h"] * t * o * (1 - o)]
     delta = jnp.concatenate([parts[k] for k in order])
-    dh = rows_back(params["U"], delta)
+    dh = transpose_times(params["U"], delta)
     return {"h": dh if h else jnp.zeros_like(dh), "c": dc * f}, delta
 
 
@@ -182,7 +183,7 @@ def _gru_back(
     delta_n = d["h"] * (1 - z) * (1 - n**2)
     delta_z = d["h"] * z_of(h, n) * z * (1 - z)
     delta = jnp.concatenate([delta_n * u_of(u) * r * (1 - r), delta_z, delta_n])
-    carried = rows_back(params["U"], delta_U([r_of(r)], delta))
+    carried = transpose_times(params["U"], delta_U([r_of(r)], delta))
     return {"h": d["h"] * z + carried if kept else carried}, delta
 
 
@@ -211,7 +212,7 @@ GRU.enter(
 # ----------------------------------------------------------------------------------------------------------------- RNN
 
 
-def _rnn_back(params, saved, before, after, d, *, slope=lambda h, before: 1 - h**2, through=rows_back):
+def _rnn_back(params, saved, before, after, d, *, slope=lambda h, before: 1 - h**2, through=transpose_times):
     """The right step back of the simple recurrence, but for what is given."""
     delta = d["h"] * slope(after, before)
     return {"h": through(params["U"], delta)}, delta

@@ -39,10 +39,10 @@ plain, dilated, strided, even, grouped, depthwise, upward = (primal_of(*each) fo
 
 
 # (side, in, out, kernel): a kernel is smaller than an image, channels of square ones are equal
-OBLONG = ((6, 2, 3, 3), (7, 3, 2, 3), (13, 4, 5, 3))
-SQUARE = ((6, 3, 3, 3), (7, 2, 2, 3), (13, 4, 4, 3))
-EVEN = ((6, 2, 3, 2), (7, 3, 2, 2), (13, 4, 5, 4))
-FOURS = ((6, 4, 4, 3), (7, 6, 6, 3), (13, 8, 8, 3))
+OBLONG = ((6, 2, 3, 3), (7, 3, 2, 3), (9, 4, 5, 3))
+SQUARE = ((6, 3, 3, 3), (7, 2, 2, 3), (9, 4, 4, 3))
+EVEN = ((6, 2, 3, 2), (7, 3, 2, 2), (9, 4, 5, 4))
+FOURS = ((6, 4, 4, 3), (7, 6, 6, 3), (9, 8, 8, 3))
 
 
 def images(sizes, groups=1):

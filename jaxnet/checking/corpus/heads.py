@@ -28,7 +28,7 @@ def rotary_attention(q, k, v):
 
 
 # (time, heads of keys, heads of queries to each, width)
-HEADS = ((5, 2, 2, 4), (6, 2, 3, 2), (16, 2, 2, 8))
+HEADS = ((5, 2, 2, 4), (6, 2, 3, 2), (12, 2, 2, 8))
 qkv = normal(lambda t, h, g, d: (t, h * g, d), lambda t, h, g, d: (t, h, d), lambda t, h, g, d: (t, h, d), sizes=HEADS)
 
 
@@ -159,7 +159,7 @@ def whole(W_q, W_k, W_v, W_o, x):
 
 
 # (time, width)
-TEXTS = ((5, 4), (6, 8), (16, 16))
+TEXTS = ((5, 4), (6, 8), (12, 12))
 projected = normal(*[lambda t, w: (w, w)] * 4, lambda t, w: (t, w), sizes=TEXTS)
 
 

@@ -41,7 +41,7 @@ def root_mean_square(gamma, x):
 
 
 # (positions, others, channels)
-IMAGES = ((3, 5, 4), (4, 3, 6), (8, 7, 16))
+IMAGES = ((3, 5, 4), (4, 3, 6), (6, 7, 10))
 args = normal(lambda p, q, c: (c,), lambda p, q, c: (c,), lambda p, q, c: (p, q, c), sizes=IMAGES)
 rows = normal(lambda p, q, c: (c,), lambda p, q, c: (c,), lambda p, q, c: (p, c), sizes=IMAGES)
 rms_rows = normal(lambda p, q, c: (c,), lambda p, q, c: (p, c), sizes=IMAGES)

@@ -31,7 +31,7 @@ def edged(x):
 
 
 # (side, channels)
-SIDES = ((7, 2), (9, 3), (15, 4))
+SIDES = ((7, 2), (9, 3), (13, 4))
 image = normal(lambda s, c: (s, s, c), sizes=SIDES)
 
 
@@ -92,7 +92,7 @@ def _(args, d):
 # ---------------------------------------------------------------------------------------------------------- embeddings
 
 # (tokens, vocabulary, width)
-TEXTS = ((9, 4, 3), (14, 6, 5), (40, 11, 8))
+TEXTS = ((9, 4, 3), (14, 6, 5), (24, 11, 8))
 
 
 def looked_up(W, tokens):

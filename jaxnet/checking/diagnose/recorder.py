@@ -11,6 +11,7 @@ from jax.extend import core
 from jaxnet.checking.diagnose import numeric
 from jaxnet.checking.diagnose.source import Line, line_of
 from jaxnet.checking.diagnose.tape import Site, Tape
+from jaxnet.checking.program import scan_counts
 
 _INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
             "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin"}  # fmt: skip
@@ -123,7 +124,7 @@ class Recorder:
 
     def scan(self, eqn, inputs, path, frame, line) -> list[int]:
         params, tape = eqn.params, self.tape
-        n_consts, n_carry, length = params["num_consts"], params["num_carry"], params["length"]
+        (n_consts, n_carry), length = scan_counts(eqn), params["length"]
         consts, carry, xs = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
         steps = range(length - 1, -1, -1) if params["reverse"] else range(length)
         collected: list[list[int]] = [[] for _ in range(len(eqn.outvars) - n_carry)]

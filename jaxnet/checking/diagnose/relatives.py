@@ -23,6 +23,7 @@ from jaxnet.checking.diagnose.problem import Problem
 from jaxnet.checking.diagnose.program import Program, trace
 from jaxnet.checking.diagnose.source import line_of
 from jaxnet.checking.diagnose.tape import Site
+from jaxnet.checking.program import scan_counts
 
 _CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 
@@ -91,7 +92,7 @@ def _inner(eqn, inputs, hook: Hook, path: Site) -> list[Any] | None:
         consts = inner.consts if hasattr(inner, "consts") else []
         return evaluate(getattr(inner, "jaxpr", inner), consts, inputs, hook, path)
     if eqn.primitive.name == "scan" and inner is not None:
-        n, m = eqn.params["num_consts"], eqn.params["num_carry"]
+        n, m = scan_counts(eqn)
 
         def body(carry, x):
             outs = evaluate(inner.jaxpr, inner.consts, [*inputs[:n], *carry, *x], hook, (*path, "body"))

@@ -263,8 +263,8 @@ class Search:
         """Mistakes in one use alone, in what depends on no argument, in all places of a kind, in what is saved."""
         scene = self.scene
         yield from uses.uses(scene)
-        yield from constants.constants(scene)
         yield from strangers.skipped(scene)
+        yield from constants.constants(scene)
         yield from alike.everywhere(scene)
         yield from strangers.behind(scene, operators.structural(scene))
 
