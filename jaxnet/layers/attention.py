@@ -343,7 +343,7 @@ def attention(
         return params | biases if bias else params
 
     def project(params, p, x):
-        z = jax.vmap(times, (None, 0))(params[f"W_{p}"], x)
+        z = times(params[f"W_{p}"], x)
         return z + params[f"b_{p}"].astype(z.dtype)[None] if bias else z
 
     def forward(params, x, key=None, train=False):
@@ -361,7 +361,7 @@ def attention(
         x, q, k, v, o, lse = saved
 
         def through(p, delta):  # z = W x + b, at each position
-            return jax.vmap(transpose_times, (None, 0))(params[f"W_{p}"], delta)
+            return transpose_times(params[f"W_{p}"], delta)
 
         do = through("o", d_out).reshape(o.shape)
         dq, dk, dv = (t.astype(d_out.dtype) for t in heads_backward(q, k, v, o, lse, do, seen))

@@ -19,8 +19,8 @@ from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer
 
 
-def times(W: Float[Array, "rows columns"], a: Float[Array, " columns"]) -> Float[Array, " rows"]:
-    """W a, multiplied in W's dtype, summed in float32 or better, in a's dtype.
+def times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
+    """W a, multiplied in W's dtype, summed in float32 or better, in a's dtype; as the row a Wᵀ, at each position.
 
     So bfloat16 weights make bfloat16 products of float32 activations and errors: where the hardware has units for
     them, these are fastest with a float32 result.
@@ -28,10 +28,11 @@ def times(W: Float[Array, "rows columns"], a: Float[Array, " columns"]) -> Float
     return jnp.matmul(a.astype(W.dtype), W.T, preferred_element_type=accumulated(W.dtype)).astype(a.dtype)
 
 
-def transpose_times(W: Float[Array, "out in"], delta: Float[Array, " out"]) -> Float[Array, " in"]:
+def transpose_times(W: Float[Array, "out in"], delta: Float[Array, "*positions out"]) -> Float[Array, "*positions in"]:
     """Wᵀ δ, in the same dtypes, as the row δᵀ W.
 
-    For sequences the compiler then has nothing to transpose; Wᵀ on the left it cannot run in bfloat16 on a CPU.
+    Of rows the compiler makes rows: with W on the left it lays each result of a sequence out anew for all that follows,
+    twice the time of a transformer's step. And Wᵀ on the left it cannot run in bfloat16 on a CPU.
     """
     return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype)).astype(delta.dtype)
 

@@ -13,13 +13,13 @@ from jaxnet.checking.corpus.case import Case, entering
 from jaxnet.checking.subject import on_device
 from jaxnet.factors import Plain
 from jaxnet.layers import lstm, rnn
+from jaxnet.layers.dense import transpose_times
 from jaxnet.layers.recurrent import gru as gru_layer
 from jaxnet.layers.recurrent.gru import back as gru_back
 from jaxnet.layers.recurrent.gru import delta_U
 from jaxnet.layers.recurrent.gru import step as gru_step
 from jaxnet.layers.recurrent.lstm import back as lstm_back
 from jaxnet.layers.recurrent.lstm import begin, step
-from jaxnet.layers.dense import transpose_times
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 from jaxnet.layers.recurrent.rnn import back as rnn_back
 from jaxnet.layers.recurrent.rnn import step as rnn_step

@@ -17,19 +17,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxnet.factors import Plain, accumulated
+from jaxnet.factors import Plain
 from jaxnet.layer import Layer
+from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times, wide
+from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 
 
 def step(params, x, carry):
-    Wx = rows_times(params["W"], x) + params["b"].astype(accumulated(x.dtype))
-    (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(Wx, 3), jnp.split(rows_times(params["U"], carry["h"]), 3)
+    x_wide, h = wide(x, carry["h"])
+    Wx = times(params["W"], x_wide) + params["b"].astype(x_wide.dtype)
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(Wx, 3), jnp.split(times(params["U"], h), 3)
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
     u = h_n + params["c"].astype(h_n.dtype)
     n = jnp.tanh(x_n + r * u)
-    h = (1 - z) * n + z * carry["h"].astype(n.dtype)
+    h = (1 - z) * n + z * h
     return {"h": h.astype(x.dtype)}, [t.astype(x.dtype) for t in (r, z, n, u)]
 
 
@@ -40,7 +42,7 @@ def back(params, saved, before, after, d):  # h ← (1 − z) ⊙ n + z ⊙ h
     delta_z = dh * (h - n) * z * (1 - z)
     delta_r = delta_n * u * r * (1 - r)
     delta = jnp.concatenate([delta_r, delta_z, delta_n])
-    return {"h": dh * z + rows_back(params["U"], delta_U([r], delta))}, delta
+    return {"h": dh * z + transpose_times(params["U"], delta_U([r], delta))}, delta
 
 
 def delta_U(saved, delta):

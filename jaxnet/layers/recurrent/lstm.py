@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from jaxnet.factors import accumulated
 from jaxnet.layer import Layer
+from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times, wide
+from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 
 
 def begin(units: int, dtype):
@@ -31,7 +32,8 @@ def begin(units: int, dtype):
 
 
 def step(params, x, carry):
-    z = rows_times(params["W"], x) + rows_times(params["U"], carry["h"]) + params["b"].astype(carry["c"].dtype)
+    x_wide, h = wide(x, carry["h"])
+    z = times(params["W"], x_wide) + times(params["U"], h) + params["b"].astype(carry["c"].dtype)
     z_i, z_f, z_g, z_o = jnp.split(z, 4)
     i, f, g, o = jax.nn.sigmoid(z_i), jax.nn.sigmoid(z_f), jnp.tanh(z_g), jax.nn.sigmoid(z_o)
     c = f * carry["c"] + i * g
@@ -48,7 +50,7 @@ def back(params, saved, before, after, d):  # c ← f ⊙ c + i ⊙ g;  h ← o 
     delta = jnp.concatenate(
         [dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g**2), d["h"] * tanh_c * o * (1 - o)]
     )
-    return {"h": rows_back(params["U"], delta), "c": dc * f}, delta
+    return {"h": transpose_times(params["U"], delta), "c": dc * f}, delta
 
 
 def lstm(

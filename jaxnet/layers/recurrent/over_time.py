@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from jaxnet.factors import Outer, Plain, accumulated
 from jaxnet.layer import Layer, ShapeError, Static, leaf
+from jaxnet.layers.dense import transpose_times
 from jaxnet.layers.initializers import Initializer, initializer
 
 
@@ -55,16 +56,6 @@ class Cell(NamedTuple):
     back: Callable
     begin: Callable = begin_h
     at_state: Callable | None = None
-
-
-def rows_times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
-    """W a of every row of a, multiplied in W's dtype, in float32 or better."""
-    return jnp.matmul(a.astype(W.dtype), W.T, preferred_element_type=accumulated(W.dtype)).astype(accumulated(a.dtype))
-
-
-def rows_back(W: Float[Array, "out in"], delta: Float[Array, "*positions out"]) -> Float[Array, "*positions in"]:
-    """Wᵀ δ of every row of δ, in the same dtypes."""
-    return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype)).astype(delta.dtype)
 
 
 def wide(*arrays: Float[Array, "..."]) -> list[Array]:
@@ -137,7 +128,7 @@ def over_time(
         over = (d_hs, valid, saved, before, hs)
         d_first, delta = jax.lax.scan(one, d_last_wide, over, reverse=not reverse)
         delta_U = delta if cell.at_state is None else cell.at_state(saved, delta)
-        dx = rows_back(params["W"], delta).astype(d_hs.dtype)
+        dx = transpose_times(params["W"], delta).astype(d_hs.dtype)
         if isinstance(d_out, tuple):
             begun = jax.tree.map(lambda t, like: t.astype(like.dtype), d_first, d_last) if carried.value else None
             dx = Piece(dx, begun)

@@ -16,22 +16,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.layer import Layer
+from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
-from jaxnet.layers.recurrent.over_time import Cell, over_time, rows_back, rows_times, wide
+from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 
 G = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 G_PRIME = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).astype(h.dtype)}
 
 
 def step(name, params, x, carry):
-    Wx, Uh = rows_times(params["W"], x), rows_times(params["U"], carry["h"])
+    x_wide, h = wide(x, carry["h"])
+    Wx, Uh = times(params["W"], x_wide), times(params["U"], h)
     return {"h": G[name](Wx + Uh + params["b"].astype(Wx.dtype)).astype(x.dtype)}, ()
 
 
 def back(name, params, saved, before, after, d):  # h ← g(W x + U h + b)
     [h] = wide(after)
     delta = d["h"] * G_PRIME[name](h)
-    return {"h": rows_back(params["U"], delta)}, delta
+    return {"h": transpose_times(params["U"], delta)}, delta
 
 
 def rnn(
