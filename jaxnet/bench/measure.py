@@ -1,7 +1,8 @@
 """How variants of one computation are timed against each other: interleaved, as ratios with quartiles.
 
-A shared machine drifts by more than the differences that matter, so every round runs each variant once, in an order
-that rotates, and a ratio is taken within its round.
+A shared machine drifts by more than the differences that matter, so every round runs each variant once, and a ratio is
+taken within its round. The order is drawn anew for each: one that only rotates has each variant always run after the same
+other, in the caches and the memory that this one leaves.
 """
 
 import os
@@ -126,8 +127,9 @@ def measure(case: Case) -> list[Row]:
     others = [other for other in case.others if runs(other)]
     variants = [case.ours, *others]
     times = np.empty((case.rounds, len(variants)))
+    random = np.random.default_rng(0)
     for i in range(case.rounds):
-        for j in np.roll(range(len(variants)), i):
+        for j in random.permutation(len(variants)):
             times[i, j] = seconds(variants[j].run)
     return [row(case, times[:, 0], other, times[:, j]) for j, other in enumerate(others, start=1)]
 
