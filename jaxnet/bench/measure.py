@@ -1,8 +1,8 @@
 """How variants of one computation are timed against each other: interleaved, as ratios with quartiles.
 
 A shared machine drifts by more than the differences that matter, so every round runs each variant once, and a ratio is
-taken within its round. The order is drawn anew for each: one that only rotates has each variant always run after the same
-other, in the caches and the memory that this one leaves.
+taken within its round. The order is drawn anew for each: in one that only rotates each variant always runs after the
+same other, in the caches and the memory that this one leaves.
 """
 
 import os
