@@ -1,5 +1,7 @@
 """What is allowed is measured: correct code raises no alarm, and small mistakes are seen in every dtype."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from jaxnet.checking import check
 from jaxnet.checking.compare import pattern_of
+from jaxnet.checking.judging import Options, asks_finer
+from jaxnet.checking.table import summary
 from tests.checking.rules import layer_norm, product, shapes
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False}
@@ -134,6 +138,30 @@ def test_half_precision_by_itself_says_what_it_cannot_see():
     assert not alone.ok or any("pass: leave `precise` on" in note for note in alone.notes)
     both = check(layer_norm("per cent"), shapes("bfloat16"), **QUICK)
     assert [leaf.path for leaf in both.wrong] == ["∂x"]
+
+
+def test_a_warning_is_said_of_a_right_rule_inside_too():
+    report = check(layer_norm(), shapes("bfloat16"), **{**QUICK, "precise": False})
+    assert report.ok
+    assert "WARNING: in this dtype by itself" in summary(report)
+
+
+def test_float64_is_asked_how_far_a_little_rounding_goes():
+    off = Options(precise=False)
+    assert not asks_finer(off, [np.ones(2, np.float32)], [np.ones(2, np.float64)])
+    assert asks_finer(off, [np.ones(2, np.float64)], [np.ones(2, np.float64)])
+
+
+def test_a_dtype_is_a_static_argument():
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def twice(dtype, x):
+        return 2 * jnp.asarray(x, dtype)
+
+    twice.defjvp(lambda dtype, x, t: (twice(dtype, *x), 2 * jnp.asarray(t[0], dtype)))
+    assert check(twice, jnp.dtype("float32"), jnp.array([0.5, -1.0, 2.0]), also=False, diagnose=False).ok
+    twice.defjvp(lambda dtype, x, t: (twice(dtype, *x), 3 * jnp.asarray(t[0], dtype)))
+    wrong = check(twice, jnp.dtype("float32"), jnp.array([0.5, -1.0, 2.0]), also=False)
+    assert "1.5" in wrong.cause
 
 
 def test_not_finite_on_both_sides_is_a_failure_with_its_first_term():

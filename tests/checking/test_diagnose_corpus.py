@@ -28,17 +28,29 @@ def test_cause_is_named(case):
     assert named(case, diagnosis) is (case.name not in UNNAMED), diagnosis
 
 
-@pytest.mark.slow
-def test_share_of_the_unseen_that_is_named():
-    """Rules written after the operators were frozen: no operator was made for one of them."""
-    lost = []
-    for case in unseen.CASES:
+def lost(cases):
+    """The names of those whose cause is not named."""
+    found = []
+    for case in cases:
         asked, wrong = problem(case, 0, 0)
         assert wrong == case.wrong_leaves, case.name
         if not named(case, diagnose(asked)):
-            lost.append(case.name)
+            found.append(case.name)
+    return found
+
+
+@pytest.mark.slow
+def test_share_of_the_unseen_that_is_named():
+    """Rules written after the operators of that time were frozen; five of them have been looked at since."""
     assert len(unseen.CASES) == 40
-    assert len(lost) <= 1, lost
+    assert len(lost(unseen.CASES)) <= 1
+
+
+@pytest.mark.slow
+def test_share_of_the_later_ones_that_is_named():
+    """Rules over convolution, norms, attention and recurrence, for which no operator was made."""
+    assert len(unseen.later.CASES) == 16
+    assert len(lost(unseen.later.CASES)) <= 2
 
 
 def test_share_named():
