@@ -28,7 +28,7 @@ def inner(eqn) -> list[ClosedJaxpr]:
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, ClosedJaxpr):
                 found.append(each)
-            elif isinstance(each, Jaxpr):
+            elif isinstance(each, Jaxpr) and not each.constvars:  # else its constants are with whoever runs it
                 found.append(ClosedJaxpr(each, ()))
     return found
 
