@@ -24,7 +24,8 @@ import numpy as np
 
 from jaxnet.checking.points import generator
 from jaxnet.checking.reference import Runs, in_float64, widened
-from jaxnet.checking.subject import on_device
+from jaxnet.checking.rules import short
+from jaxnet.checking.subject import CannotCheckError, on_device
 
 DRAWS = 3
 SMALLEST_STEP = 1e-10  # below, the rounding of float64 itself is seen
@@ -65,8 +66,14 @@ def exact_at(runs: Runs, values: Sequence, seed: Sequence, unit: float, still: b
 
     `values` and `seed` may be in a finer dtype than `unit` says (a rule that is run in float64 but casts inside).
     With `still` the inputs are not moved: at ties that would break them.
+    Raises `CannotCheckError` where the reference does not run in float64.
     """
-    out, grads = in_float64(lambda v, s: runs.run("expected", v, s), tuple(values), tuple(seed))
+    try:
+        out, grads = in_float64(lambda v, s: runs.run("expected", v, s), tuple(values), tuple(seed))
+    except CannotCheckError:
+        raise
+    except Exception as error:  # somebody else's function may raise anything
+        raise CannotCheckError(f"the reference must run in float64 too, where it raises {short(error)}") from error
     own_out, own = [0.0] * len(out), [0.0] * len(grads)
     spread_out, spread = [0.0] * len(out), [0.0] * len(grads)
     if coarsest([*values, *seed]) > unit_of(jnp.float64):

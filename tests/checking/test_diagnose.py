@@ -1,7 +1,6 @@
 """The diagnosis of a wrong backward pass: the tape, the fits, the mutants, and what it says where nothing fits."""
 
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +44,6 @@ def diagnosed(primal, backward, make, size=0, budget=10.0):
     case = Case("", primal, saving_arguments(primal, backward), make, (), ())
     asked, _ = problem(case, size, 0)
     return diagnose(asked, budget=budget)
-
-
-@pytest.fixture
-def own_time(monkeypatch):
-    """The diagnosis reads a clock that stands still while other programs have the processor."""
-    monkeypatch.setattr(time, "perf_counter", time.thread_time)
 
 
 @pytest.mark.slow
