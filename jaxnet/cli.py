@@ -283,7 +283,7 @@ def explain(
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="core, checkers, layers or models")] = "core",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table there, as Markdown.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables there, as Markdown.")] = None,
     only: Annotated[str | None, typer.Option(metavar="SUBJECT", help="One part of layers or models.")] = None,
 ) -> None:
     """Measure the hand-written backward pass against the best that autodiff does, and against torch."""

@@ -8,7 +8,8 @@ import pytest
 
 from jaxnet.bench import cases, report
 from jaxnet.bench.cases import convolution, gpt, recurrent
-from jaxnet.bench.measure import Case, Variant, matrix_rate, measure
+from jaxnet.bench.measure import Case, Row, Variant, matrix_rate, measure
+from jaxnet.bench.summary import summary
 
 CASES = {
     "max_pool": lambda: convolution.pool_case((2, 4, 6, 3)),
@@ -65,6 +66,24 @@ def test_a_subject_is_measured_by_itself(monkeypatch, capsys):
     said = capsys.readouterr()
     assert "its case" in said.out
     assert "measuring its case: 2 rounds of 2" in said.err
+
+
+def test_a_summary_has_a_line_for_each_case():
+    def row(case, against, ratio, seconds, **of):
+        return Row(
+            case, against, ratio, (ratio, ratio), of.pop("memory", None), of.pop("aim", None), None, 1.0, seconds, **of
+        )
+
+    rows = [
+        row("norm", "autodiff, naive", 0.5, 2.0, memory=0.25, aim=0.6, fraction=0.4),
+        row("norm", "autodiff, apart", 0.9, 1.1),
+        row("norm", "torch, eager", 2.0, 0.5),
+        row("half", "hand, float32", 0.8, 1.25, aim=0.7),
+    ]
+    assert summary(rows).splitlines()[2:] == [
+        "| norm | 0.50 | 0.25 | 0.6 ✓ | 0.90 (apart) | 2.00 |  | 40% |",
+        "| half | 0.80 of hand, float32 |  | 0.7 ✗ time |  |  |  |  |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxnet.bench import cases, checkers, core
-from jaxnet.bench.measure import machine
+from jaxnet.bench.measure import Row, machine
+from jaxnet.bench.summary import summary
 from jaxnet.training.runs import console
 
 
@@ -85,7 +86,8 @@ def run(name: str, json_file: Path | None, markdown_file: Path | None, only: str
     if json_file:
         write_json(json_file, rows)
     if markdown_file:
-        markdown_file.write_text(markdown(rows) + "\n")
+        of_cases = [row for row in rows if isinstance(row, Row)]
+        markdown_file.write_text("\n\n".join([*([summary(of_cases)] if of_cases else []), markdown(rows)]) + "\n")
 
 
 def show(title: str, rows: Sequence[Shown], console: Console) -> None:
