@@ -156,7 +156,8 @@ def render(results: Results, command: str) -> str:
     zeros = [e.name for e in found if e.by_hand == 0]
     answer = [
         f"C = {derivation.header.value:.4f}. All {len(found)} gradients agree: the hand-written backward pass, the sum "
-        f"over paths and jax.grad to {far:.1e}, and quotients of differences to {off:.1e}.",
+        f"over paths and jax.grad {f'to {far:.1e}' if far else 'to the last bit'}, and quotients of differences to "
+        f"{off:.1e}.",
         f"A unit whose relu is off passes nothing back: {', '.join(zeros)} are 0." if zeros else "Every unit is on.",
     ]
     sections = [

@@ -40,9 +40,18 @@ def typeset(text: str | Expression | Equal) -> Markup:
         return formula(text)
     parts, at = Markup(""), 0
     for found in MATH.finditer(text):
-        parts += escape(text[at : found.start()]) + formula(tree(found.group()))
+        parts += escape(text[at : found.start()]) + inline(tree(found.group()))
         at = found.end()
     return parts + escape(text[at:])
+
+
+def inline(of: Expression) -> Markup:
+    """A tree within a line of text: a derivative in one line, ∂C/∂x, which as a fraction would be too small."""
+    if not isinstance(of, Partial):
+        return formula(of)
+    sign, over = Markup('<mi mathvariant="normal">∂</mi>'), Markup('<mo lspace="0" rspace="0">/</mo>')
+    element = math(sign, mathml(of.of), over, sign, mathml(of.by))
+    return Markup(str(element).replace("<math", Markup('<math alttext="{}"').format(written(of)), 1))
 
 
 def tree(text: str) -> Expression:

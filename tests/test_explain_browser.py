@@ -258,6 +258,43 @@ def test_the_run_s_slider_shows_each_moment(tab):
     assert tab.locator("#moment-said").inner_text() == "step 10, epoch 1: C .4170, accuracy 75.0 %"
 
 
+def luminance(color):
+    """Of "rgb(r, g, b)", as WCAG 2 has it."""
+    shares = [int(each) / 255 for each in color.removeprefix("rgb(").removesuffix(")").split(", ")]
+    linear = [each / 12.92 if each <= 0.03928 else ((each + 0.055) / 1.055) ** 2.4 for each in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def marked(tab):
+    return set(tab.evaluate("[...document.querySelectorAll('.same')].map(each => each.dataset.k)"))
+
+
+def test_a_symbol_is_highlighted_wherever_it_stands(tab):
+    """By the mouse as long as it is over it; by a click or the list until another is chosen."""
+    tab.locator('#forward .eq [data-k="W3"]').first.hover()
+    assert marked(tab) == {"W3"}
+    assert tab.locator(".same").count() == tab.locator('[data-k="W3"]').count() > 5
+    tab.locator("h1").hover()
+    assert marked(tab) == set()
+    tab.locator("#mark").focus()
+    tab.keyboard.press("ArrowDown")
+    first = marked(tab)
+    assert first == {"z2"}
+    tab.locator('#backward .eq [data-k="delta3"]').first.click()
+    tab.locator("h1").hover()
+    assert marked(tab) == {"delta3"}
+    for theme in ("light", "dark"):
+        tab.emulate_media(color_scheme=theme)
+        ink, paper = tab.evaluate(
+            "(style => [style.color, style.backgroundColor])(getComputedStyle(document.querySelector('.same')))"
+        )
+        dark, light = sorted((luminance(ink), luminance(paper)))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+    tab.emulate_media(color_scheme="light")
+    tab.locator("#mark").select_option("")
+    assert marked(tab) == set()
+
+
 @pytest.mark.parametrize("name", ["small", "wide"])
 def test_no_page_is_wider_than_its_window(browser, files, name):
     """360 and 1600 pixels, no error in the console."""

@@ -14,11 +14,12 @@ import jax
 from jaxnet.explaining.derive import derive
 from jaxnet.explaining.formulas import try_formula
 from jaxnet.explaining.formulas.text import trial_lines
-from jaxnet.explaining.history import history_lines, movements
+from jaxnet.explaining.history import History, history_lines, movements
 from jaxnet.explaining.model import Derivation, Line, to_dict
 from jaxnet.explaining.more import batch_lines, chain_lines, notation_lines, tensor_lines
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.observe import Observed, observe
+from jaxnet.explaining.overrun import at_moments
 from jaxnet.explaining.steps import question_lines, quoted_lines, steps
 from jaxnet.explaining.subjects import Subject, at
 from jaxnet.explaining.terminal import DIGITS, folded, overview
@@ -122,7 +123,7 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
         for tensor in derivation.tensors:
             lines += tensor_lines(tensor, digits)
     if subject.history is not None:
-        lines += run_lines(subject, options, digits)
+        lines += run_lines(subject.history, observed, options.notation, digits)
     write(lines, width)
 
 
@@ -147,14 +148,9 @@ def sources(derivation: Derivation) -> list[str]:
     return [line for lines in found.values() for line in lines]
 
 
-def run_lines(subject: Subject, options: Options, digits: int) -> list[str]:
+def run_lines(past: History, observed: Observed, symbols: Notation, digits: int) -> list[str]:
     """How the example's δ, the weights and the accuracy moved over the run."""
-    past = subject.history
-    assert past is not None
-    seen = [
-        observe(subject.net, subject.loss, moment.params, at(subject.xs, 0), subject.ys[0]) for moment in past.moments
-    ]
-    return history_lines(movements(seen, past, options.notation), past, digits)
+    return history_lines(movements(at_moments(observed, past), past, symbols), past, digits)
 
 
 def write(lines: list[str], width: int, *, fold: bool = True) -> None:

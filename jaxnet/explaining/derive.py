@@ -139,8 +139,10 @@ def label(layer: LayerOf) -> str:
         (layer,) = layer.parts
         word, *rest = layer.name.split(" ")
     if word == "repeat":
-        times, inside = int(rest[0]), [each for each in leaves(layer) if not each.name.startswith("dropout")]
-        one = inside[0].name.split(" ")[0] if len(inside) == 1 else ""
+        block, times = layer.parts[0], int(rest[0])
+        inside = [each for each in leaves(block) if not each.name.startswith("dropout")]
+        plain = len(inside) == 1 and block.rebuild in (None, serial, per_position)
+        one = inside[0].name.split(" ")[0] if plain else ""
         many = f"{times} × {one}" if one else f"{times} blocks"
         return many if times > 1 else one or "a block"
     if word.startswith("conv"):

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet import combinators
 from jaxnet.combinators import bidirectional, per_position, remat, residual, serial
 from jaxnet.explaining.observe import Item
 from jaxnet.explaining.sources import inner
@@ -98,8 +99,8 @@ class Walk:
             return self.through(layer.parts[0], params, x, token, positions, within)
         if layer.rebuild is bidirectional:
             return self.parallel(layer, "concatenate", params, x, token, positions, within)
-        made_by = getattr(layer.rebuild, "__qualname__", "").split(".")[0]
-        options = inspect.getclosurevars(layer.rebuild).nonlocals
+        ours = inspect.unwrap(layer.rebuild).__module__ == combinators.__name__
+        made_by, options = layer.name.split(" ")[0] if ours else "", closed_over(layer.rebuild)
         if made_by == "parallel":
             return self.parallel(layer, options["join"], params, x, token, positions, within)
         if made_by == "repeat":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.explaining.expressions import BigSum, Call, Expression, Listed, Minus, Name, Product, Sum, Words
@@ -86,11 +87,12 @@ def activation(site: Site) -> Equations:
     if g is None or g_prime is None:
         forward = Step("out", site.gives, z, lambda v: v.x * 1.0, "out", size)
         return Equations((forward,), (Step("dx", site.back[0], site.error, lambda v: v.d_out, "dx", size),))
-    forward = Step("out", site.gives, Call(symbol, z), lambda v: g(v.np.asarray(v.x)), "out", size, off_of(site))
+    forward = Step("out", site.gives, Call(symbol, z), lambda v: g(jnp.asarray(v.x)), "out", size, off_of(site))
     right = Product((site.error, Call(Name(f"{symbol.base}′", key=f"{name}'"), z)), "⊙")
 
     def back(v):
-        return v.d_out * np.asarray(g_prime(v.x, np.asarray(g(v.x))), np.float64)
+        z = jnp.asarray(v.x)
+        return v.d_out * np.asarray(g_prime(z, g(z)), np.float64)
 
     return Equations((forward,), (Step("dx", site.back[0], right, back, "dx", size),))
 

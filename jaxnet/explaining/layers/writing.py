@@ -254,7 +254,7 @@ def meetings(within: Inside, n: int) -> list[Line]:
 def shared(within: Inside) -> list[Line]:
     """The gradient of a parameter that several layers share: the sum over its uses."""
     layer = within.place.item.layer
-    if layer.rebuild is None or len(within.records) == 1 or not layer.rebuild.__qualname__.startswith("tied."):
+    if layer.rebuild is None or len(within.records) == 1 or layer.name != "tied":
         return []
     options = closed_over(layer.rebuild)
     share, owner = options["share"], min(options["where"])

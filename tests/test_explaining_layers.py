@@ -1,0 +1,220 @@
+"""Equations of layers beside the dense ones: their numbers by hand, their text, and that a wrong one is seen."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnet as j
+from jaxnet.explaining import derive, layers, observe
+from jaxnet.explaining.expressions import written
+from jaxnet.explaining.layers import writing
+from jaxnet.explaining.layers.opening import opened
+from jaxnet.explaining.notation import notation
+from jaxnet.explaining.terminal import overview
+
+
+def observed_of(net, x, loss=j.quadratic, y=None):
+    params = j.initialize(net, loss, jax.random.key(1), x)
+    out = net.forward(params, x)[0]
+    return observe(net, loss, params, x, jnp.zeros(out.shape) if y is None else y)
+
+
+def of(net, x, symbols=None, **options):
+    return derive(observed_of(net, x, **options), symbols or notation())
+
+
+def image(*shape):
+    return jax.random.normal(jax.random.key(0), shape)
+
+
+def lines(derivation):
+    return {line.key: line for line in (*derivation.forward, *derivation.backward)}
+
+
+def said(derivation):
+    return [f"{written(each.left)} = {written(each.right)}" for each in (*derivation.forward, *derivation.backward)]
+
+
+@pytest.fixture(scope="module")
+def convolution():
+    """A 2×2 kernel over a 3×3 image: four positions."""
+    return of(j.conv2d(1, 2), jnp.arange(9.0).reshape(3, 3, 1))
+
+
+def test_a_convolution_is_a_product_at_each_patch(convolution):
+    found = lines(convolution)
+    np.testing.assert_array_equal(found["X2"].value, [[0, 1, 3, 4], [1, 2, 4, 5], [3, 4, 6, 7], [4, 5, 7, 8]])
+    W = convolution.layers[0].params["W"].reshape(4)
+    np.testing.assert_allclose(found["z2"].value.reshape(-1), found["X2"].value @ W, rtol=1e-5)
+    delta = found["delta2"].value.reshape(-1)
+    np.testing.assert_allclose(found["dX2"].value, np.outer(delta, W), rtol=1e-5)
+    np.testing.assert_allclose(found["dx"].value[1, 1, 0], delta @ W[::-1], rtol=1e-5)  # the kernel flipped
+    assert said(convolution)[:2] == ["X²ₚ = patchₚ(x)", "z²ₚ = W²X²ₚ + b²"]
+    assert "∂C/∂xₚ = Σₖ W²ₖᵀδ²ₚ₋ₖ" in said(convolution)
+    [paths] = found["dx"].notes
+    assert paths.startswith("place (2,2) lies in 4 patches: its channel 1 reaches C by 4·1 z: ")
+    assert paths.endswith("the first place lies in 1 patch")
+
+
+def test_its_source_stands_with_it(convolution):
+    [quoted] = [line.quoted for line in convolution.forward if line.quoted]
+    assert "correlate(a, W, window, groups)" in quoted.forward
+    assert "spread(delta, W_T" in quoted.backward
+
+
+def test_the_winner_gets_all_and_an_average_is_spread():
+    x = jnp.asarray([[1.0, 2.0], [4.0, 3.0]])[..., None]
+    for pool, expected in ((j.max_pool(2), [[0, 0], [4, 0]]), (j.average_pool(2), [[0.625, 0.625], [0.625, 0.625]])):
+        found = of(pool, x)
+        np.testing.assert_allclose(lines(found)["dx"].value[..., 0], expected)
+    assert lines(of(j.max_pool(2), x))["dx"].notes == (
+        "channel 1, first window: (2,1) won and gets all of 4.0000, the others nothing",
+    )
+
+
+def test_a_norm_takes_off_what_changes_nothing():
+    found = lines(of(j.layer_norm(), jnp.asarray([1.0, 2.0, 4.0, 9.0])))
+    g, x_hat, dx = (np.asarray(found[key].value, np.float64) for key in ("dxhat2", "xhat2", "dx"))
+    sigma = found["sigma2"].value.item()
+    np.testing.assert_allclose(dx, (g - g.mean() - x_hat * (g * x_hat).mean()) / sigma, atol=1e-5)
+    assert "taken off: ⟨dx, 1⟩ = " in found["dx"].notes[0]
+    assert written(found["sigma2"].right) == "√(var(x) + 10⁻⁵)"
+
+
+CELLS = {"rnn": j.rnn(2), "lstm": j.lstm(2), "gru": j.gru(2, reverse=True)}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_an_error_is_carried_from_step_to_step(name):
+    found = of(CELLS[name], image(3, 2))
+    assert found.checked.ok
+    assert found.checked.worst < 40
+    values = lines(found)
+    dh, da = values["dh2"].value, values["da2"].value
+    last = 0 if name == "gru" else 2
+    np.testing.assert_allclose(dh[last], da[last], rtol=1e-6)  # nothing comes from beyond the last step
+    assert np.abs(dh[1] - da[1]).min() > 0
+
+
+# ------------------------------------------------------------------------------------------- a wrong equation
+
+
+def broken(monkeypatch, word, way, number):
+    """The kind of a word with one of its steps twice as large as it is."""
+    kind = layers.KINDS[word]
+
+    def wrong(site):
+        made = kind(site)
+        steps = list(getattr(made, way))
+        right = steps[number].of
+        steps[number] = dataclasses.replace(steps[number], of=lambda v: 2 * right(v))
+        return dataclasses.replace(made, **{way: tuple(steps)})
+
+    monkeypatch.setitem(layers.KINDS, word, wrong)
+    writing.values_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("way", "number"), [("forward", 0), ("forward", 2), ("forward", 3), *(("backward", i) for i in range(4))]
+)
+def test_a_wrong_equation_is_seen(monkeypatch, way, number):
+    observed = observed_of(j.layer_norm(), jnp.asarray([1.0, 2.0, 4.0, 9.0]), y=jnp.asarray([1.0, 0.0, 3.0, 0.0]))
+    assert derive(observed).checked.ok
+    broken(monkeypatch, "layer_norm", way, number)
+    found = derive(observed)
+    monkeypatch.undo()
+    writing.values_of.cache_clear()
+    assert not found.checked.ok
+    assert "NOT EQUAL to jax.grad" in overview(found)
+
+
+def test_a_wrong_backward_inside_a_block_is_seen():
+    right = j.dense(4)
+    wrong = right._replace(backward=lambda *args: (lambda dx, reading: (2 * dx, reading))(*right.backward(*args)))
+    assert of(j.residual(right), image(4)).checked.ok
+    found = of(j.residual(j.serial(j.dense(4), wrong)), image(4))
+    assert {"e2_1", "delta2_1"} & {key for key, far in found.checked.by_key.items() if not far <= 256}
+
+
+# ----------------------------------------------------------------------------------------- what is inside
+
+
+@pytest.fixture(scope="module")
+def stack():
+    """Three blocks x + dense(norm x) at the positions of a sequence, and a head."""
+    block = j.residual(j.serial(j.layer_norm(), j.per_position(j.serial(j.dense(3), j.relu))))
+    net = j.serial(j.embedding(5, 3), j.repeat(block, 3), j.per_position(j.dense(5, bias=False)))
+    tokens = jnp.asarray([1, 4, 1], jnp.int32)
+    return of(net, tokens, loss=j.softmax_cross_entropy, y=jnp.asarray([4, 1, 0], jnp.int32))
+
+
+STACK = """\
+3 tokens —embedding→ 3×3, 3 blocks —dense→ 3×5
+a²ₜ = W²[xₜ]
+a³·¹ = blocks 1 to 2(a²)
+‖out‖ of each block:
+block 3 of 3
+3.2 layer_norm
+3.3 dense 3 at every position
+z³·³ₜ = W³·³a³·²ₜ + b³·³
+a³·³ = relu(z³·³)
+3.4 a sum of two ways
+a³ = a³·¹+a³·³
+z⁴ₜ = W⁴a³ₜ
+δ³·³ = ∂C/∂a³·³ ⊙ relu′(z³·³)
+∇W³·³ = Σₜ δ³·³ₜa³·²ₜᵀ
+∂C/∂a³·¹ = ∂C/∂a³ + e³·²
+two ways lead from here to C, so 2 errors add up
+∂C/∂a² = blocks 2 to 1, back(∂C/∂a³·¹)
+∇W² = Σₜ unit(xₜ)∂C/∂a²ₜᵀ
+2 of 5 rows get an error, the others none"""
+
+
+def test_a_stack_is_opened_at_its_last_block(stack):
+    text = overview(stack, width=110)
+    for each in STACK.splitlines():
+        assert each in text, each
+    assert stack.checked.ok
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_errors_of_two_ways_add_up(stack):
+    found = lines(stack)
+    np.testing.assert_allclose(found["da3_1"].value, found["da3"].value + found["e3_2"].value, rtol=1e-5)
+
+
+def test_every_notation_numbers_what_is_inside():
+    observed = observed_of(j.residual(j.serial(j.dense(3), j.tanh)), image(3))
+    ng = {written(line.left) for line in derive(observed, notation("ng", weights="in-out")).backward}
+    assert {"dz[1.1]", "dW[1.1]", "dx"} <= ng
+    assert len(opened(observed.items[0])) == 3
+
+
+def test_one_weight_used_twice_has_the_sum_of_both_gradients():
+    found = of(j.tied(j.dense(3), j.tanh, j.dense(3), where=(0, 2)), image(3))
+    values = lines(found)
+    np.testing.assert_allclose(values["dW2"].value, values["dW2_1"].value + values["dW2_2"].value, rtol=1e-5)
+    assert found.checked.ok
+
+
+def test_a_layer_too_large_to_be_computed_again_shows_what_it_gives(monkeypatch):
+    from jaxnet.explaining.layers import evaluate
+
+    monkeypatch.setattr(evaluate, "LARGEST", 10)
+    found = of(j.conv2d(2, 2), image(4, 4, 1))
+    assert set(lines(found)) == {"z2", "delta2", "dW2", "db2", "dx"}
+    assert found.checked.ok
+
+
+def test_titles_say_what_changes_the_shape():
+    titles = {
+        "6×6×1 —conv2d 3×3→ 4×4×2 relu —max_pool 2→ 2×2×2 → 8 → 3": j.serial(
+            j.conv2d(2, 3), j.relu, j.max_pool(2), j.flatten(), j.dense(3)
+        ),
+        "6×6×1, a block —global_average_pool→ 1": j.serial(j.repeat(j.residual(j.conv2d(1, 1)), 1),
+                                                           j.global_average_pool()),
+    }  # fmt: skip
+    assert [of(net, image(6, 6, 1)).header.title for net in titles.values()] == list(titles)
