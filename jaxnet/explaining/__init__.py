@@ -8,8 +8,8 @@ Equations are the trees of `expressions`; `written` makes unicode text of one, `
 makes MathML by one more function of that form. Numbers are text by `numbers`, in the terminal and on pages alike.
 
 From the bottom up: expressions, model → notation, numbers, losses → observe (forward and backward, layer by layer, with
-autodiff's values beside) → sources, places (which layer gets which symbol) → lines (each equation with its factors and
-value) → why, layouts, answers, tables, batches (what people ask) → derive → the renderers.
+autodiff's values beside) → sources, places (which layer gets which symbol) → layers (the steps of every kind beside the
+dense ones) → lines (each equation with its factors and value) → why, layouts, answers, tables, batches (what people ask) → derive → the renderers.
 """
 
 from jaxnet.explaining.derive import derive
