@@ -153,8 +153,8 @@ def render(results: Results, command: str) -> str:
     ratios = [each.column / each.row for each in results.timings]
     answer = [
         f"Either: they hold the same numbers, here {f'to {worst:.0e}' if worst else 'to the last bit'}. Row layout "
-        "writes the chain rule in the order of the chain, δᵀ W; column layout is its transpose, and (AB)ᵀ = BᵀAᵀ turns every "
-        "factor and reverses their order in one act.",
+        "writes the chain rule in the order of the chain, δᵀ W; column layout is its transpose, and (AB)ᵀ = BᵀAᵀ turns "
+        "every factor and reverses their order in one act.",
         "So the transposes are a convention and cost nothing: δᵀW and Wᵀδ take the same multiplications, and "
         f"{min(ratios):.2f} to {max(ratios):.2f} times the time. What costs is the order in which a chain is "
         "multiplied.",

@@ -9,7 +9,8 @@ makes MathML by one more function of that form. Numbers are text by `numbers`, i
 
 From the bottom up: expressions, model → notation, numbers, losses → observe (forward and backward, layer by layer, with
 autodiff's values beside) → sources, places (which layer gets which symbol) → layers (the steps of every kind beside the
-dense ones) → lines (each equation with its factors and value) → why, layouts, answers, tables, batches (what people ask) → derive → the renderers.
+dense ones) → lines (each equation with its factors and value) → why, layouts, answers, tables, batches (what people
+ask) → derive → the renderers.
 """
 
 from jaxnet.explaining.derive import derive
