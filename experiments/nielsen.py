@@ -2,8 +2,8 @@
 
     python -m experiments.nielsen [RECIPE …] [--seeds 5] [--runs-dir runs/nielsen] [--markdown FILE] [--figure FILE]
 
-Trains the recipes of chapters 1 to 5, `configs/nielsen_ch*.toml`, with several seeds (those of one recipe as one vmapped
-program; finished runs are skipped) and prints published beside reproduced. The figure is of
+Trains the recipes of chapters 1 to 5, `configs/nielsen_ch*.toml`, with several seeds (those of one recipe as one
+vmapped program; finished runs are skipped) and prints published beside reproduced. The figure is of
 `configs/nielsen_ch5_speeds.toml`: how the error shrinks from layer to layer on its way back.
 
 Source: Michael Nielsen, Neural Networks and Deep Learning, 2015; each figure is of the epoch that did best.

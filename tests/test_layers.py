@@ -48,6 +48,13 @@ def test_orthogonal_columns_are_orthogonal(x64):
     np.testing.assert_allclose(W.T @ W, np.eye(3), atol=1e-12)
 
 
+@pytest.mark.parametrize("name", INITIALIZERS)
+def test_initializers_in_half_precision(name):
+    W = INITIALIZERS[name].W(jax.random.key(0), (8, 12), jnp.bfloat16)
+    assert W.dtype == jnp.bfloat16
+    assert jnp.isfinite(W).all()
+
+
 def test_initializers_of_ones_own():
     values = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
     params = dense(3, init=pinned(values)).init(jax.random.key(0), jnp.zeros(2))

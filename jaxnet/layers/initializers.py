@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 from jax.nn import initializers as jax_initializers
 
+from jaxnet.factors import accumulated
+
 
 class Initializer(NamedTuple):
     """How W, (out, in), and b, (out,), begin: functions `(key, shape, dtype) -> array`."""
@@ -24,7 +26,8 @@ def _over_sqrt_fan_in(key, shape, dtype):
 
 
 def _orthogonal(key, shape, dtype):
-    return jax_initializers.orthogonal(column_axis=-2)(key, shape, dtype)
+    # By a QR decomposition, which there is in float32 and wider alone.
+    return jax_initializers.orthogonal(column_axis=-2)(key, shape, accumulated(dtype)).astype(dtype)
 
 
 zeros = jax_initializers.zeros
