@@ -61,6 +61,7 @@ def within(name: str, labels, got, other, allowed, words: str = "") -> Held:
 
 
 def two_runs(runs: Runs, values, seed, got) -> Held:
+    """The same inputs twice give the same bits; else the noise is reported apart."""
     _, again = runs.run("rule", values, seed)
     noise = max(largest(again, got), default=0.0)
     if noise == 0:
@@ -69,6 +70,7 @@ def two_runs(runs: Runs, values, seed, got) -> Held:
 
 
 def jit_is_eager(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+    """The rule gives the same compiled and not."""
     if not runs.subject.transforms:
         return None
     _, eager = runs.rule(list(values), list(seed))
@@ -76,6 +78,7 @@ def jit_is_eager(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
 
 
 def linear(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+    """backward(2 d − 3 d′) = 2 backward(d) − 3 backward(d′)."""
     if runs.subject.seed_one:
         return None
     other = random_like(seed, 77)
@@ -92,6 +95,7 @@ def linear(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
 
 
 def adjoint(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+    """⟨d_out, J v⟩ = ⟨backward(d_out), v⟩ for a random v, J v by forward mode in float64."""
     subject = runs.subject
     if subject.tangents or subject.mode == "differences" or subject.declared is not None:
         return None
@@ -113,6 +117,7 @@ def adjoint(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
 
 
 def mapped(runs: Runs, values, seed, exact: Exact) -> Held | None:
+    """vmap over two sets of inputs gives what each gives by itself."""
     if not runs.subject.transforms:
         return None
 

@@ -1,6 +1,7 @@
 """The step of a GPT: cost and gradients of a batch of sequences, as the character recipe has them but for the sizes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter as clock
 from typing import Any, NamedTuple
 
@@ -277,10 +278,16 @@ def grown(sizes: Sizes, which: str, values: Sequence[int]) -> list[Grown]:
         began = clock()
         program = jax.jit(step(own.net())).lower(*arguments).compile()
         compiling = clock() - began
-        jax.block_until_ready(program(*arguments))
-        runs = [seconds(lambda: jax.block_until_ready(program(*arguments))) for _ in range(3)]  # noqa: B023
+        run = partial(finished, program, arguments)
+        run()
+        runs = [seconds(run) for _ in range(3)]
         found.append(Grown(value, compiling, min(runs), (own.weight_flops(), own.flops() - own.weight_flops())))
     return found
+
+
+def finished(program: Callable, arguments: tuple) -> Any:
+    """What a program gives, once it is there."""
+    return jax.block_until_ready(program(*arguments))
 
 
 def misfit(found: Sequence[Grown]) -> float:

@@ -105,10 +105,10 @@ class Recorder:
             whole = np.shape(tape.values[made.inputs[0]])
             axes = made.params["axes"]
             if target == tuple(1 if a in axes else n for a, n in enumerate(whole)) and _placed(eqn, axes, len(whole)):
-                run = lambda vs: [np.sum(vs[0], axis=tuple(axes), keepdims=True)]  # noqa: E731
                 return tape.emit(
-                    "reduce_keep", run, [made.inputs[0]], {"axes": axes}, (*made.site, "keep"), frame, made.line, eqn
-                )
+                    "reduce_keep", lambda vs: [np.sum(vs[0], axis=tuple(axes), keepdims=True)], [made.inputs[0]],
+                    {"axes": axes}, (*made.site, "keep"), frame, made.line, eqn,
+                )  # fmt: skip
         if eqn.primitive.name == "broadcast_in_dim" and chain != number:
             before = np.shape(tape.values[chain])
             if len(before) == len(target) and all(b in (1, t) for b, t in zip(before, target, strict=True)):
@@ -118,8 +118,10 @@ class Recorder:
                     for d, n in zip(eqn.params["broadcast_dimensions"], np.shape(tape.values[number]), strict=True)
                     if n != 1
                 ] == kept:
-                    run = lambda vs: [np.broadcast_to(vs[0], target)]  # noqa: E731
-                    return tape.emit("expand", run, [chain], {"shape": target}, path, frame, line, eqn)
+                    return tape.emit(
+                        "expand", lambda vs: [np.broadcast_to(vs[0], target)], [chain], {"shape": target}, path, frame,
+                        line, eqn,
+                    )  # fmt: skip
         return None
 
     def scan(self, eqn, inputs, path, frame, line) -> list[int]:

@@ -187,8 +187,10 @@ class Search:
     def candidate(self, mutant: Mutant, c: float = 0.0, known: Sequence[Name] = ()) -> Candidate:
         """The mutant as a candidate, with its number where it has one."""
         if not c or mutant.graded is None:
-            say = lambda namer: mutant.say(namer, 0.0)  # noqa: E731
-            return Candidate(mutant.key, mutant.cost, lambda p: mutant.gives(p.tape), say, self.line(mutant))
+            return Candidate(
+                mutant.key, mutant.cost, lambda p: mutant.gives(p.tape), lambda namer: mutant.say(namer, 0.0),
+                self.line(mutant),
+            )  # fmt: skip
         exact = known[0].value(self.point.args, self.point.cotangent) if known else c
 
         def off(p: Point, value: float) -> float:

@@ -25,6 +25,7 @@ from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 
 
 def step(params, x, carry):
+    """h ← (1 − z) ⊙ n + z ⊙ h: the carry after the step, and what back needs."""
     x_wide, h = wide(x, carry["h"])
     Wx = times(params["W"], x_wide) + params["b"].astype(x_wide.dtype)
     (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(Wx, 3), jnp.split(times(params["U"], h), 3)
@@ -36,6 +37,7 @@ def step(params, x, carry):
 
 
 def back(params, saved, before, after, d):  # h ← (1 − z) ⊙ n + z ⊙ h
+    """∂C/∂carry before the step from that after it, and δ, as at the head of this module."""
     r, z, n, u, h = wide(*saved, before)
     dh = d["h"]
     delta_n = dh * (1 - z) * (1 - n**2)

@@ -32,6 +32,7 @@ def begin(units: int, dtype):
 
 
 def step(params, x, carry):
+    """c ← f ⊙ c + i ⊙ g, h ← o ⊙ tanh c: the carry after the step, and what back needs."""
     x_wide, h = wide(x, carry["h"])
     z = times(params["W"], x_wide) + times(params["U"], h) + params["b"].astype(carry["c"].dtype)
     z_i, z_f, z_g, z_o = jnp.split(z, 4)
@@ -43,6 +44,7 @@ def step(params, x, carry):
 
 
 def back(params, saved, before, after, d):  # c ← f ⊙ c + i ⊙ g;  h ← o ⊙ tanh c
+    """∂C/∂carry before the step from that after it, and δ, as at the head of this module."""
     gates, c_before = saved
     i, f, g, o = wide(*gates)
     tanh_c = jnp.tanh(f * c_before + i * g)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from jaxnet.checking.corpus.case import Case, normal, saving_arguments
+from jaxnet.checking.corpus.case import Case, entering, normal
 
 CASES: list[Case] = []
 
 
-def wrong(name, primal, args, words, leaves):
-    """Enter a wrong backward pass of `primal`."""
+def named_first(cases):
+    """`entering` into `cases`, the name first."""
+    enter = entering(cases)
+    return lambda name, primal, args, words, leaves: enter(primal, args, words, leaves, name)
 
-    def enter(backward):
-        said = (words,) if isinstance(words, str) else tuple(words)
-        CASES.append(Case(name, primal, saving_arguments(primal, backward), args, said, leaves))
-        return backward
 
-    return enter
+wrong = named_first(CASES)
 
 
 def wrong_slope(name, primal, slope, words):

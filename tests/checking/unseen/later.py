@@ -6,21 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnet.checking.corpus.case import Case, dot, mean, normal, saving_arguments
-from tests.checking.unseen.entering import SIZES
+from jaxnet.checking.corpus.case import Case, dot, mean, normal
+from tests.checking.unseen.entering import SIZES, named_first
 
 CASES: list[Case] = []
 
 
-def wrong(name, primal, args, words, leaves):
-    """Enter a wrong backward pass of `primal`."""
-
-    def enter(backward):
-        said = (words,) if isinstance(words, str) else tuple(words)
-        CASES.append(Case(name, primal, saving_arguments(primal, backward), args, said, leaves))
-        return backward
-
-    return enter
+wrong = named_first(CASES)
 
 
 def right(primal, args, g):
