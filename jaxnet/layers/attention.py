@@ -289,6 +289,28 @@ def dot_product_attention(*, causal: bool = True, mask=None) -> Layer:
     return leaf(name, no_params, forward, backward, accepts)
 
 
+def self_attended(name: str, heads: int, rotary: bool, seen: Seen) -> Callable:
+    """`accepts(x, params)` of `attention`: raises `ShapeError` for a sequence that its heads do not divide."""
+
+    def accepts(x, params):
+        is_sequence(name, x)
+        time, width = x.shape
+        if width % heads:
+            raise ShapeError(f"{name} takes a width that {heads} heads divide, got {width} in shape {x.shape}")
+        if rotary and (width // heads) % 2:
+            raise ShapeError(
+                f"{name} with rotary positions takes heads of an even width, whose entries make pairs, got "
+                f"{width // heads}: choose heads of which twice their number divides the width {width}"
+            )
+        if params is not None and params["W_q"].shape != (width, width):
+            raise ShapeError(
+                f"{name} has W_q of shape {params['W_q'].shape}, got x of shape {x.shape}: initialise it for this input"
+            )
+        fits(name, seen, time, time)
+
+    return accepts
+
+
 def attention(
     heads: int,
     *,
@@ -318,21 +340,7 @@ def attention(
         raise ValueError(f"{name} takes at least one head, and kv_heads that divide the heads, got kv_heads = {kv}")
     seen, begin = seen_by(name, causal, mask), initializer(init)
 
-    def accepts(x, params):
-        is_sequence(name, x)
-        time, width = x.shape
-        if width % heads:
-            raise ShapeError(f"{name} takes a width that {heads} heads divide, got {width} in shape {x.shape}")
-        if rotary and (width // heads) % 2:
-            raise ShapeError(
-                f"{name} with rotary positions takes heads of an even width, whose entries make pairs, got "
-                f"{width // heads}: choose heads of which twice their number divides the width {width}"
-            )
-        if params is not None and params["W_q"].shape != (width, width):
-            raise ShapeError(
-                f"{name} has W_q of shape {params['W_q'].shape}, got x of shape {x.shape}: initialise it for this input"
-            )
-        fits(name, seen, time, time)
+    accepts = self_attended(name, heads, rotary, seen)
 
     def new(key, x):
         width = x.shape[1]
