@@ -9,10 +9,6 @@ from jaxnet.bench.measure import Case, Variant, compiled
 from jaxnet.bench.peers import torch, torch_variants
 from jaxnet.layer import Layer
 from jaxnet.layers import gru, layer_norm, lstm, rms_norm
-from jaxnet.layers.recurrent.lstm import back as lstm_back
-from jaxnet.layers.recurrent.lstm import begin as lstm_begin
-from jaxnet.layers.recurrent.lstm import step as lstm_step
-from jaxnet.layers.recurrent.over_time import Cell, over_time
 from jaxnet.readings import total
 
 
@@ -95,20 +91,6 @@ def lstm_of_batch(params: dict, xs: jax.Array, before: bool) -> jax.Array:
     return jax.lax.scan(step, (zeros, zeros), along)[1].swapaxes(0, 1)
 
 
-def gates_as_one(units: int) -> Layer:
-    """Our LSTM, its four gates saved as one array."""
-
-    def step(params, x, carry):
-        carry, (gates, c) = lstm_step(params, x, carry)
-        return carry, (jnp.concatenate(gates), c)
-
-    def back(params, saved, before, after, d):
-        return lstm_back(params, (jnp.split(saved[0], 4), saved[1]), before, after, d)
-
-    cell = Cell(4, step, back, lstm_begin)
-    return over_time(f"lstm {units}", units, cell, reverse=False, init="zeros", recurrent_init="zeros")
-
-
 def recurrent_case(name: str, net: Layer, gates: int, others: Callable, peer: Callable, sizes) -> Case:
     """A recurrence of as many units as inputs. `others(params, xs, d_outs)`: the variants beside torch's."""
     batch, time, width = sizes
@@ -132,7 +114,6 @@ def lstm_case(sizes: tuple[int, int, int] = (32, 128, 256)) -> Case:
             compiled("autodiff, naive", by_autodiff(lstm_naive), *arguments, time_aim=0.75, memory_aim=0.75),
             compiled("autodiff, [W U] at once", rows(False), *arguments, time_aim=1.05),
             compiled("autodiff, W x before", rows(True), *arguments, time_aim=1.05),
-            compiled("hand, gates as one", by_hand(gates_as_one(sizes[2])), *arguments),
         )
 
     def peer(params, xs, d_outs):

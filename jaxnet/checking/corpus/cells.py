@@ -68,8 +68,8 @@ class Kind:
         self.primal, self.cell, self.names = primal, cell, names
         self.args = sequence(cell.blocks, more)
 
-    def back(self, args: tuple, d_out: Any, cell: Cell) -> dict[str, Any]:
-        """Gradients by name, the input's as x, by the layer's own backward pass with another cell's."""
+    def back(self, args: tuple, d_out: Any, cell: Cell, W: Any = None) -> dict[str, Any]:
+        """Gradients by name, the input's as x, by the layer's own backward pass with another cell's, or another W."""
         *params, x = args
         factors = (
             {"more_factors": lambda d: {"c": Plain(d[..., -params[-1].shape[0] :], 1)}} if "c" in self.names else {}
@@ -78,7 +78,8 @@ class Kind:
             "wrong", params[1].shape[1], cell, reverse=False, init="zeros", recurrent_init="zeros", **factors
         )
         named = dict(zip(self.names, params, strict=True))
-        dx, grads = layer.backward(named, layer.forward(named, x)[1], d_out, product)
+        saved = layer.forward(named, x)[1]
+        dx, grads = layer.backward(named if W is None else named | {"W": W}, saved, d_out, product)
         return {**grads, "x": dx}
 
     def enter(self, name, words, leaves, mistaken: Callable) -> None:
@@ -103,11 +104,10 @@ GRU = Kind(gru_over, Cell(3, gru_step, gru_back, at_state=delta_U), ("W", "U", "
 # ---------------------------------------------------------------------------------------------------------------- LSTM
 
 
-def _lstm_back(params, saved, before, after, d, *, slope=lambda t: 1 - t**2, cell=lambda c_before, c: c_before,
+def _lstm_back(params, gates, c_before, before, d, *, slope=lambda t: 1 - t**2, cell=lambda c_before, c: c_before,
                at=lambda c_before, c: c, order=(0, 1, 2, 3), h=True):  # fmt: skip
     """The right step back of an LSTM, but for what is given."""
-    gates, c_before = saved
-    i, f, g, o = wide(*gates)
+    i, f, g, o = jnp.split(gates, 4)
     c = f * c_before + i * g
     t = jnp.tanh(at(c_before, c))
     dc = d["c"] + d["h"] * o * slope(t)
@@ -139,16 +139,8 @@ LSTM.step_back(
 
 def _deltas(kind: Kind, args: tuple, d_out: Any) -> tuple[Any, Any]:
     """δ of every step (time, gates · units), from ∂C/∂x = δ W by a W that shows it; and h of every step."""
-    W, *others, x = args
-    shown = jnp.eye(len(W), dtype=W.dtype)
-    through = kind.cell.step
-
-    def step(params, x, carry):
-        return through(params | {"W": W}, x[: W.shape[1]], carry)
-
-    padded = jnp.pad(x, ((0, 0), (0, len(W) - W.shape[1]))) if len(W) > W.shape[1] else x
-    cell = kind.cell._replace(step=step)
-    delta = kind.back((shown, *others, padded), d_out, cell)["x"]
+    rows = jnp.eye(len(args[0]), dtype=args[0].dtype)
+    delta = kind.back(args, d_out, kind.cell, W=rows)["x"]
     return delta, kind.primal(*args)
 
 
@@ -175,15 +167,13 @@ LSTM.enter("108 LSTM: h of this step in dU", "stands in the place|step|shift", (
 # ----------------------------------------------------------------------------------------------------------------- GRU
 
 
-def _gru_back(
-    params, saved, before, after, d, *, kept=True, z_of=lambda h, n: h - n, u_of=lambda u: u, r_of=lambda r: r
-):
+def _gru_back(params, gates, r, before, d, *, kept=True, z_of=lambda h, n: h - n, u_of=lambda u: u, r_of=lambda r: r):
     """The right step back of a GRU, but for what is given."""
-    r, z, n, u, h = wide(*saved, before)
+    [h], (u, z, n) = wide(before), jnp.split(gates, 3)
     delta_n = d["h"] * (1 - z) * (1 - n**2)
     delta_z = d["h"] * z_of(h, n) * z * (1 - z)
     delta = jnp.concatenate([delta_n * u_of(u) * r * (1 - r), delta_z, delta_n])
-    carried = transpose_times(params["U"], delta_U([r_of(r)], delta))
+    carried = transpose_times(params["U"], delta_U(r_of(r), delta))
     return {"h": d["h"] * z + carried if kept else carried}, delta
 
 
@@ -200,7 +190,7 @@ GRU.step_back(
 
 def _ungated(args, d_out):
     """∇_U and ∇_c of δ, not of δᵁ."""
-    of_delta = GRU.back(args, d_out, GRU.cell._replace(at_state=lambda saved, delta: delta))
+    of_delta = GRU.back(args, d_out, GRU.cell._replace(at_state=lambda r, delta: delta))
     return GRU.back(args, d_out, GRU.cell) | {"U": of_delta["U"], "c": of_delta["c"]}
 
 
@@ -212,14 +202,14 @@ GRU.enter(
 # ----------------------------------------------------------------------------------------------------------------- RNN
 
 
-def _rnn_back(params, saved, before, after, d, *, slope=lambda h, before: 1 - h**2, through=transpose_times):
+def _rnn_back(params, h, more, before, d, *, slope=lambda h, before: 1 - h**2, through=transpose_times):
     """The right step back of the simple recurrence, but for what is given."""
-    delta = d["h"] * slope(after, before)
+    delta = d["h"] * slope(h, before)
     return {"h": through(params["U"], delta)}, delta
 
 
 RNN.step_back(
-    "113 RNN: slope at the state before", "step|stands in the place|shift|tanh", every,
+    "113 RNN: slope at the state before", r"step|stands in the place|shift|tanh|h\[t-1\]", every,
     partial(_rnn_back, slope=lambda h, before: 1 - before**2),
 )  # fmt: skip
 RNN.step_back(

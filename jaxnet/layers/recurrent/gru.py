@@ -24,32 +24,33 @@ from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 
 
-def step(params, x, carry):
-    """h ← (1 − z) ⊙ n + z ⊙ h: the carry after the step, and what back needs."""
-    x_wide, h = wide(x, carry["h"])
-    Wx = times(params["W"], x_wide) + params["b"].astype(x_wide.dtype)
-    (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(Wx, 3), jnp.split(times(params["U"], h), 3)
+def step(params, Wx, carry):
+    """h ← (1 − z) ⊙ n + z ⊙ h: the carry after the step, and what back needs: u, z and n, and r."""
+    [h] = wide(carry["h"])
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = (
+        jnp.split(Wx + params["b"].astype(Wx.dtype), 3),
+        jnp.split(times(params["U"], h), 3),
+    )
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
     u = h_n + params["c"].astype(h_n.dtype)
     n = jnp.tanh(x_n + r * u)
     h = (1 - z) * n + z * h
-    return {"h": h.astype(x.dtype)}, [t.astype(x.dtype) for t in (r, z, n, u)]
+    return {"h": h.astype(carry["h"].dtype)}, jnp.concatenate([u, z, n]), r
 
 
-def back(params, saved, before, after, d):  # h ← (1 − z) ⊙ n + z ⊙ h
+def back(params, gates, r, before, d):  # h ← (1 − z) ⊙ n + z ⊙ h
     """∂C/∂carry before the step from that after it, and δ, as at the head of this module."""
-    r, z, n, u, h = wide(*saved, before)
+    [h], (u, z, n) = wide(before), jnp.split(gates, 3)
     dh = d["h"]
     delta_n = dh * (1 - z) * (1 - n**2)
     delta_z = dh * (h - n) * z * (1 - z)
     delta_r = delta_n * u * r * (1 - r)
     delta = jnp.concatenate([delta_r, delta_z, delta_n])
-    return {"h": dh * z + transpose_times(params["U"], delta_U([r], delta))}, delta
+    return {"h": dh * z + transpose_times(params["U"], delta_U(r, delta))}, delta
 
 
-def delta_U(saved, delta):
+def delta_U(r, delta):
     """(δ_r, δ_z, δ_n ⊙ r): made again after the scan out of what is there, rather than kept beside δ."""
-    [r] = wide(saved[0])
     delta_r, delta_z, delta_n = jnp.split(delta, 3, axis=-1)
     return jnp.concatenate([delta_r, delta_z, delta_n * r], axis=-1)
 

@@ -31,22 +31,20 @@ def begin(units: int, dtype):
     return {"h": jnp.zeros(units, dtype), "c": jnp.zeros(units, accumulated(dtype))}
 
 
-def step(params, x, carry):
-    """c ← f ⊙ c + i ⊙ g, h ← o ⊙ tanh c: the carry after the step, and what back needs."""
-    x_wide, h = wide(x, carry["h"])
-    z = times(params["W"], x_wide) + times(params["U"], h) + params["b"].astype(carry["c"].dtype)
+def step(params, Wx, carry):
+    """c ← f ⊙ c + i ⊙ g, h ← o ⊙ tanh c: the carry after the step, and what back needs: the gates, c before."""
+    [h] = wide(carry["h"])
+    z = Wx + (times(params["U"], h) + params["b"].astype(Wx.dtype))
     z_i, z_f, z_g, z_o = jnp.split(z, 4)
     i, f, g, o = jax.nn.sigmoid(z_i), jax.nn.sigmoid(z_f), jnp.tanh(z_g), jax.nn.sigmoid(z_o)
     c = f * carry["c"] + i * g
-    h = (o * jnp.tanh(c)).astype(x.dtype)
-    # Four arrays: as one, each step would have to lay them together before it writes them.
-    return {"h": h, "c": c}, ([gate.astype(x.dtype) for gate in (i, f, g, o)], carry["c"])
+    h = (o * jnp.tanh(c)).astype(carry["h"].dtype)
+    return {"h": h, "c": c}, jnp.concatenate([i, f, g, o]), carry["c"]
 
 
-def back(params, saved, before, after, d):  # c ← f ⊙ c + i ⊙ g;  h ← o ⊙ tanh c
+def back(params, gates, c_before, before, d):  # c ← f ⊙ c + i ⊙ g;  h ← o ⊙ tanh c
     """∂C/∂carry before the step from that after it, and δ, as at the head of this module."""
-    gates, c_before = saved
-    i, f, g, o = wide(*gates)
+    i, f, g, o = jnp.split(gates, 4)
     tanh_c = jnp.tanh(f * c_before + i * g)
     dc = d["c"] + d["h"] * o * (1 - tanh_c**2)
     delta = jnp.concatenate(

@@ -24,16 +24,15 @@ G = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 G_PRIME = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).astype(h.dtype)}
 
 
-def step(name, params, x, carry):
-    """h ← g(W x + U h + b): the carry after the step, and what back needs."""
-    x_wide, h = wide(x, carry["h"])
-    Wx, Uh = times(params["W"], x_wide), times(params["U"], h)
-    return {"h": G[name](Wx + Uh + params["b"].astype(Wx.dtype)).astype(x.dtype)}, ()
+def step(name, params, Wx, carry):
+    """h ← g(W x + U h + b): the carry after the step, and what back needs: h as it was before it was rounded."""
+    [h] = wide(carry["h"])
+    h = G[name](Wx + times(params["U"], h) + params["b"].astype(Wx.dtype))
+    return {"h": h.astype(carry["h"].dtype)}, h, ()
 
 
-def back(name, params, saved, before, after, d):  # h ← g(W x + U h + b)
+def back(name, params, h, more, before, d):  # h ← g(W x + U h + b)
     """∂C/∂carry before the step from that after it, and δ, as at the head of this module."""
-    [h] = wide(after)
     delta = d["h"] * G_PRIME[name](h)
     return {"h": transpose_times(params["U"], delta)}, delta
 
