@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxnet.factors import Outer, Plain, accumulated
+from jaxnet.factors import Outer, Plain, accumulated, transposed_operand
 from jaxnet.layer import Layer, ShapeError, leaf, no_params
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.embedding import angles, is_sequence, turned
@@ -112,9 +112,14 @@ def product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m k
     return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=accumulated(b.dtype))
 
 
+def product_T(a: Float[Array, "m n"], b: Float[Array, "k n"]) -> Float[Array, "m k"]:
+    """a bᵀ, likewise."""
+    return product(a, transposed_operand(b))
+
+
 def scores(q: Float[Array, "m d"], k: Float[Array, "n d"], seen, keys_first: bool = False) -> Float[Array, "..."]:
     """S = q kᵀ/√d, −∞ where a key is not seen: (m, n), or `keys_first`, (n, m)."""
-    s = (product(k, q.T) if keys_first else product(q, k.T)) / math.sqrt(q.shape[-1])
+    s = (product_T(k, q) if keys_first else product_T(q, k)) / math.sqrt(q.shape[-1])
     return s if seen is None else jnp.where(seen.T if keys_first else seen, s, -jnp.inf)
 
 
@@ -161,8 +166,8 @@ def head_backward(
                 scores(q, k_, seen.block(start, len(q), strip.keys), keys_first=True) - lse[None]
             )  # P = exp(S − L)
             dv = dv + product(p, do)  # o = P v
-            ds = p * (product(v_, do.T) - D[None]) / math.sqrt(q.shape[-1])  # P = softmax(q kᵀ/√d)
-            return (dk + product(ds, q), dv), product(ds.T, k_)
+            ds = p * (product_T(v_, do) - D[None]) / math.sqrt(q.shape[-1])  # P = softmax(q kᵀ/√d)
+            return (dk + product(ds, q), dv), product(transposed_operand(ds.astype(k_.dtype)), k_)
 
         rows = (t[strip.queries] for t in (q, lse, D, do))
         (dk_, dv_), dq = over_queries(of, (dk[strip.keys], dv[strip.keys]), strip, *rows)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.chunks import in_chunks
-from jaxnet.factors import Factor, Outer, Plain, accumulated, dataclass_tree
+from jaxnet.factors import Factor, Outer, Plain, accumulated, dataclass_tree, transposed_operand
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.layers.windows import Padding, Window, by, checked_padding, fits, for_each_axis, padded, pieces, window_over
@@ -129,7 +129,7 @@ class Patches(Factor):
         large = jax.lax.optimization_barrier(padded(large, self.window))
         along, across = self.window.along_and_across()
         patches = jnp.concatenate(pieces(large, along), axis=-1)
-        at = small.reshape(-1, small.shape[-1]).T
+        at = transposed_operand(small.reshape(-1, small.shape[-1]))
         products = [
             jnp.matmul(at, rows.reshape(-1, rows.shape[-1]), preferred_element_type=accumulated(at.dtype))
             for rows in pieces(patches, across)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxnet.factors import Outer, Plain, accumulated
+from jaxnet.factors import Outer, Plain, accumulated, transposed_operand
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer
 
@@ -25,7 +25,8 @@ def times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[
     So bfloat16 weights make bfloat16 products of float32 activations and errors: where the hardware has units for
     them, these are fastest with a float32 result.
     """
-    return jnp.matmul(a.astype(W.dtype), W.T, preferred_element_type=accumulated(W.dtype)).astype(a.dtype)
+    z = jnp.matmul(a.astype(W.dtype), transposed_operand(W), preferred_element_type=accumulated(W.dtype))
+    return z.astype(a.dtype)
 
 
 def transpose_times(W: Float[Array, "out in"], delta: Float[Array, "*positions out"]) -> Float[Array, "*positions in"]:
