@@ -1,5 +1,7 @@
 """Every leaf layer against `jax.vjp` of its forward pass, and what its parameters begin as."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,18 @@ def test_initializers(name):
 def test_orthogonal_columns_are_orthogonal(x64):
     W = dense(5, init="orthogonal").init(jax.random.key(0), jnp.zeros(3))["W"]
     np.testing.assert_allclose(W.T @ W, np.eye(3), atol=1e-12)
+
+
+def test_orthogonal_weights_of_several_keys_are_made_one_after_another():
+    """As each by itself; and no decomposition is of a batch: several of these at once wait for each other for ever."""
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def begin(key):
+        return INITIALIZERS["orthogonal"].W(key, (6, 5), jnp.float32)
+
+    np.testing.assert_array_equal(jax.vmap(begin)(keys), jnp.stack([begin(key) for key in keys]))
+    program = str(jax.make_jaxpr(jax.vmap(begin))(keys))
+    assert re.findall(r"f32\[([\d,]+)\] = qr\[", program) == ["5,5"]  # R's shape
 
 
 @pytest.mark.parametrize("name", INITIALIZERS)

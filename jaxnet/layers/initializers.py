@@ -26,8 +26,14 @@ def _over_sqrt_fan_in(key, shape, dtype):
 
 
 def _orthogonal(key, shape, dtype):
-    # By a QR decomposition, which there is in float32 and wider alone.
-    return jax_initializers.orthogonal(column_axis=-2)(key, shape, accumulated(dtype)).astype(dtype)
+    # By a QR decomposition, which there is in float32 and wider alone. Under a vmap (the layers of a stack, seeds) one
+    # after another: each of several in a batch waits in a thread of jaxlib's pool for tasks that the same pool is to run,
+    # and where as many wait as the pool has threads, a program never ends (0.10.2, four batches of two on two cores).
+    @jax.custom_batching.sequential_vmap
+    def begin(key):
+        return jax_initializers.orthogonal(column_axis=-2)(key, shape, accumulated(dtype))
+
+    return begin(key).astype(dtype)
 
 
 zeros = jax_initializers.zeros
