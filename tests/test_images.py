@@ -171,10 +171,19 @@ def test_a_maximum_saves_a_byte_for_each_output_and_passes_on_a_nan():
 # ------------------------------------------------------------------------------------------------- what they begin as
 
 
-def test_a_kernel_begins_as_the_matrix_of_its_patches():
-    params = conv2d(400, 5, init="he_normal").init(jax.random.key(0), jnp.zeros((8, 8, 3)))
+@pytest.mark.parametrize(
+    ("init", "variance"),
+    [
+        ("he_normal", 2 / 75),
+        ("glorot_uniform", 2 / (75 + 25 * 400)),
+        ("nielsen_scaled", 1 / 75),
+        ("orthogonal", 1 / 400),
+    ],
+)
+def test_a_kernel_begins_as_the_matrix_of_its_patches(init, variance):
+    params = conv2d(400, 5, init=init).init(jax.random.key(0), jnp.zeros((8, 8, 3)))
     assert {name: p.shape for name, p in params.items()} == {"W": (400, 5, 5, 3), "b": (400,)}
-    assert float(params["W"].var()) == pytest.approx(2 / 75, rel=0.03)
+    assert float(params["W"].var()) == pytest.approx(variance, rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def conv2d(
     `channels`: of z. `kernel`, `stride`, `dilation`: a number, or one for each axis. `padding`: "VALID" for none,
     "SAME" for as many positions as places / stride, a number, or a pair (before, after) for each axis. `groups`: the
     channels in as many groups, each seeing its own group of the input; as many as the input has: depthwise.
-    `init`: as `dense`'s, for W as the matrix (channels, kernel · in / groups).
+    `init`: as `dense`'s; fan-in is taps · in / groups, fan-out taps · channels.
     Parameters: `{"W": (channels, *kernel, in / groups), "b": (channels,)}`.
     Raises `ShapeError` for an input that is no image, has other channels, or is smaller than the kernel; `ValueError`
     for options that do not hold.
@@ -282,9 +282,7 @@ def convolution(name, rank, channels, kernel, stride, padding, dilation, groups,
     def new(key, a):
         dtype = a.dtype if jnp.issubdtype(a.dtype, jnp.floating) else jnp.float32
         W_key, b_key = jnp.unstack(jax.random.split(key))
-        ins = a.shape[-1] // groups
-        matrix = begin.W(W_key, (channels, math.prod(kernel) * ins), dtype)
-        params = {"W": matrix.reshape(channels, *kernel, ins)}
+        params = {"W": begin.W(W_key, (channels, *kernel, a.shape[-1] // groups), dtype)}
         return params | {"b": begin.b(b_key, (channels,), dtype)} if bias else params
 
     def forward(params, a, key=None, train=False):

@@ -1,5 +1,9 @@
-"""How parameters begin. The scaled ones are `jax.nn.initializers`, told that W is (out, in)."""
+"""How parameters begin. The scaled ones are `jax.nn.initializers`, told that W is (out, …, in).
 
+Between them a convolution's W has its taps: fan-in is taps · in, fan-out taps · out.
+"""
+
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -11,29 +15,30 @@ from jaxnet.factors import accumulated
 
 
 class Initializer(NamedTuple):
-    """How W, (out, in), and b, (out,), begin: functions `(key, shape, dtype) -> array`."""
+    """How W, (out, in) or (out, *taps, in), and b, (out,), begin: functions `(key, shape, dtype) -> array`."""
 
     W: Callable
     b: Callable
 
 
 def _scaled(initializer: Callable) -> Callable:
-    return initializer(in_axis=-1, out_axis=-2)
+    return initializer(in_axis=-1, out_axis=0)
 
 
 def _over_sqrt_fan_in(key, shape, dtype):
-    return jax.random.normal(key, shape, dtype) / shape[-1] ** 0.5
+    return jax.random.normal(key, shape, dtype) / math.prod(shape[1:]) ** 0.5
 
 
 def _orthogonal(key, shape, dtype):
     # By a QR decomposition, which there is in float32 and wider alone. Under a vmap (the layers of a stack, seeds) one
-    # after another: each of several in a batch waits in a thread of jaxlib's pool for tasks that the same pool is to run,
-    # and where as many wait as the pool has threads, a program never ends (0.10.2, four batches of two on two cores).
+    # after another: a batch of them waits in a thread of jaxlib's pool for tasks that the same pool is to run, and where
+    # as many batches wait as the pool has threads, a program never ends (0.10.2, four batches of two, two cores).
     @jax.custom_batching.sequential_vmap
     def begin(key):
-        return jax_initializers.orthogonal(column_axis=-2)(key, shape, accumulated(dtype))
+        return jax_initializers.orthogonal(column_axis=0)(key, matrix, accumulated(dtype))
 
-    return begin(key).astype(dtype)
+    matrix = shape[0], math.prod(shape[1:])
+    return begin(key).astype(dtype).reshape(shape)
 
 
 zeros = jax_initializers.zeros
