@@ -31,7 +31,7 @@ def _over_sqrt_fan_in(key, shape, dtype):
 
 def _orthogonal(key, shape, dtype):
     # By a QR decomposition, which there is in float32 and wider alone. Under a vmap (the layers of a stack, seeds) one
-    # after another: a batch of them waits in a thread of jaxlib's pool for tasks that the same pool is to run, and where
+    # after another: a batch of them waits in a thread of jaxlib's pool for tasks that it is to run itself, and where
     # as many batches wait as the pool has threads, a program never ends (0.10.2, four batches of two, two cores).
     @jax.custom_batching.sequential_vmap
     def begin(key):
