@@ -281,7 +281,7 @@ def explain(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="core, checkers, layers or models")] = "core",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="core, layers, models, growth or checkers")] = "core",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, as Markdown.")] = None,
     only: Annotated[str | None, typer.Option(metavar="SUBJECT", help="One part of layers or models.")] = None,

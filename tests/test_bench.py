@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnet.bench import core
+from jaxnet.bench import core, growth
+from jaxnet.bench.cases.gpt import Sizes
 from jaxnet.bench.measure import Case, Row, Variant, measure
 from jaxnet.bench.report import BenchError, markdown, run, write_json
 from jaxnet.bench.startup import CONFIG, first_step
@@ -70,6 +71,26 @@ def test_start_up_is_told_by_a_run_of_its_own(tmp_path):
     config.write_text(CONFIG)
     assert 0 < first_step(config, tmp_path / "run") < 120
     assert list((tmp_path / "cache").iterdir())
+
+
+def test_growth_is_told_by_the_operations():
+    tiny = Sizes(batch=4, time=8, vocab=8, width=8, heads=2, depth=1)
+    by_time, by_depth = growth.grown(tiny, "time", (8, 16)), growth.grown(tiny, "depth", (1, 2))
+    assert [row.size for row in by_time + by_depth] == [8, 16, 1, 2]
+    assert all(row.seconds > 0 and row.compile_seconds > 0 for row in by_time + by_depth)
+    (weights, pairs), (same_weights, more_pairs) = (row.flops for row in by_time)
+    assert weights == same_weights  # as many tokens
+    assert more_pairs / pairs == 17 / 9
+    assert by_depth[1].flops[1] == 2 * by_depth[0].flops[1]
+
+
+def test_growth_over_the_fit():
+    flops = [(1e9, 1e8), (2e9, 4e8), (4e9, 1e8), (1e9, 8e8)]
+    series = [growth.Grown("time", i, 3e-9 * a + 7e-9 * b, 1.0, (a, b)) for i, (a, b) in enumerate(flops)]
+    assert [row.over_fit for row in growth.fitted(series)] == pytest.approx([1.0] * 4)
+    twice = [*series[:3], series[3]._replace(seconds=2 * series[3].seconds)]
+    assert growth.fitted(twice)[3].over_fit > 1.1
+    assert series[0].cells() == ("time", "0", "3.70 s", "1.1 GF", "1.000", "1.00 s")
 
 
 def test_a_benchmark_that_there_is_none_of_is_refused():

@@ -11,7 +11,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import jaxnet as jn
-from jaxnet.bench.cases import gpt as bench
 from jaxnet.layer import leaves
 from jaxnet.models.gpt2_weights import WeightsError, from_arrays, load_gpt2, save_gpt2, to_arrays
 from jaxnet.models.language import GPT2_SIZES
@@ -210,18 +209,6 @@ def test_the_program_of_a_step_does_not_grow_with_the_depth():
         return len(step.lower(params, tokens, tokens).as_text().splitlines())
 
     assert length(2) == length(48)
-
-
-@pytest.mark.slow
-def test_the_time_of_a_step_grows_with_its_operations_and_compiling_does_not():
-    """Takes minutes, on a quiet machine: python -m pytest -m slow tests/test_language.py -k grows."""
-    sizes = bench.Sizes(batch=32, time=128, vocab=256, width=128, heads=4, depth=4)
-    by_time = bench.grown(sizes, "time", (128, 256, 512, 1024, 2048, 4096))
-    by_depth = bench.grown(sizes, "depth", (2, 4, 12, 24, 48))
-    assert bench.misfit(by_time) < 0.3, by_time
-    assert bench.misfit(by_depth) < 0.3, by_depth
-    compiling = [each.compile_seconds for each in by_depth]
-    assert max(compiling) < 1.5 * min(compiling), compiling
 
 
 # --------------------------------------------------------------------------------------------- what is seen

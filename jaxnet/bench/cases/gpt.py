@@ -1,8 +1,6 @@
 """The step of a GPT: cost and gradients of a batch of sequences, as the character recipe has them but for the sizes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from time import perf_counter as clock
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.backprop import initialize, value_and_grad
-from jaxnet.bench.measure import Case, Variant, compiled, seconds
+from jaxnet.bench.measure import Case, Variant, compiled
 from jaxnet.bench.peers import torch, torch_variants
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss
@@ -250,49 +248,3 @@ def mlp_in_bfloat16(widths: tuple[int, ...] = (2048, 2048, 10), batch: int = 512
         (compiled("hand, float32", value_and_grad(net, loss), params, xs, ys, time_aim=0.70),),
         rounds=15,
     )
-
-
-# ------------------------------------------------------------------------------------------------- growth
-
-
-class Grown(NamedTuple):
-    """A step at one size: seconds to compile and of the best of three runs, and operations of its products.
-
-    `flops`: those with weights, and those of attention's pairs, which run at another rate.
-    """
-
-    size: int
-    compile_seconds: float
-    seconds: float
-    flops: tuple[float, float]
-
-
-def grown(sizes: Sizes, which: str, values: Sequence[int]) -> list[Grown]:
-    """The step at some values of one of the sizes; with a longer time goes a smaller batch, of as many tokens."""
-    found = []
-    for value in values:
-        own = sizes._replace(**{which: value})
-        if which == "time":
-            own = own._replace(batch=max(1, sizes.batch * sizes.time // value))
-        arguments = own.arguments()
-        began = clock()
-        program = jax.jit(step(own.net())).lower(*arguments).compile()
-        compiling = clock() - began
-        run = partial(finished, program, arguments)
-        run()
-        runs = [seconds(run) for _ in range(3)]
-        found.append(Grown(value, compiling, min(runs), (own.weight_flops(), own.flops() - own.weight_flops())))
-    return found
-
-
-def finished(program: Callable, arguments: tuple) -> Any:
-    """What a program gives, once it is there."""
-    return jax.block_until_ready(program(*arguments))
-
-
-def misfit(found: Sequence[Grown]) -> float:
-    """By which fraction the seconds differ at most from a sum of operations at two rates, fitted to them."""
-    seconds = np.array([each.seconds for each in found])
-    rows = np.array([each.flops for each in found]) / seconds[:, None]
-    rates, *_ = np.linalg.lstsq(rows, np.ones(len(found)))
-    return float(np.abs(rows @ rates - 1).max())
