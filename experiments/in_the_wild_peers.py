@@ -6,7 +6,6 @@
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +129,10 @@ def through(
 
 def ode(adjoint: str) -> Point:
     """One of diffrax's adjoints on an equation whose solution is known."""
-    args: Any = lambda: (between(0.5, 2, 3), between(0.3, 1.5, 3, seed=1))  # noqa: E731
+
+    def args() -> tuple:
+        return between(0.5, 2, 3), between(0.3, 1.5, 3, seed=1)
+
     return through(partial(solved, adjoint), args, in_closed_form, 1e-3, "within the solver's own error")
 
 

@@ -90,7 +90,7 @@ def test_growth_over_the_fit():
     assert [row.over_fit for row in growth.fitted(series)] == pytest.approx([1.0] * 4)
     twice = [*series[:3], series[3]._replace(seconds=2 * series[3].seconds)]
     assert growth.fitted(twice)[3].over_fit > 1.1
-    assert series[0].cells() == ("time", "0", "3.70 s", "1.1 GF", "1.000", "1.00 s")
+    assert series[0].cells() == ("length of the sequences", "0", "3.70 s", "1.1 GF", "1.000", "1.00 s")
 
 
 def test_a_benchmark_that_there_is_none_of_is_refused():

@@ -205,6 +205,7 @@ def test_a_sharded_batch_has_no_more_exchanges_than_autodiffs(net, kind):
         (Piece(jnp.zeros((TIME, IN)), {"h": jnp.zeros(3)}), "a carry of shapes .*'c': .* hand on what it gave"),
         (Piece(jnp.zeros((TIME, IN)), length=jnp.zeros(2, int)), "one whole number"),
         (Piece(jnp.zeros((TIME, IN)), length=2.5), "one whole number"),
+        (jnp.zeros((0, IN)), r"at least one step, got shape \(0, 2\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(x, says):

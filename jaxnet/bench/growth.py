@@ -17,9 +17,10 @@ from jaxnet.bench.cases.gpt import Sizes, step
 from jaxnet.bench.measure import duration, seconds
 
 SIZES = Sizes(batch=32, time=128, vocab=256, width=128, heads=4, depth=4)
-GROWTHS: dict[Literal["time", "depth"], tuple[int, ...]] = {
-    "time": (128, 256, 512, 1024, 2048, 4096),
-    "depth": (2, 4, 12, 24, 48),
+Which = Literal["time", "depth"]
+GROWTHS: dict[Which, tuple[str, tuple[int, ...]]] = {
+    "time": ("length of the sequences", (128, 256, 512, 1024, 2048, 4096)),
+    "depth": ("depth", (2, 4, 12, 24, 48)),
 }
 RUNS = 3
 
@@ -31,7 +32,7 @@ class Grown(NamedTuple):
     that fit the whole series.
     """
 
-    which: str
+    which: Which
     size: int
     seconds: float
     compile_seconds: float
@@ -40,13 +41,20 @@ class Grown(NamedTuple):
 
     def headings(self) -> tuple[str, ...]:
         """What stands over the cells."""
-        return "of a GPT's step", "size", "time", "operations", "time over that of the fit", "to compile"
+        return "a GPT's step by", "", "time", "operations", "time over that of the fit", "to compile"
 
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
         operations = f"{sum(self.flops) / 1e9:.3g} GF"
         compiling = duration(self.compile_seconds)
-        return self.which, str(self.size), duration(self.seconds), operations, f"{self.over_fit:.3f}", compiling
+        return (
+            GROWTHS[self.which][0],
+            str(self.size),
+            duration(self.seconds),
+            operations,
+            f"{self.over_fit:.3f}",
+            compiling,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain values."""
@@ -55,10 +63,10 @@ class Grown(NamedTuple):
 
 def rows() -> list[Grown]:
     """Both series, each fitted by itself."""
-    return [row for which, values in GROWTHS.items() for row in fitted(grown(SIZES, which, values))]
+    return [row for which, (_, values) in GROWTHS.items() for row in fitted(grown(SIZES, which, values))]
 
 
-def grown(sizes: Sizes, which: Literal["time", "depth"], values: Sequence[int]) -> list[Grown]:
+def grown(sizes: Sizes, which: Which, values: Sequence[int]) -> list[Grown]:
     """The step at some values of one of the sizes; with a longer time goes a smaller batch, of as many tokens."""
     found = []
     for value in values:

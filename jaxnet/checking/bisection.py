@@ -67,7 +67,7 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
 
     path, others = [], []
     node: Layer = net
-    around: Callable[[Layer], Layer] = lambda part: part  # noqa: E731
+    around: Callable[[Layer], Layer] = itself
     # A combination is held with references for all its parts first: where that is wrong, the combinator is.
     while node.rebuild is not None and right(around(all_but(node, None))):
         guilty = [i for i in reversed(range(len(node.parts))) if not right(around(all_but(node, i)))]
@@ -81,6 +81,11 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
     notes = (*report.notes, *([f"wrong by themselves too: {', '.join(others)}"] if others else []))
     diagnosis = local_diagnosis(net, node, subject, where, use, options) if options.diagnose else None
     return replace(report, layer=" › ".join([*path, node.name]), notes=notes, diagnosis=diagnosis)
+
+
+def itself(part: Layer) -> Layer:
+    """What is around the whole network: nothing."""
+    return part
 
 
 def one_further(around: Callable[[Layer], Layer], node: Layer, place: int) -> Callable[[Layer], Layer]:

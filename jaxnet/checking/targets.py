@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,11 @@ def load(place: str) -> Any:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(file.stem, module)
-        action = lambda: spec.loader.exec_module(module)  # type: ignore[union-attr]  # noqa: E731
+        action = partial(spec.loader.exec_module, module)
     else:
         if "" not in sys.path:
             sys.path.insert(0, "")
-        module, action = None, lambda: importlib.import_module(place)
+        module, action = None, partial(importlib.import_module, place)
     try:
         loaded = action()
     except Exception as error:

@@ -123,4 +123,4 @@ def notation(name: str = "nielsen", numbering: int | None = None, weights: str =
         raise ExplainError(f"W lies {' or '.join(WEIGHTS)}, got {weights!r}")
     if numbering not in (None, 0, 1):
         raise ExplainError(f"layers are numbered from the input as 0 or as 1, got {numbering}")
-    return Notation(name, FIRST[name] if numbering is None else numbering, weights)  # type: ignore[arg-type]
+    return Notation(name, FIRST[name] if numbering is None else numbering, weights)  # type: ignore[arg-type]  # as checked above

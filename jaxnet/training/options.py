@@ -186,7 +186,7 @@ def plain_union(members: Sequence[Any]) -> Any:
     if jax.Array in members:  # optax's numbers
         return Scheduled if any(map(is_function, members)) else float
     kept = [each for each in (plain_type(member) for member in members if member is not type(None)) if each]
-    return Union[tuple(kept)] if kept else None  # noqa: UP007
+    return Union[tuple(kept)] if kept else None  # noqa: UP007 - of a list
 
 
 def options(of: Any) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def named(names: Mapping[str, Any], what: str, key: str = "name", own: bool = Tr
     members = [Annotated[table, tag(name)] for name, table in tables.items()]
     members += [Annotated[str, WithJsonSchema(texts), tag("text")]] if bare or own else []
     members += [Annotated[OwnTable, tag("own")]] if own else []
-    return Annotated[Union[tuple(members)], Discriminator(choice), *PLAIN, BeforeValidator(name_is_known)]  # noqa: UP007
+    return Annotated[Union[tuple(members)], Discriminator(choice), *PLAIN, BeforeValidator(name_is_known)]  # noqa: UP007 - of a list
 
 
 ScheduleTable = Annotated[Any, Checked(named(SCHEDULES, "schedule", key="schedule", own=False))]
@@ -302,6 +302,7 @@ def keys(value: Any) -> str:
 
 
 def layer_choice(value: Any) -> str:
+    """The tag of the form in which a layer is written, for the discriminated union."""
     if isinstance(value, str):
         return "<text>"
     return f"<{next(iter(value))}>" if next(iter(value)) in LAYERS else "<own>"

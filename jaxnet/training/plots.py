@@ -75,8 +75,7 @@ def series(record: Record, name: str, layer: int | None = None) -> tuple[list[in
         if layer is not None:
             value = value[layer] if isinstance(value, list) and layer < len(value) else None
         epochs.append(int(line.get("epoch", i)))
-        finite = isinstance(value, int | float) and math.isfinite(value)
-        values.append(float(value) if finite else math.nan)  # type: ignore[arg-type]
+        values.append(float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan)
     return epochs, values
 
 
@@ -266,7 +265,7 @@ def overview(records: Sequence[Record], names: Sequence[str], title: str, theme:
     figure = Figure(
         figsize=(columns * width, rows * height + 0.4 + legend), layout="constrained", facecolor=theme.paper
     )
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]  # "constrained" has one
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
         panel.draw(axes, records, theme)

@@ -151,7 +151,9 @@ def test_structure_shape_and_dtype_are_named_with_what_to_return():
     def pair(grads):
         return (lambda x, y: (x * y.sum(), (x, y)), lambda saved, g: grads(*saved, g))
 
-    full = lambda x, y, g: (g * y.sum(), jnp.full(y.shape, (g * x).sum()))  # noqa: E731
+    def full(x, y, g):
+        return g * y.sum(), jnp.full(y.shape, (g * x).sum())
+
     assert check(pair(full), "float32[3], float32[2]", **QUICK).ok
     unsummed = check(pair(lambda x, y, g: (g * y.sum(), (g * x).sum())), "float32[3], float32[2]", **QUICK)
     assert not unsummed.ok
@@ -348,8 +350,13 @@ def test_a_declared_deviation_is_held_to_what_was_declared():
         return jnp.round(x)
 
     rounded.defvjp(lambda x: (jnp.round(x), x), lambda x, g: (jnp.where(jnp.abs(x) < 1, g, 0),))
-    straight = lambda x: x + jax.lax.stop_gradient(jnp.round(x) - x)  # noqa: E731
-    clipped = lambda x, g: jnp.where(jnp.abs(x) < 1, g, 0)  # noqa: E731
+
+    def straight(x):
+        return x + jax.lax.stop_gradient(jnp.round(x) - x)
+
+    def clipped(x, g):
+        return jnp.where(jnp.abs(x) < 1, g, 0)
+
     x = jnp.asarray([0.2, -0.7, 1.4, 3.3])
     assert not check(rounded, x, **QUICK).ok
     assert not check(rounded, x, intended=straight, **QUICK).ok

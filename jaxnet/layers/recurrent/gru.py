@@ -27,10 +27,8 @@ from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 def step(params, Wx, carry):
     """h ← (1 − z) ⊙ n + z ⊙ h: the carry after the step, and what back needs: u, z and n, and r."""
     [h] = wide(carry["h"])
-    (x_r, x_z, x_n), (h_r, h_z, h_n) = (
-        jnp.split(Wx + params["b"].astype(Wx.dtype), 3),
-        jnp.split(times(params["U"], h), 3),
-    )
+    x_r, x_z, x_n = jnp.split(Wx + params["b"].astype(Wx.dtype), 3)
+    h_r, h_z, h_n = jnp.split(times(params["U"], h), 3)
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
     u = h_n + params["c"].astype(h_n.dtype)
     n = jnp.tanh(x_n + r * u)
