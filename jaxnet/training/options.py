@@ -205,10 +205,16 @@ def required(of: Any) -> list[str]:
     return [name for name, (_, default) in options(of).items() if default is ...]
 
 
+class MadeTable(Table):
+    """A table made at run time. It has no source, and pydantic would look for one in every loaded module."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
 def table_of(title: str, fields: dict[str, Any]) -> Any:
     """The type of a table with these fields."""
     make: Any = create_model  # its overloads do not know of fields in a dict
-    return make(title, __base__=Table, __doc__=None, **fields)
+    return make(title, __base__=MadeTable, __doc__=None, **fields)
 
 
 def shown(value: Any) -> str:
