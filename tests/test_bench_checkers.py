@@ -35,6 +35,7 @@ def test_check_grads_catches_a_sign_and_names_nothing():
 
 @pytest.mark.filterwarnings("ignore:Input #0 requires gradient")  # gradcheck's own word on float32
 def test_gradcheck_catches_a_sign_and_names_its_place():
+    pytest.importorskip("torch", reason="torch comes with the extra `peers`")
     row = scored("torch gradcheck", cases=[SIGN], dtypes=["float64"])
     assert row.missed == row.alarms == row.misplaced == row.failed == ()
     assert row.unnamed == (SIGN.name,)

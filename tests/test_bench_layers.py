@@ -1,6 +1,7 @@
 """The benchmarks of layers and models compare like with like: every variant of a case computes the same."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def test_every_variant_of_a_case_computes_the_same(name):
 
 def computes_the_same(case: Case) -> None:
     ours = case.ours.run()
-    assert len(case.others) >= 4
+    assert len(case.others) >= (4 if find_spec("torch") else 2)  # torch, which the extra `peers` brings, adds two
     for other in case.others:
         if other.name == "torch.compile":  # the eager one's function, through a compiler that takes a minute
             continue

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 import jaxnet as jn
@@ -46,8 +45,9 @@ def published(seed: int = 0, prefix: str = "") -> dict[str, np.ndarray]:
     }
 
 
-def torch_gpt2(arrays: dict[str, np.ndarray], tokens: np.ndarray, heads: int = HEADS) -> tuple[torch.Tensor, dict]:
+def torch_gpt2(arrays: dict[str, np.ndarray], tokens: np.ndarray, heads: int = HEADS) -> tuple:
     """GPT-2's logits (batch, time, vocab) as its paper and code have them, and the weights, for their gradients."""
+    torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
     w = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
     ids = torch.tensor(tokens, dtype=torch.long)
     time, width = ids.shape[1], w["wte.weight"].shape[1]
@@ -78,6 +78,7 @@ TARGETS = np.array(integers(4, (2, POSITIONS), VOCAB))
 @pytest.fixture(scope="module")
 def in_torch():
     """Logits, mean cross-entropy and gradients by the published names."""
+    torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
     logits, weights = torch_gpt2(published(), TOKENS)
     cost = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCAB), torch.tensor(TARGETS).long().reshape(-1))
     cost.backward()
@@ -136,6 +137,7 @@ def test_the_published_sizes(size, count):
 @pytest.mark.slow
 def test_against_the_library_that_publishes_them(tmp_path):
     """Needs transformers: python -m pytest -m slow tests/test_language.py."""
+    torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=31, n_positions=16, n_embd=24, n_head=3, n_layer=2)

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 import jaxnet
 from jaxnet import average_pool, conv1d, conv2d, conv_transpose1d, conv_transpose2d, max_pool
 from tests.agreement import normal
+
+torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
 
 torch.manual_seed(0)
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 import jaxnet
 from jaxnet import Piece, bidirectional, group_norm, gru, layer_norm, lstm, rms_norm, rnn
 from tests.agreement import assert_agree, normal, random_like
+
+torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
 
 BATCH, TIME, IN, UNITS = 3, 4, 2, 3
 
