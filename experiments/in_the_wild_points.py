@@ -5,14 +5,15 @@ Parameters such as ε stand at values that matter, arrays are random and not sym
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import ode
-from jax.experimental.pallas.ops.gpu import attention, layer_norm, rms_norm
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+PALLAS = "jax.experimental.pallas.ops"
 
 
 class Point(NamedTuple):
@@ -64,7 +65,12 @@ EPSILON = 0.3
 """Large enough to matter beside a variance of about 1."""
 
 
-def normed(kernel: Callable, centred: bool) -> Point:
+def pallas(module: str) -> Any:
+    """A module of Pallas' own kernels, imported when its rule is run: newer releases of jax call some deprecated."""
+    return import_module(f"{PALLAS}.{module}")
+
+
+def normed(name: str, centred: bool) -> Point:
     """A normalisation kernel in interpret mode, of each row of x: (batch, time, features)."""
 
     def reference(x, weight, bias):
@@ -74,7 +80,7 @@ def normed(kernel: Callable, centred: bool) -> Point:
 
     return Point(
         lambda: (normal(2, 8, 128), normal(128, seed=1), normal(128, seed=2)),
-        through=lambda x, weight, bias: kernel(x, weight, bias, None, 3, EPSILON, "triton", True),
+        through=lambda *arrays: getattr(pallas(f"gpu.{name}"), name)(*arrays, None, 3, EPSILON, "triton", True),
         reference=reference,
         note="interpret mode",
     )
@@ -82,6 +88,7 @@ def normed(kernel: Callable, centred: bool) -> Point:
 
 def heads(q, k, v):
     """The GPU attention kernel: causal, a scale other than 1, interpret mode."""
+    attention = pallas("gpu.attention")
     blocks = attention.BlockSizes.get_default()
     return attention.mha(q, k, v, None, 0.4, True, blocks, "triton", None, 2, None, True, False, False)
 
@@ -89,6 +96,7 @@ def heads(q, k, v):
 def masked_scores(q, k, v):
     """The reference of splash attention, which has a rule of its own."""
     mask = jnp.tril(jnp.ones((6, 6), bool))
+    splash = pallas("tpu.splash_attention.splash_attention_kernel")
     return splash._attention_reference_custom(mask, q, k, v, None, None, -1e9, False, "flash", None)
 
 
@@ -151,7 +159,6 @@ HIDDEN = "jax._src.scipy.special"
 LINALG = "jax._src.numpy.linalg"
 GPU = "needs a GPU"
 TPU = "needs a TPU"
-PALLAS = "jax.experimental.pallas.ops"
 
 POINTS: dict[str, Point] = {
     "jax.nn.relu": one(-2, 2),
@@ -207,8 +214,8 @@ POINTS: dict[str, Point] = {
         tolerance=1e-3,
         note="within the solver's own error",
     ),
-    f"{PALLAS}.gpu.layer_norm.layer_norm": normed(layer_norm.layer_norm, centred=True),
-    f"{PALLAS}.gpu.rms_norm.rms_norm": normed(rms_norm.rms_norm, centred=False),
+    f"{PALLAS}.gpu.layer_norm.layer_norm": normed("layer_norm", centred=True),
+    f"{PALLAS}.gpu.rms_norm.rms_norm": normed("rms_norm", centred=False),
     f"{PALLAS}.gpu.attention.mha": Point(
         lambda: tuple(normal(1, 64, 2, 16, seed=k) for k in range(3)),
         through=heads,

@@ -190,6 +190,7 @@ def test_the_checker_holds_it_in_both_modes_and_names_what_is_missing():
     assert wrong.layer == "layer 2 of 3 › batch_norm"
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("shape", [(4,), (3, 2, 4)], ids=["vectors", "images"])
 def test_values_gradients_and_population_are_torchs(shape):
     torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")

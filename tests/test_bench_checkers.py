@@ -33,6 +33,7 @@ def test_check_grads_catches_a_sign_and_names_nothing():
     assert row.misplaced == row.unnamed == (SIGN.name,)
 
 
+@pytest.mark.peers
 @pytest.mark.filterwarnings("ignore:Input #0 requires gradient")  # gradcheck's own word on float32
 def test_gradcheck_catches_a_sign_and_names_its_place():
     pytest.importorskip("torch", reason="torch comes with the extra `peers`")

@@ -23,6 +23,7 @@ CASES = {
 }
 
 
+@pytest.mark.peers  # with torch among the variants
 @pytest.mark.parametrize("name", CASES)
 def test_every_variant_of_a_case_computes_the_same(name):
     computes_the_same(CASES[name]())

@@ -17,6 +17,8 @@ from jaxnet.layers.activations import ACTIVATIONS
 from jaxnet.losses import LOSSES, quadratic, softmax_cross_entropy
 from jaxnet.readings import product
 
+pytestmark = pytest.mark.peers
+
 CHROMIUM = Path("/usr/bin/chromium")
 PEERS = "needs the extra `peers`: pip install -e '.[peers]'"
 W2, b2 = [[-0.2, 0.2], [-0.8, 0.1], [-0.4, 0.7]], [0.2, 0.3, 0.3]

@@ -85,6 +85,7 @@ def in_torch():
     return logits.detach().numpy(), cost.item(), {name: t.grad.numpy() for name, t in weights.items()}
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 def test_published_weights_give_the_published_logits(tmp_path, in_torch, prefix):
     masks = {f"{prefix}h.0.attn.bias": np.ones((1, 1, POSITIONS, POSITIONS), np.float32)}
@@ -96,6 +97,7 @@ def test_published_weights_give_the_published_logits(tmp_path, in_torch, prefix)
     np.testing.assert_allclose(logits, in_torch[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.peers
 def test_gradients_of_gpt2_are_torchs(in_torch):
     _, cost, expected = in_torch
     net, params = from_arrays("here", published(), HEADS)
@@ -134,6 +136,7 @@ def test_the_published_sizes(size, count):
     assert GPT2_SIZES[size][0] % 64 == 0
 
 
+@pytest.mark.peers
 @pytest.mark.slow
 def test_against_the_library_that_publishes_them(tmp_path):
     """Needs transformers: python -m pytest -m slow tests/test_language.py."""

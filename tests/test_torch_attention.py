@@ -7,6 +7,7 @@ import pytest
 from jaxnet import attention, dot_product_attention, embedding, linear_cross_entropy, softmax_cross_entropy, total, vjp
 
 torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
+pytestmark = pytest.mark.peers
 
 TIME, WIDTH, HEADS = 5, 8, 4
 RNG = np.random.default_rng(0)

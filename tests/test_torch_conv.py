@@ -10,6 +10,7 @@ from jaxnet import average_pool, conv1d, conv2d, conv_transpose1d, conv_transpos
 from tests.agreement import normal
 
 torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
+pytestmark = pytest.mark.peers
 
 torch.manual_seed(0)
 

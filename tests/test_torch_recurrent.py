@@ -12,6 +12,7 @@ from jaxnet import Piece, bidirectional, group_norm, gru, layer_norm, lstm, rms_
 from tests.agreement import assert_agree, normal, random_like
 
 torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
+pytestmark = pytest.mark.peers
 
 BATCH, TIME, IN, UNITS = 3, 4, 2, 3
 
