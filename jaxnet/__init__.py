@@ -19,7 +19,7 @@ from jaxnet.backprop import (
 )
 from jaxnet.combinators import bidirectional, parallel, per_position, remat, repeat, residual, serial, tied
 from jaxnet.heads import fused_head, in_chunks, linear_cross_entropy
-from jaxnet.layer import Layer, Loss, Passing, Reading, ShapeError, Untrained, split_state, with_state
+from jaxnet.layer import LabelError, Layer, Loss, Passing, Reading, ShapeError, Untrained, split_state, with_state
 from jaxnet.layers import (
     Piece,
     attention,
@@ -64,6 +64,7 @@ from jaxnet.losses import (
     binary_cross_entropy,
     binary_cross_entropy_on_logits,
     huber,
+    ignoring,
     mean_absolute_error,
     mean_squared_error,
     multiclass_hinge,
@@ -76,6 +77,7 @@ from jaxnet.readings import deltas, new_state, pair, product, squared_delta, squ
 __version__ = "0.1.0"
 
 __all__ = [
+    "LabelError",
     "Layer",
     "Loss",
     "Passing",
@@ -118,6 +120,7 @@ __all__ = [
     "gru",
     "huber",
     "identity",
+    "ignoring",
     "in_chunks",
     "initialize",
     "layer_norm",

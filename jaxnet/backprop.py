@@ -8,10 +8,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnet.factors import dataclass_tree
-from jaxnet.layer import EXAMPLES, Layer, Loss, Reading, ShapeError, Static, Tree, on_leaves, output, with_state
+from jaxnet.layer import (
+    EXAMPLES,
+    LabelError,
+    Layer,
+    Loss,
+    Reading,
+    ShapeError,
+    Static,
+    Tree,
+    on_leaves,
+    output,
+    with_state,
+)
 from jaxnet.readings import apart, explicit_sharding, new_state, pair, product, total
 
 
@@ -54,7 +67,9 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     another, to save memory; for additive readings.
     Raises `ValueError` for a reading that is not additive in several chunks, or chunks that do not divide the batch,
     and where a layer couples the examples (`batch_norm` in training) in several chunks or for a reading of each
-    example by itself.
+    example by itself. Outside `jax.jit` it raises `LabelError` for a class label outside the network's classes, and
+    `ValueError` for weights that sum to 0; under `jax.jit` value and readings are then NaN. `ShapeError` for weights
+    of another shape.
     """
     if chunks > 1 and not read.additive:
         raise ValueError("only an additive reading (total, and pairs of such) may run in chunks: call it with chunks=1")
@@ -73,22 +88,60 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
 
         # One weight for each example, and mapped: so no factor is ever unmapped, not even of a δ equal for all.
         weights = mean_weights(loss, ys, weights)
-        keys = keys_for(key, xs)
-        if chunks == 1:
-            return piece((xs, ys, weights, keys))
-        return summed(piece, (xs, ys, weights, keys), chunks)
+        whole = xs, ys, weights, keys_for(key, xs)
+        value, readings = piece(whole) if chunks == 1 else summed(piece, whole, chunks)
+        check_labels(net, loss, params, xs, ys, value)
+        return value, readings
 
     return batch
 
 
+def check_labels(net: Layer, loss: Loss, params: Tree, xs: Tree, ys: Tree, costs: jax.Array) -> None:
+    """Where a cost came out as NaN, raise `LabelError` if a label of `ys` is the cause; under `jax.jit` nothing.
+
+    Only the loss knows its labels. So its turn runs again, with 0 as the network's output: where the cost is NaN
+    still, the turn of that example by itself raises.
+    """
+    if any(isinstance(t, jax.core.Tracer) for t in jax.tree.leaves((costs, ys))) or not readable(costs):
+        return
+    if not np.isnan(costs).any():
+        return
+    net_params, loss_params = (params, ()) if loss.init is None else params
+    out = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), output(net, net_params, jax.tree.map(lambda t: t[0], xs)))
+
+    def cost(y):
+        return loss.turn(loss_params, out, y, 1.0, total)[0]
+
+    for i in np.flatnonzero(np.isnan(jax.vmap(cost)(ys)))[:1]:
+        try:
+            cost(jax.tree.map(lambda t: t[i], ys))
+        except LabelError as error:
+            raise LabelError(f"example {i}: {error}") from None
+
+
+def readable(array: jax.Array) -> bool:
+    """Whether this process holds all values of an array."""
+    return array.is_fully_addressable or array.is_fully_replicated
+
+
 def mean_weights(loss: Loss, ys: Tree, weights: Tree | None = None) -> jax.Array:
-    """The share of each example, or of each of its terms, in the batch's mean: w / Σ w."""
-    if weights is not None:
-        n = jax.vmap(loss.terms)(ys, weights).sum()
-        return jnp.asarray(weights, n.dtype) * one_over(n)
-    n = jax.vmap(loss.terms)(ys)
-    n = size(ys) * n.value if isinstance(n, Static) else n.sum()
-    return sharded_as(jnp.ones(size(ys)), ys) * one_over(n)
+    """The share of each example, or of each of its terms, in the batch's mean: w / Σ w.
+
+    Raises `ShapeError` for weights of another shape, `ValueError` where they sum to 0; under `jax.jit` shares are then
+    NaN.
+    """
+    if weights is None:
+        n = jax.vmap(loss.terms)(ys)
+        n = size(ys) * n.value if isinstance(n, Static) else n.sum()
+        return sharded_as(jnp.ones(size(ys)), ys) * one_over(n)
+    if jnp.shape(weights)[:1] != (size(ys),):
+        raise ShapeError(f"weights: one for each of {size(ys)} examples, got shape {jnp.shape(weights)}")
+    n = jax.vmap(loss.terms)(ys, weights).sum()
+    weights = jnp.asarray(weights, n.dtype)
+    whole = weights.sum()
+    if not isinstance(whole, jax.core.Tracer) and readable(whole) and whole == 0:
+        raise ValueError("weights must not sum to 0: the mean of a batch is Σ w C / Σ w; give at least one example weight")
+    return weights * jnp.where(whole == 0, jnp.nan, one_over(n))
 
 
 def size(batch: Tree) -> int:
@@ -110,8 +163,8 @@ def sharded_as(array: jax.Array, batch: Tree) -> jax.Array:
 
 
 def one_over(n: jax.Array | float) -> jax.Array:
-    """1/n; 0 where nothing counts, so that a batch or an example of ignored terms alone adds nothing."""
-    return jnp.where(n > 0, 1 / jnp.where(n > 0, n, 1), 0.0)
+    """1/n; 0 where n is 0, so that a batch or an example of ignored terms alone adds nothing."""
+    return jnp.where(n == 0, 0.0, 1 / jnp.where(n == 0, 1, n))
 
 
 def own_weight(loss: Loss, y: Tree) -> jax.Array:
@@ -169,7 +222,9 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
         def one(x, y, k):
             return one_example(net, loss, read, train)(params, x, y, own_weight(loss, y), k)
 
-        return jax.vmap(one)(xs, ys, keys_for(key, xs))
+        costs, readings = jax.vmap(one)(xs, ys, keys_for(key, xs))
+        check_labels(net, loss, params, xs, ys, costs)
+        return costs, readings
 
     return batch
 
@@ -307,7 +362,9 @@ def trace(net: Layer, loss: Loss) -> Callable:
         try:
             jax.eval_shape(one, x, y, key)
         except ShapeError:
-            return jax.vmap(one, axis_name=EXAMPLES)(x, y, keys_for(key, x))
+            found = jax.vmap(one, axis_name=EXAMPLES)(x, y, keys_for(key, x))
+            check_labels(net, loss, params, x, y, found.cost)
+            return found
         return one(x, y, key)
 
     return of

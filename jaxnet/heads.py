@@ -28,7 +28,7 @@ def in_chunks(head: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 
     """`loss` of what `head` makes of a sequence x: (time, …), in `chunks` pieces of it.
 
     `head`: a layer that works position by position, without randomness. `loss`: without parameters, of a sequence's
-    class indices y: (time,), a negative one marking a token that does not count. Parameters: the head's.
+    class labels y: (time,). Parameters: the head's.
     Raises `ValueError` for less than one chunk or a loss with parameters; its turn `ShapeError` for another y.
     """
     one_at_least(chunks)
@@ -45,8 +45,8 @@ def linear_cross_entropy(
 ) -> Loss:
     """Softmax cross-entropy of z = W x + b for a sequence x: (time, width), in `chunks` pieces; logits never whole.
 
-    `vocab`: the classes. y: (time,) class indices, a negative one marking a token that does not count. `bias`: whether
-    there is a b. `init`: as of `dense`. Parameters: `{"W": (vocab, width), "b": (vocab,)}`.
+    `vocab`: the classes. y: (time,) class labels. `bias`: whether there is a b. `init`: as of `dense`.
+    Parameters: `{"W": (vocab, width), "b": (vocab,)}`.
     Raises as `in_chunks`. For a network that ends in its own head, or shares it with its embedding: `fused_head`.
     """
     return in_chunks(per_position(dense(vocab, bias=bias, init=init)), chunks=chunks)._replace(
@@ -96,7 +96,7 @@ def through(head: Layer, loss: Loss, chunks: int, params: Tree, x, y, weight, re
     y = jnp.asarray(y)
     if x.ndim < 1 or y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise ShapeError(
-            f"{loss.name} in chunks takes class indices of shape {x.shape[:1]} for a sequence of shape {x.shape}, "
+            f"{loss.name} in chunks takes class labels of shape {x.shape[:1]} for a sequence of shape {x.shape}, "
             f"got {y.dtype} {y.shape}"
         )
     weights = jnp.broadcast_to(jnp.asarray(weight), y.shape)
@@ -110,7 +110,7 @@ def through(head: Layer, loss: Loss, chunks: int, params: Tree, x, y, weight, re
     if not read.linear or chunks == 1 or len(y) == 1:
         (cost, reading), dx = piece(x, y, weights)
         return cost, dx, reading
-    pieces = cut(x, 0, chunks), cut(y, -1, chunks), cut(weights, 0, chunks)
+    pieces = cut(x, 0, chunks), cut(y, 0, chunks), cut(weights, 0, chunks)
     first = jax.eval_shape(lambda pieces: piece(*(t[0] for t in pieces))[0], pieces)
 
     def add(so_far, pieces):

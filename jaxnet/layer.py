@@ -15,6 +15,10 @@ class ShapeError(ValueError):
     """An input has a shape that a layer or a loss does not take."""
 
 
+class LabelError(ValueError):
+    """A class label is not from 0 to the number of classes − 1."""
+
+
 class Layer(NamedTuple):
     """A differentiable map of ONE example, with its hand-written backward pass: three pure functions.
 

@@ -1,8 +1,9 @@
 """Losses, each with its value and its δ = ∂C/∂x.
 
-x is the network's output for one example, (…, features); y its target: class indices (integers) of shape (…), or an
-array of the shape of x. The leading axes are the terms (tokens of a sequence), over which the mean is taken; among them
-a negative class index marks one that does not count. Value and δ are taken in float32 or better.
+x is the network's output for one example, (…, features). Its target y holds class labels (integers) of shape (…), or
+values of the shape of x. The leading axes are the terms (tokens of a sequence); the cost is their mean. A label must be
+from 0 to features − 1: another one raises `LabelError`, or under `jax.jit` makes cost and δ NaN. Labels that do not
+count are declared: `ignoring(loss, -100)`. Cost and δ are computed in float32 or better.
 """
 
 import math
@@ -10,43 +11,63 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from jaxnet.factors import accumulated
-from jaxnet.layer import Loss, ShapeError, Static
+from jaxnet.layer import LabelError, Loss, ShapeError, Static
 
 
 def is_index(y) -> bool:
-    """Whether a target holds class indices."""
+    """Whether a target holds class labels."""
     return jnp.issubdtype(y.dtype, jnp.integer)
 
 
-def tokens(y) -> bool:
-    """Whether a target holds class indices of several terms, of which some may not count."""
-    return is_index(y) and y.ndim > 0
-
-
-def counted(y) -> Float[Array, "..."]:
-    """1 for each term of one example that counts, 0 for each token that does not (a negative class index)."""
-    if tokens(y):
-        return jnp.where(y >= 0, 1.0, 0.0)
-    return jnp.ones(y.shape if is_index(y) else y.shape[:-1])
+def term_shape(y) -> tuple[int, ...]:
+    """The shape of the terms of one example's target."""
+    return y.shape if is_index(y) else y.shape[:-1]
 
 
 def terms(y, weight=None) -> Float[Array, ""] | Static:
-    """Σ weight over the terms of one example that count. `weight`: a number, or one for each term; None for 1.
+    """Σ weight over the terms of one example. `weight`: a number, or one for each term; None for 1.
 
-    `Static` where no value matters: then no device has to ask another for 1/n.
+    Without weights it is `Static`: no device has to ask another for 1/n.
+    Raises `ShapeError` for weights of another shape.
     """
-    if weight is None and not tokens(y):
-        return Static(1 if is_index(y) else math.prod(y.shape[:-1]))
-    counts = counted(y)
-    return jnp.sum(counts if weight is None else counts * jnp.asarray(weight, counts.dtype))
+    shape = term_shape(y)
+    if weight is None:
+        return Static(math.prod(shape))
+    check_weight(weight, shape)
+    return jnp.sum(jnp.broadcast_to(jnp.asarray(weight, float), shape))
+
+
+def check_weight(weight, shape: tuple[int, ...]) -> None:
+    """Raise `ShapeError` unless the weight of one example is a number, or one for each term."""
+    if jnp.shape(weight) not in ((), shape):
+        per_term = f", or one for each of its terms, of shape {shape}" if shape else ""
+        raise ShapeError(
+            f"the weight of an example is one number{per_term}; got shape {jnp.shape(weight)}: "
+            "give weights of the shape (examples,)" + (f" or (examples, {', '.join(map(str, shape))})" * bool(shape))
+        )
+
+
+def check_labels(name: str, y, classes: int) -> None:
+    """Raise `LabelError` for a label outside 0 … classes − 1. Labels without a value yet (under `jit`) pass."""
+    if isinstance(y, jax.core.Tracer):
+        return
+    labels = np.asarray(y)
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        bad = labels[outside][0]
+        raise LabelError(
+            f"{name}: the class labels of an output of {classes} numbers go from 0 to {classes - 1}, got {bad}: "
+            f"mend the label, or declare that it does not count: ignoring({name}, {bad})"
+        )
 
 
 def one_hot(y, x) -> Float[Array, "..."]:
-    """The target as an array of the shape and dtype of x; all zero where it does not count."""
+    """The target as an array of the shape and dtype of x."""
     return jax.nn.one_hot(y, x.shape[-1], dtype=x.dtype) if is_index(y) else y.astype(x.dtype)
 
 
@@ -55,32 +76,59 @@ def pointwise(
 ) -> Loss:
     """A loss without parameters, of its two formulas for one term: `value(x, y)` a number, `delta(x, y)` = ∂value/∂x.
 
-    x and y, the target one-hot where it came as an index, are (…, features); value gives (…). `of_index(x, y)`: the
-    pair of them for class indices y: (…) as they come, where that is less work.
-    The turn raises `ShapeError` for a target that does not fit x.
+    x and y are (…, features), labels as one-hot rows; value gives (…). `of_index(x, y)`: value and delta together for
+    labels y: (…), where that is less work.
+    The turn raises `ShapeError` for a target or a weight that does not fit x, `LabelError` for a label outside.
     """
 
-    def accepts(x, y):
+    def accepts(x, y, weight):
         expected = x.shape[:-1] if is_index(y) else x.shape
         if x.ndim == 0 or y.shape != expected:
             raise ShapeError(
-                f"{name} takes a target of shape {x.shape[:-1]} (class indices) or {x.shape} (values) "
+                f"{name} takes a target of shape {x.shape[:-1]} (class labels) or {x.shape} (values) "
                 f"for an output of shape {x.shape}, got {y.dtype} {y.shape}"
             )
+        check_weight(weight, x.shape[:-1])
 
     def turn(params, x, y, weight, read):
-        y = jnp.asarray(y)
-        accepts(x, y)
+        given, y = y, jnp.asarray(y)
+        accepts(x, y, weight)
         wide = x.astype(accumulated(x.dtype))
+        weights = jnp.broadcast_to(jnp.asarray(weight, wide.dtype), x.shape[:-1])
+        if is_index(y):
+            check_labels(name, given, x.shape[-1])
+            weights = jnp.where((y >= 0) & (y < x.shape[-1]), weights, jnp.nan)
         if of_index is not None and is_index(y):
             values, deltas = of_index(wide, y)
         else:
             target = one_hot(y, wide)
             values, deltas = value(wide, target), delta(wide, target)
-        weights = counted(y).astype(wide.dtype) * jnp.asarray(weight, wide.dtype)
         return jnp.sum(weights * values), (weights[..., None] * deltas).astype(x.dtype), ()
 
     return Loss(name, turn, terms)
+
+
+def ignoring(loss: Loss, label: int = -100) -> Loss:
+    """The same loss, in which a term whose class label is `label` does not count.
+
+    Its weight is 0, in Σ weight · C, in δ and in n.
+    """
+
+    def of_counted(y, weight):
+        y = jnp.asarray(y)
+        if not is_index(y):
+            raise ShapeError(f"{loss.name} ignores the class label {label}, so it takes class labels, got {y.dtype}")
+        check_weight(weight, y.shape)
+        ignored = y == label
+        return jnp.where(ignored, 0, y), jnp.where(ignored, 0.0, jnp.asarray(weight, float))
+
+    def turn(params, x, y, weight, read):
+        return loss.turn(params, x, *of_counted(y, weight), read)
+
+    def counted(y, weight=None):
+        return loss.terms(*of_counted(y, 1.0 if weight is None else weight))
+
+    return loss._replace(turn=turn, terms=counted)
 
 
 def total(of) -> Array:
@@ -154,14 +202,11 @@ binary_cross_entropy_on_logits = pointwise(
 
 
 def _cross_entropy_of_class(z, y):
-    """−ln p_y and p − e_y from one exponential of each entry: with a large vocabulary, most of what a loss costs.
-
-    NaN for a class that there is none of, so that it shows.
-    """
+    """−ln p_y and p − e_y. One exponential for each entry: with a large vocabulary, this is most of the work."""
     highest = jnp.max(z, axis=-1)
     powers = jnp.exp(z - highest[..., None])
     sums = total(powers)
-    z_y = jnp.take_along_axis(z, jnp.maximum(y, 0)[..., None], axis=-1, mode="fill")[..., 0]
+    z_y = jnp.take_along_axis(z, y[..., None], axis=-1, mode="clip")[..., 0]
     return highest + jnp.log(sums) - z_y, powers / sums[..., None] - one_hot(y, z)
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxnet import (
     dense,
     dropout,
+    ignoring,
     per_position,
     product,
     repeat,
@@ -19,7 +20,7 @@ from jaxnet import (
 )
 from tests.agreement import assert_agree, integers, normal, random_like, uniform
 
-cross_entropy = softmax_cross_entropy
+cross_entropy = ignoring(softmax_cross_entropy, -1)
 VECTOR = serial(dense(4), sigmoid, dropout(0.4), dense(3))
 SEQUENCE = serial(per_position(dense(4)), tanh, repeat(residual(per_position(dense(4))), 2), per_position(dense(3)))
 
@@ -36,7 +37,7 @@ def vectors(batch=4, dtype=jnp.float64):
 
 
 def sequences(batch=4, dtype=jnp.float64):
-    """Parameters of SEQUENCE, a batch of six positions, and classes, of which some do not count."""
+    """Parameters of SEQUENCE, a batch of six positions, and classes; −1 does not count."""
     ys = integers(3, (batch, 6), 3)
     ys = jnp.where(uniform(4, ys.shape) < 0.3, -1, ys).at[1].set(-1)
     return random_params(SEQUENCE, (6, 5), dtype), normal(2, (batch, 6, 5)).astype(dtype), ys

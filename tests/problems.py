@@ -265,7 +265,7 @@ def _losses():
     for name, loss in {**LOSSES, "huber_0.3": jaxnet.huber(0.3)}.items():
         yield LossProblem(f"{name}-5-index", loss, (5,), "index")
         yield LossProblem(f"{name}-5-one_hot-batch1", loss, (5,), "one_hot", batch=1)
-        yield LossProblem(f"{name}-2x3-index_ignored", loss, (2, 3), "index", ignored=True)
+        yield LossProblem(f"{name}-2x3-index_ignored", jaxnet.ignoring(loss, -1), (2, 3), "index", ignored=True)
         if name != "multiclass_hinge":  # its target is a class
             yield LossProblem(f"{name}-5-values", loss, (5,), "values")
             yield LossProblem(f"{name}-2x3-values-batch1", loss, (2, 3), "values", batch=1)

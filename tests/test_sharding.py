@@ -59,13 +59,11 @@ def over(mesh, tree, *axes):
 
 
 def by_autodiff(net):
-    """The same mean cost under jax.value_and_grad, tokens that do not count left out of it."""
+    """The same mean cost under jax.value_and_grad."""
 
     def mean(params, xs, ys):
         logits = jax.vmap(lambda x: net.forward(params, x)[0])(xs)
-        counts = jnp.where(ys >= 0, 1.0, 0.0) if ys.ndim > 1 else jnp.ones(ys.shape)
-        costs = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(logits * jax.nn.one_hot(ys, 5), axis=-1)
-        return jnp.sum(costs * counts) / (counts.sum() if ys.ndim > 1 else len(ys))
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - jnp.sum(logits * jax.nn.one_hot(ys, 5), axis=-1))
 
     return jax.value_and_grad(mean)
 

@@ -14,6 +14,7 @@ from jaxnet.backprop import backpropagate, initialize
 from jaxnet.combinators import serial
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, ShapeError, output, split_state
+from jaxnet.losses import ignoring
 from jaxnet.readings import total
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, import_object
@@ -55,6 +56,8 @@ def build(config: Config, dataset: Dataset) -> Experiment:
         if value > n:
             raise ConfigError(f"{key} must be at most {n}, the examples of {dataset.name} to train on, got {value}")
     net, loss = network(config), loss_of(config.loss)
+    if dataset.ignore is not None:
+        loss = ignoring(loss, dataset.ignore)
     if (chunks := config.train.head_chunks) > 1:
         make("train.head_chunks", lambda: fused_head(net, loss, chunks=chunks))
     example = one_input(config, dataset)

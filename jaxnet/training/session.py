@@ -154,7 +154,7 @@ class Session:
         """What is measured after an epoch: loss and accuracy of each split, norms of the mean δ; for each seed."""
         monitor = self.config.monitor
         splits = {name: split for name, split in self.arrays.items() if name != "train" or monitor.train_accuracy}
-        evaluate = step.evaluation(self.recipe, self.classified)
+        evaluate = step.evaluation(self.recipe, self.classified, ignore=self.dataset.ignore)
         beside = self.beside()
 
         def of(params, splits, some):

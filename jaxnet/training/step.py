@@ -331,12 +331,12 @@ def at_once(recipe: Recipe) -> int:
 
 
 def evaluation(
-    recipe: Recipe, classified: bool, chunk: int | None = None
+    recipe: Recipe, classified: bool, chunk: int | None = None, ignore: int | None = None
 ) -> Callable[[Tree, Arrays], dict[str, jax.Array]]:
     """(params, split) -> mean loss over a split, and how many answers are right of how many, where targets are classes.
 
-    In evaluation mode, `chunk` examples at a time, by default `at_once`. An answer is the largest output; of tokens,
-    negative targets do not count.
+    In evaluation mode, `chunk` examples at a time, by default `at_once`. An answer is the largest output. Labels
+    `ignore` do not count.
     """
     net, loss, chunk = recipe.net, recipe.loss, chunk or at_once(recipe)
     forward = predict(net)
@@ -346,8 +346,9 @@ def evaluation(
         terms = loss.terms(y)
         sums = {"loss": cost, "terms": jnp.asarray(terms.value if isinstance(terms, Static) else terms, cost.dtype)}
         if classified:
-            right = (jnp.argmax(out, axis=-1).astype(y.dtype) == y) & (y >= 0)
-            sums |= {"right": jnp.sum(right).astype(jnp.int32), "answers": jnp.sum(y >= 0).astype(jnp.int32)}
+            right = jnp.argmax(out, axis=-1).astype(y.dtype) == y
+            counts = jnp.ones_like(right) if ignore is None else y != ignore
+            sums |= {"right": jnp.sum(right & counts).astype(jnp.int32), "answers": jnp.sum(counts).astype(jnp.int32)}
         return sums
 
     def over(params, xs, ys):

@@ -38,6 +38,7 @@ class Dataset:
     """Three splits of one kind of data; validation and test may be empty, train may not.
 
     classes: how many classes the labels count, or None where y is a regression's target.
+    ignore: the label that does not count; None where every label counts.
     picture: (height, width) of one example where x is a picture, flat or not.
     text: where x are windows of a text; training then shifts them in each epoch.
     """
@@ -49,6 +50,7 @@ class Dataset:
     classes: int | None
     picture: tuple[int, int] | None = None
     text: Text | None = None
+    ignore: int | None = None
 
     def summary(self) -> str:
         """One line: `mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes`."""
@@ -125,11 +127,13 @@ def as_float32(where: str, values: Any, scale: int | float = 1) -> np.ndarray:
     return array
 
 
-def as_labels(where: str, values: Any, classes: int | None = None) -> np.ndarray:
-    """Class labels as int32: whole numbers from 0 to below `classes`."""
+def as_labels(where: str, values: Any, classes: int | None = None, ignore: int | None = None) -> np.ndarray:
+    """Class labels as int32: whole numbers from 0 to below `classes`, or `ignore`."""
     array = as_numbers(where, values)
     check_finite(where, array)
     outside = array < 0 if classes is None else (array < 0) | (array >= classes)
+    if ignore is not None:
+        outside &= array != ignore
     for bad, rule in (
         (array != np.floor(array), 'be whole numbers; for a regression put task = "regression"'),
         (outside, "not be negative" if classes is None else f"go from 0 to {classes - 1}"),

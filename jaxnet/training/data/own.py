@@ -105,7 +105,7 @@ def checked(dataset: Dataset) -> Dataset:
             y = (
                 as_float32(f"{where}, y", y)
                 if dataset.classes is None
-                else as_labels(f"{where}, y", y, dataset.classes)
+                else as_labels(f"{where}, y", y, dataset.classes, dataset.ignore)
             )
         return Split(x, y)
 
