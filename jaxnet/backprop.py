@@ -140,7 +140,9 @@ def mean_weights(loss: Loss, ys: Tree, weights: Tree | None = None) -> jax.Array
     weights = jnp.asarray(weights, n.dtype)
     whole = weights.sum()
     if not isinstance(whole, jax.core.Tracer) and readable(whole) and whole == 0:
-        raise ValueError("weights must not sum to 0: the mean of a batch is Σ w C / Σ w; give at least one example weight")
+        raise ValueError(
+            "weights must not sum to 0: the mean of a batch is Σ w C / Σ w; give at least one example weight"
+        )
     return weights * jnp.where(whole == 0, jnp.nan, one_over(n))
 
 

@@ -140,7 +140,9 @@ def test_a_label_outside_gives_nan_under_jit(loss, bad):
 @pytest.mark.parametrize("way", ["value_and_grad", "chunks", "per_example", "trace"])
 def test_a_label_outside_is_an_error_outside_jit(way, bad):
     for loss in LOSSES.values():
-        with pytest.raises(jaxnet.LabelError, match=rf"example 1: .* go from 0 to 3, got {bad}: .*ignoring\({loss.name}"):
+        with pytest.raises(
+            jaxnet.LabelError, match=rf"example 1: .* go from 0 to 3, got {bad}: .*ignoring\({loss.name}"
+        ):
             runs(loss)[way][0](*labelled(bad))
     params, xs, _ = labelled(0)
     with pytest.raises(jaxnet.LabelError, match=f"got {bad}"):

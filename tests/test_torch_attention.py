@@ -108,7 +108,9 @@ def test_cross_entropy_of_tokens_of_which_some_do_not_count(x64):
     mine, delta, _ = ignoring(softmax_cross_entropy, -1).turn((), ours(z), ours(y), weight, total)
     assert_close(mine, cost)
     assert_close(delta, z.grad)
-    mine, dx, grads = ignoring(linear_cross_entropy(7, chunks=2), -1).turn({"W": ours(W)}, ours(x), ours(y), weight, total)
+    mine, dx, grads = ignoring(linear_cross_entropy(7, chunks=2), -1).turn(
+        {"W": ours(W)}, ours(x), ours(y), weight, total
+    )
     assert_close(mine, cost)
     assert_close(dx, x.grad)
     assert_close(grads["W"], W.grad)
