@@ -112,11 +112,14 @@ def check_labels(net: Layer, loss: Loss, params: Tree, xs: Tree, ys: Tree, costs
     def cost(y):
         return loss.turn(loss_params, out, y, 1.0, total)[0]
 
-    for i in np.flatnonzero(np.isnan(jax.vmap(cost)(ys)))[:1]:
-        try:
-            cost(jax.tree.map(lambda t: t[i], ys))
-        except LabelError as error:
-            raise LabelError(f"example {i}: {error}") from None
+    bad = np.flatnonzero(np.isnan(jax.vmap(cost)(ys)))
+    if not len(bad):
+        return
+    first = int(bad[0])
+    try:
+        cost(jax.tree.map(lambda t: t[first], ys))
+    except LabelError as error:
+        raise LabelError(f"example {first}: {error}") from None
 
 
 def readable(array: jax.Array) -> bool:

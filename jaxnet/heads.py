@@ -100,6 +100,9 @@ def through(head: Layer, loss: Loss, chunks: int, params: Tree, x, y, weight, re
             f"got {y.dtype} {y.shape}"
         )
     weights = jnp.broadcast_to(jnp.asarray(weight), y.shape)
+    if not isinstance(y, jax.core.Tracer):  # the scan below gives labels no values, so they are checked here
+        z = jax.eval_shape(lambda: head.forward(params, x)[0])
+        loss.turn((), jnp.zeros(z.shape, z.dtype), y, weights, read)
 
     def piece(x, y, weights):
         z, saved = head.forward(params, x)

@@ -156,7 +156,7 @@ def test_a_label_outside_is_found_behind_a_fused_head():
     ids = np.zeros((2, 3), np.int32)
     params = net.init(jax.random.key(0), ids[0])
     labels = np.array([[0, 1, 2], [3, 7, 4]])
-    with pytest.raises(jaxnet.LabelError, match="example 1: .* from 0 to 6, got 7"):
+    with pytest.raises(jaxnet.LabelError, match=r"example 1: .* from 0 to 6, got 7"):
         jaxnet.value_and_grad(*jaxnet.fused_head(net, chunks=2))(params, ids, labels)
     value, _ = jax.jit(jaxnet.value_and_grad(*jaxnet.fused_head(net, chunks=2)))(params, ids, labels)
     assert np.isnan(value)
@@ -177,7 +177,7 @@ def test_an_ignored_label_counts_nowhere(x64):
     assert_agree(gradient(params, xs, ys), gradient(params, xs[kept], ys[kept]))
     weights = jnp.array([0.5, 7.0, 2.0])
     assert_agree(gradient(params, xs, ys, weights=weights), gradient(params, xs[kept], ys[kept], weights=weights[kept]))
-    with pytest.raises(jaxnet.LabelError, match="example 1: .* got -1"):
+    with pytest.raises(jaxnet.LabelError, match=r"example 1: .* got -1"):
         gradient(*labelled(-1))
     with pytest.raises(jaxnet.ShapeError, match="takes class labels, got float"):
         gradient(params, xs, jnp.zeros((3, 4)))
