@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnet.factors import dataclass_tree
@@ -102,7 +103,7 @@ def check_labels(net: Layer, loss: Loss, params: Tree, xs: Tree, ys: Tree, costs
     Only the loss knows its labels. So its turn runs again, with 0 as the network's output: where the cost is NaN
     still, the turn of that example by itself raises.
     """
-    if any(isinstance(t, jax.core.Tracer) for t in jax.tree.leaves((costs, ys))) or not readable(costs):
+    if any(isinstance(t, Tracer) for t in jax.tree.leaves((costs, ys))) or not readable(costs):
         return
     if not np.isnan(costs).any():
         return
@@ -142,7 +143,7 @@ def mean_weights(loss: Loss, ys: Tree, weights: Tree | None = None) -> jax.Array
     n = jax.vmap(loss.terms)(ys, weights).sum()
     weights = jnp.asarray(weights, n.dtype)
     whole = weights.sum()
-    if not isinstance(whole, jax.core.Tracer) and readable(whole) and whole == 0:
+    if not isinstance(whole, Tracer) and readable(whole) and whole == 0:
         raise ValueError(
             "weights must not sum to 0: the mean of a batch is Σ w C / Σ w; give at least one example weight"
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxnet.combinators import per_position
 from jaxnet.factors import dataclass_tree
@@ -100,7 +101,7 @@ def through(head: Layer, loss: Loss, chunks: int, params: Tree, x, y, weight, re
             f"got {y.dtype} {y.shape}"
         )
     weights = jnp.broadcast_to(jnp.asarray(weight), y.shape)
-    if not isinstance(y, jax.core.Tracer):  # the scan below gives labels no values, so they are checked here
+    if not isinstance(y, Tracer):  # the scan below gives labels no values, so they are checked here
         z = jax.eval_shape(lambda: head.forward(params, x)[0])
         loss.turn((), jnp.zeros(z.shape, z.dtype), y, weights, read)
 

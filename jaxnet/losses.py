@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxnet.factors import accumulated
@@ -54,7 +55,7 @@ def check_weight(weight, shape: tuple[int, ...]) -> None:
 
 def check_labels(name: str, y, classes: int) -> None:
     """Raise `LabelError` for a label outside 0 … classes − 1. Labels without a value yet (under `jit`) pass."""
-    if isinstance(y, jax.core.Tracer):
+    if isinstance(y, Tracer):
         return
     labels = np.asarray(y)
     outside = (labels < 0) | (labels >= classes)
