@@ -326,7 +326,7 @@ def test_targets_that_the_loss_does_not_take():
     floats = Dataset(
         "floats", *(Split(s.x, s.x[:, :2]) for s in (data.train, data.validation, data.test)), classes=None
     )
-    refused("quadratic takes a target of shape () (class indices) or (3,) (values)", data=floats, kind=ShapeError)
+    refused("quadratic takes a target of shape () (class labels) or (3,) (values)", data=floats, kind=ShapeError)
     assert built("model.2.dense=2", data=floats)
 
 
