@@ -78,7 +78,7 @@ SHAPES = {
     ),
     "target_of_values": (
         lambda: turn(jaxnet.quadratic, (5,), jnp.zeros(4)),
-        "quadratic takes a target of shape () (class indices) or (5,) (values) for an output of shape (5,), "
+        "quadratic takes a target of shape () (class labels) or (5,) (values) for an output of shape (5,), "
         "got float32 (4,)",
     ),
     "target_of_indices": (
