@@ -1,4 +1,4 @@
-"""README keeps its word: every command in it runs, and the library example does what it says."""
+"""README and the guides keep their word: every command in them runs, and every example does what it says."""
 
 import os
 import re
@@ -7,26 +7,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-SHELL = "".join(block for language, block in BLOCKS if language == "sh")
-LINES = [line.partition("  #")[0].strip() for line in SHELL.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith(".venv/bin/jaxnet ")]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    return [block for its, block in found if its == language]
+
+
+LINES = {
+    page: [line.partition("  #")[0].strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    for page in PAGES
+}
+INSTALL_AND_TRAIN, TESTS, *_ = LINES["README.md"]
+COMMANDS = {page: [line for line in LINES[page] if line not in (INSTALL_AND_TRAIN, TESTS)] for page in PAGES}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder with the configs, in which one command after another is run."""
+    """A working folder with the configs; the commands run there one after another."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
     return folder
 
 
 def command_line(command: str, folder: Path) -> subprocess.CompletedProcess:
-    """A command of README, run in a folder, the checkout before what is installed."""
+    """A command of a page, run in a folder, with this checkout before any installed package."""
     words = [sys.executable, "-m", "jaxnet", *shlex.split(command)[1:]]
     # One device, as a reader has.
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -35,52 +48,60 @@ def command_line(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def run(command: str, folder: Path) -> str:
-    """What a command of README prints; it must end well."""
+    """The output of a command; its exit status must be 0."""
+    assert command.startswith(".venv/bin/jaxnet "), f"no test runs {command!r}"
     done = command_line(command, folder)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def test_the_first_two_commands_are_those_that_continuous_integration_runs():
-    install_and_train, tests = LINES[:2]
-    assert install_and_train.endswith(".venv/bin/jaxnet train configs/digits.toml")
-    assert "pytest" in tests
+    assert INSTALL_AND_TRAIN.endswith(".venv/bin/jaxnet train configs/digits.toml")
+    assert "pytest" in TESTS
     assert "head -n 2" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_every_line_is_a_command_that_some_test_runs():
-    assert set(LINES[2:]) <= set(COMMANDS)
-    assert len(COMMANDS) >= 6
+def test_the_front_page_is_two_screens():
+    assert len(PAGES["README.md"].splitlines()) <= 110
 
 
 def test_the_first_command_learns_the_digits(folder):
-    printed = run(LINES[0].rpartition("&& ")[2], folder)
+    printed = run(INSTALL_AND_TRAIN.rpartition("&& ")[2], folder)
     assert "kept with" in printed
     assert "jaxnet report" in printed
 
 
-def test_every_other_command_runs_in_order(folder):
-    printed = [run(command, folder) for command in COMMANDS]
-    assert all(printed)
+@pytest.mark.parametrize("page", [page for page in PAGES if COMMANDS[page]])
+def test_every_other_command_of_a_page_runs_in_order(page, folder):
+    assert all(run(command, folder) for command in COMMANDS[page])
 
 
-EXAMPLES = [block for language, block in BLOCKS if language == "python"]
-
-
-def test_the_library_example_runs(capsys):
+def run_example(page: str) -> dict:
+    """The names that a page's first Python block defines."""
     names: dict = {}
-    import jax
-
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam relies on it
-        exec(compile(EXAMPLES[0], "README.md", "exec"), names)
+        exec(compile(blocks(page, "python")[0], page, "exec"), names)
+    return names
+
+
+def test_the_example_of_the_front_page_runs():
+    names = run_example("README.md")
+    assert names["value"] > 0
+    assert len(names["steps"]) == 3
+    assert {leaf.shape for leaf in jax.tree.leaves(names["norms"])} == {(128,)}
+
+
+def test_the_example_of_changing_runs(capsys):
+    names = run_example("docs/change.md")
     assert names["value"] < 0.5
     assert "dense 30: out (30,), δ (30,)" in capsys.readouterr().out
     assert {leaf.shape for leaf in jax.tree.leaves(names["norms"])} == {(128,)}
 
 
 def test_the_wrong_layer_norm_is_found_out_as_printed(tmp_path):
-    (tmp_path / "my_layer_norm.py").write_text(EXAMPLES[1])
-    [shown] = [block for _, block in BLOCKS if block.startswith("$ jaxnet check")]
+    page = "docs/check.md"
+    (tmp_path / "my_layer_norm.py").write_text(blocks(page, "python")[0])
+    [shown] = [block for block in blocks(page, "") if block.startswith("$ jaxnet check")]
     command, table, *_ = shown.splitlines()
     done = command_line(command.removeprefix("$ "), tmp_path)
     assert done.returncode == 1, done.stderr
@@ -90,7 +111,7 @@ def test_the_wrong_layer_norm_is_found_out_as_printed(tmp_path):
     assert "my_layer_norm.py:7   v = ((x - m) ** 2).mean(-1, keepdims=True)" in done.stdout
 
 
-def test_every_link_leads_somewhere():
-    targets = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    targets = re.findall(r"\]\(([^)#:]+)\)", PAGES[page])
+    assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []
