@@ -18,6 +18,7 @@ BY_HAND = [*(PACKAGE / f"{room}.py" for room in ("layer", "factors", "chunks", "
            "heads", "backprop")), *PACKAGE.glob("layers/**/*.py"), *PACKAGE.glob("models/**/*.py")]  # fmt: skip
 # From the bottom up; rooms of one line may use each other, though not in a circle.
 FLOORS = [
+    ["lowering"],
     ["layer"],
     ["factors", "chunks"],
     ["readings"],
