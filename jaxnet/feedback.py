@@ -26,8 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnet.factors import accumulated, dataclass_tree
+from jaxnet.factors import dataclass_tree
 from jaxnet.layer import Layer, Passing, Reading, ShapeError, Tree
+from jaxnet.lowering.products import accumulated
 
 BESIDE = "feedback"  # B's name among the parameters that a layer sees in its backward pass
 

@@ -16,8 +16,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxnet.factors import accumulated
 from jaxnet.layer import LabelError, Loss, ShapeError, Static
+from jaxnet.lowering.products import accumulated
 
 
 def is_index(y) -> bool:

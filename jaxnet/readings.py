@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType
 
-from jaxnet.factors import Plain, accumulated, dataclass_tree, is_factor
+from jaxnet.factors import Plain, dataclass_tree, is_factor
 from jaxnet.layer import Passing, Reading, Tree
+from jaxnet.lowering.products import accumulated
 
 
 def each(of: Callable) -> Callable[[Passing], Tree]:

@@ -1,7 +1,5 @@
 """Attention, embeddings, positions and blocks: against `jax.vjp`, by formula, in blocks, sharded, on bad input."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,12 +27,12 @@ from jaxnet import (
 )
 from jaxnet.factors import Outer, Sum
 from jaxnet.layers.embedding import Rows, angles, turned
+from jaxnet.lowering import attention as strips
 from tests.agreement import assert_agree, integers, normal, random_like
 from tests.implementations import check_against_autodiff, check_one_by_one, check_precision
 from tests.problems import SEQUENCE_LAYERS
 from tests.test_sharding import AXES, by_autodiff, exchanges, over
 
-module = importlib.import_module("jaxnet.layers.attention")  # the room, not the layer of its name
 KINDS = [
     p
     for p in SEQUENCE_LAYERS
@@ -95,8 +93,8 @@ def by_the_formula(q, k, v, causal, mask):
     ids=["causal", "full", "causal-near", "near"],
 )
 def test_in_strips_and_blocks_it_is_the_formula(scores, causal, mask, x64, monkeypatch):
-    monkeypatch.setattr(module, "SCORES", scores)
-    monkeypatch.setattr(module, "STRIP", 4)
+    monkeypatch.setattr(strips, "SCORES", scores)
+    monkeypatch.setattr(strips, "STRIP", 4)
     q, k, v, d_out = (normal(i, (LENGTH, heads, 2)).astype(jnp.float64) for i, heads in enumerate((4, 2, 2, 4)))
     layer = dot_product_attention(causal=causal, mask=mask)
 
@@ -172,26 +170,24 @@ def largest_array(f, *args) -> int:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_at_most_the_scores_of_one_head_are_in_memory(causal):
-    layer = dot_product_attention(causal=causal)
-
-    def backward(q, k, v):
-        out, saved = layer.forward((), (q, k, v))
-        return layer.backward((), saved, out, product)[0]
+def test_on_a_cpu_at_most_the_scores_of_one_head_are_in_memory(causal):
+    def both(q, k, v):
+        o, lse = strips.heads_forward(q, k, v, seen=strips.Seen(causal))
+        return strips.heads_backward(q, k, v, o, lse, o, seen=strips.Seen(causal))
 
     for time in (512, 2048):
         qkv = [jax.ShapeDtypeStruct((time, 4, 8), jnp.float32)] * 3
-        assert largest_array(backward, *qkv) <= 512 * 512
+        assert largest_array(both, *qkv) <= 512 * 512
 
 
 def test_keys_that_no_query_sees_are_left_out():
     def computed(seen, time):
         return sum((s.queries.stop - s.queries.start) * (s.keys.stop - s.keys.start)
-                   for s in module.strips(seen, time, time)) / time**2  # fmt: skip
+                   for s in strips.strips(seen, time, time)) / time**2  # fmt: skip
 
-    assert computed(module.Seen(True, None), 1024) == 9 / 16
+    assert computed(strips.Seen(True, None), 1024) == 9 / 16
     near = np.abs(np.subtract.outer(np.arange(1024), np.arange(1024))) < 64
-    assert computed(module.Seen(False, near), 1024) < 0.26
+    assert computed(strips.Seen(False, near), 1024) < 0.26
 
 
 def test_program_does_not_grow_with_the_length():

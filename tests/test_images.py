@@ -28,8 +28,8 @@ from jaxnet import (
     squared_norm,
     value_and_grad,
 )
-from jaxnet.chunks import in_chunks
-from jaxnet.layers import conv
+from jaxnet.lowering import conv as patches
+from jaxnet.lowering.chunks import in_chunks
 from jaxnet.models import cnn, lenet5, residual_cnn
 from tests.agreement import assert_agree, cast, normal
 from tests.implementations import by_autodiff as by_autodiff_of
@@ -46,7 +46,7 @@ NET = serial(conv2d(3, 3, padding="SAME"), relu, max_pool(2), conv2d(4, 2, group
 @pytest.fixture
 def one_at_a_time(monkeypatch):
     """Kernels' gradients go through the examples one after another, however small these are."""
-    monkeypatch.setattr(conv, "ROWS", 1)
+    monkeypatch.setattr(patches, "ROWS", 1)
 
 
 def images(n: int = 5, dtype=jnp.float64):

@@ -34,9 +34,10 @@ from jaxnet import (
     tied,
     total,
 )
-from jaxnet.factors import LANES, Outer, Plain, Sum, transposed_operand
+from jaxnet.factors import Outer, Plain, Sum
 from jaxnet.layer import leaves
 from jaxnet.losses import pointwise
+from jaxnet.lowering.products import LANES, transposed_operand
 from tests.agreement import assert_agree, cast, integers, normal, random_like
 
 cross_entropy = jaxnet.softmax_cross_entropy

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from jaxnet.factors import accumulated
 from jaxnet.layer import Layer, leaf, no_params
+from jaxnet.lowering.products import accumulated
 
 SQRT_2_OVER_PI = (2 / jnp.pi) ** 0.5
 

@@ -11,8 +11,7 @@
                       dS_ts = P_ts (dP_ts − D_t),  D_t = Σₛ P_ts dP_ts = do_t·o_t
                       dq_t = Σₛ dS_ts k_s / √d,  dk_s = Σₜ dS_ts q_t / √d
 
-P is made anew from L in the backward pass, a head at a time and in it a block of queries at a time, so that at most one
-head's scores are in memory; blocks of keys that no query of a block sees are left out.
+The backward pass makes P again from L.
 
 Sources: Vaswani et al., Attention Is All You Need, 2017, (1); Dao et al., FlashAttention, 2022, §3.1 and B.2 (L and D);
 Ainslie et al., GQA, 2023 (several heads of queries to one of keys and values).
@@ -20,217 +19,85 @@ Ainslie et al., GQA, 2023 (several heads of queries to one of keys and values).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxnet.factors import Outer, Plain, accumulated, transposed_operand
+from jaxnet.factors import Outer, Plain
 from jaxnet.layer import Layer, ShapeError, leaf, no_params
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.embedding import angles, is_sequence, turned
 from jaxnet.layers.initializers import Initializer, initializer
+from jaxnet.lowering import attention as strips
+from jaxnet.lowering import form, op
+from jaxnet.lowering.attention import Seen
+from jaxnet.lowering.products import accumulated
 
-SCORES = 512 * 512  # of one head that are in memory at once
-STRIPS = 8  # of queries, each with the keys that it sees: what no query of a strip sees is never computed
-STRIP = 128  # queries in a strip, at least
-
-# ------------------------------------------------------------------------------------ which keys a query sees
-
-
-class Seen(NamedTuple):
-    """Which keys a query sees: none after it where `causal`, and of these the ones that `mask` (queries, keys) says."""
-
-    causal: bool
-    mask: np.ndarray | None
-
-    def block(self, start, rows: int, keys: slice) -> Array | None:
-        """For the queries from `start` on and some keys, (rows, keys); None where all are seen."""
-        seen = None
-        if self.causal:
-            query, key = (jax.lax.broadcasted_iota(jnp.int32, (rows, keys.stop - keys.start), i) for i in (0, 1))
-            seen = start + query >= keys.start + key
-        if self.mask is not None:
-            # Rows beyond the last are what fills the last block.
-            mask = jnp.asarray(np.pad(self.mask[:, keys], ((0, rows), (0, 0)), constant_values=True))
-            mask = jax.lax.dynamic_slice_in_dim(mask, start, rows)
-            seen = mask if seen is None else seen & mask
-        return seen
+# ------------------------------------------------------------------------------------------------- the equations
+#
+#     t, s   positions of queries and keys          n   heads of keys and values
+#     d, e   entries of a key and of a value        g   heads of queries that share one of these
 
 
-class Strip(NamedTuple):
-    """Queries next to each other, the range of keys that one of them sees, and how many queries are taken at once."""
-
-    queries: slice
-    keys: slice
-    at_once: int
+def in_groups(t: Float[Array, "time heads width"], like) -> Float[Array, "time n g width"]:
+    """The heads of queries by the head of keys that they share, those of `like`."""
+    return t.reshape(len(t), like.shape[1], -1, t.shape[-1])
 
 
-def strips(seen: Seen, queries: int, keys: int) -> list[Strip]:
-    """The queries, cut where it saves keys."""
-    at_once = max(SCORES // keys, 1)
-    if not seen.causal and seen.mask is None:
-        return [Strip(slice(0, queries), slice(0, keys), at_once)]
-    size = max(-(-queries // STRIPS), STRIP)
-    found = []
-    for start in range(0, queries, size):
-        stop = min(start + size, queries)
-        first, last = 0, stop if seen.causal else keys
-        if seen.mask is not None:
-            [some] = np.nonzero(seen.mask[start:stop, :last].any(axis=0))
-            first, last = int(some[0]), int(some[-1]) + 1
-        found.append(Strip(slice(start, stop), slice(first, last), at_once))
-    return found
+def product(indices: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An einsum, multiplied in the dtype of b, summed in float32 or better."""
+    return jnp.einsum(indices, a.astype(b.dtype), b, preferred_element_type=accumulated(b.dtype))
 
 
-def over_queries(f: Callable, so_far, strip: Strip, *arrays):
-    """(so_far, results) of `f(so_far, start, *rows)` over a strip, a block of queries at a time.
-
-    `arrays`: with the strip's queries first; the last block is filled up with zeros.
-    """
-    queries, size = strip.queries.stop - strip.queries.start, strip.at_once
-    if queries <= size:
-        return f(so_far, strip.queries.start, *arrays)
-    blocks = -(-queries // size)
-
-    def cut(t):
-        filled = jnp.pad(t, ((0, blocks * size - queries), *((0, 0),) * (t.ndim - 1)))
-        return filled.reshape(blocks, size, *t.shape[1:])
-
-    starts = strip.queries.start + size * jnp.arange(blocks, dtype=jnp.int32)
-    so_far, results = jax.lax.scan(lambda c, xs: f(c, *xs), so_far, (starts, *map(cut, arrays)))
-    return so_far, jax.tree.map(lambda t: t.reshape(blocks * size, *t.shape[2:])[:queries], results)
+def scores(q, k, seen: Seen) -> Float[Array, "n g queries keys"]:
+    """S_ts = q_t·k_s/√d, −∞ where t does not see s."""
+    S = product("tngd,snd->ngts", in_groups(q, k), k) / math.sqrt(q.shape[-1])
+    sees = seen.block(0, len(q), slice(0, len(k)))
+    return S if sees is None else jnp.where(sees[None, None], S, -jnp.inf)
 
 
-# -------------------------------------------------------------------------------------------------- one head
-
-
-def product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m k"]:
-    """a b, multiplied in the dtype of b, summed and given in float32 or better."""
-    return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=accumulated(b.dtype))
-
-
-def product_T(a: Float[Array, "m n"], b: Float[Array, "k n"]) -> Float[Array, "m k"]:
-    """a bᵀ, likewise."""
-    return product(a, transposed_operand(b))
-
-
-def scores(q: Float[Array, "m d"], k: Float[Array, "n d"], seen, keys_first: bool = False) -> Float[Array, "..."]:
-    """S = q kᵀ/√d, −∞ where a key is not seen: (m, n), or `keys_first`, (n, m)."""
-    s = (product_T(k, q) if keys_first else product_T(q, k)) / math.sqrt(q.shape[-1])
-    return s if seen is None else jnp.where(seen.T if keys_first else seen, s, -jnp.inf)
-
-
-def head_forward(
-    q: Float[Array, "queries d"], k: Float[Array, "keys d"], v: Float[Array, "keys e"], seen: Seen
-) -> tuple[Float[Array, "queries e"], Float[Array, " queries"]]:
-    """o and L of one head."""
-
-    def block(strip):
-        k_, v_ = k[strip.keys], v[strip.keys]
-
-        def of(so_far, start, q):
-            s = scores(q, k_, seen.block(start, len(q), strip.keys))
-            m = jnp.max(s, axis=-1, keepdims=True)
-            p = jnp.exp(s - m)
-            total = jnp.sum(p, axis=-1, keepdims=True)
-            return so_far, ((product(p, v_) / total).astype(v.dtype), (m + jnp.log(total))[:, 0])
-
-        return over_queries(of, (), strip, q[strip.queries])[1]
-
-    outs, lses = zip(*map(block, strips(seen, len(q), len(k))), strict=True)
-    return jnp.concatenate(outs), jnp.concatenate(lses)
-
-
-def head_backward(
-    q: Float[Array, "queries d"],
-    k: Float[Array, "keys d"],
-    v: Float[Array, "keys e"],
-    lse: Float[Array, " queries"],
-    D: Float[Array, " queries"],
-    do: Float[Array, "queries e"],
-    seen: Seen,
-) -> tuple[Float[Array, "queries d"], Float[Array, "keys d"], Float[Array, "keys e"]]:
-    """dq, dk and dv of one head."""
-    wide = accumulated(q.dtype)
-    dk, dv, dqs = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide), []
-    for strip in strips(seen, len(q), len(k)):
-        k_, v_ = k[strip.keys], v[strip.keys]
-
-        # Keys by queries, S transposed: then of the five products only one has a large matrix to transpose.
-        def of(so_far, start, q, lse, D, do, strip=strip, k_=k_, v_=v_):
-            dk, dv = so_far
-            p = jnp.exp(
-                scores(q, k_, seen.block(start, len(q), strip.keys), keys_first=True) - lse[None]
-            )  # P = exp(S − L)
-            dv = dv + product(p, do)  # o = P v
-            ds = p * (product_T(v_, do) - D[None]) / math.sqrt(q.shape[-1])  # P = softmax(q kᵀ/√d)
-            return (dk + product(ds, q), dv), product(transposed_operand(ds.astype(k_.dtype)), k_)
-
-        rows = (t[strip.queries] for t in (q, lse, D, do))
-        (dk_, dv_), dq = over_queries(of, (dk[strip.keys], dv[strip.keys]), strip, *rows)
-        dk, dv = dk.at[strip.keys].set(dk_), dv.at[strip.keys].set(dv_)
-        dqs.append(dq)
-    return jnp.concatenate(dqs).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
-
-
-# ------------------------------------------------------------------------------------------------- all heads
-
-
-def heads_forward(
+def attend_plain(
     q: Float[Array, "queries heads d"],
     k: Float[Array, "keys kv_heads d"],
     v: Float[Array, "keys kv_heads e"],
+    *,
     seen: Seen,
 ) -> tuple[Float[Array, "queries heads e"], Float[Array, "heads queries"]]:
-    """o and L of every head, one after another."""
-    group = q.shape[1] // k.shape[1]
-
-    def one(out, h):
-        o, lse = head_forward(head(q, h), head(k, h // group), head(v, h // group), seen)
-        return with_head(out, h, o), lse
-
-    return jax.lax.scan(one, jnp.zeros((*q.shape[:2], v.shape[2]), v.dtype), jnp.arange(q.shape[1]))
+    """o and L of every head."""
+    S = scores(q, k, seen)
+    L = jax.nn.logsumexp(S, axis=-1)
+    P = jnp.exp(S - L[..., None])
+    o = product("ngts,sne->tnge", P, v)
+    return o.reshape(*q.shape[:2], -1).astype(v.dtype), L.reshape(-1, len(q))
 
 
-def heads_backward(
+def attend_backward_plain(
     q: Float[Array, "queries heads d"],
     k: Float[Array, "keys kv_heads d"],
     v: Float[Array, "keys kv_heads e"],
-    out: Float[Array, "queries heads e"],
-    lse: Float[Array, "heads queries"],
-    d_out: Float[Array, "queries heads e"],
+    o: Float[Array, "queries heads e"],
+    L: Float[Array, "heads queries"],
+    do: Float[Array, "queries heads e"],
+    *,
     seen: Seen,
 ) -> tuple[Float[Array, "queries heads d"], Float[Array, "keys kv_heads d"], Float[Array, "keys kv_heads e"]]:
-    """dq, dk and dv of every head; those of a group add up in the keys and values that they share."""
-    group = q.shape[1] // k.shape[1]
-    D = jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1).T  # Σₛ P dP = do·o: (heads, queries)
-
-    def one(so_far, of_head):
-        h, lse, D = of_head
-        do = head(d_out, h).astype(v.dtype)
-        of_h = head_backward(head(q, h), head(k, h // group), head(v, h // group), lse, D, do, seen)
-        (dq, dk, dv), (dq_h, dk_h, dv_h) = so_far, of_h
-        if group > 1:  # the heads of a group, one after another, add to what they share
-            dk_h, dv_h = dk_h + head(dk, h // group), dv_h + head(dv, h // group)
-        return (with_head(dq, h, dq_h), with_head(dk, h // group, dk_h), with_head(dv, h // group, dv_h)), None
-
-    return jax.lax.scan(
-        one, (jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v)), (jnp.arange(q.shape[1]), lse, D)
-    )[0]
+    """dq, dk and dv of every head."""
+    S = scores(q, k, seen)
+    P = jnp.exp(S - L.reshape(S.shape[:-1])[..., None])  # P = softmax S, made again from L
+    D = jnp.sum(do.astype(L.dtype) * o.astype(L.dtype), axis=-1).T.reshape(*S.shape[:-1], 1)  # D_t = do_t·o_t
+    dO = in_groups(do.astype(v.dtype), v)
+    dv = product("ngts,tnge->sne", P, dO)  # dV = Pᵀ dO
+    dP = product("tnge,sne->ngts", dO, v)  # dP = dO Vᵀ
+    dS = P * (dP - D) / math.sqrt(q.shape[-1])  # dS = P ⊙ (dP − D)/√d
+    dq = product("ngts,snd->tngd", dS, k).reshape(q.shape)  # dQ = dS K
+    dk = product("ngts,tngd->snd", dS, in_groups(q, k))  # dK = dSᵀ Q
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-def head(t: Float[Array, "time heads d"], i) -> Float[Array, "time d"]:
-    """One head's part."""
-    return jax.lax.dynamic_index_in_dim(t, i, axis=1, keepdims=False)
-
-
-def with_head(t: Float[Array, "time heads d"], i, part: Float[Array, "time d"]) -> Float[Array, "time heads d"]:
-    """`t` with one head's part in its place."""
-    return jax.lax.dynamic_update_index_in_dim(t, part, i, axis=1)
-
+attend = op(attend_plain, cpu=form(strips.heads_forward, manual=True))
+attend_backward = op(attend_backward_plain, cpu=form(strips.heads_backward, manual=True))
 
 # --------------------------------------------------------------------------------------------------- layers
 
@@ -284,12 +151,12 @@ def dot_product_attention(*, causal: bool = True, mask=None) -> Layer:
 
     def forward(params, qkv, key=None, train=False):
         q, k, v = qkv
-        out, lse = heads_forward(q, k, v, seen)
+        out, lse = attend(q, k, v, seen=seen)
         return out, (q, k, v, out, lse)
 
     def backward(params, saved, d_out):
         q, k, v, out, lse = saved
-        return heads_backward(q, k, v, out, lse, d_out, seen), ()
+        return attend_backward(q, k, v, out, lse, d_out, seen=seen), ()
 
     return leaf(name, no_params, forward, backward, accepts)
 
@@ -366,7 +233,7 @@ def attention(
             at = angles(len(x), q.shape[-1] // 2, rotary_base, x.dtype)
             q, k = turned(q, at), turned(k, at)
         q, k, v = (t.astype(dtype) for t in (q, k, v))
-        o, lse = heads_forward(q, k, v, seen)
+        o, lse = attend(q, k, v, seen=seen)
         out = project(params, "o", o.reshape(x.shape).astype(x.dtype))
         return out, (x.astype(dtype), q, k, v, o, lse)
 
@@ -377,7 +244,7 @@ def attention(
             return transpose_times(params[f"W_{p}"], delta)
 
         do = through("o", d_out).reshape(o.shape)
-        dq, dk, dv = (t.astype(d_out.dtype) for t in heads_backward(q, k, v, o, lse, do, seen))
+        dq, dk, dv = (t.astype(d_out.dtype) for t in attend_backward(q, k, v, o, lse, do, seen=seen))
         if rotary:
             at = angles(len(x), q.shape[-1] // 2, rotary_base, x.dtype)
             dq, dk = turned(dq, at, back=True), turned(dk, at, back=True)

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from jaxnet.factors import Plain, accumulated
+from jaxnet.factors import Plain
 from jaxnet.layer import EXAMPLES, Layer, Passing, ShapeError, Static, Untrained, split_state
 from jaxnet.layers.normalization import along_last
+from jaxnet.lowering.products import accumulated
 from jaxnet.readings import explicit_sharding
 
 

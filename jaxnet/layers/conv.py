@@ -21,14 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnet.chunks import in_chunks
-from jaxnet.factors import Factor, Outer, Plain, accumulated, dataclass_tree, transposed_operand
+from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer
-from jaxnet.layers.windows import Padding, Window, by, checked_padding, fits, for_each_axis, padded, pieces, window_over
-
-ROWS = 128  # of patches at a time, at least: one image, or several small ones, so that a core's cache holds them
-
+from jaxnet.layers.windows import Padding, by, checked_padding, fits, for_each_axis, window_over
+from jaxnet.lowering import conv as patches
+from jaxnet.lowering import form, op
+from jaxnet.lowering.products import accumulated
+from jaxnet.lowering.windows import Window, pieces
 
 # ---------------------------------------------------------------------------------------------------- the two products
 
@@ -82,6 +82,31 @@ def spread(x: jax.Array, K: jax.Array, window: Window, groups: int, places: Sequ
     )
 
 
+def weight_gradient_plain(small: jax.Array, large: jax.Array, *, window: Window, groups: int) -> jax.Array:
+    """Σ_p δ_p a_{sp+dk−l}ᵀ for each tap k, summed over the examples: one convolution of a with δ, its entries s apart.
+
+    small: δ, (examples, *positions, out). large: a, (examples, *places, in). Gives (out, *kernel, in / groups).
+    """
+    axes = "HW"[-len(window.kernel) :]
+    out = jax.lax.conv_general_dilated(
+        large,
+        small,
+        window_strides=window.dilation,
+        padding=window.padding,
+        rhs_dilation=window.stride,
+        dimension_numbers=(f"C{axes}N", f"I{axes}O", f"N{axes}C"),  # channels stand for a batch, examples are summed
+        batch_group_count=groups,
+        preferred_element_type=accumulated(small.dtype),
+    )
+    # A stride may leave places at the end that no position sees: there the convolution goes beyond the kernel.
+    for axis, length in enumerate(window.kernel, start=1):
+        out = jax.lax.slice_in_dim(out, 0, length, axis=axis)
+    return jnp.swapaxes(out, 0, -1)
+
+
+weight_gradient = op(weight_gradient_plain, cpu=form(patches.weight_gradient, manual=True))
+
+
 def transposed(W: jax.Array, groups: int) -> jax.Array:
     """Each W_k transposed, group by group: (out, *kernel, in/groups) as (in, *kernel, out/groups)."""
     kernel = W.shape[1:-1]
@@ -113,41 +138,9 @@ class Patches(Factor):
         return tuple(t.reshape(-1, *t.shape[self.sums :]) for t in (small, large))
 
     def multiply(self, out_sharding=None):
-        small, large = self.ends()
-        contracted = self.by_rows if self.groups == 1 else self.by_group
-        sums = in_chunks(contracted, (small, large), max(1, ROWS // math.prod(small.shape[1:-1])))
-        W = sums.reshape(small.shape[-1], *self.window.kernel, -1)
+        W = weight_gradient(*self.ends(), window=self.window, groups=self.groups)
         W = transposed(W, self.groups) if self.transposed else W
         return W if out_sharding is None else jax.sharding.reshard(W, out_sharding)
-
-    def by_rows(self, small, large):
-        """The sum over a few examples: (channels of small, taps · channels of large).
-
-        Patches are made along the last axis alone, and each tap of the others takes the rows that it sees of them: so
-        much less is copied. The barrier is there for the same: else each copy would look anew where the padding is.
-        """
-        large = jax.lax.optimization_barrier(padded(large, self.window))
-        along, across = self.window.along_and_across()
-        patches = jnp.concatenate(pieces(large, along), axis=-1)
-        at = transposed_operand(small.reshape(-1, small.shape[-1]))
-        products = [
-            jnp.matmul(at, rows.reshape(-1, rows.shape[-1]), preferred_element_type=accumulated(at.dtype))
-            for rows in pieces(patches, across)
-        ]
-        return jnp.concatenate(products, axis=-1)
-
-    def by_group(self, small, large):
-        """The same where each group of channels sees its own group: (channels of small, taps · channels / groups)."""
-        groups = self.groups
-
-        def grouped(t):  # one axis at a time, as arrays that are sharded want it
-            return t.reshape(-1, t.shape[-1]).reshape(-1, groups, t.shape[-1] // groups)
-
-        large = jax.lax.optimization_barrier(padded(large, self.window))
-        bare = self.window._replace(padding=((0, 0),) * len(self.window.kernel))
-        rows = jnp.stack([grouped(piece) for piece in pieces(large, bare)])
-        product = jnp.einsum("pgo,tpgi->goti", grouped(small), rows, preferred_element_type=accumulated(small.dtype))
-        return product.reshape(-1, *product.shape[2:]).reshape(small.shape[-1], -1)
 
     def summed_once_more(self):
         return replace(self, sums=self.sums + 1)

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxnet.factors import Outer, Plain, accumulated, transposed_operand
+from jaxnet.factors import Outer, Plain
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer
+from jaxnet.lowering.products import accumulated, transposed_operand
 
 
 def times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from jax.nn import initializers as jax_initializers
 
-from jaxnet.factors import accumulated
+from jaxnet.lowering.products import accumulated
 
 
 class Initializer(NamedTuple):

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxnet.factors import Plain, accumulated
+from jaxnet.factors import Plain
 from jaxnet.layer import Layer, ShapeError, leaf
+from jaxnet.lowering.products import accumulated
 
 Axes = int | tuple[int, ...]
 

@@ -16,20 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.factors import accumulated
 from jaxnet.layer import Layer, ShapeError, Static, leaf, no_params
-from jaxnet.layers.windows import (
-    Padding,
-    Window,
-    by,
-    checked_padding,
-    fits,
-    for_each_axis,
-    pieces,
-    put_back,
-    tiles,
-    window_over,
-)
+from jaxnet.layers.windows import Padding, by, checked_padding, fits, for_each_axis, window_over
+from jaxnet.lowering.products import accumulated
+from jaxnet.lowering.windows import Window, pieces, put_back, tiles
 
 
 def max_pool(

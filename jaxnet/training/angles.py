@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.backprop import backpropagate
-from jaxnet.factors import Plain, accumulated
+from jaxnet.factors import Plain
 from jaxnet.feedback import Sent, by_transpose, watched
 from jaxnet.layer import Layer, Loss, Passing, Reading, Tree
+from jaxnet.lowering.products import accumulated
 from jaxnet.readings import pair, sum_over_examples, total
 from jaxnet.training.monitors import Ranks, in_order, length, where_params
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.backprop import backpropagate
-from jaxnet.factors import Plain, accumulated
+from jaxnet.factors import Plain
 from jaxnet.layer import Layer, Loss, Passing, Reading, Static, Tree
+from jaxnet.lowering.products import accumulated
 from jaxnet.readings import sum_over_examples
 
 Ranks = list[tuple[int, ...]]

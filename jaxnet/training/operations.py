@@ -11,7 +11,8 @@ from jaxnet.checking.program import inner
 def products(program: ClosedJaxpr) -> float:
     """Multiplications and additions of its matrix products and convolutions.
 
-    A scan's count as often as it runs; those of a loop with a condition, whose turns are not known, once.
+    A scan counts as often as it runs, and of branches the largest. A loop with a condition counts once: its number of
+    turns is not known.
     """
     return sum(map(of_equation, program.jaxpr.eqns), 0.0)
 
@@ -26,8 +27,11 @@ def of_equation(eqn) -> float:
         kernel = eqn.invars[1].aval.shape
         channels = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * size(eqn.outvars[0].aval.shape) * size(kernel) / channels
+    inside = map(products, inner(eqn))
+    if name == "cond":  # one of its branches runs
+        return max(inside)
     turns = eqn.params["length"] if name == "scan" else 1
-    return turns * sum(map(products, inner(eqn)), 0.0)
+    return turns * sum(inside, 0.0)
 
 
 def size(shape: Iterable[int]) -> int:

@@ -9,7 +9,8 @@ from jaxnet.checking.corpus.case import Case, entering, gaussian, integers, norm
 from jaxnet.layers import average_pool, embedding, max_pool, positional_embedding, rotary
 from jaxnet.layers.embedding import angles, turned
 from jaxnet.layers.pooling import seen, to_places
-from jaxnet.layers.windows import pieces, put_back, window_over
+from jaxnet.layers.windows import window_over
+from jaxnet.lowering.windows import pieces, put_back
 
 CASES: list[Case] = []
 wrong = entering(CASES)

@@ -15,7 +15,8 @@ from jaxnet.explaining.expressions import BigSum, Call, Expression, Fraction, Na
 from jaxnet.explaining.layers.simple import many_paths, sum_of
 from jaxnet.explaining.layers.steps import Equations, Site, Step, at
 from jaxnet.explaining.numbers import one, shape
-from jaxnet.layers.windows import Window, by
+from jaxnet.layers.windows import by
+from jaxnet.lowering.windows import Window
 
 
 def seen(window: Window, places: tuple[int, ...]) -> np.ndarray:

@@ -19,11 +19,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxnet.factors import accumulated
 from jaxnet.layer import Layer
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
+from jaxnet.lowering.products import accumulated
 
 
 def begin(units: int, dtype):

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxnet.factors import Outer, Plain, accumulated
+from jaxnet.factors import Outer, Plain
 from jaxnet.layer import Layer, ShapeError, Static, leaf
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer, initializer
+from jaxnet.lowering.products import accumulated
 
 
 class Piece(NamedTuple):

@@ -7,12 +7,13 @@ gather the batch on every device, and one summing into a single array would exch
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from jaxnet.layer import Tree
+Tree = Any  # a pytree of arrays
 
 
 def in_chunks(f: Callable, args: Tree, size: int) -> Tree:
