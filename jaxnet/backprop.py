@@ -26,7 +26,8 @@ from jaxnet.layer import (
     output,
     with_state,
 )
-from jaxnet.readings import apart, explicit_sharding, new_state, pair, product, total
+from jaxnet.lowering.sharding import explicit_sharding
+from jaxnet.readings import apart, new_state, pair, product, total
 
 
 def initialize(net: Layer, loss: Loss | None, key: jax.Array, x: Tree) -> Tree:

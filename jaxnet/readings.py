@@ -9,11 +9,11 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.sharding import AxisType
 
 from jaxnet.factors import Plain, dataclass_tree, is_factor
 from jaxnet.layer import Passing, Reading, Tree
 from jaxnet.lowering.products import accumulated
+from jaxnet.lowering.sharding import explicit_sharding
 
 
 def each(of: Callable) -> Callable[[Passing], Tree]:
@@ -24,12 +24,6 @@ def each(of: Callable) -> Callable[[Passing], Tree]:
 def everywhere(size: int, mapped: Tree, tree: Tree) -> Tree:
     """`tree` with a leading axis of `size` on the leaves that `vmap` left without one."""
     return jax.tree.map(lambda t, m: t if m else jnp.broadcast_to(t, (size, *t.shape)), tree, mapped)
-
-
-def explicit_sharding(p):
-    """The sharding of `p` where its type carries one (a mesh with explicit axes), else None."""
-    sharding = jax.typeof(p).sharding
-    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 @lru_cache

@@ -12,6 +12,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jax.extend.source_info_util import summarize
 
+from jaxnet.lowering.op import op_name
+
 CUSTOM = ("custom_vjp_call", "custom_jvp_call", "custom_vjp_call_jaxpr")
 OPAQUE = ("pallas_call", "shard_map", "custom_partitioning")
 
@@ -50,9 +52,14 @@ def equations(program: ClosedJaxpr) -> Iterator:
             yield from equations(sub)
 
 
+def is_rule(eqn) -> bool:
+    """Whether an equation is a custom rule; an operation of `jaxnet.lowering` is none."""
+    return eqn.primitive.name in CUSTOM and op_name(eqn) is None
+
+
 def has_custom(program: ClosedJaxpr) -> bool:
     """Whether a custom rule stands anywhere in a program."""
-    return any(eqn.primitive.name in CUSTOM for eqn in equations(program))
+    return any(map(is_rule, equations(program)))
 
 
 def float_dtypes(program: ClosedJaxpr) -> set:
@@ -122,7 +129,7 @@ class Walk:
 
     def equation(self, eqn, values: list, path: tuple[str, ...]) -> list:
         name = eqn.primitive.name
-        if name in CUSTOM and self.custom is not None:
+        if is_rule(eqn) and self.custom is not None:
             return self.custom(self, eqn, values, path)
         if name in OPAQUE or not (subs := inner(eqn)) or not (self.every or any(map(has_custom, subs))):
             return bind(eqn, values)
@@ -257,7 +264,7 @@ def inlined(program: ClosedJaxpr) -> Callable:
 
     def step(eqn, values):
         name, subs = eqn.primitive.name, inner(eqn)
-        if name in OPAQUE or (not any(map(has_custom, subs)) and name not in CUSTOM):
+        if name in OPAQUE or not (is_rule(eqn) or any(map(has_custom, subs))):
             return bind(eqn, values)
         if name == "scan":
             consts, carries = scan_counts(eqn)

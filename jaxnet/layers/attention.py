@@ -86,7 +86,8 @@ def attend_backward_plain(
     """dq, dk and dv of every head."""
     S = scores(q, k, seen)
     P = jnp.exp(S - L.reshape(S.shape[:-1])[..., None])  # P = softmax S, made again from L
-    D = jnp.sum(do.astype(L.dtype) * o.astype(L.dtype), axis=-1).T.reshape(*S.shape[:-1], 1)  # D_t = do_t·o_t
+    do_o = in_groups(do.astype(L.dtype) * o.astype(L.dtype), v)
+    D = jnp.moveaxis(do_o.sum(-1, keepdims=True), 0, 2)  # D_t = do_t·o_t
     dO = in_groups(do.astype(v.dtype), v)
     dv = product("ngts,tnge->sne", P, dO)  # dV = Pᵀ dO
     dP = product("tnge,sne->ngts", dO, v)  # dP = dO Vᵀ

@@ -23,7 +23,7 @@ from jaxnet.factors import Plain
 from jaxnet.layer import EXAMPLES, Layer, Passing, ShapeError, Static, Untrained, split_state
 from jaxnet.layers.normalization import along_last
 from jaxnet.lowering.products import accumulated
-from jaxnet.readings import explicit_sharding
+from jaxnet.lowering.sharding import explicit_sharding
 
 
 def in_batch() -> bool:

@@ -28,6 +28,7 @@ from jaxnet.layers.windows import Padding, by, checked_padding, fits, for_each_a
 from jaxnet.lowering import conv as patches
 from jaxnet.lowering import form, op
 from jaxnet.lowering.products import accumulated
+from jaxnet.lowering.sharding import replicated
 from jaxnet.lowering.windows import Window, pieces
 
 # ---------------------------------------------------------------------------------------------------- the two products
@@ -97,6 +98,7 @@ def weight_gradient_plain(small: jax.Array, large: jax.Array, *, window: Window,
         dimension_numbers=(f"C{axes}N", f"I{axes}O", f"N{axes}C"),  # channels stand for a batch, examples are summed
         batch_group_count=groups,
         preferred_element_type=accumulated(small.dtype),
+        out_sharding=replicated(small),
     )
     # A stride may leave places at the end that no position sees: there the convolution goes beyond the kernel.
     for axis, length in enumerate(window.kernel, start=1):

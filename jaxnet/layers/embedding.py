@@ -30,7 +30,7 @@ from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
 from jaxnet.layer import Layer, ShapeError, leaf, no_params
 from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.lowering.products import accumulated
-from jaxnet.readings import explicit_sharding
+from jaxnet.lowering.sharding import explicit_sharding
 
 NARROW = normal(0.02)  # as published transformers begin: Radford et al., GPT-2's code, 2019
 
