@@ -134,6 +134,23 @@ class Entry:
     index: Expression
 
 
+@dataclass(frozen=True)
+class Power:
+    """x²."""
+
+    of: Expression
+    exponent: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """h > 0: 1 where it holds, 0 elsewhere."""
+
+    left: Expression
+    sign: str
+    right: Expression
+
+
 Expression = (
     Name
     | Number
@@ -151,6 +168,8 @@ Expression = (
     | BigSum
     | Listed
     | Entry
+    | Power
+    | Comparison
 )
 
 LOOSE, PRODUCT, MATRIX_PRODUCT, TIGHT = range(4)
@@ -159,7 +178,7 @@ LOOSE, PRODUCT, MATRIX_PRODUCT, TIGHT = range(4)
 def binds(expression: Expression) -> int:
     """How tightly an expression holds together: a sum least, a symbol most."""
     match expression:
-        case Sum() | Minus():
+        case Sum() | Minus() | Comparison():
             return LOOSE
         case Product(sign="") | Fraction() | BigSum():
             return MATRIX_PRODUCT
@@ -225,6 +244,10 @@ def written(expression: Expression) -> str:
             return f"({', '.join(map(written, parts))})"
         case Entry(of, index):
             return f"{written(of)}[{written(index)}]"
+        case Power(of, exponent):
+            return f"{within(of, TIGHT)}{raised(exponent)}"
+        case Comparison(left, sign, right):
+            return f"{within(left, LOOSE)} {sign} {within(right, LOOSE)}"
 
 
 def signed(terms: tuple[Expression, ...]) -> str:
@@ -270,6 +293,8 @@ def formula(expression: Expression) -> str:
             return f"({formula(above)}) / ({formula(below)})"
         case Partial(by=by) | Gradient(by=by):
             return f"d{formula(by)}"
+        case Power(of, exponent):
+            return f"{formula(of)} ** {exponent}" if binds(of) == TIGHT else f"({formula(of)}) ** {exponent}"
         case _:
             raise ValueError(f"{written(expression)} has no form in a formula")
 

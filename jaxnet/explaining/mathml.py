@@ -12,6 +12,7 @@ from jaxnet.explaining.expressions import (
     TIGHT,
     BigSum,
     Call,
+    Comparison,
     Entry,
     Expression,
     Fraction,
@@ -22,6 +23,7 @@ from jaxnet.explaining.expressions import (
     Name,
     Number,
     Partial,
+    Power,
     Product,
     SquaredNorm,
     Sum,
@@ -119,6 +121,10 @@ class Writer:
             case Entry(of, index):
                 inside = Markup('<mo stretchy="false">[</mo>{}<mo stretchy="false">]</mo>').format(self.row(index))
                 return self.row(of) + inside
+            case Power(of, exponent):
+                return self.raised(of, Markup("<mn>{}</mn>").format(exponent))
+            case Comparison(left, sign, right):
+                return self.row(left) + Markup("<mo>{}</mo>").format(sign) + self.row(right)
 
     def raised(self, of: Expression, sign: Markup) -> Markup:
         """An expression with a sign above it, beside a number that stands there already: W³ᵀ."""

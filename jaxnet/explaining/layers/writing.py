@@ -19,6 +19,7 @@ from jaxnet.explaining.notation import NIELSEN, Notation
 from jaxnet.explaining.numbers import one, shape
 from jaxnet.explaining.observe import Item
 from jaxnet.explaining.places import Place
+from jaxnet.explaining.source_lines import param_name, readable, written_lines
 from jaxnet.explaining.sources import quoted
 from jaxnet.explaining.ulp import ulps
 
@@ -139,7 +140,9 @@ def forward_lines(within: Inside) -> list[Line]:
         made = equations(within, n)
         quote = quoted(record.layer) if record.kind == "leaf" else None
         if made is None:
-            found.append(opaque_forward(within, n))
+            read = source_lines(within, n, forward=True)
+            read = read if any(each.gives == "out" for each in read) else [*read, opaque_forward(within, n)]
+            found += [*read[:-1], replace(read[-1], quoted=quote)]
             continue
         values = values_of(within.place.item, n)
         lines = [line(within, n, step, values[step.key], forward_key(within, n, step)) for step in made.forward
@@ -154,7 +157,9 @@ def backward_lines(within: Inside) -> list[Line]:
     for n in reversed(range(len(within.records))):
         made = equations(within, n)
         if made is None:
-            found += opaque_backward(within, n)
+            read = source_lines(within, n, forward=False)
+            keys = {each.key for each in read}
+            found += [*read, *(each for each in opaque_backward(within, n) if each.key not in keys)]
         else:
             values = values_of(within.place.item, n)
             found += [
@@ -169,6 +174,32 @@ def backward_lines(within: Inside) -> list[Line]:
 def left_out(within: Inside, n: int, step: Step) -> bool:
     """Whether a way passes the error on as it is, into a sum that has a line of its own."""
     return step.gives.startswith("dx") and step.left == step.right
+
+
+def source_lines(within: Inside, n: int, forward: bool) -> list[Line]:
+    """A leaf's lines as its source has them; none where it cannot be read."""
+    record, notation = within.records[n], within.notation
+    if not readable(record):
+        return []
+    alone = len(within.records) == 1
+    found = []
+    for each in written_lines(within.site(n)):
+        if each.forward != forward:
+            continue
+        key = {"out": within.gives(n).key, "dx": within.sent(n, 0)[1]}.get(each.gives, each.key)
+        kind = "step" if forward else "error"
+        if each.gives not in ("", "out", "dx"):
+            kind = "db" if each.gives in ("b", "beta") or each.gives.startswith("b_") else "dW"
+        found.append(
+            Line(
+                key=key, kind=kind, item=within.place.index, layer=notation.number(within.number(n)), left=each.left,
+                right=each.right, factors=(), shape=each.value.shape, value=each.value, sizes=each.sizes,
+                ulp=None if forward else each.ulp, of=title(record), within=record.within,
+                aside=each.gives == "dx" and within.place.index == 0 and BLOCK in record.takes,
+                gives=each.gives if alone and each.gives in ("out", "dx") else "",
+            )
+        )  # fmt: skip
+    return found
 
 
 def forward_key(within: Inside, n: int, step: Step) -> str:
@@ -352,12 +383,3 @@ def opaque_backward(within: Inside, n: int) -> list[Line]:
              gives="dx" if len(within.records) == 1 else "", **common)
     )  # fmt: skip
     return found
-
-
-def param_name(notation: Notation, path: tuple, number: Number) -> Name:
-    """The symbol of a parameter: its own name, after the indices of the layers it stands in."""
-    words = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path]
-    base = notation.param(words[-1] if words else "p", number)
-    if len(words) <= 1:
-        return base
-    return Name(base.base, base.above, " ".join(words[:-1]), f"{base.key}_{'_'.join(words[:-1])}")

@@ -1,0 +1,247 @@
+"""The value of an equation by its text: a vector is a column, ⊙ and + take equal shapes, nothing is broadcast.
+
+An equation of a sequence holds at each position: then every symbol that has the leading axes of the result stands for
+its part there, aₜ, and the others for themselves. All positions are computed at once, along leading axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnet.explaining.expressions import (
+    BigSum,
+    Call,
+    Comparison,
+    Entry,
+    Expression,
+    Fraction,
+    Gradient,
+    Listed,
+    Minus,
+    Name,
+    Number,
+    Partial,
+    Power,
+    Product,
+    Sum,
+    Transposed,
+)
+from jaxnet.explaining.transcription import INDICES, transposed
+
+Lead = tuple[int, ...]
+AXES = {index: axes for axes, index in INDICES.items()}
+
+
+class MisfitError(Exception):
+    """Shapes that do not go together, or a function that is not known: an equation that has no value as it stands."""
+
+
+def entrywise(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of `jax.nn` or `jax.numpy`, in float64."""
+    found = getattr(jax.nn, name, None) or getattr(jax.numpy, name, None) or getattr(jax.lax, name)
+
+    def of(values: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(found(values))
+
+    return of
+
+
+NUMPY: dict[str, Callable] = {"exp": np.exp, "ln": np.log, "sqrt": np.sqrt, "tanh": np.tanh, "abs": np.abs,
+                              "sign": np.sign, "sin": np.sin, "cos": np.cos,
+                              "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+                              "relu": lambda z: np.maximum(z, 0)}  # fmt: skip
+COMPARED: dict[str, Callable] = {">": np.greater, "<": np.less, "≥": np.greater_equal, "≤": np.less_equal,
+                                 "=": np.equal, "≠": np.not_equal}  # fmt: skip
+LISTED: dict[str, Callable] = {"where": np.where, "maximum": np.maximum, "minimum": np.minimum, "clip": np.clip}
+REDUCED: dict[str, Callable] = {"sum": np.sum, "mean": np.mean, "var": np.var, "max": np.max, "min": np.min}
+
+
+@dataclass(frozen=True)
+class Values:
+    """What symbols are worth. fixed: those that are the same at every position. rows: whether vectors are rows."""
+
+    known: dict[Expression, np.ndarray]
+    fixed: frozenset[Expression]
+    rows: bool = False
+
+    def sliced(self, symbol: Expression, lead: Lead) -> bool:
+        """Whether a symbol stands for its part at each position."""
+        value = self.known[symbol]
+        return bool(lead) and symbol not in self.fixed and value.shape[: len(lead)] == lead
+
+    def matrix(self, value: np.ndarray, axes: int = 0) -> np.ndarray:
+        """An array as matrices: a vector as a column or a row, a number as 1×1, more axes than two as one vector."""
+        lead, rest = value.shape[:axes], value.shape[axes:]
+        if len(rest) == 2:
+            return value
+        return value.reshape(*lead, 1, -1) if self.rows else value.reshape(*lead, -1, 1)
+
+    def of(self, expression: Expression, lead: Lead = ()) -> np.ndarray:
+        """The value of an expression at all positions. Raises `MisfitError` where it has none."""
+        if expression in self.known:
+            return self.matrix(self.known[expression], len(lead) if self.sliced(expression, lead) else 0)
+        match expression:
+            case Transposed(of):
+                return self.of(of, lead).swapaxes(-1, -2)
+            case Product(factors, sign):
+                value = self.of(factors[0], lead)
+                for each in factors[1:]:
+                    other = self.of(each, lead)
+                    value = matrix_product(value, other) if sign == "" else np.multiply(*fitting(value, other))
+                return value
+            case Sum(terms):
+                value = self.of(terms[0], lead)
+                for each in terms[1:]:
+                    value = np.add(*fitting(value, self.of(each, lead)))
+                return value
+            case Minus(of):
+                return -self.of(of, lead)
+            case Fraction(above, below):
+                return np.divide(*fitting(self.of(above, lead), self.of(below, lead)))
+            case Power(of, exponent):
+                return self.of(of, lead) ** float(exponent)
+            case Comparison(left, sign, right):
+                return COMPARED[sign](*fitting(self.of(left, lead), self.of(right, lead)))
+            case BigSum(index, of):
+                return self.over(index, of, lead, np.sum)
+            case Call(Name(name, below=index), of) if name in REDUCED and not isinstance(of, Listed):
+                return self.over(index, of, lead, REDUCED[name])
+            case Call(function, of):
+                return self.called(function, of, lead)
+            case Entry(of, index):
+                return self.rows_of(of, index, lead)
+        raise MisfitError(f"{type(expression).__name__} has no value")
+
+    def largest(self, expression: Expression) -> np.ndarray:
+        """The value with most axes among the symbols that differ from position to position."""
+        return max(
+            (self.known[each] for each in symbols(expression, self.known) if each not in self.fixed), key=np.ndim
+        )
+
+    def over(self, index: str, of: Expression, lead: Lead, reduce: Callable) -> np.ndarray:
+        """A sum or a mean: of all entries, or over the positions of an index."""
+        if not index:
+            return reduce(self.of(of, lead), axis=(-2, -1), keepdims=True)
+        if lead:
+            raise MisfitError("a sum over positions at each position")
+        axes = AXES[index]
+        inner = self.largest(of).shape[:axes]
+        value = self.of(of, inner)
+        if value.ndim == 2:
+            value = np.broadcast_to(value, (*inner, *value.shape))
+        return reduce(value, axis=tuple(range(axes)))
+
+    def called(self, function: Name, of: Expression, lead: Lead) -> np.ndarray:
+        """A function's value."""
+        name = function.key or function.base
+        if isinstance(of, Listed):
+            if name not in LISTED:
+                raise MisfitError(f"{name} is not known")
+            first, *others = (self.of(each, lead) for each in of.parts)
+            values = [first, *(fitting(first, each)[1] for each in others)]
+            return LISTED[name](*values)
+        value = self.of(of, lead)
+        if name == "softmax":
+            axis = -1 if value.shape[-1] > 1 else -2
+            e = np.exp(value - value.max(axis, keepdims=True))
+            return e / e.sum(axis, keepdims=True)
+        try:
+            return NUMPY[name](value) if name in NUMPY else entrywise(name)(value)
+        except AttributeError:
+            raise MisfitError(f"{name} is not known") from None
+
+    def rows_of(self, of: Expression, index: Expression, lead: Lead) -> np.ndarray:
+        """W[i]: the row that an index names, as a vector."""
+        table, which = self.known.get(of), self.known.get(index)
+        if table is None or which is None or not np.issubdtype(which.dtype, np.integer):
+            raise MisfitError("an entry of what has no rows")
+        return self.matrix(table[which], len(lead))
+
+    def laid(self, expression: Expression, lead: Lead) -> Expression:
+        """The expression with products in the order of the notation: x Wᵀ of a column x is W x."""
+        match expression:
+            case Product((left, right), ""):
+                left, right = self.laid(left, lead), self.laid(right, lead)
+                first, second = self.of(left, lead).shape[-2:], self.of(right, lead).shape[-2:]
+                if first[1] != second[0] and (1, 1) not in (first, second):
+                    if first[1] == 1 and first[0] == second[0]:
+                        return Product((transposed(right), left))
+                    if second[0] == 1 and first[1] == second[1]:
+                        return Product((right, transposed(left)))
+                return Product((left, right))
+        return rebuilt(expression, lambda each: self.laid(each, lead)) if expression not in self.known else expression
+
+    def subscripted(self, expression: Expression, lead: Lead, index: str) -> Expression:
+        """The expression with an index at every symbol that stands for its part at a position."""
+        if expression in self.known:
+            return at(expression, index) if self.sliced(expression, lead) else expression
+        match expression:
+            case BigSum(own, of) | Call(Name(below=own), of) if own in AXES and own:
+                inner = self.largest(of).shape[: AXES[own]]
+                return replace(expression, of=self.subscripted(of, inner, own))
+        return rebuilt(expression, lambda each: self.subscripted(each, lead, index))
+
+
+def at(symbol: Expression, below: str) -> Expression:
+    """A symbol, or the error at it, with a subscript: a²ₚ, ∂C/∂a²ₚ."""
+    match symbol:
+        case Name(base, above, own, key):
+            return Name(base, above, f"{own}{',' if own and below else ''}{below}", key)
+        case Partial(of, by):
+            return Partial(of, at(by, below))
+        case Gradient(by, of):
+            return Gradient(at(by, below), of)
+        case Transposed(of):
+            return Transposed(at(of, below))
+    return symbol
+
+
+def rebuilt(expression: Any, change: Callable[[Any], Any]) -> Any:
+    """An expression with each of its parts changed."""
+    if not is_dataclass(expression) or isinstance(expression, Name | Number):
+        return expression
+    made = {}
+    for each in fields(expression):
+        value = getattr(expression, each.name)
+        if isinstance(value, tuple):
+            made[each.name] = tuple(change(part) for part in value)
+        elif is_dataclass(value) and each.name != "function":
+            made[each.name] = change(value)
+        else:
+            made[each.name] = value
+    return type(expression)(**made)
+
+
+def symbols(expression: Any, known: dict[Expression, np.ndarray]) -> Iterator[Any]:
+    """The symbols in an expression."""
+    if isinstance(expression, tuple):
+        for each in expression:
+            yield from symbols(each, known)
+    elif is_dataclass(expression):
+        if expression in known:
+            yield expression
+        else:
+            for each in fields(expression):
+                yield from symbols(getattr(expression, each.name), known)
+
+
+def matrix_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """A matrix product; a number scales."""
+    if left.shape[-1] == right.shape[-2]:
+        return left @ right
+    if (1, 1) in (left.shape[-2:], right.shape[-2:]):
+        return left * right
+    raise MisfitError("a matrix product takes as many columns as rows")
+
+
+def fitting(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two values of one shape, or of which one is a number."""
+    if left.shape[-2:] != right.shape[-2:] and (1, 1) not in (left.shape[-2:], right.shape[-2:]):
+        raise MisfitError("shapes differ")
+    return left, right
