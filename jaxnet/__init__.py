@@ -5,6 +5,7 @@ runs a batch through network and loss and back again, and other readings of the 
 example's gradient, its norm, or every δ.
 """
 
+import jaxnet.feedback  # noqa: F401 - its makers enter the registry
 from jaxnet.backprop import (
     Step,
     Trace,

@@ -25,6 +25,7 @@ from jaxnet.layer import (
 )
 from jaxnet.layers.recurrent import Piece
 from jaxnet.readings import in_each, over_positions, whole
+from jaxnet.registry import maker
 
 
 def numbered(layers: tuple[Layer, ...], i: int):
@@ -32,6 +33,7 @@ def numbered(layers: tuple[Layer, ...], i: int):
     return inside(f"layer {i + 1} of {len(layers)}")
 
 
+@maker(examples={"serial(dense(5), sigmoid, dense(3))": "float32[6]"})
 def serial(*layers: Layer) -> Layer:
     """One layer after the other; backward in reverse. Parameters: the tuple of the layers'."""
 
@@ -61,27 +63,28 @@ def serial(*layers: Layer) -> Layer:
     return Layer("serial", init, forward, backward, layers, serial)
 
 
-def residual(layer: Layer) -> Layer:
+@maker(examples={"residual(serial(dense(6), tanh))": "float32[6]"})
+def residual(block: Layer) -> Layer:
     """out = x + f(x), so dx = d_out + f's dx. Parameters: f's.
 
     Raises `ShapeError` where f changes the shape.
     """
 
     def init(key, x):
-        params = layer.init(key, x)
-        same_shape("residual", x, output(layer, params, x))
+        params = block.init(key, x)
+        same_shape("residual", x, output(block, params, x))
         return params
 
     def forward(params, x, key=None, train=False):
-        out, saved = layer.forward(params, x, key, train)
+        out, saved = block.forward(params, x, key, train)
         same_shape("residual", x, out)
         return x + out, saved
 
     def backward(params, saved, d_out, read):  # out = x + f(x)
-        dx, reading = layer.backward(params, saved, d_out, read)
+        dx, reading = block.backward(params, saved, d_out, read)
         return d_out + dx, reading
 
-    return Layer("residual", init, forward, backward, (layer,), residual)
+    return Layer("residual", init, forward, backward, (block,), residual)
 
 
 def same_shape(name: str, x, out) -> None:
@@ -93,24 +96,31 @@ def same_shape(name: str, x, out) -> None:
         )
 
 
-def parallel(*layers: Layer, join: Literal["sum", "product", "concatenate"] = "sum") -> Layer:
+@maker(
+    examples={
+        "parallel(dense(6), tanh)": "float32[6]",
+        'parallel(serial(dense(6), tanh), dense(6), join="product")': "float32[6]",
+        'parallel(tanh, dense(2), join="concatenate")': "float32[6]",
+    },
+)
+def parallel(*branches: Layer, join: Literal["sum", "product", "concatenate"] = "sum") -> Layer:
     """The same input through several layers, their outputs summed, multiplied, or concatenated along the last axis.
 
     Backward: each gets d_out, or d_out ⊙ the others' outputs, or its piece of d_out; dx is the sum of theirs.
     Parameters: the tuple of the layers'.
     Raises `ShapeError` where the outputs cannot be joined, `ValueError` for another `join` or no layers.
     """
-    if not layers:
+    if not branches:
         raise ValueError("parallel takes at least one layer, got none")
     if join not in ("sum", "product", "concatenate"):
         raise ValueError(f'parallel joins by "sum", "product" or "concatenate", got {join!r}')
 
     def init(key, x):
         params = []
-        for i, (layer, layer_key) in enumerate(zip(layers, split_key(key, len(layers)), strict=True)):
-            with numbered(layers, i):
+        for i, (layer, layer_key) in enumerate(zip(branches, split_key(key, len(branches)), strict=True)):
+            with numbered(branches, i):
                 params.append(layer.init(layer_key, x))
-        joinable([output(layer, p, x) for layer, p in zip(layers, params, strict=True)])
+        joinable([output(layer, p, x) for layer, p in zip(branches, params, strict=True)])
         return tuple(params)
 
     def joinable(outs):
@@ -121,8 +131,8 @@ def parallel(*layers: Layer, join: Literal["sum", "product", "concatenate"] = "s
 
     def forward(params, x, key=None, train=False):
         outs, saved = [], []
-        for i, (layer, p, k) in enumerate(zip(layers, params, split_key(key, len(layers)), strict=True)):
-            with numbered(layers, i):
+        for i, (layer, p, k) in enumerate(zip(branches, params, split_key(key, len(branches)), strict=True)):
+            with numbered(branches, i):
                 out, s = layer.forward(p, x, k, train)
             outs.append(out)
             saved.append(s)
@@ -134,40 +144,42 @@ def parallel(*layers: Layer, join: Literal["sum", "product", "concatenate"] = "s
 
     def pieces(d_out, kept):
         if join == "sum":
-            return [d_out] * len(layers)
+            return [d_out] * len(branches)
         if join == "product":  # out = Π outᵢ: ∂out/∂outᵢ is the product of the others
-            return [math.prod(kept[:i] + kept[i + 1 :], start=d_out) for i in range(len(layers))]
-        ends = [sum(kept.value[: i + 1]) for i in range(len(layers) - 1)]
+            return [math.prod(kept[:i] + kept[i + 1 :], start=d_out) for i in range(len(branches))]
+        ends = [sum(kept.value[: i + 1]) for i in range(len(branches) - 1)]
         return jnp.split(d_out, ends, axis=-1)
 
     def backward(params, saved, d_out, read):
         saved, kept = saved
         dxs, readings = [], []
-        for layer, p, s, d in zip(layers, params, saved, pieces(d_out, kept), strict=True):
+        for layer, p, s, d in zip(branches, params, saved, pieces(d_out, kept), strict=True):
             dx, reading = layer.backward(p, s, d, read)
             dxs.append(dx)
             readings.append(reading)
         return sum(dxs[1:], start=dxs[0]), tuple(readings)
 
-    return Layer(f"parallel ({join})", init, forward, backward, layers, lambda *parts: parallel(*parts, join=join))
+    return Layer(f"parallel ({join})", init, forward, backward, branches, lambda *parts: parallel(*parts, join=join))
 
 
-def bidirectional(ahead: Layer, back: Layer) -> Layer:
+@maker(examples={"bidirectional(gru(3), rnn(2, reverse=True))": "float32[5,6]"})
+def bidirectional(*branches: Layer) -> Layer:
     """Two recurrences over one sequence, the second with `reverse`: (time, in) → (time, units of both).
 
     A `Piece` it takes too, its carry the pair of theirs, and gives (outputs, that pair). Parameters: likewise a pair.
     Raises `ShapeError` where one of the two does not take the sequence.
     Source: Schuster and Paliwal, Bidirectional Recurrent Neural Networks, 1997.
     """
-    whole = parallel(ahead, back, join="concatenate")
-    both = (ahead, back)
+    if len(branches) != 2:
+        raise ValueError(f"bidirectional takes two recurrences, the second with reverse=True, got {len(branches)}")
+    whole = parallel(*branches, join="concatenate")
 
     def forward(params, x, key=None, train=False):
         if not isinstance(x, Piece):
             return whole.forward(params, x, key, train)
         carries = (None, None) if x.carry is None else x.carry
         pieces = [x._replace(carry=carry) for carry in carries]
-        done = [layer.forward(p, piece, key, train) for layer, p, piece in zip(both, params, pieces, strict=True)]
+        done = [layer.forward(p, piece, key, train) for layer, p, piece in zip(branches, params, pieces, strict=True)]
         outs, carries = zip(*(out for out, _ in done), strict=True)
         return (jnp.concatenate(outs, axis=-1), carries), (tuple(saved for _, saved in done), Static(outs[0].shape[-1]))
 
@@ -178,15 +190,16 @@ def bidirectional(ahead: Layer, back: Layer) -> Layer:
         pieces = jnp.split(d_outs, [width.value], axis=-1)
         (first, first_reading), (second, second_reading) = (
             layer.backward(p, s, (d, d_carry), read)
-            for layer, p, s, d, d_carry in zip(both, params, saved, pieces, d_carries, strict=True)
+            for layer, p, s, d, d_carry in zip(branches, params, saved, pieces, d_carries, strict=True)
         )
         carries = None if first.carry is None else (first.carry, second.carry)
         return Piece(first.xs + second.xs, carries), (first_reading, second_reading)
 
-    return Layer("bidirectional", whole.init, forward, backward, both, bidirectional)
+    return Layer("bidirectional", whole.init, forward, backward, branches, bidirectional)
 
 
-def per_position(layer: Layer) -> Layer:
+@maker(examples={"per_position(serial(dense(4), relu))": "float32[5,6]"})
+def per_position(block: Layer) -> Layer:
     """A layer that takes one position, at every position of a sequence (the first axis). Parameters: the layer's.
 
     Each position gets a key of its own. Factors are summed over the positions before they are read.
@@ -199,10 +212,10 @@ def per_position(layer: Layer) -> Layer:
 
     def init(key, xs):
         accepts(xs)
-        params = layer.init(key, jax.eval_shape(lambda xs: xs[0], xs))
+        params = block.init(key, jax.eval_shape(lambda xs: xs[0], xs))
         if any(isinstance(node, Untrained) for node in jax.tree.leaves(params, is_leaf=is_untrained)):
             raise ShapeError(
-                f"per_position takes layers without state, got {layer.name}: give the sequence to it whole, since its "
+                f"per_position takes layers without state, got {block.name}: give the sequence to it whole, since its "
                 "statistics are taken over all positions"
             )
         return params
@@ -210,18 +223,19 @@ def per_position(layer: Layer) -> Layer:
     def forward(params, xs, key=None, train=False):
         accepts(xs)
         keys = None if key is None else jax.random.split(key, len(xs))
-        return jax.vmap(lambda x, k: layer.forward(params, x, k, train))(xs, keys)
+        return jax.vmap(lambda x, k: block.forward(params, x, k, train))(xs, keys)
 
     def backward(params, saved, d_outs, read):
         def at_one(s, d):
-            return layer.backward(params, s, d, over_positions(read))
+            return block.backward(params, s, d, over_positions(read))
 
         return jax.vmap(at_one, out_axes=(0, None))(saved, d_outs)
 
-    return Layer("per position", init, forward, backward, (layer,), per_position)
+    return Layer("per position", init, forward, backward, (block,), per_position)
 
 
-def repeat(layer: Layer, times: int) -> Layer:
+@maker(examples={"repeat(residual(serial(dense(6), tanh)), 3)": "float32[6]"})
+def repeat(block: Layer, times: int) -> Layer:
     """The same layer `times` times, each with parameters of its own, as one scan: compile time does not grow.
 
     Parameters: the layer's, each with a leading axis of `times`. Readings are taken inside the scan, so gradients are
@@ -232,20 +246,21 @@ def repeat(layer: Layer, times: int) -> Layer:
         raise ValueError(f"repeat takes a layer at least once, got {times} times")
 
     def init(key, x):
-        same_shape(f"repeat {times}", x, output(layer, jax.eval_shape(layer.init, key, x), x))
-        return jax.vmap(lambda key: layer.init(key, x))(jax.random.split(key, times))
+        same_shape(f"repeat {times}", x, output(block, jax.eval_shape(block.init, key, x), x))
+        return jax.vmap(lambda key: block.init(key, x))(jax.random.split(key, times))
 
     def forward(params, x, key=None, train=False):
         keys = None if key is None else jax.random.split(key, times)
-        return jax.lax.scan(lambda x, pk: layer.forward(pk[0], x, pk[1], train), x, (params, keys))
+        return jax.lax.scan(lambda x, pk: block.forward(pk[0], x, pk[1], train), x, (params, keys))
 
     def backward(params, saved, d_out, read):
-        return jax.lax.scan(lambda d, ps: layer.backward(*ps, d, read), d_out, (params, saved), reverse=True)
+        return jax.lax.scan(lambda d, ps: block.backward(*ps, d, read), d_out, (params, saved), reverse=True)
 
-    return Layer(f"repeat {times}", init, forward, backward, (layer,), lambda part: repeat(part, times))
+    return Layer(f"repeat {times}", init, forward, backward, (block,), lambda part: repeat(part, times))
 
 
-def remat(layer: Layer) -> Layer:
+@maker(examples={"remat(serial(dense(6), tanh))": "float32[6]"})
+def remat(block: Layer) -> Layer:
     """A layer that saves only its input and is run forward again in backward: less memory for more time.
 
     Parameters: the layer's. On a CPU it pays inside `repeat` alone: elsewhere the compiler keeps what it computed.
@@ -253,18 +268,19 @@ def remat(layer: Layer) -> Layer:
     """
 
     def forward(params, x, key=None, train=False):
-        return layer.forward(params, x, key, train)[0], (x, key, Static(train))
+        return block.forward(params, x, key, train)[0], (x, key, Static(train))
 
     def backward(params, saved, d_out, read):
         x, key, train = saved
         # The barrier keeps the compiler from finding that it has seen this forward pass before.
         x, d_out = jax.lax.optimization_barrier((x, d_out))
-        _, saved = layer.forward(params, x, key, train.value)
-        return layer.backward(params, saved, d_out, read)
+        _, saved = block.forward(params, x, key, train.value)
+        return block.backward(params, saved, d_out, read)
 
-    return Layer(f"remat {layer.name}", layer.init, forward, backward, (layer,), remat)
+    return Layer(f"remat {block.name}", block.init, forward, backward, (block,), remat)
 
 
+@maker(examples={"tied(dense(6), tanh, dense(6), where=(0, 2))": "float32[6]"})
 def tied(*layers: Layer, share: str = "W", where: tuple[int, ...]) -> Layer:
     """`serial`, in which the layers at `where` share one parameter: its gradient is the sum of its uses.
 

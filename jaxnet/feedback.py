@@ -17,24 +17,26 @@ Nøkland, Direct Feedback Alignment Provides Learning in Deep Neural Networks, 2
 Important Is Weight Symmetry in Backpropagation?, 2016.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxnet import registry
 from jaxnet.factors import dataclass_tree
 from jaxnet.layer import Layer, Passing, Reading, ShapeError, Tree
 from jaxnet.lowering.products import accumulated
+from jaxnet.registry import Made, maker
 
 BESIDE = "feedback"  # B's name among the parameters that a layer sees in its backward pass
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """A way back. Called with a network it gives that network with this way back; its parameters stay the same.
 
     `matrix(W, B, scale)`: what stands in W's place as the error passes; B is None where nothing is drawn, and `direct`
@@ -49,12 +51,21 @@ class Way:
     scale: float = 1.0
     layers: tuple[int, ...] | None = None
     watched: bool = False
+    origin: Made | None = None
+
+    made = property(registry.made_of)
+    __repr__, __hash__, __reduce__ = registry.shown, registry.hashed, registry.reduced
+    __eq__, __ne__, __copy__, __deepcopy__ = registry.equal, registry.unequal, registry.itself, registry.itself
 
     def __call__(self, net: Layer) -> Layer:
         """The network with this way back.
 
         Where it has none for a layer, the backward pass raises `ValueError` or `ShapeError` as soon as it is traced.
         """
+        return feedback(net, self)
+
+    def around(self, net: Layer) -> Layer:
+        """The layer that `feedback` makes."""
 
         def backward(params, saved, d_out, read):
             beside = self.beside(net, params, saved, d_out)
@@ -262,11 +273,13 @@ _nothing = Reading(lambda passing: (), out_axes=0)
 # ------------------------------------------------------------------------------------------------------- the ways
 
 
+@maker
 def transpose() -> Way:
     """Wᵀ δ: backpropagation. A part of a network that has it keeps it, whatever way back is chosen around it."""
     return Way("transpose", lambda W, B, scale: W)
 
 
+@maker
 def inverse(*, layers: Sequence[int] | None = None) -> Way:
     """W⁻¹ δ, for each W of shape (n, n); where W is orthogonal that is Wᵀ δ. A singular W gives what is not finite.
 
@@ -275,11 +288,13 @@ def inverse(*, layers: Sequence[int] | None = None) -> Way:
     return Way("inverse", lambda W, B, scale: wide(solved, W).T, layers=chosen(layers))
 
 
+@maker
 def pinv(*, layers: Sequence[int] | None = None) -> Way:
     """W⁺ δ, W⁺ the pseudo-inverse, (in, out): of all a with W a nearest to δ the shortest. `layers`: as `inverse`'s."""
     return Way("pinv", lambda W, B, scale: wide(jnp.linalg.pinv, W).T, layers=chosen(layers))
 
 
+@maker
 def random(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
     """Bᵀ δ with a fixed B of the shape of W, its entries N(0, scale²/n), n the numbers that a unit takes in.
 
@@ -288,6 +303,7 @@ def random(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = 
     return Way("random", lambda W, B, scale: B, True, seed, scale, chosen(layers))
 
 
+@maker
 def sign(*, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
     """sign(W)ᵀ δ · scale/√n, n the numbers that a unit takes in: of W only the signs come back. `layers`: as above.
 
@@ -298,6 +314,7 @@ def sign(*, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
     )
 
 
+@maker
 def direct(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
     """B e in the place of all that a layer sends back: e the δ of the last layer with weights, (outputs,).
 
@@ -328,6 +345,26 @@ WAYS: Mapping[str, Callable[..., Way]] = MappingProxyType(
 """The ways back by name."""
 
 
+@maker(examples={'feedback(serial(dense(5), tanh, dense(3)), "random")': "float32[6]"})
+def feedback(block: Layer, way: str | Way, *, seed: int | None = None, scale: float | None = None) -> Layer:
+    """A block whose error goes back another way than Wᵀ; its parameters stay the same.
+
+    `way`: a `Way`, or its name in `WAYS`. `seed`, `scale`: of a way by name that draws a matrix, or scales one.
+    Raises `ValueError` for another name, or an option that the way does not take.
+    """
+    given = {name: value for name, value in (("seed", seed), ("scale", scale)) if value is not None}
+    if isinstance(way, str):
+        if way not in WAYS:
+            raise ValueError(f"a way back is one of {', '.join(WAYS)}, got {way!r}")
+        unknown = [name for name in given if name not in inspect.signature(WAYS[way]).parameters]
+        if unknown:
+            raise ValueError(f'way = "{way}" takes no {" and no ".join(unknown)}: leave it out')
+        return feedback(block, WAYS[way](**given))
+    if given:
+        raise ValueError(f"{way!r} has its options already, got {', '.join(given)} beside it: leave them out")
+    return way.around(block)
+
+
 # ------------------------------------------------------------------------------------------------ what is known of it
 
 
@@ -347,5 +384,5 @@ def by_transpose(net: Layer) -> Layer:
 def watched(net: Layer) -> Layer:
     """The same network, in which each layer with another way back hands a `Sent` to whoever reads, as what it saved."""
     if isinstance(net.rebuild, Way):
-        return replace(net.rebuild, watched=True)(watched(net.parts[0]))
+        return net.rebuild._replace(watched=True)(watched(net.parts[0]))
     return net if net.rebuild is None else net.rebuild(*map(watched, net.parts))

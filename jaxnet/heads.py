@@ -23,8 +23,10 @@ from jaxnet.factors import dataclass_tree
 from jaxnet.layer import Layer, Loss, Reading, ShapeError, Tree
 from jaxnet.layers import Initializer, dense
 from jaxnet.losses import softmax_cross_entropy
+from jaxnet.registry import maker
 
 
+@maker(configs=False, examples={"in_chunks(per_position(dense(7)), chunks=3)": "float32[5,6], int32[5]<7"})
 def in_chunks(head: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 8) -> Loss:
     """`loss` of what `head` makes of a sequence x: (time, …), in `chunks` pieces of it.
 
@@ -41,6 +43,7 @@ def in_chunks(head: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 
     return Loss(f"{loss.name} of {head.name}", turn, loss.terms, head.init)
 
 
+@maker(configs=False, examples={"linear_cross_entropy(7, chunks=2, bias=True)": "float32[5,6], int32[5]<7"})
 def linear_cross_entropy(
     vocab: int, *, chunks: int = 8, bias: bool = False, init: str | Initializer | Callable = "lecun_normal"
 ) -> Loss:
@@ -65,6 +68,12 @@ def fused_head(net: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 
     """
     one_at_least(chunks)
     without_params(loss)
+    return with_last(net, unfinished), of_held(loss, chunks)
+
+
+@maker(configs=False)
+def of_held(loss: Loss, chunks: int) -> Loss:
+    """`loss` of a network whose last layer is `unfinished`: it goes through the head itself."""
 
     def turn(params, held, y, weight, read):
         if read.linear:
@@ -74,7 +83,7 @@ def fused_head(net: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 
         cost, delta, _ = loss.turn((), z, y, weight, read)
         return cost, Unread(saved, delta), ()
 
-    return with_last(net, unfinished), Loss(f"fused {loss.name}", turn, loss.terms)
+    return Loss(f"fused {loss.name}", turn, loss.terms)
 
 
 def one_at_least(chunks: int) -> None:
@@ -162,6 +171,7 @@ class Unread:
     delta: Any
 
 
+@maker(configs=False)
 def unfinished(head: Layer) -> Layer:
     """A layer that hands its input to the loss, and takes from it what the loss has read. Parameters: the head's."""
 
@@ -178,12 +188,13 @@ def unfinished(head: Layer) -> Layer:
 
 def with_last(net: Layer, change: Callable[[Layer], Layer]) -> Layer:
     """The network with `change(layer)` for its last layer, which works position by position."""
-    if net.rebuild is not None and net.name == "per position":
+    combined_by = net.made.root.maker if net.made is not None else None
+    if combined_by == "per_position":
         return change(net)
-    if net.rebuild is not None and net.name in ("serial", "tied") and net.parts:
+    if combined_by in ("serial", "tied") and net.rebuild is not None and net.parts:
         *others, last = net.parts
         return net.rebuild(*others, with_last(last, change))
     raise ValueError(
-        f"a head is fused where a network ends in a layer that works position by position, got {net.name}: "
+        f"a head is fused where a network ends in a layer that works position by position, got {net!r}: "
         "end it with per_position(dense(vocab))"
     )

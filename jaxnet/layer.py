@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxnet import registry
+from jaxnet.registry import Made
+
 Tree = Any  # a pytree of arrays
 EXAMPLES = "jaxnet examples"  # the name of the vmapped axis of a batch, for layers that couple its examples
 
@@ -30,6 +33,9 @@ class Layer(NamedTuple):
       dx = ∂C/∂x, and what `read` reads on the way, with the structure of `params`.
     - `parts`: the layers inside, first to last, for whoever walks the network.
     - `rebuild(*parts) -> Layer`: the same combination of other layers; None for a leaf.
+    - `origin`: put there by `maker`; read `made`.
+
+    Two layers are equal where the same maker made them of equal options.
     """
 
     name: str
@@ -38,6 +44,15 @@ class Layer(NamedTuple):
     backward: Callable[..., tuple[Tree, Tree]]
     parts: tuple["Layer", ...] = ()
     rebuild: Callable[..., "Layer"] | None = None
+    origin: Made | None = None
+
+    @property
+    def made(self) -> Made | None:
+        """The maker and the options of it; None where there is no maker, or a function of it was replaced."""
+        return registry.made_of(self)
+
+    __repr__, __hash__, __reduce__ = registry.shown, registry.hashed, registry.reduced
+    __eq__, __ne__, __copy__, __deepcopy__ = registry.equal, registry.unequal, registry.itself, registry.itself
 
 
 class Loss(NamedTuple):
@@ -49,12 +64,22 @@ class Loss(NamedTuple):
       batch, n the sum of these. A number of all terms that depends on no value comes as `Static`.
     - `init(key, x) -> params` where the loss has parameters of its own; parameters of the whole are then the pair
       (the network's, the loss's). None for most.
+    - `origin`: as of a `Layer`.
     """
 
     name: str
     turn: Callable[..., tuple[jax.Array, Tree, Tree]]
     terms: Callable[..., Any]
     init: Callable[..., Tree] | None = None
+    origin: Made | None = None
+
+    @property
+    def made(self) -> Made | None:
+        """The maker and the options of it; None where there is no maker, or a function of it was replaced."""
+        return registry.made_of(self)
+
+    __repr__, __hash__, __reduce__ = registry.shown, registry.hashed, registry.reduced
+    __eq__, __ne__, __copy__, __deepcopy__ = registry.equal, registry.unequal, registry.itself, registry.itself
 
 
 class Passing(NamedTuple):

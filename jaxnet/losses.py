@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxnet.layer import LabelError, Loss, ShapeError, Static
 from jaxnet.lowering.products import accumulated
+from jaxnet.registry import maker, row
 
 
 def is_index(y) -> bool:
@@ -109,6 +110,7 @@ def pointwise(
     return Loss(name, turn, terms)
 
 
+@maker(configs=False, examples={"ignoring(softmax_cross_entropy, 0)": "float32[5,6], int32[5]<6"})
 def ignoring(loss: Loss, label: int = -100) -> Loss:
     """The same loss, in which a term whose class label is `label` does not count.
 
@@ -137,24 +139,39 @@ def total(of) -> Array:
     return jnp.sum(of, axis=-1)
 
 
-quadratic = pointwise("quadratic", lambda a, y: total((a - y) ** 2) / 2, lambda a, y: a - y)
+INPUTS = ("float32[6], float32[6]", "float32[6], int32[]<6", "float32[5,6], int32[5]<6")
+"""What most losses are checked at: an output and values, a class label, labels of a sequence."""
+
+PROBABILITIES = ("float32[6]<1>0, float32[6]<1>0", "float32[6]<1>0, int32[]<6")
+"""The same for a loss that takes probabilities."""
+
+quadratic = row(pointwise("quadratic", lambda a, y: total((a - y) ** 2) / 2, lambda a, y: a - y), __name__, *INPUTS)
 """C = ½‖a − y‖², δ = a − y. Source: Nielsen, ch. 1, (6)."""
 
-mean_squared_error = pointwise(
-    "mean_squared_error",
-    lambda a, y: jnp.mean((a - y) ** 2, axis=-1),
-    lambda a, y: 2 * (a - y) / a.shape[-1],
+mean_squared_error = row(
+    pointwise(
+        "mean_squared_error",
+        lambda a, y: jnp.mean((a - y) ** 2, axis=-1),
+        lambda a, y: 2 * (a - y) / a.shape[-1],
+    ),
+    __name__,
+    *INPUTS,
 )
 """C = 1/d Σ (a − y)² over the d features, δ = 2 (a − y)/d."""
 
-mean_absolute_error = pointwise(
-    "mean_absolute_error",
-    lambda a, y: jnp.mean(jnp.abs(a - y), axis=-1),
-    lambda a, y: jnp.sign(a - y) / a.shape[-1],
+mean_absolute_error = row(
+    pointwise(
+        "mean_absolute_error",
+        lambda a, y: jnp.mean(jnp.abs(a - y), axis=-1),
+        lambda a, y: jnp.sign(a - y) / a.shape[-1],
+    ),
+    __name__,
+    *INPUTS,
 )
 """C = 1/d Σ |a − y|, δ = sign(a − y)/d; 0 where a = y."""
 
 
+@maker(examples={"huber()": INPUTS, "huber(0.3)": INPUTS})
 def huber(threshold: float = 1.0) -> Loss:
     """C = 1/d Σ h(a − y), h(e) = ½e² up to the threshold t, t|e| − ½t² beyond; δ = clip(a − y, −t, t)/d.
 
@@ -187,17 +204,21 @@ def _binary_value(a, y):
     return total(cost + _binary_delta(a, y) * (a - c))
 
 
-binary_cross_entropy = pointwise("binary_cross_entropy", _binary_value, _binary_delta)
+binary_cross_entropy = row(pointwise("binary_cross_entropy", _binary_value, _binary_delta), __name__, *PROBABILITIES)
 """C = −Σ [y ln a + (1 − y) ln(1 − a)] of probabilities a, δ = (a − y) / (a (1 − a)).
 
 a is clipped into [ε, 1 − ε] (ε = 1.2e-7 in float32, 2.2e-16 in float64) in value and δ alike, the value going on along
 its tangent: so both are finite for all a in [0, 1]. Source: Nielsen, ch. 3, (63).
 """
 
-binary_cross_entropy_on_logits = pointwise(
-    "binary_cross_entropy_on_logits",
-    lambda z, y: total(jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))),
-    lambda z, y: jax.nn.sigmoid(z) - y,
+binary_cross_entropy_on_logits = row(
+    pointwise(
+        "binary_cross_entropy_on_logits",
+        lambda z, y: total(jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))),
+        lambda z, y: jax.nn.sigmoid(z) - y,
+    ),
+    __name__,
+    *INPUTS,
 )
 """C = −Σ [y ln σ(z) + (1 − y) ln(1 − σ(z))], δ = σ(z) − y: Nielsen's cross-entropy of a sigmoid output, (67)."""
 
@@ -211,11 +232,15 @@ def _cross_entropy_of_class(z, y):
     return highest + jnp.log(sums) - z_y, powers / sums[..., None] - one_hot(y, z)
 
 
-softmax_cross_entropy = pointwise(
-    "softmax_cross_entropy",
-    lambda z, y: total(y) * jax.nn.logsumexp(z, axis=-1) - total(y * z),
-    lambda z, y: total(y)[..., None] * jax.nn.softmax(z, axis=-1) - y,
-    _cross_entropy_of_class,
+softmax_cross_entropy = row(
+    pointwise(
+        "softmax_cross_entropy",
+        lambda z, y: total(y) * jax.nn.logsumexp(z, axis=-1) - total(y * z),
+        lambda z, y: total(y)[..., None] * jax.nn.softmax(z, axis=-1) - y,
+        _cross_entropy_of_class,
+    ),
+    __name__,
+    *INPUTS,
 )
 """C = −Σ yᵢ ln pᵢ, p = softmax(z), δ = p − y, or p Σy − y for a y that does not sum to 1.
 
@@ -234,7 +259,9 @@ def _hinge_delta(z, y):
     return jnp.where((margin > 0)[..., None], rival - y, 0.0)
 
 
-multiclass_hinge = pointwise("multiclass_hinge", lambda z, y: jnp.maximum(_runner_up(z, y)[1], 0), _hinge_delta)
+multiclass_hinge = row(
+    pointwise("multiclass_hinge", lambda z, y: jnp.maximum(_runner_up(z, y)[1], 0), _hinge_delta), __name__, *INPUTS
+)
 """C = maxᵢ (zᵢ − z_y + 1 − yᵢ), at least 0; δ = e_rival − y where the margin is violated.
 
 Source: Crammer and Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, 2001.

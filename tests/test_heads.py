@@ -136,7 +136,7 @@ def test_one_term_a_sequence_of_one(x64):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: fused_head(serial(*BODY)), "ends in a layer that works position by position, got attention 2"),
+        (lambda: fused_head(serial(*BODY)), r"ends in a layer that works position by position, got attention\(2\)"),
         (lambda: fused_head(NETS["own"], chunks=0), "at least one chunk, got 0"),
         (lambda: fused_head(NETS["own"], linear_cross_entropy(3)), "has parameters of its own"),
         (lambda: in_chunks(HEAD, linear_cross_entropy(3)), "has parameters of its own"),

@@ -14,10 +14,11 @@ PACKAGE = Path(jaxnet.__file__).parent
 AUTODIFF = {"grad", "value_and_grad", "vjp", "vjp3", "jvp", "linearize", "linear_transpose", "jacfwd", "jacrev",
             "jacobian", "hessian", "checkpoint", "remat", "custom_jvp", "custom_vjp", "custom_gradient",
             "closure_convert", "ad", "ad_checkpoint", "fwd_and_bwd"}  # fmt: skip
-BY_HAND = [*(PACKAGE / f"{room}.py" for room in ("layer", "factors", "readings", "losses", "combinators",
+BY_HAND = [*(PACKAGE / f"{room}.py" for room in ("registry", "layer", "factors", "readings", "losses", "combinators",
            "heads", "backprop")), *PACKAGE.glob("layers/**/*.py"), *PACKAGE.glob("models/**/*.py")]  # fmt: skip
 # From the bottom up; rooms of one line may use each other, though not in a circle.
 FLOORS = [
+    ["registry"],
     ["layer"],
     ["lowering"],
     ["factors"],

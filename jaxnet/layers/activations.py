@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxnet.layer import Layer, leaf, no_params
 from jaxnet.lowering.products import accumulated
+from jaxnet.registry import maker, row
 
 SQRT_2_OVER_PI = (2 / jnp.pi) ** 0.5
 
@@ -66,6 +67,7 @@ def rows() -> tuple[Activation, ...]:
     )  # fmt: skip
 
 
+@maker(examples={'elementwise(Activation("cube", lambda z: z**3, lambda z, a: 3 * z**2, "z"))': "float32[6]"})
 def elementwise(activation: Activation) -> Layer:
     """a = g(z), dz = da ⊙ g′(z): the layer of a row of the table, or of a row of one's own.
 
@@ -84,6 +86,7 @@ def elementwise(activation: Activation) -> Layer:
     return leaf(name, no_params, forward, backward)
 
 
+@maker(examples={"leaky_relu(0.2)": "float32[6]"})
 def leaky_relu(slope: float = 0.01) -> Layer:
     """a = z for z ≥ 0, else slope · z, for z of any shape."""
     return elementwise(
@@ -96,6 +99,7 @@ def leaky_relu(slope: float = 0.01) -> Layer:
     )
 
 
+@maker(examples={"elu(0.7)": "float32[6]"})
 def elu(alpha: float = 1.0) -> Layer:
     """a = z for z > 0, else α (eᶻ − 1), for z of any shape."""
     return elementwise(
@@ -103,7 +107,7 @@ def elu(alpha: float = 1.0) -> Layer:
     )
 
 
-ACTIVATIONS: dict[str, Layer] = {row.name: elementwise(row) for row in rows()}
+ACTIVATIONS: dict[str, Layer] = {each.name: row(elementwise(each), __name__, "float32[6]") for each in rows()}
 """The activations without options, by name."""
 
 
@@ -120,7 +124,10 @@ def activation_named(name: str) -> Layer:
 sigmoid, tanh, relu, softplus, silu, gelu, gelu_tanh = ACTIVATIONS.values()
 """a = g(z) and dz = da ⊙ g′(z) by the table above, for z of any shape."""
 
-identity = leaf("identity", no_params, lambda params, z, key=None, train=False: (z, ()), lambda params, _, da: (da, ()))
+identity = row(
+    leaf("identity", no_params, lambda params, z, key=None, train=False: (z, ()), lambda params, _, da: (da, ())),
+    *(__name__, "float32[6]"),
+)
 """a = z and dz = da, for z of any shape."""
 
 
@@ -133,5 +140,5 @@ def _softmax_backward(params, p, dp):  # p = eᶻ / Σ eᶻ;  ∂p/∂z = diag(p
     return p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True)), ()
 
 
-softmax = leaf("softmax", no_params, _softmax_forward, _softmax_backward)
+softmax = row(leaf("softmax", no_params, _softmax_forward, _softmax_backward), __name__, "float32[3,6]")
 """p = eᶻ / Σ eᶻ over the last axis, with its whole Jacobian: dz = p ⊙ (dp − ⟨p, dp⟩)."""

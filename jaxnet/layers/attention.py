@@ -34,6 +34,7 @@ from jaxnet.lowering import attention as strips
 from jaxnet.lowering import form, op
 from jaxnet.lowering.attention import Seen
 from jaxnet.lowering.products import accumulated
+from jaxnet.registry import maker
 
 # ------------------------------------------------------------------------------------------------- the equations
 #
@@ -126,6 +127,7 @@ def fits(name: str, seen: Seen, queries: int, keys: int) -> None:
         raise ShapeError(f"{name} is causal: it takes as many queries as keys, got {queries} and {keys}")
 
 
+@maker(configs=False)
 def dot_product_attention(*, causal: bool = True, mask=None) -> Layer:
     """o_t = Σₛ softmaxₛ(q_t·k_s/√d) v_s in each head: the core of `attention`, without projections.
 
@@ -184,6 +186,13 @@ def self_attended(name: str, heads: int, rotary: bool, seen: Seen) -> Callable:
     return accepts
 
 
+@maker(
+    examples={
+        "attention(3, bias=True)": "float32[5,6]",
+        "attention(2, causal=False, kv_heads=1, rotary=True)": "float32[5,8]",
+    },
+    axes={f"W_{of}": "out in" for of in "qkvo"} | {f"b_{of}": "out" for of in "qkvo"},
+)
 def attention(
     heads: int,
     *,

@@ -24,6 +24,7 @@ from jaxnet.layer import EXAMPLES, Layer, Passing, ShapeError, Static, Untrained
 from jaxnet.layers.normalization import along_last
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import explicit_sharding
+from jaxnet.registry import maker
 
 
 def in_batch() -> bool:
@@ -75,6 +76,7 @@ def moved(population, rate, mu, variance, count):
     return Untrained(jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, population.value, seen))
 
 
+@maker(examples={"serial(dense(4), batch_norm())": "float32[6,5]"}, axes={"gamma": "channels", "beta": "channels"})
 def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
     """out = γ (x − μ)/√(σ² + ε) + β, with μ and σ² over a batch, for x of shape (…, channels).
 

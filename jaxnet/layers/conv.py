@@ -30,6 +30,7 @@ from jaxnet.lowering import form, op
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import replicated
 from jaxnet.lowering.windows import Window, pieces
+from jaxnet.registry import maker
 
 # ---------------------------------------------------------------------------------------------------- the two products
 
@@ -162,6 +163,7 @@ class Patches(Factor):
 # ---------------------------------------------------------------------------------------------------------- the layers
 
 
+@maker(examples={'conv1d(3, 3, stride=2, padding="SAME")': "float32[7,2]"}, axes={"W": "out time in", "b": "out"})
 def conv1d(
     channels: int,
     kernel: int,
@@ -181,6 +183,13 @@ def conv1d(
     return convolution("conv1d", 1, channels, kernel, stride, padding, dilation, groups, bias, init)
 
 
+@maker(
+    examples={
+        "conv2d(3, (3, 2), padding=1, dilation=(1, 2))": "float32[5,4,2]",
+        "conv2d(4, 2, stride=2, groups=2)": "float32[4,5,2]",
+    },
+    axes={"W": "out height width in", "b": "out"},
+)
 def conv2d(
     channels: int,
     kernel: int | Sequence[int],
@@ -205,6 +214,7 @@ def conv2d(
     return convolution("conv2d", 2, channels, kernel, stride, padding, dilation, groups, bias, init)
 
 
+@maker(examples={"conv_transpose1d(3, 3, stride=2)": "float32[4,2]"}, axes={"W": "out time in", "b": "out"})
 def conv_transpose1d(
     channels: int,
     kernel: int,
@@ -224,6 +234,10 @@ def conv_transpose1d(
     return convolution("conv_transpose1d", 1, channels, kernel, stride, padding, dilation, groups, bias, init)
 
 
+@maker(
+    examples={'conv_transpose2d(2, 3, stride=2, padding="SAME", groups=2)': "float32[3,2,4]"},
+    axes={"W": "out height width in", "b": "out"},
+)
 def conv_transpose2d(
     channels: int,
     kernel: int | Sequence[int],

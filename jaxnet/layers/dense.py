@@ -18,6 +18,7 @@ from jaxnet.factors import Outer, Plain
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.lowering.products import accumulated, transposed_operand
+from jaxnet.registry import maker
 
 
 def times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
@@ -39,6 +40,7 @@ def transpose_times(W: Float[Array, "out in"], delta: Float[Array, "*positions o
     return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype)).astype(delta.dtype)
 
 
+@maker(examples={"dense(4)": "float32[6]", "dense(6, bias=False)": "float32[6]"}, axes={"W": "out in", "b": "out"})
 def dense(units: int, *, bias: bool = True, init: str | Initializer | Callable = "lecun_normal") -> Layer:
     """z = W a + b, for one vector a; at each position of a sequence by `per_position`.
 

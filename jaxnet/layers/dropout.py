@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.layer import Layer, leaf, no_params
+from jaxnet.registry import maker
 
 
+@maker(examples={"dropout(0.4)": "float32[40]"})
 def dropout(drop_rate: float) -> Layer:
     """out = x ⊙ m / (1 − p) while training, x in evaluation; x of any shape. `drop_rate`: p, in [0, 1).
 

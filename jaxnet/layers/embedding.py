@@ -31,6 +31,7 @@ from jaxnet.layer import Layer, ShapeError, leaf, no_params
 from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import explicit_sharding
+from jaxnet.registry import maker, row
 
 NARROW = normal(0.02)  # as published transformers begin: Radford et al., GPT-2's code, 2019
 
@@ -96,6 +97,7 @@ def in_vocabulary(name: str, tokens, vocab: int) -> None:
         )
 
 
+@maker(examples={"embedding(9, 4)": "int32[5]<9"}, axes={"W": "vocab width"})
 def embedding(vocab: int, width: int, *, init: str | Initializer | Callable = NARROW) -> Layer:
     """out = W[token]: a vector of `width` for each token id; ids of any shape (…) give (…, width).
 
@@ -137,6 +139,7 @@ def is_sequence(name: str, x, what: str = "(time, width)") -> None:
         raise ShapeError(f"{name} takes a sequence of vectors, {what}, got {x.dtype} of shape {x.shape}")
 
 
+@maker(examples={"positional_embedding(7)": "float32[5,6]"}, axes={"W": "time width"})
 def positional_embedding(length: int, *, init: str | Initializer | Callable = NARROW) -> Layer:
     """out_t = x_t + W[t]: a learned vector for each position of a sequence x: (time, width).
 
@@ -199,8 +202,9 @@ def _sinusoidal_forward(params, x, key=None, train=False):
     return x + s.astype(x.dtype), ()
 
 
-sinusoidal_positions = leaf(
-    "sinusoidal_positions", no_params, _sinusoidal_forward, lambda params, _, delta: (delta, ()), _sinusoidal_accepts
+sinusoidal_positions = row(
+    leaf("sinusoidal_positions", no_params, _sinusoidal_forward, lambda _, __, d: (d, ()), _sinusoidal_accepts),
+    *(__name__, "float32[5,6]"),
 )
 """out_t = x_t + (sin tθ₀, cos tθ₀, sin tθ₁, …), θᵢ = 10000^(−2i/width), of a sequence x: (time, width), width even."""
 
@@ -215,6 +219,7 @@ def turned(
     return jnp.concatenate([u * cos - v * sin, u * sin + v * cos], axis=-1).astype(x.dtype)
 
 
+@maker(examples={"rotary()": "float32[5,2,6]"})
 def rotary(base: float = 10_000.0) -> Layer:
     """Rotary positions: the pair (xᵢ, xᵢ₊ₙ) of x_t turned by t·base^(−i/n), of x: (time, …, 2n).
 

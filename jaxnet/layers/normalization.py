@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from jaxnet.factors import Plain
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.lowering.products import accumulated
+from jaxnet.registry import maker
 
 Axes = int | tuple[int, ...]
 
@@ -129,6 +130,10 @@ def norm(
     return leaf(name, init, forward, backward, fits)
 
 
+@maker(
+    examples={"layer_norm()": "float32[5,6]", "layer_norm(bias=False)": "float32[6]"},
+    axes={"gamma": "width", "beta": "width"},
+)
 def layer_norm(epsilon: float = 1e-5, *, bias: bool = True) -> Layer:
     """out = γ ⊙ (x − μ)/σ + β, over the last axis of x: (…, width), at each position by itself.
 
@@ -139,6 +144,7 @@ def layer_norm(epsilon: float = 1e-5, *, bias: bool = True) -> Layer:
     return norm("layer_norm", epsilon, bias, over_last(centred=True))
 
 
+@maker(examples={"rms_norm()": "float32[5,6]"}, axes={"gamma": "width"})
 def rms_norm(epsilon: float = 1e-6) -> Layer:
     """out = γ ⊙ x/σ, σ = √(mean x² + ε), over the last axis of x: (…, width), at each position by itself.
 
@@ -149,6 +155,7 @@ def rms_norm(epsilon: float = 1e-6) -> Layer:
     return norm("rms_norm", epsilon, False, over_last(centred=False), centred=False)
 
 
+@maker(examples={"group_norm(2)": "float32[3,2,6]"}, axes={"gamma": "channels", "beta": "channels"})
 def group_norm(groups: int, *, epsilon: float = 1e-5) -> Layer:
     """out = γ ⊙ (x − μ)/σ + β, for x: (…, channels), over all positions and the channels of a group together.
 

@@ -20,8 +20,10 @@ from jaxnet.layer import Layer, ShapeError, Static, leaf, no_params
 from jaxnet.layers.windows import Padding, by, checked_padding, fits, for_each_axis, window_over
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.windows import Window, pieces, put_back, tiles
+from jaxnet.registry import maker
 
 
+@maker(examples={"max_pool(2)": "float32[4,5,2]", 'max_pool(3, stride=2, padding="SAME")': "float32[5,4,2]"})
 def max_pool(
     window: int | Sequence[int], *, stride: int | Sequence[int] | None = None, padding: Padding = "VALID"
 ) -> Layer:
@@ -52,6 +54,7 @@ def max_pool(
     return leaf(title, no_params, forward, backward, accepts)
 
 
+@maker(examples={'average_pool(3, stride=2, padding="SAME")': "float32[5,4,2]"})
 def average_pool(
     window: int | Sequence[int], *, stride: int | Sequence[int] | None = None, padding: Padding = "VALID"
 ) -> Layer:
@@ -75,6 +78,7 @@ def average_pool(
     return leaf(title, no_params, forward, backward, accepts)
 
 
+@maker(examples={"global_average_pool()": "float32[3,4,2]"})
 def global_average_pool() -> Layer:
     """out = the mean of x over all its places, a number for each channel: (*places, channels) -> (channels,).
 
@@ -91,6 +95,7 @@ def global_average_pool() -> Layer:
     return leaf("global_average_pool", no_params, forward, backward, has_places("global_average_pool"))
 
 
+@maker(examples={"global_max_pool()": "float32[3,4,2]"})
 def global_max_pool() -> Layer:
     """out = the greatest number of x over all places of a channel: (*places, channels) -> (channels,).
 

@@ -3,8 +3,10 @@
 import math
 
 from jaxnet.layer import Layer, ShapeError, Static, leaf, no_params
+from jaxnet.registry import maker
 
 
+@maker(examples={"reshape(3, 2)": "float32[6]"})
 def reshape(*shape: int) -> Layer:
     """The same numbers in another shape, in row-major order; one −1 stands for what remains.
 
@@ -27,6 +29,7 @@ def reshape(*shape: int) -> Layer:
     return leaf(name, no_params, forward, backward, accepts)
 
 
+@maker(examples={"flatten()": "float32[3,4]"})
 def flatten() -> Layer:
     """All numbers of one example as a vector."""
     return reshape(-1)._replace(name="flatten")

@@ -12,16 +12,19 @@ from collections.abc import Callable
 from jaxnet.combinators import parallel, residual, serial
 from jaxnet.layer import Layer
 from jaxnet.layers import Initializer, activation_named, dense, layer_norm
+from jaxnet.registry import maker
 
 
-def pre_norm(layer: Layer, norm: Layer | None = None) -> Layer:
-    """out = x + layer(norm(x)), for x of a shape that the layer keeps. `norm`: by default `layer_norm()`.
+@maker(examples={"pre_norm(attention(2))": "float32[5,6]"})
+def pre_norm(block: Layer, norm: Layer | None = None) -> Layer:
+    """out = x + block(norm(x)), for x of a shape that the block keeps. `norm`: by default `layer_norm()`.
 
-    Parameters: the pair (the norm's, the layer's). Raises `ShapeError` where the layer changes the shape.
+    Parameters: the pair (the norm's, the block's). Raises `ShapeError` where the block changes the shape.
     """
-    return residual(serial(layer_norm() if norm is None else norm, layer))
+    return residual(serial(layer_norm() if norm is None else norm, block))
 
 
+@maker(examples={"gated(8, 6)": "float32[6]"})
 def gated(
     hidden: int,
     width: int,

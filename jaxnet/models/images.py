@@ -19,11 +19,13 @@ from jaxnet.layers import (
     identity,
     max_pool,
 )
+from jaxnet.registry import maker
 
 POOLS = {"max": max_pool, "average": average_pool}
 NORMS = ("group", "batch", "none")
 
 
+@maker(kind="model", examples={"lenet5(5), softmax_cross_entropy": "float32[3,28,28,1], int32[3]<5"})
 def lenet5(
     outputs: int = 10,
     *,
@@ -47,6 +49,10 @@ def lenet5(
     )
 
 
+@maker(
+    kind="model",
+    examples={"cnn([3, 4], [6], 5, kernel=3), softmax_cross_entropy": "float32[4,10,10,2], int32[4]<5"},
+)
 def cnn(
     channels: Sequence[int],
     hidden: Sequence[int],
@@ -78,6 +84,7 @@ def cnn(
     return serial(*layers, dense(outputs, init=init))
 
 
+@maker(kind="model", examples={"residual_cnn([4, 8], 2, 5), softmax_cross_entropy": "float32[4,6,6,2], int32[4]<5"})
 def residual_cnn(
     channels: Sequence[int],
     depth: int,

@@ -29,6 +29,7 @@ from jaxnet.layers import (
     rms_norm,
 )
 from jaxnet.models.blocks import gated, pre_norm
+from jaxnet.registry import maker
 
 GPT2_SIZES = {
     #         width, heads, depth
@@ -43,6 +44,13 @@ NORMS: dict[str, Callable[[], Layer]] = {"layer_norm": layer_norm, "rms_norm": r
 remat_of = remat  # the combinator, where an option has its name
 
 
+@maker(
+    kind="model",
+    examples={
+        "gpt(11, 8, 2, 2, 6), softmax_cross_entropy": "int32[3,6]<11, int32[3,6]<11",
+        "gpt(11, 8, 4, 2, 6, gate=True, rotary=True), softmax_cross_entropy": "int32[3,6]<11, int32[3,6]<11",
+    },
+)
 def gpt(
     vocab: int,
     width: int,
@@ -106,6 +114,12 @@ def into_stream(layer: Layer, name: str, branches: int) -> Layer:
     return layer._replace(init=lambda key, x: smaller(layer.init(key, x)))
 
 
+@maker(
+    kind="model",
+    examples={
+        "gpt2(vocab=11, positions=6, width=8, heads=2, depth=2), softmax_cross_entropy": "int32[3,6]<11, int32[3,6]<11"
+    },
+)
 def gpt2(
     size: Literal["124M", "355M", "774M", "1558M"] = "124M",
     *,
@@ -131,6 +145,7 @@ def gpt2(
     return gpt(vocab, width, heads, depth, positions, **options)
 
 
+@maker(kind="model", examples={"char_lstm(11, 8, 2), softmax_cross_entropy": "int32[3,6]<11, int32[3,6]<11"})
 def char_lstm(vocab: int, width: int, depth: int = 1, *, drop_rate: float = 0.0) -> Layer:
     """`depth` LSTM layers of `width` units over embedded tokens: (time,) token ids to (time, vocab) logits.
 

@@ -5,8 +5,16 @@ from collections.abc import Sequence
 from jaxnet.combinators import repeat, residual, serial
 from jaxnet.layer import Layer
 from jaxnet.layers import activation_named, dense, dropout
+from jaxnet.registry import maker
 
 
+@maker(
+    kind="model",
+    examples={
+        "mlp([16, 16, 5]), softmax_cross_entropy": "float32[8,12], int32[8]<5",
+        'mlp([9, 5], activation="sigmoid", out="sigmoid"), binary_cross_entropy': "float32[8,12], int32[8]<5",
+    },
+)
 def mlp(
     widths: Sequence[int], *, activation: str = "relu", out: str | None = None, drop_rate: float = 0.0, init="he_normal"
 ) -> Layer:
@@ -26,6 +34,7 @@ def mlp(
     return serial(*layers, dense(last, init=init), *([activation_named(out)] if out else []))
 
 
+@maker(kind="model", examples={"residual_mlp(16, 3, 5), softmax_cross_entropy": "float32[8,12], int32[8]<5"})
 def residual_mlp(width: int, depth: int, outputs: int, *, activation: str = "relu", init: str = "he_normal") -> Layer:
     """A dense layer to `width`, `depth` blocks x + g(W x + b) in one scan, a dense layer to `outputs` logits.
 

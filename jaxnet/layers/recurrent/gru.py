@@ -22,6 +22,7 @@ from jaxnet.layer import Layer
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
+from jaxnet.registry import maker
 
 
 def step(params, Wx, carry):
@@ -53,6 +54,10 @@ def delta_U(r, delta):
     return jnp.concatenate([delta_r, delta_z, delta_n * r], axis=-1)
 
 
+@maker(
+    examples={"gru(4)": "float32[5,6]", "gru(4, reverse=True)": "float32[5,6]"},
+    axes={"W": "out in", "U": "out state", "b": "out", "c": "state"},
+)
 def gru(
     units: int,
     *,

@@ -24,6 +24,7 @@ from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 from jaxnet.lowering.products import accumulated
+from jaxnet.registry import maker
 
 
 def begin(units: int, dtype):
@@ -53,6 +54,10 @@ def back(params, gates, c_before, before, d):  # c ← f ⊙ c + i ⊙ g;  h ←
     return {"h": transpose_times(params["U"], delta), "c": dc * f}, delta
 
 
+@maker(
+    examples={"lstm(4)": "float32[5,6]", "lstm(4, reverse=True)": "float32[5,6]"},
+    axes={"W": "out in", "U": "out state", "b": "out"},
+)
 def lstm(
     units: int,
     *,

@@ -19,6 +19,7 @@ from jaxnet.layer import Layer
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
+from jaxnet.registry import maker
 
 G = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 G_PRIME = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).astype(h.dtype)}
@@ -37,6 +38,10 @@ def back(name, params, h, more, before, d):  # h ← g(W x + U h + b)
     return {"h": transpose_times(params["U"], delta)}, delta
 
 
+@maker(
+    examples={"rnn(4)": "float32[5,6]", 'rnn(4, activation="relu", reverse=True)': "float32[5,6]"},
+    axes={"W": "out in", "U": "out state", "b": "out"},
+)
 def rnn(
     units: int,
     *,
