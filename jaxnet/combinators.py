@@ -4,7 +4,7 @@ Parameters of a combination of several layers are the tuple of theirs; of one la
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -281,7 +281,7 @@ def remat(block: Layer) -> Layer:
 
 
 @maker(examples={"tied(dense(6), tanh, dense(6), where=(0, 2))": "float32[6]"})
-def tied(*layers: Layer, share: str = "W", where: tuple[int, ...]) -> Layer:
+def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
     """`serial`, in which the layers at `where` share one parameter: its gradient is the sum of its uses.
 
     `share`: the name of the parameter, for layers whose parameters are a dict, inside `per_position` too. `where`:
@@ -345,16 +345,3 @@ def tied(*layers: Layer, share: str = "W", where: tuple[int, ...]) -> Layer:
         return tied(*parts, share=share, where=where)
 
     return Layer("tied", init, forward, backward, layers, rebuild)
-
-
-COMBINATORS: dict[str, Callable[..., Layer]] = {
-    "serial": serial,
-    "residual": residual,
-    "parallel": parallel,
-    "bidirectional": bidirectional,
-    "per_position": per_position,
-    "repeat": repeat,
-    "remat": remat,
-    "tied": tied,
-}
-"""The combinators by name."""

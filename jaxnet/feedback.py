@@ -17,11 +17,9 @@ Nøkland, Direct Feedback Alignment Provides Learning in Deep Neural Networks, 2
 Important Is Weight Symmetry in Backpropagation?, 2016.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +29,7 @@ from jaxnet import registry
 from jaxnet.factors import dataclass_tree
 from jaxnet.layer import Layer, Passing, Reading, ShapeError, Tree
 from jaxnet.lowering.products import accumulated
-from jaxnet.registry import Made, maker
+from jaxnet.registry import Made, maker, makers
 
 BESIDE = "feedback"  # B's name among the parameters that a layer sees in its backward pass
 
@@ -339,27 +337,22 @@ def wide(of: Callable, W: jax.Array) -> jax.Array:
     return of(W.astype(accumulated(W.dtype))).astype(W.dtype)
 
 
-WAYS: Mapping[str, Callable[..., Way]] = MappingProxyType(
-    {"transpose": transpose, "inverse": inverse, "pinv": pinv, "random": random, "direct": direct, "sign": sign}
-)
-"""The ways back by name."""
-
-
 @maker(examples={'feedback(serial(dense(5), tanh, dense(3)), "random")': "float32[6]"})
 def feedback(block: Layer, way: str | Way, *, seed: int | None = None, scale: float | None = None) -> Layer:
     """A block whose error goes back another way than Wᵀ; its parameters stay the same.
 
-    `way`: a `Way`, or its name in `WAYS`. `seed`, `scale`: of a way by name that draws a matrix, or scales one.
+    `way`: a `Way`, or its name. `seed`, `scale`: of a way by name that draws a matrix, or scales one.
     Raises `ValueError` for another name, or an option that the way does not take.
     """
     given = {name: value for name, value in (("seed", seed), ("scale", scale)) if value is not None}
     if isinstance(way, str):
-        if way not in WAYS:
-            raise ValueError(f"a way back is one of {', '.join(WAYS)}, got {way!r}")
-        unknown = [name for name in given if name not in inspect.signature(WAYS[way]).parameters]
+        ways = makers("feedback")
+        if way not in ways:
+            raise ValueError(f"a way back is one of {', '.join(ways)}, got {way!r}")
+        unknown = [name for name in given if name not in ways[way].options]
         if unknown:
             raise ValueError(f'way = "{way}" takes no {" and no ".join(unknown)}: leave it out')
-        return feedback(block, WAYS[way](**given))
+        return feedback(block, ways[way](given))
     if given:
         raise ValueError(f"{way!r} has its options already, got {', '.join(given)} beside it: leave them out")
     return way.around(block)

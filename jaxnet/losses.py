@@ -266,18 +266,3 @@ multiclass_hinge = row(
 
 Source: Crammer and Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, 2001.
 """
-
-LOSSES: dict[str, Loss] = {
-    loss.name: loss
-    for loss in (
-        quadratic,
-        mean_squared_error,
-        mean_absolute_error,
-        huber(),
-        binary_cross_entropy,
-        binary_cross_entropy_on_logits,
-        softmax_cross_entropy,
-        multiclass_hinge,
-    )
-}
-"""The losses by name."""

@@ -43,7 +43,7 @@ class Maker:
     name: str
     kind: Kind
     make: Any
-    examples: Mapping[str, str | tuple[str, ...]]
+    examples: Mapping[str, tuple[str, ...]]
     axes: Mapping[str, str]
     configs: bool
 
@@ -63,16 +63,19 @@ class Maker:
             signature = inspect.signature(self.make)
         return signature.parameters
 
-    def __call__(self, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
-        """What the maker makes of options by name; those of `*layers` under the key `layers`."""
-        if not inspect.isfunction(self.make):
-            return self.make
+    def arguments(self, options: Mapping[str, Any]) -> tuple[list, dict[str, Any]]:
+        """Options by name as the function takes them; those of `*layers` stand under the key `layers`."""
         args, rest = [], dict(options)
-        several = [name for name, option in self.options.items() if option.kind is option.VAR_POSITIONAL]
-        for name in several:
-            before = [n for n, o in self.options.items() if o.kind is o.POSITIONAL_OR_KEYWORD and n in rest]
-            args = [rest.pop(n) for n in before] + list(rest.pop(name, ()))
-        return self.make(*args, **rest)
+        for name, option in self.options.items():
+            if option.kind is option.VAR_POSITIONAL:
+                before = list(self.options)[: list(self.options).index(name)]
+                args = [*(rest.pop(each) for each in before if each in rest), *rest.pop(name, ())]
+        return args, rest
+
+    def __call__(self, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
+        """What the maker makes of options by name."""
+        args, rest = self.arguments(options)
+        return self.make(*args, **rest) if inspect.isfunction(self.make) else self.make
 
     def __reduce__(self):
         return found, (self.kind, self.name)
@@ -229,7 +232,8 @@ def row(thing: T, module: str, *inputs: str) -> T:
 def entered(module: str, name: str, kind: Kind, make: Any, examples, axes, configs) -> Maker:
     """A new entry, in the place of one of the same name."""
     name = name if module.split(".")[0] == "jaxnet" else f"{module}:{name}"
-    examples, axes = MappingProxyType(dict(examples)), MappingProxyType(dict(axes))
+    examples = {call: (inputs,) if isinstance(inputs, str) else tuple(inputs) for call, inputs in examples.items()}
+    examples, axes = MappingProxyType(examples), MappingProxyType(dict(axes))
     entry = _makers[kind, name] = Maker(name, kind, make, examples, axes, configs)
     return entry
 
@@ -340,6 +344,11 @@ def found(kind: Kind, name: str) -> Maker:
     if (kind, name) not in _makers:
         raise LookupError(f"there is no {kind} {name!r}: a maker is a function under @maker at the top of its module")
     return _makers[kind, name]
+
+
+def maker_of(function: Any) -> Maker | None:
+    """The entry of a function under `@maker`; None for any other object."""
+    return next((entry for entry in _makers.values() if entry.make is function), None)
 
 
 def example(entry: Maker, call: str) -> Any:

@@ -3,6 +3,7 @@
 A problem is one network (or loss) at one shape of an example and one size of batch.
 """
 
+import re
 from dataclasses import dataclass, field
 
 import jax
@@ -39,8 +40,8 @@ from jaxnet import (
 )
 from jaxnet.layer import leaf, no_params
 from jaxnet.layers import ACTIVATIONS
-from jaxnet.losses import LOSSES
 from jaxnet.models import cnn, lenet5, residual_cnn
+from jaxnet.registry import example, makers
 from tests.agreement import cast, integers, normal, random_like, uniform
 
 
@@ -230,6 +231,27 @@ LANGUAGE_MODELS = [
 ]
 
 NETWORKS = LAYERS + COMBINATORS + MODELS
+
+
+def of_registry() -> list[Problem]:
+    """The examples of every layer and model in the registry: so a new one is held against autodiff by its decorator."""
+    found = []
+    for entry in makers("layer", "model").values():
+        for call, inputs in entry.examples.items():
+            made = example(entry, call)
+            batched = not isinstance(made, jaxnet.Layer)  # a model comes with a loss, and a batch
+            net = made[0] if batched else made
+            [(dtype, shape, below)] = re.findall(r"^(\w+)\[([\d,]*)\](?:<(\d+))?", inputs[0])
+            sizes = tuple(int(size) for size in shape.split(",") if size)[1 if batched else 0 :]
+            tokens = int(below) if dtype == "int32" else None
+            found.append(Problem(call, net if tokens is None else serial(ids, net), sizes, tokens=tokens))
+    return found
+
+
+# batch_norm couples the examples; feedback gives another dx than autodiff, as it should
+REGISTERED = [problem for problem in of_registry() if not re.search("batch_norm|feedback", problem.id)]
+LOSSES = {name: entry() for name, entry in makers("loss").items() if entry.configs}
+"""The losses of outputs and targets, by name."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import jaxnet
 from jaxnet import dense, per_position, repeat, residual, serial, sigmoid, value_and_grad
 from jaxnet.layers import ACTIVATIONS
-from jaxnet.losses import LOSSES
 from tests.agreement import FLOAT64_NOISE, assert_agree, integers, normal, random_like
 from tests.batches import SEQUENCE, VECTOR, cross_entropy, mean_cost, sequences, vectors
+from tests.problems import LOSSES
 
 # ------------------------------------------------------------------------------------------------------- second order
 

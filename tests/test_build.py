@@ -20,6 +20,7 @@ from jaxnet.training.data import Dataset, Split, load
 from jaxnet.training.data.text import from_text
 from jaxnet.training.names import OPTIMIZERS, SCHEDULES, parameters
 from jaxnet.training.toys import wedge
+from tests.test_registry import doubled, gate
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 SMALL = """
@@ -143,6 +144,12 @@ FORMS = [
     ("[{parallel = [['relu'], 'tanh']}]", [jn.parallel(jn.serial(jn.relu), jn.tanh)], (3,)),
     ("[{per_position = [{dense = 2}]}]", [jn.per_position(jn.serial(jn.dense(2, init="nielsen")))], (4, 3)),
     ("[{remat = ['tanh', {dense = 2}]}]", [jn.remat(jn.serial(jn.tanh, jn.dense(2, init="nielsen")))], (3,)),
+    ("[{'tests.test_registry:doubled' = {times = 3}}]", [doubled(3)], (3,)),
+    ("[{'tests.test_registry:gate' = {block = [{dense = 3}]}}]", [gate(jn.dense(3, init="nielsen"))], (3,)),
+    ("[{bidirectional = [{gru = 2}, {gru = {units = 2, reverse = true}}]}]",
+     [jn.bidirectional(jn.gru(2, init="nielsen"), jn.gru(2, reverse=True, init="nielsen"))], (4, 3)),
+    ("[{pre_norm = {block = [{dense = 3}], norm = 'rms_norm'}}]",
+     [jn.pre_norm(jn.dense(3, init="nielsen"), jn.rms_norm())], (3,)),
     ("[{tied = {layers = [{dense = 3}, 'tanh', {dense = 3}], where = [0, 2]}}]",
      [jn.tied(jn.dense(3, init="nielsen"), jn.tanh, jn.dense(3, init="nielsen"), where=(0, 2))], (3,)),
     ("[{'jaxnet.layers:dense' = {units = 2}}, 'jaxnet:relu', 'jaxnet:flatten']",

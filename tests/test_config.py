@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxnet.layers import INITIALIZERS
-from jaxnet.losses import LOSSES
 from jaxnet.training.config import Config, ConfigError, dump_toml, json_schema, load_config, make_config
 from jaxnet.training.names import LAYERS, OPTIMIZERS, SCHEDULES
 from jaxnet.training.overrides import OverrideError, apply, parse
+from tests.problems import LOSSES
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 RECIPES = [

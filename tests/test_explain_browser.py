@@ -14,8 +14,9 @@ from jaxnet.explaining.notation import notation
 from jaxnet.explaining.page import write_page
 from jaxnet.layers import dense, elu, identity, leaky_relu, relu, sigmoid
 from jaxnet.layers.activations import ACTIVATIONS
-from jaxnet.losses import LOSSES, quadratic, softmax_cross_entropy
+from jaxnet.losses import quadratic, softmax_cross_entropy
 from jaxnet.readings import product
+from tests.problems import LOSSES
 
 pytestmark = pytest.mark.peers
 

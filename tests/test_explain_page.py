@@ -325,7 +325,7 @@ def test_over_a_run_the_slider_has_the_program_s_costs(observed, tmp_path):
 @pytest.mark.slow
 def test_every_layer_that_ships_has_a_page():
     """pytest -m slow tests/test_explain_page.py: a few minutes."""
-    from jaxnet.checking.shipped import shipped
+    from jaxnet.checking.targets import shipped
     from jaxnet.explaining.subjects import at, of_target
 
     for target in shipped():

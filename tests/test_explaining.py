@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxnet as j
-from jaxnet.checking.shipped import shipped
+from jaxnet.checking.targets import shipped
 from jaxnet.explaining import ExplainError, derive, notation, observe, to_dict
 from jaxnet.explaining.derive import chain_of
 from jaxnet.explaining.expressions import (
@@ -39,8 +39,8 @@ from jaxnet.explaining.steps import question_lines, steps
 from jaxnet.explaining.subjects import at, of_target
 from jaxnet.explaining.terminal import overview
 from jaxnet.explaining.ulp import ulps
-from jaxnet.losses import LOSSES
 from jaxnet.training.explained import config_subject
+from tests.problems import LOSSES
 
 CONFIG = Path(__file__).parent.parent / "configs" / "two_three_two.toml"
 
@@ -294,7 +294,8 @@ def test_another_layer_and_none(observed):
 # ------------------------------------------------------------------------------------------------ all that ships
 
 # A few of each kind are enough for every day; all of them by `pytest -m "slow or not slow" tests/test_explaining.py`.
-QUICK = {"dense", "dropout", "softmax", "layer_norm vector", "tied", "max_pool", "embedding"}
+QUICK = {"dense(4)", "dropout(0.4)", "softmax", "layer_norm(bias=False)", "max_pool(2)", "embedding(9, 4)",
+         "tied(dense(6), tanh, dense(6), where=(0, 2))"}  # fmt: skip
 
 
 def marked(target):

@@ -9,12 +9,14 @@ import jaxnet
 from jaxnet import dense, feedback, parallel, per_position, remat, repeat, residual, serial, tanh, tied
 from jaxnet.checking import check, networks
 from jaxnet.checking.deviations import declared, deviation
-from jaxnet.feedback import WAYS, by_transpose, ways_in
+from jaxnet.feedback import by_transpose, ways_in
 from jaxnet.layer import ShapeError, on_leaves
+from jaxnet.registry import makers
 from jaxnet.training.step import in_precision
 from tests.agreement import normal
 
 QUICK = {"seeds": 1, "precise": False, "also": False, "shapes": False, "inside": False}
+WAYS = makers("feedback")
 OTHERS = [name for name in WAYS if name != "transpose"]
 
 
@@ -31,7 +33,7 @@ def initialized(net, x):
 @pytest.mark.parametrize("name", OTHERS)
 def test_three_layers_by_hand(name, x64):
     x, delta = normal(1, (3,)).astype(float), normal(2, (3,)).astype(float)
-    net = WAYS[name](**({"seed": 5} if name in ("random", "direct") else {}))(
+    net = WAYS[name]({"seed": 5} if name in ("random", "direct") else {})(
         serial(dense(3), tanh, dense(3), tanh, dense(3))
     )
     params = initialized(net, x)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxnet as j
-from jaxnet.feedback import WAYS
 from jaxnet.layer import ShapeError
+from jaxnet.registry import makers
 from jaxnet.training.angles import angles
 from jaxnet.training.build import build
 from jaxnet.training.config import ConfigError, load_config
@@ -98,7 +98,7 @@ def test_by_the_transpose_all_angles_are_zero():
 
 @pytest.mark.parametrize("way", ["random", "sign", "pinv"])
 def test_angles_are_those_to_the_gradient_and_to_the_transpose(way):
-    net = WAYS[way]()(NET)
+    net = makers("feedback")[way]()(NET)
     found, params, xs, ys = taken(net)
     grads, right = (j.value_and_grad(each, j.quadratic)(params, xs, ys)[1] for each in (net, NET))
     expected = [angle(*(tuple(each[i].values()) for each in (grads, right))) for i in (0, 2)]
@@ -112,7 +112,7 @@ def test_angles_are_those_to_the_gradient_and_to_the_transpose(way):
 
 def test_a_block_inside_of_a_stack_has_its_own_angle():
     net = j.serial(j.dense(3), j.repeat(j.serial(j.dense(3), j.tanh), 2), j.dense(3))
-    found = taken(WAYS["random"]()(net))[0]
+    found = taken(makers("feedback")["random"]()(net))[0]
     assert found["update_angles"].shape == found["feedback_angles"].shape == (4,)
     assert found["update_angles"][-1] == 0  # its δ is the loss's own
     assert len(set(np.round(found["feedback_angles"], 3))) == 4

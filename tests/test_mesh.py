@@ -12,11 +12,11 @@ import pytest
 from jaxnet.backprop import initialize, one_example
 from jaxnet.combinators import repeat, residual, serial
 from jaxnet.layers import ACTIVATIONS, dense
-from jaxnet.losses import LOSSES
 from jaxnet.readings import total
 from jaxnet.training import devices, loop, step
 from jaxnet.training.evaluate import restore
 from jaxnet.training.session import Session
+from tests.problems import LOSSES
 from tests.runs import metrics, small, summary
 
 NETS = {

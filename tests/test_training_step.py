@@ -10,11 +10,11 @@ from jax import export
 from jaxnet.backprop import one_example, predict, trace
 from jaxnet.combinators import per_position, repeat, residual, serial, tied
 from jaxnet.layers import ACTIVATIONS, conv2d, dense, dropout, flatten
-from jaxnet.losses import LOSSES
 from jaxnet.readings import total
 from jaxnet.training import monitors, step
 from jaxnet.training.operations import products
 from jaxnet.training.step import Arrays, Recipe
+from tests.problems import LOSSES
 
 tanh = ACTIVATIONS["tanh"]
 NETS = {

@@ -11,8 +11,8 @@ import scipy.stats
 import jaxnet
 from jaxnet import dense, huber, per_position
 from jaxnet.layers import ACTIVATIONS
-from jaxnet.losses import LOSSES
 from tests.agreement import normal, uniform
+from tests.problems import LOSSES
 
 Z = np.concatenate([np.linspace(-8, 8, 81), [-1e4, -50, 50, 1e4]])
 BY_SCIPY = {

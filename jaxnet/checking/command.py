@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxnet.checking.checks import check
 from jaxnet.checking.report import Report
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.checking.table import clipped, sized
-from jaxnet.checking.targets import Target, find
+from jaxnet.checking.targets import Target, find, in_dtype, load, shipped
 
 ADEQUACY_SECONDS = 1.5  # for each of all targets
 
@@ -103,10 +104,7 @@ def could_not(why: str) -> int:
 def gathered(targets: Sequence[str | Target], inputs: str | None, dtype: str | None, all: bool) -> list[Target]:
     """Everything to be checked."""
     if all:
-        from jaxnet.checking.shipped import shipped
-        from jaxnet.checking.targets import in_dtype
-
-        return [Target(each.name, each.rule, in_dtype(each.args, dtype), each.options) for each in shipped()]
+        return [replace(each, args=in_dtype(each.args, dtype)) for each in shipped()]
     if not targets:
         raise CannotCheckError("name what to check: a layer, a loss, a model, module:object, or --all")
     return [
@@ -116,8 +114,6 @@ def gathered(targets: Sequence[str | Target], inputs: str | None, dtype: str | N
 
 def function_at(place: str) -> Any:
     """The function at "module:object"."""
-    from jaxnet.checking.targets import load
-
     module, _, name = place.rpartition(":")
     thing = getattr(load(module), name, None) if module else None
     if not callable(thing):

@@ -7,12 +7,13 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxnet.checking.subject import CannotCheckError
+from jaxnet.registry import example, makers
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,30 @@ def in_dtype(args: tuple, dtype: str | None) -> tuple:
     return tuple(arg.replace("float32", dtype) if dtype and isinstance(arg, str) else arg for arg in args)
 
 
+def shipped(*names: str) -> list[Target]:
+    """The examples of every layer, combinator, model and loss, or of those with these names, each as a target."""
+    found = []
+    for name, entry in makers("layer", "model", "loss").items():
+        if names and name not in names:
+            continue
+        for call, inputs in entry.examples.items():
+            for each in inputs:
+                title = call if len(inputs) == 1 else f"{call} at {each}"
+                found.append(Target(title, example(entry, call), (each,), typed=name))
+    return found
+
+
 def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Target]:
     """Everything that jaxnet ships under a name: all uses of it where there are several."""
-    from jaxnet.checking.shipped import shipped
-
-    everything = shipped()
-    found = [target for target in everything if target.name == name or target.name.split(" ")[0] == name]
+    found = shipped(name)
     if not found:
-        names = sorted({target.name.split(" ")[0] for target in everything})
+        names = sorted(makers("layer", "model", "loss"))
         near = difflib.get_close_matches(name, names, 3, 0.5)
-        meant = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names)}"
-        raise CannotCheckError(f"nothing that jaxnet ships is called {name!r}: {meant} Or name module:object")
+        meant = f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(names)}."
+        raise CannotCheckError(f"no layer, loss or model {name!r}. {meant} Or name module:object")
     if inputs is not None:
-        found = [Target(found[0].name, found[0].rule, (inputs,), found[0].options)]
-    return [Target(each.name, each.rule, in_dtype(each.args, dtype), each.options) for each in found]
+        found = [replace(found[0], args=(inputs,))]
+    return [replace(each, args=in_dtype(each.args, dtype)) for each in found]
 
 
 def of_object(target: str, inputs: str | None, dtype: str | None) -> Target:

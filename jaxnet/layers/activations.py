@@ -67,7 +67,10 @@ def rows() -> tuple[Activation, ...]:
     )  # fmt: skip
 
 
-@maker(examples={'elementwise(Activation("cube", lambda z: z**3, lambda z, a: 3 * z**2, "z"))': "float32[6]"})
+@maker(
+    configs=False,
+    examples={'elementwise(Activation("cube", lambda z: z**3, lambda z, a: 3 * z**2, "z"))': "float32[6]"},
+)
 def elementwise(activation: Activation) -> Layer:
     """a = g(z), dz = da ⊙ g′(z): the layer of a row of the table, or of a row of one's own.
 

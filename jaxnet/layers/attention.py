@@ -127,7 +127,16 @@ def fits(name: str, seen: Seen, queries: int, keys: int) -> None:
         raise ShapeError(f"{name} is causal: it takes as many queries as keys, got {queries} and {keys}")
 
 
-@maker(configs=False)
+thirds = leaf(
+    "thirds",
+    no_params,
+    lambda params, x, key=None, train=False: (tuple(jnp.split(x, 3, axis=-1)), ()),
+    lambda params, saved, d_outs: (jnp.concatenate(d_outs, axis=-1), ()),
+)
+"""The last axis cut into three: queries, keys and values of one array, for the example below."""
+
+
+@maker(configs=False, examples={"serial(thirds, dot_product_attention())": "float32[5,2,24]"})
 def dot_product_attention(*, causal: bool = True, mask=None) -> Layer:
     """o_t = Σₛ softmaxₛ(q_t·k_s/√d) v_s in each head: the core of `attention`, without projections.
 

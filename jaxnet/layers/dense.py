@@ -8,7 +8,7 @@
 Source: Nielsen, Neural Networks and Deep Learning, ch. 2, (BP2) to (BP4).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxnet.factors import Outer, Plain
 from jaxnet.layer import Layer, ShapeError, leaf
-from jaxnet.layers.initializers import Initializer, initializer
+from jaxnet.layers.initializers import Initializer, initializer, pinned
 from jaxnet.lowering.products import accumulated, transposed_operand
 from jaxnet.registry import maker
 
@@ -41,15 +41,30 @@ def transpose_times(W: Float[Array, "out in"], delta: Float[Array, "*positions o
 
 
 @maker(examples={"dense(4)": "float32[6]", "dense(6, bias=False)": "float32[6]"}, axes={"W": "out in", "b": "out"})
-def dense(units: int, *, bias: bool = True, init: str | Initializer | Callable = "lecun_normal") -> Layer:
+def dense(
+    units: int,
+    *,
+    bias: bool = True,
+    init: str | Initializer | Callable = "lecun_normal",
+    weights: Sequence[Sequence[float]] | None = None,
+    biases: Sequence[float] | None = None,
+) -> Layer:
     """z = W a + b, for one vector a; at each position of a sequence by `per_position`.
 
     `units`: the length of z. `bias`: whether there is a b. `init`: a name of `INITIALIZERS`, an `Initializer`, or a
-    function `(key, shape, dtype)` for W. Parameters: `{"W": (units, in), "b": (units,)}`.
-    Raises `ShapeError` for an input that is no vector, or not of the length that W takes.
+    function `(key, shape, dtype)` for W. `weights`, `biases`: the numbers with which W and b begin, instead of it.
+    Parameters: `{"W": (units, in), "b": (units,)}`.
+    Raises `ShapeError` for an input that is no vector, or not of the length that W takes; `ValueError` for rows of
+    weights of different lengths, or biases without a b.
     """
     name = f"dense {units}"
     begin = initializer(init)
+    if biases is not None and not bias:
+        raise ValueError("biases are given where bias = false leaves them out: drop one of the two")
+    if weights is not None and len({len(row) for row in weights}) > 1:
+        raise ValueError(f"weights must be rows of one length, got lengths {[len(row) for row in weights]}")
+    W_begins = begin.W if weights is None else pinned(weights)
+    b_begins = begin.b if biases is None else pinned(biases)
 
     def accepts(a, params):
         if a.ndim != 1:
@@ -66,8 +81,8 @@ def dense(units: int, *, bias: bool = True, init: str | Initializer | Callable =
     def new(key, a):
         dtype = a.dtype if jnp.issubdtype(a.dtype, jnp.floating) else jnp.float32
         W_key, b_key = jnp.unstack(jax.random.split(key))
-        params = {"W": begin.W(W_key, (units, a.shape[0]), dtype)}
-        return params | {"b": begin.b(b_key, (units,), dtype)} if bias else params
+        params = {"W": W_begins(W_key, (units, a.shape[0]), dtype)}
+        return params | {"b": b_begins(b_key, (units,), dtype)} if bias else params
 
     def forward(params, a, key=None, train=False):
         z = times(params["W"], a)

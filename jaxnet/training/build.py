@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,19 @@ from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, ShapeError, output, split_state
 from jaxnet.losses import ignoring
 from jaxnet.readings import total
+from jaxnet.registry import Maker, maker_of
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, import_object
 from jaxnet.training.data.own import raised
 from jaxnet.training.names import (
-    FEEDBACK_NAMES,
+    FEEDBACK,
     LAYERS,
-    LOSS_NAMES,
-    MODEL_NAMES,
+    LOSSES,
+    MODELS,
     OPTIMIZERS,
     SCHEDULES,
     gives_options,
-    parameters,
+    layers_in,
 )
 
 
@@ -81,18 +82,22 @@ def one_input(config: Config, dataset: Dataset) -> jax.ShapeDtypeStruct:
 # ----------------------------------------------------------------------------------------------- by name
 
 
-def make(where: str, function: Callable, /, **options: Any) -> Any:
-    """`function(**options)`; what it refuses is told with its place in the config.
+def make(where: str, of: Maker | Callable, /, **options: Any) -> Any:
+    """What a maker or a function makes of the options; what it refuses is told with its place in the config.
 
     Raises ConfigError.
     """
+    args, rest = of.arguments(options) if isinstance(of, Maker) else ((), options)
+    function = of.make if isinstance(of, Maker) else of
+    if not inspect.isfunction(function) and isinstance(of, Maker):
+        return function
     try:
-        inspect.signature(function).bind(**options)
+        inspect.signature(function).bind(*args, **rest)
     except TypeError as error:
         given = ", ".join(f"{name} = {value!r}" for name, value in options.items()) or "no options"
         raise ConfigError(f"{where} cannot be made with {given}: {error}") from None
     try:
-        return function(**options)
+        return function(*args, **rest)
     except ShapeError:
         raise
     except ValueError as error:
@@ -106,10 +111,7 @@ def own(where: str, name: str, kind: type, options: Mapping[str, Any]) -> Any:
 
     Raises ConfigError where there is none, or it is of another kind.
     """
-    try:
-        found = import_object(name)
-    except ImportError as error:
-        raise ConfigError(f"{where}: {error}") from None
+    found = imported(where, name)
     if not isinstance(found, kind) and callable(found):
         found = make(f'{where}: "{name}"', found, **options)
     elif options:
@@ -121,6 +123,17 @@ def own(where: str, name: str, kind: type, options: Mapping[str, Any]) -> Any:
     return found
 
 
+def imported(where: str, name: str) -> Any:
+    """The object of a name of one's own.
+
+    Raises ConfigError where there is none.
+    """
+    try:
+        return import_object(name)
+    except ImportError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def split_name(spec: str | Mapping[str, Any], key: str = "name") -> tuple[str, dict[str, Any]]:
     """The name and the options of a name, or of a table with a name."""
     if isinstance(spec, str):
@@ -129,10 +142,10 @@ def split_name(spec: str | Mapping[str, Any], key: str = "name") -> tuple[str, d
     return options.pop(key), options
 
 
-def with_init(of: Callable, options: Mapping[str, Any], init: str | None) -> dict[str, Any]:
-    """The options, and the config's initialiser where there is none and one is taken."""
-    given = {} if init is None or "init" not in parameters(of) else {"init": init}
-    return given | dict(options)
+def with_init(of: Maker, options: Mapping[str, Any], init: str | None) -> dict[str, Any]:
+    """The options, and the config's initialiser where there is none and one is taken by name."""
+    takes = "init" in of.options and isinstance(of.options["init"].default, str)
+    return ({"init": init} if takes and init is not None else {}) | dict(options)
 
 
 def network(config: Config) -> Layer:
@@ -142,7 +155,7 @@ def network(config: Config) -> Layer:
     """
     net = forward_network(config)
     name, options = split_name(config.feedback)
-    return net if name == "transpose" else make("feedback", FEEDBACK_NAMES[name], **options)(net)
+    return net if name == "transpose" else make("feedback", FEEDBACK[name], **options)(net)
 
 
 def forward_network(config: Config) -> Layer:
@@ -154,9 +167,9 @@ def forward_network(config: Config) -> Layer:
     if isinstance(spec, list):
         return block_of(spec, config.init, "model")
     name, options = split_name(spec)
-    if name not in MODEL_NAMES:
+    if name not in MODELS:
         return own("model", name, Layer, options)
-    return make("model", MODEL_NAMES[name], **with_init(MODEL_NAMES[name], options, config.init))
+    return make("model", MODELS[name], **with_init(MODELS[name], options, config.init))
 
 
 def block_of(spec: Any, init: str | None, where: str) -> Layer:
@@ -172,20 +185,20 @@ def layer_of(spec: Any, init: str | None, where: str) -> Layer:
     Raises ConfigError.
     """
     name, value = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
-    if name not in LAYERS:
+    of = LAYERS.get(name) or maker_of(imported(where, name))
+    if of is None:
         return own(where, name, Layer, value)
-    of = LAYERS[name]
-    if isinstance(of, Layer):
-        return of
-    takes = parameters(of)
-    options = dict(value) if gives_options(of, value) or not takes else {next(iter(takes)): value}
+    if not of.options:
+        return make(f"{where}.{name}", of, **value)
+    options = dict(value) if gives_options(of, value) else {next(iter(of.options)): value}
     for key, inside in options.items():
-        annotation = takes[key].annotation
-        if annotation is Layer:
+        if key not in of.options or layers_in(of.options[key]) == "none":
+            continue
+        if layers_in(of.options[key]) == "one":
             options[key] = block_of(inside, init, f"{where}.{name}")
-        elif Layer in get_args(annotation):
+        else:
             options[key] = [block_of(each, init, f"{where}.{name}.{i}") for i, each in enumerate(inside)]
-    return make(f"{where}.{name}", of, **with_init(of, options, init))
+    return make(f"{where}.{name}", of, **(with_init(of, options, init) if name in LAYERS else options))
 
 
 def loss_of(spec: Any) -> Loss:
@@ -194,10 +207,9 @@ def loss_of(spec: Any) -> Loss:
     Raises ConfigError.
     """
     name, options = split_name(spec)
-    if name not in LOSS_NAMES:
+    if name not in LOSSES:
         return own("loss", name, Loss, options)
-    of = LOSS_NAMES[name]
-    return of if isinstance(of, Loss) else make("loss", of, **options)
+    return make("loss", LOSSES[name], **options)
 
 
 # --------------------------------------------------------------------------------------------- optimizer

@@ -27,13 +27,12 @@ from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, INITIALIZERS
 from jaxnet.training.data.dataset import did_you_mean
 from jaxnet.training.names import (
-    FEEDBACK_NAMES,
+    FEEDBACK,
     LAYERS,
-    LOSS_NAMES,
-    MODEL_NAMES,
+    LOSSES,
+    MODELS,
     OPTIMIZERS,
     SCHEDULES,
-    Count,
     gives_options,
     is_own,
     parameters,
@@ -140,16 +139,23 @@ Init = Annotated[Any, Checked(one_of(INITIALIZERS, "an initialiser"))]
 Activation = one_of(ACTIVATIONS, "an activation")
 
 
+Count = Annotated[int, Field(ge=1)]
+COUNTS = ("units", "width", "depth", "outputs", "times", "vocab", "length", "heads", "kv_heads", "hidden")
+"""The options that count something, so are at least 1."""
+
+
 def type_of(parameter: Parameter) -> Any:
     """The type that an option has in a config; None for one that a file cannot give (a mask, a key)."""
     name = parameter.name
+    if parameter.kind is Parameter.VAR_POSITIONAL:
+        return Annotated[list[plain_type(parameter.annotation)], Field(min_length=1)]
     if name == "init":
         return Init
     if name in ("activation", "out"):
         return Activation
     if name == "way":
-        return one_of(FEEDBACK_NAMES, "a way back")
-    if name in ("width", "depth", "outputs"):
+        return one_of(FEEDBACK, "a way back")
+    if name in COUNTS and parameter.annotation in (int, int | None):
         return Count
     if name == "widths":
         return Annotated[list[Count], Field(min_length=1)]
@@ -263,9 +269,9 @@ def named(names: Mapping[str, Any], what: str, key: str = "name", own: bool = Tr
 
 ScheduleTable = Annotated[Any, Checked(named(SCHEDULES, "schedule", key="schedule", own=False))]
 OptimizerSpec = Annotated[Any, Checked(named(OPTIMIZERS, "optimizer"))]
-LossSpec = Annotated[Any, Checked(named(LOSS_NAMES, "loss"))]
-FeedbackSpec = Annotated[Any, Checked(named(FEEDBACK_NAMES, "feedback", own=False))]
-NamedModel = Annotated[Any, Checked(named(MODEL_NAMES, "model"))]
+LossSpec = Annotated[Any, Checked(named(LOSSES, "loss"))]
+FeedbackSpec = Annotated[Any, Checked(named(FEEDBACK, "feedback", own=False))]
+NamedModel = Annotated[Any, Checked(named(MODELS, "model"))]
 
 
 # --------------------------------------------------------------------------------------------------- layers

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxnet.training.names import LAYERS, parameters
+from jaxnet.training.names import LAYERS
 
 
 class OverrideError(ValueError):
@@ -94,8 +94,8 @@ def opened(node: Any, where: tuple[str, ...], override: str) -> Any:
     if where in NAMES and isinstance(node, str):
         return {"name": node}
     layer = LAYERS.get(where[-1])
-    if where[0] == "model" and parameters(layer):
-        return {next(iter(parameters(layer))): node}
+    if where[0] == "model" and layer is not None and layer.options:
+        return {next(iter(layer.options)): node}
     raise OverrideError(
         f"{override}: {'.'.join(where)} is {node!r} and has nothing inside: set {'.'.join(where)} itself"
     )

@@ -78,7 +78,7 @@ def test_a_name_and_an_object():
     [
         ([], "name what to check"),
         (["no-such.toml"], "there is no config no-such.toml"),
-        (["rellu"], "did you mean relu"),
+        (["rellu"], "Did you mean relu"),
         (["no.such.module:f"], "cannot be imported"),
         (["identity", "--dtype", "floaty"], "inputs are dtypes with shapes"),
         (["identity", "--reference", "nothing"], "a reference is given as module:function"),

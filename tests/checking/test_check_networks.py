@@ -6,7 +6,7 @@ import pytest
 
 import jaxnet as j
 from jaxnet.checking import CannotCheckError, check
-from jaxnet.checking.shipped import LOOK_UPS, shipped, unlisted
+from jaxnet.checking.targets import shipped
 from jaxnet.layer import Loss
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False, "precise": False}
@@ -122,15 +122,6 @@ def test_given_parameters_are_kept():
 def test_an_input_that_a_network_does_not_take_is_said_to_be():
     with pytest.raises(CannotCheckError, match="neither as one example"):
         check(j.dense(3), "float32[2,3,4]")
-
-
-def test_everything_that_is_shipped_is_listed():
-    assert unlisted() == []
-    names = [target.name for target in shipped()]
-    for look_up, table in LOOK_UPS.items():
-        assert all(getattr(j.layers, look_up)(row) is table[row] for row in table)
-        assert set(table) <= set(names)
-    assert len(names) == len(set(names))
 
 
 def test_everything_shipped_is_right_at_one_point():

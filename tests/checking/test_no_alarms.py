@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 import jaxnet as j
 from jaxnet.checking import check
-from jaxnet.checking.shipped import shipped
-from jaxnet.checking.targets import in_dtype
+from jaxnet.checking.targets import in_dtype, shipped
 from tests.checking.rules import layer_norm
 
 QUICK = {"also": False, "shapes": False, "diagnose": False}
