@@ -191,6 +191,19 @@ def sweep(
 
 
 @app.command()
+def layers(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Some of them; all without a name.")] = None,
+) -> None:
+    """List the layers, models, losses and feedback: options with defaults, equation, example inputs."""
+    from jaxnet import registry
+
+    try:
+        print(*registry.listed(*(names or ())), sep="\n")
+    except LookupError as error:
+        raise refused(str(error)) from None
+
+
+@app.command()
 def check(
     targets: Annotated[
         list[str] | None,

@@ -1,5 +1,6 @@
 """The contract: what a layer, a loss and a reading are. All of jaxnet is made of these."""
 
+import html
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,44 @@ class Layer(NamedTuple):
 
     __repr__, __hash__, __reduce__ = registry.shown, registry.hashed, registry.reduced
     __eq__, __ne__, __copy__, __deepcopy__ = registry.equal, registry.unequal, registry.itself, registry.itself
+
+    def _repr_html_(self) -> str:
+        """The table of its layers, in a notebook; `summary(net, x)` has their shapes and parameters too."""
+        return Summary(tuple(SummaryRow(repr(part)) for part in (self.parts or (self,))))._repr_html_()
+
+
+class SummaryRow(NamedTuple):
+    """One layer of a network: what it is, the shape of its output, the count of its parameters."""
+
+    layer: str
+    shape: tuple[int, ...] | None = None
+    parameters: int | None = None
+
+
+class Summary(NamedTuple):
+    """The layers of a network with their shapes and parameters: text, and a table in a notebook."""
+
+    rows: tuple[SummaryRow, ...]
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table's rows, the heading first and the total last; the layers alone where no input is known."""
+        if any(row.parameters is None for row in self.rows):
+            return [("layer",), *((row.layer,) for row in self.rows)]
+        total = sum(row.parameters or 0 for row in self.rows)
+        rows = [(row.layer, str(row.shape), f"{row.parameters:,}") for row in self.rows]
+        return [("layer", "output", "parameters"), *rows, ("total", "", f"{total:,}")]
+
+    def __str__(self) -> str:
+        cells = self.cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        heading, *rows = [[html.escape(cell) for cell in row] for row in self.cells()]
+        head = "".join(f"<th>{cell}</th>" for cell in heading)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 class Loss(NamedTuple):
@@ -190,6 +229,43 @@ def leaves(net: Layer) -> list[Layer]:
 def output(net: Layer, params: Tree, x: Tree, train: bool = False) -> Tree:
     """Shape and dtype of what `net` makes of an `x`; nothing is computed."""
     return jax.eval_shape(lambda p, x: net.forward(p, x, None, train)[0], params, x)
+
+
+def summary(net: Layer, x: Tree) -> Summary:
+    """The table of a network for an input of the shape and dtype of `x`, one example: layer, output, parameters.
+
+    A network of several layers has a row for each. Nothing is computed but shapes.
+    Raises `ShapeError` for an input that the network does not take.
+
+    >>> import jax
+    >>> from jaxnet import dense, serial, sigmoid
+    >>> from jaxnet.layer import summary
+    >>> print(summary(serial(dense(30), sigmoid, dense(10)), jax.ShapeDtypeStruct((784,), "float32")))
+    layer      output  parameters
+    dense(30)  (30,)   23,550
+    sigmoid    (30,)   0
+    dense(10)  (10,)   310
+    total              23,860
+    """
+    params = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)), x)
+    shapes: dict[int, Any] = {}
+
+    def seen(number: int, part: Layer) -> Layer:
+        def forward(params, x, key=None, train=False):
+            out, saved = part.forward(params, x, key, train)
+            shapes[number] = jax.tree.map(lambda t: t.shape, out)
+            return out, saved
+
+        return part._replace(forward=forward)
+
+    several = len(net.parts) > 1 and net.rebuild is not None
+    parts, of_parts = (net.parts, params) if several else ((net,), (params,))
+    watched = [seen(number, part) for number, part in enumerate(parts)]
+    output(net.rebuild(*watched) if several and net.rebuild else watched[0], params, x)
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(p)) for p in of_parts]
+    return Summary(
+        tuple(SummaryRow(repr(p), shapes[i], count) for i, (p, count) in enumerate(zip(parts, counts, strict=True)))
+    )
 
 
 def split_key(key: jax.Array | None, times: int) -> Sequence:

@@ -4,11 +4,15 @@ A layer says what it is by `made`: the name of its maker and the options. `@make
 here. Configs, `check --all`, the tests, `jaxnet layers` and `explain` read this registry; there is no other list.
 """
 
+import ast
+import difflib
 import functools
 import importlib
 import inspect
+import itertools
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -38,6 +42,7 @@ class Maker:
     - `examples`: calls of it, as text, each with the inputs at which it is checked.
     - `axes`: for each parameter the names of its axes, `{"W": "out in"}`.
     - `configs`: whether a config may name it.
+    - `module`: where it is defined.
     """
 
     name: str
@@ -46,11 +51,40 @@ class Maker:
     examples: Mapping[str, tuple[str, ...]]
     axes: Mapping[str, str]
     configs: bool
+    module: str
 
     @property
     def title(self) -> str:
         """The name as Python code writes it."""
         return self.name.rpartition(":")[2].rpartition(".")[2]
+
+    @property
+    def call(self) -> str:
+        """The call with every option and its default, as `dense(units, *, bias=True)`."""
+        if not self.options:
+            return self.title
+        shown, keywords = [], False
+        for name, option in self.options.items():
+            if option.kind is option.KEYWORD_ONLY and not keywords:
+                shown, keywords = [*shown, "*"], True
+            if option.kind is option.VAR_POSITIONAL:
+                name, keywords = f"*{name}", True
+            shown.append(name if option.default is option.empty else f"{name}={text(option.default)}")
+        return f"{self.title}({', '.join(shown)})"
+
+    @functools.cached_property
+    def about(self) -> str:
+        """What it makes: the first line of the docstring, for a row the text under the line that defines it."""
+        if inspect.isfunction(self.make):
+            return (inspect.getdoc(self.make) or "").partition("\n")[0]
+        tree = ast.parse(inspect.getsource(sys.modules[self.module]))
+        for line, after in itertools.pairwise(tree.body):
+            names = [
+                node.id for node in ast.walk(line) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            ]
+            if self.title in names and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                return str(after.value.value).partition("\n")[0]
+        return ""
 
     @functools.cached_property
     def options(self) -> Mapping[str, inspect.Parameter]:
@@ -234,7 +268,7 @@ def entered(module: str, name: str, kind: Kind, make: Any, examples, axes, confi
     name = name if module.split(".")[0] == "jaxnet" else f"{module}:{name}"
     examples = {call: (inputs,) if isinstance(inputs, str) else tuple(inputs) for call, inputs in examples.items()}
     examples, axes = MappingProxyType(examples), MappingProxyType(dict(axes))
-    entry = _makers[kind, name] = Maker(name, kind, make, examples, axes, configs)
+    entry = _makers[kind, name] = Maker(name, kind, make, examples, axes, configs, module)
     return entry
 
 
@@ -344,6 +378,34 @@ def found(kind: Kind, name: str) -> Maker:
     if (kind, name) not in _makers:
         raise LookupError(f"there is no {kind} {name!r}: a maker is a function under @maker at the top of its module")
     return _makers[kind, name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean "mnist"?`, or what there is where nothing comes close."""
+    lowered = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.55)
+    return f'did you mean "{lowered[close[0]]}"?' if close else f"there is {', '.join(lowered.values())}"
+
+
+def listed(*names: str) -> Iterator[str]:
+    """The lines of `jaxnet layers`: of each maker the call with its defaults, what it is, what it takes.
+
+    Raises `LookupError` for a name that is none.
+    """
+    kinds: tuple[Kind, ...] = ("layer", "model", "loss", "feedback")
+    known = makers(*kinds)
+    for name in names:
+        if name not in known:
+            raise LookupError(f"no layer, model, loss or feedback {name!r}: {did_you_mean(name, known)}")
+    for kind in kinds:
+        own = {name: entry for name, entry in makers(kind).items() if entry.configs or entry.examples}
+        chosen = [entry for name, entry in own.items() if not names or name in names]
+        yield from [f"{kind.upper()}", ""] if chosen else []
+        for entry in chosen:
+            yield entry.call
+            yield f"    {entry.about}"
+            yield from (f"    {call}: {', '.join(inputs)}" for call, inputs in entry.examples.items())
+            yield ""
 
 
 def maker_of(function: Any) -> Maker | None:

@@ -12,7 +12,7 @@ import pytest
 
 import jaxnet
 from jaxnet import Layer, Loss, dense, feedback, heads, losses, models, registry, sigmoid
-from jaxnet.layer import leaf, no_params
+from jaxnet.layer import leaf, no_params, summary
 from jaxnet.registry import example, found, maker, makers
 from tests.implementations import check_against_autodiff
 from tests.problems import REGISTERED
@@ -210,3 +210,31 @@ def test_installed_packages_enter_their_makers(tmp_path, monkeypatch):
 @pytest.mark.parametrize("problem", REGISTERED, ids=lambda p: p.id)
 def test_every_example_agrees_with_autodiff(problem, x64):
     check_against_autodiff(problem)
+
+
+def test_the_registry_is_listed():
+    lines = list(registry.listed())
+    kinds = [line for line in lines if line.isupper()]
+    assert kinds == ["LAYER", "MODEL", "LOSS", "FEEDBACK"]
+    said = {line.partition("(")[0] for line in lines if line and not line.startswith(" ")} - set(kinds)
+    assert said == {*ALL, *makers("feedback")} - {"unfinished", "of_held"}
+    assert "dense(units, *, bias=True, init='lecun_normal', weights=None, biases=None)" in lines
+    assert "serial(*layers)" in lines
+    assert all(entry.about for entry in [*ALL.values(), *makers("feedback").values()])
+    assert list(registry.listed("quadratic"))[:4] == [
+        *("LOSS", "", "quadratic", "    C = ½‖a − y‖², δ = a − y. Source: Nielsen, ch. 1, (6).")
+    ]
+    with pytest.raises(LookupError, match="no layer, model, loss or feedback 'dens': did you mean \"dense\"\\?"):
+        list(registry.listed("dens"))
+
+
+def test_a_network_s_table():
+    x = jax.ShapeDtypeStruct((16,), "int32")
+    table = summary(jaxnet.gpt2(vocab=50, positions=16, width=8, heads=2, depth=2), x)
+    assert [row.shape for row in table.rows] == [(16, 8)] * 4 + [(16, 50)]
+    assert [row.parameters for row in table.rows] == [400, 128, 1744, 16, 0]
+    assert str(table).splitlines()[-1].split() == ["total", "2,288"]
+    shown = summary(jaxnet.serial(dense(3), sigmoid), jnp.zeros(4))._repr_html_()
+    assert "<tr><td>dense(3)</td><td>(3,)</td><td>15</td></tr>" in shown
+    assert "<tr><td>&lt;mine&gt;</td></tr>" in Layer("mine", no_params, print, print)._repr_html_()
+    assert jaxnet.serial(dense(3), sigmoid)._repr_html_().count("<tr>") == 3

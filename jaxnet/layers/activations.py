@@ -125,7 +125,7 @@ def activation_named(name: str) -> Layer:
 
 
 sigmoid, tanh, relu, softplus, silu, gelu, gelu_tanh = ACTIVATIONS.values()
-"""a = g(z) and dz = da ⊙ g′(z) by the table above, for z of any shape."""
+"""a = g(z), dz = da ⊙ g′(z), for z of any shape: the rows of the table above."""
 
 identity = row(
     leaf("identity", no_params, lambda params, z, key=None, train=False: (z, ()), lambda params, _, da: (da, ())),

@@ -25,7 +25,7 @@ from typing_extensions import TypeAliasType
 
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, INITIALIZERS
-from jaxnet.training.data.dataset import did_you_mean
+from jaxnet.registry import did_you_mean
 from jaxnet.training.names import (
     FEEDBACK,
     LAYERS,

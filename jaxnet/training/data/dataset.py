@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,13 +75,6 @@ class Dataset:
 def plural(n: int, one: str, many: str | None = None) -> str:
     """`1 target`, `2 targets`."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`did you mean "mnist"?`, or what there is where nothing comes close."""
-    lowered = {k.lower(): k for k in known}
-    close = get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.55)
-    return f'did you mean "{lowered[close[0]]}"?' if close else f"there is {', '.join(known)}"
 
 
 # ------------------------------------------------------------------------------------------- numbers

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxnet.registry import did_you_mean
 from jaxnet.training.data.dataset import (
     DataError,
     Dataset,
@@ -19,7 +20,6 @@ from jaxnet.training.data.dataset import (
     as_labels,
     as_numbers,
     check_split,
-    did_you_mean,
 )
 from jaxnet.training.data.tables import from_arrays
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxnet.training.data.dataset import DataError, Dataset, Split, did_you_mean
+from jaxnet.registry import did_you_mean
+from jaxnet.training.data.dataset import DataError, Dataset, Split
 from jaxnet.training.data.own import load_own
 from jaxnet.training.data.pictures import digits, mnist
 from jaxnet.training.data.tables import load_csv, load_npz

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxnet.registry import did_you_mean
 from jaxnet.training.data.dataset import (
     DataError,
     Dataset,
@@ -21,7 +22,6 @@ from jaxnet.training.data.dataset import (
     check_split,
     count_classes,
     cut,
-    did_you_mean,
     shuffled,
     split_counts,
 )
