@@ -14,7 +14,8 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 
-from jaxnet.lowering.products import accumulated, transposed_operand
+from jaxnet.lowering import form, op, products
+from jaxnet.lowering.products import accumulated, product
 
 Cls = TypeVar("Cls", bound=type)
 
@@ -45,6 +46,25 @@ class Factor(abc.ABC):
         return jnp.sum(self.multiply() * other.multiply())
 
 
+def sum_of_outer_plain(delta: jax.Array, a: jax.Array, *, out_sharding) -> jax.Array:
+    """Σₜ δₜ aₜᵀ = δᵀ a, of a row for each t."""
+    return product(delta.T, a, out_sharding)
+
+
+def inner_products_plain(a: jax.Array, b: jax.Array) -> jax.Array:
+    """aₛ·bₜ for each s and t: a bᵀ, of a row for each."""
+    return product(a, b.T)
+
+
+sum_of_outer = op(
+    sum_of_outer_plain,
+    cpu=form(products.sum_of_outer, when=lambda delta, a, out_sharding: products.can_be_laid_out(delta), manual=True),
+)
+inner_products = op(
+    inner_products_plain, cpu=form(products.inner_products, when=lambda a, b: products.can_be_laid_out(b), manual=True)
+)
+
+
 @dataclass_tree
 class Outer(Factor):
     """∇_W C = Σ δ aᵀ over the first `sums` axes."""
@@ -60,10 +80,7 @@ class Outer(Factor):
 
     def multiply(self, out_sharding=None):
         # Two dimensions first: a contraction over several axes at once copies its operands on a CPU.
-        delta, a = self.rows()
-        return jnp.matmul(
-            transposed_operand(delta), a, preferred_element_type=accumulated(a.dtype), out_sharding=out_sharding
-        )
+        return sum_of_outer(*self.rows(), out_sharding=out_sharding)
 
     def summed_once_more(self):
         return replace(self, sums=self.sums + 1)
@@ -75,11 +92,7 @@ class Outer(Factor):
         if not isinstance(other, Outer) or terms * (outs + ins) >= outs * ins:
             return super().gram(other)
         other_delta, other_a = other.rows()
-        products = [
-            jnp.matmul(left, transposed_operand(right), preferred_element_type=accumulated(left.dtype))
-            for left, right in ((delta, other_delta), (a, other_a))
-        ]
-        return jnp.sum(products[0] * products[1])
+        return jnp.sum(inner_products(delta, other_delta) * inner_products(a, other_a))
 
 
 @dataclass_tree

@@ -11,8 +11,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnet.layers
+from jaxnet.factors import inner_products, sum_of_outer
 from jaxnet.layers.attention import attend, attend_backward
 from jaxnet.layers.conv import weight_gradient
+from jaxnet.layers.dense import times
+from jaxnet.layers.normalization import norm_backward
+from jaxnet.layers.pooling import to_places
+from jaxnet.layers.recurrent.over_time import over_rows
 from jaxnet.lowering import Op
 from jaxnet.lowering.attention import Seen
 from jaxnet.lowering.windows import Window
@@ -62,7 +67,80 @@ CONVOLUTIONS = {
     "dilated, in groups": (2, (9,), window((3,), (2,), ((2, 2),), (2,)), 2, 4, 6),
     "depthwise": (1, (6, 6), window((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1)), 4, 4, 4),
 }
+SIDE_BY_SIDE = {
+    "2x2": ((4, 6), window((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1))),
+    "places left over": ((7, 5), window((3, 2), (3, 2), ((0, 0), (0, 0)), (1, 1))),
+    "in time": ((9,), window((4,), (4,), ((0, 0),), (1,))),
+}
+MATRICES = {"laid out": (5, 48), "as they lie": (7, 49)}
+
+
+def matrices(left, right, dtype):
+    return normal(left, 7, dtype), normal(right, 8, dtype)
+
+
+def pooled(places, at, dtype):
+    d_out = normal((*at.positions(places), 3), 9, dtype)
+    return d_out, jnp.asarray(np.random.default_rng(10).integers(len(at.taps()), size=d_out.shape), jnp.uint8)
+
+
+def averaged(places, at, dtype):
+    return pooled(places, at, dtype)[0], None
+
+
+def normalised(positions, width, dtype):
+    x_hat = normal((*positions, width), 11, dtype)
+    return normal((width,), 12, dtype), normal((*positions, width), 13, dtype), x_hat, 1 + x_hat[..., :1] ** 2
+
+
+def stepped(time, dtype):
+    rows = normal((time, 4), 14, dtype)
+    return {"U": normal((4, 4), 15, dtype)}, {"h": normal((4,), 16, dtype)}, rows, normal((time, 2), 17, dtype)
+
+
+def counted(params, carry, row, x):
+    """A step that needs its row, what it carries, and what came with it."""
+    h = jnp.tanh(params["U"] @ carry["h"] + row)
+    return {"h": h}, h * row, x.sum() * h[:2]
+
+
 CASES = {
+    **{f"times {name}": (times, partial(matrices, shape, (3, shape[1])), {}) for name, shape in MATRICES.items()},
+    **{
+        f"sum_of_outer {name}": (sum_of_outer, partial(matrices, shape, (shape[0], 3)), {"out_sharding": None})
+        for name, shape in MATRICES.items()
+    },
+    **{
+        f"inner_products {name}": (inner_products, partial(matrices, (3, shape[1]), shape), {})
+        for name, shape in MATRICES.items()
+    },
+    **{
+        f"to_places {name} {kind}": (
+            to_places,
+            partial(of, places, at),
+            {"window": at, "shape": (*places, 3)},
+        )
+        for name, (places, at) in SIDE_BY_SIDE.items()
+        for kind, of in (("winner", pooled), ("all", averaged))
+    },
+    **{
+        f"norm_backward {centred} {len(positions)}": (
+            norm_backward,
+            partial(normalised, positions, 5),
+            {"groups": None, "centred": centred == "centred"},
+        )
+        for centred in ("centred", "not centred")
+        for positions in ((), (3,), (2, 3))
+    },
+    **{
+        f"over_rows {time} {'backward' if reverse else 'forward'}": (
+            over_rows,
+            partial(stepped, time),
+            {"step": counted, "reverse": reverse},
+        )
+        for time in (1, 5)
+        for reverse in (False, True)
+    },
     **{
         f"attend {name}": (attend, partial(heads, *sizes), {"seen": seen}) for name, (sizes, seen) in ATTENTIONS.items()
     },
@@ -89,6 +167,11 @@ SMALL = [param for param in FORMS if "strips" not in param.id]
 every_small_form = pytest.mark.parametrize(("op", "form", "arrays", "options"), SMALL)
 
 
+def moves(t):
+    """Whether an array is one of real numbers, to be varied."""
+    return jnp.issubdtype(t.dtype, jnp.floating)
+
+
 def agree(found, expected, tolerance):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -100,7 +183,8 @@ def agree(found, expected, tolerance):
 
 
 def test_each_operation_of_the_layers_has_a_case():
-    names = [each.name for each in pkgutil.walk_packages(jaxnet.layers.__path__, "jaxnet.layers.")]
+    rooms = pkgutil.walk_packages(jaxnet.layers.__path__, "jaxnet.layers.")
+    names = ["jaxnet.factors", *(each.name for each in rooms)]
     ops = {
         id(value): value
         for name in names
@@ -120,8 +204,8 @@ def test_values(op, form, arrays, options, dtype, tolerance):
 @every_small_form
 def test_under_vmap_and_scan(op, form, arrays, options):
     given = arrays(dtype=jnp.float64)
-    rows = [jnp.stack([t, 2 * t, t + 1]) for t in given]
-    expected = [op.plain(*(t[i] for t in rows), **options) for i in range(3)]
+    rows = jax.tree.map(lambda t: jnp.stack([t, 2 * t, t + 1]) if moves(t) else jnp.stack([t] * 3), given)
+    expected = [op.plain(*jax.tree.map(lambda t, i=i: t[i], rows), **options) for i in range(3)]
     expected = jax.tree.map(lambda *each: jnp.stack(each), *expected)
     agree(jax.vmap(partial(form.f, **options))(*rows), expected, 1e-11)
     agree(jax.lax.scan(lambda _, xs: (None, form.f(*xs, **options)), None, tuple(rows))[1], expected, 1e-11)
@@ -134,12 +218,12 @@ def test_over_a_sharded_batch(op, form, arrays, options, kind):
     given = arrays(dtype=jnp.float64)
     whole = op is weight_gradient
     join = jnp.concatenate if whole else jnp.stack
-    rows = [join([t, 2 * t]) for t in given]
+    rows = jax.tree.map(lambda t: join([t, 2 * t if moves(t) else t]), given)
     batched = (lambda f: f) if whole else jax.vmap
     expected = batched(partial(op.plain, **options))(*rows)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
-        rows = [jax.device_put(t, NamedSharding(mesh, PartitionSpec("data"))) for t in rows]
+        rows = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
         agree(jax.jit(batched(partial(op, **options)))(*rows), expected, 1e-11)
 
 
@@ -147,14 +231,19 @@ def test_over_a_sharded_batch(op, form, arrays, options, kind):
 def test_derivatives_through_the_operation(op, form, arrays, options):
     """First and second derivatives are those of the plain equation, whatever form runs."""
     given = arrays(dtype=jnp.float64)
-    direction = [normal(t.shape, 9) for t in given]
+    numbers, tree = jax.tree.flatten(given)
+    varied = [t for t in numbers if moves(t)]
+    direction = [normal(t.shape, 9) for t in varied]
 
     def total(f):
-        return lambda *args: sum(jnp.sum(jnp.sin(t)) for t in jax.tree.leaves(f(*args, **options)))
+        def of(*varied):
+            left = iter(varied)
+            arrays = jax.tree.unflatten(tree, [next(left) if moves(t) else t for t in numbers])
+            return sum(jnp.sum(jnp.sin(t)) for t in jax.tree.leaves(f(*arrays, **options)))
 
-    everywhere = tuple(range(len(given)))
+        return of
 
     def hessian_product(f):
-        return jax.jvp(jax.grad(total(f), everywhere), tuple(given), tuple(direction))
+        return jax.jvp(jax.grad(total(f), tuple(range(len(varied)))), tuple(varied), tuple(direction))
 
     agree(jax.jit(lambda: hessian_product(op))(), jax.jit(lambda: hessian_product(op.plain))(), 1e-9)

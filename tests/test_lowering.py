@@ -60,6 +60,23 @@ def test_vmap_and_scan():
     assert np.array_equal(jax.lax.scan(lambda c, x: (c, CPU(x)), 0, jnp.arange(3.0))[1], [0, 3, 18])
 
 
+def test_a_mapped_loop_of_operations_is_differentiated_with_its_batch_axis_in_place():
+    """The plain equation gives its batch axis second, as a scan does; a choice of forms gives it first."""
+
+    def running_sum(x):
+        return jax.lax.scan(lambda so_far, x: (so_far + x,) * 2, jnp.zeros(2), x)[1]
+
+    def twice(f):
+        return lambda x: jax.lax.scan(lambda x, _: (f(x), None), x, length=2)[0]
+
+    xs = jnp.arange(12.0).reshape(3, 2, 2)
+    of_op, of_plain = (
+        jax.jvp(lambda x, f=f: jax.vmap(twice(f))(x), (xs,), (jnp.cos(xs),))
+        for f in (op(running_sum, cpu=form(running_sum)), running_sum)
+    )
+    np.testing.assert_allclose(of_op, of_plain, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("manual", "expected"), [(False, 16), (True, 18)])
 def test_under_manual_axes_only_a_form_marked_for_it_runs(manual, expected):
     operation = op(scaled, cpu=form(wrongly, manual=manual))

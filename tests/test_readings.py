@@ -37,7 +37,6 @@ from jaxnet import (
 from jaxnet.factors import Outer, Plain, Sum
 from jaxnet.layer import leaves
 from jaxnet.losses import pointwise
-from jaxnet.lowering.products import LANES, transposed_operand
 from tests.agreement import assert_agree, cast, integers, normal, random_like
 
 cross_entropy = jaxnet.softmax_cross_entropy
@@ -338,21 +337,6 @@ def test_bfloat16_factors_sum_in_float32():
     assert Outer(ones, ones, sums=1).multiply() == terms
     assert Plain(ones, sums=1).multiply() == terms
     assert Outer(ones, ones, sums=1).squared_norm() == terms**2
-
-
-@pytest.mark.parametrize("columns", [3 * LANES, 3 * LANES + 1])
-def test_the_transpose_in_bfloat16(columns):
-    """Laid out anew or not, by itself, vmapped and differentiated."""
-    t = normal(0, (2, 5, columns)).astype(jnp.bfloat16)
-    weights = normal(1, (2, columns, 5)).astype(jnp.bfloat16)
-
-    @jax.jit
-    def of_batch(t):
-        return jax.vmap(transposed_operand)(t)
-
-    assert np.array_equal(transposed_operand(t[0]), t[0].T)
-    assert np.array_equal(of_batch(t), t.mT)
-    assert np.array_equal(jax.grad(lambda t: jnp.sum(of_batch(t) * weights))(t), weights.mT)
 
 
 def test_total_is_one_matrix_product():

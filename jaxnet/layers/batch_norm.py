@@ -17,13 +17,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 
 from jaxnet.factors import Plain
 from jaxnet.layer import EXAMPLES, Layer, Passing, ShapeError, Static, Untrained, split_state
 from jaxnet.layers.normalization import along_last
 from jaxnet.lowering.products import accumulated
-from jaxnet.lowering.sharding import explicit_sharding
+from jaxnet.lowering.sharding import mean_over_axis
 from jaxnet.registry import maker
 
 
@@ -36,24 +35,9 @@ def in_batch() -> bool:
     return True
 
 
-@custom_vmap
-def sum_over_examples(t):
-    """Σ t over the examples of a batch, the same for each of them."""
-    return t
-
-
-@sum_over_examples.def_vmap
-def _(size, mapped, t):
-    return t.sum(0) if mapped[0] else size * t, False
-
-
 def mean_over_batch(t: jax.Array) -> jax.Array:
     """E[t] over the examples and all axes but the last."""
-    own = t.reshape(-1, t.shape[-1]).mean(0)
-    if explicit_sharding(own) is None:
-        return jax.lax.pmean(own, EXAMPLES)
-    # jax 0.10 and 0.12 give the mean over an explicitly sharded axis the sharding of what it was taken from, and fail.
-    return sum_over_examples(own) / jax.lax.axis_size(EXAMPLES)
+    return mean_over_axis(t.reshape(-1, t.shape[-1]).mean(0), EXAMPLES)
 
 
 def batch_statistics(x):

@@ -17,18 +17,21 @@ from jaxtyping import Array, Float
 from jaxnet.factors import Outer, Plain
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer, pinned
-from jaxnet.lowering.products import accumulated, transposed_operand
+from jaxnet.lowering import form, op, products
+from jaxnet.lowering.products import product
 from jaxnet.registry import maker
 
 
-def times(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
-    """W a, multiplied in W's dtype, summed in float32 or better, in a's dtype; as the row a Wᵀ, at each position.
+def times_plain(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
+    """W a at each position, as the row a Wᵀ: multiplied in W's dtype, summed in float32 or better, in a's dtype.
 
     So bfloat16 weights make bfloat16 products of float32 activations and errors: where the hardware has units for
     them, these are fastest with a float32 result.
     """
-    z = jnp.matmul(a.astype(W.dtype), transposed_operand(W), preferred_element_type=accumulated(W.dtype))
-    return z.astype(a.dtype)
+    return product(a, W.T).astype(a.dtype)
+
+
+times = op(times_plain, cpu=form(products.times, when=lambda W, a: products.can_be_laid_out(W), manual=True))
 
 
 def transpose_times(W: Float[Array, "out in"], delta: Float[Array, "*positions out"]) -> Float[Array, "*positions in"]:
@@ -37,7 +40,7 @@ def transpose_times(W: Float[Array, "out in"], delta: Float[Array, "*positions o
     Of rows the compiler makes rows: with W on the left it lays each result of a sequence out anew for all that follows,
     twice the time of a transformer's step. And Wᵀ on the left it cannot run in bfloat16 on a CPU.
     """
-    return jnp.matmul(delta.astype(W.dtype), W, preferred_element_type=accumulated(W.dtype)).astype(delta.dtype)
+    return product(delta, W).astype(delta.dtype)
 
 
 @maker(examples={"dense(4)": "float32[6]", "dense(6, bias=False)": "float32[6]"}, axes={"W": "out in", "b": "out"})

@@ -7,41 +7,34 @@
     ∂C/∂x = (ĝ − mean ĝ − x̂ mean(ĝ ⊙ x̂)) / σ        ĝ = γ ⊙ δ; the means over the same group
 
 The groups: the last axis (layer norm, RMS norm, where μ = 0 and the mean of ĝ is not taken off), or everything of a
-group of channels (group norm). x̂ and 1/σ are saved; statistics are taken in float32 or better.
+group of channels (group norm). x̂ and σ are saved; statistics are taken in float32 or better.
 """
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxnet.factors import Plain
 from jaxnet.layer import Layer, ShapeError, leaf
+from jaxnet.lowering import form, op
+from jaxnet.lowering.memory import from_memory
 from jaxnet.lowering.products import accumulated
 from jaxnet.registry import maker
 
-Axes = int | tuple[int, ...]
+# ------------------------------------------------------------------------------------------------- the equations
 
 
 def standardized(x: Float[Array, "..."], axes, epsilon: float, centred: bool = True):
-    """x̂, and 1/σ with the `axes` of a group kept as ones."""
-    x = x.astype(accumulated(x.dtype))
-    if centred:
-        x = x - jnp.mean(x, axes, keepdims=True)
-    one_over_sigma = jax.lax.rsqrt(jnp.mean(jnp.square(x), axes, keepdims=True) + epsilon)
-    return x * one_over_sigma, one_over_sigma
+    """x̂, and σ with the `axes` of a group kept as ones."""
+    mu = jnp.mean(x, axes, keepdims=True) if centred else 0.0
+    sigma = jnp.sqrt(jnp.mean(jnp.square(x - mu), axes, keepdims=True) + epsilon)
+    x_hat = (x - mu) / sigma
+    return x_hat, sigma
 
 
-def standardized_back(g: Float[Array, "..."], x_hat: Float[Array, "..."], one_over_sigma, axes, centred: bool = True):
-    """From g = ∂C/∂x̂ to ∂C/∂x, the means taken over `axes`."""
+def standardized_back(g: Float[Array, "..."], x_hat: Float[Array, "..."], sigma, axes, centred: bool = True):
+    """From ĝ = ∂C/∂x̂ to ∂C/∂x: the part of ĝ along x̂, and its mean where x̂ is centred, do not pass."""
     mean_g = jnp.mean(g, axes, keepdims=True) if centred else 0.0
-    return projected(g, x_hat, one_over_sigma, mean_g, jnp.mean(g * x_hat, axes, keepdims=True))
-
-
-def projected(g: Float[Array, "..."], x_hat: Float[Array, "..."], one_over_sigma, mean_g, mean_g_x_hat):
-    """(g − mean g − x̂ mean(g ⊙ x̂)) / σ: the part of g along x̂, and its mean where x̂ is centred, do not pass."""
-    return one_over_sigma * (g - mean_g - x_hat * mean_g_x_hat)
+    return (g - mean_g - x_hat * jnp.mean(g * x_hat, axes, keepdims=True)) / sigma
 
 
 def along_last(p: Float[Array, " width"], x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -49,49 +42,41 @@ def along_last(p: Float[Array, " width"], x: Float[Array, "..."]) -> Float[Array
     return p.astype(x.dtype).reshape((1,) * (x.ndim - 1) + p.shape)
 
 
-def over_groups(grouped: Callable, axes) -> Callable:
-    """The backward pass of x̂ for groups of any form: `axes` of `grouped(x)`."""
-
-    def back(gamma, delta, x_hat, one_over_sigma):
-        g = grouped(along_last(gamma, delta) * delta)
-        return standardized_back(g, grouped(x_hat), one_over_sigma, axes).reshape(delta.shape)
-
-    return back
+def grouped(x: Float[Array, "..."], groups: int | None) -> Float[Array, "..."]:
+    """(…, width) as it is, or, with its channels in groups, (positions, groups, channels of one)."""
+    return x if groups is None else x.reshape(-1, groups, x.shape[-1] // groups)
 
 
-def over_last(centred: bool) -> Callable:
-    """The backward pass of x̂ along the last axis.
-
-    mean ĝ = ⟨γ, δ⟩/width and mean(ĝ ⊙ x̂) = ⟨γ, δ ⊙ x̂⟩/width, as products with γ: for a mean of γ ⊙ δ the compiler
-    lays γ out for every position first, which takes twice the time.
-    """
-
-    def mean(gamma, t):
-        return jnp.matmul(t, gamma, precision="highest")[..., None] / t.shape[-1]
-
-    def back(gamma, delta, x_hat, one_over_sigma):
-        gamma = gamma.astype(delta.dtype)
-        mean_g = mean(gamma, delta) if centred else 0.0
-        g = along_last(gamma, delta) * delta
-        return projected(g, x_hat, one_over_sigma, mean_g, mean(gamma, delta * x_hat))
-
-    return back
+def norm_backward_plain(
+    gamma: Float[Array, " width"],
+    delta: Float[Array, "*positions width"],
+    x_hat: Float[Array, "*positions width"],
+    sigma: Float[Array, "..."],
+    *,
+    groups: int | None,
+    centred: bool,
+) -> tuple[Float[Array, "*positions width"], Float[Array, "*positions width"]]:
+    """∂C/∂x, and δ ⊙ x̂, whose sum over positions is ∇_γ C."""
+    g = along_last(gamma, delta) * delta  # out = γ ⊙ x̂ + β
+    dx = standardized_back(grouped(g, groups), grouped(x_hat, groups), sigma, axes(groups), centred)
+    return dx.reshape(delta.shape), delta * x_hat
 
 
-def norm(
-    name: str,
-    epsilon: float,
-    bias: bool,
-    back: Callable,
-    axes: Axes = -1,
-    centred=True,
-    grouped=lambda x: x,
-    accepts=None,
-) -> Layer:
-    """out = γ ⊙ x̂ + β, normalised over `axes` of `grouped(x)`; γ and β have an entry for each of x's last axis.
+def axes(groups: int | None) -> int | tuple[int, int]:
+    """The axes of a group in `grouped(x, groups)`."""
+    return -1 if groups is None else (0, 2)
 
-    `back(gamma, delta, x_hat, one_over_sigma)`: ∂C/∂x.
-    """
+
+norm_backward = op(
+    norm_backward_plain,
+    cpu=form(from_memory(norm_backward_plain), when=lambda *arrays, groups, centred: groups is None, manual=True),
+)
+
+# ---------------------------------------------------------------------------------------------------- the layers
+
+
+def norm(name: str, epsilon: float, bias: bool, *, groups: int | None = None, centred=True, accepts=None) -> Layer:
+    """out = γ ⊙ x̂ + β, over the last axis of x or over groups of channels; γ and β are as long as x's last axis."""
     if epsilon < 0:
         raise ValueError(f"{name} takes an epsilon of at least 0, got {epsilon}")
 
@@ -112,19 +97,20 @@ def norm(
         return params | {"beta": jnp.zeros(x.shape[-1], dtype)} if bias else params
 
     def forward(params, x, key=None, train=False):
-        x_hat, one_over_sigma = standardized(grouped(x), axes, epsilon, centred)
+        wide = x.astype(accumulated(x.dtype))
+        x_hat, sigma = standardized(grouped(wide, groups), axes(groups), epsilon, centred)
         x_hat = x_hat.reshape(x.shape)
         out = along_last(params["gamma"], x_hat) * x_hat
         out = out + along_last(params["beta"], x_hat) if bias else out
-        return out.astype(x.dtype), (x_hat.astype(x.dtype), one_over_sigma)
+        return out.astype(x.dtype), (x_hat.astype(x.dtype), sigma)
 
     def backward(params, saved, delta):  # out = γ ⊙ (x − μ)/σ + β
-        # The barrier keeps the compiler from making x̂ again out of x for each of its uses: half of the time.
-        delta, saved = jax.lax.optimization_barrier((delta, saved))
-        x_hat, one_over_sigma = (t.astype(accumulated(delta.dtype)) for t in saved)
-        wide = delta.astype(x_hat.dtype)
-        dx = back(params["gamma"], wide, x_hat, one_over_sigma)
-        factors = {"gamma": Plain(wide * x_hat, delta.ndim - 1)}
+        x_hat, sigma = saved
+        wide = delta.astype(sigma.dtype)
+        dx, d_gamma = norm_backward(
+            params["gamma"], wide, x_hat.astype(sigma.dtype), sigma, groups=groups, centred=centred
+        )
+        factors = {"gamma": Plain(d_gamma, delta.ndim - 1)}
         return dx.astype(delta.dtype), factors | {"beta": Plain(delta, delta.ndim - 1)} if bias else factors
 
     return leaf(name, init, forward, backward, fits)
@@ -141,7 +127,7 @@ def layer_norm(epsilon: float = 1e-5, *, bias: bool = True) -> Layer:
     Raises `ShapeError` for a number without axes or another width, `ValueError` for an epsilon below 0.
     Source: Ba, Kiros and Hinton, Layer Normalization, 2016, (3) and (4).
     """
-    return norm("layer_norm", epsilon, bias, over_last(centred=True))
+    return norm("layer_norm", epsilon, bias)
 
 
 @maker(examples={"rms_norm()": "float32[5,6]"}, axes={"gamma": "width"})
@@ -152,7 +138,7 @@ def rms_norm(epsilon: float = 1e-6) -> Layer:
     Raises `ShapeError` for a number without axes or another width, `ValueError` for an epsilon below 0.
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, (4).
     """
-    return norm("rms_norm", epsilon, False, over_last(centred=False), centred=False)
+    return norm("rms_norm", epsilon, False, centred=False)
 
 
 @maker(examples={"group_norm(2)": "float32[3,2,6]"}, axes={"gamma": "channels", "beta": "channels"})
@@ -174,10 +160,4 @@ def group_norm(groups: int, *, epsilon: float = 1e-5) -> Layer:
                 f"got {x.shape[-1]} in shape {x.shape}: choose groups that divide them"
             )
 
-    def grouped(x):
-        return x.reshape(-1, groups, x.shape[-1] // groups)
-
-    axes = (0, 2)
-    return norm(
-        f"group_norm {groups}", epsilon, True, over_groups(grouped, axes), axes, grouped=grouped, accepts=divides
-    )
+    return norm(f"group_norm {groups}", epsilon, True, groups=groups, accepts=divides)

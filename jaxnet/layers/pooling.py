@@ -18,9 +18,30 @@ import numpy as np
 
 from jaxnet.layer import Layer, ShapeError, Static, leaf, no_params
 from jaxnet.layers.windows import Padding, by, checked_padding, fits, for_each_axis, window_over
+from jaxnet.lowering import form, op
+from jaxnet.lowering import pooling as tiled
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.windows import Window, pieces, put_back, tiles
 from jaxnet.registry import maker
+
+# ------------------------------------------------------------------------------------------------- the equations
+
+
+def to_places_plain(d_out: jax.Array, winner: jax.Array | None, *, window: Window, shape: tuple[int, ...]) -> jax.Array:
+    """d_out_p added at each place that p sees, or at the winner's alone; x's shape is `shape`."""
+    dx = jnp.zeros(shape, d_out.dtype)
+    for number, tap in enumerate(window.taps()):
+        won = d_out if winner is None else jnp.where(winner == number, d_out, jnp.zeros_like(d_out))
+        dx = dx + put_back(won, tap, window, shape[:-1])
+    return dx
+
+
+to_places = op(
+    to_places_plain,
+    cpu=form(tiled.to_places, when=lambda d_out, winner, *, window, shape: tiles(window), manual=True),
+)
+
+# ---------------------------------------------------------------------------------------------------- the layers
 
 
 @maker(examples={"max_pool(2)": "float32[4,5,2]", 'max_pool(3, stride=2, padding="SAME")': "float32[5,4,2]"})
@@ -49,7 +70,7 @@ def max_pool(
     def backward(params, saved, d_out):  # out = max_k x_k
         winner, static = saved
         shape, at = static.value
-        return to_places(d_out, winner, at, shape), ()
+        return to_places(d_out, winner, window=at, shape=shape), ()
 
     return leaf(title, no_params, forward, backward, accepts)
 
@@ -73,7 +94,7 @@ def average_pool(
 
     def backward(params, saved, d_out):  # out = 1/n Σ_k x_k
         shape, at = saved.value
-        return to_places(d_out / seen(at, shape, d_out.dtype), None, at, shape), ()
+        return to_places(d_out / seen(at, shape, d_out.dtype), None, window=at, shape=shape), ()
 
     return leaf(title, no_params, forward, backward, accepts)
 
@@ -171,32 +192,3 @@ def seen(window: Window, shape: tuple[int, ...], dtype) -> jax.Array:
         inside = np.minimum(starts + k, n) - np.maximum(starts, 0)
         counts = counts[..., None] * inside
     return jnp.broadcast_to(jnp.asarray(counts, dtype)[..., None], (*counts.shape, channels))
-
-
-def to_places(d_out: jax.Array, winner: jax.Array | None, window: Window, shape: tuple[int, ...]) -> jax.Array:
-    """d_out added at each place that the window sees, or at the winner's alone; x's shape is `shape`."""
-    if tiles(window):
-        return tiled(d_out, winner, window, shape)
-    dx = jnp.zeros(shape, d_out.dtype)
-    for number, tap in enumerate(window.taps()):
-        won = d_out if winner is None else jnp.where(winner == number, d_out, jnp.zeros_like(d_out))
-        dx = dx + put_back(won, tap, window, shape[:-1])
-    return dx
-
-
-def tiled(d_out: jax.Array, winner: jax.Array | None, window: Window, shape: tuple[int, ...]) -> jax.Array:
-    """The same for windows side by side: each place is seen once at most, so all are written in one pass."""
-    rank, channels = len(window.kernel), shape[-1]
-    axes = tuple(range(1, 2 * rank, 2))  # each axis of positions, then one of taps
-    spread = jnp.expand_dims(d_out, axes)
-    full = (*(n for pair in zip(d_out.shape, window.kernel, strict=False) for n in pair), channels)
-    dx = jnp.broadcast_to(spread, full)
-    if winner is not None:
-        number = np.arange(math.prod(window.kernel), dtype=winner.dtype).reshape(window.kernel)
-        number = np.expand_dims(number, (*range(0, 2 * rank, 2), 2 * rank))
-        won = jnp.broadcast_to(jnp.expand_dims(winner, axes), full) == jnp.broadcast_to(number, full)
-        dx = jnp.where(won, dx, jnp.zeros_like(dx))
-    for axis in range(rank):  # one at a time, as arrays that are sharded want it
-        dx = dx.reshape(*dx.shape[:axis], dx.shape[axis] * dx.shape[axis + 1], *dx.shape[axis + 2 :])
-    rest = [(0, n - m, 0) for n, m in zip(shape, dx.shape, strict=True)]
-    return jax.lax.pad(dx, jnp.zeros((), dx.dtype), rest)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxnet.lowering.products import accumulated, transposed_operand
+from jaxnet.lowering.products import accumulated, inner_products, laid_out, product
 
 SCORES = 512 * 512  # of one head in memory at once
 STRIPS = 8  # of queries
@@ -103,19 +103,9 @@ def over_queries(f: Callable, so_far, strip: Strip, *arrays):
 # -------------------------------------------------------------------------------------------------- one head
 
 
-def product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m k"]:
-    """a b, multiplied in the dtype of b, summed and given in float32 or better."""
-    return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=accumulated(b.dtype))
-
-
-def product_T(a: Float[Array, "m n"], b: Float[Array, "k n"]) -> Float[Array, "m k"]:
-    """a bᵀ, likewise."""
-    return product(a, transposed_operand(b))
-
-
 def scores(q: Float[Array, "m d"], k: Float[Array, "n d"], seen, keys_first: bool = False) -> Float[Array, "..."]:
     """S = q kᵀ/√d, −∞ where a key is not seen: (m, n), or `keys_first`, (n, m)."""
-    s = (product_T(k, q) if keys_first else product_T(q, k)) / math.sqrt(q.shape[-1])
+    s = (inner_products(k, q) if keys_first else inner_products(q, k)) / math.sqrt(q.shape[-1])
     return s if seen is None else jnp.where(seen.T if keys_first else seen, s, -jnp.inf)
 
 
@@ -162,8 +152,8 @@ def head_backward(
                 scores(q, k_, seen.block(start, len(q), strip.keys), keys_first=True) - lse[None]
             )  # P = exp(S − L)
             dv = dv + product(p, do)  # o = P v
-            ds = p * (product_T(v_, do) - D[None]) / math.sqrt(q.shape[-1])  # P = softmax(q kᵀ/√d)
-            return (dk + product(ds, q), dv), product(transposed_operand(ds.astype(k_.dtype)), k_)
+            ds = p * (inner_products(v_, do) - D[None]) / math.sqrt(q.shape[-1])  # P = softmax(q kᵀ/√d)
+            return (dk + product(ds, q), dv), product(laid_out(ds.astype(k_.dtype)), k_)
 
         rows = (t[strip.queries] for t in (q, lse, D, do))
         (dk_, dv_), dq = over_queries(of, (dk[strip.keys], dv[strip.keys]), strip, *rows)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.lowering.chunks import in_chunks
-from jaxnet.lowering.products import accumulated, transposed_operand
+from jaxnet.lowering.products import accumulated, laid_out, product
 from jaxnet.lowering.windows import Window, padded, pieces
 
 ROWS = 128  # of patches at a time, at least: one image, or several small ones, so that a core's cache holds them
@@ -35,11 +35,8 @@ def by_rows(small, large, window):
     large = jax.lax.optimization_barrier(padded(large, window))
     along, across = window.along_and_across()
     patches = jnp.concatenate(pieces(large, along), axis=-1)
-    at = transposed_operand(small.reshape(-1, small.shape[-1]))
-    products = [
-        jnp.matmul(at, rows.reshape(-1, rows.shape[-1]), preferred_element_type=accumulated(at.dtype))
-        for rows in pieces(patches, across)
-    ]
+    delta = laid_out(small.reshape(-1, small.shape[-1]))
+    products = [product(delta, rows.reshape(-1, rows.shape[-1])) for rows in pieces(patches, across)]
     return jnp.concatenate(products, axis=-1)
 
 

@@ -90,10 +90,15 @@ class Op:
         def chosen(*arrays):
             return jax.lax.platform_dependent(*arrays, default=plain, **served)
 
+        # vmap takes a rule's results to have their batch axis where the operation's have it, and does not check (seen
+        # in jax 0.10 and 0.12). A choice puts it first, so the rule is a choice as well.
+        def everywhere(*arrays):
+            return jax.lax.platform_dependent(*arrays, default=plain, **dict.fromkeys(served, plain))
+
         # Every branch would be differentiated on every platform; the plain equation's derivative serves them all.
         chosen.__name__ = chosen.__qualname__ = f"{PREFIX}{self.__name__}"
         operation = jax.custom_jvp(chosen)
-        operation.defjvp(partial(jax.jvp, plain))
+        operation.defjvp(partial(jax.jvp, everywhere))
         return operation(*arrays)
 
 

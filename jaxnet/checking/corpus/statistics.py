@@ -58,15 +58,15 @@ def sums(t):
 
 
 def _group_rule(name, words, leaves, mistaken):
-    """Enter a wrong GroupNorm: `mistaken(g, x_hat, one_over_sigma, delta)` gives dx or dγ, not as it should be."""
+    """Enter a wrong GroupNorm: `mistaken(g, x_hat, sigma, delta)` gives dx or dγ, not as it should be."""
 
     def backward(args, delta):
         gamma, _beta, x = args
-        x_hat, one_over_sigma = standardized(grouped(x), (0, 2), 1e-5)
+        x_hat, sigma = standardized(grouped(x), (0, 2), 1e-5)
         g = grouped(along_last(gamma, delta) * delta)
-        dx = standardized_back(g, x_hat, one_over_sigma, (0, 2)).reshape(x.shape)
+        dx = standardized_back(g, x_hat, sigma, (0, 2)).reshape(x.shape)
         right = {"gamma": sums(delta * x_hat.reshape(x.shape)), "beta": sums(delta), "x": dx}
-        found = right | mistaken(g, x_hat, one_over_sigma, delta)
+        found = right | mistaken(g, x_hat, sigma, delta)
         return found["gamma"], found["beta"], found["x"].reshape(x.shape)
 
     wrong(groups, args, words, leaves, name)(backward)
@@ -74,19 +74,19 @@ def _group_rule(name, words, leaves, mistaken):
 
 _group_rule(
     "66 GroupNorm: means of each channel alone", "axis|axes", ("[2]",),
-    lambda g, x_hat, r, delta: {"x": standardized_back(g, x_hat, r, 0)},
+    lambda g, x_hat, sigma, delta: {"x": standardized_back(g, x_hat, sigma, 0)},
 )  # fmt: skip
 _group_rule(
     "67 GroupNorm: means over the groups too", "axis|axes", ("[2]",),
-    lambda g, x_hat, r, delta: {"x": standardized_back(g, x_hat, r, (0, 1, 2))},
+    lambda g, x_hat, sigma, delta: {"x": standardized_back(g, x_hat, sigma, (0, 1, 2))},
 )  # fmt: skip
 _group_rule(
     "68 GroupNorm without its projection", ("missing|stop_gradient",), ("[2]",),
-    lambda g, x_hat, r, delta: {"x": r * (g - jnp.mean(g, (0, 2), keepdims=True))},
+    lambda g, x_hat, sigma, delta: {"x": (g - jnp.mean(g, (0, 2), keepdims=True)) / sigma},
 )  # fmt: skip
 _group_rule(
     "69 GroupNorm: dγ of the first row alone", ("first", "missing|only"), ("[0]",),
-    lambda g, x_hat, r, delta: {"gamma": sums((delta * x_hat.reshape(delta.shape))[:1])},
+    lambda g, x_hat, sigma, delta: {"gamma": sums((delta * x_hat.reshape(delta.shape))[:1])},
 )  # fmt: skip
 
 
@@ -138,29 +138,29 @@ def _layer_rule(name, words, leaves, mistaken):
 
     def backward(args, delta):
         gamma, beta, x = args
-        x_hat, one_over_sigma = standardized(x, -1, 1e-5)
+        x_hat, sigma = standardized(x, -1, 1e-5)
         g = along_last(gamma, delta) * delta
-        dx = standardized_back(g, x_hat, one_over_sigma, -1)
+        dx = standardized_back(g, x_hat, sigma, -1)
         right = {"gamma": sums(delta * x_hat), "beta": sums(delta), "x": dx}
-        found = right | mistaken(g, x_hat, one_over_sigma, delta, along_last(gamma, x) * x_hat + along_last(beta, x))
+        found = right | mistaken(g, x_hat, sigma, delta, along_last(gamma, x) * x_hat + along_last(beta, x))
         return found["gamma"], found["beta"], found["x"]
 
     wrong(layers, rows, words, leaves, name)(backward)
 
 
 _layer_rule(
-    "75 LayerNorm: σ² for σ", "twice|squared|one_over_sigma", ("[2]",),
-    lambda g, xh, r, delta, out: {"x": standardized_back(g, xh, r * r, -1)},
+    "75 LayerNorm: σ² for σ", "twice|squared|sigma", ("[2]",),
+    lambda g, xh, sigma, delta, out: {"x": standardized_back(g, xh, sigma * sigma, -1)},
 )  # fmt: skip
 _layer_rule(
     "76 LayerNorm: out for x̂ in dγ", "stands in the place|added", ("[0]",),
-    lambda g, xh, r, delta, out: {"gamma": sums(delta * out)},
+    lambda g, xh, sigma, delta, out: {"gamma": sums(delta * out)},
 )  # fmt: skip
 
 
 @wrong(root_mean_square, rms_rows, "gamma", ("[1]",), "77 RMSNorm: γ missing in the projection")
 def _(args, delta):
     gamma, x = args
-    x_hat, one_over_sigma = standardized(x, -1, 1e-6, centred=False)
+    x_hat, sigma = standardized(x, -1, 1e-6, centred=False)
     g = along_last(gamma, delta) * delta
-    return sums(delta * x_hat), one_over_sigma * (g - x_hat * jnp.mean(delta * x_hat, -1, keepdims=True))
+    return sums(delta * x_hat), (g - x_hat * jnp.mean(delta * x_hat, -1, keepdims=True)) / sigma

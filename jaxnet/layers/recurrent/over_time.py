@@ -22,6 +22,7 @@ from jaxnet.factors import Outer, Plain
 from jaxnet.layer import Layer, ShapeError, Static, leaf
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer, initializer
+from jaxnet.lowering import form, op, recurrent
 from jaxnet.lowering.products import accumulated
 
 
@@ -65,6 +66,30 @@ def wide(*arrays: Float[Array, "..."]) -> list[Array]:
     return [t.astype(accumulated(t.dtype)) for t in arrays]
 
 
+# ------------------------------------------------------------------------------------------------- the equations
+
+
+def over_rows_plain(
+    params: Any, carry: Any, rows: Float[Array, "time n"], xs: Any, *, step: Callable, reverse: bool
+) -> tuple[Any, Array, Any]:
+    """carry, row_t, y_t = step(params, carry, row_t, x_t) for each t: the last carry, all rows as they became, all y.
+
+    `step` is a function of its arguments alone: it closes over no array.
+    """
+
+    def one(carry, at):
+        carry, row, y = step(params, carry, *at)
+        return carry, (row, y)
+
+    carry, (rows, ys) = jax.lax.scan(one, carry, (rows, xs), reverse=reverse)
+    return carry, rows, ys
+
+
+over_rows = op(over_rows_plain, cpu=form(recurrent.over_rows, manual=True))
+
+# ---------------------------------------------------------------------------------------------------- the layer
+
+
 def over_time(
     name: str,
     units: int,
@@ -98,19 +123,25 @@ def over_time(
         weights = {"W": weight(W_key, init, xs.shape[-1]), "U": weight(U_key, recurrent_init, units)}
         return weights | {"b": jnp.zeros(cell.blocks * units, dtype)} | more_params(dtype)
 
+    def onward(params, carry, Wx, counts):
+        after, gates, more = cell.step(params, Wx, carry)
+        after = keep(counts, after, carry)
+        return after, gates, (after["h"], more)
+
+    def back(params, d_after, gates, at):
+        d_h, counts, more, h_before = at
+        d_h = d_after["h"] + d_h.astype(d_after["h"].dtype)
+        d_before, delta = cell.back(params, gates, more, h_before, d_after | {"h": d_h})
+        return keep(counts, d_before, d_after), keep(counts, delta, jnp.zeros_like(delta)), None
+
     def forward(params, x, key=None, train=False):
         xs, carry, length = as_piece(x)
         zeros = cell.begin(units, xs.dtype)
         first = zeros if carry is None else jax.tree.map(lambda t, like: t.astype(like.dtype), carry, zeros)
         valid = None if length is None else jnp.arange(len(xs), dtype=jnp.int32) < jnp.asarray(length, jnp.int32)
 
-        def one(carry, Wx, counts):
-            after, gates, more = cell.step(params, Wx, carry)
-            after = keep(counts, after, carry)
-            return after, gates, (after["h"], more)
-
         Wx = times(params["W"], *wide(xs))
-        last, gates, (hs, more) = in_place(one, first, Wx, valid, reverse=reverse)
+        last, gates, (hs, more) = over_rows(params, first, Wx, valid, step=onward, reverse=reverse)
         out = hs if valid is None else jnp.where(valid[:, None], hs, jnp.zeros_like(hs))
         kept = (xs.astype(params["W"].dtype), first["h"], hs, gates, more, valid, Static(carry is not None))
         return (out, last) if isinstance(x, Piece) else out, kept
@@ -120,15 +151,9 @@ def over_time(
         d_hs, d_last = d_out if isinstance(d_out, tuple) else (d_out, cell.begin(units, d_out.dtype))
         before = jnp.concatenate([hs[1:], first[None]] if reverse else [first[None], hs[:-1]])
 
-        def one(d_after, gates, at):
-            d_h, counts, more, h_before = at
-            d_h = d_after["h"] + d_h.astype(d_after["h"].dtype)
-            d_before, delta = cell.back(params, gates, more, h_before, d_after | {"h": d_h})
-            return keep(counts, d_before, d_after), keep(counts, delta, jnp.zeros_like(delta)), None
-
         d_last_wide = jax.tree.map(lambda t: t.astype(accumulated(t.dtype)), d_last)
         over = (d_hs, valid, more, before)
-        d_first, delta, _ = in_place(one, d_last_wide, gates, over, reverse=not reverse)
+        d_first, delta, _ = over_rows(params, d_last_wide, gates, over, step=back, reverse=not reverse)
         delta_U = delta if cell.at_state is None else cell.at_state(more, delta)
         dx = transpose_times(params["W"], delta).astype(d_hs.dtype)
         if isinstance(d_out, tuple):
@@ -142,32 +167,6 @@ def over_time(
         return dx, factors | more_factors(delta_U)
 
     return leaf(name, new, forward, backward, accepts)
-
-
-def in_place(
-    f: Callable, carry: Any, rows: Float[Array, "time n"], xs: Any, *, reverse: bool
-) -> tuple[Any, Array, Any]:
-    """A scan over time whose f(carry, row, x) -> carry, row, y puts a row where it took one: (carry, rows, ys).
-
-    So W x, the gates made of it and the δ made of these are one array, the largest that a recurrence has. As what a
-    scan takes and what it gives they are three, of which two are there at once: 1.6 times the memory, and 1.3 times
-    the time where that is what sends a program's memory back to the system after every call.
-    """
-    time = len(rows)
-    onward = -1 if reverse else 1
-
-    def one(state, at):
-        t, x = at
-        carry, row, rows = state
-        carry, row, y = f(carry, row, x)
-        rows = jax.lax.dynamic_update_index_in_dim(rows, row, t, axis=0)
-        # Out of what was just written, one step ahead: a row read from `rows` as it came would have all of it copied.
-        row = jax.lax.dynamic_index_in_dim(rows, jnp.clip(t + onward, 0, time - 1), keepdims=False)
-        return (carry, row, rows), y
-
-    begin = (carry, rows[-1 if reverse else 0], rows)
-    (carry, _, rows), ys = jax.lax.scan(one, begin, (jnp.arange(time, dtype=jnp.int32), xs), reverse=reverse)
-    return carry, rows, ys
 
 
 def keep(counts: Array | None, new: Any, old: Any) -> Any:
