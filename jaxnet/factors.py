@@ -46,12 +46,12 @@ class Factor(abc.ABC):
         return jnp.sum(self.multiply() * other.multiply())
 
 
-def sum_of_outer_plain(delta: jax.Array, a: jax.Array, *, out_sharding) -> jax.Array:
+def sum_of_outer_plain(delta, a, *, out_sharding) -> jax.Array:
     """Σₜ δₜ aₜᵀ = δᵀ a, of a row for each t."""
     return product(delta.T, a, out_sharding)
 
 
-def inner_products_plain(a: jax.Array, b: jax.Array) -> jax.Array:
+def inner_products_plain(a, b) -> jax.Array:
     """aₛ·bₜ for each s and t: a bᵀ, of a row for each."""
     return product(a, b.T)
 

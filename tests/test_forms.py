@@ -163,7 +163,7 @@ FORMS = [
     for platform, each in op.forms.items()
 ]
 every_form = pytest.mark.parametrize(("op", "form", "arrays", "options"), FORMS)
-SMALL = [param for param in FORMS if "strips" not in param.id]
+SMALL = [param for param in FORMS if "strips" not in str(param.id)]
 every_small_form = pytest.mark.parametrize(("op", "form", "arrays", "options"), SMALL)
 
 
