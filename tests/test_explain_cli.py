@@ -92,7 +92,7 @@ def test_a_run_shows_how_it_moved(tmp_path):
     ("arguments", "words"),
     [
         (["no-such.toml"], "there is no config no-such.toml"),
-        (["rellu"], "did you mean relu"),
+        (["rellu"], "Did you mean relu"),
         (["no.such.module:f"], "cannot be imported"),
         (["jax.numpy:dot", "--inputs", "float32[2,3]"], "must be a Layer"),
         (["dense", "train.epochs=1"], "only a config takes KEY=VALUE"),
