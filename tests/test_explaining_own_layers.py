@@ -98,14 +98,14 @@ def test_a_wrong_backward_pass_fails_the_check():
 
 def test_a_line_whose_text_does_not_give_its_value_is_not_shown():
     def forward(params, x, key=None, train=False):
-        s = jnp.sum(x, axis=-1, keepdims=True)  # of each row; as text the sum of all
-        c = jnp.cumsum(x, axis=0)  # has no equation
+        s = jnp.sum(x, axis=0, keepdims=True)  # of each column; as text the sum of all
+        c = jnp.cumsum(x, axis=0)
         return x * s + c, (x, s)
 
     def backward(params, saved, d):
         x, s = saved
-        return d * s + jnp.sum(d * x, axis=-1, keepdims=True) + jnp.flip(jnp.cumsum(jnp.flip(d, 0), 0), 0), ()
+        return d * s + jnp.sum(d * x, axis=0, keepdims=True) + jnp.flip(jnp.cumsum(jnp.flip(d, 0), 0), 0), ()
 
     lines = said(explained(leaf("mixed", lambda key, x: (), forward, backward), (3, 3)))
-    assert lines[0] == "s²ₜ = Σ xₜ"
-    assert not any("cumsum" in line for line in lines)
+    assert lines[0] == "a² = mixed(x)"  # the layer by its name, as no line of its own is true as text
+    assert not any(line.startswith("s²") for line in lines)

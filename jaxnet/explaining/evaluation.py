@@ -7,7 +7,7 @@ its part there, aₜ, and the others for themselves. All positions are computed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import jax
@@ -20,18 +20,15 @@ from jaxnet.explaining.expressions import (
     Entry,
     Expression,
     Fraction,
-    Gradient,
     Listed,
     Minus,
     Name,
-    Number,
-    Partial,
     Power,
     Product,
     Sum,
     Transposed,
 )
-from jaxnet.explaining.transcription import INDICES, transposed
+from jaxnet.explaining.transcription import INDICES, at, rebuilt, transposed
 
 Lead = tuple[int, ...]
 AXES = {index: axes for axes, index in INDICES.items()}
@@ -64,16 +61,43 @@ REDUCED: dict[str, Callable] = {"sum": np.sum, "mean": np.mean, "var": np.var, "
 
 @dataclass(frozen=True)
 class Values:
-    """What symbols are worth. fixed: those that are the same at every position. rows: whether vectors are rows."""
+    """What symbols are worth.
+
+    forms: the same numbers in the other shapes that they have. fixed: the symbols that are the same at every position.
+    rows: whether vectors are rows. indexed: the symbols of another step, whose index says which.
+    """
 
     known: dict[Expression, np.ndarray]
     fixed: frozenset[Expression]
     rows: bool = False
+    forms: dict[Expression, list[np.ndarray]] = field(default_factory=dict)
+    indexed: frozenset[Expression] = frozenset()
 
-    def sliced(self, symbol: Expression, lead: Lead) -> bool:
-        """Whether a symbol stands for its part at each position."""
+    def sliced(self, symbol: Expression, lead: Lead) -> np.ndarray | None:
+        """The form in which a symbol stands for its part at each position; None for one that stands for itself."""
+        if not lead or symbol in self.fixed:
+            return None
+        found = [each for each in self.all_forms(symbol) if each.shape[: len(lead)] == lead]
+        return min(found, key=np.ndim, default=None)
+
+    def trailing(self, symbol: Expression, lead: Lead) -> np.ndarray | None:
+        """The value of a symbol that has only the last of all axes: a mask of queries and keys, for every head."""
         value = self.known[symbol]
-        return bool(lead) and symbol not in self.fixed and value.shape[: len(lead)] == lead
+        fits = 2 <= value.ndim < len(lead) and symbol not in self.fixed and value.shape == lead[-value.ndim :]
+        return value if fits else None
+
+    def by_groups(self, places: int, groups: int, channels: int) -> Values:
+        """The same with the groups in front, of values of so many places, groups and channels in each."""
+        shapes = ((places, groups, channels), (1, groups, 1))
+        moved = {}
+        for symbol in self.known:
+            forms = [each for each in self.all_forms(symbol) if each.shape in shapes]
+            moved[symbol] = np.moveaxis(forms[0], 1, 0) if forms else self.known[symbol]
+        return replace(self, known=moved, forms={})
+
+    def all_forms(self, symbol: Expression) -> list[np.ndarray]:
+        """A symbol's value in every shape that it has."""
+        return [self.known[symbol], *self.forms.get(symbol, ())]
 
     def matrix(self, value: np.ndarray, axes: int = 0) -> np.ndarray:
         """An array as matrices: a vector as a column or a row, a number as 1×1, more axes than two as one vector."""
@@ -85,7 +109,11 @@ class Values:
     def of(self, expression: Expression, lead: Lead = ()) -> np.ndarray:
         """The value of an expression at all positions. Raises `MisfitError` where it has none."""
         if expression in self.known:
-            return self.matrix(self.known[expression], len(lead) if self.sliced(expression, lead) else 0)
+            if (part := self.sliced(expression, lead)) is not None:
+                return self.matrix(part, len(lead))
+            if (part := self.trailing(expression, lead)) is not None:
+                return self.matrix(np.broadcast_to(part, lead), len(lead))
+            return self.matrix(self.known[expression])
         match expression:
             case Transposed(of):
                 return self.of(of, lead).swapaxes(-1, -2)
@@ -114,6 +142,10 @@ class Values:
                 return self.over(index, of, lead, REDUCED[name])
             case Call(function, of):
                 return self.called(function, of, lead)
+            case Listed(parts):
+                values = [self.of(each, lead) for each in parts]
+                values = [np.broadcast_to(each, (*lead, *each.shape[-2:])) for each in values]
+                return np.concatenate(values, -1 if self.rows else -2)
             case Entry(of, index):
                 return self.rows_of(of, index, lead)
         raise MisfitError(f"{type(expression).__name__} has no value")
@@ -179,43 +211,17 @@ class Values:
 
     def subscripted(self, expression: Expression, lead: Lead, index: str) -> Expression:
         """The expression with an index at every symbol that stands for its part at a position."""
+        if expression in self.indexed:
+            return expression
         if expression in self.known:
-            return at(expression, index) if self.sliced(expression, lead) else expression
+            if self.sliced(expression, lead) is None and (part := self.trailing(expression, lead)) is not None:
+                return at(expression, index[-part.ndim :])
+            return at(expression, index) if self.sliced(expression, lead) is not None else expression
         match expression:
             case BigSum(own, of) | Call(Name(below=own), of) if own in AXES and own:
                 inner = self.largest(of).shape[: AXES[own]]
                 return replace(expression, of=self.subscripted(of, inner, own))
         return rebuilt(expression, lambda each: self.subscripted(each, lead, index))
-
-
-def at(symbol: Expression, below: str) -> Expression:
-    """A symbol, or the error at it, with a subscript: a²ₚ, ∂C/∂a²ₚ."""
-    match symbol:
-        case Name(base, above, own, key):
-            return Name(base, above, f"{own}{',' if own and below else ''}{below}", key)
-        case Partial(of, by):
-            return Partial(of, at(by, below))
-        case Gradient(by, of):
-            return Gradient(at(by, below), of)
-        case Transposed(of):
-            return Transposed(at(of, below))
-    return symbol
-
-
-def rebuilt(expression: Any, change: Callable[[Any], Any]) -> Any:
-    """An expression with each of its parts changed."""
-    if not is_dataclass(expression) or isinstance(expression, Name | Number):
-        return expression
-    made = {}
-    for each in fields(expression):
-        value = getattr(expression, each.name)
-        if isinstance(value, tuple):
-            made[each.name] = tuple(change(part) for part in value)
-        elif is_dataclass(value) and each.name != "function":
-            made[each.name] = change(value)
-        else:
-            made[each.name] = value
-    return type(expression)(**made)
 
 
 def symbols(expression: Any, known: dict[Expression, np.ndarray]) -> Iterator[Any]:

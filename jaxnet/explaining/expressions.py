@@ -188,7 +188,7 @@ def binds(expression: Expression) -> int:
 
 
 SUPERSCRIPTS = str.maketrans("0123456789+-−()TLlni.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁽⁾ᵀᴸˡⁿⁱ·")
-SUBSCRIPTS = str.maketrans("0123456789+-−()ijkloprstx", "₀₁₂₃₄₅₆₇₈₉₊₋₋₍₎ᵢⱼₖₗₒₚᵣₛₜₓ")
+SUBSCRIPTS = str.maketrans("0123456789+-−()aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₋₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
 RAISED = set("0123456789+-−()TLlni.")
 
 
@@ -228,6 +228,8 @@ def written(expression: Expression) -> str:
             return f"−{within(of, PRODUCT)}"
         case Call(function, Listed(parts)):
             return f"{written(function)}({', '.join(map(written, parts))})"
+        case Call(Name("√"), Number() as of):
+            return f"√{written(of)}"
         case Call(function, of):
             return f"{written(function)}({written(of)})"
         case Fraction(above, below):

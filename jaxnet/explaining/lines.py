@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnet.explaining import writing
 from jaxnet.explaining.expressions import Call, Expression, Name, Product, Words
-from jaxnet.explaining.layers import writing
 from jaxnet.explaining.losses import said_of, slope_of
 from jaxnet.explaining.model import Factor, Line
 from jaxnet.explaining.notation import Notation
@@ -80,7 +80,12 @@ def forward_of(chain: Chain, place: Place) -> list[Line]:
     """What one layer makes of what it takes."""
     if place.kind in ("dense", "activation", "softmax"):
         return [forward_line(chain, place)]
-    return writing.forward_lines(writing.inside(place, chain.notation, below(chain, place)))
+    return writing.forward_lines(inside(chain, place))
+
+
+def inside(chain: Chain, place: Place) -> writing.Inside:
+    """What is inside a layer."""
+    return writing.inside(place, chain.notation, below(chain, place), len(chain.places))
 
 
 def below(chain: Chain, place: Place) -> tuple[Expression, str]:
@@ -131,7 +136,7 @@ def backward_lines(chain: Chain) -> tuple[Line, ...]:
         if place.kind in ("dense", "activation", "softmax"):
             found += error_sent_back(chain, place)
         else:
-            found += writing.backward_lines(writing.inside(place, chain.notation, below(chain, place)))
+            found += writing.backward_lines(inside(chain, place))
     return tuple(found)
 
 

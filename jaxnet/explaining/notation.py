@@ -109,7 +109,8 @@ class Notation:
 NIELSEN = Notation()
 """What is used where nothing else is asked for."""
 
-GREEK = {"gamma": "γ", "beta": "β", "alpha": "α", "delta": "δ", "epsilon": "ε"}
+GREEK = {"gamma": "γ", "beta": "β", "alpha": "α", "delta": "δ", "epsilon": "ε",
+         "mean": "μ", "variance": "σ²"}  # fmt: skip
 
 
 def notation(name: str = "nielsen", numbering: int | None = None, weights: str = "out-in") -> Notation:

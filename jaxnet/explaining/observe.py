@@ -26,7 +26,8 @@ from jaxnet.readings import product
 class Item:
     """One layer of the chain at one example: what it takes and gives, and the error on both sides.
 
-    reference: autodiff's ∂C/∂out, ∂C/∂x (None for whole numbers) and ∂C/∂params.
+    reference: autodiff's ∂C/∂out, ∂C/∂x (None for whole numbers) and ∂C/∂params. single: whether it takes and gives
+    one array.
     """
 
     layer: Layer
@@ -37,6 +38,7 @@ class Item:
     dx: np.ndarray | None
     grads: Tree
     reference: tuple[Any, Any, Any]
+    single: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +135,7 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
                     None if dx is None else array(found[1][i]),
                     jax.tree.map(np.asarray, found[0][i]),
                 ),
+                len(jax.tree.leaves((taken, outs[i]))) == 2,
             )
         )
     return Observed(net, loss, params, array(x), np.asarray(y), float(cost), tuple(made))

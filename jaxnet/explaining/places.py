@@ -12,10 +12,9 @@ from typing import Literal
 import numpy as np
 
 from jaxnet.explaining.expressions import Name
-from jaxnet.explaining.layers import gives_z
+from jaxnet.explaining.kinds import gives_z, is_activation, maker_of
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.observe import Item, Observed
-from jaxnet.explaining.sources import inner
 
 Kind = Literal["dense", "activation", "softmax", "other"]
 
@@ -38,14 +37,11 @@ def kind_of(item: Item) -> Kind:
     layer, params = item.layer, item.params
     if layer.rebuild is not None:
         return "other"
-    if layer.name.split(" ")[0] == "dense" and isinstance(params, dict) and np.ndim(params.get("W", 0)) == 2:
+    if maker_of(layer) == "dense" and isinstance(params, dict) and np.ndim(params.get("W", 0)) == 2:
         return "dense" if item.x.ndim == 1 else "other"
-    if layer.name == "softmax":
+    if maker_of(layer) == "softmax":
         return "softmax" if item.x.ndim == 1 else "other"
-    backward = inner(layer)[1]
-    if layer.name == "identity" or getattr(backward, "__qualname__", "").startswith("elementwise."):
-        return "activation"
-    return "other"
+    return "activation" if is_activation(layer) else "other"
 
 
 def places(observed: Observed, notation: Notation) -> tuple[Place, ...]:

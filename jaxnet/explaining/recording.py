@@ -14,7 +14,7 @@ import inspect
 import linecache
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,11 @@ from jaxnet.lowering import plain_forms
 
 LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "optax", "chex", "jaxtyping", "beartype"} | set(sys.stdlib_module_names)
 RECORD, FRAME = "__record__", "__frame__"
+CLOSE = 1e-9  # of the largest entry: rounding of sums in another order, in float64
+OWN = 1  # how many calls deep a layer's own forward and backward are: `leaf` calls them
+SAME = {"astype", "asarray", "array", "reshape", "ravel", "squeeze", "expand_dims", "broadcast_to", "stop_gradient",
+        "convert_element_type", "block_until_ready", "float32", "float64", "copy"}  # fmt: skip
+"""Functions that change no number, only its dtype or the shape."""
 CAPTURE = Reading(lambda passing: passing, out_axes=0)
 
 
@@ -56,43 +61,92 @@ class Scope:
 
 @dataclass(frozen=True, eq=False)
 class Assigned:
-    """A line: the number of its value, the expression that gives it, and the scope of that. name: what it assigns."""
+    """A line: the number of its value, the expression that gives it, and the scope of that.
+
+    name: what it assigns. part: whether the expression gives several values, of which this is one.
+    """
 
     ref: int
     node: ast.expr
     scope: Scope
     name: str
     forward: bool
+    part: bool = False
 
 
 @dataclass
 class Recording:
-    """The lines of a layer's forward and backward with their values.
+    """The lines of a layer's forward and backward with their values; each array has a number.
 
-    values: of each number. given: the names of what the layer was given: ("param", path), "x", "d_out". out, dx: the
-    numbers of these. names: the name under which a value was first assigned. stacked: how many axes `vmap` or `scan`
-    added in front. factors: of each parameter, by its path; `numbered` says which numbers their arrays have.
+    - `values`: of each number; `others`: at other parameters and another d_out, since numbers may be equal by chance.
+    - `given`: what the layer was given: ("param", path), "x", "d_out". `out`, `dx`: their numbers.
+    - `names`: the names that values are assigned to; `depths`: how many calls deep; `nodes`: by what expression.
+    - `stacked`: how many axes `vmap` or `scan` added in front. `early`: the numbers of the forward pass.
+    - `same`: of a value in another shape or dtype, the number of the one that it was made of.
+    - `moved`: of a value that is carried from step to step, the one that it was, and how many steps later.
+    - `factors`: of each parameter, by its path; `grads`: what they give.
+    - `slopes`: ∂C/∂ of the forward values that a line names, by jax.grad; `other_slopes`: at the other parameters.
     """
 
     lines: list[Assigned] = field(default_factory=list)
     values: dict[int, Any] = field(default_factory=dict)
     given: dict[int, tuple[str, tuple]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
+    depths: dict[int, int] = field(default_factory=dict)
+    nodes: dict[int, tuple[ast.expr, str]] = field(default_factory=dict)
     stacked: dict[int, int] = field(default_factory=dict)
     factors: dict[tuple, Factor] = field(default_factory=dict)
     grads: dict[tuple, Any] = field(default_factory=dict)
     refs: dict[int, int] = field(default_factory=dict)
+    early: set[int] = field(default_factory=set)
+    same: dict[int, int] = field(default_factory=dict)
+    moved: dict[int, tuple[int, int]] = field(default_factory=dict)
+    slopes: dict[int, Any] = field(default_factory=dict)
+    others: dict[int, Any] = field(default_factory=dict)
+    other_slopes: dict[int, Any] = field(default_factory=dict)
     out: int = -1
     dx: int = -1
 
     def number(self, value: Any) -> int | None:
         """The number of an array; None for one that was not kept."""
-        return self.refs.get(id(value))
+        found = self.refs.get(id(value))
+        return None if found is None else self.root(found)
+
+    def alike(self, ref: int, other: int, steps: int = 0) -> bool:
+        """Whether two values hold the same numbers, or those of so many steps later."""
+        for values in (self.values, self.others):
+            one, two = values[ref], values[other]
+            if steps and one.shape != two.shape:
+                return False
+            one, two = (one[1:], two[:-1]) if steps < 0 else (one[:-1], two[1:]) if steps > 0 else (one, two)
+            if not alike(one, two):
+                return False
+        return True
+
+    def factor_values(self, factor: Factor) -> Factor:
+        """A factor with the values of its arrays in their places."""
+        return jax.tree.map(lambda leaf: self.values[self.refs[id(leaf)]], factor)
+
+    def root(self, ref: int) -> int:
+        """The number of the value whose dtype or shape was changed to make this one; its own if it is no such."""
+        while ref in self.same:
+            ref = self.same[ref]
+        return ref
 
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array."""
     return isinstance(value, jax.Array | np.ndarray)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of a tree; what can be gone through only once is left alone."""
+    return jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Iterator))
+
+
+def is_float(value: Any) -> bool:
+    """Whether an array is of floats, so that there is a derivative by it."""
+    return jax.numpy.issubdtype(value.dtype, jax.numpy.inexact)
 
 
 class Recorder:
@@ -104,6 +158,9 @@ class Recorder:
         self.arrays: list[dict[int, Any]] = [{}]
         self.forward = True
         self.opened: dict[int, Callable] = {}
+        self.depth = 0
+        self.probed: list[tuple[int, Any]] = []
+        self.probes: Sequence[Any] | None = None
 
     def ref(self, value: Any) -> int:
         """The number of an array, a new one for a new array."""
@@ -111,8 +168,26 @@ class Recorder:
         if id(value) not in known:
             known[id(value)] = len(self.alive)
             self.alive.append(value)
+            if self.forward:
+                self.recording.early.add(known[id(value)])
             self.arrays[-1][known[id(value)]] = value
         return known[id(value)]
+
+    def root(self, value: Any) -> int:
+        """The number of the value that an array was before its dtype or shape was changed."""
+        return self.recording.root(self.ref(value))
+
+    def unchanged(self, result: Any, of: Any) -> None:
+        """Says that one array is another in a new dtype or shape."""
+        if is_array(result) and is_array(of) and result is not of and result.size == of.size:
+            self.recording.same.setdefault(self.ref(result), self.ref(of))
+
+    def probe(self, value: Any) -> Any:
+        """A forward value that a line names, with its probe added, a zero by which the cost is differentiated."""
+        if not self.forward or len(self.arrays) > 1 or not is_array(value) or not is_float(value):
+            return value
+        self.probed.append((self.root(value), jax.typeof(value)))
+        return value if self.probes is None else value + self.probes[len(self.probed) - 1]
 
     def nested(self, f: Callable) -> Callable:
         """A function that gives the values kept while it runs beside its own."""
@@ -190,65 +265,83 @@ class Frame:
         self.recorder, self.source, self.globals, self.names = recorder, source, names_around, names
         self.results: dict[int, Any] = {}
 
-    def call(self, index: int, f: Any) -> Callable:
+    def call(self, index: int, f: Any, names: dict[str, Any]) -> Callable:
         """What is called in a function's place."""
         inner = self.recorder.opens(f)
 
         def called(*args, **kwargs):
+            if inner is not f:  # what the function takes has a line too, where it is made here
+                nodes = self.source.calls[index].args
+                scope = Scope({**self.names, **names}, self.globals, dict(self.results), self.source.calls)
+                for node, arg in zip(nodes, args, strict=False):
+                    if not any(isinstance(each, ast.Starred) for each in nodes):
+                        self.line(arg, node, scope, "")
+            self.recorder.depth += 1
             result = inner(*args, **kwargs)
-            self.results[index] = result
+            self.recorder.depth -= 1
+            func = self.source.calls[index].func
+            if (func.attr if isinstance(func, ast.Attribute) else getattr(f, "__name__", "")) in SAME:
+                self.recorder.unchanged(result, getattr(f, "__self__", *args[:1]))
+            if inner is f and is_array(result) and is_float(result):
+                self.recorder.ref(result)
+            self.results[index] = None if index in self.results else result  # several in a comprehension: not one
             return result
 
         return called
 
-    def assigned(self, index: int, names: dict[str, Any]) -> None:
-        """The statement of this number was run."""
+    def assigned(self, index: int, value: Any, names: dict[str, Any]) -> Any:
+        """A value is assigned; `names` as they were before."""
         statement = self.source.values[index]
-        targets = targets_of(statement)
-        before = {**names, **{name: self.names[name] for name, _ in targets if name in self.names}}
-        scope = self.scope(before)
-        for name, node in targets:
-            if is_array(names.get(name)):
-                self.line(names[name], node, scope, name)
+        scope = self.scope(names)
+        if isinstance(value, Iterator):
+            value = tuple(value)
+        for name, node, part in targets_of(statement, value):
+            self.line(part, node, scope, name, node is statement.value and part is not value)
         self.factors(statement, scope)
-        self.names = dict(names)
+        return tuple(map(self.recorder.probe, value)) if type(value) is tuple else self.recorder.probe(value)
 
     def returned(self, index: int, value: Any, names: dict[str, Any]) -> Any:
         """A value is returned: its parts are lines too, where no line before gave them."""
         statement = self.source.values[index]
         node = statement.body if isinstance(statement, ast.Lambda) else statement.value
         scope = self.scope(dict(names))
-        parts = zip(node.elts, value, strict=True) if isinstance(node, ast.Tuple) else [(node, value)]
-        for each, part in parts:
-            if is_array(part):
-                self.line(part, each, scope, "")
+        for each, part in parts_of(node, value):
+            self.line(part, each, scope, "")
         self.factors(statement, scope)
         return value
 
     def scope(self, names: dict[str, Any]) -> Scope:
         """What names stand for now. Their arrays are kept, since a line may name them."""
-        for value in names.values():
-            for leaf in jax.tree.leaves(value):
-                if is_array(leaf):
-                    self.recorder.ref(leaf)
-        return Scope(names, self.globals, dict(self.results), self.source.calls)
+        for leaf in leaves(names):
+            if is_array(leaf):
+                self.recorder.ref(leaf)
+        self.names, results, self.results = dict(names), self.results, {}
+        return Scope(dict(names), self.globals, results, self.source.calls)
 
-    def line(self, value: Any, node: ast.expr, scope: Scope, name: str) -> None:
-        """A line, unless its value was there before."""
-        recording = self.recorder.recording
-        ref = self.recorder.ref(value)
-        if name and ref not in recording.given:
-            recording.names.setdefault(ref, name)
-        if ref in recording.given or any(each.ref == ref for each in recording.lines):
+    def line(self, value: Any, node: ast.expr, scope: Scope, name: str, part: bool = False) -> None:
+        """A line, unless its value was there before; then another name for it."""
+        if not is_array(value) or any(value is leaf for leaf in leaves(scope.names)):
             return
-        recording.lines.append(Assigned(ref, node, scope, name, self.recorder.forward))
+        recorder = self.recorder
+        recording, ref = recorder.recording, recorder.root(value)
+        known = next((each for each in recording.lines if each.ref == ref), None)
+        if ref in recording.given:
+            return
+        if name and (known is None or known.forward == recorder.forward):
+            deep = recorder.depth if recorder.depth <= OWN else OWN + 1
+            if deep < recording.depths.get(
+                ref, OWN + 2
+            ):  # the layer's own name for a value, or the innermost function's
+                recording.names[ref], recording.depths[ref], recording.nodes[ref] = name, deep, (node, name)
+        if known is None:
+            recording.lines.append(Assigned(ref, node, scope, name, recorder.forward, part))
 
     def factors(self, statement: ast.AST, scope: Scope) -> None:
         """What factors are made of are lines, where no line before gave them."""
         for node in ast.walk(statement):
             if isinstance(node, ast.Call) and isinstance(factor := scope.result(node), Factor):
                 for each, value in zip(node.args, vars(factor).values(), strict=False):
-                    if is_array(value) and not isinstance(each, ast.Name):
+                    if not isinstance(each, ast.Name):
                         self.line(value, each, scope, "")
 
 
@@ -331,23 +424,38 @@ def compiled(function: types.FunctionType, source: Source, recorder: Recorder) -
     return made
 
 
-def targets_of(statement: Any) -> list[tuple[str, ast.expr]]:
-    """The names that a statement assigns, each with the expression of its value."""
-    if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
-        old = ast.copy_location(ast.Name(statement.target.id, ast.Load()), statement)
-        return [(statement.target.id, ast.copy_location(ast.BinOp(old, statement.op, statement.value), statement))]
-    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value is not None:
-        return [(statement.target.id, statement.value)]
-    found = []
-    for target in statement.targets if isinstance(statement, ast.Assign) else ():
-        value = statement.value
+def targets_of(statement: Any, value: Any) -> Iterator[tuple[str, ast.expr, Any]]:
+    """The names that a statement assigns, each with the expression of its value and that value."""
+    for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
         if isinstance(target, ast.Name):
-            found.append((target.id, value))
-        elif isinstance(target, ast.Tuple | ast.List):
-            pieces = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
-            found += [(each.id, piece) for each, piece in zip(target.elts, pieces, strict=False)
-                      if isinstance(each, ast.Name)]  # fmt: skip
-    return found
+            yield target.id, right_side(statement), value
+        elif isinstance(target, ast.Tuple | ast.List) and isinstance(value, tuple | list):
+            node = statement.value
+            nodes = node.elts if isinstance(node, ast.Tuple) else [node] * len(target.elts)
+            for each, piece, part in zip(target.elts, nodes, value, strict=False):
+                if isinstance(each, ast.Name):
+                    yield each.id, piece, part
+
+
+def parts_of(node: Any, value: Any) -> Iterator[tuple[ast.expr, Any]]:
+    """The values in what is returned, each with its expression."""
+    if isinstance(node, ast.Tuple | ast.List) and isinstance(value, tuple | list):
+        for each, part in zip(node.elts, value, strict=False):
+            yield from parts_of(each, part)
+    elif isinstance(node, ast.Dict) and isinstance(value, dict):
+        for each, part in zip(node.values, value.values(), strict=False):
+            yield from parts_of(each, part)
+    else:
+        yield node, value
+
+
+def right_side(statement: Any) -> Any:
+    """The expression that a statement assigns: of x += y, x + y."""
+    if not isinstance(statement, ast.AugAssign):
+        return statement.value
+    assert isinstance(statement.target, ast.Name)
+    old = ast.copy_location(ast.Name(statement.target.id, ast.Load()), statement)
+    return ast.copy_location(ast.BinOp(old, statement.op, statement.value), statement)
 
 
 class Marking(ast.NodeTransformer):
@@ -380,18 +488,20 @@ class Marking(ast.NodeTransformer):
     def visit_Call(self, node):
         self.calls.append(self.origin[id(node)])
         index = ast.Constant(len(self.calls) - 1)
-        called = ast.Call(in_frame("call"), [index, self.visit(node.func)], [])
+        called = ast.Call(in_frame("call"), [index, self.visit(node.func), names_here()], [])
         keywords = [ast.keyword(each.arg, self.visit(each.value)) for each in node.keywords]
         return ast.copy_location(ast.Call(called, [self.visit(each) for each in node.args], keywords), node)
 
     def assigning(self, node):
-        """A statement, and after it the call that keeps what it gave."""
+        """A statement whose value is kept on its way."""
+        if node.value is None or (isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Name)):
+            return self.generic_visit(node)
         self.values.append(self.origin[id(node)])
-        keep = ast.Call(in_frame("assigned"), [ast.Constant(len(self.values) - 1), names_here()], [])
-        fields = {name: getattr(node, name, None) for name in node._fields}
-        if node.value is not None:
-            fields["value"] = self.visit(node.value)
-        return [ast.copy_location(type(node)(**fields), node), ast.copy_location(ast.Expr(keep), node)]
+        targets: list[Any] = node.targets if isinstance(node, ast.Assign) else [node.target]
+        index, value = ast.Constant(len(self.values) - 1), self.visit(right_side(node))
+        return ast.copy_location(
+            ast.Assign(targets, ast.Call(in_frame("assigned"), [index, value, names_here()], [])), node
+        )
 
     visit_Assign = visit_AugAssign = visit_AnnAssign = assigning  # noqa: N815 - named by ast
 
@@ -454,28 +564,113 @@ def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0) -
             recording.factors[path] = factor
             for leaf in jax.tree.leaves(factor):
                 recorder.ref(leaf)
+        slopes = slopes_of(layer, params, x, d_out, [each for _, each in recorder.probed])
+        recording.slopes = {ref: slope for (ref, _), slope in zip(recorder.probed, slopes, strict=True)}
         made.append(recording)
-        return recorder.arrays[-1], [factor.multiply() for _, factor in leaves]
+        return recorder.arrays[-1], [factor.multiply() for _, factor in leaves], recording.slopes
 
     run = one
     for _ in range(positions):
         run = jax.vmap(run, (None, 0, 0))
     with jax.enable_x64(True), plain_forms():
         wide = jax.tree.map(in_float64, (params, x, d_out))
-        values, grads = jax.jit(run)(*wide)
+        run = jax.jit(run)
+        values, grads, slopes = jax.device_get(run(*wide))
+        others, _, other_slopes = jax.device_get(run(elsewhere(wide[0], 1), wide[1], elsewhere(wide[2], 2)))
         recording = made[-1]
-        recording.values = {ref: np.asarray(value) for ref, value in values.items()}
+        recording.values, recording.slopes = values, slopes
+        recording.others, recording.other_slopes = others, other_slopes
         recording.grads = {
             path: np.asarray(value).sum(tuple(range(positions)))
             for path, value in zip(recording.factors, grads, strict=True)
         }
     for ref in recording.values:
         recording.stacked[ref] = recording.stacked.get(ref, 0) + positions
+    link(recording)
     for ref, (kind, _) in recording.given.items():
         if kind == "param":  # a parameter is one for all positions
             recording.values[ref] = recording.values[ref].reshape(-1, *recording.values[ref].shape[positions:])[0]
             recording.stacked[ref] = 0
     return recording
+
+
+def elsewhere(tree: Tree, seed: int) -> Tree:
+    """The same tree with other floats, near by."""
+    draw = np.random.default_rng(seed)
+
+    def near(value):
+        value = np.asarray(value)
+        return (
+            value * draw.uniform(1, 1.5, value.shape) + draw.uniform(0, 0.5, value.shape) if is_float(value) else value
+        )
+
+    return jax.tree.map(near, tree)
+
+
+def link(recording: Recording) -> None:
+    """Finds the line of each value that came another way than by a line.
+
+    A value is that of a line where it has the same numbers: what a scan takes and gives, what backward computes again.
+    It is that of the step before, or after, where it has them one step later, or earlier: what a scan carries.
+    """
+    lines = {line.ref: line for line in recording.lines}
+    sized: dict[int, list[int]] = {}
+    for ref in [*recording.given, *lines]:
+        if ref in recording.values:
+            sized.setdefault(recording.values[ref].size, []).append(ref)
+    for ref, value in recording.values.items():
+        if ref in recording.given or recording.root(ref) != ref or not is_float(value):
+            continue
+        own = lines.get(ref)
+        made = None if own is None or own.part or isinstance(own.node, ast.Subscript) else own  # by a line
+        known = [
+            each
+            for each in sized.get(value.size, ())
+            if each != ref
+            and recording.root(each) != ref
+            and (each in recording.given or not lines[each].part or lines[each].forward)
+        ]
+        if ref in recording.early:
+            known = [each for each in known if each in recording.early]
+        if made is not None:
+            known = [each for each in known if each in lines and lines[each].forward and not made.forward]
+        same = next((each for each in known if recording.alike(ref, each)), None)
+        if same is not None:
+            recording.same[ref] = recording.root(same)
+        elif value.ndim > 1 and len(value) > 1 and (made is None or joined(made.node)):
+            moved = ((each, steps) for each in known for steps in (-1, 1) if recording.alike(ref, each, steps))
+            if (found := next(moved, None)) is not None:
+                recording.moved[ref] = found
+    recording.out, recording.dx = recording.root(recording.out), recording.root(recording.dx)
+
+
+def joined(node: ast.expr) -> bool:
+    """Whether an expression puts pieces together."""
+    return isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "concatenate"
+
+
+def alike(value: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers, not all of them 0, but for rounding."""
+    if value.shape != other.shape:
+        value, other = value.squeeze(), other.squeeze()
+    return value.shape == other.shape and bool(np.any(value)) and close(value, other)
+
+
+def close(got: np.ndarray, expected: np.ndarray, beside: float = 0.0) -> bool:
+    """Whether two arrays are the same but for rounding. beside: a size of what was added up to make them."""
+    scale = max(float(np.abs(expected[np.isfinite(expected)]).max(initial=0)), beside)
+    return bool(np.allclose(got, expected, rtol=CLOSE, atol=CLOSE * (scale or 1), equal_nan=True))
+
+
+def slopes_of(layer: Layer, params: Tree, x: Any, d_out: Any, types_of: list[Any]) -> list[Any]:
+    """∂C/∂ of every forward value that a line names, in their order, by jax.grad: C is ⟨out, d_out⟩."""
+
+    def cost(probes):
+        recorder = Recorder()
+        recorder.probes = probes
+        return jax.numpy.vdot(recorder.opens(layer.forward)(params, x)[0], d_out)
+
+    return jax.grad(cost)([jax.numpy.zeros(each.shape, each.dtype) for each in types_of])
 
 
 def in_float64(value: Any) -> Any:

@@ -8,33 +8,37 @@ from __future__ import annotations
 
 import ast
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache, singledispatch
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnet.explaining.evaluation import MisfitError, Values, at, symbols
-from jaxnet.explaining.expressions import BigSum, Expression, Gradient, Name, Partial, Product, Sum, Transposed
-from jaxnet.explaining.layers.evaluate import largest
-from jaxnet.explaining.layers.opening import Record
-from jaxnet.explaining.layers.steps import Site
-from jaxnet.explaining.notation import GREEK, Notation, Number
+from jaxnet.explaining.evaluation import MisfitError, Values, symbols
+from jaxnet.explaining.expressions import BigSum, Call, Expression, Gradient, Name, Partial, Product, Sum, Transposed
+from jaxnet.explaining.notation import GREEK
 from jaxnet.explaining.numbers import shape
-from jaxnet.explaining.recording import Assigned, Recording, record
-from jaxnet.explaining.transcription import INDICES, Transcription, UnwritableError
+from jaxnet.explaining.recording import OWN, Assigned, Recording, alike, close, record
+from jaxnet.explaining.records import Record
+from jaxnet.explaining.site import Site, param_name, parameter
+from jaxnet.explaining.transcription import INDICES, Transcription, UnwritableError, at, multiple
 from jaxnet.explaining.ulp import ulps
 from jaxnet.factors import Factor, Outer, Plain
 from jaxnet.factors import Sum as Uses
 from jaxnet.layer import Untrained
-
-CLOSE = 1e-9  # of the largest entry: rounding of sums in another order, in float64
+from jaxnet.layers.conv import Patches
+from jaxnet.layers.embedding import Rows
 
 
 @dataclass(frozen=True)
 class Written:
-    """A line as an equation. key: of its value in the derivation. gives: "out", "dx", a parameter's name, or ""."""
+    """A line as an equation.
+
+    key: of its value in the derivation. gives: "out", "dx", a parameter's name, or "". name: the variable. shown: the
+    part of the value that is shown, in words. factor: of a gradient.
+    """
 
     key: str
     left: Expression
@@ -44,18 +48,23 @@ class Written:
     gives: str = ""
     sizes: str = ""
     ulp: float | None = None
+    name: str = ""
+    shown: str = ""
+    factor: Factor | None = None
 
 
 def readable(record: Record) -> bool:
     """Whether a layer's equations can be read off its source, forward and backward."""
     recording = recorded(record)
-    return recording is not None and any(line.ref == recording.out for line in recording.lines)
+    return recording is not None and (
+        recording.out in recording.given or any(line.ref == recording.out for line in recording.lines)
+    )
 
 
 @lru_cache(maxsize=64)
 def recorded(record_: Record) -> Recording | None:
     """A leaf's lines at one example; None where it is no leaf of one array, or its source is not there."""
-    if record_.kind != "leaf" or len(record_.xs) != 1 or record_.layer.rebuild is not None:
+    if record_.kind != "leaf" or not record_.single or record_.layer.rebuild is not None:
         return None
     try:
         return record(record_.layer, record_.params, record_.x, record_.d_out, record_.positions)
@@ -79,11 +88,18 @@ class Writer:
         self.site, self.recording = site, recording
         self.rows = site.notation.rows
         self.fixed: set[Expression] = set()
+        self.error = -1
         self.names: dict[str, Name] = {}
+        self.differentiated: set[Name] = set()
         self.symbols: dict[int, Expression] = {}
         self.given()
+        self.names = {recording.names[ref]: each for ref, each in self.symbols.items()
+                      if ref in recording.names and isinstance(each, Name)}  # fmt: skip
         self.named()
-        self.transcription = Transcription(recording, self.symbols, {})
+        shapes = {each.shape for each in recording.values.values() if each.ndim == 3}
+        self.grouped = [of for of in shapes if (1, of[1], 1) in shapes and of[1] > 1]
+        self.known: tuple[int, Values] | None = None
+        self.transcription = Transcription(recording, self.symbols, {}, self.fixed)
 
     # ------------------------------------------------------------------------------------------- symbols
 
@@ -101,22 +117,56 @@ class Writer:
                 self.symbols[ref] = Transposed(symbol) if laid else symbol
             else:
                 self.symbols[ref] = site.takes[0] if kind == "x" else site.error
+                self.error = ref
 
     def named(self) -> None:
         """Symbols of what the author named; not of a value that its name's next value is made of."""
-        for line in self.recording.lines:
-            if not line.name or line.ref in self.symbols or self.rewritten(line):
+        recording = self.recording
+        params = {parameter(path) for kind, path in recording.given.values() if kind == "param"}
+        for line in recording.lines:
+            name = recording.names.get(line.ref, "")
+            root = recording.root(line.ref)
+            if not line.forward and name.removeprefix("d").removeprefix("_") in params:
+                continue  # a gradient: it has a line of its own
+            if not name or root in self.symbols or root in recording.moved or self.rewritten(line):
                 continue
-            self.symbols[line.ref] = self.symbol(self.recording.names.get(line.ref, line.name), line.forward)
+            slope = None if line.forward or name.startswith("delta") else self.slope(line.ref, name)
+            self.symbols[line.ref] = made = slope or self.symbol(name, line.forward)
+            if isinstance(made, Name) and line.ref in recording.slopes:
+                self.differentiated.add(made)
+
+    def slope(self, ref: int, name: str) -> Expression | None:
+        """∂C/∂ of the forward value by which a backward value is the derivative, if it is one."""
+        recording, found = self.recording, []
+        for of, slope in recording.slopes.items():
+            symbol = self.symbols.get(recording.root(of))
+            value = recording.values.get(ref)
+            if isinstance(symbol, Name) and value is not None and value.size == slope.size:
+                other = recording.others[ref].reshape(slope.shape)
+                if alike(value.reshape(slope.shape), slope) and alike(other, recording.other_slopes[of]):
+                    found.append((name.removeprefix("d_").removeprefix("d") == self.recording.names.get(of), symbol))
+        return self.site.notation.partial(max(found, key=lambda each: each[0])[1]) if found else None
 
     def rewritten(self, line: Assigned) -> bool:
-        """Whether the author gives the name to another value that is made of this one."""
+        """Whether the name says nothing of this value: the author gives it to another value that is made of this one,
+        or it is a helper's, which is called several times."""
+        recording, ref = self.recording, self.recording.root(line.ref)
+        if recording.depths.get(line.ref, 0) > OWN and any(
+            other is not line and other.forward == line.forward and other.ref not in recording.same
+            and recording.nodes.get(other.ref) == recording.nodes[line.ref] for other in recording.lines
+        ):  # fmt: skip
+            return True
+        name = recording.names.get(line.ref)
+        if name in NOTHING and recording.depths[line.ref] > OWN:
+            return True
+        out = recording.names.get(recording.out) or self.site.gives.base
         return any(
-            other is not line and other.name == line.name and other.scope.calls is line.scope.calls
-            and any(isinstance(each, ast.Name) and each.id == line.name for each in ast.walk(other.node))
-            and other.scope.names.get(line.name) is not None
-            and self.recording.number(other.scope.names[line.name]) == line.ref
-            for other in self.recording.lines
+            other is not line and other.forward == line.forward
+            and (out if other.ref == recording.out else recording.names.get(other.ref)) == name
+            and any(recording.number(
+                other.scope.names.get(each.id) if isinstance(each, ast.Name) else other.scope.result(each)) == ref
+                for each in ast.walk(other.node) if isinstance(each, ast.Name | ast.Call))
+            for other in recording.lines
         )  # fmt: skip
 
     def symbol(self, name: str, forward: bool) -> Expression:
@@ -125,36 +175,71 @@ class Writer:
         if not forward:
             for start in ("d_", "d", "delta_"):
                 of = self.names.get(name.removeprefix(start)) if name.startswith(start) else None
-                if of is not None and (start != "delta_" or notation.name == "ng"):
-                    return notation.partial(of)
-        base, *rest = name.strip("_").split("_")
-        letter = LETTERS.get(base, base)
-        if rest and rest[0] in MARKS:
-            letter, rest = letter + MARKS[rest[0]], rest[1:]
-        made = self.site.name("_".join([letter, *rest]), name)
+                if of is not None and of not in self.differentiated and (start != "delta_" or notation.name == "ng"):
+                    made = notation.partial(of)
+                    return notation.partial(self.site.name(*self.spelled(name.removeprefix(start)))) if made in (
+                        self.site.error, *self.symbols.values()) else made  # fmt: skip
+        made = self.site.name(*self.spelled(name))
         while made in self.symbols.values() or made in self.fixed:  # another value of the same name
             made = Name(f"{made.base}′", made.above, made.below, f"{made.key}_")
         if forward:
             self.names[name] = made
         return made
 
+    def spelled(self, name: str) -> tuple[str, str]:
+        """A variable's symbol, x̂ of x_hat, and its key."""
+        base, *rest = name.strip("_").split("_")
+        letter = LETTERS.get(base, base)
+        if rest and rest[0] in MARKS:
+            letter, rest = letter + MARKS[rest[0]], rest[1:]
+        return "_".join([letter, *rest]), name
+
     # --------------------------------------------------------------------------------------------- lines
 
     def values(self) -> Values:
-        """What the symbols are worth."""
-        known: dict[Expression, np.ndarray] = {}
-        for ref, symbol in self.symbols.items():
-            value = self.recording.values.get(ref)
-            if value is not None:
-                if isinstance(symbol, Transposed):
-                    symbol, value = symbol.of, value.T
-                known[symbol] = value
-        known |= {number: np.asarray(worth) for number, worth in self.transcription.numbers.items()}
-        return Values(known, frozenset(self.fixed) | frozenset(self.transcription.numbers), self.rows)
+        """What the symbols are worth, and whatever was transcribed so far."""
+        written = self.transcription
+        count = sum(map(len, (written.products, written.firsts, written.computed, written.numbers, written.moved)))
+        if self.known is None or self.known[0] != count:
+            self.known = count, self.all_values()
+        return self.known[1]
+
+    def all_values(self) -> Values:
+        """The same, computed."""
+        recording = self.recording
+        forms: dict[Expression, list[np.ndarray]] = {}
+        for ref, value in recording.values.items():
+            symbol = self.symbols.get(root := recording.root(ref))
+            if symbol is None or value.size != recording.values[root].size:
+                continue
+            if isinstance(symbol, Transposed):
+                symbol, value = symbol.of, value.T
+            found = forms.setdefault(symbol, [])
+            found.insert(0 if ref == root else len(found), value)
+            if value.ndim > 2:
+                found.append(value.squeeze())
+        known = {symbol: found[0] for symbol, found in forms.items()}
+        written = self.transcription
+        for product, (operands, indices, result) in written.products.items():
+            parts = [self.lettered(forms[each], len(letters)) for each, letters in zip(operands, indices, strict=True)]
+            known[product] = np.einsum(f"{','.join(indices)}->{result}", *parts)
+        for made, (table, count) in written.firsts.items():
+            known[made] = known[table][:count]
+        for made, compute in written.computed.items():
+            known[made] = compute(recording.values.__getitem__)
+        known |= {number: np.asarray(worth) for number, worth in written.numbers.items()}
+        known |= {symbol: moved(known[of], steps) for symbol, (of, steps) in written.moved.items() if of in known}
+        indexed = frozenset(written.moved)
+        return Values(known, frozenset(self.fixed) | frozenset(written.numbers), self.rows, forms, indexed)
+
+    def lettered(self, forms: list[np.ndarray], axes: int) -> np.ndarray:
+        """A value with so many axes, those of one entry left out."""
+        return next((each for each in (form.squeeze() for form in forms) if each.ndim == axes), forms[0])
 
     def lines(self) -> list[Written]:
         """The lines whose text gives their value: forward, then backward, each gradient once its factors are there."""
         recording = self.recording
+        self.indices()
         found: list[Written] = []
         waiting = dict(recording.factors)
         arrived = set(recording.given) | {line.ref for line in recording.lines if line.forward}
@@ -166,13 +251,67 @@ class Writer:
             arrived.add(line.ref)
             found += self.line(line)
         found += self.gradients(waiting, None)
+        found = self.used(found)
         if recording.dx in recording.given and self.site.record.dxs[0] is not None:
             found += self.passed(recording.dx, self.site.back[0], self.site.error, False)
         return found
 
+    def used(self, lines: list[Written]) -> list[Written]:
+        """The lines that give what the layer gives, or a value that another line takes."""
+        while True:
+            taken = {self.plain(each) for line in lines for each in every(line.right)}
+            for line in self.recording.lines:  # of a part what it is a part of
+                again = line.ref in self.recording.same
+                part = self.symbols.get(line.ref) if line.part and not again else None
+                if part in taken:
+                    names = (each for each in ast.walk(line.node) if isinstance(each, ast.Name))
+                    values = (self.recording.number(line.scope.names.get(each.id)) for each in names)
+                    taken |= {self.symbols[ref] for ref in values if ref in self.symbols}
+            left = [line for line in lines if line.gives or self.plain(line.left) in taken]
+            if len(left) == len(lines):
+                return lines
+            lines = left
+
+    def plain(self, symbol: Expression) -> Expression:
+        """A symbol without its index."""
+        match symbol:
+            case Name(base, above, _, key):
+                return Name(base, above, "", key)
+            case Partial(of, by):
+                return Partial(of, self.plain(by))
+            case Gradient(by, of):
+                return Gradient(self.plain(by), of)
+        return symbol
+
+    def indices(self) -> None:
+        """Learns the indices of values from products: those of one shape in one line have the same."""
+        letters = self.transcription.letters
+        rights = {line.ref: right for line in self.recording.lines if (right := self.right(line)) is not None}
+        known = self.values().known
+        for _ in range(2):
+            for ref, right in rights.items():
+                found = [each for each in (self.symbols.get(ref), *symbols(right, known)) if each in known]
+                for each in found:
+                    sizes = known[each].squeeze().shape
+                    alike = [
+                        letters[other] for other in found if other in letters and known[other].squeeze().shape == sizes
+                    ]
+                    if alike and len(alike[0]) == len(sizes) > 1:
+                        letters.setdefault(each, alike[0])
+
+    def right(self, line: Assigned) -> Expression | None:
+        """The right side of a line; None where it has no equation."""
+        try:
+            return self.transcription.line(line)
+        except (UnwritableError, LookupError):
+            return None
+
     def passed(self, ref: int, left: Expression, right: Expression, forward: bool) -> list[Written]:
         """What is given as it came."""
         value = self.recording.values[ref]
+        own = self.site.record.out if forward else self.site.record.dxs[0]
+        if own.shape != value.shape:
+            right, value = Call(Name("reshape"), right), value.reshape(own.shape)
         return [self.held(Written("", left, right, value, forward, "out" if forward else "dx", shape(value.shape)))]
 
     def line(self, line: Assigned) -> list[Written]:
@@ -181,35 +320,72 @@ class Writer:
         if left is None or value is None or not np.issubdtype(value.dtype, np.floating):
             return []
         gives = {self.recording.out: "out", self.recording.dx: "dx"}.get(line.ref, "")
-        try:
-            right = self.transcription.line(line)
-        except (UnwritableError, LookupError):
-            return []
-        if right == left:
+        right = self.right(line)
+        if right is None or right == left:
             return []
         made = self.at_positions(left, right, value, self.recording.stacked.get(line.ref, 0))
-        return [] if made is None else [self.held(Written("", *made[:2], value, line.forward, gives, made[2]))]
+        if made is None:
+            return []
+        left, right, sizes = made
+        if value.ndim > 1 and value.shape[-1] == 1 and not gives:  # a number at each position
+            sizes, value = sizes.removesuffix("×1"), value[..., 0]
+        name, shown = self.recording.names.get(line.ref, ""), ""
+        letters = list(self.transcription.letters.values())
+        index = self.transcription.letters.get(self.plain(left), "")
+        axis = next((i for i, letter in enumerate(index) if all(letter in each for each in letters)), None)
+        if axis is not None and not gives and (part := value.squeeze()).ndim == len(index) == 3:  # one head of several
+            shown, value = f"{index[axis]} = 1 of {part.shape[axis]}", np.take(part, 0, axis)
+            sizes = shape(value.shape)
+        return [self.held(Written("", left, right, value, line.forward, gives, sizes, name=name, shown=shown))]
 
     def at_positions(
         self, left: Expression, right: Expression, value: np.ndarray, least: int
     ) -> tuple[Expression, Expression, str] | None:
         """Both sides with their subscripts and the shapes in words, as a whole or at each position; None where neither
         way of reading gives the value."""
-        values = self.values()
-        for axes in range(least, value.ndim + (value.ndim > 0)):
-            lead, index = value.shape[:axes], INDICES.get(axes, "")
-            expected = values.matrix(value, axes)
-            try:
-                laid = values.laid(right, lead)
-                got = values.of(laid, lead)
-                got = np.broadcast_to(got, (*lead, *got.shape[-2:]))
-            except (MisfitError, ValueError):
-                continue
-            if got.shape == expected.shape and close(got, expected):
-                text = values.subscripted(laid, lead, index) if axes else values.subscripted(laid, (), "")
-                sizes = sizes_of(values, laid, lead, value)
-                return (at(left, index) if axes else left), text, sizes
+        values, letters = self.values(), self.transcription.letters
+        if any(each in letters for each in (left, *symbols(right, values.known))):
+            value, least = value.squeeze(), 0
+        whole = max(value.ndim - 1, 0)  # at each position first, where vectors stand for themselves
+        indexed = any(each in self.transcription.products for each in symbols(right, values.known))
+        least = value.ndim if indexed else least
+        for axes in sorted(range(least, value.ndim + 1), key=lambda n: (n > whole, whole - n)):
+            lead = value.shape[:axes]
+            if (laid := self.gives(right, values, lead, value)) is not None:
+                index = self.index(left, right, lead, values) if axes else ""
+                text = values.subscripted(laid, lead, index)
+                return (at(left, index) if axes else left), text, sizes_of(values, laid, lead, value)
+        for of in self.grouped:  # groups of channels, over all places
+            if value.shape in (of, (1, of[1], 1)):
+                groups, turned = values.by_groups(*of), np.moveaxis(value, 1, 0)
+                if (laid := self.gives(right, groups, turned.shape[:1], turned)) is not None:
+                    return at(left, "j"), groups.subscripted(laid, turned.shape[:1], "j"), shape(value.shape)
         return None
+
+    def gives(self, right: Expression, values: Values, lead: tuple[int, ...], value: np.ndarray) -> Expression | None:
+        """The right side as it is laid out where its text gives the value; else None."""
+        expected = values.matrix(value, len(lead))
+        try:
+            laid = values.laid(right, lead)
+            got = values.of(laid, lead)
+            got = np.broadcast_to(got, (*lead, *got.shape[-2:]))
+        except (MisfitError, ValueError):
+            return None
+        return laid if got.shape == expected.shape and close(got, expected) else None
+
+    def index(self, left: Expression, right: Expression, lead: tuple[int, ...], values: Values) -> str:
+        """The index of these first axes: the letters that a value has there, or t, p, q by their number."""
+        if any(each in self.transcription.computed for each in symbols(right, values.known)):
+            return "p"
+        for each in (left, *symbols(right, values.known)):
+            letters = self.transcription.letters.get(each, "")
+            if (
+                each in values.known
+                and values.known[each].squeeze().shape[: len(lead)] == lead
+                and len(letters) >= len(lead)
+            ):
+                return letters[: len(lead)]
+        return INDICES.get(len(lead), "")
 
     def gradients(self, waiting: dict[tuple, Factor], arrived: set[int] | None) -> list[Written]:
         """The gradients whose factors are all there; with None all that are left."""
@@ -230,15 +406,22 @@ class Writer:
         laid = value.T if self.rows and value.ndim == 2 else value
         left = self.site.notation.gradient(symbol)
         try:
-            right = gradient_of(factor, self)
+            right, index = gradient_of(factor, self, value)
             values = self.values()
             got = values.of(right)
         except (UnwritableError, MisfitError, LookupError, ValueError):
             return []
-        if got.shape != values.matrix(laid).shape or not close(got, values.matrix(laid)):
+        beside = largest([self.recording.values.get(self.error, np.zeros(()))])
+        if got.shape != values.matrix(laid).shape or not close(got, values.matrix(laid), beside):
             return []
         text = values.subscripted(right, (), "")
-        return [self.held(Written("", left, text, value, False, name, sizes_of(values, right, (), value)))]
+        return [self.held(Written("", at(left, index), text, value, False, name, sizes_of(values, right, (), value),
+                                  factor=self.recording.factor_values(factor)))]  # fmt: skip
+
+    def computed(self, made: Expression, value: np.ndarray) -> Expression:
+        """A sum over what no symbol has the axes of: its value is the factor's own."""
+        self.transcription.computed[made] = lambda _: value
+        return made
 
     def held(self, line: Written) -> Written:
         """A line with its key, its value in the layer's dtype, and how far that is from what must be the same."""
@@ -247,11 +430,15 @@ class Writer:
         value, apart = line.value.astype(dtype), [0.0]
         beside = 0.0 if line.gives == "out" else largest([record.d_out, *jax.tree.leaves(record.grads)])
         for other in given_by(record, line.gives):
+            value = value.reshape(np.shape(other))
             apart.append(ulps(value, other, beside))
             value = np.asarray(other) if len(apart) == 2 else value
-        return Written(key_of(line.left), line.left, line.right, value, line.forward, line.gives, line.sizes,
-                       max(apart, key=lambda each: np.inf if np.isnan(each) else each))  # fmt: skip
+        ulp = max(apart, key=lambda each: np.inf if np.isnan(each) else each)
+        return replace(line, key=key_of(line.left), value=value, ulp=ulp)
 
+
+NOTHING = {"out", "result"}
+"""Names that say nothing of a value inside a helper."""
 
 MARKS = {"hat": "\u0302", "prime": "′", "bar": "\u0304", "tilde": "\u0303"}
 LETTERS = GREEK | {
@@ -261,21 +448,9 @@ LETTERS = GREEK | {
 """Greek letters and marks by the words of variables."""
 
 
-def words(path: tuple) -> list[str]:
-    """The words of a parameter's path."""
-    return [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path] or ["p"]
-
-
-def parameter(path: tuple) -> str:
-    """A parameter's name: the words of its path."""
-    return "_".join(words(path))
-
-
-def param_name(notation: Notation, path: tuple, number: Number) -> Name:
-    """The symbol of a parameter: its own name, after the words of the path that leads to it."""
-    *before, own = words(path)
-    base = notation.param(own, number)
-    return Name(base.base, base.above, " ".join(before), "_".join([base.key, *before])) if before else base
+def largest(arrays: Sequence[Any]) -> float:
+    """The largest entry of all."""
+    return max((float(np.abs(np.asarray(each, np.float64)).max(initial=0)) for each in arrays), default=0.0)
 
 
 def given_by(record: Record, gives: str) -> list[Any]:
@@ -294,10 +469,14 @@ def given_by(record: Record, gives: str) -> list[Any]:
     return found
 
 
-def close(got: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether two arrays are the same but for rounding."""
-    scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
-    return bool(np.allclose(got, expected, rtol=CLOSE, atol=CLOSE * (scale or 1), equal_nan=True))
+def moved(value: np.ndarray, steps: int) -> np.ndarray:
+    """Values of each step so many steps later; 0 where there is none."""
+    found = np.zeros_like(value)
+    if steps > 0:
+        found[:-steps] = value[steps:]
+    else:
+        found[-steps:] = value[:steps]
+    return found
 
 
 def key_of(symbol: Expression) -> str:
@@ -313,6 +492,8 @@ def key_of(symbol: Expression) -> str:
 def sizes_of(values: Values, right: Expression, lead: tuple[int, ...], value: np.ndarray) -> str:
     """The shapes of a matrix product in words, with how many times or terms; of other equations the result's."""
     over, inner = "", right
+    if any(isinstance(each, BigSum) for each in symbols(right, values.known)):
+        return shape(value.shape)  # a product with indices: they say it
     if isinstance(right, BigSum) and right.index:
         largest = max((values.known[each] for each in symbols_in(right.of, values)), key=np.ndim)
         axes = next(axes for axes, index in INDICES.items() if index == right.index)
@@ -334,6 +515,16 @@ def symbols_in(expression: Expression, values: Values) -> list[Expression]:
     return [each for each in symbols(expression, values.known) if each not in values.fixed]
 
 
+def every(expression: Any) -> Iterator[Any]:
+    """All parts of an expression."""
+    if is_dataclass(expression):
+        yield expression
+        for each in fields(expression):
+            value = getattr(expression, each.name)
+            for part in value if isinstance(value, tuple) else (value,):
+                yield from every(part)
+
+
 def first_product(expression: Expression) -> Product | None:
     """The matrix product that an equation is, beside terms and factors of its entries."""
     match expression:
@@ -348,8 +539,8 @@ def first_product(expression: Expression) -> Product | None:
 
 
 @singledispatch
-def gradient_of(factor: Factor, writer: Writer) -> Expression:
-    """∇ of a parameter as its factor's equation."""
+def gradient_of(factor: Factor, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+    """∇ of a parameter as its factor's equation, and the index of the parameter there."""
     raise UnwritableError(f"{type(factor).__name__} has no equation")
 
 
@@ -360,16 +551,32 @@ def summed(sums: int, of: Expression, writer: Writer) -> Expression:
 
 
 @gradient_of.register
-def _(factor: Outer, writer: Writer) -> Expression:
+def _(factor: Outer, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
     delta, a = writer.transcription.value(factor.delta), writer.transcription.value(factor.a)
-    return summed(factor.sums, writer.site.outer(delta, a), writer)
+    return summed(factor.sums, writer.site.outer(delta, a), writer), ""
 
 
 @gradient_of.register
-def _(factor: Plain, writer: Writer) -> Expression:
-    return summed(factor.sums, writer.transcription.value(factor.delta), writer)
+def _(factor: Plain, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+    return summed(factor.sums, writer.transcription.value(factor.delta), writer), ""
 
 
 @gradient_of.register
-def _(factor: Uses, writer: Writer) -> Expression:
-    return Sum(tuple(gradient_of(use, writer) for use in factor.uses))
+def _(factor: Uses, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+    return Sum(tuple(gradient_of(use, writer, grad)[0] for use in factor.uses)), ""
+
+
+@gradient_of.register
+def _(factor: Rows, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+    index = "t" if np.ndim(factor.tokens) else ""
+    delta, tokens = (at(writer.transcription.value(each), index) for each in (factor.delta, factor.tokens))
+    outer = writer.site.outer(Call(Name("unit"), tokens), delta)
+    return writer.computed(BigSum(index, outer) if index else outer, grad), ""
+
+
+@gradient_of.register
+def _(factor: Patches, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+    place = f"{multiple(factor.window.stride)}p+{multiple(factor.window.dilation)}k"
+    delta, a = writer.transcription.value(factor.delta), writer.transcription.value(factor.a)
+    delta, a = (at(delta, place), at(a, "p")) if factor.transposed else (at(delta, "p"), at(a, place))
+    return writer.computed(BigSum("p", writer.site.outer(delta, a)), grad), "k"

@@ -16,7 +16,6 @@ from jaxnet.explaining import cells
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.drawing import Drawing, drawing
 from jaxnet.explaining.expressions import Expression, Inverse, Name, Partial, Product, Sum, Transposed
-from jaxnet.explaining.layers.writing import param_name
 from jaxnet.explaining.layouts import layouts, tensor
 from jaxnet.explaining.lines import Chain, oriented
 from jaxnet.explaining.mathml import entry, equation, math, mathml
@@ -25,6 +24,7 @@ from jaxnet.explaining.notation import NOTATIONS, WHO, Notation
 from jaxnet.explaining.numbers import LONGEST, number, one, shape, vector
 from jaxnet.explaining.overrun import Over
 from jaxnet.explaining.places import Place
+from jaxnet.explaining.site import param_name
 from jaxnet.explaining.slots import slot
 from jaxnet.explaining.tables import notation_rows
 from jaxnet.explaining.terminal import given

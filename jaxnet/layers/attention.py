@@ -38,11 +38,11 @@ from jaxnet.registry import maker
 
 # ------------------------------------------------------------------------------------------------- the equations
 #
-#     t, s   positions of queries and keys          n   heads of keys and values
-#     d, e   entries of a key and of a value        g   heads of queries that share one of these
+#     t, s   positions of queries and keys          h   heads of keys and values
+#     i, j   entries of a key and of a value        r   heads of queries that share one of these
 
 
-def in_groups(t: Float[Array, "time heads width"], like) -> Float[Array, "time n g width"]:
+def in_groups(t: Float[Array, "time heads width"], like) -> Float[Array, "time h r width"]:
     """The heads of queries by the head of keys that they share, those of `like`."""
     return t.reshape(len(t), like.shape[1], -1, t.shape[-1])
 
@@ -52,9 +52,9 @@ def product(indices: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Flo
     return jnp.einsum(indices, a.astype(b.dtype), b, preferred_element_type=accumulated(b.dtype))
 
 
-def scores(q, k, seen: Seen) -> Float[Array, "n g queries keys"]:
+def scores(q, k, seen: Seen) -> Float[Array, "h r queries keys"]:
     """S_ts = q_t·k_s/√d, −∞ where t does not see s."""
-    S = product("tngd,snd->ngts", in_groups(q, k), k) / math.sqrt(q.shape[-1])
+    S = product("thri,shi->hrts", in_groups(q, k), k) / math.sqrt(q.shape[-1])
     sees = seen.block(0, len(q), slice(0, len(k)))
     return S if sees is None else jnp.where(sees[None, None], S, -jnp.inf)
 
@@ -70,7 +70,7 @@ def attend_plain(
     S = scores(q, k, seen)
     L = jax.nn.logsumexp(S, axis=-1)
     P = jnp.exp(S - L[..., None])
-    o = product("ngts,sne->tnge", P, v)
+    o = product("hrts,shj->thrj", P, v)
     return o.reshape(*q.shape[:2], -1).astype(v.dtype), L.reshape(-1, len(q))
 
 
@@ -87,15 +87,15 @@ def attend_backward_plain(
     """dq, dk and dv of every head."""
     S = scores(q, k, seen)
     P = jnp.exp(S - L.reshape(S.shape[:-1])[..., None])  # P = softmax S, made again from L
-    do_o = in_groups(do.astype(L.dtype) * o.astype(L.dtype), v)
-    D = jnp.moveaxis(do_o.sum(-1, keepdims=True), 0, 2)  # D_t = do_t·o_t
+    wide_do, wide_o = in_groups(do.astype(L.dtype), v), in_groups(o.astype(L.dtype), v)
+    D = product("thrj,thrj->hrt", wide_do, wide_o)  # D_t = do_t·o_t
     dO = in_groups(do.astype(v.dtype), v)
-    dv = product("ngts,tnge->sne", P, dO)  # dV = Pᵀ dO
-    dP = product("tnge,sne->ngts", dO, v)  # dP = dO Vᵀ
-    dS = P * (dP - D) / math.sqrt(q.shape[-1])  # dS = P ⊙ (dP − D)/√d
-    dq = product("ngts,snd->tngd", dS, k).reshape(q.shape)  # dQ = dS K
-    dk = product("ngts,tngd->snd", dS, in_groups(q, k))  # dK = dSᵀ Q
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    dv = product("hrts,thrj->shj", P, dO)  # dV = Pᵀ dO
+    dP = product("thrj,shj->hrts", dO, v)  # dP = dO Vᵀ
+    dS = P * (dP - D[..., None])  # dS = P ⊙ (dP − D)
+    dq = product("hrts,shi->thri", dS, k) / math.sqrt(q.shape[-1])  # dQ = dS K/√d
+    dk = product("hrts,thri->shi", dS, in_groups(q, k)) / math.sqrt(q.shape[-1])  # dK = dSᵀ Q/√d
+    return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 attend = op(attend_plain, cpu=form(strips.heads_forward, manual=True))
@@ -163,12 +163,12 @@ def dot_product_attention(*, causal: bool = True, mask=None) -> Layer:
 
     def forward(params, qkv, key=None, train=False):
         q, k, v = qkv
-        out, lse = attend(q, k, v, seen=seen)
-        return out, (q, k, v, out, lse)
+        out, L = attend(q, k, v, seen=seen)
+        return out, (q, k, v, out, L)
 
     def backward(params, saved, d_out):
-        q, k, v, out, lse = saved
-        return attend_backward(q, k, v, out, lse, d_out, seen=seen), ()
+        q, k, v, out, L = saved
+        return attend_backward(q, k, v, out, L, d_out, seen=seen), ()
 
     return leaf(name, no_params, forward, backward, accepts)
 
@@ -252,18 +252,18 @@ def attention(
             at = angles(len(x), q.shape[-1] // 2, rotary_base, x.dtype)
             q, k = turned(q, at), turned(k, at)
         q, k, v = (t.astype(dtype) for t in (q, k, v))
-        o, lse = attend(q, k, v, seen=seen)
+        o, L = attend(q, k, v, seen=seen)
         out = project(params, "o", o.reshape(x.shape).astype(x.dtype))
-        return out, (x.astype(dtype), q, k, v, o, lse)
+        return out, (x.astype(dtype), q, k, v, o, L)
 
     def backward(params, saved, d_out):
-        x, q, k, v, o, lse = saved
+        x, q, k, v, o, L = saved
 
         def through(p, delta):  # z = W x + b, at each position
             return transpose_times(params[f"W_{p}"], delta)
 
         do = through("o", d_out).reshape(o.shape)
-        dq, dk, dv = (t.astype(d_out.dtype) for t in attend_backward(q, k, v, o, lse, do, seen=seen))
+        dq, dk, dv = (t.astype(d_out.dtype) for t in attend_backward(q, k, v, o, L, do, seen=seen))
         if rotary:
             at = angles(len(x), q.shape[-1] // 2, rotary_base, x.dtype)
             dq, dk = turned(dq, at, back=True), turned(dk, at, back=True)

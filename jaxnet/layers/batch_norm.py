@@ -101,19 +101,19 @@ def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
             raise ValueError("batch_norm in evaluation takes its population's statistics, got none: give state=…")
         else:
             mu, variance, after = population.value["mean"], population.value["variance"], population
-        inverse_sigma = jax.lax.rsqrt(variance + epsilon)
-        x_hat = (wide - along_last(mu, wide)) * along_last(inverse_sigma, wide)
+        sigma = jnp.sqrt(variance + epsilon)
+        x_hat = (wide - along_last(mu, wide)) / along_last(sigma, wide)
         out = along_last(params["gamma"], wide) * x_hat + along_last(params["beta"], wide)
-        return out.astype(x.dtype), (x_hat, inverse_sigma, after, Static(train))
+        return out.astype(x.dtype), (x_hat, sigma, after, Static(train))
 
     def backward(params, saved, d_out, read):
-        x_hat, inverse_sigma, after, train = saved
+        x_hat, sigma, after, train = saved
         d = d_out.astype(x_hat.dtype)
         dx_hat = along_last(params["gamma"], d) * d  # out = γ x̂ + β
         dx = dx_hat
         if train.value:  # x̂ = (x − μ)/√(σ² + ε), and μ and σ² are of this batch
             dx = dx - along_last(mean_over_batch(dx_hat), d) - x_hat * along_last(mean_over_batch(dx_hat * x_hat), d)
-        dx = (dx * along_last(inverse_sigma, d)).astype(d_out.dtype)
+        dx = (dx / along_last(sigma, d)).astype(d_out.dtype)
         positions = d_out.ndim - 1
         factors = {"gamma": Plain(d * x_hat, positions), "beta": Plain(d, positions), "population": None}
         state = {"gamma": None, "beta": None, "population": after}

@@ -51,7 +51,8 @@ def back(params, gates, r, before, d):  # h ← (1 − z) ⊙ n + z ⊙ h
 def delta_U(r, delta):
     """(δ_r, δ_z, δ_n ⊙ r): made again after the scan out of what is there, rather than kept beside δ."""
     delta_r, delta_z, delta_n = jnp.split(delta, 3, axis=-1)
-    return jnp.concatenate([delta_r, delta_z, delta_n * r], axis=-1)
+    delta_c = delta_n * r
+    return jnp.concatenate([delta_r, delta_z, delta_c], axis=-1)
 
 
 @maker(

@@ -48,9 +48,11 @@ def back(params, gates, c_before, before, d):  # c ← f ⊙ c + i ⊙ g;  h ←
     i, f, g, o = jnp.split(gates, 4)
     tanh_c = jnp.tanh(f * c_before + i * g)
     dc = d["c"] + d["h"] * o * (1 - tanh_c**2)
-    delta = jnp.concatenate(
-        [dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g**2), d["h"] * tanh_c * o * (1 - o)]
-    )
+    delta_i = dc * g * i * (1 - i)
+    delta_f = dc * c_before * f * (1 - f)
+    delta_g = dc * i * (1 - g**2)
+    delta_o = d["h"] * tanh_c * o * (1 - o)
+    delta = jnp.concatenate([delta_i, delta_f, delta_g, delta_o])
     return {"h": transpose_times(params["U"], delta), "c": dc * f}, delta
 
 

@@ -7,8 +7,7 @@ before it are one record.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -17,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet import combinators
 from jaxnet.combinators import bidirectional, per_position, remat, residual, serial
+from jaxnet.explaining.kinds import maker_of, options_of
 from jaxnet.explaining.observe import Item
-from jaxnet.explaining.sources import inner
 from jaxnet.layer import Layer, Tree
 from jaxnet.readings import product
 
@@ -37,6 +35,7 @@ class Record:
     backward. reference: autodiff's ∂C/∂params and ∂C/∂x. positions: how many first axes are positions that the layer
     is applied at one by one. path: where its parameters stand in those of the whole. blocks: of "blocks" their number,
     and what comes out of each, and the errors there.
+    single: whether it takes and gives one array.
     """
 
     kind: str
@@ -52,16 +51,12 @@ class Record:
     positions: int = 0
     within: str = ""
     blocks: tuple[Any, ...] = ()
+    single: bool = True
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What the layer was made with: what its forward and backward pass close over, and the functions there."""
-        held: dict[str, Any] = {}
-        for function in inner(self.layer):
-            held |= closed_over(function)
-        for function in [each for each in held.values() if inspect.isfunction(each)]:
-            held = closed_over(function) | held
-        return held
+    def options(self) -> Mapping[str, Any]:
+        """What the layer was made with."""
+        return options_of(self.layer)
 
     @property
     def x(self) -> Any:
@@ -70,13 +65,8 @@ class Record:
 
     @property
     def word(self) -> str:
-        """The kind of layer in one word: conv2d."""
-        return self.layer.name.split(" ")[0] if self.kind == "leaf" else self.kind
-
-
-def closed_over(function: Callable) -> dict[str, Any]:
-    """The names from around a function that it uses."""
-    return dict(inspect.getclosurevars(inspect.unwrap(function)).nonlocals)
+        """The maker of the layer, conv2d; of other records their kind."""
+        return maker_of(self.layer) if self.kind == "leaf" else self.kind
 
 
 @dataclass
@@ -99,8 +89,7 @@ class Walk:
             return self.through(layer.parts[0], params, x, token, positions, within)
         if layer.rebuild is bidirectional:
             return self.parallel(layer, "concatenate", params, x, token, positions, within)
-        ours = inspect.unwrap(layer.rebuild).__module__ == combinators.__name__
-        made_by, options = layer.name.split(" ")[0] if ours else "", closed_over(layer.rebuild)
+        made_by, options = maker_of(layer), options_of(layer)
         if made_by == "parallel":
             return self.parallel(layer, options["join"], params, x, token, positions, within)
         if made_by == "repeat":
@@ -232,8 +221,9 @@ def opened(item: Item) -> tuple[Record, ...]:
     layer = item.layer
     expected = (item.reference[2], item.reference[1])
     alone = Record(
-        "leaf", layer, (BLOCK,), item.params, (item.x,), item.out, item.d_out, (item.dx,), item.grads, expected
-    )
+        "leaf", layer, (BLOCK,), item.params, (item.x,), item.out, item.d_out, (item.dx,), item.grads, expected,
+        single=item.single,
+    )  # fmt: skip
     if layer.rebuild is None:
         return (alone,)
     made: list[Record] = []

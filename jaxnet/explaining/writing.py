@@ -1,37 +1,39 @@
-"""Lines of an item's records: numbers for what is inside, symbols, and the steps of each kind as equations."""
+"""The lines of an item's records: numbers and symbols for what is inside, and each record's equations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnet.explaining.expressions import Call, Expression, Name, Sum
-from jaxnet.explaining.layers import LINEAR, kind_of
-from jaxnet.explaining.layers.evaluate import Found, evaluated
-from jaxnet.explaining.layers.opening import BLOCK, Record, closed_over, opened
-from jaxnet.explaining.layers.steps import Equations, Number, Site, Step
+from jaxnet.explaining.expressions import Call, Expression, Listed, Name, Product, Sum
+from jaxnet.explaining.kinds import LINEAR, is_activation, maker_of, options_of
 from jaxnet.explaining.model import Line
-from jaxnet.explaining.notation import NIELSEN, Notation
+from jaxnet.explaining.notation import Notation, Number
+from jaxnet.explaining.notes import by_hand, notes_of, remark_of
 from jaxnet.explaining.numbers import one, shape
-from jaxnet.explaining.observe import Item
 from jaxnet.explaining.places import Place
-from jaxnet.explaining.source_lines import param_name, readable, written_lines
+from jaxnet.explaining.records import BLOCK, Record, opened
+from jaxnet.explaining.site import Site, param_name
+from jaxnet.explaining.source_lines import readable, written_lines
 from jaxnet.explaining.sources import quoted
 from jaxnet.explaining.ulp import ulps
 
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """An item's records with their symbols. below: the error at what the item takes, and its key."""
+    """An item's records with their symbols. below: the error at what the item takes, and its key.
+
+    alone: whether the item is the whole network, and one layer.
+    """
 
     place: Place
     notation: Notation
     records: tuple[Record, ...]
     below: tuple[Expression, str]
+    alone: bool = False
 
     def number(self, n: int) -> Number:
         """A record's number: the item's own where there is but one."""
@@ -97,93 +99,78 @@ def numbers(records: tuple[Record, ...]) -> list[int]:
     """Their numbers within the item: an activation that follows a z counts with it."""
     found: list[int] = []
     for record in records:
-        follows = is_activation(record) and record.takes[0] >= 0 and records[record.takes[0]].word in LINEAR
+        follows = activates(record) and record.takes[0] >= 0 and records[record.takes[0]].word in LINEAR
         found.append(found[-1] if follows else (found[-1] if found else 0) + 1)
     return found
 
 
-def is_activation(record: Record) -> bool:
-    """Whether a record is an activation."""
-    kind = kind_of(record)
-    return kind is not None and kind.__name__ in ("activation", "softmax")
+def inside(place: Place, notation: Notation, below: tuple[Expression, str], items: int) -> Inside:
+    """What is inside an item, one of so many."""
+    records = opened(place.item)
+    return Inside(place, notation, records, below, items == len(records) == 1)
 
 
-def inside(place: Place, notation: Notation, below: tuple[Expression, str]) -> Inside:
-    """What is inside an item."""
-    return Inside(place, notation, opened(place.item), below)
-
-
-@lru_cache(maxsize=256)
-def values_of(place_item: Item, n: int) -> dict[str, Found]:
-    """The values of a record's steps, which are those of any notation."""
-    record = opened(place_item)[n]
-    kind = kind_of(record)
-    assert kind is not None
-    names = tuple(Name(f"x{i}") for i in range(len(record.takes)))
-    site = Site(record, NIELSEN, 1, names, Name("a"), Name("e"), tuple(Name(f"e{i}") for i in range(len(names))))
-    return evaluated(record, kind(site))
-
-
-def equations(within: Inside, n: int) -> Equations | None:
-    """A record's steps; None where there are none for its kind."""
-    kind = kind_of(within.records[n])
-    return None if kind is None else kind(within.site(n))
+def activates(record: Record) -> bool:
+    """Whether a record is an activation, or softmax."""
+    return record.kind == "leaf" and (is_activation(record.layer) or record.word == "softmax")
 
 
 # ---------------------------------------------------------------------------------------------------- lines
 
 
 def forward_lines(within: Inside) -> list[Line]:
-    """All steps forward."""
+    """All lines forward."""
     found: list[Line] = []
     for n, record in enumerate(within.records):
-        made = equations(within, n)
-        quote = quoted(record.layer) if record.kind == "leaf" else None
-        if made is None:
-            read = source_lines(within, n, forward=True)
-            read = read if any(each.gives == "out" for each in read) else [*read, opaque_forward(within, n)]
-            found += [*read[:-1], replace(read[-1], quoted=quote)]
-            continue
-        values = values_of(within.place.item, n)
-        lines = [line(within, n, step, values[step.key], forward_key(within, n, step)) for step in made.forward
-                 if step.key in values]  # fmt: skip
-        found += [*lines[:-1], replace(lines[-1], quoted=quote)]
+        lines = lines_of(within, n, forward=True)
+        if record.kind == "leaf":
+            lines[-1] = replace(lines[-1], quoted=quoted(record.layer))
+        found += lines
     return found
 
 
 def backward_lines(within: Inside) -> list[Line]:
-    """All steps backward, the last record first; where several errors meet, their sum."""
+    """All lines backward, the last record first; where several errors meet, their sum."""
     found: list[Line] = []
     for n in reversed(range(len(within.records))):
-        made = equations(within, n)
-        if made is None:
-            read = source_lines(within, n, forward=False)
-            keys = {each.key for each in read}
-            found += [*read, *(each for each in opaque_backward(within, n) if each.key not in keys)]
-        else:
-            values = values_of(within.place.item, n)
-            found += [
-                line(within, n, step, values[step.key], backward_key(within, n, step), backward=True)
-                for step in made.backward if step.key in values and not left_out(within, n, step)
-            ]  # fmt: skip
+        found += lines_of(within, n, forward=False)
         found += meetings(within, n)
     found += shared(within)
     return whole_check(within, found)
 
 
-def left_out(within: Inside, n: int, step: Step) -> bool:
-    """Whether a way passes the error on as it is, into a sum that has a line of its own."""
-    return step.gives.startswith("dx") and step.left == step.right
+def lines_of(within: Inside, n: int, forward: bool) -> list[Line]:
+    """A record's lines: what it is by itself, or read off its source; what these leave out by the layer's name."""
+    record = within.records[n]
+    if record.kind in JOINED:
+        return [joined(within, n)] if forward else ways(within, n)
+    read = source_lines(within, n, forward)
+    if forward:
+        return read if any(each.key == within.gives(n).key for each in read) else [*read, opaque_forward(within, n)]
+    keys = {each.key for each in read}
+    return [*read, *(each for each in opaque_backward(within, n) if each.key not in keys)]
+
+
+def common(within: Inside, n: int) -> dict[str, Any]:
+    """What all lines of a record have."""
+    record = within.records[n]
+    return {"item": within.place.index, "layer": within.notation.number(within.number(n)), "factors": (),
+            "of": title(record), "within": record.within}  # fmt: skip
+
+
+def hidden(within: Inside, n: int) -> bool:
+    """Whether ∂C/∂x of a record is not shown: that of the network's input, unless the network is this layer alone."""
+    return within.place.index == 0 and BLOCK in within.records[n].takes and not within.alone
 
 
 def source_lines(within: Inside, n: int, forward: bool) -> list[Line]:
     """A leaf's lines as its source has them; none where it cannot be read."""
-    record, notation = within.records[n], within.notation
-    if not readable(record):
+    record, site = within.records[n], within.site(n)
+    if record.kind != "leaf" or by_hand(site) or not readable(record):
         return []
     alone = len(within.records) == 1
     found = []
-    for each in written_lines(within.site(n)):
+    for each in written_lines(site):
         if each.forward != forward:
             continue
         key = {"out": within.gives(n).key, "dx": within.sent(n, 0)[1]}.get(each.gives, each.key)
@@ -191,66 +178,78 @@ def source_lines(within: Inside, n: int, forward: bool) -> list[Line]:
         if each.gives not in ("", "out", "dx"):
             kind = "db" if each.gives in ("b", "beta") or each.gives.startswith("b_") else "dW"
         found.append(
-            Line(
-                key=key, kind=kind, item=within.place.index, layer=notation.number(within.number(n)), left=each.left,
-                right=each.right, factors=(), shape=each.value.shape, value=each.value, sizes=each.sizes,
-                ulp=None if forward else each.ulp, of=title(record), within=record.within,
-                aside=each.gives == "dx" and within.place.index == 0 and BLOCK in record.takes,
-                gives=each.gives if alone and each.gives in ("out", "dx") else "",
-            )
+            Line(key=key, kind=kind, left=each.left, right=each.right, shape=each.value.shape, value=each.value,
+                 sizes=each.sizes, ulp=None if forward else each.ulp, aside=each.gives == "dx" and hidden(within, n),
+                 gives=each.gives if alone and each.gives in ("out", "dx") else "",
+                 remarks=(*remarks_of(within, n, each.gives or each.name), *([each.shown] if each.shown else [])),
+                 notes=notes_of(record, each),
+                 **common(within, n))
         )  # fmt: skip
     return found
 
 
-def forward_key(within: Inside, n: int, step: Step) -> str:
-    """A value's key in the derivation."""
-    return within.gives(n).key if step.gives == "out" else key_of(step.key, within.notation, within.number(n))
+def remarks_of(within: Inside, n: int, name: str) -> tuple[str, ...]:
+    """The sentence beside a line; of an error that is one of several, that it is."""
+    record = within.records[n]
+    said = remark_of(record, name)
+    found = (said,) if said else ()
+    if name == "dx" and record.kind == "leaf" and len(within.takers(record.takes[0])) > 1:
+        return (*found, "e: the error by this way")
+    return found
 
 
-def backward_key(within: Inside, n: int, step: Step) -> str:
-    """An error's key, or a gradient's."""
-    if step.gives.startswith("dx"):
-        return within.sent(n, int(step.gives[2:] or 0))[1]
-    return f"d{key_of(step.key[1:], within.notation, within.number(n))}"
+# ------------------------------------------------------------------------------------------- where ways meet
+
+JOINED = {"sum": "a sum of {}", "product": "a product of {}", "concatenate": "ways side by side"}
 
 
-def line(within: Inside, n: int, step: Step, found: Found, key: str, backward: bool = False) -> Line:
-    """A step as a line."""
-    record, notation = within.records[n], within.notation
-    kind = "step"
-    if backward:
-        kind = "error"
-        if step.gives and not step.gives.startswith("dx"):
-            kind = "db" if step.gives in ("b", "beta") or step.gives.startswith("b_") else "dW"
-    first = within.place.index == 0 and BLOCK in record.takes
+def joined(within: Inside, n: int) -> Line:
+    """Ways that meet: their sum, their product entry by entry, or one after the other along the last axis."""
+    record, takes, gives = within.records[n], within.site(n).takes, within.gives(n)
+    rights = {"sum": Sum(takes), "product": Product(takes, "⊙"), "concatenate": Listed(takes)}
+    value, whole = np.asarray(record.out), len(within.records) == 1
     return Line(
-        key=key, kind=kind, item=within.place.index, layer=notation.number(within.number(n)), left=step.left,
-        right=step.right, factors=(), shape=found.value.shape, value=found.value,
-        remarks=remarks_of(step, within, n), ulp=found.ulp if backward else None, sizes=step.sizes,
-        notes=found.notes, of=title(record), within=record.within, aside=first and (step.for_dx or step.gives == "dx"),
-        gives=step.gives if len(within.records) == 1 else "",
+        key=gives.key, kind="step", left=gives, right=rights[record.kind], shape=value.shape, value=value,
+        sizes=shape(value.shape), gives="out" if whole else "", **common(within, n)
     )  # fmt: skip
 
 
-def remarks_of(step: Step, within: Inside, n: int) -> tuple[str, ...]:
-    """A step's remark; of an error that is one of several, that it is."""
-    said = (step.remark,) if step.remark else ()
-    if (
-        step.gives.startswith("dx")
-        and within.records[n].kind == "leaf"
-        and len(within.takers(within.records[n].takes[0])) > 1
-    ):
-        return (*said, "e: the error by this way")
-    return said
+def ways(within: Inside, n: int) -> list[Line]:
+    """The errors at the ways that meet; none for one that is the error of the sum."""
+    record, site = within.records[n], within.site(n)
+    found, end = [], 0
+    for i, (taken, error) in enumerate(zip(record.xs, record.dxs, strict=True)):
+        begin, end = end, end + taken.shape[-1]
+        if site.back[i] == site.error:
+            continue
+        others = tuple(way for j, way in enumerate(site.takes) if j != i)
+        right: Expression = Product((site.error, *others), "⊙")
+        said = "a product: what the others gave is its slope"
+        expected = np.asarray(record.d_out, np.float64)
+        if record.kind == "sum":
+            right, said = site.error, "a sum passes the error on to each of its terms"
+        elif record.kind == "concatenate":
+            right, said = Call(Name("piece"), site.error), f"entries {begin + 1} to {end}"
+            expected = expected[..., begin:end]
+        else:
+            for j, other in enumerate(record.xs):
+                expected = expected if j == i else expected * np.asarray(other, np.float64)
+        value = np.asarray(error)
+        found.append(
+            Line(key=within.sent(n, i)[1], kind="error", left=site.back[i], right=right, shape=value.shape, value=value,
+                 remarks=(said,), ulp=ulps(expected.astype(value.dtype), value), sizes=shape(value.shape),
+                 aside=hidden(within, n), **common(within, n))
+        )  # fmt: skip
+    return found
 
 
 def title(record: Record) -> str:
     """What a record is, in words: what stands above its lines; nothing above an activation's one line."""
-    if is_activation(record) and record.word != "softmax":
+    if activates(record) and record.word != "softmax":
         return ""
-    ways = "two" if len(record.takes) == 2 else str(len(record.takes))
-    met = {"sum": f"a sum of {ways} ways", "product": f"a product of {ways} ways", "concatenate": "ways side by side"}
-    return f"{met.get(record.kind, record.layer.name)}{' at every position' if record.positions else ''}"
+    ways = f"{'two' if len(record.takes) == 2 else len(record.takes)} ways"
+    said = JOINED.get(record.kind, record.layer.name).format(ways)
+    return f"{said}{' at every position' if record.positions else ''}"
 
 
 def meetings(within: Inside, n: int) -> list[Line]:
@@ -285,9 +284,9 @@ def meetings(within: Inside, n: int) -> list[Line]:
 def shared(within: Inside) -> list[Line]:
     """The gradient of a parameter that several layers share: the sum over its uses."""
     layer = within.place.item.layer
-    if layer.rebuild is None or len(within.records) == 1 or layer.name != "tied":
+    if maker_of(layer) != "tied" or len(within.records) == 1:
         return []
-    options = closed_over(layer.rebuild)
+    options = options_of(layer)
     share, owner = options["share"], min(options["where"])
     item, notation = within.place.item, within.notation
     uses = [n for n, each in enumerate(within.records) if isinstance(each.params, dict) and share in each.params
@@ -321,23 +320,25 @@ def whole_check(within: Inside, found: list[Line]) -> list[Line]:
 
 
 def opaque_forward(within: Inside, n: int) -> Line:
-    """A layer without equations here: what it gives, and its source. Blocks that are not opened: what comes out."""
+    """What a record gives, by the layer's name, or in a notation of its own."""
     record, site = within.records[n], within.site(n)
     value = np.asarray(record.out)
-    common: dict[str, Any] = {
-        "key": site.gives.key, "item": within.place.index, "layer": within.notation.number(within.number(n)),
-        "left": site.gives, "factors": (), "shape": value.shape, "value": value, "of": title(record),
-        "within": record.within,
-    }  # fmt: skip
     sizes = f"{shape(np.shape(record.x))} → {shape(value.shape)}"
+    line: dict[str, Any] = {"key": site.gives.key, "shape": value.shape, "value": value, **common(within, n)}
     if record.kind == "blocks":
         count = len(record.blocks[0])
         said = "block 1" if count == 1 else f"blocks 1 to {count}"
         note = (f"‖out‖ of each block: {lengths(record.blocks[0])}",) if count > 1 else ()
-        return Line(kind="step", right=Call(Name(said), site.takes[0]), sizes=sizes, notes=note, **common)
-    right = Call(Name(record.layer.name), site.takes[0])
+        right = Call(Name(said), site.takes[0])
+        return Line(kind="step", left=site.gives, right=right, sizes=sizes, notes=note, **line)
     gives = "out" if len(within.records) == 1 else ""
-    return Line(kind="layer", right=right, sizes=sizes, quoted=quoted(record.layer), opaque=True, gives=gives, **common)
+    hand = by_hand(site)
+    if hand is not None:
+        return Line(kind="step", left=hand.out[0], right=hand.out[1], gives=gives, notes=hand.notes,
+                    sizes=shape(value.shape) if value.shape == np.shape(record.x) else sizes,
+                    remarks=remarks_of(within, n, "out"), **line)  # fmt: skip
+    right = Call(Name(record.layer.name), site.takes[0])
+    return Line(kind="layer", left=site.gives, right=right, sizes=sizes, opaque=True, gives=gives, **line)
 
 
 def lengths(values: Any) -> str:
@@ -348,38 +349,39 @@ def lengths(values: Any) -> str:
 def opaque_backward(within: Inside, n: int) -> list[Line]:
     """Gradients and the error sent back by the layer's own backward pass."""
     record, site = within.records[n], within.site(n)
-    common: dict[str, Any] = {"item": within.place.index, "layer": within.notation.number(within.number(n)),
-                              "factors": (), "of": title(record), "within": record.within}  # fmt: skip
     found = []
+    notes: tuple[str, ...] = ()
     if record.kind == "blocks":
         count = len(record.blocks[1])
         said = "block 1, back" if count == 1 else f"blocks {count} to 1, back"
-        notes: tuple[str, ...] = (f"‖∂C/∂out‖ of each block: {lengths(record.blocks[1])}",) if count > 1 else ()
+        notes = (f"‖∂C/∂out‖ of each block: {lengths(record.blocks[1])}",) if count > 1 else ()
         expected = within.place.item.reference[1] if record.takes == (BLOCK,) else None
     else:
-        said, notes, expected = f"{record.layer.name} backward", (), record.reference[1]
+        said, expected = f"{record.layer.name} backward", record.reference[1]
         references = dict(jax.tree_util.tree_leaves_with_path(record.reference[0]))
         leaves = jax.tree_util.tree_leaves_with_path(record.grads)
         largest = max((float(np.abs(leaf).max(initial=0)) for _, leaf in leaves), default=0.0)
         for path, gradient in leaves:
-            name = param_name(within.notation, path, within.number(n))
-            gradient = np.asarray(gradient)
+            name, gradient = param_name(within.notation, path, within.number(n)), np.asarray(gradient)
             found.append(
                 Line(f"d{name.key}", "dW", left=within.notation.gradient(name), right=Call(Name(said), site.error),
                      shape=gradient.shape, value=gradient, ulp=ulps(gradient, references[path], largest),
-                     sizes=shape(gradient.shape), opaque=True, **common)
+                     sizes=shape(gradient.shape), opaque=True, **common(within, n))
             )  # fmt: skip
     if record.dxs[0] is None:
         return found
     value = np.asarray(record.dxs[0])
     left, key = within.sent(n, 0)
-    sizes = f"{shape(np.shape(record.d_out))} → {shape(value.shape)}"
-    first = within.place.index == 0 and BLOCK in record.takes
-    ulp = 0.0 if expected is None else ulps(value, expected)
-    opaque = record.kind != "blocks"
+    right: Expression = Call(Name(said), site.error)
+    hand = by_hand(site) if record.kind == "leaf" else None
+    if hand is not None:
+        (left, right), notes = hand.dx, hand.back_notes
+    before, after = shape(np.shape(record.d_out)), shape(value.shape)
     found.append(
-        Line(key, "error", left=left, right=Call(Name(said), site.error), shape=value.shape, value=value, ulp=ulp,
-             sizes=sizes, notes=notes, opaque=opaque, aside=first,
-             gives="dx" if len(within.records) == 1 else "", **common)
+        Line(key, "error", left=left, right=right, shape=value.shape, value=value,
+             ulp=0.0 if expected is None else ulps(value, expected),
+             sizes=after if before == after else f"{before} → {after}", notes=notes,
+             opaque=record.kind != "blocks" and hand is None, aside=hidden(within, n),
+             remarks=remarks_of(within, n, "dx"), gives="dx" if len(within.records) == 1 else "", **common(within, n))
     )  # fmt: skip
     return found

@@ -1,0 +1,35 @@
+"""What a layer is, as its maker says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from jaxnet.combinators import per_position, remat
+from jaxnet.layer import Layer
+
+LINEAR = ("dense", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
+"""Makers of layers that give a z: W a + b, at every position of a sequence or an image."""
+
+
+def maker_of(layer: Layer) -> str:
+    """The name of the maker, conv2d; nothing of a layer that none made, or that was changed."""
+    return layer.made.root.maker if layer.made is not None else ""
+
+
+def options_of(layer: Layer) -> Mapping[str, Any]:
+    """The options that a layer was made with."""
+    return layer.made.root.options if layer.made is not None else MappingProxyType({})
+
+
+def is_activation(layer: Layer) -> bool:
+    """Whether a layer is a = g(z), entry by entry."""
+    return layer.rebuild is None and maker_of(layer) in ("elementwise", "identity")
+
+
+def gives_z(layer: Layer) -> bool:
+    """Whether a layer, or the one inside it, is a linear one."""
+    while layer.rebuild in (per_position, remat):
+        (layer,) = layer.parts
+    return layer.rebuild is None and maker_of(layer) in LINEAR

@@ -1,0 +1,267 @@
+"""What no program knows of a layer: the sentence beside an equation, the numbers that show it, a few notations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnet.explaining.expressions import BigSum, Call, Expression, Fraction, Name, Number, Product, Transposed
+from jaxnet.explaining.kinds import is_activation
+from jaxnet.explaining.numbers import one
+from jaxnet.explaining.records import Record
+from jaxnet.explaining.site import Site
+from jaxnet.explaining.source_lines import Written
+from jaxnet.explaining.transcription import at
+from jaxnet.factors import Factor, Outer
+from jaxnet.layers.conv import Patches
+from jaxnet.layers.embedding import Rows
+from jaxnet.layers.windows import for_each_axis
+
+# -------------------------------------------------------------------------------------- the sentence beside a line
+
+BACK_IN_TIME = "from above, and from the step after it"
+CONVOLVED = "places p+k, all that the kernel sees at p"
+
+REMARKS: dict[tuple[str, str], str] = {
+    ("softmax", "dx"): "every p depends on every z of its row",
+    ("dropout", "out"): "evaluation: nothing is dropped; while training x ⊙ m/(1−p), m 0 or 1",
+    ("embedding", "out"): "a row of W for each token, as it stands",
+    ("positional_embedding", "W"): "row t gets the error at t, rows beyond the sequence nothing",
+    ("positional_embedding", "dx"): "a sum passes the error on",
+    ("sinusoidal_positions", "out"): "s: sines and cosines of t, nothing to learn",
+    ("rotary", "out"): "each pair turned by tθᵢ",
+    ("rotary", "dx"): "turned back: here Rᵀ is R⁻¹",
+    ("layer_norm", "g"): "ĝ: ∂C/∂x̂",
+    ("group_norm", "mu"): "j: a group of channels, over all places",
+    ("batch_norm", "sigma"): "evaluation: μ and σ² of the population, numbers like any others",
+    (
+        "batch_norm",
+        "dx",
+    ): "while training μ and σ are the batch's own: then it loses its mean and its part along x̂",
+    ("attention", "S"): "t: a query, s: a key; −∞ where t does not see s",
+    ("attention", "P"): "softmax: each row sums to 1",
+    ("attention", "dS"): "softmax's Jacobian, row by row: each row sums to 0",
+    ("attention", "dx"): "three ways back, by q, k and v, added",
+    ("rnn", "d_h"): BACK_IN_TIME,
+    ("lstm", "d_h"): BACK_IN_TIME,
+    ("gru", "d_h"): "from above, by U, and by what of h stays",
+    ("lstm", "z"): "gates i, f, g, o one after another",
+    ("lstm", "c"): "kept by f, filled by i",
+    ("lstm", "dc"): "along c it passes by f alone: no W between",
+    ("lstm", "out"): "h₀ = c₀ = 0",
+    ("rnn", "out"): "h₀ = 0",
+    ("gru", "out"): "h₀ = 0",
+    ("conv1d", "out"): CONVOLVED,
+    ("conv2d", "out"): CONVOLVED,
+    ("conv1d", "dx"): "a convolution again, the kernel flipped",
+    ("conv2d", "dx"): "a convolution again, the kernel flipped",
+    ("conv_transpose1d", "out"): "what falls on the same place is added",
+    ("conv_transpose2d", "out"): "what falls on the same place is added",
+    ("conv_transpose1d", "dx"): "a convolution: the same window, each Wₖ transposed",
+    ("conv_transpose2d", "dx"): "a convolution: the same window, each Wₖ transposed",
+    ("max_pool", "dx"): "to the winner alone",
+    ("global_max_pool", "dx"): "to the winner alone",
+    ("average_pool", "dx"): "spread evenly over the window",
+    ("global_average_pool", "dx"): "spread evenly over all places",
+    **{(layer, "U"): "one U at every step, so a sum over time" for layer in ("rnn", "lstm", "gru")},
+}
+"""By the maker of the layer and by what the line gives, or the variable that it assigns."""
+
+
+def remark_of(record: Record, name: str) -> str:
+    """The sentence beside a line."""
+    out = np.asarray(record.out)
+    if name == "out" and record.kind == "leaf" and record.layer.name == "relu" and (off := int((out == 0).sum())):
+        return f"{off:,} of {out.size:,} are off"
+    return REMARKS.get((record.word, name), "")
+
+
+# ---------------------------------------------------------------------------------- numbers that show what is said
+
+
+def notes_of(record: Record, line: Written) -> tuple[str, ...]:
+    """The lines below an equation."""
+    if (of := NOTES.get((record.word, line.gives or line.name))) is not None:
+        return (of(record, line),)
+    told = line.gives == {"rnn": "U", "lstm": "U", "gru": "U"}.get(record.word, "W")
+    return many_paths(line.factor) if line.factor is not None and (told or not record.word) else ()
+
+
+def sum_of(terms: Any, digits: int = 4) -> str:
+    """.12 + .03 − .01 + … = .25."""
+    terms = np.asarray(terms, np.float64).reshape(-1)
+    terms = terms[np.argsort(-np.abs(terms), kind="stable")]
+    texts = [one(float(each), digits) for each in terms[: len(terms) if len(terms) <= 4 else 3]]
+    texts += ["…"] if len(terms) > 4 else []
+    return f"{' + '.join(texts)} = {one(float(terms.sum()), digits)}".replace("+ −", "− ")
+
+
+def many_paths(factor: Factor) -> tuple[str, ...]:
+    """Why the gradient of a weight is a sum: it serves many positions, one path by each."""
+    if isinstance(factor, Rows):
+        return (rows_of(factor),)
+    if isinstance(factor, Patches) and factor.groups == 1:
+        with jax.enable_x64(True):
+            factor = factor.outer()
+    if not isinstance(factor, Outer) or np.ndim(factor.delta) < 2:
+        return ()
+    delta, a = (np.asarray(each).reshape(-1, np.shape(each)[-1]) for each in (factor.delta, factor.a))
+    j, i = np.unravel_index(np.abs(delta.T @ a).argmax(), (delta.shape[1], a.shape[1]))
+    said = f"a weight serves all {len(a)} positions, one path by each"
+    return (f"{said}; of the one with the largest gradient, the largest first: {sum_of(delta[:, j] * a[:, i])}",)
+
+
+def rows_of(factor: Rows) -> str:
+    """Which rows get an error, the one most often met among them."""
+    tokens = np.asarray(factor.tokens).reshape(-1)
+    delta = np.asarray(factor.delta).reshape(len(tokens), -1)
+    ids, counts = np.unique(tokens, return_counts=True)
+    most = int(ids[counts.argmax()])
+    places = [int(i) + 1 for i in np.flatnonzero(tokens == most)]
+    named = ", ".join(map(str, places[:4])) + (", …" if len(places) > 4 else "")
+    return (
+        f"{len(ids)} of {factor.rows} rows get an error, the others none; row {most} that of "
+        f"position{'s' if len(places) > 1 else ''} {named}: {one(float(delta[tokens == most, 0].sum()))} in its first "
+        "entry"
+    )
+
+
+def looks_at(record: Record, line: Written) -> str:
+    """Where the last position of the first head looks."""
+    row = line.value.reshape(-1, *line.value.shape[-2:])[0, -1]
+    best = int(row.argmax())
+    return f"in head 1 the last position takes most, {one(float(row[best]))} of the whole, from position {best + 1}"
+
+
+def carried(record: Record, line: Written) -> str:
+    """How the error's length changes back in time."""
+    sizes = np.linalg.norm(line.value, axis=1)
+    sizes = sizes if record.options.get("reverse") else sizes[::-1]
+    said = ", ".join(one(float(each)) for each in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+    return f"back in time its length is {said} at the last, the middle and the first step"
+
+
+def taken_off(record: Record, line: Written) -> str:
+    """What is taken off the error, at the first position, and that nothing of it is left."""
+    count = record.x.shape[-1]
+    x, dx = (np.asarray(each, np.float64).reshape(-1, count)[0] for each in (record.x, record.dxs[0]))
+    g = np.asarray(record.d_out, np.float64).reshape(-1, count)[0] * np.asarray(record.params["gamma"], np.float64)
+    centred = record.word == "layer_norm"
+    x_hat = (x - x.mean() if centred else x) / np.sqrt(((x - x.mean() * centred) ** 2).mean())
+    along = f"{one(float((g * x_hat).mean()))} x̂"
+    if not centred:
+        return (
+            f"stretching all x changes no x̂, so ĝ's part along x̂, {along}, is taken off: ⟨dx, x̂⟩ = {tiny(dx @ x_hat)}"
+        )
+    return (
+        f"shifting or stretching all x changes no x̂, so ĝ's mean {one(float(g.mean()))} and its part along x̂, {along}, "
+        f"are taken off: ⟨dx, 1⟩ = {tiny(dx.sum())}, ⟨dx, x̂⟩ = {tiny(dx @ x_hat)}"
+    )
+
+
+def tiny(value: Any) -> str:
+    """0 but for ε and rounding: as a power of ten."""
+    return "0" if value == 0 else f"{float(value):.0e}".replace("e-0", "e-").replace("-", "−")
+
+
+NOTES: dict[tuple[str, str], Callable[[Record, Written], str]] = {
+    ("attention", "P"): looks_at,
+    **{(layer, "d_h"): carried for layer in ("rnn", "lstm", "gru")},
+    **{(layer, "dx"): taken_off for layer in ("layer_norm", "rms_norm")},
+}
+"""By the maker and by what the line gives, or the variable that it assigns."""
+
+# ------------------------------------------------------------------------------------------------------- notations
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """Both equations of a layer whose source says them less well, and the lines below them."""
+
+    out: tuple[Expression, Expression]
+    dx: tuple[Expression, Expression]
+    notes: tuple[str, ...] = ()
+    back_notes: tuple[str, ...] = ()
+
+
+def by_hand(site: Site) -> ByHand | None:
+    """The equations of an activation, a pool, a rotation; None for a layer whose source says them."""
+    record = site.record
+    if record.kind != "leaf":
+        return None
+    if is_activation(record.layer):
+        return activation(site)
+    return HANDS[record.word](site) if record.word in HANDS else None
+
+
+def activation(site: Site) -> ByHand:
+    """a = g(z), and the error times g′(z)."""
+    z, name = site.takes[0], site.record.layer.name.replace(" ", "_")
+    if site.record.word == "identity":
+        return ByHand((site.gives, z), (site.back[0], site.error))
+    g = Name("σ" if name == "sigmoid" else name, key=name)
+    slope = Call(Name(f"{g.base}′", key=f"{name}'"), z)
+    return ByHand((site.gives, Call(g, z)), (site.back[0], Product((site.error, slope), "⊙")))
+
+
+def rotary(site: Site) -> ByHand:
+    """Pairs turned by their position, and turned back."""
+    R = Name("R", below="t")
+    taken, gives, error, sent = (at(each, "t") for each in (site.takes[0], site.gives, site.error, site.back[0]))
+    return ByHand((gives, Product((R, taken))), (sent, Product((Transposed(R), error))))
+
+
+def windows(site: Site) -> tuple[str, str, bool, tuple[int, ...]]:
+    """Of a pool: the indices of a place and of a position, whether windows overlap, and the window's lengths."""
+    options, places = site.record.options, site.record.x.shape[:-1]
+    if "window" not in options:
+        return "k", "", False, places
+    window = for_each_axis("window", options["window"], len(places))
+    stride = window if options["stride"] is None else for_each_axis("stride", options["stride"], len(places))
+    overlap = any(step < length for step, length in zip(stride, window, strict=True))
+    alike = options["padding"] == "VALID" and len(set(stride)) == 1
+    return f"{'' if stride[0] == 1 else stride[0]}p+k" if alike else "p,k", "p", overlap, window
+
+
+def max_pool(site: Site) -> ByHand:
+    """The largest of what a window sees; the error goes to the winner alone, the first on ties."""
+    place, position, _, window = windows(site)
+    x, error = site.record.x, at(site.error, position)
+    first = np.asarray(x)[tuple(slice(length) for length in window)][..., 0]
+    won = ",".join(str(int(i) + 1) for i in np.unravel_index(first.argmax(), first.shape))
+    d = one(float(np.asarray(site.record.d_out).reshape(-1)[0]))
+    said = f"channel 1, first window: ({won}) won and gets all of {d}, the others nothing"
+    return ByHand(
+        (at(site.gives, position), Call(Name("max", below="k"), at(site.takes[0], place))),
+        (at(site.back[0], place), Product((error, Name("[k won]")))),
+        back_notes=() if site.record.options.get("padding", "VALID") != "VALID" else (said,),
+    )
+
+
+def average_pool(site: Site) -> ByHand:
+    """The mean of what a window sees; the error is spread evenly."""
+    place, position, overlap, window = windows(site)
+    whole = site.record.options.get("padding", "VALID") == "VALID"
+    n = math.prod(window)
+    count = Number(str(n) if whole else "nₚ")
+    share = Fraction(at(site.error, position), count)
+    d = float(np.asarray(site.record.d_out).reshape(-1)[0])
+    said = f"channel 1, first window: each of its {n} places gets {one(d)}/{n} = {one(d / n)}"
+    return ByHand(
+        (at(site.gives, position), Fraction(BigSum("k", at(site.takes[0], place)), count)),
+        (at(site.back[0], place), BigSum("p", share) if overlap else share),
+        back_notes=(said,) if whole else (),
+    )
+
+
+HANDS: dict[str, Callable[[Site], ByHand]] = {
+    "rotary": rotary,
+    "max_pool": max_pool,
+    "global_max_pool": max_pool,
+    "average_pool": average_pool,
+}
