@@ -11,7 +11,7 @@ from jaxnet.explaining.notation import Notation, Number
 from jaxnet.explaining.records import Record
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Site:
     """A record with its symbols.
 

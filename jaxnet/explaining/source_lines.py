@@ -74,11 +74,12 @@ def recorded(record_: Record) -> Recording | None:
         return None
 
 
-def written_lines(site: Site) -> list[Written]:
+@lru_cache(maxsize=256)
+def written_lines(site: Site) -> tuple[Written, ...]:
     """The lines of a record in a notation's symbols."""
     recording = recorded(site.record)
     assert recording is not None
-    return Writer(site, recording).lines()
+    return tuple(Writer(site, recording).lines())
 
 
 class Writer:

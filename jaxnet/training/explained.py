@@ -68,7 +68,8 @@ def config_subject(
     net, loss, _, shape = build(config, dataset)
     used = config.seed if seed is None else seed
     with devices.precision(config.precision):
-        params = initialize(net, loss, step.init_key(step.key_data(used)), shape)
+        begin = jax.jit(lambda key: initialize(net, loss, key, shape))
+        params = begin(step.init_key(step.key_data(used)))
     xs, ys = chosen(dataset.train.x, dataset.train.y, example, batch)
     wide = "float64" if config.precision == "float64" else "float32"
     return Subject(net, loss, params, typed(xs, wide), typed(ys, wide), str(file), example, used, wide)
