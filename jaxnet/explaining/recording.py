@@ -574,7 +574,8 @@ def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0) -
         run = jax.vmap(run, (None, 0, 0))
     with jax.enable_x64(True), plain_forms():
         wide = jax.tree.map(in_float64, (params, x, d_out))
-        run = jax.jit(run).lower(*wide).compile({"xla_backend_optimization_level": 0})  # each runs twice alone
+        level: Any = {"xla_backend_optimization_level": 0}  # it runs twice alone
+        run = jax.jit(run).lower(*wide).compile(level)
         values, grads, slopes = jax.device_get(run(*wide))
         others, _, other_slopes = jax.device_get(run(elsewhere(wide[0], 1), wide[1], elsewhere(wide[2], 2)))
         recording = made[-1]
