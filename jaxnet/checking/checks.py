@@ -25,7 +25,7 @@ from jaxnet.checking.judging import (
 )
 from jaxnet.checking.noise import scale_of
 from jaxnet.checking.points import Points, points_of
-from jaxnet.checking.program import Site, custom_sites
+from jaxnet.program import Site, custom_sites
 from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import differentiated, is_custom, mode_of, only_arrays, short, subject_of
@@ -206,6 +206,8 @@ def check_inside(subject: Subject, args: tuple, options: Options, found: Finding
     try:
         sites = custom_sites(call, leaves.values)
     except Exception as error:
+        if all(leaf.ok for leaf in found.leaves):
+            raise CannotCheckError(f"every rule inside must be found: {short(error)}") from error
         found.notes.append(f"the rules inside could not be followed: {short(error)}")
         return []
     groups: dict[tuple, list[Site]] = {}

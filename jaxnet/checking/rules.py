@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxnet.checking.program import has_custom, without_rules
+from jaxnet.program import has_custom, without_rules
 from jaxnet.checking.subject import (
     CannotCheckError,
     Leaves,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from jax.extend.core import ClosedJaxpr
 
-from jaxnet.checking.program import inner
+from jaxnet.program import inner_programs
 
 
 def products(program: ClosedJaxpr) -> float:
@@ -27,7 +27,7 @@ def of_equation(eqn) -> float:
         kernel = eqn.invars[1].aval.shape
         channels = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * size(eqn.outvars[0].aval.shape) * size(kernel) / channels
-    inside = map(products, inner(eqn))
+    inside = map(products, inner_programs(eqn))
     if name == "cond":  # one of its branches runs
         return max(inside)
     turns = eqn.params["length"] if name == "scan" else 1

@@ -11,7 +11,7 @@ from jax.extend import core
 from jaxnet.checking.diagnose import numeric
 from jaxnet.checking.diagnose.source import Line, line_of
 from jaxnet.checking.diagnose.tape import Site, Tape
-from jaxnet.checking.program import scan_counts
+from jaxnet.program.calls import scan_counts
 
 _INLINED = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
             "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin"}  # fmt: skip

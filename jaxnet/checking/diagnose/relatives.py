@@ -23,7 +23,7 @@ from jaxnet.checking.diagnose.problem import Problem
 from jaxnet.checking.diagnose.program import Program, trace
 from jaxnet.checking.diagnose.source import line_of
 from jaxnet.checking.diagnose.tape import Site
-from jaxnet.checking.program import scan_counts
+from jaxnet.program.calls import scan_counts
 
 _CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 

@@ -1,0 +1,28 @@
+"""Programs as data: any JAX function as operations with values and source lines, run anew with changes or in float64."""
+
+from jaxnet.program.calls import UnknownPrimitiveError, has_custom, inner_programs, opened
+from jaxnet.program.custom_rules import CannotOpenError, Site, custom_sites, float_dtypes, without_rules
+from jaxnet.program.evaluate import Evaluation
+from jaxnet.program.graph import Graph, Operation, graph_of
+from jaxnet.program.not_finite import first_not_finite
+from jaxnet.program.positions import Position
+from jaxnet.program.widening import widened_program
+
+__all__ = [
+    "CannotOpenError",
+    "Evaluation",
+    "Graph",
+    "Operation",
+    "Position",
+    "Site",
+    "UnknownPrimitiveError",
+    "custom_sites",
+    "first_not_finite",
+    "float_dtypes",
+    "graph_of",
+    "has_custom",
+    "inner_programs",
+    "opened",
+    "widened_program",
+    "without_rules",
+]

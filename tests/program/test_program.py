@@ -1,0 +1,76 @@
+"""Programs as operations: opened calls, float64, rules inside, the first NaN."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jaxnet.program import UnknownPrimitiveError, custom_sites, first_not_finite, graph_of, widened_program
+from jaxnet.program import calls, without_rules
+
+X = jnp.asarray([1.0, 2.0, 3.0])
+
+
+@jax.custom_vjp
+def square(x):
+    return x * x
+
+
+square.defvjp(lambda x: (x * x, x), lambda x, g: (4 * x * g,))
+
+
+def test_a_reducer_is_an_operand_and_runs_in_float64():
+    def product(x):
+        return lax.reduce(x, jnp.float32(1), lambda a, b: a * b, (0,))
+
+    def windows(x):
+        return lax.reduce_window(x, jnp.float32(1), lambda a, b: a * b + 0, (2,), (1,), "VALID")
+
+    for function, expected in ((product, 6.0), (windows, [2.0, 6.0])):
+        program = jax.make_jaxpr(function)(X)
+        with jax.enable_x64(True):
+            (out,) = widened_program(program)(X)
+        assert out.dtype == jnp.float64
+        assert out.tolist() == expected
+    assert "an infinity arises in `reduce`" in str(first_not_finite(product, jnp.full(3, 1e30)))
+
+
+def test_rules_are_found_in_loops_with_the_inputs_that_reach_them():
+    def function(x):
+        def step(c):
+            c = lax.scan(lambda c, _: (square(c) * 0.5, None), c, None, length=2)[0]
+            return lax.cond(c.sum() > 1.2, jax.jit(square), lambda c: c + 1.0, c)
+
+        return lax.while_loop(lambda c: c.sum() < 1e6, step, x)
+
+    sites = custom_sites(function, (X,))
+    assert [site.path.split(", square")[0] for site in sites] == [
+        "while step 0, scan step 0", "while step 0, scan step 1", "while step 1, scan step 0",
+        "while step 1, scan step 1", "while step 0, branch 1", "while step 1, branch 1",
+    ]  # fmt: skip
+    assert sites[1].inputs[0].tolist() == [0.5, 2.0, 4.5]
+    assert jnp.allclose(without_rules(function)(X), function(X))
+
+
+def test_a_rule_inside_shard_map_is_opened():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("d")
+    sharded = jax.shard_map(square, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert [site.path for site in custom_sites(sharded, (X,))] == ["shard 0"]
+    assert jax.grad(lambda x: without_rules(sharded)(x).sum())(X).tolist() == [2.0, 4.0, 6.0]
+
+
+def test_the_first_nan_is_named_by_its_operation_in_the_order_of_running():
+    def function(x):
+        total, _ = lax.scan(lambda c, t: (c + t, jnp.log(t)), 0.0, x)
+        return lax.cond(total > 3, lambda: jnp.sqrt(total - 7), lambda: total)
+
+    assert "a NaN arises in `sqrt`" in str(first_not_finite(function, X))
+    assert "a NaN arises in `log`" in str(first_not_finite(function, X.at[1].set(-1.0)))
+    assert first_not_finite(function, X + 1) is None
+
+
+def test_a_primitive_that_is_not_known_is_named(monkeypatch):
+    monkeypatch.delitem(calls.CALLS, "jit")
+    with pytest.raises(UnknownPrimitiveError, match="`jit` is not"):
+        graph_of(jax.make_jaxpr(jax.jit(square))(X))
