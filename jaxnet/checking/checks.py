@@ -25,11 +25,11 @@ from jaxnet.checking.judging import (
 )
 from jaxnet.checking.noise import scale_of
 from jaxnet.checking.points import Points, points_of
-from jaxnet.program import Site, custom_sites
 from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import differentiated, is_custom, mode_of, only_arrays, short, subject_of
 from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
+from jaxnet.program import Site, custom_sites
 
 MOST_INSIDE = 64
 BLIND, COARSE = 0.5, 5e-3  # relative to a leaf's largest entry: nothing is seen; a per cent may not be

@@ -17,10 +17,10 @@ from jaxnet.checking.held import Held
 from jaxnet.checking.kinks import kinked
 from jaxnet.checking.noise import Exact, coarsest, exact_at, unit_of
 from jaxnet.checking.points import Points
-from jaxnet.program import first_not_finite, float_dtypes
 from jaxnet.checking.reference import Runs, in_float64, widened
 from jaxnet.checking.rules import short
 from jaxnet.checking.subject import leaves_of
+from jaxnet.program import first_not_finite, float_dtypes
 
 SLACK = 32  # a correct rule may lose so many times what is allowed: then it is called imprecise
 ELSEWHERE_SECONDS = 4.0

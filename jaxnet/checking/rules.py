@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxnet.program import has_custom, without_rules
 from jaxnet.checking.subject import (
     CannotCheckError,
     Leaves,
@@ -21,6 +20,7 @@ from jaxnet.checking.subject import (
     leaves_of,
     name_of,
 )
+from jaxnet.program import has_custom, without_rules
 
 
 def abstract(function: Callable, *args) -> Any:

@@ -1,4 +1,4 @@
-"""Programs as data: any JAX function as operations with values and source lines, run anew with changes or in float64."""
+"""Programs as data: any JAX function as operations with source lines, run anew with changes or in float64."""
 
 from jaxnet.program.calls import UnknownPrimitiveError, has_custom, inner_programs, opened
 from jaxnet.program.custom_rules import CannotOpenError, Site, custom_sites, float_dtypes, without_rules

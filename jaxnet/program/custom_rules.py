@@ -17,7 +17,6 @@ from jaxnet.program.graph import Graph, Operation, graph_of
 from jaxnet.program.nesting import nested
 from jaxnet.program.widening import widened
 
-
 INPUTS = "inputs"
 
 

@@ -98,7 +98,7 @@ def scan(how: Evaluation, operation: Operation, values: Sequence) -> tuple[Seque
 
 
 def loop(how: Evaluation, operation: Operation, values: Sequence) -> tuple[Sequence, Kept]:
-    """A while loop; where values are kept, as many steps as it takes at most, of which those after its end do nothing."""
+    """A while loop; where values are kept, as many steps as it takes at most, those after its end doing nothing."""
     a, b = operation.eqn.params["cond_nconsts"], operation.eqn.params["body_nconsts"]
     asked, fixed, carry = values[:a], values[a : a + b], tuple(values[a + b :])
     condition, body = operation.bodies

@@ -13,7 +13,6 @@ from jaxnet.program.evaluate import Keeping, Kept, quickly, turns_of
 from jaxnet.program.graph import Operation, graph_of
 from jaxnet.program.nesting import nested
 
-
 ARISES = "arises"
 
 
@@ -63,4 +62,6 @@ def first_not_finite(function: Callable, *args: Any) -> str | None:
     if not found:
         return None
     _, operation, nan = min(found, key=lambda each: each[0])
-    return f"{'a NaN' if nan else 'an infinity'} arises in `{operation.name}` at {operation.position or 'no known line'}"
+    return (
+        f"{'a NaN' if nan else 'an infinity'} arises in `{operation.name}` at {operation.position or 'no known line'}"
+    )

@@ -5,8 +5,15 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxnet.program import UnknownPrimitiveError, custom_sites, first_not_finite, graph_of, widened_program
-from jaxnet.program import calls, without_rules
+from jaxnet.program import (
+    UnknownPrimitiveError,
+    calls,
+    custom_sites,
+    first_not_finite,
+    graph_of,
+    widened_program,
+    without_rules,
+)
 
 X = jnp.asarray([1.0, 2.0, 3.0])
 
