@@ -262,4 +262,4 @@ def turns_of(graph: Graph, args: Sequence) -> dict[int, int]:
 
 def quickly(function: Callable, args: Sequence) -> Any:
     """`function(*args)`, compiled without optimisation: for programs that run once."""
-    return jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0})(*args)
+    return jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": "0"})(*args)
