@@ -96,16 +96,30 @@ def resume(run: RunFolder, data_dir: DataDir = None) -> None:
     loop.resume(run, data_dir=data_dir)
 
 
+Step = Annotated[int | None, typer.Option(metavar="N", help="Read the checkpoint of this step, not the newest.")]
+Fallback = Annotated[bool, typer.Option("--fallback", help="Read an older checkpoint where the newest is damaged.")]
+
+
+def reading_of(step: int | None, fallback: bool) -> Any:
+    """Which checkpoint is read; it is named on stderr."""
+    from jaxnet.training.evaluate import Reading
+
+    return Reading(step, fallback, lambda line: print(f"jaxnet: {line}", file=sys.stderr))
+
+
 @app.command("eval")
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="Other data than the run's: a name, or a .npz or .csv file.")] = None,
     data_dir: DataDir = None,
+    step: Step = None,
+    fallback: Fallback = False,
 ) -> None:
     """Loss and accuracy of a run's network."""
     from jaxnet.training import evaluate
 
-    for line in evaluate.lines(evaluate.evaluate(run, data=data, data_dir=data_dir)):
+    found = evaluate.evaluate(run, data=data, data_dir=data_dir, reading=reading_of(step, fallback))
+    for line in evaluate.lines(found):
         print(line)
 
 
@@ -114,12 +128,14 @@ def predict(
     run: RunFolder,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Examples as .npy or .npz, or a picture.")],
     data_dir: DataDir = None,
+    step: Step = None,
+    fallback: Fallback = False,
 ) -> None:
     """What a run's network says to examples of one's own."""
     from jaxnet.training import predict
     from jaxnet.training.runs import console
 
-    prediction = predict.predict(run, file, data_dir=data_dir)
+    prediction = predict.predict(run, file, data_dir=data_dir, reading=reading_of(step, fallback))
     for line in predict.lines(prediction):
         print(line)
     console().print(predict.prediction_table(prediction))
@@ -133,11 +149,14 @@ def sample(
     temperature: Annotated[float, typer.Option(help="Below 1 the likelier ones are rather drawn; 0: always.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw among so many likeliest characters.")] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    step: Step = None,
+    fallback: Fallback = False,
 ) -> None:
     """Text that a run's network writes, a character at a time."""
     from jaxnet.training import sample
 
-    drawn = sample.sample(run, prompt, length=length, drawing=sample.Drawing(temperature, top_k, seed))
+    drawing = sample.Drawing(temperature, top_k, seed)
+    drawn = sample.sample(run, prompt, length=length, drawing=drawing, reading=reading_of(step, fallback))
     first = next(drawn)  # what is refused is told before anything is shown
     for piece in chain((prompt, first), drawn):
         print(piece, end="", flush=True)

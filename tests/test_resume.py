@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxnet.training import loop
-from jaxnet.training.checkpoint import CheckpointError, Checkpoints, Progress
+from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter, Progress
 from jaxnet.training.config import dump_toml
 from jaxnet.training.run import RunError
 from tests.runs import command, finished, killed, metrics, small, summary
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over(half, whole, damage, capsys):
                 path.unlink()
     loop.resume(half)
     said = capsys.readouterr().out
-    assert f"the checkpoint of step {last:,} is damaged" in said
+    assert f"the checkpoint of step {last:,} in {half / 'checkpoints'} is damaged" in said
     assert f"going back to the one of step {before:,}" in said
     assert f"going on from step {before:,}" in said
     assert (half / "damaged" / str(last)).exists(), "nothing is thrown away"
@@ -145,7 +145,7 @@ def test_a_damaged_checkpoint_is_passed_over(half, whole, damage, capsys):
 def test_all_checkpoints_damaged(half):
     for step in steps(half):
         shutil.rmtree(half / "checkpoints" / str(step) / "state")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged"):
         loop.resume(half, quiet=True)
     assert len(list((half / "damaged").iterdir())) == 2
 
@@ -212,11 +212,12 @@ def test_a_checkpoint_keeps_every_kind_of_leaf(tmp_path):
         "none": (),
         "n": jnp.int32(7),
     }
-    checkpoints = Checkpoints(tmp_path / "c", 2)
+    checkpoints = CheckpointWriter(tmp_path / "c", 2)
     for step in (1, 2, 3):
         checkpoints.save(step, state, Progress(1, 2, 3.5, ({"loss": 0.1},), "abc"))
+        checkpoints.prune()
     assert checkpoints.steps() == [3, 2]
-    found = checkpoints.newest(jax.eval_shape(lambda: state))
+    found = checkpoints.resumable(jax.eval_shape(lambda: state), "abc")
     assert found is not None
     step, again, progress = found
     assert (step, progress) == (3, Progress(1, 2, 3.5, ({"loss": 0.1},), "abc"))

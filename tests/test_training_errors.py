@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnet.training import loop
-from jaxnet.training.checkpoint import CheckpointError, Checkpoints
+from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter
 from jaxnet.training.config import ConfigError, dump_toml
 from jaxnet.training.evaluate import evaluate, restore
 from jaxnet.training.run import Run, RunError
@@ -149,7 +149,7 @@ def test_a_full_disk_under_the_metrics(tmp_path, monkeypatch):
 
 def test_a_full_disk_under_a_checkpoint(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    usual = Checkpoints.list_files
+    usual = CheckpointWriter.list_files
 
     def full(self, step):
         if step == 22:
@@ -157,7 +157,7 @@ def test_a_full_disk_under_a_checkpoint(tmp_path, monkeypatch):
         usual(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "list_files", full)
+        patch.setattr(CheckpointWriter, "list_files", full)
         with pytest.raises(CheckpointError, match=r"step 22 could not be written .*No space left on device"):
             loop.train(small("checkpoint.every_seconds=0.0"), run_dir=folder, quiet=True)
     loop.resume(folder, quiet=True)

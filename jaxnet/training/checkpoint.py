@@ -1,14 +1,18 @@
-"""Checkpoints: the state of a run and how far it is, written so that it goes on bit for bit.
+"""Checkpoints: the state of a run and its progress, written so that training resumes bit for bit.
 
-Orbax writes and keeps them; a hash beside each says whether what is read back is what was written.
+Orbax writes the arrays. Hashes inside each checkpoint, and of its files in a listing, prove damage.
 """
 
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +23,20 @@ import numpy as np
 
 from jaxnet.layer import Tree
 
+DELETED = ".deleted-"
+ORDINARY = re.compile(r"[\w ./%#+,=@:-]+")
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, or none that can be read; the message says what is left."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose content is not what was written: a hash proves it."""
+
+
 class Progress(NamedTuple):
-    """How far a run is: whole epochs done, calls done of the next one, seconds, and the lines of metrics so far."""
+    """How far a run is: epochs done, calls done of the next epoch, seconds, and the lines of metrics so far."""
 
     epoch: int = 0
     call: int = 0
@@ -43,11 +54,23 @@ def leaves_sha256(tree: Tree) -> str:
     return digest.hexdigest()
 
 
+def progress_sha256(about: dict[str, Any]) -> str:
+    """sha256 of a progress as JSON."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
 def files_sha256(folder: Path) -> dict[str, str]:
-    """The sha256 of each file under a folder, by its path in it."""
+    """The sha256 of each file under a folder, by its path in it.
+
+    Raises OSError for a file or folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
+    for place, _, names in os.walk(folder, onerror=refuse):
+        for path in (Path(place) / name for name in names):
             with path.open("rb") as file:
                 found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
@@ -76,7 +99,7 @@ def like(shapes: Tree, tree: Tree) -> Tree:
 def hush_closed_loops() -> None:
     """Lets orbax's writers end without a traceback when a failed save has closed their event loop.
 
-    The failure itself is raised, and told; what such a writer adds, from a thread of its own, is no news.
+    The failure itself is raised; the writer's own error, from its thread, adds nothing.
     """
 
     def closed(error: BaseException | None) -> bool:
@@ -88,130 +111,228 @@ def hush_closed_loops() -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder.
+    """The checkpoints of one run, for reading. Nothing here creates, moves or changes a file.
+
+    folder: that of the checkpoints; it may be absent.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.listing = folder.with_name(f"{folder.name}.json")
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, newest first.
+
+        Raises CheckpointError where the folder cannot be read.
+        """
+        with telling(f"cannot read {self.folder}"):
+            names = os.listdir(self.folder) if self.folder.exists() else []
+        return sorted((int(name) for name in names if name.isascii() and name.isdecimal()), reverse=True)
+
+    def listed(self, step: int) -> dict[str, str]:
+        """The sha256 of each file of a checkpoint, as written; empty where the listing does not say."""
+        try:
+            document = json.loads(self.listing.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}  # the hashes inside the checkpoint still say whether it is whole
+        files = document.get(str(step)) if isinstance(document, dict) else None
+        return files if isinstance(files, dict) else {}
+
+    def changed(self, step: int) -> str:
+        """How the files of a checkpoint differ from the listing; empty where they do not.
+
+        Raises CheckpointError where a file cannot be read.
+        """
+        listed = self.listed(step)
+        with telling(f"cannot read the checkpoint of step {step:,} in {self.folder}"):
+            found = files_sha256(self.folder / str(step)) if listed else {}
+        for name, sha256 in listed.items():
+            if found.get(name) != sha256:
+                return f"{name} {'has changed' if name in found else 'is missing'}"
+        return ""
+
+    def read(self, step: int, shapes: Tree, config: str = "") -> tuple[Tree, Progress]:
+        """State and progress of one checkpoint.
+
+        Two hashes inside the checkpoint decide whether it is whole. The listing only tells damage from other failures.
+        config: the hash that the checkpoint must have, if any.
+        Raises DamagedError where a hash proves a change, CheckpointError where it cannot be read for another reason.
+        """
+        folder, changed = self.folder / str(step), self.changed(step)
+        with self.damage_or_failure(step, changed):
+            about = dict(json.loads((folder / "progress" / "metadata").read_bytes()))
+            sha256, own = about.pop("sha256", None), about.pop("progress_sha256", None)
+            progress = Progress(**about)._replace(metrics=tuple(about["metrics"]))
+        if config and progress.config != config and not changed:
+            raise CheckpointError(f"{folder} is of another config: put it back into the run that it came from")
+        with self.damage_or_failure(step, changed):
+            restored = restored_state(folder / "state", jax.tree.map(plain_shape, shapes))
+        if sha256 != leaves_sha256(restored) or own not in (None, progress_sha256(about)):
+            raise DamagedError(self.damage(step, changed or "its hash does not match"))
+        return like(shapes, restored), progress
+
+    def damage(self, step: int, what: str) -> str:
+        """That a checkpoint is damaged, in words."""
+        return f"the checkpoint of step {step:,} in {self.folder} is damaged: {what}"
+
+    @contextmanager
+    def damage_or_failure(self, step: int, changed: str) -> Iterator[None]:
+        """Turns any error inside into a DamagedError where a file has changed, else into a CheckpointError."""
+        try:
+            yield
+        except Exception as error:  # orbax raises errors of many types
+            if changed and not isinstance(error, MemoryError):
+                raise DamagedError(self.damage(step, changed)) from error
+            raise CheckpointError(
+                f"cannot read the checkpoint of step {step:,} in {self.folder}: {reason(error)}. "
+                "Nothing was moved: mend that and try again"
+            ) from error
+
+    def newest(
+        self, shapes: Tree, config: str = "", *, passed_over: Callable[[int, DamagedError, int | None], None]
+    ) -> tuple[int, Tree, Progress] | None:
+        """Step, state and progress of the newest whole checkpoint; None where there is no checkpoint.
+
+        passed_over: called with a damaged step, its error and the step tried next; it may raise.
+        Raises CheckpointError where all are damaged, or one cannot be read.
+        """
+        damaged: set[int] = set()
+        while steps := [step for step in self.steps() if step not in damaged]:
+            step, after = steps[0], steps[1] if len(steps) > 1 else None
+            try:
+                return step, *self.read(step, shapes, config)
+            except CheckpointError as error:
+                if not (self.folder / str(step)).exists():
+                    continue  # training deleted it meanwhile, after it wrote a newer one
+                if not isinstance(error, DamagedError):
+                    raise
+                damaged.add(step)
+                passed_over(step, error, after)
+        if damaged:
+            raise CheckpointError(f"every checkpoint in {self.folder} is damaged: train again, or put a good copy back")
+        return None
+
+
+class CheckpointWriter(Checkpoints):
+    """The checkpoints of one run, for the one process that trains it.
 
     keep: how many of the newest stay. say: told where a damaged one is passed over.
+    Raises CheckpointError where the folder cannot be made.
     """
 
     def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = lambda line: None):
-        import orbax.checkpoint as ocp  # late: it takes as long to import as a small network to train
-
-        quiet(logging.getLogger("absl"))
-        hush_closed_loops()
-        self.ocp, self.folder, self.say = ocp, folder, say
-        self.options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
-        self.listing = folder.parent / f"{folder.name}.json"
-        self.manager = self.open()
-
-    def open(self):
-        """The manager of the folder as it is now."""
-        return self.ocp.CheckpointManager(self.folder.absolute(), options=self.options)
-
-    def steps(self) -> list[int]:
-        """The steps there are, newest first."""
-        return sorted(self.manager.all_steps(), reverse=True)
+        super().__init__(folder)
+        self.keep, self.say = keep, say
+        with telling(f"cannot write {folder}"):
+            folder.mkdir(exist_ok=True)
+            for path in folder.iterdir():
+                if path.name.startswith(DELETED) or ".orbax-checkpoint-tmp" in path.name:  # of a killed process
+                    shutil.rmtree(path)
 
     def save(self, step: int, state: Tree, progress: Progress) -> None:
-        """Writes the state after `step`; what is there already stays.
+        """Writes the state after `step`. A checkpoint that exists already stays as it is.
 
         Raises CheckpointError where it cannot be written.
         """
-        if step in self.manager.all_steps():
+        if step in self.steps():
             return
         arrays = plain(state)
-        about = progress._asdict() | {"metrics": list(progress.metrics), "sha256": leaves_sha256(arrays)}
+        about = progress._asdict() | {"metrics": list(progress.metrics)}
+        about |= {"progress_sha256": progress_sha256(about), "sha256": leaves_sha256(arrays)}
         try:
-            self.manager.save(
-                step,
-                args=self.ocp.args.Composite(
-                    state=self.ocp.args.StandardSave(arrays), progress=self.ocp.args.JsonSave(about)
-                ),
-            )
+            save_state(self.folder / str(step), arrays, about)
             self.list_files(step)
-        except Exception as error:
+        except Exception as error:  # orbax raises errors of many types
             raise CheckpointError(
                 f"the checkpoint of step {step:,} could not be written to {self.folder}: {reason(error)}; "
-                f"{self.left()}: mend that, then resume"
+                f"{self.left(step)}: mend that, then resume"
             ) from error
 
-    def listed(self) -> dict[str, dict[str, str]]:
-        """The sha256 of each file of each checkpoint, as it was written."""
-        try:
-            return json.loads(self.listing.read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}  # the state's own hash still says whether it is whole
+    def prune(self) -> None:
+        """Deletes all but the newest checkpoints. Each is renamed first, so that no reader meets half of one."""
+        for step in self.steps()[self.keep :]:
+            with telling(f"cannot delete the checkpoint of step {step:,} in {self.folder}"):
+                shutil.rmtree((self.folder / str(step)).rename(self.folder / f"{DELETED}{step}"))
 
     def list_files(self, step: int) -> None:
-        """Adds a checkpoint's files to the listing, and takes out those of checkpoints that are gone."""
-        there = {str(each) for each in self.manager.all_steps()}
-        kept = {each: files for each, files in self.listed().items() if each in there}
+        """Adds a checkpoint's files to the listing, and takes out those of deleted checkpoints."""
+        kept = {str(each): files for each in self.steps() if (files := self.listed(each))}
         new = self.listing.with_name(f".{self.listing.name}.new")
         new.write_text(json.dumps(kept | {str(step): files_sha256(self.folder / str(step))}), "utf-8")
         new.replace(self.listing)
 
-    def left(self) -> str:
-        """Which good checkpoint there is, in words."""
-        steps = self.steps()
+    def left(self, failed: int) -> str:
+        """The newest checkpoint but the failed one, in words."""
+        steps = [step for step in self.steps() if step != failed]
         return f"the last good one is of step {steps[0]:,}" if steps else "there is none before it"
 
-    def newest(self, shapes: Tree, config: str = "") -> tuple[int, Tree, Progress] | None:
-        """Step, state and progress of the newest checkpoint that is whole; None where there is none at all.
+    def resumable(self, shapes: Tree, config: str) -> tuple[int, Tree, Progress] | None:
+        """The newest whole checkpoint. Damaged ones are moved to `damaged/` beside the folder, and said."""
+        return self.newest(shapes, config, passed_over=self.put_aside)
 
-        Damaged ones are moved to `damaged/` beside the folder, and said. config: the hash that must be in it, if any.
-        Raises CheckpointError where all are damaged, or one is of another config.
-        """
-        steps = self.steps()
-        for i, step in enumerate(steps):
-            try:
-                state, progress = self.read(step, shapes, config)
-            except CheckpointError:
-                raise
-            except Exception as error:
-                after = f"going back to the one of step {steps[i + 1]:,}" if i + 1 < len(steps) else "none is left"
-                self.say(f"the checkpoint of step {step:,} is damaged ({reason(error)}): {after}")
-                self.put_aside(step)
-                continue
-            return step, state, progress
-        if steps:
-            raise CheckpointError(
-                f"no checkpoint in {self.folder} can be read; they were moved to {self.folder.parent / 'damaged'}: "
-                "train again, or put a good copy back"
-            )
-        return None
-
-    def read(self, step: int, shapes: Tree, config: str = "") -> tuple[Tree, Progress]:
-        """State and progress of one checkpoint; raises where it is not what was written."""
-        # A restoration that fails midway leaves threads with errors of their own: look at the files before.
-        folder = self.folder / str(step)
-        wanted, found = self.listed().get(str(step), {}), files_sha256(folder)
-        for name in wanted:
-            if found.get(name) != wanted[name]:
-                raise ValueError(f"{name} {'has changed' if name in found else 'is missing'}")
-        about = self.manager.restore(step, args=self.ocp.args.Composite(progress=self.ocp.args.JsonRestore()))
-        about = dict(about["progress"])
-        if config and about["config"] != config:
-            raise CheckpointError(f"{folder} is of another config: put it back into the run that it came from")
-        arrays = jax.tree.map(plain_shape, shapes)
-        restored = self.manager.restore(
-            step, args=self.ocp.args.Composite(state=self.ocp.args.StandardRestore(arrays))
-        )["state"]
-        if about.pop("sha256") != leaves_sha256(restored):
-            raise ValueError(f"{folder} does not hold what was written")
-        about["metrics"] = tuple(about["metrics"])
-        return like(shapes, restored), Progress(**about)
-
-    def put_aside(self, step: int) -> None:
+    def put_aside(self, step: int, error: CheckpointError, after: int | None) -> None:
         """Moves a damaged checkpoint out of the way, so that its step may be written again."""
-        aside = self.folder.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        shutil.move(self.folder / str(step), free(aside / str(step)))
-        self.manager = self.open()
+        aside = self.folder.with_name("damaged")
+        with telling(f"cannot move the damaged checkpoint of step {step:,} to {aside}"):
+            aside.mkdir(exist_ok=True)
+            place = shutil.move(self.folder / str(step), free(aside / str(step)))
+        going = f"going back to the one of step {after:,}" if after is not None else "none is left"
+        self.say(f"{error}; moved to {place}; {going}")
 
-    def close(self) -> None:
-        """Lets go of the folder."""
-        self.manager.close()
+
+# ------------------------------------------------------------------------------------------- orbax
+
+
+def restored_state(folder: Path, arrays: Tree) -> Tree:
+    """The arrays in a folder that orbax wrote, of the shapes and dtypes of `arrays`."""
+    ocp = orbax()
+    with plain_path(folder) as path:
+        return ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(path, args=ocp.args.StandardRestore(arrays))
+
+
+def save_state(folder: Path, arrays: Tree, about: dict[str, Any]) -> None:
+    """Writes arrays and JSON to a new folder, whole or not at all."""
+    ocp = orbax()
+    with plain_path(folder) as path:
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler()).save(
+            path,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(about)),
+        )
+
+
+@cache
+def orbax() -> Any:
+    """Orbax, imported when first needed: that takes as long as training a small network."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that it raises as well
+    hush_closed_loops()
+    return ocp
+
+
+@contextmanager
+def plain_path(path: Path) -> Iterator[Path]:
+    """The absolute path; where it has characters that orbax cannot read, another path to the same place.
+
+    Brackets, question marks and stars are wildcards to it, and every name must be UTF-8.
+    """
+    absolute = path.absolute()
+    if ORDINARY.fullmatch(str(absolute)):
+        yield absolute
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxnet-") as folder:
+        link = Path(folder) / "run"
+        link.symlink_to(absolute.parent)
+        yield link / path.name
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Turns an `OSError` inside into a CheckpointError that says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{what}: {reason(error)}. Mend that and try again") from error
 
 
 def free(path: Path) -> Path:
@@ -231,8 +352,3 @@ def reason(error: BaseException) -> str:
     """What went wrong, in one line."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
-
-
-def quiet(logger: logging.Logger) -> None:
-    """Orbax logs its work, and tracebacks of errors that it raises as well: the exception is enough."""
-    logger.setLevel(logging.CRITICAL)

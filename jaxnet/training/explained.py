@@ -13,15 +13,14 @@ from jaxnet.backprop import initialize
 from jaxnet.explaining.history import History, Moment
 from jaxnet.explaining.notation import ExplainError
 from jaxnet.explaining.subjects import Subject, named, out_of_range
-from jaxnet.layer import Tree
 from jaxnet.training import devices, step
 from jaxnet.training.build import build
+from jaxnet.training.checkpoint import CheckpointError
 from jaxnet.training.config import load_config
 from jaxnet.training.data import load
 from jaxnet.training.evaluate import Trained, restore
 from jaxnet.training.run import Run
 from jaxnet.training.runs import read_metrics
-from jaxnet.training.session import Session
 
 
 def subject_of(
@@ -105,27 +104,18 @@ def history(folder: Path, trained: Trained) -> History:
         session.recipe.example,
     )
     moments, notes = [Moment(0, 0, begun)], []
-    checkpoints = run.checkpoints(trained.config.checkpoint.keep, notes.append)
+    checkpoints = run.checkpoints
     for saved in sorted(checkpoints.steps()):
         if saved == trained.step:
             moments.append(Moment(saved, trained.epoch, trained.params))
             continue
-        params = kept(checkpoints, saved, session)
-        if params is None:
-            notes.append(f"the checkpoint of step {saved:,} cannot be read and is left out")
+        try:
+            state, progress = checkpoints.read(saved, session.shapes())
+        except CheckpointError as error:
+            notes.append(f"{error}; it is left out")
             continue
-        moments.append(Moment(saved, params[0], params[1]))
-    checkpoints.close()
+        moments.append(Moment(saved, progress.epoch, devices.placed(state.whole, None)))
     return History(tuple(moments), tuple(read_metrics(folder / "metrics.jsonl")), tuple(notes))
-
-
-def kept(checkpoints, saved: int, session: Session) -> tuple[int, Tree] | None:
-    """Epoch and parameters of a checkpoint; None of one that is damaged."""
-    try:
-        state, progress = checkpoints.read(saved, session.shapes())
-    except Exception:  # whatever a damaged file makes orbax raise
-        return None
-    return progress.epoch, devices.placed(state.whole, None)
 
 
 def chosen(x: np.ndarray, y: np.ndarray, example: int, batch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from jaxnet.training import devices
-from jaxnet.training.checkpoint import Checkpoints, Progress, leaves_sha256, plain
+from jaxnet.training.checkpoint import CheckpointWriter, Progress, leaves_sha256, plain
 from jaxnet.training.config import Config
 from jaxnet.training.data import load
 from jaxnet.training.divergence import first_trouble
 from jaxnet.training.events import Events
 from jaxnet.training.result import result_lines, summarize
-from jaxnet.training.run import Run, RunError, config_sha256, data_sha256, versions, vocabulary
+from jaxnet.training.run import Run, config_sha256, data_sha256, quoted, versions, vocabulary
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
 from jaxnet.training.step import State
@@ -95,29 +95,29 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, quiet) -> list
 
 
 def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -> Path:
-    """Goes on with a run that was cut off, from its last good checkpoint, to the bits of an uninterrupted one.
+    """Resumes a run from its newest whole checkpoint, to the bits of an uninterrupted one.
 
+    A finished run whose last checkpoint is damaged or missing is trained to its end again.
     Raises RunError where the folder is no run, or its config or data have changed; else as `train` does.
     """
     devices.keep_compiled()
     run = Run.open(folder)
     config, environment = run.config(), run.environment()
     terminal = Terminal(run.log, quiet=quiet)
-    summary = run.summary()
-    if summary is not None and summary.get("status") == "finished":
+    if run.ended_well():
         terminal.say(f"{folder} is finished: nothing to do")
         return folder
     began = time.perf_counter()
     data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
     dataset = load(config.resolved()["data"], data_dir=data_dir)
     data = data_sha256(dataset)
-    unchanged(folder, config, data, environment)
+    run.unchanged(config, data)
     with stopping() as stop, devices.precision(config.precision):
         session = Session(config, dataset, None, stop.patiently)
         for line in differences(environment, {"versions": versions(), **devices.described(session.mesh)}):
             terminal.say(line)
         single = Single(run, config, config_sha256(config, data), quiet)
-        found = single.checkpoints.newest(session.shapes(), single.config_sha256)
+        found = single.checkpoints.resumable(session.shapes(), single.config_sha256)
         if found is None:
             terminal.say(f"{folder} has no checkpoint yet: beginning anew")
         else:
@@ -125,17 +125,6 @@ def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -
             single.progress = found[2]
         run.rewrite_metrics(single.progress.metrics)
         return Loop(session, [single], stop, began, quiet).go(None if found is None else found[1])[0]
-
-
-def unchanged(folder: Path, config: Config, data: str, environment: dict[str, Any]) -> None:
-    """Raises RunError where a run's config or data are no longer those that it began with."""
-    if environment.get("data_sha256") != data:
-        raise RunError(f"the data of {folder} have changed since it began: put them back, or train a new run")
-    if environment.get("config_sha256") != config_sha256(config, data):
-        raise RunError(
-            f"{folder / 'config.toml'} has changed since the run began: undo that to resume, or train it as a new run: "
-            f"jaxnet train {folder / 'config.toml'}"
-        )
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -165,14 +154,15 @@ class Single:
         self.terminal = Terminal(run.log, quiet=quiet)
         self.progress = Progress(config=config_sha256)
         self.trouble: DivergedError | None = None
-        self._checkpoints: Checkpoints | None = None
+        self._checkpoints: CheckpointWriter | None = None
         self._events: Events | None = None
 
     @property
-    def checkpoints(self) -> Checkpoints:
+    def checkpoints(self) -> CheckpointWriter:
         """Opened when first needed: small networks take their first steps before."""
         if self._checkpoints is None:
-            self._checkpoints = self.run.checkpoints(self.config.checkpoint.keep, self.terminal.say)
+            keep = self.config.checkpoint.keep
+            self._checkpoints = CheckpointWriter(self.run.checkpoints.folder, keep, self.terminal.say)
         return self._checkpoints
 
     def record(self, line: dict[str, Any]) -> None:
@@ -182,9 +172,9 @@ class Single:
             self._events = self._events or Events(self.run.folder / "tensorboard", line["step"])
             self._events.add(line)
 
-    def summary(self, status: str, params: Any, first: float = 0.0) -> dict[str, Any]:
+    def summary(self, status: str, params: Any, step: int, first: float = 0.0) -> dict[str, Any]:
         """Writes summary.json and gives it. first: seconds from the command to the end of the first compiled call."""
-        summary = summarize(self.config, self.progress, status, leaves_sha256(params))
+        summary = summarize(self.config, self.progress, status, leaves_sha256(params), step)
         summary |= {"seconds_to_first_call": first} if first else {}
         self.run.write_summary(summary)
         return summary
@@ -260,6 +250,10 @@ class Loop:
         """Steps done when so many epochs and calls of the next are."""
         return epoch * self.session.steps_per_epoch + sum(each.count for each in self.session.calls[:call])
 
+    def step_of(self, single: Single) -> int:
+        """Steps done by a run."""
+        return self.step_at(single.progress.epoch, single.progress.call)
+
     def move(self, epoch: int, call: int) -> None:
         """Notes how far the runs are."""
         seconds = self.before + time.perf_counter() - self.began
@@ -320,29 +314,31 @@ class Loop:
             self.save(state)
 
     def save(self, state: State) -> None:
-        """A checkpoint of every run that is alive."""
+        """A checkpoint of every run that is alive. Older ones go after all are written, so that all share a step."""
         for seed, single in enumerate(self.runs):
             if single.trouble is None:
                 self.save_one(seed, single, state)
+        for single in self.alive():
+            single.checkpoints.prune()
         self.saved_at = time.monotonic()
 
     def save_one(self, seed: int, single: Single, state: State) -> None:
         """A checkpoint of one run."""
-        step = self.step_at(single.progress.epoch, single.progress.call)
-        single.checkpoints.save(step, self.session.one(plain(state), seed), single.progress)
+        single.checkpoints.save(self.step_of(single), self.session.one(plain(state), seed), single.progress)
 
     def stopped(self, hard: bool = False) -> None:
         """Ends the process as the signal asks. hard: while a call goes on in its thread, for which nothing waits."""
         assert self.stop.number is not None
         self.terminal.end()
         for seed, single in enumerate(self.runs):
+            folder = quoted(single.run.folder)
             if self.latest is None:
-                self.terminal_of(single).say(f"stopped before the first step; jaxnet resume {single.run.folder}")
+                self.terminal_of(single).say(f"stopped before the first step; jaxnet resume {folder}")
             elif single.trouble is None:
                 params = self.session.one(plain(self.latest.whole), seed)
-                single.summary("interrupted", params)
+                single.summary("interrupted", params, self.step_of(single))
                 said = f"stopped; checkpoint of step {single.checkpoints.steps()[0]:,} written"
-                self.terminal_of(single).say(f"{said}; go on with: jaxnet resume {single.run.folder}")
+                self.terminal_of(single).say(f"{said}; go on with: jaxnet resume {folder}")
         if hard:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -366,7 +362,7 @@ class Loop:
                 f"the last good checkpoint is of step {single.checkpoints.steps()[0]:,} in {single.run.folder}"
             )
             single.run.log(str(single.trouble))
-            single.summary("diverged", self.session.one(plain(before.whole), seed))
+            single.summary("diverged", self.session.one(plain(before.whole), seed), self.step_of(single))
         if not self.alive():
             raise next(single.trouble for single in self.runs if single.trouble is not None)
 
@@ -383,7 +379,8 @@ class Loop:
         self.terminal.end()
         for seed, single in enumerate(self.runs):
             if single.trouble is None:
-                summary = single.summary("finished", self.session.one(plain(state.whole), seed), self.first)
+                params = self.session.one(plain(state.whole), seed)
+                summary = single.summary("finished", params, self.step_of(single), self.first)
                 for line in result_lines(single.config, summary, single.run.folder):
                     self.terminal_of(single).say(line)
         from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax

@@ -16,7 +16,7 @@ from jaxnet import backprop
 from jaxnet.training import devices
 from jaxnet.training.data import Dataset
 from jaxnet.training.data.dataset import DataError, as_float32, as_numbers, check_finite
-from jaxnet.training.evaluate import Trained, restore
+from jaxnet.training.evaluate import NEWEST, Reading, Trained, restore
 from jaxnet.training.runs import table_of
 
 ARRAYS = (".npy", ".npz")
@@ -42,7 +42,7 @@ class Prediction(NamedTuple):
     notes: list[str]
 
 
-def predict(folder: Path, file: Path, *, data_dir: Path | None = None) -> Prediction:
+def predict(folder: Path, file: Path, *, data_dir: Path | None = None, reading: Reading = NEWEST) -> Prediction:
     """What the network of a run says to the examples in a file: .npy, .npz, or a picture.
 
     Raises PredictError for a file that does not fit, and as `evaluate.restore` does for the run.
@@ -51,7 +51,7 @@ def predict(folder: Path, file: Path, *, data_dir: Path | None = None) -> Predic
         what = "is a folder" if file.is_dir() else "is not there"
         raise PredictError(f"{file} {what}: give a .npy or .npz file with examples, or a picture")
     devices.keep_compiled()
-    trained = restore(folder, data_dir=data_dir)
+    trained = restore(folder, data_dir=data_dir, reading=reading)
     dataset = trained.session.dataset
     try:
         x, notes = examples(file, dataset, data_options(trained))

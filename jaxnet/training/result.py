@@ -6,18 +6,18 @@ from typing import Any
 
 from jaxnet.training.checkpoint import Progress
 from jaxnet.training.config import Config
-from jaxnet.training.run import VOCABULARY
+from jaxnet.training.run import VOCABULARY, quoted
 from jaxnet.training.terminal import percent
 
 PROMISED = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
 LAST = ("test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "validation_loss", "train_loss")
 
 
-def summarize(config: Config, progress: Progress, status: str, params_sha256: str | None) -> dict[str, Any]:
+def summarize(config: Config, progress: Progress, status: str, params_sha256: str | None, step: int) -> dict[str, Any]:
     """A run in one table: the last epoch's figures, the best ones, and how it ended.
 
     status: "finished", "interrupted" or "diverged". best_epoch: by test accuracy, else by validation accuracy, else by
-    validation loss.
+    validation loss. step: optimiser steps done.
     """
     lines = progress.metrics
     found = {name: lines[-1][name] for name in LAST if lines and name in lines[-1]}
@@ -34,6 +34,7 @@ def summarize(config: Config, progress: Progress, status: str, params_sha256: st
         "seed": config.seed,
         "status": status,
         "epochs": progress.epoch,
+        "step": step,
         "seconds": progress.seconds,
         "params_sha256": params_sha256,
     }
@@ -51,8 +52,9 @@ def result_lines(config: Config, summary: dict[str, Any], folder: Path) -> Itera
             parts.append(f"{split} loss {summary[f'{split}_loss']:.4f}{best}")
     yield "  ".join([*parts, f"{summary['epochs']} epochs in {summary['seconds']:.1f} s"])
     yield from promised(config, summary)
-    last = f"sample {folder} --prompt TEXT" if (folder / VOCABULARY).is_file() else f"predict {folder} FILE"
-    yield f"next: jaxnet eval {folder}   jaxnet report {folder}   jaxnet {last}"
+    run = quoted(folder)
+    last = f"sample {run} --prompt TEXT" if (folder / VOCABULARY).is_file() else f"predict {run} FILE"
+    yield f"next: jaxnet eval {run}   jaxnet report {run}   jaxnet {last}"
 
 
 def promised(config: Config, summary: dict[str, Any]) -> Iterator[str]:

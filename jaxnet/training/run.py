@@ -5,11 +5,12 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import jaxnet
-from jaxnet.training.checkpoint import CheckpointError, Checkpoints, free
+from jaxnet.training.checkpoint import Checkpoints, free
 from jaxnet.training.config import Config, dump_toml, load_config
 from jaxnet.training.data import Dataset
 
@@ -203,18 +204,33 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{path} must be a JSON file that can be read: {error}") from error
 
-    def checkpoints(self, keep: int, say: Callable[[str], None]) -> Checkpoints:
-        """The run's checkpoints.
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints, for reading."""
+        return Checkpoints(self.folder / "checkpoints")
 
-        Raises RunError where their folder cannot be made.
+    def ended_well(self) -> bool:
+        """Whether the run is finished, and its last checkpoint is there with every file as written."""
+        summary = self.summary() or {}
+        if summary.get("status") != "finished":
+            return False
+        steps = self.checkpoints.steps()
+        return bool(steps) and summary.get("step", steps[0]) == steps[0] and not self.checkpoints.changed(steps[0])
+
+    def unchanged(self, config: Config, data: str | None = None) -> None:
+        """Checks that the config, and the data if their hash is given, are those that the run began with.
+
+        Raises RunError.
         """
-        folder = self.folder / "checkpoints"
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-        try:
-            return Checkpoints(folder, keep, say)
-        except OSError as error:
-            raise CheckpointError(f"cannot open {folder}: {error}") from error
+        began = self.environment()
+        if data is not None and began.get("data_sha256") != data:
+            raise RunError(f"the data of {self.folder} have changed since it began: put them back, or train a new run")
+        if began.get("config_sha256") != config_sha256(config, str(began.get("data_sha256"))):
+            file = self.folder / "config.toml"
+            raise RunError(
+                f"{file} has changed since the run began: undo that, or train it as a new run: "
+                f"jaxnet train {quoted(file)}"
+            )
 
     def rewrite_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
         """Makes metrics.jsonl hold these lines and no more."""
@@ -231,7 +247,7 @@ class Run:
     def append(self, name: str, text: str) -> None:
         """Adds to a file, as one write."""
         path = self.folder / name
-        with writing(path), path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -245,6 +261,11 @@ class Run:
             new = path.with_name(f".{name}.new")
             new.write_text(text, "utf-8")
             new.replace(path)
+
+
+def quoted(path: Path) -> str:
+    """A path as one word of a command line."""
+    return shlex.quote(str(path))
 
 
 def line_of(line: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from jaxnet.training import devices
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
 from jaxnet.training.data.text import encode, shown
-from jaxnet.training.evaluate import Trained, restore
+from jaxnet.training.evaluate import NEWEST, Reading, Trained, restore
 from jaxnet.training.run import VOCABULARY, Run
 
 
@@ -29,7 +29,9 @@ class Drawing(NamedTuple):
     seed: int = 0
 
 
-def sample(folder: Path, prompt: str, *, length: int = 500, drawing: Drawing | None = None) -> Iterator[str]:
+def sample(
+    folder: Path, prompt: str, *, length: int = 500, drawing: Drawing | None = None, reading: Reading = NEWEST
+) -> Iterator[str]:
     """`length` characters that a run's network puts after a prompt, one by one.
 
     Raises SampleError for a run of something else than a text, a prompt that is empty or has characters that the run's
@@ -40,7 +42,7 @@ def sample(folder: Path, prompt: str, *, length: int = 500, drawing: Drawing | N
     tokens = prompt_tokens(prompt, characters)
     checked(length, drawing, len(characters))
     devices.keep_compiled()
-    trained = restore(folder, dataset=stand_in(characters, window))
+    trained = restore(folder, dataset=stand_in(characters, window), reading=reading)
     net, params = network(trained)
     fits(net, params, window, len(characters))
     with devices.precision(trained.config.precision):
