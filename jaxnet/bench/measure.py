@@ -23,7 +23,8 @@ class Variant(NamedTuple):
     """One way to compute a case.
 
     `run()` computes it to the end; `memory`: temporary bytes of its compiled program, None where it has none;
-    `aim`: the most that our time may be of its time, and our memory of its memory; None for no aim.
+    `aim`: the most that our time may be of its time, and our memory of its memory; None for no aim. `source`: the JAX
+    function and its arguments, None where it is none.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Variant(NamedTuple):
     memory: int | None = None
     time_aim: float | None = None
     memory_aim: float | None = None
+    source: tuple[Callable, tuple] | None = None
 
 
 class Case(NamedTuple):
@@ -111,7 +113,7 @@ def compiled(name: str, f: Callable, *args, time_aim: float | None = None, memor
     program = jax.jit(f).lower(*args).compile()
     analysis = program.memory_analysis()  # None on a device that does not tell
     memory = analysis.temp_size_in_bytes if analysis else None
-    return Variant(name, lambda: jax.block_until_ready(program(*args)), memory, time_aim, memory_aim)
+    return Variant(name, lambda: jax.block_until_ready(program(*args)), memory, time_aim, memory_aim, (f, args))
 
 
 def seconds(run: Callable[[], Any]) -> float:
