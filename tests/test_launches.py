@@ -1,0 +1,62 @@
+"""Kernel launches, counted in a program's text; and the steps' own, where XLA's compiler for GPUs is installed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxnet.bench.launches import AIM, STEPS, launches
+
+PROGRAM = """HloModule jit_f, is_scheduled=true
+
+%fused (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %tanh = f32[4]{0} tanh(%p)
+}
+
+%body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[4]{0} get-tuple-element(%state), index=1
+  %y = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused
+  %z = f32[4]{0} custom-call(%y), custom_call_target="gemm"
+  ROOT %next = (s32[], f32[4]{0}) tuple(%i, %z)
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %start = s32[] constant(0)
+  %copy.1 = f32[4]{0} copy(%a)
+  %begin = (s32[], f32[4]{0}) tuple(%start, %copy.1)
+  %loop = (s32[], f32[4]{0}) while(%begin), condition=%c, body=%body, TRIPS
+  ROOT %out = f32[4]{0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    trips = 'backend_config={"known_trip_count":{"n":"7"}}'
+    assert launches(PROGRAM.replace("TRIPS", trips)) == 1 + 7 * 2
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    with pytest.raises(ValueError, match="known number of steps"):
+        launches(PROGRAM.replace("TRIPS", ""))
+
+
+@pytest.mark.launches
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_by_hand_launches_no_more_than_autodiff(step, tmp_path):
+    pytest.importorskip("jax_cuda12_plugin", reason="XLA's compiler for GPUs comes with the extra `launches`")
+    file = tmp_path / "launches.json"
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [sys.executable, "-m", "jaxnet", "bench", "launches", "--only", step, "--json", str(file)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
+    rows = json.loads(file.read_text())["rows"]
+    # A stack of blocks is one scan: it is held against autodiff's scan. Unrolled, a deep stack compiles for minutes.
+    others = [row for row in rows if step != "gpt" or row["against"] == "autodiff, scan"]
+    assert others
+    for row in others:
+        assert row["ours"] <= AIM * row["theirs"], row
