@@ -87,6 +87,8 @@ DRAWN = hypothesis.given(networks(), st.integers(1, 3), st.integers(0, 1000))
 SETTINGS = {"deadline": None, "derandomize": True, "database": None}
 
 
+# beartype looks at one entry of a sequence, drawn by `random`, when a strategy calls a maker.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @hypothesis.settings(max_examples=10, **SETTINGS)
 @DRAWN
 def test_any_architecture(drawn, batch, seed):
