@@ -4,6 +4,7 @@ Everything here is one function, `backpropagate`, with another reading.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnet.errors import are_made, is_batch, of_this_network
 from jaxnet.factors import dataclass_tree
 from jaxnet.layer import (
     EXAMPLES,
@@ -36,6 +38,8 @@ def initialize(net: Layer, loss: Loss | None, key: jax.Array, x: Tree) -> Tree:
     The network's; or the pair (the network's, the loss's) where the loss has parameters of its own. Where a layer
     keeps state (`batch_norm`), take it apart by `split_state`: what is trained, and what is not.
     """
+    if loss is not None:
+        are_made(net, loss)
     if loss is None or loss.init is None:
         return net.init(key, x)
     net_key, loss_key = jax.random.split(key)
@@ -71,8 +75,10 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     and where a layer couples the examples (`batch_norm` in training) in several chunks or for a reading of each
     example by itself. Outside `jax.jit` it raises `LabelError` for a class label outside the network's classes, and
     `ValueError` for weights that sum to 0; under `jax.jit` value and readings are then NaN. `ShapeError` for weights
-    of another shape.
+    of another shape, batches of different sizes, and parameters of another network; `TypeError` for what is no `Layer`
+    or no `Loss`.
     """
+    are_made(net, loss)
     if chunks > 1 and not read.additive:
         raise ValueError("only an additive reading (total, and pairs of such) may run in chunks: call it with chunks=1")
 
@@ -80,6 +86,7 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     axis = EXAMPLES if read.coupled and chunks == 1 else None
 
     def batch(params, xs, ys, *, state=None, key=None, train=False, weights=None):
+        is_batch(xs, ys)
         params = with_state(params, state)
         one = one_example(net, loss, read, train)
         over_examples = jax.vmap(one, (None, 0, 0, 0, 0), (0, read.out_axes), axis_name=axis)
@@ -91,7 +98,8 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
         # One weight for each example, and mapped: so no factor is ever unmapped, not even of a δ equal for all.
         weights = mean_weights(loss, ys, weights)
         whole = xs, ys, weights, keys_for(key, xs)
-        value, readings = piece(whole) if chunks == 1 else summed(piece, whole, chunks)
+        with of_this_network(partial(initialize, net, loss), params, xs):
+            value, readings = piece(whole) if chunks == 1 else summed(piece, whole, chunks)
         check_labels(net, loss, params, xs, ys, value)
         return value, readings
 
@@ -220,16 +228,19 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
     leading axis. Nothing is divided by the batch's size; a sequence's cost is the mean over its terms.
     Raises `ValueError` for a reading that sums over the examples, or where a layer couples them.
     """
+    are_made(net, loss)
     if None in jax.tree.leaves(read.out_axes, is_leaf=lambda axes: axes is None):
         raise ValueError("per_example takes readings that are one for each example (product, squared_norm, deltas)")
 
     def batch(params, xs, ys, *, state=None, key=None, train=False):
+        is_batch(xs, ys)
         params = with_state(params, state)
 
         def one(x, y, k):
             return one_example(net, loss, read, train)(params, x, y, own_weight(loss, y), k)
 
-        costs, readings = jax.vmap(one)(xs, ys, keys_for(key, xs))
+        with of_this_network(partial(initialize, net, loss), params, xs):
+            costs, readings = jax.vmap(one)(xs, ys, keys_for(key, xs))
         check_labels(net, loss, params, xs, ys, costs)
         return costs, readings
 
@@ -238,7 +249,12 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
 
 def predict(net: Layer) -> Callable:
     """(params, xs, state=None) -> the network's outputs for a batch, in evaluation mode."""
-    return lambda params, xs, state=None: jax.vmap(lambda x: net.forward(with_state(params, state), x)[0])(xs)
+
+    def batch(params, xs, state=None):
+        with of_this_network(net.init, params, xs):
+            return jax.vmap(lambda x: net.forward(with_state(params, state), x)[0])(xs)
+
+    return batch
 
 
 def vjp(net: Layer) -> Callable:
@@ -355,6 +371,7 @@ def trace(net: Layer, loss: Loss) -> Callable:
     layer couples the examples (`batch_norm` in training), δ is that of the sum of their costs.
     Inside `repeat`, a step's arrays have the times as leading axis; inside `per_position`, the positions.
     """
+    are_made(net, loss)
     recorded = on_leaves(_recording, net)
 
     def of(params, x, y, *, state=None, key=None, train=False):

@@ -25,7 +25,7 @@ from jaxnet.layer import (
 )
 from jaxnet.layers.recurrent import Piece
 from jaxnet.readings import in_each, over_positions, whole
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 
 def numbered(layers: tuple[Layer, ...], i: int):
@@ -235,15 +235,13 @@ def per_position(block: Layer) -> Layer:
 
 
 @maker(examples={"repeat(residual(serial(dense(6), tanh)), 3)": "float32[6]"})
-def repeat(block: Layer, times: int) -> Layer:
+def repeat(block: Layer, times: Count) -> Layer:
     """The same layer `times` times, each with parameters of its own, as one scan: compile time does not grow.
 
     Parameters: the layer's, each with a leading axis of `times`. Readings are taken inside the scan, so gradients are
     contracted there and no factors are kept.
     Raises `ShapeError` where the layer changes the shape, `ValueError` for less than one time.
     """
-    if times < 1:
-        raise ValueError(f"repeat takes a layer at least once, got {times} times")
 
     def init(key, x):
         same_shape(f"repeat {times}", x, output(block, jax.eval_shape(block.init, key, x), x))

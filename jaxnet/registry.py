@@ -15,14 +15,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from numbers import Integral
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args
 
 import jax
 import numpy as np
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Count = Annotated[int, "at least 1"]
+"""The annotation of an option that counts something; `maker` holds it to that."""
 
 Kind = Literal["layer", "model", "loss", "feedback"]
 KINDS: Mapping[str, Kind] = MappingProxyType({"Layer": "layer", "Loss": "loss", "Way": "feedback"})
@@ -236,6 +240,8 @@ def maker(
 
         @functools.wraps(function)
         def made(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+                check_option(entry, name, value)
             result: Any = function(*args, **kwargs)
             if result.made is not None and result.made.by is entry:  # it called itself, with options in another form
                 return result
@@ -248,6 +254,31 @@ def maker(
         return made
 
     return decorate if function is None else decorate(function)
+
+
+def check_option(entry: Maker, name: str, value: Any) -> None:
+    """Raises `TypeError` for what is no layer where a layer belongs, `ValueError` for a count below 1."""
+    option = entry.options[name]
+    allowed = [each for each in (option.annotation, *get_args(option.annotation)) if isinstance(each, type)]
+    kinds = [each for each in allowed if hasattr(each, "made")]
+    counts = Count in (option.annotation, *get_args(option.annotation)) and value is not None
+    if counts and (isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1):
+        raise ValueError(f"{entry.title}: {name} must be a whole number of at least 1, got {value!r}")
+    if not kinds:
+        return
+    several: Any = value if option.kind is option.VAR_POSITIONAL else [value]
+    for each in several:
+        if isinstance(each, tuple(allowed)) or (each is None and type(None) in allowed):
+            continue
+        made = maker_of(each)
+        what = " or ".join(kind.__name__ for kind in kinds)
+        if made is not None:
+            mend = f"the function {made.title}: call it, {made.call}"
+        elif isinstance(each, list | tuple):
+            mend = f"a {type(each).__name__}: give its layers one by one, {entry.title}(*layers)"
+        else:
+            mend = f"{each!r}, a {type(each).__name__}"
+        raise TypeError(f"{entry.title}: {name} must be a {what}, got {mend}")
 
 
 def row(thing: T, module: str, *inputs: str) -> T:

@@ -279,8 +279,8 @@ def test_inputs_that_do_not_fit(net, x, message):
         (lambda: attention(4, kv_heads=3), "kv_heads that divide the heads, got kv_heads = 3"),
         (lambda: attention(2, mask=np.eye(3)), "a mask of booleans"),
         (lambda: attention(2, mask=~np.eye(3, dtype=bool)), "every query sees a key, got none for query 0"),
-        (lambda: embedding(0, 3), "at least one token"),
-        (lambda: positional_embedding(0), "at least one position"),
+        (lambda: embedding(0, 3), "embedding: vocab must be a whole number of at least 1, got 0"),
+        (lambda: positional_embedding(0), "positional_embedding: length must be a whole number of at least 1, got 0"),
         (lambda: rotary(0.0), "a positive base"),
     ],
 )

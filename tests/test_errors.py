@@ -92,6 +92,37 @@ SHAPES = {
     ),
     "where_in_serial_at_forward": (lambda: run(serial(sigmoid, dense(2)), (3,), (4,)), "layer 2 of 2: dense 2 has W"),
     "where_in_parallel": (lambda: start(parallel(sigmoid, dense(3)), 4, 3), "layer 2 of 2: dense 3 takes a vector"),
+    "one_example_as_a_batch": (
+        lambda: grads(dense(3), start(dense(3), 4), jnp.zeros(4), jnp.zeros(3)),
+        "xs and ys must have as many examples, along the first axis, got xs of shape (4,), ys of shape (3,): "
+        "for one example give x[None] and y[None]",
+    ),
+    "one_example_of_the_size_of_its_target": (
+        lambda: grads(dense(4), start(dense(4), 4), jnp.zeros(4), jnp.zeros(4)),
+        "dense 4 takes a vector, got shape (): put flatten() before it, or per_position(dense(4)) for a sequence of "
+        "vectors; xs of shape (4,) is one example, and a batch has the examples along its first axis",
+    ),
+    "one_example_to_predict": (
+        lambda: jaxnet.predict(dense(4))(start(dense(4), 4), jnp.zeros(4)),
+        "is one example, and a batch has the examples along its first axis: for one example give x[None]",
+    ),
+    "a_target_without_axes": (
+        lambda: jaxnet.per_example(dense(3), jaxnet.softmax_cross_entropy)(start(dense(3), 4), jnp.zeros(4), 1),
+        "got ys without axes: for one example give x[None] and y[None]",
+    ),
+    "batches_of_two_sizes": (
+        lambda: grads(dense(3), start(dense(3), 4), jnp.zeros((8, 4)), jnp.zeros((7, 3))),
+        "got xs of shape (8, 4), ys of shape (7, 3)",
+    ),
+    "parameters_of_another_network": (
+        lambda: grads(serial(dense(3), sigmoid), start(dense(3), 4), jnp.zeros((8, 4)), jnp.zeros((8, 3))),
+        "the parameters are another network's: this one takes ({'W': (3, 4), 'b': (3,)}, ()), "
+        "got {'W': (3, 4), 'b': (3,)}: initialise it",
+    ),
+    "parameters_of_a_longer_network": (
+        lambda: jaxnet.predict(serial(dense(3)))(start(serial(dense(3), sigmoid), 4), jnp.zeros((8, 4))),
+        "the parameters are another network's",
+    ),
     "trace": (
         lambda: jaxnet.trace(dense(2), jaxnet.quadratic)(start(dense(2), 3), jnp.zeros((4, 5)), jnp.zeros((4, 2))),
         "dense 2 has W of shape (2, 3), which takes a vector of 3, got 5",
@@ -119,7 +150,10 @@ VALUES = {
     "mlp_without_widths": (lambda: jaxnet.mlp([]), "an mlp takes at least one width, that of its output, got none"),
     "mlp_of_a_misspelt_activation": (lambda: jaxnet.mlp([3, 2], activation="rleu"), "relu, softplus"),
     "residual_mlp_of_no_activation": (lambda: jaxnet.residual_mlp(3, 2, 1, activation=""), "an activation is one of"),
-    "repeat_never": (lambda: repeat(dense(3), 0), "repeat takes a layer at least once, got 0 times"),
+    "repeat_never": (lambda: repeat(dense(3), 0), "repeat: times must be a whole number of at least 1, got 0"),
+    "no_units": (lambda: dense(0), "dense: units must be a whole number of at least 1, got 0"),
+    "units_as_a_float": (lambda: dense(2.0), "dense: units must be a whole number of at least 1, got 2.0"),
+    "units_as_a_truth_value": (lambda: dense(True), "dense: units must be a whole number of at least 1, got True"),
     "tied_once": (
         lambda: tied(dense(3), dense(3), where=(1, 1)),
         "tied takes at least two different indices of its 2 layers, got (1, 1)",
@@ -146,6 +180,44 @@ VALUES = {
         "per_example takes readings that are one for each example",
     ),
 }
+
+TYPES = {
+    "layers_in_a_list": (
+        lambda: serial([dense(3), sigmoid]),
+        "serial: layers must be a Layer, got a list: give its layers one by one, serial(*layers)",
+    ),
+    "a_maker_that_was_not_called": (
+        lambda: serial(dense, sigmoid),
+        "serial: layers must be a Layer, got the function dense: call it, dense(units, *, bias=True, ",
+    ),
+    "no_layer": (lambda: residual(3), "residual: block must be a Layer, got 3, a int"),
+    "no_layer_or_none": (lambda: jaxnet.pre_norm(dense(3), "rms"), "pre_norm: norm must be a Layer, got 'rms', a str"),
+    "a_loss_by_name": (
+        lambda: jaxnet.value_and_grad(dense(3), "quadratic"),
+        "the loss must be a Loss, got 'quadratic': write quadratic",
+    ),
+    "a_loss_that_was_not_called": (
+        lambda: jaxnet.per_example(dense(3), jaxnet.huber),
+        "write huber(threshold=1.0)",
+    ),
+    "another_loss": (lambda: jaxnet.trace(dense(3), None), "the loss must be a Loss, got None: make one, as quadratic"),
+    "a_network_that_was_not_called": (
+        lambda: jaxnet.initialize(dense, jaxnet.quadratic, KEY, jnp.zeros(3)),
+        "the network must be a Layer, got <function dense",
+    ),
+}  # fmt: skip
+
+
+def grads(net, params, xs, ys, loss=jaxnet.quadratic):
+    return jaxnet.value_and_grad(net, loss)(params, xs, ys)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_type_error(name, unchecked):
+    call, says = TYPES[name]
+    with pytest.raises(TypeError) as error:
+        call()
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize("name", SHAPES)

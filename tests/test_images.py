@@ -86,7 +86,9 @@ def test_models_refuse_what_they_cannot_be_made_of(unchecked):
         lambda: residual_cnn([4], 1, 2, norm="layer"),
         lambda: cnn([4], [], 2, activation="step"),
     ):
-        with pytest.raises(ValueError, match=r"takes at least one|by one of|an activation is one of"):
+        with pytest.raises(
+            ValueError, match=r"takes at least one|must be a whole number|by one of|an activation is one of"
+        ):
             make()
 
 

@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_refused(x, says):
 def test_options_that_there_are_none_of_are_refused(unchecked):
     with pytest.raises(ValueError, match="tanh or relu"):
         rnn(3, activation="gelu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least one unit"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, got 0"):
         gru(0)
 
 
@@ -236,7 +236,7 @@ def test_norms_refuse_what_they_cannot_normalise(net, shape, says):
 def test_norms_of_other_widths_or_options_are_refused():
     with pytest.raises(ShapeError, match="gamma for a last axis of 3, got shape"):
         jaxnet.rms_norm().forward({"gamma": jnp.ones(3)}, jnp.zeros(4))
-    with pytest.raises(ValueError, match="at least one group"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, got 0"):
         jaxnet.group_norm(0)
     with pytest.raises(ValueError, match="epsilon of at least 0"):
         jaxnet.layer_norm(-1e-5)

@@ -20,6 +20,7 @@ BY_HAND = [*(PACKAGE / f"{room}.py" for room in ("registry", "layer", "factors",
 FLOORS = [
     ["registry"],
     ["layer"],
+    ["errors"],
     ["lowering"],
     ["factors"],
     ["readings"],

@@ -34,7 +34,7 @@ from jaxnet.lowering import attention as strips
 from jaxnet.lowering import form, op
 from jaxnet.lowering.attention import Seen
 from jaxnet.lowering.products import accumulated
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 # ------------------------------------------------------------------------------------------------- the equations
 #
@@ -203,10 +203,10 @@ def self_attended(name: str, heads: int, rotary: bool, seen: Seen) -> Callable:
     axes={f"W_{of}": "out in" for of in "qkvo"} | {f"b_{of}": "out" for of in "qkvo"},
 )
 def attention(
-    heads: int,
+    heads: Count,
     *,
     causal: bool = True,
-    kv_heads: int | None = None,
+    kv_heads: Count | None = None,
     rotary: bool = False,
     bias: bool = False,
     mask=None,
@@ -227,8 +227,8 @@ def attention(
     """
     name = f"attention {heads}"
     kv = heads if kv_heads is None else kv_heads
-    if heads < 1 or kv < 1 or heads % kv:
-        raise ValueError(f"{name} takes at least one head, and kv_heads that divide the heads, got kv_heads = {kv}")
+    if heads % kv:
+        raise ValueError(f"{name} takes kv_heads that divide the heads, got kv_heads = {kv}")
     seen, begin = seen_by(name, causal, mask), initializer(init)
 
     accepts = self_attended(name, heads, rotary, seen)

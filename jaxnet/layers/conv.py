@@ -30,7 +30,7 @@ from jaxnet.lowering import form, op
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import replicated
 from jaxnet.lowering.windows import Window, pieces
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 # ---------------------------------------------------------------------------------------------------- the two products
 
@@ -165,13 +165,13 @@ class Patches(Factor):
 
 @maker(examples={'conv1d(3, 3, stride=2, padding="SAME")': "float32[7,2]"}, axes={"W": "out time in", "b": "out"})
 def conv1d(
-    channels: int,
+    channels: Count,
     kernel: int,
     *,
     stride: int = 1,
     padding: Padding = "VALID",
     dilation: int = 1,
-    groups: int = 1,
+    groups: Count = 1,
     bias: bool = True,
     init: str | Initializer | Callable = "lecun_normal",
 ) -> Layer:
@@ -191,13 +191,13 @@ def conv1d(
     axes={"W": "out height width in", "b": "out"},
 )
 def conv2d(
-    channels: int,
+    channels: Count,
     kernel: int | Sequence[int],
     *,
     stride: int | Sequence[int] = 1,
     padding: Padding = "VALID",
     dilation: int | Sequence[int] = 1,
-    groups: int = 1,
+    groups: Count = 1,
     bias: bool = True,
     init: str | Initializer | Callable = "lecun_normal",
 ) -> Layer:
@@ -216,13 +216,13 @@ def conv2d(
 
 @maker(examples={"conv_transpose1d(3, 3, stride=2)": "float32[4,2]"}, axes={"W": "out time in", "b": "out"})
 def conv_transpose1d(
-    channels: int,
+    channels: Count,
     kernel: int,
     *,
     stride: int = 1,
     padding: Padding = "VALID",
     dilation: int = 1,
-    groups: int = 1,
+    groups: Count = 1,
     bias: bool = True,
     init: str | Initializer | Callable = "lecun_normal",
 ) -> Layer:
@@ -239,13 +239,13 @@ def conv_transpose1d(
     axes={"W": "out height width in", "b": "out"},
 )
 def conv_transpose2d(
-    channels: int,
+    channels: Count,
     kernel: int | Sequence[int],
     *,
     stride: int | Sequence[int] = 1,
     padding: Padding = "VALID",
     dilation: int | Sequence[int] = 1,
-    groups: int = 1,
+    groups: Count = 1,
     bias: bool = True,
     init: str | Initializer | Callable = "lecun_normal",
 ) -> Layer:
@@ -265,8 +265,6 @@ def convolution(name, rank, channels, kernel, stride, padding, dilation, groups,
     stride = for_each_axis(f"{name}: stride", stride, rank)
     dilation = for_each_axis(f"{name}: dilation", dilation, rank)
     padding = checked_padding(name, padding, rank)
-    (channels,) = for_each_axis(f"{name}: channels", channels, 1)
-    (groups,) = for_each_axis(f"{name}: groups", groups, 1)
     if channels % groups:
         raise ValueError(f"{name}: groups must divide its channels, got {groups} groups of {channels} channels")
     begin, title = initializer(init), f"{name} {channels}@{by(kernel)}"

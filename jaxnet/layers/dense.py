@@ -19,7 +19,7 @@ from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.layers.initializers import Initializer, initializer, pinned
 from jaxnet.lowering import form, op, products
 from jaxnet.lowering.products import product
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 
 def times_plain(W: Float[Array, "out in"], a: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
@@ -45,7 +45,7 @@ def transpose_times(W: Float[Array, "out in"], delta: Float[Array, "*positions o
 
 @maker(examples={"dense(4)": "float32[6]", "dense(6, bias=False)": "float32[6]"}, axes={"W": "out in", "b": "out"})
 def dense(
-    units: int,
+    units: Count,
     *,
     bias: bool = True,
     init: str | Initializer | Callable = "lecun_normal",

@@ -31,7 +31,7 @@ from jaxnet.layer import Layer, ShapeError, leaf, no_params
 from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import explicit_sharding
-from jaxnet.registry import maker, row
+from jaxnet.registry import Count, maker, row
 
 NARROW = normal(0.02)  # as published transformers begin: Radford et al., GPT-2's code, 2019
 
@@ -98,7 +98,7 @@ def in_vocabulary(name: str, tokens, vocab: int) -> None:
 
 
 @maker(examples={"embedding(9, 4)": "int32[5]<9"}, axes={"W": "vocab width"})
-def embedding(vocab: int, width: int, *, init: str | Initializer | Callable = NARROW) -> Layer:
+def embedding(vocab: Count, width: Count, *, init: str | Initializer | Callable = NARROW) -> Layer:
     """out = W[token]: a vector of `width` for each token id; ids of any shape (…) give (…, width).
 
     `vocab`: how many ids there are. `init`: as of `dense`, by default N(0, 0.02²). Parameters: `{"W": (vocab, width)}`.
@@ -107,8 +107,6 @@ def embedding(vocab: int, width: int, *, init: str | Initializer | Callable = NA
     `vmap` values cannot raise: there the vector of such an id is NaN (JAX's own look-up would take the nearest row).
     """
     name = f"embedding {vocab}×{width}"
-    if vocab < 1 or width < 1:
-        raise ValueError(f"an embedding has at least one token and a width of at least 1, got {vocab} and {width}")
     begin = initializer(init)
 
     def accepts(tokens, params):
@@ -140,7 +138,7 @@ def is_sequence(name: str, x, what: str = "(time, width)") -> None:
 
 
 @maker(examples={"positional_embedding(7)": "float32[5,6]"}, axes={"W": "time width"})
-def positional_embedding(length: int, *, init: str | Initializer | Callable = NARROW) -> Layer:
+def positional_embedding(length: Count, *, init: str | Initializer | Callable = NARROW) -> Layer:
     """out_t = x_t + W[t]: a learned vector for each position of a sequence x: (time, width).
 
     `length`: the most positions there may be. `init`: as of `dense`, by default N(0, 0.02²).
@@ -148,8 +146,6 @@ def positional_embedding(length: int, *, init: str | Initializer | Callable = NA
     Raises `ShapeError` for a longer sequence, or an input that is none; `ValueError` for a length below 1.
     """
     name = f"positional_embedding {length}"
-    if length < 1:
-        raise ValueError(f"{name} takes at least one position")
     begin = initializer(init)
 
     def accepts(x, params):

@@ -18,7 +18,7 @@ from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.lowering import form, op
 from jaxnet.lowering.memory import from_memory
 from jaxnet.lowering.products import accumulated
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 # ------------------------------------------------------------------------------------------------- the equations
 
@@ -142,7 +142,7 @@ def rms_norm(epsilon: float = 1e-6) -> Layer:
 
 
 @maker(examples={"group_norm(2)": "float32[3,2,6]"}, axes={"gamma": "channels", "beta": "channels"})
-def group_norm(groups: int, *, epsilon: float = 1e-5) -> Layer:
+def group_norm(groups: Count, *, epsilon: float = 1e-5) -> Layer:
     """out = γ ⊙ (x − μ)/σ + β, for x: (…, channels), over all positions and the channels of a group together.
 
     `groups`: of channels next to each other; 1 normalises the whole example. `epsilon`: added to the variance.
@@ -150,8 +150,6 @@ def group_norm(groups: int, *, epsilon: float = 1e-5) -> Layer:
     Raises `ShapeError` where the groups do not divide the channels, `ValueError` for no groups or an epsilon below 0.
     Source: Wu and He, Group Normalization, 2018, (7).
     """
-    if groups < 1:
-        raise ValueError(f"group_norm takes at least one group, got {groups}")
 
     def divides(x):
         if x.shape[-1] % groups:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from jaxnet.combinators import parallel, residual, serial
 from jaxnet.layer import Layer
 from jaxnet.layers import Initializer, activation_named, dense, layer_norm
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 
 @maker(examples={"pre_norm(attention(2))": "float32[5,6]"})
@@ -26,8 +26,8 @@ def pre_norm(block: Layer, norm: Layer | None = None) -> Layer:
 
 @maker(examples={"gated(8, 6)": "float32[6]"})
 def gated(
-    hidden: int,
-    width: int,
+    hidden: Count,
+    width: Count,
     *,
     activation: str = "silu",
     bias: bool = False,

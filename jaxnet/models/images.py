@@ -19,7 +19,7 @@ from jaxnet.layers import (
     identity,
     max_pool,
 )
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 POOLS = {"max": max_pool, "average": average_pool}
 NORMS = ("group", "batch", "none")
@@ -27,7 +27,7 @@ NORMS = ("group", "batch", "none")
 
 @maker(kind="model", examples={"lenet5(5), softmax_cross_entropy": "float32[3,28,28,1], int32[3]<5"})
 def lenet5(
-    outputs: int = 10,
+    outputs: Count = 10,
     *,
     activation: str = "tanh",
     pool: Literal["max", "average"] = "average",
@@ -56,9 +56,9 @@ def lenet5(
 def cnn(
     channels: Sequence[int],
     hidden: Sequence[int],
-    outputs: int,
+    outputs: Count,
     *,
-    kernel: int = 5,
+    kernel: Count = 5,
     activation: str = "relu",
     drop_rate: float = 0.0,
     init: str = "he_normal",
@@ -87,8 +87,8 @@ def cnn(
 @maker(kind="model", examples={"residual_cnn([4, 8], 2, 5), softmax_cross_entropy": "float32[4,6,6,2], int32[4]<5"})
 def residual_cnn(
     channels: Sequence[int],
-    depth: int,
-    outputs: int,
+    depth: Count,
+    outputs: Count,
     *,
     norm: Literal["group", "batch", "none"] = "group",
     activation: str = "relu",

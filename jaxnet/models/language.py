@@ -29,7 +29,7 @@ from jaxnet.layers import (
     rms_norm,
 )
 from jaxnet.models.blocks import gated, pre_norm
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 GPT2_SIZES = {
     #         width, heads, depth
@@ -52,18 +52,18 @@ remat_of = remat  # the combinator, where an option has its name
     },
 )
 def gpt(
-    vocab: int,
-    width: int,
-    heads: int,
-    depth: int,
-    positions: int,
+    vocab: Count,
+    width: Count,
+    heads: Count,
+    depth: Count,
+    positions: Count,
     *,
-    hidden: int | None = None,
+    hidden: Count | None = None,
     activation: str = "gelu",
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm",
     gate: bool = False,
     rotary: bool = False,
-    kv_heads: int | None = None,
+    kv_heads: Count | None = None,
     bias: bool = True,
     tied_head: bool = False,
     drop_rate: float = 0.0,
@@ -123,11 +123,11 @@ def into_stream(layer: Layer, name: str, branches: int) -> Layer:
 def gpt2(
     size: Literal["124M", "355M", "774M", "1558M"] = "124M",
     *,
-    vocab: int = 50_257,
-    positions: int = 1024,
-    width: int | None = None,
-    heads: int | None = None,
-    depth: int | None = None,
+    vocab: Count = 50_257,
+    positions: Count = 1024,
+    width: Count | None = None,
+    heads: Count | None = None,
+    depth: Count | None = None,
     drop_rate: float = 0.0,
     remat: bool = False,
 ) -> Layer:
@@ -146,7 +146,7 @@ def gpt2(
 
 
 @maker(kind="model", examples={"char_lstm(11, 8, 2), softmax_cross_entropy": "int32[3,6]<11, int32[3,6]<11"})
-def char_lstm(vocab: int, width: int, depth: int = 1, *, drop_rate: float = 0.0) -> Layer:
+def char_lstm(vocab: Count, width: Count, depth: Count = 1, *, drop_rate: float = 0.0) -> Layer:
     """`depth` LSTM layers of `width` units over embedded tokens: (time,) token ids to (time, vocab) logits.
 
     `drop_rate`: of a dropout after each layer. Raises `ValueError` for less than one layer.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxnet.combinators import repeat, residual, serial
 from jaxnet.layer import Layer
 from jaxnet.layers import activation_named, dense, dropout
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 
 @maker(
@@ -35,7 +35,9 @@ def mlp(
 
 
 @maker(kind="model", examples={"residual_mlp(16, 3, 5), softmax_cross_entropy": "float32[8,12], int32[8]<5"})
-def residual_mlp(width: int, depth: int, outputs: int, *, activation: str = "relu", init: str = "he_normal") -> Layer:
+def residual_mlp(
+    width: Count, depth: Count, outputs: Count, *, activation: str = "relu", init: str = "he_normal"
+) -> Layer:
     """A dense layer to `width`, `depth` blocks x + g(W x + b) in one scan, a dense layer to `outputs` logits.
 
     Takes a vector. Raises `ValueError` for an activation that there is none of, or less than one block.

@@ -25,7 +25,7 @@ from typing_extensions import TypeAliasType
 
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, INITIALIZERS
-from jaxnet.registry import did_you_mean
+from jaxnet.registry import Count, did_you_mean
 from jaxnet.training.names import (
     FEEDBACK,
     LAYERS,
@@ -139,9 +139,7 @@ Init = Annotated[Any, Checked(one_of(INITIALIZERS, "an initialiser"))]
 Activation = one_of(ACTIVATIONS, "an activation")
 
 
-Count = Annotated[int, Field(ge=1)]
-COUNTS = ("units", "width", "depth", "outputs", "times", "vocab", "length", "heads", "kv_heads", "hidden")
-"""The options that count something, so are at least 1."""
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 def type_of(parameter: Parameter) -> Any:
@@ -155,10 +153,8 @@ def type_of(parameter: Parameter) -> Any:
         return Activation
     if name == "way":
         return one_of(FEEDBACK, "a way back")
-    if name in COUNTS and parameter.annotation in (int, int | None):
-        return Count
     if name == "widths":
-        return Annotated[list[Count], Field(min_length=1)]
+        return Annotated[list[AtLeastOne], Field(min_length=1)]
     if name in ("dtype", "mu_dtype", "accumulator_dtype", "dtype_momentum"):
         return Literal["float32", "bfloat16", "float64"]
     return None if name == "key" or name.endswith("mask") else plain_type(parameter.annotation)
@@ -169,6 +165,8 @@ def plain_type(annotation: Any) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Layer:
         return Block
+    if annotation == Count:
+        return AtLeastOne
     if annotation in (int, float, bool, str) or origin in (Annotated, Literal):
         return annotation
     if origin in (Union, types.UnionType):

@@ -22,7 +22,7 @@ from jaxnet.layer import Layer
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 
 def step(params, Wx, carry):
@@ -60,7 +60,7 @@ def delta_U(r, delta):
     axes={"W": "out in", "U": "out state", "b": "out", "c": "state"},
 )
 def gru(
-    units: int,
+    units: Count,
     *,
     reverse: bool = False,
     init: str | Initializer | Callable = "lecun_normal",

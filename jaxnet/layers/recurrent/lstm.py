@@ -24,7 +24,7 @@ from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 from jaxnet.lowering.products import accumulated
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 
 def begin(units: int, dtype):
@@ -61,7 +61,7 @@ def back(params, gates, c_before, before, d):  # c ← f ⊙ c + i ⊙ g;  h ←
     axes={"W": "out in", "U": "out state", "b": "out"},
 )
 def lstm(
-    units: int,
+    units: Count,
     *,
     reverse: bool = False,
     forget_bias: float = 1.0,

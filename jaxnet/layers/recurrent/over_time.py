@@ -105,8 +105,6 @@ def over_time(
 
     `more_params(dtype)` are parameters beside W, U and b, or b's own beginning; `more_factors(δᵁ)` their factors.
     """
-    if units < 1:
-        raise ValueError(f"{name.split()[0]} takes at least one unit, got {units}")
 
     def accepts(x, params):
         accepts_piece(name, units, cell, as_piece(x), params)

@@ -19,7 +19,7 @@ from jaxnet.layer import Layer
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
-from jaxnet.registry import maker
+from jaxnet.registry import Count, maker
 
 G = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 G_PRIME = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).astype(h.dtype)}
@@ -43,7 +43,7 @@ def back(name, params, h, more, before, d):  # h ← g(W x + U h + b)
     axes={"W": "out in", "U": "out state", "b": "out"},
 )
 def rnn(
-    units: int,
+    units: Count,
     *,
     activation: Literal["tanh", "relu"] = "tanh",
     reverse: bool = False,
