@@ -8,9 +8,10 @@ import pytest
 
 from jaxnet.bench import core, growth
 from jaxnet.bench.cases.gpt import Sizes
-from jaxnet.bench.measure import Case, Row, Variant, measure
+from jaxnet.bench.measure import Case, Row, Variant, by_plain_equations, compiled, measure
 from jaxnet.bench.report import BenchError, markdown, run, write_json
 from jaxnet.bench.startup import CONFIG, first_step
+from jaxnet.layers.dense import times
 
 CASES = {
     "nielsen": lambda: core.nielsen_epoch(200),
@@ -32,6 +33,13 @@ def test_every_variant_of_a_case_computes_the_same(name):
     for other in case.others:
         for mine, theirs in zip(ours, numbers(other.run()), strict=True):
             np.testing.assert_allclose(theirs, mine, rtol=2e-3, atol=2e-4, err_msg=other.name)
+
+
+def test_our_program_is_measured_without_its_forms_where_it_has_some():
+    W = jax.numpy.ones((64, 32), jax.numpy.bfloat16)
+    [plain] = by_plain_equations(compiled("hand", times, W, jax.numpy.ones((8, 32))))
+    assert plain.name == "hand, plain equations"
+    assert by_plain_equations(compiled("hand", lambda W: W + 1, W)) == []
 
 
 def sleeper(name: str, sizes: list[int], **aims) -> Variant:

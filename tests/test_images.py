@@ -29,7 +29,7 @@ from jaxnet import (
     value_and_grad,
 )
 from jaxnet.lowering import conv as patches
-from jaxnet.lowering.chunks import in_chunks
+from jaxnet.lowering.chunks import sum_over_chunks
 from jaxnet.models import cnn, lenet5, residual_cnn
 from tests.agreement import assert_agree, cast, normal
 from tests.implementations import by_autodiff as by_autodiff_of
@@ -103,7 +103,7 @@ def test_lenet5_has_as_many_parameters_as_published_less_the_weights_of_its_pool
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 9])
 def test_a_loop_over_examples_sums_all_of_them(size, x64):
     left, right = normal(1, (7, 3)), normal(2, (7, 2))
-    got = in_chunks(lambda a, b: {"outer": a.T @ b, "count": jnp.ones(()) * len(a)}, (left, right), size)
+    got = sum_over_chunks(lambda a, b: {"outer": a.T @ b, "count": jnp.ones(()) * len(a)}, (left, right), size)
     assert_agree(got, {"outer": left.T @ right, "count": jnp.full((), 7.0)}, 1e-6)
 
 

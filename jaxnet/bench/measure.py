@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.lowering import plain_forms
+
 
 class Variant(NamedTuple):
     """One way to compute a case.
@@ -116,6 +118,18 @@ def compiled(name: str, f: Callable, *args, time_aim: float | None = None, memor
     return Variant(name, lambda: jax.block_until_ready(program(*args)), memory, time_aim, memory_aim, (f, args))
 
 
+def by_plain_equations(ours: Variant) -> list[Variant]:
+    """Our function without the forms of `jaxnet.lowering`, where its program has some: what the forms win."""
+    if ours.source is None:
+        return []
+    f, arguments = ours.source
+    text = jax.jit(f).lower(*arguments).as_text()
+    with plain_forms():
+        if jax.jit(f).lower(*arguments).as_text() == text:
+            return []
+        return [compiled("hand, plain equations", f, *arguments)]
+
+
 def seconds(run: Callable[[], Any]) -> float:
     """How long one run takes."""
     start = time.perf_counter()
@@ -126,7 +140,7 @@ def seconds(run: Callable[[], Any]) -> float:
 def measure(case: Case) -> list[Row]:
     """Time a case's variants against ours, round by round; one row for each of the others."""
     case.ours.run()
-    others = [other for other in case.others if runs(other)]
+    others = [other for other in (*case.others, *by_plain_equations(case.ours)) if runs(other)]
     variants = [case.ours, *others]
     times = np.empty((case.rounds, len(variants)))
     random = np.random.default_rng(0)

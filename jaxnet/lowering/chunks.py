@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 Tree = Any  # a pytree of arrays
 
 
-def in_chunks(f: Callable, args: Tree, size: int) -> Tree:
+def sum_over_chunks(f: Callable, args: Tree, size: int) -> Tree:
     """Σ f(chunk) over chunks of at most `size` examples on each device: f gives one tree of sums for a chunk.
 
     `args`: a tuple of arrays with one leading axis of examples in common; f takes that many. `size`: at least 1.

@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxnet.lowering.chunks import in_chunks
+from jaxnet.lowering.chunks import sum_over_chunks
 from jaxnet.lowering.products import accumulated, laid_out, product
 from jaxnet.lowering.windows import Window, padded, pieces
 
@@ -22,7 +22,7 @@ def weight_gradient(small: jax.Array, large: jax.Array, *, window: Window, group
     def of_some(small, large):
         return by_rows(small, large, window) if groups == 1 else by_group(small, large, window, groups)
 
-    sums = in_chunks(of_some, (small, large), max(1, ROWS // math.prod(small.shape[1:-1])))
+    sums = sum_over_chunks(of_some, (small, large), max(1, ROWS // math.prod(small.shape[1:-1])))
     return sums.reshape(small.shape[-1], *window.kernel, -1)
 
 
