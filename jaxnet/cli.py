@@ -313,7 +313,9 @@ def explain(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="core, layers, models, growth, launches or checkers")] = "core",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="core, layers, models, growth, launches or checkers")
+    ] = "core",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, as Markdown.")] = None,
     only: Annotated[str | None, typer.Option(metavar="SUBJECT", help="One part of layers, models or launches.")] = None,
