@@ -1,10 +1,15 @@
 """The `jaxnet` command: each subcommand a few lines that call its room, imported when it is called."""
 
 import errno
+import io
+import os
 import sys
+import traceback
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
+
+from jaxnet import ascii_spelling
 
 try:
     import typer
@@ -14,7 +19,7 @@ except ModuleNotFoundError as error:
 
 
 class Commands(TyperGroup):
-    """Turns the errors that bad input causes into a message and an exit status."""
+    """Turns the errors that bad input or a lost output causes into a message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -26,15 +31,18 @@ class Commands(TyperGroup):
                 raise
             raise refused(str(error)) from None
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            raise refused(told_by_the_system(error)) from None
+            raise output_lost() if error.errno == errno.EPIPE else refused(told_by_the_system(error)) from None
 
 
 def refused(message: str) -> typer.Exit:
     """Says on stderr why nothing was done; exit status 2."""
     print(f"jaxnet: {message}", file=sys.stderr)
     return typer.Exit(2)
+
+
+def output_lost() -> typer.Exit:
+    """The exit status of a program whose reader is gone, as the shell gives it: 128 + SIGPIPE."""
+    return typer.Exit(141)
 
 
 def told_by_the_system(error: OSError) -> str:
@@ -340,5 +348,35 @@ def schema() -> None:
 
 
 def main() -> None:
-    """The entry point."""
-    app(prog_name="jaxnet")
+    """The entry point.
+
+    Exit status: 0; 1 only where `check` finds a backward pass wrong; 2 for an error, of the input or of jaxnet itself;
+    128 + n for signal n.
+    """
+    if sys.stdout is None or sys.stderr is None:  # what is opened next would take their place
+        if sys.stderr is not None:
+            print("jaxnet: stdout must be open: redirect it to a file, or to /dev/null", file=sys.stderr)
+        sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ascii_spelling.NAME)
+    try:
+        app(prog_name="jaxnet")
+        status = 0
+    except SystemExit as ended:
+        status = ended.code
+    except KeyboardInterrupt:
+        status = 130
+    except Exception:
+        traceback.print_exc()
+        print(
+            "jaxnet: the error above is a mistake of jaxnet itself, not of its input: please report it", file=sys.stderr
+        )
+        status = 2
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more as it ends
+        ended = output_lost() if error.errno == errno.EPIPE else refused(f"stdout: {told_by_the_system(error)}")
+        status = ended.exit_code
+    sys.exit(status)

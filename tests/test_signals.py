@@ -1,7 +1,10 @@
-"""SIGTERM and Ctrl-C: a checkpoint within five seconds, said, and the exit status that the signal asks for."""
+"""A signal or a lost output: a checkpoint within five seconds, said, and the exit status that belongs to it."""
 
+import errno
+import io
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -13,27 +16,78 @@ from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
 from tests.runs import command, finished, metrics, small, summary
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_stops_in_order_and_goes_on_to_the_same_bits(tmp_path, number, status):
+def training(folder):
+    """A process that trains for long, once it has ended its first epoch."""
     config = small("train.epochs=100000", "train.steps_per_call=5")
-    (tmp_path / "long.toml").write_text(dump_toml(config))
-    process = command("train", tmp_path / "long.toml", "--run-dir", tmp_path / "run")
+    (folder / "long.toml").write_text(dump_toml(config))
+    process = command("train", folder / "long.toml", "--run-dir", folder / "run")
     deadline = time.monotonic() + 90
-    while not ((tmp_path / "run" / "metrics.jsonl").exists() and metrics(tmp_path / "run")):
+    while not ((folder / "run" / "metrics.jsonl").exists() and metrics(folder / "run")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
+    return process
+
+
+def saved_step(run):
+    """The step of the checkpoint of a run that was stopped."""
+    step = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    found = summary(run)
+    assert found["status"] == "interrupted"
+    assert found["epochs"] == step // 11
+    return step
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_run_stops_in_order_and_goes_on_to_the_same_bits(tmp_path, number, status):
+    process = training(tmp_path)
     process.send_signal(number)
     asked = time.monotonic()
     code, out, err = finished(process)
     assert time.monotonic() - asked < 5
     assert code == status
     assert "Traceback" not in err
-    step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    step = saved_step(tmp_path / "run")
     assert f"stopped; checkpoint of step {step:,} written; go on with: jaxnet resume {tmp_path / 'run'}" in out
-    found = summary(tmp_path / "run")
-    assert found["status"] == "interrupted"
-    assert found["epochs"] == step // 11
+
+
+def test_a_run_whose_reader_is_gone_saves_and_ends(tmp_path):
+    process = training(tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 141
+    assert err == ""
+    step = saved_step(tmp_path / "run")
+    assert f"checkpoint of step {step:,} written" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 2), (errno.EIO, 2), (errno.EPIPE, 141)])
+def test_an_output_that_fails_is_a_stop_with_a_checkpoint(tmp_path, monkeypatch, number, status):
+    class Full(io.StringIO):
+        def write(self, text):
+            if "1/3" in text:
+                raise OSError(number, os.strerror(number))
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(Stopped) as stopped:
+        loop.train(small(), run_dir=tmp_path / "run")
+    assert stopped.value.code == status
+    assert saved_step(tmp_path / "run") == 11
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+            assert stop.status is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def slow_calls(monkeypatch, seconds, number):
@@ -115,7 +169,7 @@ def test_handlers_are_put_back():
     with stopping() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
-        assert stop.number == signal.SIGTERM
+        assert stop.status == 143
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -135,7 +189,7 @@ def test_outside_the_main_thread_nothing_is_heard():
 
     def work():
         with stopping() as stop:
-            heard.append(stop.number)
+            heard.append(stop.status)
 
     thread = threading.Thread(target=work)
     thread.start()

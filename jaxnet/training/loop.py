@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def train(
     """Trains the network of a config from the beginning; gives the run's folder.
 
     overrides: those already in the config, for the folder's name. quiet: shows nothing; all is in log.txt.
-    Raises ConfigError, ShapeError, DataError, RunError, CheckpointError, DivergedError; Stopped on SIGTERM and Ctrl-C.
+    Raises ConfigError, ShapeError, DataError, RunError, CheckpointError, DivergedError; Stopped on Ctrl-C, SIGTERM and
+    SIGHUP, and where stdout can no longer be written.
     """
     [folder] = _train(config, None, run_dir, runs_dir, data_dir, overrides, quiet)
     return folder
@@ -72,7 +74,7 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, quiet) -> list
     devices.keep_compiled()
     began = time.perf_counter()
     dataset = load(config.resolved()["data"], data_dir=data_dir)
-    with stopping() as stop, devices.precision(config.precision):
+    with stopping() as stop, devices.precision(config.precision), ExitStack() as locks:
         session = Session(config, dataset, seeds, stop.patiently)
         data = data_sha256(dataset)
         beside = {"data_dir": str(data_dir) if data_dir else None, "together": seeds}
@@ -90,7 +92,8 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, quiet) -> list
                 beside=beside,
                 more=vocabulary(dataset),
             )
-            runs.append(Single(run, own, config_sha256(own, data), quiet or seeds is not None))
+            locks.enter_context(run.locked())
+            runs.append(Single(run, own, config_sha256(own, data), stop, quiet or seeds is not None))
         return Loop(session, runs, stop, began, quiet).go(None)
 
 
@@ -98,12 +101,18 @@ def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -
     """Resumes a run from its newest whole checkpoint, to the bits of an uninterrupted one.
 
     A finished run whose last checkpoint is damaged or missing is trained to its end again.
-    Raises RunError where the folder is no run, or its config or data have changed; else as `train` does.
+    Raises RunError where the folder is no run, or its config or data have changed; LockedError where another process
+    trains it; else as `train` does.
     """
     devices.keep_compiled()
     run = Run.open(folder)
-    config, environment = run.config(), run.environment()
-    terminal = Terminal(run.log, quiet=quiet)
+    with run.locked(), stopping() as stop:
+        return _resume(run, data_dir, stop, quiet)
+
+
+def _resume(run: Run, data_dir: Path | None, stop: Stop, quiet: bool) -> Path:
+    config, environment, folder = run.config(), run.environment(), run.folder
+    terminal = Terminal(run.log, stop.output_lost, quiet=quiet)
     if run.ended_well():
         terminal.say(f"{folder} is finished: nothing to do")
         return folder
@@ -112,11 +121,11 @@ def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -
     dataset = load(config.resolved()["data"], data_dir=data_dir)
     data = data_sha256(dataset)
     run.unchanged(config, data)
-    with stopping() as stop, devices.precision(config.precision):
+    with devices.precision(config.precision):
         session = Session(config, dataset, None, stop.patiently)
         for line in differences(environment, {"versions": versions(), **devices.described(session.mesh)}):
             terminal.say(line)
-        single = Single(run, config, config_sha256(config, data), quiet)
+        single = Single(run, config, config_sha256(config, data), stop, quiet)
         found = single.checkpoints.resumable(session.shapes(), single.config_sha256)
         if found is None:
             terminal.say(f"{folder} has no checkpoint yet: beginning anew")
@@ -149,9 +158,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 class Single:
     """One seed's run: its folder, its checkpoints, how far it is, and whether it has ended."""
 
-    def __init__(self, run: Run, config: Config, config_sha256: str, quiet: bool):
+    def __init__(self, run: Run, config: Config, config_sha256: str, stop: Stop, quiet: bool):
         self.run, self.config, self.config_sha256 = run, config, config_sha256
-        self.terminal = Terminal(run.log, quiet=quiet)
+        self.terminal = Terminal(run.log, stop.output_lost, quiet=quiet)
         self.progress = Progress(config=config_sha256)
         self.trouble: DivergedError | None = None
         self._checkpoints: CheckpointWriter | None = None
@@ -188,7 +197,7 @@ class Loop:
         self.began = began
         self.before = runs[0].progress.seconds
         self.saved_at = time.monotonic()
-        self.terminal = Terminal(self.log, quiet=quiet)
+        self.terminal = Terminal(self.log, stop.output_lost, quiet=quiet)
         self.compute = 0.0
         self.first = 0.0
         self.latest: State | None = None
@@ -307,7 +316,7 @@ class Loop:
     def pause(self, state: State) -> None:
         """Between calls: stops where that was asked for, and writes a checkpoint where it is time."""
         self.latest = state
-        if self.stop.number is not None:
+        if self.stop.status is not None:
             self.save(state)
             self.stopped()
         elif time.monotonic() - self.saved_at >= self.session.config.checkpoint.every_seconds:
@@ -327,8 +336,8 @@ class Loop:
         single.checkpoints.save(self.step_of(single), self.session.one(plain(state), seed), single.progress)
 
     def stopped(self, hard: bool = False) -> None:
-        """Ends the process as the signal asks. hard: while a call goes on in its thread, for which nothing waits."""
-        assert self.stop.number is not None
+        """Ends the process with the status of the stop. hard: while a call still runs in its thread."""
+        assert self.stop.status is not None
         self.terminal.end()
         for seed, single in enumerate(self.runs):
             folder = quoted(single.run.folder)
@@ -340,10 +349,11 @@ class Loop:
                 said = f"stopped; checkpoint of step {single.checkpoints.steps()[0]:,} written"
                 self.terminal_of(single).say(f"{said}; go on with: jaxnet resume {folder}")
         if hard:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(128 + self.stop.number)
-        raise Stopped(self.stop.number)
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):  # the terminal may be gone
+                    stream.flush()
+            os._exit(self.stop.status)
+        raise Stopped(self.stop.status)
 
     def diverged(self, good: np.ndarray, before: State, i: int, order: jax.Array) -> None:
         """Ends the runs whose state is no longer sound, keeping their last good one.

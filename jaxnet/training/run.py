@@ -1,4 +1,4 @@
-"""A run's folder: what was run, in what surroundings, and what came of it. One run never writes over another."""
+"""A run's folder: config, environment, metrics, log and summary. One run never writes over another."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import jaxnet
 from jaxnet.training.checkpoint import Checkpoints, free
 from jaxnet.training.config import Config, dump_toml, load_config
 from jaxnet.training.data import Dataset
+from jaxnet.training.lock import FILE as LOCK
+from jaxnet.training.lock import Lock
 
 VOCABULARY = "vocabulary.json"
 PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -114,10 +116,10 @@ def versions() -> dict[str, str]:
 
 
 class Run:
-    """One run's folder, being written."""
+    """One run's folder. lock: held while this process writes it; None while it only reads."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, lock: Lock | None = None):
+        self.folder, self.lock = folder, lock
 
     @classmethod
     def create(
@@ -132,7 +134,7 @@ class Run:
         beside: dict[str, Any] | None = None,
         more: dict[str, str] | None = None,
     ) -> "Run":
-        """A new folder with all that is known before training, whole as soon as it is there.
+        """A new folder with all that is known before training, whole and locked as soon as it is there.
 
         data: the data's hash. devices: as `devices.described` says. beside: more for environment.json. more: further
         files, their contents by name.
@@ -160,7 +162,7 @@ class Run:
             **(more or {}),
         }
         with writing(wanted):
-            return cls(place_folder(wanted, files, fixed=run_dir is not None))
+            return cls(*place_folder(wanted, files, fixed=run_dir is not None))
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -173,6 +175,21 @@ class Run:
                 what = "there is no such folder" if not folder.is_dir() else f"it has no {name}"
                 raise RunError(f"{folder} is not a run: {what}; give the folder that `jaxnet train` named")
         return cls(folder)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run's lock inside, and releases it at the end.
+
+        Raises LockedError where another process writes the run.
+        """
+        if self.lock is None:
+            with writing(self.folder / LOCK):
+                self.lock = Lock(self.folder)
+        try:
+            yield
+        finally:
+            self.lock.release()
+            self.lock = None
 
     def config(self) -> Config:
         """The config as it was resolved."""
@@ -273,27 +290,31 @@ def line_of(line: dict[str, Any]) -> str:
     return json.dumps(line, sort_keys=True) + "\n"
 
 
-def place_folder(wanted: Path, files: dict[str, str], fixed: bool) -> Path:
+def place_folder(wanted: Path, files: dict[str, str], fixed: bool) -> tuple[Path, Lock]:
     """Writes the files into a folder of another name and then names it `wanted`, or with -2, -3 … where that is taken.
 
     So a run's folder is whole or not there, and two runs that begin at once get two. fixed: no other name will do.
+    Gives the folder and its lock, taken before the folder has its name.
     """
     wanted.parent.mkdir(parents=True, exist_ok=True)
     being_made = Path(tempfile.mkdtemp(prefix=f".{wanted.name}.", dir=wanted.parent))
-    try:
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, being_made, ignore_errors=True)
+        lock = Lock(being_made)
+        undo.callback(lock.release)
         for name, text in files.items():
             (being_made / name).write_text(text, "utf-8")
         being_made.chmod(0o777 & ~umask())
         while True:
             target = wanted if fixed else free(wanted)
             try:
-                return being_made.rename(target)
+                placed = being_made.rename(target)
             except OSError:
                 if fixed or not target.exists():
                     raise
-    except BaseException:
-        shutil.rmtree(being_made, ignore_errors=True)
-        raise
+            else:
+                undo.pop_all()
+                return placed, lock
 
 
 def umask() -> int:

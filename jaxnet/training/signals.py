@@ -1,5 +1,6 @@
-"""Ctrl-C and SIGTERM: a run is asked to stop, and stops in order."""
+"""Ctrl-C, SIGTERM, SIGHUP or a lost output: a run is asked to stop, and stops in order."""
 
+import errno
 import signal
 import threading
 import time
@@ -8,13 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 GRACE_SECONDS = 2.0
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGPIPE = 13
 
 
 class Stopped(SystemExit):
-    """A run stopped on request, its state saved; exit status 128 + the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+    """A run stopped on request, its state saved.
 
-    def __init__(self, number: int):
-        super().__init__(128 + number)
+    Exit status: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 141 for a closed pipe, 2 for an output that fails.
+    """
 
 
 class StillRunningError(Exception):
@@ -22,22 +25,27 @@ class StillRunningError(Exception):
 
 
 class Stop:
-    """Whether a stop has been asked for: by which signal, and when."""
+    """Whether a stop has been asked for: the exit status that it gives, and when."""
 
     def __init__(self):
-        self.number: int | None = None
+        self.status: int | None = None
         self.since = 0.0
 
     def ask(self, number: int, frame: Any = None) -> None:
         """The handler. A second Ctrl-C stops at once, as Python does by itself."""
-        if self.number is not None and number == signal.SIGINT:
+        if self.status is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number, self.since = number, time.monotonic()
+        self.status, self.since = 128 + number, time.monotonic()
+
+    def output_lost(self, error: OSError) -> None:
+        """Asks for a stop because stdout cannot be written: its reader is gone, or its disk is full."""
+        if self.status is None:
+            self.status, self.since = (128 + SIGPIPE if error.errno == errno.EPIPE else 2), time.monotonic()
 
     @property
     def overdue(self) -> bool:
         """Whether the grace for a call under way is over."""
-        return self.number is not None and time.monotonic() - self.since > GRACE_SECONDS
+        return self.status is not None and time.monotonic() - self.since > GRACE_SECONDS
 
     def patiently(self, work: Callable[[], Any]) -> Any:
         """What `work` gives, done in another thread so that a signal is heard meanwhile.
@@ -67,12 +75,16 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """A `Stop` that hears SIGINT and SIGTERM inside; outside the main thread it hears nothing."""
+    """A `Stop` that hears SIGINT, SIGTERM and SIGHUP inside; outside the main thread it hears nothing.
+
+    A signal that is ignored stays ignored: so `nohup` keeps a run from SIGHUP.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.ask) for number in heard}
     try:
         yield stop
     finally:

@@ -1,8 +1,11 @@
-"""What a run shows: on a terminal a progress bar above which a row for each epoch stays, elsewhere plain lines."""
+"""What a run shows: a row for each epoch, on a terminal above a progress bar."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from jaxnet import ascii_spelling
 
 
 def percent(fraction: float) -> str:
@@ -30,10 +33,14 @@ def row(line: dict[str, Any], epochs: int) -> str:
 
 
 class Terminal:
-    """Says lines and shows progress. log: told every line too. quiet: shows nothing."""
+    """Says lines and shows progress.
 
-    def __init__(self, log: Callable[[str], None], *, quiet: bool = False):
-        self.log, self.quiet = log, quiet
+    log: told every line too. lost: called once where stdout cannot be written; nothing is shown from then on.
+    quiet: shows nothing.
+    """
+
+    def __init__(self, log: Callable[[str], None], lost: Callable[[OSError], None], *, quiet: bool = False):
+        self.log, self.lost, self.quiet = log, lost, quiet
         self.bar: Any = None
         self.task: Any = None
 
@@ -42,11 +49,11 @@ class Terminal:
         self.log(line)
         if self.quiet:
             return
-        if self.bar is not None:
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            return
-        encoding = sys.stdout.encoding or "utf-8"
-        print(line.encode(encoding, "replace").decode(encoding), flush=True)
+        with self.showing():
+            if self.bar is not None:
+                self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                return
+            print(ascii_spelling.writable(line, sys.stdout), flush=True)
 
     def start(self, steps: int, done: int) -> None:
         """The progress bar, where there is a terminal, over all steps of the run."""
@@ -57,16 +64,28 @@ class Terminal:
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[beside]}"), TimeRemainingColumn()
         )
-        self.bar.start()
-        self.task = self.bar.add_task("", total=steps, completed=done, beside="")
+        with self.showing():
+            self.bar.start()
+            self.task = self.bar.add_task("", total=steps, completed=done, beside="")
 
     def show(self, step: int, what: str, beside: str) -> None:
         """How far the run is."""
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=what, beside=beside)
+            with self.showing():
+                self.bar.update(self.task, completed=step, description=what, beside=beside)
 
     def end(self) -> None:
         """Takes the bar away."""
         if self.bar is not None:
-            self.bar.stop()
+            with self.showing():
+                self.bar.stop()
             self.bar = None
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Ends what is shown where stdout fails inside."""
+        try:
+            yield
+        except OSError as error:
+            self.quiet, self.bar = True, None
+            self.lost(error)
