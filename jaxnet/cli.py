@@ -15,7 +15,8 @@ try:
     import typer
     from typer.core import TyperGroup
 except ModuleNotFoundError as error:
-    raise SystemExit(f"the jaxnet command needs {error.name}: install jaxnet with its extra [experiments]") from None
+    print(f"the jaxnet command needs {error.name}: install jaxnet with its extra [experiments]", file=sys.stderr)
+    raise SystemExit(2) from None  # 1 is for a wrong backward pass alone
 
 
 class Commands(TyperGroup):

@@ -161,5 +161,5 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", "import jaxnet.cli"], capture_output=True, text=True, env=environment, timeout=60
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stderr == "the jaxnet command needs typer: install jaxnet with its extra [experiments]\n"

@@ -32,6 +32,7 @@ FLOORS = [
     ["backprop"],
     ["program"],
     ["feedback", "quantities", "checking", "explaining"],
+    ["ascii_spelling"],
     ["training", "bench"],
     ["cli"],
     ["__main__"],
