@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxnet
+from jaxnet.checking import check
 from tests.agreement import assert_agree, assert_as_exact, cast
 from tests.problems import Problem
 
@@ -73,23 +74,40 @@ def custom_vjp_of_batch(problem: Problem, params, xs, d_outs):
     return outs, *pullback(d_outs)
 
 
+def norms(problem: Problem, params, xs, d_outs):
+    """Each example's ‖∂C/∂p‖², as it is read, and of its own gradient by `jax.vjp`; of a stack the sum over it."""
+
+    def one(x, d_out, key):
+        def forward(p):
+            return problem.net.forward(p, x, key, problem.train)
+
+        _, pullback, saved = jax.vjp(forward, params, has_aux=True)
+        _, read = problem.net.backward(params, saved, d_out, jaxnet.squared_norm)
+        return jax.tree.map(jnp.sum, read), jax.tree.map(lambda g: jnp.sum(g**2), *pullback(d_out))
+
+    return jax.vmap(one)(xs, d_outs, problem.keys())
+
+
 COMPILED = (mapped, contracted, custom_vjp, custom_vjp_of_batch)
 
 
 @cache
-def compiled(problem: Problem, implementations=COMPILED):
+def compiled(problem: Problem, implementations=(*COMPILED, norms)):
     """Autodiff and all implementations as one program, so that each problem is compiled once."""
     return jax.jit(lambda *inputs: [f(problem, *inputs) for f in (by_autodiff, *implementations)])
 
 
 def check_against_autodiff(problem: Problem) -> None:
-    """Every implementation, in float64."""
-    expected, *actual = compiled(problem)(*problem.inputs(jnp.float64))
-    for implementation, result in zip(COMPILED, actual, strict=True):
+    """Every implementation, in float64. A failure says what the checker finds wrong."""
+    inputs = problem.inputs(jnp.float64)
+    expected, *actual, (read, brute_force) = compiled(problem)(*inputs)
+    pairs = {f.__name__: (result, expected) for f, result in zip(COMPILED, actual, strict=True)}
+    for name, (result, right) in {**pairs, "norms": (read, brute_force)}.items():
         try:
-            assert_agree(result, expected)
+            assert_agree(result, right)
         except AssertionError as error:
-            raise AssertionError(f"{implementation.__name__}: {error}") from error
+            report = check(problem.net, inputs[1][0], name=problem.id)  # in evaluation mode
+            raise AssertionError(f"{name}: {error}\n{report}") from error
 
 
 def check_one_by_one(problem: Problem) -> None:

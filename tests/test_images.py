@@ -1,5 +1,6 @@
 """Convolution and pooling: against `jax.vjp` of their forward passes, in the loop over examples, on bad input."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -29,6 +30,7 @@ from jaxnet import (
     value_and_grad,
 )
 from jaxnet.lowering import conv as patches
+from jaxnet.lowering import plain_forms
 from jaxnet.lowering.chunks import sum_over_chunks
 from jaxnet.models import cnn, lenet5, residual_cnn
 from tests.agreement import assert_agree, cast, normal
@@ -168,6 +170,21 @@ def test_a_maximum_saves_a_byte_for_each_output_and_passes_on_a_nan():
     wide = jnp.arange(17.0**2).reshape(17, 17, 1)
     dx = jax.jit(lambda x: jaxnet.vjp(max_pool(17))((), x)[1](jnp.ones((1, 1, 1)))[1])(wide)
     assert dx[16, 16] == 1  # the 289th tap: more than a byte counts
+
+
+@pytest.mark.parametrize("forms", [plain_forms, nullcontext])
+@pytest.mark.parametrize("tap", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_nan_stays_at_its_tap(tap, forms):
+    """A NaN wins at whatever tap it stands; a NaN that comes back reaches the winner alone, not 0 · NaN the others."""
+    x = jnp.arange(16.0).reshape(4, 4, 1).at[tap].set(jnp.nan)
+    with forms():
+        out, pullback = jaxnet.vjp(max_pool(2))((), x)
+        dx = pullback(jnp.ones((2, 2, 1)).at[0, 0].set(jnp.nan))[1]
+    np.testing.assert_array_equal(out[..., 0], [[np.nan, 7], [13, 15]])
+    expected = np.zeros((4, 4))
+    expected[1::2, 1::2] = 1  # the greatest of a window is its last
+    expected[1, 1], expected[tap] = 0, np.nan
+    np.testing.assert_array_equal(dx[..., 0], expected)
 
 
 # ------------------------------------------------------------------------------------------------- what they begin as

@@ -12,10 +12,10 @@ import pytest
 
 import jaxnet
 from jaxnet import Layer, Loss, dense, feedback, heads, losses, models, registry, sigmoid
-from jaxnet.layer import leaf, no_params, summary
+from jaxnet.layer import Static, leaf, no_params, summary
 from jaxnet.registry import example, found, maker, makers
 from tests.implementations import check_against_autodiff
-from tests.problems import REGISTERED
+from tests.problems import REGISTERED, Problem
 
 ALL = makers("layer", "model", "loss")
 EXAMPLES = [(entry, call) for entry in ALL.values() for call in entry.examples]
@@ -210,6 +210,18 @@ def test_installed_packages_enter_their_makers(tmp_path, monkeypatch):
 @pytest.mark.parametrize("problem", REGISTERED, ids=lambda p: p.id)
 def test_every_example_agrees_with_autodiff(problem, x64):
     check_against_autodiff(problem)
+
+
+def test_a_failure_says_what_the_checker_finds_wrong(x64):
+    """A mean whose backward lacks 1/n."""
+    wrong = leaf(
+        "mean_of_all",
+        no_params,
+        lambda params, x, key=None, train=False: (x.mean(), Static(x.shape)),
+        lambda params, shape, d_out: (jnp.broadcast_to(d_out, shape.value), ()),
+    )
+    with pytest.raises(AssertionError, match=r"the factor 1/\(?6\)? is missing"):
+        check_against_autodiff(Problem("mean_of_all", wrong, (6,)))
 
 
 def test_the_registry_is_listed():
