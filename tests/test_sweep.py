@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -9,9 +10,10 @@ from typer.testing import CliRunner
 from jaxnet.cli import app
 from jaxnet.training import loop, sweeping
 from jaxnet.training.config import ConfigError, dump_toml
-from jaxnet.training.runs import read_run
+from jaxnet.training.lock import Lock
+from jaxnet.training.runs import find_runs, read_run
 from jaxnet.training.sweep import SweepError, read_sweep
-from tests.runs import small
+from tests.runs import command, finished, killed, metrics, small
 
 
 @pytest.fixture
@@ -191,6 +193,85 @@ def test_seeds_together(base, tmp_path):
     assert heading.split()[0] == "runs"
     assert row.split()[0] == "3"
     assert row.count("±") == 5
+
+
+def killed_sweep(*arguments, after):
+    """A sweep's process, killed once `after` says so."""
+    process = command("sweep", *arguments)
+    deadline = time.monotonic() + 120
+    while not after():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    killed(process)
+
+
+def hashes_of(runs):
+    """The hash of the final parameters by seed, of runs that are all finished."""
+    records, damaged = find_runs(runs)
+    assert not damaged
+    assert {record.status for record in records} == {"finished"}
+    return {record.result("seed"): record.summary["params_sha256"] for record in records}
+
+
+@pytest.mark.parametrize("together", ["--together", "--apart"])
+def test_a_killed_sweep_goes_on_to_the_same_bits(tmp_path, together):
+    options = ("train.epochs=40", "train.steps_per_call=4", "checkpoint.every_seconds=0.0")
+    (tmp_path / "long.toml").write_text(dump_toml(small(*options)), "utf-8")
+    arguments = (tmp_path / "long.toml", "--seeds", "2", together, "--runs-dir")
+    status, _, err = finished(command("sweep", *arguments, tmp_path / "whole"))
+    assert status == 0, err
+    begun = tmp_path / "killed"
+    killed_sweep(*arguments, begun, after=lambda: len(list(begun.glob("*/checkpoints.json"))) == 2)
+    statuses = [record.status for record in find_runs(begun)[0]]
+    assert "unfinished" in statuses
+    status, out, err = finished(command("sweep", *arguments, begun))
+    assert status == 0, err
+    assert "unfinished, resumed" in out
+    assert hashes_of(begun) == hashes_of(tmp_path / "whole")
+    for folder in begun.iterdir():
+        assert [line["epoch"] for line in metrics(folder)] == list(range(1, 41))
+    if together == "--together":
+        assert "seeds=0,1" in out
+        assert all("going on from step" in (folder / "log.txt").read_text() for folder in begun.iterdir())
+
+
+def test_a_group_goes_on_beside_a_run_that_diverged(base, tmp_path):
+    options = {"runs_dir": tmp_path / "runs", "say": lambda line: None}
+    sweep = read_sweep(base, ["train.epochs=4"], seeds=3, together=True)
+    [before] = sweeping.run_sweep(sweep, **options)
+    want = {record.result("seed"): record.summary["params_sha256"] for record in before.records}
+    for record, status in zip(before.records, ("diverged", "interrupted", "finished"), strict=True):
+        summary = record.summary | {"status": status}
+        (record.folder / "summary.json").write_text(json.dumps(summary))
+    [after] = sweeping.run_sweep(sweep, **options)
+    assert after.failed == [0]
+    got = {record.result("seed"): record.summary["params_sha256"] for record in after.records}
+    assert got == {seed: want[seed] for seed in (1, 2)}
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(base, tmp_path):
+    said = []
+    [before] = sweeping.run_sweep(read_sweep(base), runs_dir=tmp_path / "runs", say=said.append)
+    folder = before.records[0].folder
+    (folder / "summary.json").unlink()
+    lock = Lock(folder)
+    [after] = sweeping.run_sweep(read_sweep(base), runs_dir=tmp_path / "runs", say=said.append)
+    lock.release()
+    assert after.failed == [0]
+    assert f"  {folder} is being written by process" in said[-1]
+    assert not (folder / "summary.json").exists()
+
+
+def test_two_sweeps_at_once_share_the_runs_out(base, tmp_path):
+    both = [command("sweep", base, "train.batch=[5,10,20]", "--runs-dir", tmp_path / "runs") for _ in range(2)]
+    for process in both:
+        status, _, err = finished(process)
+        assert status == 0, err
+    records, damaged = find_runs(tmp_path / "runs")
+    assert not damaged
+    assert [record.status for record in records] == ["finished"] * 3
+    assert not any(record.name.endswith("-2") for record in records)
 
 
 def test_a_diverging_run_does_not_end_the_sweep(base, tmp_path):

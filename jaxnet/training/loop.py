@@ -41,15 +41,17 @@ def train(
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     overrides: Sequence[str] = (),
+    numbered: bool = True,
     quiet: bool = False,
 ) -> Path:
     """Trains the network of a config from the beginning; gives the run's folder.
 
-    overrides: those already in the config, for the folder's name. quiet: shows nothing; all is in log.txt.
+    overrides: those already in the config, for the folder's name. numbered: a name that is taken gets -2, -3 …; else
+    RunError is raised. quiet: shows nothing; all is in log.txt.
     Raises ConfigError, ShapeError, DataError, RunError, CheckpointError, DivergedError; Stopped on Ctrl-C, SIGTERM and
     SIGHUP, and where stdout can no longer be written.
     """
-    [folder] = _train(config, None, run_dir, runs_dir, data_dir, overrides, quiet)
+    [folder] = _train(config, None, run_dir, runs_dir, data_dir, overrides, numbered, quiet)
     return folder
 
 
@@ -60,6 +62,7 @@ def train_together(
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     overrides: Sequence[str] = (),
+    numbered: bool = True,
     quiet: bool = False,
 ) -> list[Path]:
     """Trains one network for each seed, all in one vmapped program; a run's folder for each, as `train` makes them.
@@ -67,10 +70,10 @@ def train_together(
     The runs equal those of `train` to floating-point noise. One that diverges ends by itself, the others go on.
     Raises as `train` does; DivergedError where all diverge.
     """
-    return _train(config, list(seeds), None, runs_dir, data_dir, overrides, quiet)
+    return _train(config, list(seeds), None, runs_dir, data_dir, overrides, numbered, quiet)
 
 
-def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, quiet) -> list[Path]:
+def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quiet) -> list[Path]:
     devices.keep_compiled()
     began = time.perf_counter()
     dataset = load(config.resolved()["data"], data_dir=data_dir)
@@ -89,6 +92,7 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, quiet) -> list
                 runs_dir=runs_dir,
                 run_dir=run_dir,
                 overrides=changes,
+                numbered=numbered,
                 beside=beside,
                 more=vocabulary(dataset),
             )
@@ -104,36 +108,73 @@ def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -
     Raises RunError where the folder is no run, or its config or data have changed; LockedError where another process
     trains it; else as `train` does.
     """
+    return _resume([folder], None, data_dir, quiet)[0]
+
+
+def resume_together(folders: Sequence[Path], *, data_dir: Path | None = None, quiet: bool = False) -> list[Path]:
+    """Resumes runs of `train_together`, in one vmapped program again, to the bits of uninterrupted ones.
+
+    folders: of all runs that began together, in the order of their seeds. They go on from the newest step of which all
+    have a checkpoint; those that diverged stay as they are. Raises as `resume` does.
+    """
+    return _resume(folders, [Run.open(folder).config().seed for folder in folders], data_dir, quiet)
+
+
+def _resume(folders, seeds, data_dir, quiet) -> list[Path]:
     devices.keep_compiled()
-    run = Run.open(folder)
-    with run.locked(), stopping() as stop:
-        return _resume(run, data_dir, stop, quiet)
+    runs = [Run.open(folder) for folder in folders]
+    with stopping() as stop, ExitStack() as locks:
+        for run in runs:
+            locks.enter_context(run.locked())
+        config, environment = runs[0].config(), runs[0].environment()
+        if all(run.ended_well() for run in runs):
+            for run in runs:
+                Terminal(run.log, stop.output_lost, quiet=quiet).say(f"{run.folder} is finished: nothing to do")
+            return list(folders)
+        began = time.perf_counter()
+        data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
+        dataset = load(config.resolved()["data"], data_dir=data_dir)
+        data = data_sha256(dataset)
+        for run in runs:
+            run.unchanged(run.config(), data)
+        with devices.precision(config.precision):
+            session = Session(config, dataset, seeds, stop.patiently)
+            now = {"versions": versions(), "together": seeds, **devices.described(session.mesh)}
+            singles = [Single(run, run.config(), config_sha256(run.config(), data), stop, quiet) for run in runs]
+            for single in singles:
+                for line in differences(environment, now):
+                    single.terminal.say(line)
+            return Loop(session, singles, stop, began, quiet).go(restored(session, singles))
 
 
-def _resume(run: Run, data_dir: Path | None, stop: Stop, quiet: bool) -> Path:
-    config, environment, folder = run.config(), run.environment(), run.folder
-    terminal = Terminal(run.log, stop.output_lost, quiet=quiet)
-    if run.ended_well():
-        terminal.say(f"{folder} is finished: nothing to do")
-        return folder
-    began = time.perf_counter()
-    data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
-    dataset = load(config.resolved()["data"], data_dir=data_dir)
-    data = data_sha256(dataset)
-    run.unchanged(config, data)
-    with devices.precision(config.precision):
-        session = Session(config, dataset, None, stop.patiently)
-        for line in differences(environment, {"versions": versions(), **devices.described(session.mesh)}):
-            terminal.say(line)
-        single = Single(run, config, config_sha256(config, data), stop, quiet)
-        found = single.checkpoints.resumable(session.shapes(), single.config_sha256)
-        if found is None:
-            terminal.say(f"{folder} has no checkpoint yet: beginning anew")
+def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
+    """Each run's state at the newest step of which all have a whole checkpoint; None for the beginning.
+
+    Sets the runs' progress and metrics to that step. A run that diverged lends its place to another's state.
+    """
+    for single in singles:
+        if (single.run.summary() or {}).get("status") == "diverged" and len(singles) > 1:
+            single.trouble = DivergedError(f"{single.run.folder} diverged before")
+    alive = [single for single in singles if single.trouble is None]
+    found = {single: single.checkpoints.resumable(session.shapes(), single.config_sha256) for single in alive}
+    steps = [each[0] for each in found.values() if each is not None]
+    begun = len(steps) == len(alive)
+    states = {}
+    for single, newest in found.items():
+        if newest is None or not begun:
+            single.terminal.say(f"{single.run.folder} has no checkpoint yet: beginning anew")
         else:
-            terminal.say(f"going on from step {found[0]:,}")
-            single.progress = found[2]
-        run.rewrite_metrics(single.progress.metrics)
-        return Loop(session, [single], stop, began, quiet).go(None if found is None else found[1])[0]
+            step, state, progress = newest
+            if step != min(steps):
+                state, progress = single.checkpoints.read(min(steps), session.shapes(), single.config_sha256)
+            single.terminal.say(f"going on from step {min(steps):,}")
+            states[single], single.progress = state, progress
+        single.run.rewrite_metrics(single.progress.metrics)
+    if not begun:
+        return None
+    for single in singles:
+        single.progress = single.progress if single in found else alive[0].progress
+    return [states.get(single, states[alive[0]]) for single in singles]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -145,7 +186,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
     old, new = before.get("versions", {}), now["versions"]
     changed += [f"{name} {old.get(name)} → {new[name]}" for name in sorted(new) if old.get(name) != new[name]]
-    if before.get("together") is not None:
+    if before.get("together") != now.get("together"):
         changed.append("trained beside other seeds → alone")
     if not changed:
         return []
@@ -207,8 +248,8 @@ class Loop:
         for single in self.runs:
             single.run.log(line)
 
-    def go(self, restored: Any) -> list[Path]:
-        """Trains to the end from restored state, or from the beginning; gives the runs' folders."""
+    def go(self, states: list[Any] | None) -> list[Path]:
+        """Trains to the end from the runs' states, or from the beginning; gives the runs' folders."""
         session, folders = self.session, [single.run.folder for single in self.runs]
         self.terminal.say(session.title())
         for folder in folders:
@@ -216,7 +257,7 @@ class Loop:
         epochs, progress = session.config.train.epochs, self.runs[0].progress
         self.terminal.start(epochs * session.steps_per_epoch, self.step_at(progress.epoch, progress.call))
         try:
-            state = self.latest = session.begin() if restored is None else session.restored([restored])
+            state = self.latest = session.begin() if states is None else session.restored(states)
             for epoch in range(progress.epoch, epochs):
                 state = self.epoch(epoch, progress.call if epoch == progress.epoch else 0, state)
             self.finish(state)

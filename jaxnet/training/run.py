@@ -33,6 +33,10 @@ class RunError(ValueError):
     """A run's folder that cannot be made, written or read; the message says what holds and how to mend it."""
 
 
+class TakenError(RunError):
+    """A folder for a new run that another run has taken."""
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Says of an `OSError` inside what could not be written, and that nothing is lost.
@@ -131,14 +135,15 @@ class Run:
         runs_dir: Path,
         run_dir: Path | None = None,
         overrides: Sequence[str] = (),
+        numbered: bool = True,
         beside: dict[str, Any] | None = None,
         more: dict[str, str] | None = None,
     ) -> "Run":
         """A new folder with all that is known before training, whole and locked as soon as it is there.
 
-        data: the data's hash. devices: as `devices.described` says. beside: more for environment.json. more: further
-        files, their contents by name.
-        Raises RunError where `run_dir` is taken, or nothing can be written there.
+        data: the data's hash. devices: as `devices.described` says. numbered: a name in `runs_dir` that is taken gets
+        -2, -3 …. beside: more for environment.json. more: further files, their contents by name.
+        Raises TakenError where the folder is taken, RunError where nothing can be written there.
         """
         wanted = run_dir or runs_dir / slug(config.name, overrides, config_sha256(config, data))
         if run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
@@ -162,7 +167,7 @@ class Run:
             **(more or {}),
         }
         with writing(wanted):
-            return cls(*place_folder(wanted, files, fixed=run_dir is not None))
+            return cls(*place_folder(wanted, files, fixed=run_dir is not None or not numbered))
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -310,8 +315,10 @@ def place_folder(wanted: Path, files: dict[str, str], fixed: bool) -> tuple[Path
             try:
                 placed = being_made.rename(target)
             except OSError:
-                if fixed or not target.exists():
+                if not target.exists():
                     raise
+                if fixed:
+                    raise TakenError(f"{target} is there already: give another folder, or move it away") from None
             else:
                 undo.pop_all()
                 return placed, lock

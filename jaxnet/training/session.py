@@ -199,7 +199,7 @@ class Session:
 
     def restored(self, states: list[Tree]) -> State:
         """States of the seeds, on the devices."""
-        stacked = jax.tree.map(lambda *t: np.stack(t), *states) if self.together else states[0]
+        stacked = jax.tree.map(lambda *t: jnp.stack(t), *states) if self.together else states[0]
         return placed(stacked, self.mesh)
 
     # ------------------------------------------------------------------------------------------ words

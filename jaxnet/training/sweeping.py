@@ -1,23 +1,26 @@
 """Going through a sweep: a run's folder for each setting and seed, finished ones skipped, a table over the seeds."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from jaxnet.training import devices, loop
 from jaxnet.training.build import build
+from jaxnet.training.checkpoint import DamagedError
 from jaxnet.training.data import load
+from jaxnet.training.lock import LockedError
 from jaxnet.training.result import result_lines
-from jaxnet.training.run import Run, config_sha256, data_sha256
-from jaxnet.training.runs import Record, heading, read_run, results, run_folders, short_keys, table_of, told
+from jaxnet.training.run import Run, TakenError, config_sha256, data_sha256
+from jaxnet.training.runs import Record, find_runs, heading, read_run, results, short_keys, table_of, told
 from jaxnet.training.sweep import Setting, Sweep
 
 Say = Callable[[str], None]
-KNOWN = ("finished", "diverged", "interrupted")  # the earlier, the rather
+ENDED = ("finished", "diverged")
 
 
 @dataclass
@@ -38,32 +41,32 @@ class Earlier(NamedTuple):
 
     folder: Path
     status: str
+    together: list[int]
+    """The seeds that were trained in one program with it; empty where it was trained alone."""
 
 
 def run_sweep(
     sweep: Sweep, *, runs_dir: Path = Path("runs"), data_dir: Path | None = None, say: Say = print
 ) -> list[Outcome]:
-    """Trains what is not finished yet, a run's folder for each; an interrupted run is resumed.
+    """Trains what is not finished yet, a run's folder for each; a run that was interrupted or killed is resumed.
 
-    A run that diverges is told and left, the others go on. Raises ConfigError, DataError and ShapeError before
-    anything is trained, and RunError and CheckpointError as `loop.train` does; Stopped on SIGTERM and Ctrl-C.
+    Runs that another process trains are left to it, so two sweeps at once share the work out. A run that diverges, or
+    cannot be resumed, is told and left, the others go on. Raises ConfigError, DataError and ShapeError before anything
+    is trained, and RunError and CheckpointError as `loop.train` does; Stopped as `loop.train` does.
     """
     data = tried(sweep, data_dir)
     hashes = [
         {seed: config_sha256(setting.of_seed(seed), of) for seed in sweep.seeds_of(setting)}
         for setting, of in zip(sweep.settings, data, strict=True)
     ]
-    before = earlier(runs_dir)
     total, number = len(sweep.settings) * sweep.seeds, 0
     for setting, seeds in zip(sweep.settings, hashes, strict=True):
-        waiting: list[int] = []
-        for seed, sha256 in seeds.items():
-            there = before.get(sha256)
-            if there is None:
-                waiting.append(seed)
-                continue
-            number += 1
-            go_on(there, f"[{number}/{total}] {title(setting, [seed])}", data_dir, say)
+        before = earlier(runs_dir)  # anew for each setting: another sweep may have come to it meanwhile
+        there = {seed: before[sha256] for seed, sha256 in seeds.items() if sha256 in before}
+        waiting = [seed for seed in seeds if seed not in there]
+        for some in groups(there):
+            number += len(some)
+            go_on([there[seed] for seed in some], f"[{number}/{total}] {title(setting, some)}", data_dir, say)
         for some in [waiting] if sweep.together and len(waiting) > 1 else [[seed] for seed in waiting]:
             number += len(some)
             if some:
@@ -71,6 +74,23 @@ def run_sweep(
                 train(setting, some, runs_dir, data_dir, say)
     after = earlier(runs_dir)
     return [outcome(setting, seeds, after) for setting, seeds in zip(sweep.settings, hashes, strict=True)]
+
+
+def groups(there: dict[int, Earlier]) -> list[list[int]]:
+    """The seeds of earlier runs, those in one list that are resumed in one program.
+
+    These began together, one is not at its end, and they have a step in common or no checkpoint yet.
+    """
+    found: list[list[int]] = []
+    for seed, run in there.items():
+        group = run.together
+        if any(seed in some for some in found):
+            continue
+        members = [there[each] for each in group if each in there and there[each].together == group]
+        steps = [set(Run.open(each.folder).checkpoints.steps()) for each in members if each.status != "diverged"]
+        begun = len(members) == len(group) > 1 and any(each.status not in ENDED for each in members)
+        found.append(group if begun and (set.intersection(*steps) or not all(steps)) else [seed])
+    return found
 
 
 def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
@@ -90,21 +110,19 @@ def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
 
 
 def earlier(runs_dir: Path) -> dict[str, Earlier]:
-    """The runs in a folder that said how they ended, by the hash of config and data.
-
-    One that says nothing may still be running elsewhere, and is left alone.
-    """
+    """The runs in a folder by the hash of config and data; of several with one hash that which has come furthest."""
     found: dict[str, Earlier] = {}
-    for folder in run_folders(runs_dir) if runs_dir.is_dir() else ():
-        run = Run.open(folder)
-        summary, sha256 = run.summary() or {}, run.environment().get("config_sha256")
-        status = str(summary.get("status"))
-        if status not in KNOWN or not sha256:
-            continue
-        other = found.get(sha256)
-        if other is None or KNOWN.index(status) < KNOWN.index(other.status):
-            found[sha256] = Earlier(folder, status)
+    for record in find_runs(runs_dir)[0] if runs_dir.is_dir() else ():
+        sha256, together = record.environment.get("config_sha256"), record.environment.get("together")
+        other = found.get(str(sha256))
+        if other is None or rank(record.status) < rank(other.status):
+            found[str(sha256)] = Earlier(record.folder, record.status, together or [])
     return found
+
+
+def rank(status: str) -> int:
+    """0 for a finished run, 1 for one that diverged, 2 for any other."""
+    return ENDED.index(status) if status in ENDED else len(ENDED)
 
 
 def title(setting: Setting, seeds: Sequence[int]) -> str:
@@ -112,34 +130,42 @@ def title(setting: Setting, seeds: Sequence[int]) -> str:
     return " ".join((*setting.overrides, f"seed{'s' if len(seeds) > 1 else ''}={','.join(map(str, seeds))}"))
 
 
-def go_on(there: Earlier, what: str, data_dir: Path | None, say: Say) -> None:
-    """Skips a run that has ended, resumes one that was interrupted."""
-    if there.status != "interrupted":
-        say(f"{what}: {there.status} already, skipped: {there.folder}")
+def go_on(runs: Sequence[Earlier], what: str, data_dir: Path | None, say: Say) -> None:
+    """Skips runs that have ended, resumes others; those of several that began together in one program."""
+    first = runs[0]
+    if len(runs) == 1 and first.status in ENDED:
+        say(f"{what}: {first.status} already, skipped: {first.folder}")
         return
-    say(f"{what}: interrupted, resumed: {there.folder}")
-    try:
-        tell(loop.resume(there.folder, data_dir=data_dir, quiet=True), say)
-    except loop.DivergedError as error:
-        say(f"  {error}")
+    say(f"{what}: {first.status}, resumed: {', '.join(str(run.folder) for run in runs)}")
+    with going_on(say):
+        if len(runs) == 1:
+            folders = [loop.resume(first.folder, data_dir=data_dir, quiet=True)]
+        else:
+            folders = loop.resume_together([run.folder for run in runs], data_dir=data_dir, quiet=True)
+        for folder in folders:
+            tell(folder, say)
 
 
 def train(setting: Setting, seeds: Sequence[int], runs_dir: Path, data_dir: Path | None, say: Say) -> None:
     """Trains one seed by itself, or several in one vmapped program."""
-    try:
+    options: dict[str, Any] = {"runs_dir": runs_dir, "data_dir": data_dir, "numbered": False, "quiet": True}
+    with going_on(say):
         if len(seeds) > 1:
-            folders = loop.train_together(
-                setting.config, seeds, runs_dir=runs_dir, data_dir=data_dir, overrides=setting.overrides, quiet=True
-            )
+            folders = loop.train_together(setting.config, seeds, overrides=setting.overrides, **options)
         else:
             overrides = (*setting.overrides, f"seed={seeds[0]}")
-            config = setting.of_seed(seeds[0])
-            folders = [loop.train(config, runs_dir=runs_dir, data_dir=data_dir, overrides=overrides, quiet=True)]
-    except loop.DivergedError as error:
+            folders = [loop.train(setting.of_seed(seeds[0]), overrides=overrides, **options)]
+        for folder in folders:
+            tell(folder, say)
+
+
+@contextmanager
+def going_on(say: Say) -> Iterator[None]:
+    """Says of a run that diverges, that another process has, or whose checkpoints are damaged, that it is left."""
+    try:
+        yield
+    except (loop.DivergedError, LockedError, TakenError, DamagedError) as error:
         say(f"  {error}")
-        return
-    for folder in folders:
-        tell(folder, say)
 
 
 def tell(folder: Path, say: Say) -> None:
