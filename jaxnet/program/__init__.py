@@ -6,6 +6,7 @@ from jaxnet.program.evaluate import Evaluation
 from jaxnet.program.graph import Graph, Operation, graph_of
 from jaxnet.program.not_finite import first_not_finite
 from jaxnet.program.positions import Position
+from jaxnet.program.tape import Tape, record, replay
 from jaxnet.program.widening import widened_program
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Operation",
     "Position",
     "Site",
+    "Tape",
     "UnknownPrimitiveError",
     "custom_sites",
     "first_not_finite",
@@ -23,6 +25,8 @@ __all__ = [
     "has_custom",
     "inner_programs",
     "opened",
+    "record",
+    "replay",
     "widened_program",
     "without_rules",
 ]

@@ -103,21 +103,23 @@ def loop(how: Evaluation, operation: Operation, values: Sequence) -> tuple[Seque
     asked, fixed, carry = values[:a], values[a : a + b], tuple(values[a + b :])
     condition, body = operation.bodies
 
-    def on(carry):
-        return how.body(condition, [*asked, *carry])[0][0]
+    def ask(carry):
+        (on,), kept = how.body(condition, [*asked, *carry])
+        return on, kept
 
     def step(carry):
-        outs, kept = how.body(body, [*fixed, *carry])
-        return going_on(on(carry), outs, carry), kept
+        on, kept = ask(carry)
+        outs, inner = how.body(body, [*fixed, *carry])
+        return going_on(on, outs, carry), {**kept, **inner}
 
     if not how.keeps:
-        return list(jax.lax.while_loop(lambda c: jnp.any(on(c)), lambda c: step(c)[0], carry)), {}
+        return list(jax.lax.while_loop(lambda c: jnp.any(ask(c)[0]), lambda c: step(c)[0], carry)), {}
     if how.turns is None:
-        return counted(operation, on, step, carry)
+        return counted(operation, ask, step, carry)
     blank = blanks(jax.eval_shape(lambda c: step(c)[1], carry))
 
     def masked(carry, _):
-        going = jnp.any(on(carry))
+        going = jnp.any(ask(carry)[0])
         carry, kept = jax.lax.cond(going, step, lambda c: (c, blank), carry)
         return carry, {**kept, (operation.number, RAN): going}
 
@@ -125,20 +127,25 @@ def loop(how: Evaluation, operation: Operation, values: Sequence) -> tuple[Seque
     return list(carry), kept
 
 
-def counted(operation: Operation, on: Callable, step: Callable, carry: tuple) -> tuple[Sequence, Kept]:
-    """A while loop that counts its turns, and the turns of loops inside."""
-    most = blanks(jax.eval_shape(lambda c: step(c)[1], carry))
+def counted(operation: Operation, ask: Callable, step: Callable, carry: tuple) -> tuple[Sequence, Kept]:
+    """A while loop that counts its turns, and the turns of loops inside, its last condition included."""
+
+    def larger(most, counts):
+        return {
+            key: jnp.maximum(count, jnp.max(counts[key])) if key in counts else count for key, count in most.items()
+        }
 
     def once(state):
         carry, count, most = state
         carry, inner = step(carry)
-        return carry, count + 1, jax.tree.map(lambda a, b: jnp.maximum(a, jnp.max(b)), most, inner)
+        return carry, count + 1, larger(most, inner)
 
-    most = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), most)
+    shapes = jax.eval_shape(lambda c: step(c)[1], carry)
+    most = {key: jnp.zeros((), shape.dtype) for key, shape in shapes.items()}
     carry, count, most = jax.lax.while_loop(
-        lambda state: jnp.any(on(state[0])), once, (carry, jnp.zeros((), jnp.int32), most)
+        lambda state: jnp.any(ask(state[0])[0]), once, (carry, jnp.zeros((), jnp.int32), most)
     )
-    return list(carry), {**most, (operation.number, TURNS): count}
+    return list(carry), {**larger(most, ask(carry)[1]), (operation.number, TURNS): count}
 
 
 def cond(how: Evaluation, operation: Operation, values: Sequence) -> tuple[Sequence, Kept]:

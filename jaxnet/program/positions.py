@@ -36,8 +36,8 @@ class Position(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that the statement around the position assigns; none where it assigns no plain names."""
-        return assigned_names(self.file, self.line) if self.file else ()
+        """The names that a statement assigns, where the position spans the whole value that it gives them."""
+        return assignments(self.file).get(self[1:5], ()) if self.file else ()
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.file else ""
@@ -62,28 +62,24 @@ def position_of(eqn: Any) -> Position:
 
 
 @lru_cache(maxsize=256)
-def assignments(file: str) -> tuple[tuple[int, int, tuple[str, ...]], ...]:
-    """First line, last line and names of each assignment to plain names in a file."""
+def assignments(file: str) -> dict[tuple[int, ...], tuple[str, ...]]:
+    """The names that each statement of a file assigns, by the span of the value that it gives them."""
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
     except SyntaxError:  # a notebook's magic command, a template: no names are known there
-        return ()
-    found = []
+        return {}
+    found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target = node.targets[0]
-        elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr):
-            target = node.target
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            target, value = node.target, node.value
+        elif isinstance(node, ast.AugAssign):  # Python gives the operation the whole statement's span
+            target, value = node.target, node
         else:
             continue
         parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
         if all(isinstance(part, ast.Name) for part in parts):
-            names = tuple(part.id for part in parts if isinstance(part, ast.Name))
-            found.append((node.lineno, node.end_lineno or node.lineno, names))
-    return tuple(found)
-
-
-def assigned_names(file: str, line: int) -> tuple[str, ...]:
-    """The names that the smallest assignment around a line assigns."""
-    around = [each for each in assignments(file) if each[0] <= line <= each[1]]
-    return min(around, key=lambda each: each[1] - each[0])[2] if around else ()
+            span = (value.lineno, value.col_offset, value.end_lineno or 0, value.end_col_offset or 0)
+            found[span] = tuple(part.id for part in parts if isinstance(part, ast.Name))
+    return found
