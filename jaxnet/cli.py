@@ -187,11 +187,23 @@ def report(
 @app.command()
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs in it.")] = Path("runs"),
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only runs that meet it: test_accuracy>0.9, train.batch=10. Repeatable.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="By a result or a config's key, the largest last.")] = None,
 ) -> None:
     """List the runs in a folder: results, and where their configs differ."""
     from jaxnet.training.runs import show_runs
 
-    show_runs(folder)
+    show_runs(folder, where=where or (), sort=sort)
+
+
+@app.command()
+def diff(one: RunFolder, other: RunFolder) -> None:
+    """Show where two runs differ: config, versions, devices, data, results, and the first epoch that differs."""
+    from jaxnet.training.runs import difference_lines, read_run
+
+    print(*(difference_lines([read_run(one), read_run(other)]) or ["no difference"]), sep="\n")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from jaxnet.training.config import Config, ConfigError, dump_toml, json_schema, 
 from jaxnet.training.names import LAYERS, OPTIMIZERS, SCHEDULES
 from jaxnet.training.overrides import OverrideError, apply, parse
 from tests.problems import LOSSES
+from tests.runs import small
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 RECIPES = [
@@ -304,3 +305,13 @@ def test_the_schema_names_all_that_a_config_may_name():
     assert "Nielsen" in schema["$defs"]["Train"]["properties"]["l2"]["description"]
     for reference in re.findall(r'"\$ref": "([^"]*)"', json.dumps(schema)):
         assert reference.removeprefix("#/$defs/") in schema["$defs"]
+
+
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 5000], ids=["deep", "long"])
+def test_a_value_too_deep_or_too_long_is_told(tmp_path, value):
+    (tmp_path / "a.toml").write_text(f"seed = {value}")
+    with pytest.raises(ConfigError, match="must be TOML"):
+        load_config(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text(dump_toml(small()))
+    with pytest.raises(ConfigError, match="seed"):
+        load_config(tmp_path / "a.toml", [f"seed={value}"])

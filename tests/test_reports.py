@@ -123,6 +123,72 @@ def test_damaged_runs_are_left_out_and_told(tmp_path, capsys):
     assert re.search(r"left out: .*bad/summary\.json must be a JSON file", out)
 
 
+def test_a_report_leaves_damaged_runs_out(tmp_path):
+    fake_run(tmp_path / "good")
+    (fake_run(tmp_path / "bad") / "summary.json").write_text("[1]")
+    (fake_run(tmp_path / "new") / "metrics.jsonl").write_text("")
+    result = run_command("report", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert re.search(r"left out: .*bad/summary\.json must hold a JSON object, got '\[1\]'", result.stdout)
+    assert "new has no epoch yet" in result.stdout
+    assert (tmp_path / "out" / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        "null",
+        "[" * 100_000,
+        '{"epochs": ' + "9" * 5000 + "}",
+        '{"epochs": [1]}',
+        '{"epochs": 1e400}',
+        '{"status": 3}',
+        '{"step": "x"}',
+        '{"params_sha256": 3}',
+    ],
+    ids=lambda content: content[:20],
+)
+def test_an_odd_summary_is_told(tmp_path, content):
+    (fake_run(tmp_path / "a") / "summary.json").write_text(content)
+    with pytest.raises(RunError, match=r"summary\.json"):
+        runs.read_run(tmp_path / "a")
+
+
+def test_runs_are_chosen_and_sorted(tmp_path):
+    for batch, accuracy in ((10, 0.5), (20, 0.9), (30, 0.7)):
+        folder = fake_run(tmp_path / f"batch{batch}", [f"train.batch={batch}"])
+        said = json.loads((folder / "summary.json").read_text()) | {"test_accuracy": accuracy}
+        (folder / "summary.json").write_text(json.dumps(said))
+
+    def listed(*options):
+        result = run_command("runs", tmp_path, *options)
+        assert result.exit_code == 0, result.stderr
+        return re.findall(r"batch(\d+)", result.stdout)
+
+    assert listed("--sort", "test_accuracy") == ["10", "30", "20"]
+    assert listed("--where", "test_accuracy>=0.7") == ["20", "30"]
+    assert listed("--where", "test_accuracy>0.7", "--where", "train.batch<=20") == ["20"]
+    assert listed("--where", "train.batch!=20", "--where", "status=finished") == ["10", "30"]
+    assert listed("--where", "nothing=1") == []
+    result = run_command("runs", tmp_path, "--where", "test_accuracy")
+    assert result.exit_code == 2
+    assert "a condition must be like test_accuracy>0.9" in result.stderr
+
+
+def test_two_runs_are_compared(tmp_path):
+    same, other = fake_run(tmp_path / "a"), fake_run(tmp_path / "b", ["train.batch=7"])
+    (other / "environment.json").write_text(json.dumps({"versions": {"jax": "0.11.0"}, "device": "cpu", "devices": 1}))
+    lines = (other / "metrics.jsonl").read_text().splitlines()
+    third = json.loads(lines[2]) | {"train_loss": 8.5, "seconds": 99.0}
+    (other / "metrics.jsonl").write_text("\n".join([*lines[:2], json.dumps(third), *lines[3:]]) + "\n")
+    shown = run_command("diff", same, other).stdout
+    assert "config.train.batch: 32 → 7" in shown
+    assert 'environment.versions.jax: "0.10.2" → "0.11.0"' in shown
+    assert re.search(r"metrics differ first after epoch 3:\n  train_loss: .* → 8\.5\n$", shown)
+    assert run_command("diff", same, same).stdout == "no difference\n"
+
+
 def test_runs_are_in_the_order_of_their_numbers(tmp_path):
     for seed in (10, 9, 1):
         fake_run(tmp_path / f"a,seed={seed}-0{seed}f")
@@ -257,7 +323,7 @@ def test_a_page_escapes_what_runs_say(tmp_path):
 
 
 def test_the_same_runs_give_the_same_page(three):
-    records = reports.gathered([three])
+    records = reports.gathered([three], print)
     names = runs.short_names(records)
     assert reports.page(records, names) == reports.page(records, names)
 

@@ -23,7 +23,7 @@ from jaxnet.training.options import (
     refuse,
     shown,
 )
-from jaxnet.training.overrides import OverrideError, apply
+from jaxnet.training.overrides import UNREADABLE, OverrideError, apply
 
 
 class ConfigError(ValueError):
@@ -211,7 +211,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} must be a file that can be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} must be a text file in UTF-8, got byte {error.object[error.start]:#04x}") from None
-    except tomllib.TOMLDecodeError as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path} must be TOML: {error}") from None
 
 

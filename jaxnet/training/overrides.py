@@ -13,6 +13,9 @@ class OverrideError(ValueError):
     """An override that cannot be read, or whose place there is not."""
 
 
+# what tomllib and json raise: RecursionError where tables are too deep, ValueError for much else and for huge integers
+UNREADABLE = (ValueError, RecursionError)
+
 # where a name may stand alone, to be made a table when an option is set beside it
 NAMES = {("data",), ("loss",), ("model",), ("train", "optimizer")}
 
@@ -36,7 +39,7 @@ def parse_key(key: str, override: str) -> tuple[str, ...]:
     """The parts of a dotted key, which may be quoted as in TOML."""
     try:
         node: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
+    except UNREADABLE:
         node = 0
     path = []
     while isinstance(node, dict) and len(node) == 1:
@@ -51,7 +54,7 @@ def parse_value(text: str, override: str) -> Any:
     """A TOML value; what is none is text, unless it begins as one that needs an end."""
     try:
         document = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+    except UNREADABLE as error:
         if text.startswith(("[", "{", '"', "'")):
             raise OverrideError(f"the value of an override must be TOML, got {override}: {error}") from None
         return text

@@ -1,7 +1,7 @@
 """Reports of one run, or of several laid over each other: a picture of the curves, and a self-contained page."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ def write_curves(folder: Path) -> Path | None:
     return write(folder / CURVES, png(overview([record], [record.name], about([record]))))
 
 
-def report(places: Sequence[Path], out: Path | None = None) -> list[Path]:
+def report(places: Sequence[Path], out: Path | None = None, say: Callable[[str], None] = print) -> list[Path]:
     """Writes report.html and curves.png of some runs; gives both files.
 
     places: runs, or folders with runs in them. out: the folder to write to; if none is given the run's own, or
-    `report` for several. Raises RunError for what is no run, or has no epoch yet.
+    `report` for several. say: told which runs are left out. Raises RunError where no run is left.
     """
-    records = gathered(places)
+    records = gathered(places, say)
     if out is None:
         out = records[0].folder if len(records) == 1 else Path("report")
     names = short_names(records)
@@ -45,22 +45,27 @@ def report(places: Sequence[Path], out: Path | None = None) -> list[Path]:
     ]
 
 
-def gathered(places: Sequence[Path]) -> list[Record]:
-    """The runs in some places, each once.
+def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[Record]:
+    """The runs in some places, each once. say: told of each that is damaged or has no epoch yet, which is left out.
 
-    Raises RunError where one is none, is damaged or has no epoch yet.
+    Raises RunError where a place holds no run, or none is left.
     """
     found: dict[Path, Record] = {}
+    left_out: list[str] = []
     for place in places:
         records, damaged = find_runs(place)
-        if damaged:
-            raise RunError(damaged[0])
-        if not records:
+        if not records and not damaged:
             Run.open(place)  # says why it is none
-        found |= {record.folder.resolve(): record for record in records}
-    empty = [str(record.folder) for record in found.values() if not record.metrics]
-    if empty:
-        raise RunError(f"{', '.join(empty)} has no epoch yet, so there is nothing to draw: train on, or leave it out")
+        left_out += damaged
+        for record in records:
+            if record.metrics:
+                found[record.folder.resolve()] = record
+            else:
+                left_out.append(f"{record.folder} has no epoch yet, so there is nothing to draw")
+    if not found:
+        raise RunError("; ".join(left_out))
+    for line in left_out:
+        say(f"left out: {line}")
     return list(found.values())
 
 

@@ -24,6 +24,7 @@ from jaxnet.training.config import Config, dump_toml, load_config
 from jaxnet.training.data import Dataset
 from jaxnet.training.lock import FILE as LOCK
 from jaxnet.training.lock import Lock
+from jaxnet.training.overrides import UNREADABLE
 
 VOCABULARY = "vocabulary.json"
 PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -205,8 +206,20 @@ class Run:
         return self.json("environment.json")
 
     def summary(self) -> dict[str, Any] | None:
-        """What summary.json says; None before the run has ended in any way."""
-        return self.json("summary.json") if (self.folder / "summary.json").exists() else None
+        """What summary.json says; None before the run has ended in any way.
+
+        Raises RunError where it cannot be read, or a value is of another type.
+        """
+        if not (self.folder / "summary.json").exists():
+            return None
+        found = self.json("summary.json")
+        for name, kind in {"status": str, "epochs": int, "step": int, "params_sha256": str | None}.items():
+            if name in found and not isinstance(found[name], kind):
+                raise RunError(
+                    f"{self.folder / 'summary.json'}: {name} is {str(found[name])[:40]!r}, so the file has changed: "
+                    f"delete it, and `jaxnet resume {quoted(self.folder)}` writes it anew"
+                )
+        return found
 
     def vocabulary(self) -> tuple[str, int] | None:
         """The characters of the tokens, and the window that was trained on; None where the run is of no text."""
@@ -222,9 +235,12 @@ class Run:
         """
         path = self.folder / name
         try:
-            return json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, *UNREADABLE) as error:
             raise RunError(f"{path} must be a JSON file that can be read: {error}") from error
+        if not isinstance(found, dict):
+            raise RunError(f"{path} must hold a JSON object, got {str(found)[:40]!r}")
+        return found
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -1,9 +1,10 @@
 """Runs as they lie on disk: read, set beside each other, and listed in a table. Nothing here writes."""
 
 import json
+import operator
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxnet.training.config import ConfigError, read_toml
+from jaxnet.training.overrides import UNREADABLE, OverrideError, parse_key, parse_value
 from jaxnet.training.run import Run, RunError
 
 SPLITS = ("train", "validation", "test")
@@ -22,6 +24,10 @@ LOSSES = ("test_loss", "validation_loss", "train_loss")
 LONGEST_NAME = 72
 ABSENT = "—"
 BARE_KEY = re.compile(r"[\w-]+", re.ASCII)
+CONDITION = re.compile(r"([^=<>!]+)(!=|<=|>=|=|<|>)(.+)", re.DOTALL)
+SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+SURROUNDINGS = ("versions", "device", "devices", "platform", "threads", "data_sha256", "git_revision")
+TIMES = ("seconds", "seconds_to_first_call", "examples_per_second")
 SAYS_NOTHING = ("name", "promise")  # keys of a config that change nothing about the training
 
 
@@ -86,7 +92,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):  # what stands after the last newline is being written
         try:
             metrics = json.loads(line)
-        except ValueError as error:
+        except UNREADABLE as error:
             raise RunError(
                 f"{path}, line {number} must be JSON, got {line[:40]!r}: "
                 f"`jaxnet resume {path.parent}` writes the file anew from its checkpoint"
@@ -172,6 +178,79 @@ def inline(value: Any) -> str:
         pairs = [f"{key if BARE_KEY.fullmatch(key) else inline(key)} = {inline(each)}" for key, each in value.items()]
         return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     return repr(value)
+
+
+def value_of(record: Record, key: str) -> Any:
+    """A figure of a run, its status, or the value of a dotted key of its config; None where it has none.
+
+    Raises RunError where the key cannot be read.
+    """
+    if key == "status":
+        return record.status
+    if (found := record.result(key)) is not None:
+        return found
+    try:
+        path = parse_key(key, key)
+    except OverrideError as error:
+        raise RunError(str(error)) from None
+    value: Any = record.config
+    for part in path:
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def sortable(value: Any) -> tuple[int, float, str]:
+    """A key that sorts what is absent before numbers and numbers before text."""
+    if value is None:
+        return 0, 0.0, ""
+    return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, inline(value))
+
+
+def condition(text: str) -> Callable[[Record], bool]:
+    """The test that `KEY=VALUE`, or with `!=`, `<`, `<=`, `>` or `>=`, stands for. A run without the key fails it.
+
+    Raises RunError.
+    """
+    parts = CONDITION.fullmatch(text)
+    if parts is None:
+        raise RunError(f"a condition must be like test_accuracy>0.9 or train.batch=10, got {text!r}")
+    key, sign, written = (part.strip() for part in parts.groups())
+    try:
+        wanted = parse_value(written, text)
+    except OverrideError as error:
+        raise RunError(str(error)) from None
+
+    def holds(record: Record) -> bool:
+        value = value_of(record, key)
+        if value is None:
+            return False
+        if sign in ("=", "!="):
+            return (value == wanted) == (sign == "=")
+        ours, theirs = sortable(value), sortable(wanted)
+        return ours[0] == theirs[0] and SIGNS[sign](ours, theirs)
+
+    return holds
+
+
+def difference_lines(records: Sequence[Record]) -> list[str]:
+    """Where two runs differ: config, versions and devices, data, each result, and the first epoch whose metrics differ.
+
+    A line holds a name and both runs' values. Times and rates are left out.
+    """
+    lines = [f"config.{key}: {' → '.join(values)}" for key, values in differing(records).items()]
+    kept = [{key: each.environment[key] for key in SURROUNDINGS if key in each.environment} for each in records]
+    lines += [f"environment.{key}: {' → '.join(values)}" for key, values in differences(kept, "")]
+    summaries = [{key: value for key, value in each.summary.items() if key not in TIMES} for each in records]
+    lines += [f"summary.{key}: {' → '.join(values)}" for key, values in differences(summaries, "")]
+    for pair in zip(*(each.metrics for each in records), strict=False):
+        rows = [{key: value for key, value in line.items() if key not in TIMES} for line in pair]
+        found = [f"  {key}: {' → '.join(values)}" for key, values in differences(rows, "")]
+        if found:
+            return [*lines, f"metrics differ first after epoch {pair[0].get('epoch')}:", *found]
+    return lines
 
 
 def short_names(records: Sequence[Record]) -> list[str]:
@@ -282,14 +361,22 @@ def print_runs(records: Sequence[Record], to: Console) -> None:
         to.print(f"{number:>3}  {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_runs(folder: Path) -> None:
+def show_runs(folder: Path, *, where: Sequence[str] = (), sort: str | None = None) -> None:
     """Prints the table of a folder's runs, and what is wrong with those that cannot be read.
 
-    Raises RunError where there is none.
+    where: conditions that a run must meet, such as `test_accuracy>0.9` or `train.batch=10`. sort: the figure or key by
+    which the runs are sorted, the largest last; those without it come first. Raises RunError where there is no run, or
+    a condition cannot be read.
     """
     records, damaged = find_runs(folder)
     if not records and not damaged:
         raise RunError(f"{folder} has no runs in it: make one with jaxnet train CONFIG --runs-dir {folder}")
+    tests = [condition(each) for each in where]
+    records = [record for record in records if all(test(record) for test in tests)]
+    if sort is not None:
+        records.sort(key=lambda record: sortable(value_of(record, sort)))
+    if tests and not records:
+        print("no run meets the conditions")
     if records:
         print_runs(records, console())
     for line in damaged:
