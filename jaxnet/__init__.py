@@ -3,42 +3,29 @@
 A layer is three pure functions of one example (`Layer`); networks are put together by combinators; `value_and_grad`
 runs a batch through network and loss and back again, and other readings of the same backward pass give each
 example's gradient, its norm, or every δ.
+
+Examples in docstrings assume `from jaxnet import *`, `import jax`, `import jax.numpy as jnp`, `import numpy as np`.
 """
 
-import jaxnet.feedback  # noqa: F401 - its makers enter the registry
-from jaxnet.backprop import (
-    Step,
-    Trace,
-    as_custom_vjp,
-    backpropagate,
-    initialize,
-    per_example,
-    predict,
-    trace,
-    value_and_grad,
-    vjp,
-)
-from jaxnet.combinators import bidirectional, parallel, per_position, remat, repeat, residual, serial, tied
-from jaxnet.heads import fused_head, in_chunks, linear_cross_entropy
-from jaxnet.layer import LabelError, Layer, Loss, Passing, Reading, ShapeError, Untrained, split_state, with_state
+import jaxnet.feedback
+import jaxnet.heads
+import jaxnet.models  # noqa: F401 - their makers enter the registry
+from jaxnet.backprop import as_custom_vjp, backpropagate, initialize, per_example, predict, trace, value_and_grad, vjp
+from jaxnet.combinators import parallel, per_position, remat, repeat, residual, serial, tied
+from jaxnet.layer import Layer, Loss, Reading, ShapeError
 from jaxnet.layers import (
-    Piece,
     attention,
     average_pool,
     batch_norm,
+    bidirectional,
     conv1d,
     conv2d,
-    conv_transpose1d,
-    conv_transpose2d,
     dense,
-    dot_product_attention,
     dropout,
-    elementwise,
     elu,
     embedding,
     flatten,
     gelu,
-    gelu_tanh,
     global_average_pool,
     global_max_pool,
     group_norm,
@@ -48,15 +35,12 @@ from jaxnet.layers import (
     leaky_relu,
     lstm,
     max_pool,
-    positional_embedding,
     relu,
     reshape,
     rms_norm,
     rnn,
-    rotary,
     sigmoid,
     silu,
-    sinusoidal_positions,
     softmax,
     softplus,
     tanh,
@@ -64,30 +48,20 @@ from jaxnet.layers import (
 from jaxnet.losses import (
     binary_cross_entropy,
     binary_cross_entropy_on_logits,
-    huber,
     ignoring,
-    mean_absolute_error,
     mean_squared_error,
-    multiclass_hinge,
     quadratic,
     softmax_cross_entropy,
 )
-from jaxnet.models import char_lstm, gated, gpt, gpt2, mlp, pre_norm, residual_mlp
-from jaxnet.readings import deltas, new_state, pair, product, squared_delta, squared_norm, sum_of_deltas, total
+from jaxnet.readings import deltas, pair, product, squared_norm, total
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "LabelError",
     "Layer",
     "Loss",
-    "Passing",
-    "Piece",
     "Reading",
     "ShapeError",
-    "Step",
-    "Trace",
-    "Untrained",
     "as_custom_vjp",
     "attention",
     "average_pool",
@@ -96,50 +70,31 @@ __all__ = [
     "bidirectional",
     "binary_cross_entropy",
     "binary_cross_entropy_on_logits",
-    "char_lstm",
     "conv1d",
     "conv2d",
-    "conv_transpose1d",
-    "conv_transpose2d",
     "deltas",
     "dense",
-    "dot_product_attention",
     "dropout",
-    "elementwise",
     "elu",
     "embedding",
     "flatten",
-    "fused_head",
-    "gated",
     "gelu",
-    "gelu_tanh",
     "global_average_pool",
     "global_max_pool",
-    "gpt",
-    "gpt2",
     "group_norm",
     "gru",
-    "huber",
     "identity",
     "ignoring",
-    "in_chunks",
     "initialize",
     "layer_norm",
     "leaky_relu",
-    "linear_cross_entropy",
     "lstm",
     "max_pool",
-    "mean_absolute_error",
     "mean_squared_error",
-    "mlp",
-    "multiclass_hinge",
-    "new_state",
     "pair",
     "parallel",
     "per_example",
     "per_position",
-    "positional_embedding",
-    "pre_norm",
     "predict",
     "product",
     "quadratic",
@@ -148,26 +103,19 @@ __all__ = [
     "repeat",
     "reshape",
     "residual",
-    "residual_mlp",
     "rms_norm",
     "rnn",
-    "rotary",
     "serial",
     "sigmoid",
     "silu",
-    "sinusoidal_positions",
     "softmax",
     "softmax_cross_entropy",
     "softplus",
-    "split_state",
-    "squared_delta",
     "squared_norm",
-    "sum_of_deltas",
     "tanh",
     "tied",
     "total",
     "trace",
     "value_and_grad",
     "vjp",
-    "with_state",
 ]

@@ -37,6 +37,10 @@ def initialize(net: Layer, loss: Loss | None, key: jax.Array, x: Tree) -> Tree:
 
     The network's; or the pair (the network's, the loss's) where the loss has parameters of its own. Where a layer
     keeps state (`batch_norm`), take it apart by `split_state`: what is trained, and what is not.
+
+    >>> params = initialize(dense(3), quadratic, jax.random.key(0), jnp.zeros(5))
+    >>> jax.tree.map(jnp.shape, params)
+    {'W': (3, 5), 'b': (3,)}
     """
     if loss is not None:
         are_made(net, loss)
@@ -77,6 +81,12 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     `ValueError` for weights that sum to 0; under `jax.jit` value and readings are then NaN. `ShapeError` for weights
     of another shape, batches of different sizes, and parameters of another network; `TypeError` for what is no `Layer`
     or no `Loss`.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> cost, grads = backpropagate(net, softmax_cross_entropy, total)(params, xs, ys)
+    >>> cost.shape, jax.tree.map(jnp.shape, grads)
+    ((), {'W': (2, 4), 'b': (2,)})
     """
     are_made(net, loss)
     if chunks > 1 and not read.additive:
@@ -205,6 +215,12 @@ def value_and_grad(net: Layer, loss: Loss, *, chunks: int = 1) -> Callable:
     Returns `(params, xs, ys, *, state=None, key=None, train=False, weights=None) -> value, grads`, grads with the
     structure, shapes and dtypes of params; see `backpropagate`. Given the state of the layers that keep one, it returns
     `value, grads, state`, with the state after this step.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> cost, grads = value_and_grad(net, softmax_cross_entropy)(params, xs, ys)
+    >>> cost.shape, grads["W"].shape
+    ((), (2, 4))
     """
     stateless = backpropagate(net, loss, total, chunks=chunks)
     stateful = backpropagate(net, loss, pair(total, new_state))
@@ -227,6 +243,12 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
     Returns `(params, xs, ys, *, state=None, key=None, train=False) -> costs (batch,), readings`, each with the batch as
     leading axis. Nothing is divided by the batch's size; a sequence's cost is the mean over its terms.
     Raises `ValueError` for a reading that sums over the examples, or where a layer couples them.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> _, grads = per_example(net, softmax_cross_entropy)(params, xs, ys)
+    >>> grads["W"].shape
+    (3, 2, 4)
     """
     are_made(net, loss)
     if None in jax.tree.leaves(read.out_axes, is_leaf=lambda axes: axes is None):
@@ -248,7 +270,13 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
 
 
 def predict(net: Layer) -> Callable:
-    """(params, xs, state=None) -> the network's outputs for a batch, in evaluation mode."""
+    """(params, xs, state=None) -> the network's outputs for a batch, in evaluation mode.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> predict(net)(params, xs).shape
+    (3, 2)
+    """
 
     def batch(params, xs, state=None):
         with of_this_network(net.init, params, xs):
@@ -261,6 +289,11 @@ def vjp(net: Layer) -> Callable:
     """As `jax.vjp` of the network at one example, by the hand-written backward pass.
 
     Returns `(params, x, *, key=None, train=False) -> out, pullback`, and `pullback(d_out) -> (d_params, dx)`.
+
+    >>> out, back = vjp(relu)((), jnp.array([-1.0, 2.0]))
+    >>> _, dx = back(jnp.ones(2))
+    >>> print(dx)
+    [0. 1.]
     """
 
     def at(params, x, *, key=None, train=False):
@@ -282,6 +315,10 @@ def as_custom_vjp(net: Layer, *, batched: bool = False, train: bool = False) -> 
     loops take; `vmap(grad(…))` of it gives per-example gradients. With `batched`, for a batch `xs`: gradients of a sum
     over the batch then cost one matrix product for each W, where `vmap` of the single form costs about twice that.
     Of a network with state, params are taken with it (`with_state`), and the state after a step does not come back.
+
+    >>> f = as_custom_vjp(sigmoid)
+    >>> print(jax.grad(lambda x: f((), x))(0.0))
+    0.25
     """
     read = total if batched else product
 
@@ -370,6 +407,11 @@ def trace(net: Layer, loss: Loss) -> Callable:
     example's own cost and δ: x is taken for one example where the network takes its shape, else for a batch. Where a
     layer couples the examples (`batch_norm` in training), δ is that of the sum of their costs.
     Inside `repeat`, a step's arrays have the times as leading axis; inside `per_position`, the positions.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> trace(net, softmax_cross_entropy)(params, xs, ys).cost.shape
+    (3,)
     """
     are_made(net, loss)
     recorded = on_leaves(_recording, net)

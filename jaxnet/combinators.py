@@ -23,7 +23,6 @@ from jaxnet.layer import (
     split_key,
     split_state,
 )
-from jaxnet.layers.recurrent import Piece
 from jaxnet.readings import in_each, over_positions, whole
 from jaxnet.registry import Count, maker
 
@@ -35,7 +34,15 @@ def numbered(layers: tuple[Layer, ...], i: int):
 
 @maker(examples={"serial(dense(5), sigmoid, dense(3))": "float32[6]"})
 def serial(*layers: Layer) -> Layer:
-    """One layer after the other; backward in reverse. Parameters: the tuple of the layers'."""
+    """One layer after the other; backward in reverse. Parameters: the tuple of the layers'.
+
+    >>> net, x = serial(dense(5), sigmoid, dense(3)), jnp.ones(6)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((3,), (6,), ({'W': (5, 6), 'b': (5,)}, (), {'W': (3, 5), 'b': (3,)}))
+    """
 
     def init(key, x):
         params = []
@@ -68,6 +75,13 @@ def residual(block: Layer) -> Layer:
     """out = x + f(x), so dx = d_out + f's dx. Parameters: f's.
 
     Raises `ShapeError` where f changes the shape.
+
+    >>> net, x = residual(dense(4)), jnp.ones(4)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((4,), (4,), {'W': (4, 4), 'b': (4,)})
     """
 
     def init(key, x):
@@ -109,6 +123,13 @@ def parallel(*branches: Layer, join: Literal["sum", "product", "concatenate"] = 
     Backward: each gets d_out, or d_out ⊙ the others' outputs, or its piece of d_out; dx is the sum of theirs.
     Parameters: the tuple of the layers'.
     Raises `ShapeError` where the outputs cannot be joined, `ValueError` for another `join` or no layers.
+
+    >>> net, x = parallel(dense(2), dense(3), join="concatenate"), jnp.ones(6)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((5,), (6,), ({'W': (2, 6), 'b': (2,)}, {'W': (3, 6), 'b': (3,)}))
     """
     if not branches:
         raise ValueError("parallel takes at least one layer, got none")
@@ -162,48 +183,19 @@ def parallel(*branches: Layer, join: Literal["sum", "product", "concatenate"] = 
     return Layer(f"parallel ({join})", init, forward, backward, branches, lambda *parts: parallel(*parts, join=join))
 
 
-@maker(examples={"bidirectional(gru(3), rnn(2, reverse=True))": "float32[5,6]"})
-def bidirectional(*branches: Layer) -> Layer:
-    """Two recurrences over one sequence, the second with `reverse`: (time, in) → (time, units of both).
-
-    A `Piece` it takes too, its carry the pair of theirs, and gives (outputs, that pair). Parameters: likewise a pair.
-    Raises `ShapeError` where one of the two does not take the sequence.
-    Source: Schuster and Paliwal, Bidirectional Recurrent Neural Networks, 1997.
-    """
-    if len(branches) != 2:
-        raise ValueError(f"bidirectional takes two recurrences, the second with reverse=True, got {len(branches)}")
-    whole = parallel(*branches, join="concatenate")
-
-    def forward(params, x, key=None, train=False):
-        if not isinstance(x, Piece):
-            return whole.forward(params, x, key, train)
-        carries = (None, None) if x.carry is None else x.carry
-        pieces = [x._replace(carry=carry) for carry in carries]
-        done = [layer.forward(p, piece, key, train) for layer, p, piece in zip(branches, params, pieces, strict=True)]
-        outs, carries = zip(*(out for out, _ in done), strict=True)
-        return (jnp.concatenate(outs, axis=-1), carries), (tuple(saved for _, saved in done), Static(outs[0].shape[-1]))
-
-    def backward(params, saved, d_out, read):
-        if not isinstance(d_out, tuple):
-            return whole.backward(params, saved, d_out, read)
-        (saved, width), (d_outs, d_carries) = saved, d_out
-        pieces = jnp.split(d_outs, [width.value], axis=-1)
-        (first, first_reading), (second, second_reading) = (
-            layer.backward(p, s, (d, d_carry), read)
-            for layer, p, s, d, d_carry in zip(branches, params, saved, pieces, d_carries, strict=True)
-        )
-        carries = None if first.carry is None else (first.carry, second.carry)
-        return Piece(first.xs + second.xs, carries), (first_reading, second_reading)
-
-    return Layer("bidirectional", whole.init, forward, backward, branches, bidirectional)
-
-
 @maker(examples={"per_position(serial(dense(4), relu))": "float32[5,6]"})
 def per_position(block: Layer) -> Layer:
     """A layer that takes one position, at every position of a sequence (the first axis). Parameters: the layer's.
 
     Each position gets a key of its own. Factors are summed over the positions before they are read.
     Raises `ShapeError` for an input without positions.
+
+    >>> net, x = per_position(dense(4)), jnp.ones((5, 6))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((5, 4), (5, 6), {'W': (4, 6), 'b': (4,)})
     """
 
     def accepts(xs):
@@ -241,6 +233,13 @@ def repeat(block: Layer, times: Count) -> Layer:
     Parameters: the layer's, each with a leading axis of `times`. Readings are taken inside the scan, so gradients are
     contracted there and no factors are kept.
     Raises `ShapeError` where the layer changes the shape, `ValueError` for less than one time.
+
+    >>> net, x = repeat(dense(4), 3), jnp.ones(4)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((4,), (4,), {'W': (3, 4, 4), 'b': (3, 4)})
     """
 
     def init(key, x):
@@ -263,6 +262,13 @@ def remat(block: Layer) -> Layer:
 
     Parameters: the layer's. On a CPU it pays inside `repeat` alone: elsewhere the compiler keeps what it computed.
     Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016.
+
+    >>> net, x = remat(serial(dense(4), tanh)), jnp.ones(6)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((4,), (6,), ({'W': (4, 6), 'b': (4,)}, ()))
     """
 
     def forward(params, x, key=None, train=False):
@@ -286,6 +292,13 @@ def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
     indices into `layers`, at least two. Parameters: as `serial`'s; the shared one stands in the first of those layers
     and is left out in the others.
     Raises `ValueError` for fewer than two uses or a layer without such a parameter, `ShapeError` where shapes differ.
+
+    >>> net, x = tied(dense(4), tanh, dense(4), where=(0, 2)), jnp.ones(4)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((4,), (4,), ({'W': (4, 4), 'b': (4,)}, (), {'b': (4,)}))
     """
     if len(set(where)) < 2 or not all(0 <= i < len(layers) for i in where):
         raise ValueError(f"tied takes at least two different indices of its {len(layers)} layers, got {where}")

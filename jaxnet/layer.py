@@ -16,7 +16,14 @@ EXAMPLES = "jaxnet examples"  # the name of the vmapped axis of a batch, for lay
 
 
 class ShapeError(ValueError):
-    """An input has a shape that a layer or a loss does not take."""
+    """An input has a shape that a layer or a loss does not take.
+
+    >>> try:
+    ...     conv2d(4, 3).init(jax.random.key(0), jnp.ones(6))
+    ... except ShapeError as error:
+    ...     print(str(error).partition(":")[0])
+    conv2d 4@3×3 takes an image (height, width, channels), got shape (6,)
+    """
 
 
 class LabelError(ValueError):
@@ -37,6 +44,13 @@ class Layer(NamedTuple):
     - `origin`: put there by `maker`; read `made`.
 
     Two layers are equal where the same maker made them of equal options.
+
+    >>> relu
+    relu
+    >>> dense(30).made.options["units"]
+    30
+    >>> serial(dense(3), relu) == serial(dense(3), relu)
+    True
     """
 
     name: str
@@ -104,6 +118,10 @@ class Loss(NamedTuple):
     - `init(key, x) -> params` where the loss has parameters of its own; parameters of the whole are then the pair
       (the network's, the loss's). None for most.
     - `origin`: as of a `Layer`.
+
+    >>> cost, delta, _ = quadratic.turn((), jnp.array([2.0, 0.0]), jnp.array([1.0, 0.0]), 1.0, total)
+    >>> print(cost, delta)
+    0.5 [1. 0.]
     """
 
     name: str
@@ -143,6 +161,13 @@ class Reading(NamedTuple):
       a gradient of the whole batch has, an example's own gradient has none.
     - `linear`: the reading has the structure of the parameters and is linear in each one's gradient: where an example's
       gradient is a sum (over the uses of a shared parameter, over pieces of a sequence), so is its reading.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> norm_of_delta = Reading(lambda passing: jnp.sum(passing.d_out**2), out_axes=0)
+    >>> _, squares = per_example(net, softmax_cross_entropy, norm_of_delta)(params, xs, ys)
+    >>> squares.shape
+    (3,)
     """
 
     at: Callable[[Passing], Tree]

@@ -16,19 +16,14 @@ from jaxnet import (
     average_pool,
     conv1d,
     conv2d,
-    conv_transpose1d,
-    conv_transpose2d,
     dense,
     dropout,
     embedding,
-    gated,
     global_average_pool,
     global_max_pool,
     max_pool,
     parallel,
     per_position,
-    positional_embedding,
-    pre_norm,
     remat,
     repeat,
     residual,
@@ -39,8 +34,8 @@ from jaxnet import (
     tied,
 )
 from jaxnet.layer import leaf, no_params
-from jaxnet.layers import ACTIVATIONS
-from jaxnet.models import cnn, lenet5, residual_cnn
+from jaxnet.layers import ACTIVATIONS, conv_transpose1d, conv_transpose2d, positional_embedding
+from jaxnet.models import cnn, gated, lenet5, pre_norm, residual_cnn
 from jaxnet.registry import example, makers
 from tests.agreement import cast, integers, normal, random_like, uniform
 
@@ -96,14 +91,14 @@ ids = leaf("ids", no_params, lambda _, x, key=None, train=False: (x.astype(jnp.i
 
 def as_llama(vocab: int) -> jaxnet.Layer:
     """A GPT with all of LLaMA's options."""
-    return jaxnet.gpt(
+    return jaxnet.models.gpt(
         vocab, 8, 4, 2, 9, hidden=6, norm="rms_norm", activation="silu", gate=True, rotary=True, kv_heads=2, bias=False
     )
 
 
 def small_gpt2(vocab: int) -> jaxnet.Layer:
     """A GPT-2 with dropout, its blocks run again in backward."""
-    return jaxnet.gpt2(vocab=vocab, positions=4, width=4, heads=2, depth=2, drop_rate=0.3, remat=True)
+    return jaxnet.models.gpt2(vocab=vocab, positions=4, width=4, heads=2, depth=2, drop_rate=0.3, remat=True)
 
 
 LAYERS = [
@@ -164,8 +159,8 @@ SEQUENCE_LAYERS = [
     *several("embedding", serial(ids, embedding(5, 3)), (2, 3), (), tokens=5),
     *several("embedding_of_few_tokens", serial(ids, embedding(50, 3)), (4,), tokens=2),  # ids stand there twice
     *several("positional_embedding", positional_embedding(4), (3, 2)),
-    *several("sinusoidal_positions", jaxnet.sinusoidal_positions, (3, 4)),
-    *several("rotary", jaxnet.rotary(), (3, 2, 4)),
+    *several("sinusoidal_positions", jaxnet.layers.sinusoidal_positions, (3, 4)),
+    *several("rotary", jaxnet.layers.rotary(), (3, 2, 4)),
     *several("attention", attention(2), (5, 4), (1, 4)),
     *several("attention_full_with_biases", attention(3, causal=False, bias=True), (4, 6)),
     *several("attention_grouped_rotary", attention(4, kv_heads=2, rotary=True, bias=True), (4, 8)),
@@ -213,9 +208,9 @@ COMBINATORS = [
 ]
 
 MODELS = [
-    *several("mlp", jaxnet.mlp([4, 4, 2], activation="tanh", out="sigmoid"), (3,), (3,)),
-    *several("mlp_dropout", jaxnet.mlp([4, 2], activation="silu", drop_rate=0.5), (3,), (3,), train=True),
-    *several("residual_mlp", jaxnet.residual_mlp(4, 3, 2, activation="gelu"), (3,), (3,)),
+    *several("mlp", jaxnet.models.mlp([4, 4, 2], activation="tanh", out="sigmoid"), (3,), (3,)),
+    *several("mlp_dropout", jaxnet.models.mlp([4, 2], activation="silu", drop_rate=0.5), (3,), (3,), train=True),
+    *several("residual_mlp", jaxnet.models.residual_mlp(4, 3, 2, activation="gelu"), (3,), (3,)),
 ]
 
 IMAGE_MODELS = [
@@ -225,10 +220,10 @@ IMAGE_MODELS = [
 ]
 
 LANGUAGE_MODELS = [
-    *several("gpt", serial(ids, jaxnet.gpt(5, 4, 2, 2, 4)), (3,), tokens=5),
+    *several("gpt", serial(ids, jaxnet.models.gpt(5, 4, 2, 2, 4)), (3,), tokens=5),
     *several("gpt_as_llama", serial(ids, as_llama(5)), (3,), tokens=5),
     *several("gpt2", serial(ids, small_gpt2(5)), (4,), train=True, tokens=5),
-    *several("char_lstm", serial(ids, jaxnet.char_lstm(5, 3, 2)), (3,), tokens=5),
+    *several("char_lstm", serial(ids, jaxnet.models.char_lstm(5, 3, 2)), (3,), tokens=5),
 ]
 
 NETWORKS = LAYERS + COMBINATORS + MODELS
@@ -298,7 +293,7 @@ def targets(problem: LossProblem):
 
 
 def _losses():
-    for name, loss in {**LOSSES, "huber_0.3": jaxnet.huber(0.3)}.items():
+    for name, loss in {**LOSSES, "huber_0.3": jaxnet.losses.huber(0.3)}.items():
         yield LossProblem(f"{name}-5-index", loss, (5,), "index")
         yield LossProblem(f"{name}-5-one_hot-batch1", loss, (5,), "one_hot", batch=1)
         yield LossProblem(f"{name}-2x3-index_ignored", jaxnet.ignoring(loss, -1), (2, 3), "index", ignored=True)

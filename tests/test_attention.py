@@ -10,24 +10,21 @@ import jaxnet
 from jaxnet import (
     attention,
     dense,
-    dot_product_attention,
     embedding,
-    gated,
     pair,
     per_position,
-    positional_embedding,
-    pre_norm,
     product,
     repeat,
-    rotary,
     serial,
     softmax_cross_entropy,
     squared_norm,
     value_and_grad,
 )
 from jaxnet.factors import Outer, Sum
+from jaxnet.layers import dot_product_attention, positional_embedding, rotary
 from jaxnet.layers.embedding import Rows, angles, turned
 from jaxnet.lowering import attention as strips
+from jaxnet.models import gated, pre_norm
 from tests.agreement import assert_agree, integers, normal, random_like
 from tests.implementations import check_against_autodiff, check_one_by_one, check_precision
 from tests.problems import SEQUENCE_LAYERS
@@ -254,7 +251,7 @@ BAD = [
     (embedding(5, 3), SEQUENCE, "embedding 5×3 takes token ids, an array of integers, got float32"),
     (positional_embedding(3), SEQUENCE, "has 3 positions, got a sequence of 4"),
     (positional_embedding(3), IDS, r"takes a sequence of vectors, \(time, width\), got int32 of shape \(4,\)"),
-    (jaxnet.sinusoidal_positions, jnp.zeros((4, 3)), "even width, whose entries make pairs, got a width of 3"),
+    (jaxnet.layers.sinusoidal_positions, jnp.zeros((4, 3)), "even width, whose entries make pairs, got a width of 3"),
     (rotary(), jnp.zeros((4, 3)), "rotary takes vectors of an even width"),
     (rotary(), jnp.zeros(4), r"rotary takes a sequence, \(time, …, width\), got shape \(4,\)"),
     (attention(4), SEQUENCE, "attention 4 takes a width that 4 heads divide, got 6"),

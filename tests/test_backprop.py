@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxnet
-from jaxnet import backpropagate, dense, pair, serial, squared_norm, sum_of_deltas, tanh, total, value_and_grad
+from jaxnet import backpropagate, dense, pair, serial, squared_norm, tanh, total, value_and_grad
+from jaxnet.readings import sum_of_deltas
 from tests.agreement import assert_agree, normal, uniform
 from tests.batches import SEQUENCE, VECTOR, assert_gradient, cross_entropy, sequences, vectors
 

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnet
-from jaxnet import batch_norm, dense, remat, repeat, serial, softmax_cross_entropy, split_state, tanh, with_state
-from jaxnet.layer import EXAMPLES, Static
+from jaxnet import batch_norm, dense, remat, repeat, serial, softmax_cross_entropy, tanh
+from jaxnet.layer import EXAMPLES, Static, split_state, with_state
 from tests.agreement import assert_agree, cast, normal, random_like
 from tests.test_sharding import exchanges
 

@@ -124,7 +124,8 @@ W, b = [[0.1, -0.2, 1.0], [0.3, 0.4, 0.5]], [0.0, 1.0]
 
 FORMS = [
     # as a config says it, as one would write it, the shape of an input
-    ("['sigmoid', 'gelu_tanh', 'identity', 'softmax']", [jn.sigmoid, jn.gelu_tanh, jn.identity, jn.softmax], (3,)),
+    ("['sigmoid', 'gelu_tanh', 'identity', 'softmax']", [jn.sigmoid, jn.layers.gelu_tanh, jn.identity, jn.softmax],
+     (3,)),
     ("[{dense = 5}]", [jn.dense(5, init="nielsen")], (3,)),
     ("[{dense = {units = 5, bias = false, init = 'orthogonal'}}]", [jn.dense(5, bias=False, init="orthogonal")], (3,)),
     (f"[{{dense = {{units = 2, weights = {W}, biases = {b}}}}}]",
@@ -149,7 +150,7 @@ FORMS = [
     ("[{bidirectional = [{gru = 2}, {gru = {units = 2, reverse = true}}]}]",
      [jn.bidirectional(jn.gru(2, init="nielsen"), jn.gru(2, reverse=True, init="nielsen"))], (4, 3)),
     ("[{pre_norm = {block = {dense = 3}, norm = 'rms_norm'}}]",
-     [jn.pre_norm(jn.dense(3, init="nielsen"), jn.rms_norm())], (3,)),
+     [jn.models.pre_norm(jn.dense(3, init="nielsen"), jn.rms_norm())], (3,)),
     ("[{tied = {layers = [{dense = 3}, 'tanh', {dense = 3}], where = [0, 2]}}]",
      [jn.tied(jn.dense(3, init="nielsen"), jn.tanh, jn.dense(3, init="nielsen"), where=(0, 2))], (3,)),
     ("[{'jaxnet.layers:dense' = {units = 2}}, 'jaxnet:relu', 'jaxnet:flatten']",
@@ -176,9 +177,9 @@ def test_a_config_s_layers_are_those_that_one_would_write(spec, layers, shape):
 
 def test_models_by_name_and_of_one_s_own():
     mlp = network(config("init=glorot_normal", "model={name='mlp', widths=[5, 2], activation='tanh', out='sigmoid'}"))
-    same_function(mlp, jn.mlp([5, 2], activation="tanh", out="sigmoid", init="glorot_normal"), (3,))
+    same_function(mlp, jn.models.mlp([5, 2], activation="tanh", out="sigmoid", init="glorot_normal"), (3,))
     own = network(config("model={name='jaxnet:residual_mlp', width=4, depth=2, outputs=3}"))
-    same_function(own, jn.residual_mlp(4, 2, 3), (3,))
+    same_function(own, jn.models.residual_mlp(4, 2, 3), (3,))
     same_function(network(config("model='jaxnet:relu'")), jn.relu, (3,))
 
 
@@ -190,7 +191,7 @@ def test_losses_by_name_with_options_and_of_one_s_own():
         net, loss, _, example = build(config(f"loss={spec}"), data)
         params = jn.initialize(net, loss, jax.random.key(0), example)
         found = jn.value_and_grad(net, loss)(params, *map(jnp.asarray, data.train))
-        wanted = jn.value_and_grad(net, jn.huber(0.1))(params, *map(jnp.asarray, data.train))
+        wanted = jn.value_and_grad(net, jn.losses.huber(0.1))(params, *map(jnp.asarray, data.train))
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 import jaxnet
-from jaxnet import ShapeError, dense, parallel, per_position, repeat, residual, serial, sigmoid, tied
+from jaxnet import ShapeError, dense, models, parallel, per_position, repeat, residual, serial, sigmoid, tied
 from jaxnet.layers import pinned
+from jaxnet.losses import huber
 
 KEY = jax.random.key(0)
 
@@ -85,7 +86,10 @@ SHAPES = {
         lambda: turn(jaxnet.softmax_cross_entropy, (2, 5), jnp.zeros(3, jnp.int32)),
         "got int32 (3,)",
     ),
-    "output_without_features": (lambda: turn(jaxnet.huber(), (), jnp.zeros(())), "huber takes a target of shape"),
+    "output_without_features": (
+        lambda: turn(huber(), (), jnp.zeros(())),
+        "huber takes a target of shape",
+    ),
     "where_in_serial": (
         lambda: start(serial(sigmoid, serial(sigmoid, sigmoid, dense(2))), 4, 3),
         "layer 2 of 2: layer 3 of 3: dense 2 takes a vector, got shape (4, 3)",
@@ -141,15 +145,21 @@ VALUES = {
         lambda: jaxnet.dropout(0.5).forward((), jnp.ones(3), train=True),
         "dropout draws its mask from a key while training, got none: pass key=jax.random.key(…)",
     ),
-    "huber": (lambda: jaxnet.huber(0.0), "Huber's threshold is positive, got 0.0"),
+    "huber": (lambda: huber(0.0), "Huber's threshold is positive, got 0.0"),
     "join": (
         lambda: parallel(dense(3), join="mean"),
         'parallel joins by "sum", "product" or "concatenate", got \'mean\'',
     ),
     "parallel_of_none": (lambda: parallel(), "parallel takes at least one layer, got none"),
-    "mlp_without_widths": (lambda: jaxnet.mlp([]), "an mlp takes at least one width, that of its output, got none"),
-    "mlp_of_a_misspelt_activation": (lambda: jaxnet.mlp([3, 2], activation="rleu"), "relu, softplus"),
-    "residual_mlp_of_no_activation": (lambda: jaxnet.residual_mlp(3, 2, 1, activation=""), "an activation is one of"),
+    "mlp_without_widths": (
+        lambda: models.mlp([]),
+        "an mlp takes at least one width, that of its output, got none",
+    ),
+    "mlp_of_a_misspelt_activation": (lambda: models.mlp([3, 2], activation="rleu"), "relu, softplus"),
+    "residual_mlp_of_no_activation": (
+        lambda: models.residual_mlp(3, 2, 1, activation=""),
+        "an activation is one of",
+    ),
     "repeat_never": (lambda: repeat(dense(3), 0), "repeat: times must be a whole number of at least 1, got 0"),
     "no_units": (lambda: dense(0), "dense: units must be a whole number of at least 1, got 0"),
     "units_as_a_float": (lambda: dense(2.0), "dense: units must be a whole number of at least 1, got 2.0"),
@@ -191,13 +201,13 @@ TYPES = {
         "serial: layers must be a Layer, got the function dense: call it, dense(units, *, bias=True, ",
     ),
     "no_layer": (lambda: residual(3), "residual: block must be a Layer, got 3, a int"),
-    "no_layer_or_none": (lambda: jaxnet.pre_norm(dense(3), "rms"), "pre_norm: norm must be a Layer, got 'rms', a str"),
+    "no_layer_or_none": (lambda: models.pre_norm(dense(3), "rms"), "pre_norm: norm must be a Layer, got 'rms', a str"),
     "a_loss_by_name": (
         lambda: jaxnet.value_and_grad(dense(3), "quadratic"),
         "the loss must be a Loss, got 'quadratic': write quadratic",
     ),
     "a_loss_that_was_not_called": (
-        lambda: jaxnet.per_example(dense(3), jaxnet.huber),
+        lambda: jaxnet.per_example(dense(3), huber),
         "write huber(threshold=1.0)",
     ),
     "another_loss": (lambda: jaxnet.trace(dense(3), None), "the loss must be a Loss, got None: make one, as quadratic"),

@@ -12,11 +12,8 @@ from jaxnet import (
     deltas,
     dense,
     embedding,
-    fused_head,
     ignoring,
-    in_chunks,
     initialize,
-    linear_cross_entropy,
     pair,
     per_example,
     per_position,
@@ -28,6 +25,7 @@ from jaxnet import (
     total,
     value_and_grad,
 )
+from jaxnet.heads import fused_head, in_chunks, linear_cross_entropy
 from jaxnet.training.step import in_precision
 from tests.agreement import assert_agree, cast, integers, random_like
 from tests.test_attention import largest_array

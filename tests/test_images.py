@@ -14,7 +14,6 @@ from jaxnet import (
     average_pool,
     conv1d,
     conv2d,
-    conv_transpose2d,
     dense,
     flatten,
     global_average_pool,
@@ -29,6 +28,7 @@ from jaxnet import (
     squared_norm,
     value_and_grad,
 )
+from jaxnet.layers import conv_transpose2d
 from jaxnet.lowering import conv as patches
 from jaxnet.lowering import plain_forms
 from jaxnet.lowering.chunks import sum_over_chunks

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxnet as jn
 from jaxnet.layer import leaves
+from jaxnet.models import char_lstm, gpt, gpt2
 from jaxnet.models.gpt2_weights import WeightsError, from_arrays, load_gpt2, save_gpt2, to_arrays
 from jaxnet.models.language import GPT2_SIZES
 from tests.agreement import assert_agree, integers, normal
@@ -122,7 +123,7 @@ def test_weights_go_out_as_they_came_in(tmp_path):
 
 def test_the_small_net_is_gpt2_in_small():
     net, params = from_arrays("here", published(), HEADS)
-    fresh = jn.gpt2(vocab=VOCAB, positions=POSITIONS, width=WIDTH, heads=HEADS, depth=DEPTH)
+    fresh = gpt2(vocab=VOCAB, positions=POSITIONS, width=WIDTH, heads=HEADS, depth=DEPTH)
     shapes = jax.eval_shape(fresh.init, jax.random.key(0), jax.ShapeDtypeStruct((POSITIONS,), np.int32))
     assert jax.tree.map(lambda t: (t.shape, t.dtype), shapes) == jax.tree.map(lambda t: (t.shape, t.dtype), params)
     assert [layer.name for layer in leaves(net)] == [layer.name for layer in leaves(fresh)]
@@ -130,7 +131,7 @@ def test_the_small_net_is_gpt2_in_small():
 
 @pytest.mark.parametrize(("size", "count"), [("124M", 124_439_808), ("1558M", 1_557_611_200)])
 def test_the_published_sizes(size, count):
-    net = jn.gpt2(size)
+    net = gpt2(size)
     params = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1024,), np.int32))
     assert sum(t.size for t in jax.tree.leaves(params)) == count
     assert GPT2_SIZES[size][0] % 64 == 0
@@ -207,7 +208,7 @@ def test_the_program_of_a_step_does_not_grow_with_the_depth():
     """So compiling takes no longer: `repeat` is one scan."""
 
     def length(depth: int) -> int:
-        net = jn.gpt(VOCAB, 8, 2, depth, POSITIONS, remat=True)
+        net = gpt(VOCAB, 8, 2, depth, POSITIONS, remat=True)
         tokens = jnp.asarray(TOKENS)
         params = jax.eval_shape(net.init, jax.random.key(0), tokens[0])
         step = jax.jit(jn.value_and_grad(net, jn.softmax_cross_entropy))
@@ -220,7 +221,7 @@ def test_the_program_of_a_step_does_not_grow_with_the_depth():
 
 
 @pytest.mark.parametrize(
-    "net", [jn.gpt(VOCAB, 8, 2, 2, POSITIONS), jn.gpt(VOCAB, 8, 2, 2, 99, rotary=True), jn.char_lstm(VOCAB, 8, 2)],
+    "net", [gpt(VOCAB, 8, 2, 2, POSITIONS), gpt(VOCAB, 8, 2, 2, 99, rotary=True), char_lstm(VOCAB, 8, 2)],
     ids=["gpt", "rotary", "char_lstm"],
 )  # fmt: skip
 def test_no_later_token_is_seen_and_every_earlier_one_is(net):
@@ -236,10 +237,10 @@ def test_no_later_token_is_seen_and_every_earlier_one_is(net):
 
 def test_models_refuse_what_they_cannot_take(unchecked):
     with pytest.raises(ValueError, match='a norm is one of layer_norm, rms_norm, got "batch"'.replace('"', "'")):
-        jn.gpt(VOCAB, 8, 2, 2, 4, norm="batch")  # pyright: ignore[reportArgumentType]
+        gpt(VOCAB, 8, 2, 2, 4, norm="batch")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="GPT-2 was published as 124M, 355M, 774M, 1558M, got '1M'"):
-        jn.gpt2("1M")  # pyright: ignore[reportArgumentType]
+        gpt2("1M")  # pyright: ignore[reportArgumentType]
     with pytest.raises(jn.ShapeError, match="positional_embedding 4 has 4 positions, got a sequence of 7"):
-        jn.gpt(VOCAB, 8, 2, 2, 4).init(jax.random.key(0), jnp.asarray(TOKENS[0]))
+        gpt(VOCAB, 8, 2, 2, 4).init(jax.random.key(0), jnp.asarray(TOKENS[0]))
     with pytest.raises(jn.ShapeError, match="takes a width that 3 heads divide, got 8"):
-        jn.gpt(VOCAB, 8, 3, 2, 7).init(jax.random.key(0), jnp.asarray(TOKENS[0]))
+        gpt(VOCAB, 8, 3, 2, 7).init(jax.random.key(0), jnp.asarray(TOKENS[0]))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxnet
-from jaxnet import dense, dropout, elementwise, relu
-from jaxnet.layers import INITIALIZERS, Activation, Initializer, pinned
+from jaxnet import dense, dropout, relu
+from jaxnet.layers import INITIALIZERS, Activation, Initializer, elementwise, pinned
 from tests.agreement import assert_agree, cast, normal
 from tests.implementations import NARROW, check_against_autodiff, check_one_by_one, check_precision, one_of_each
 from tests.problems import LAYERS

@@ -136,13 +136,13 @@ def test_a_label_outside_gives_nan_under_jit(loss, bad):
 def test_a_label_outside_is_an_error_outside_jit(way, bad):
     for loss in LOSSES.values():
         with pytest.raises(
-            jaxnet.LabelError, match=rf"example 1: .* go from 0 to 3, got {bad}: .*ignoring\({loss.name}"
+            jaxnet.layer.LabelError, match=rf"example 1: .* go from 0 to 3, got {bad}: .*ignoring\({loss.name}"
         ):
             runs(loss)[way][0](*labelled(bad))
     params, xs, _ = labelled(0)
-    with pytest.raises(jaxnet.LabelError, match=f"got {bad}"):
+    with pytest.raises(jaxnet.layer.LabelError, match=f"got {bad}"):
         jaxnet.trace(NET, jaxnet.quadratic)(params, xs[0], np.array(bad))
-    with pytest.raises(jaxnet.LabelError, match=f"got {bad}"):
+    with pytest.raises(jaxnet.layer.LabelError, match=f"got {bad}"):
         turn(jaxnet.quadratic, normal(1, (4,)), np.array(bad), 1.0)
 
 
@@ -151,9 +151,9 @@ def test_a_label_outside_is_found_behind_a_fused_head():
     ids = np.zeros((2, 3), np.int32)
     params = net.init(jax.random.key(0), ids[0])
     labels = np.array([[0, 1, 2], [3, 7, 4]])
-    with pytest.raises(jaxnet.LabelError, match=r"example 1: .* from 0 to 6, got 7"):
-        jaxnet.value_and_grad(*jaxnet.fused_head(net, chunks=2))(params, ids, labels)
-    value, _ = jax.jit(jaxnet.value_and_grad(*jaxnet.fused_head(net, chunks=2)))(params, ids, labels)
+    with pytest.raises(jaxnet.layer.LabelError, match=r"example 1: .* from 0 to 6, got 7"):
+        jaxnet.value_and_grad(*jaxnet.heads.fused_head(net, chunks=2))(params, ids, labels)
+    value, _ = jax.jit(jaxnet.value_and_grad(*jaxnet.heads.fused_head(net, chunks=2)))(params, ids, labels)
     assert np.isnan(value)
 
 
@@ -172,7 +172,7 @@ def test_an_ignored_label_counts_nowhere(x64):
     assert_agree(gradient(params, xs, ys), gradient(params, xs[kept], ys[kept]))
     weights = jnp.array([0.5, 7.0, 2.0])
     assert_agree(gradient(params, xs, ys, weights=weights), gradient(params, xs[kept], ys[kept], weights=weights[kept]))
-    with pytest.raises(jaxnet.LabelError, match=r"example 1: .* got -1"):
+    with pytest.raises(jaxnet.layer.LabelError, match=r"example 1: .* got -1"):
         gradient(*labelled(-1))
     with pytest.raises(jaxnet.ShapeError, match="takes class labels, got float"):
         gradient(params, xs, jnp.zeros((3, 4)))

@@ -27,9 +27,7 @@ from jaxnet import (
     residual,
     serial,
     sigmoid,
-    squared_delta,
     squared_norm,
-    sum_of_deltas,
     tanh,
     tied,
     total,
@@ -37,6 +35,7 @@ from jaxnet import (
 from jaxnet.factors import Outer, Plain, Sum
 from jaxnet.layer import leaves
 from jaxnet.losses import pointwise
+from jaxnet.readings import squared_delta, sum_of_deltas
 from tests.agreement import assert_agree, cast, integers, normal, random_like
 
 cross_entropy = jaxnet.softmax_cross_entropy

@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnet
-from jaxnet import Piece, ShapeError, bidirectional, gru, lstm, rnn
+from jaxnet import ShapeError, bidirectional, gru, lstm, rnn
+from jaxnet.layers import Piece
 from tests.agreement import assert_agree, cast, normal, random_like
 from tests.test_sharding import by_autodiff, exchanges
 

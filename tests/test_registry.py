@@ -82,7 +82,7 @@ def test_makers_have_examples():
     [
         (jaxnet.serial(dense(30), sigmoid, dense(10, bias=False)), "serial(dense(30), sigmoid, dense(10, bias=False))"),
         (jaxnet.conv2d(6, 5, padding=((1, 2), (0, 0))), "conv2d(6, 5, padding=[[1, 2], [0, 0]])"),
-        (jaxnet.mlp([16, 5], activation="tanh"), "mlp([16, 5], activation='tanh')"),
+        (jaxnet.models.mlp([16, 5], activation="tanh"), "mlp([16, 5], activation='tanh')"),
         (jaxnet.elu(), "elu()"),
         (jaxnet.flatten(), "flatten()"),
         (jaxnet.reshape(3, -1), "reshape(3, -1)"),
@@ -90,7 +90,7 @@ def test_makers_have_examples():
         (dense(3, init=jax.nn.initializers.zeros), "dense(3, init=zeros)"),
         (jaxnet.attention(2, causal=False, mask=np.eye(3, dtype=bool)), "attention(2, causal=False, mask=bool[3, 3])"),
         (feedback.random(seed=5)(dense(3)), "feedback(dense(3), random(seed=5))"),
-        (jaxnet.ignoring(jaxnet.huber(0.5)), "ignoring(huber(threshold=0.5))"),
+        (jaxnet.ignoring(jaxnet.losses.huber(0.5)), "ignoring(huber(threshold=0.5))"),
         (jaxnet.residual(dense(3)._replace(backward=print)), "residual(<dense 3, changed>)"),
         (Layer("mine", no_params, print, print), "<mine>"),
         (doubled(3), "doubled(times=3)"),
@@ -106,7 +106,7 @@ def test_equality_takes_defaults_arrays_and_functions():
     mask = np.tri(4, dtype=bool)
     assert jaxnet.attention(2, mask=mask) == jaxnet.attention(2, mask=mask.copy())
     assert jaxnet.attention(2, mask=mask) != jaxnet.attention(2, mask=mask | True)
-    assert jaxnet.mlp([3, 2]) == jaxnet.mlp((3, 2))
+    assert jaxnet.models.mlp([3, 2]) == jaxnet.models.mlp((3, 2))
     assert dense(3, init=jnp.zeros) == dense(3, init=jnp.zeros) != dense(3, init=jnp.ones)
     assert len({dense(3), dense(3), dense(4), sigmoid, jaxnet.elu(), jaxnet.elu(1.0)}) == 4
     assert dense(3) != ("dense", 3)
@@ -115,9 +115,9 @@ def test_equality_takes_defaults_arrays_and_functions():
 
 def test_an_option_given_as_a_list_does_not_change_with_it():
     widths = [3, 2]
-    net = jaxnet.mlp(widths)
+    net = jaxnet.models.mlp(widths)
     widths.append(9)
-    assert net == jaxnet.mlp([3, 2])
+    assert net == jaxnet.models.mlp([3, 2])
 
 
 def test_a_changed_layer_has_no_maker():
@@ -135,9 +135,9 @@ def test_a_changed_layer_has_no_maker():
 
 
 def test_a_model_says_of_what_combination_it_is():
-    assert jaxnet.mlp([3, 2]).made.maker == "mlp"
-    assert jaxnet.mlp([3, 2]).made.root.maker == "serial"
-    assert jaxnet.gpt2(vocab=5, width=4, heads=2, depth=1).made.root.maker == "tied"
+    assert jaxnet.models.mlp([3, 2]).made.maker == "mlp"
+    assert jaxnet.models.mlp([3, 2]).made.root.maker == "serial"
+    assert jaxnet.models.gpt2(vocab=5, width=4, heads=2, depth=1).made.root.maker == "tied"
     assert jaxnet.leaky_relu(0.1).made.root.options["activation"].g(-1.0) == pytest.approx(-0.1)
     assert dense(3).made.root == dense(3).made
 
@@ -242,7 +242,7 @@ def test_the_registry_is_listed():
 
 def test_a_network_s_table():
     x = jax.ShapeDtypeStruct((16,), "int32")
-    table = summary(jaxnet.gpt2(vocab=50, positions=16, width=8, heads=2, depth=2), x)
+    table = summary(jaxnet.models.gpt2(vocab=50, positions=16, width=8, heads=2, depth=2), x)
     assert [row.shape for row in table.rows] == [(16, 8)] * 4 + [(16, 50)]
     assert [row.parameters for row in table.rows] == [400, 128, 1744, 16, 0]
     assert str(table).splitlines()[-1].split() == ["total", "2,288"]

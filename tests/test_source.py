@@ -1,11 +1,15 @@
 """What the source itself promises: no autodiff in what is written by hand, imports that run downward, docstrings."""
 
 import ast
+import doctest
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxnet
@@ -24,9 +28,9 @@ FLOORS = [
     ["lowering"],
     ["factors"],
     ["readings"],
-    ["layers"],
-    ["losses"],
     ["combinators"],
+    ["losses"],
+    ["layers"],
     ["heads"],
     ["models"],
     ["backprop"],
@@ -232,7 +236,16 @@ def test_public_names_have_docstrings(name):
     first = text.strip().splitlines()[0] if text.strip() else ""
     assert len(first) > 10, f"{name} has no docstring"
     assert len(first) <= 120
-    assert text.strip()[-1] in ".:)`", f"the docstring of {name} ends within a sentence"
+    assert text.partition(">>>")[0].strip()[-1] in ".:)`", f"the docstring of {name} ends within a sentence"
+
+
+@pytest.mark.parametrize("name", jaxnet.__all__)
+def test_the_example_of_each_public_name_runs(name):
+    names = {"jax": jax, "jnp": jnp, "np": np} | {public: getattr(jaxnet, public) for public in jaxnet.__all__}
+    example = doctest.DocTestParser().get_doctest(documented()[name], names, name, None, None)
+    assert example.examples, f"{name} has no example"
+    said: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)
 
 
 SHAPES = ("shape", "axis", "axes", "vector", "scalar", "length", "width", "entry", "features", "example", "batch", "(…",

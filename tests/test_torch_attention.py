@@ -4,16 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet import (
-    attention,
-    dot_product_attention,
-    embedding,
-    ignoring,
-    linear_cross_entropy,
-    softmax_cross_entropy,
-    total,
-    vjp,
-)
+from jaxnet import attention, embedding, ignoring, softmax_cross_entropy, total, vjp
+from jaxnet.heads import linear_cross_entropy
+from jaxnet.layers import dot_product_attention
 
 torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")
 pytestmark = pytest.mark.peers

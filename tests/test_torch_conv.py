@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxnet
-from jaxnet import average_pool, conv1d, conv2d, conv_transpose1d, conv_transpose2d, max_pool
+from jaxnet import average_pool, conv1d, conv2d, max_pool
+from jaxnet.layers import conv_transpose1d, conv_transpose2d
 from tests.agreement import normal
 
 torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxnet
-from jaxnet import Piece, bidirectional, group_norm, gru, layer_norm, lstm, rms_norm, rnn
+from jaxnet import bidirectional, group_norm, gru, layer_norm, lstm, rms_norm, rnn
+from jaxnet.layers import Piece
 from tests.agreement import assert_agree, normal, random_like
 
 torch = pytest.importorskip("torch", reason="torch comes with the extra `peers`")

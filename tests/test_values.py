@@ -9,8 +9,9 @@ import scipy.special
 import scipy.stats
 
 import jaxnet
-from jaxnet import dense, huber, per_position
+from jaxnet import dense, per_position
 from jaxnet.layers import ACTIVATIONS
+from jaxnet.losses import huber
 from tests.agreement import normal, uniform
 from tests.problems import LOSSES
 

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet import dense, mlp, quadratic, residual_mlp, serial, sigmoid, softmax_cross_entropy, value_and_grad
+from jaxnet import dense, quadratic, serial, sigmoid, softmax_cross_entropy, value_and_grad
 from jaxnet.bench import numpy_nielsen
 from jaxnet.bench.measure import Case, Row, Variant, compiled, measure
 from jaxnet.bench.startup import startup
 from jaxnet.layer import Layer
+from jaxnet.models import mlp, residual_mlp
 
 
 def rows() -> list[Row]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.combinators import bidirectional, per_position, remat, residual, serial
+from jaxnet.combinators import per_position, remat, residual, serial
 from jaxnet.explaining.kinds import maker_of, options_of
 from jaxnet.explaining.observe import Item
 from jaxnet.layer import Layer, Tree
@@ -87,9 +87,9 @@ class Walk:
             return self.through(layer.parts[0], params, x, token, positions + 1, within)
         if layer.rebuild is remat:
             return self.through(layer.parts[0], params, x, token, positions, within)
-        if layer.rebuild is bidirectional:
-            return self.parallel(layer, "concatenate", params, x, token, positions, within)
         made_by, options = maker_of(layer), options_of(layer)
+        if made_by == "bidirectional":
+            return self.parallel(layer, "concatenate", params, x, token, positions, within)
         if made_by == "parallel":
             return self.parallel(layer, options["join"], params, x, token, positions, within)
         if made_by == "repeat":

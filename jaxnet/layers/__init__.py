@@ -1,4 +1,4 @@
-"""The leaf layers: each one's backward pass stands right under its forward pass."""
+"""The layers: each one's backward pass stands right under its forward pass."""
 
 from jaxnet.layers.activations import (
     ACTIVATIONS,
@@ -26,7 +26,7 @@ from jaxnet.layers.embedding import embedding, positional_embedding, rotary, sin
 from jaxnet.layers.initializers import INITIALIZERS, Initializer, pinned
 from jaxnet.layers.normalization import group_norm, layer_norm, rms_norm
 from jaxnet.layers.pooling import average_pool, global_average_pool, global_max_pool, max_pool
-from jaxnet.layers.recurrent import Piece, gru, lstm, rnn
+from jaxnet.layers.recurrent import Piece, bidirectional, gru, lstm, rnn
 from jaxnet.layers.shape import flatten, reshape
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "attention",
     "average_pool",
     "batch_norm",
+    "bidirectional",
     "conv1d",
     "conv2d",
     "conv_transpose1d",

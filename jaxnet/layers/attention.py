@@ -224,6 +224,13 @@ def attention(
     with rotary positions, a mask of another shape; `ValueError` for kv_heads that do not divide heads, or a mask by
     which some query sees nothing.
     Sources: as of this module; rotary positions: Su et al., RoFormer, 2021.
+
+    >>> net, x = attention(2), jnp.ones((5, 4))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((5, 4), (5, 4), {'W_k': (4, 4), 'W_o': (4, 4), 'W_q': (4, 4), 'W_v': (4, 4)})
     """
     name = f"attention {heads}"
     kv = heads if kv_heads is None else kv_heads

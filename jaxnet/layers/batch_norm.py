@@ -72,6 +72,11 @@ def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
     batched form of `as_custom_vjp`. Raises `ValueError` for one example by itself in training, for chunks of a batch,
     for readings of each example by itself, and in evaluation without a population; `ShapeError` for a number without
     channels, or another count of channels.
+
+    >>> net, x = batch_norm(), jnp.ones(3)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> jax.tree.map(jnp.shape, params)
+    {'beta': (3,), 'gamma': (3,), 'population': Untrained(value={'mean': (3,), 'variance': (3,)})}
     """
 
     def accepts(x, gamma):

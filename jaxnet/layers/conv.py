@@ -179,6 +179,13 @@ def conv1d(
 
     Arguments as `conv2d`'s. Parameters: `{"W": (channels, kernel, in / groups), "b": (channels,)}`.
     Raises as `conv2d`.
+
+    >>> net, x = conv1d(3, 3), jnp.ones((7, 2))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((5, 3), (7, 2), {'W': (3, 3, 2), 'b': (3,)})
     """
     return convolution("conv1d", 1, channels, kernel, stride, padding, dilation, groups, bias, init)
 
@@ -210,6 +217,13 @@ def conv2d(
     Parameters: `{"W": (channels, *kernel, in / groups), "b": (channels,)}`.
     Raises `ShapeError` for an input that is no image, has other channels, or is smaller than the kernel; `ValueError`
     for options that do not hold.
+
+    >>> net, x = conv2d(4, 3), jnp.ones((6, 5, 2))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((4, 3, 4), (6, 5, 2), {'W': (4, 3, 3, 2), 'b': (4,)})
     """
     return convolution("conv2d", 2, channels, kernel, stride, padding, dilation, groups, bias, init)
 

@@ -59,6 +59,13 @@ def dense(
     Parameters: `{"W": (units, in), "b": (units,)}`.
     Raises `ShapeError` for an input that is no vector, or not of the length that W takes; `ValueError` for rows of
     weights of different lengths, or biases without a b.
+
+    >>> net, x = dense(4), jnp.ones(6)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((4,), (6,), {'W': (4, 6), 'b': (4,)})
     """
     name = f"dense {units}"
     begin = initializer(init)

@@ -18,6 +18,11 @@ def dropout(drop_rate: float) -> Layer:
     """out = x ⊙ m / (1 − p) while training, x in evaluation; x of any shape. `drop_rate`: p, in [0, 1).
 
     Raises `ValueError` for a rate outside, and while training without a key.
+
+    >>> net = dropout(0.5)
+    >>> out, _ = net.forward((), jnp.ones(1000), jax.random.key(0), train=True)
+    >>> print(jnp.unique(out))
+    [0. 2.]
     """
     if not 0 <= drop_rate < 1:
         raise ValueError(f"a drop rate is at least 0 and below 1, got {drop_rate}")

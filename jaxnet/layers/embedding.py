@@ -105,6 +105,13 @@ def embedding(vocab: Count, width: Count, *, init: str | Initializer | Callable 
     out has W's dtype, but float32 where that is narrower: what the following layers add up begins here.
     Raises `ShapeError` for ids that are no integers, `ValueError` for an id outside the vocabulary. Inside `jit` and
     `vmap` values cannot raise: there the vector of such an id is NaN (JAX's own look-up would take the nearest row).
+
+    >>> net, x = embedding(5, 3), jnp.array([1, 1])
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> grads["W"].sum(1).tolist()
+    [0.0, 6.0, 0.0, 0.0, 0.0]
     """
     name = f"embedding {vocab}×{width}"
     begin = initializer(init)

@@ -126,6 +126,11 @@ def layer_norm(epsilon: float = 1e-5, *, bias: bool = True) -> Layer:
     `epsilon`: added to the variance. `bias`: whether there is a β. Parameters: `{"gamma": (width,), "beta": (width,)}`.
     Raises `ShapeError` for a number without axes or another width, `ValueError` for an epsilon below 0.
     Source: Ba, Kiros and Hinton, Layer Normalization, 2016, (3) and (4).
+
+    >>> net, x = layer_norm(), jnp.array([1.0, 3.0])
+    >>> params = net.init(jax.random.key(0), x)
+    >>> print(np.asarray(net.forward(params, x)[0]).round(3))
+    [-1.  1.]
     """
     return norm("layer_norm", epsilon, bias)
 
@@ -137,6 +142,11 @@ def rms_norm(epsilon: float = 1e-6) -> Layer:
     `epsilon`: added to the mean square. Parameters: `{"gamma": (width,)}`.
     Raises `ShapeError` for a number without axes or another width, `ValueError` for an epsilon below 0.
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, (4).
+
+    >>> net, x = rms_norm(), jnp.array([3.0, 4.0])
+    >>> params = net.init(jax.random.key(0), x)
+    >>> print(np.asarray(net.forward(params, x)[0]).round(3))
+    [0.849 1.131]
     """
     return norm("rms_norm", epsilon, False, centred=False)
 
@@ -149,6 +159,13 @@ def group_norm(groups: Count, *, epsilon: float = 1e-5) -> Layer:
     Parameters: `{"gamma": (channels,), "beta": (channels,)}`.
     Raises `ShapeError` where the groups do not divide the channels, `ValueError` for no groups or an epsilon below 0.
     Source: Wu and He, Group Normalization, 2018, (7).
+
+    >>> net, x = group_norm(2), jnp.ones((3, 4))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((3, 4), (3, 4), {'beta': (4,), 'gamma': (4,)})
     """
 
     def divides(x):

@@ -54,6 +54,11 @@ def max_pool(
     for none, "SAME", a number, or a pair (before, after) for each axis; below the window's length.
     Raises `ShapeError` for an input without places or smaller than the window; `ValueError` for options that do not
     hold.
+
+    >>> x = jnp.arange(4.0)[:, None]
+    >>> out, back = vjp(max_pool(2))((), x)
+    >>> print(out.ravel(), back(out)[1].ravel())
+    [1. 3.] [0. 1. 0. 3.]
     """
     window_of, accepts, title = pooling("max_pool", window, stride, padding)
 
@@ -83,6 +88,11 @@ def average_pool(
 
     Arguments as `max_pool`'s; n_p counts the places that the window sees at p, not the padding.
     Raises as `max_pool`.
+
+    >>> x = jnp.arange(4.0)[:, None]
+    >>> out, back = vjp(average_pool(2))((), x)
+    >>> print(out.ravel(), back(out)[1].ravel())
+    [0.5 2.5] [0.25 0.25 1.25 1.25]
     """
     window_of, accepts, title = pooling("average_pool", window, stride, padding)
 
@@ -104,6 +114,10 @@ def global_average_pool() -> Layer:
     """out = the mean of x over all its places, a number for each channel: (*places, channels) -> (channels,).
 
     Raises `ShapeError` for an input without places.
+
+    >>> out, back = vjp(global_average_pool())((), jnp.arange(4.0)[:, None])
+    >>> print(out, back(out)[1].ravel())
+    [1.5] [0.375 0.375 0.375 0.375]
     """
 
     def forward(params, x, key=None, train=False):
@@ -121,6 +135,10 @@ def global_max_pool() -> Layer:
     """out = the greatest number of x over all places of a channel: (*places, channels) -> (channels,).
 
     The first wins a tie. Raises `ShapeError` for an input without places.
+
+    >>> out, back = vjp(global_max_pool())((), jnp.arange(4.0)[:, None])
+    >>> print(out, back(out)[1].ravel())
+    [3.] [0. 0. 0. 3.]
     """
 
     def forward(params, x, key=None, train=False):

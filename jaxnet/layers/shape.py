@@ -11,6 +11,10 @@ def reshape(*shape: int) -> Layer:
     """The same numbers in another shape, in row-major order; one −1 stands for what remains.
 
     Raises `ShapeError` where the numbers do not fill the shape.
+
+    >>> out, back = vjp(reshape(3, -1))((), jnp.ones(6))
+    >>> out.shape, back(out)[1].shape
+    ((3, 2), (6,))
     """
     name = f"reshape {'×'.join(map(str, shape))}"
 
@@ -31,5 +35,10 @@ def reshape(*shape: int) -> Layer:
 
 @maker(examples={"flatten()": "float32[3,4]"})
 def flatten() -> Layer:
-    """All numbers of one example as a vector."""
+    """All numbers of one example as a vector.
+
+    >>> out, back = vjp(flatten())((), jnp.ones((2, 3)))
+    >>> out.shape, back(out)[1].shape
+    ((6,), (2, 3))
+    """
     return reshape(-1)._replace(name="flatten")

@@ -16,7 +16,7 @@ from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, ShapeError, output, split_state
 from jaxnet.losses import ignoring
 from jaxnet.readings import total
-from jaxnet.registry import Maker, maker_of
+from jaxnet.registry import Maker, maker_of, makers
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, import_object
 from jaxnet.training.data.own import raised
@@ -124,10 +124,13 @@ def own(where: str, name: str, kind: type, options: Mapping[str, Any]) -> Any:
 
 
 def imported(where: str, name: str) -> Any:
-    """The object of a name of one's own.
+    """The object of a name of one's own; "jaxnet:NAME" is the maker NAME, in whatever module it stands.
 
     Raises ConfigError where there is none.
     """
+    module, _, own = name.partition(":")
+    if module == "jaxnet" and (entry := makers("layer", "model", "loss").get(own)):
+        return entry.make
     try:
         return import_object(name)
     except ImportError as error:

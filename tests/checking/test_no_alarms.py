@@ -12,17 +12,21 @@ from tests.checking.rules import layer_norm
 
 QUICK = {"also": False, "shapes": False, "diagnose": False}
 SEEDS = {"float32": 40, "bfloat16": 10, "float16": 10, "float64": 5}
-WIDE = j.mlp([256, 256, 10]), j.softmax_cross_entropy
+WIDE = j.models.mlp([256, 256, 10]), j.softmax_cross_entropy
 NETWORKS = {
     "784-256-256-10 at 128": (WIDE, "float32[128,784], int32[128]<10", 20),
     "784-30-10 at 10": (
-        (j.mlp([30, 10], activation="sigmoid", out="sigmoid"), j.quadratic),
+        (j.models.mlp([30, 10], activation="sigmoid", out="sigmoid"), j.quadratic),
         "float32[10,784], int32[10]<10",
         60,
     ),
-    "64-64-10 at 1": ((j.mlp([64, 10]), j.softmax_cross_entropy), "float32[1,64], int32[1]<10", 60),
-    "residual, 6 deep": ((j.residual_mlp(32, 6, 10), j.softmax_cross_entropy), "float32[16,32], int32[16]<10", 60),
-    "12 deep": ((j.mlp([24] * 11 + [4]), j.softmax_cross_entropy), "float32[7,24], int32[7]<4", 60),
+    "64-64-10 at 1": ((j.models.mlp([64, 10]), j.softmax_cross_entropy), "float32[1,64], int32[1]<10", 60),
+    "residual, 6 deep": (
+        (j.models.residual_mlp(32, 6, 10), j.softmax_cross_entropy),
+        "float32[16,32], int32[16]<10",
+        60,
+    ),
+    "12 deep": ((j.models.mlp([24] * 11 + [4]), j.softmax_cross_entropy), "float32[7,24], int32[7]<4", 60),
     **{
         f"norm [{rows},{width}]": (layer_norm(), f"float32[{rows},{width}], float32[{width}], float32[{width}]", 60)
         for rows, width in ((1, 3), (8, 127), (8, 128), (8, 129), (64, 512))
@@ -59,7 +63,7 @@ def test_networks_of_many_sizes(name):
     assert report.ok, str(report)
 
 
-ACTIVATIONS = st.sampled_from([j.sigmoid, j.tanh, j.relu, j.softplus, j.silu, j.gelu, j.gelu_tanh, j.elu(0.7)])
+ACTIVATIONS = st.sampled_from([j.sigmoid, j.tanh, j.relu, j.softplus, j.silu, j.gelu, j.layers.gelu_tanh, j.elu(0.7)])
 
 
 @st.composite

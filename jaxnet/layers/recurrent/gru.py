@@ -73,6 +73,13 @@ def gru(
     Parameters: `{"W": (3 · units, in), "U": (3 · units, units), "b": (3 · units,), "c": (units,)}`, gates r, z, n.
     Raises `ShapeError` for another input, carry or length.
     Source: Cho et al., 2014, in torch's variant: the reset gate stands outside U_n h + c.
+
+    >>> net, x = gru(3), jnp.ones((5, 6))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((5, 3), (5, 6), {'U': (9, 3), 'W': (9, 6), 'b': (9,), 'c': (3,)})
     """
 
     def c(dtype):

@@ -77,6 +77,13 @@ def lstm(
     Parameters: `{"W": (4 · units, in), "U": (4 · units, units), "b": (4 · units,)}`, gates in the order i, f, g, o.
     Raises `ShapeError` for another input, carry or length.
     Source: Hochreiter and Schmidhuber, 1997; Gers, Schmidhuber and Cummins, 2000.
+
+    >>> net, x = lstm(3), jnp.ones((5, 6))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((5, 3), (5, 6), {'U': (12, 3), 'W': (12, 6), 'b': (12,)})
     """
 
     def b(dtype):

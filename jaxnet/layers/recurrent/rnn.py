@@ -57,6 +57,13 @@ def rnn(
     Parameters: `{"W": (units, in), "U": (units, units), "b": (units,)}`.
     Raises `ShapeError` for another input, carry or length, `ValueError` for another activation.
     Source: Elman, 1990.
+
+    >>> net, x = rnn(3), jnp.ones((5, 6))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> out, back = vjp(net)(params, x)
+    >>> grads, dx = back(jnp.ones_like(out))
+    >>> out.shape, dx.shape, jax.tree.map(jnp.shape, grads)
+    ((5, 3), (5, 6), {'U': (3, 3), 'W': (3, 6), 'b': (3,)})
     """
     if activation not in G:
         raise ValueError(f"rnn takes tanh or relu as its activation, got {activation!r}")
