@@ -16,7 +16,7 @@ from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, ShapeError, output, split_state
 from jaxnet.losses import ignoring
 from jaxnet.readings import total
-from jaxnet.registry import Maker, maker_of, makers
+from jaxnet.registry import Maker, did_you_mean, maker_of, makers
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, import_object
 from jaxnet.training.data.own import raised
@@ -129,8 +129,11 @@ def imported(where: str, name: str) -> Any:
     Raises ConfigError where there is none.
     """
     module, _, own = name.partition(":")
-    if module == "jaxnet" and (entry := makers("layer", "model", "loss").get(own)):
-        return entry.make
+    if module == "jaxnet" and "." not in own:
+        known = makers("layer", "model", "loss")
+        if own not in known:
+            raise ConfigError(f'{where}: "{name}": jaxnet has no {own}: {did_you_mean(own, known)}')
+        return known[own].make
     try:
         return import_object(name)
     except ImportError as error:
