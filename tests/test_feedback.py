@@ -7,7 +7,7 @@ import pytest
 
 import jaxnet
 from jaxnet import dense, feedback, parallel, per_position, remat, repeat, residual, serial, tanh, tied
-from jaxnet.checking import check, networks
+from jaxnet.checking import check, network_subjects
 from jaxnet.checking.deviations import declared, deviation
 from jaxnet.feedback import by_transpose, ways_in
 from jaxnet.layer import ShapeError, on_leaves
@@ -197,6 +197,6 @@ def test_the_checker_knows_a_deviation_and_finds_a_wrong_one():
 
 
 def test_without_the_declaration_the_checker_calls_it_wrong(monkeypatch):
-    monkeypatch.setattr(networks, "deviation", lambda net: "")
+    monkeypatch.setattr(network_subjects, "deviation", lambda net: "")
     net = feedback.sign()(serial(dense(4), tanh, dense(2)))
     assert not check(net, "float32[3]", **QUICK, diagnose=False).ok

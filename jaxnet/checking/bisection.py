@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxnet.checking import points
 from jaxnet.checking.judging import Findings, Options, asks_finer, judge_finer, judge_seeds
+from jaxnet.checking.network_subjects import Use, layer_subject
 from jaxnet.checking.points import Points
 from jaxnet.checking.reference import Runs
 from jaxnet.checking.report import Report
 from jaxnet.checking.subject import Subject
+from jaxnet.checking.verdict import check_subject
 from jaxnet.factors import Plain
 from jaxnet.layer import Layer, Passing, Static, split_state
-
-if TYPE_CHECKING:
-    from jaxnet.checking.networks import Use
 
 
 def reference_layer(layer: Layer) -> Layer:
@@ -102,9 +101,6 @@ def couples(node: Layer, x: Any) -> bool:
 
 def local_diagnosis(net: Layer, node: Layer, subject: Subject, where: Points, use: Use, options: Options) -> Any:
     """The diagnosis of one layer at fresh inputs of the shape that reaches it in the network."""
-    from jaxnet.checking.checks import check_subject
-    from jaxnet.checking.networks import layer_subject
-
     alone = replace(options, shapes=False, also=False)
     if node is net:
         return check_subject(subject, where, alone).diagnosis

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxnet.checking.checks import check
-from jaxnet.checking.report import Report
+from jaxnet.checking.report import Report, clipped, page, sized
 from jaxnet.checking.subject import CannotCheckError
-from jaxnet.checking.table import clipped, sized
 from jaxnet.checking.targets import Target, find, in_dtype, load, shipped
 
 ADEQUACY_SECONDS = 1.5  # for each of all targets
@@ -158,6 +157,4 @@ def written(reports: Sequence[Report], failures: Sequence[tuple[str, str]], json
         text = json.dumps(made, indent=2, ensure_ascii=False)
         print(text) if str(json_file) == "-" else Path(json_file).write_text(text + "\n", encoding="utf-8")
     if html_file is not None:
-        from jaxnet.checking.pages import page
-
         Path(html_file).write_text(page(reports), encoding="utf-8")

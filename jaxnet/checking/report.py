@@ -1,15 +1,22 @@
-"""The report of one check: a table that names the leaf, the entry, the layer and the cause."""
+"""The report of a check: as a table that names the leaf, the entry, the layer and the cause; as JSON; as a page."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from jaxnet.checking.compare import Leaf
 from jaxnet.checking.held import Held
+
+MOST_ROWS = 40
+MOST_PIXELS = 256  # a side of a heat map; larger arrays are shown by the largest entry of each tile
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,6 @@ class Report:
         return next((report.equation for report in self.inside if not report.ok and report.equation), "")
 
     def __str__(self) -> str:
-        from jaxnet.checking.table import table
-
         return table(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,8 +115,6 @@ class Report:
 
     def to_html(self) -> str:
         """The report as one self-contained page, with a heat map of expected, got and difference for each leaf."""
-        from jaxnet.checking.pages import page
-
         return page([self])
 
 
@@ -153,3 +156,178 @@ def known(wrong: tuple[Leaf, ...]) -> str:
         f"not known: {leaf.path} has cosine {leaf.cosine:.3f} with what is expected; "
         f"worst at {index}, {leaf.got:.4g} for {leaf.expected:.4g}; {leaf.pattern}"
     )
+
+
+def table(report: Report) -> str:
+    """The report's table and what stands under it."""
+    verdict = "ok" if report.ok else "WRONG"
+    lines = [f"{report.name}: backward {verdict}".ljust(35) + f"{report.where}   seed {report.seed}"]
+    if report.leaves:
+        lines += rows(report.leaves)
+    lines.append("")
+    lines += [f"{'PROBLEM':8}{problem}" for problem in report.problems]
+    if not report.ok:
+        lines += cause(report)
+    lines += about(report)
+    for inner in report.inside:
+        lines += ["", *("  " + line for line in (str(inner) if not inner.ok else summary(inner)).splitlines())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def rows(leaves: tuple[Leaf, ...]) -> list[str]:
+    """A line for each leaf; of many right ones a count."""
+    shown = [leaf for leaf in leaves if not leaf.ok or leaf.verdict != "ok"]
+    right = [leaf for leaf in leaves if leaf.verdict == "ok"]
+    kept = {id(leaf) for leaf in [*shown[:MOST_ROWS], *right[: max(0, MOST_ROWS - len(shown))]]}
+    width = max([10, *(len(leaf.path) for leaf in leaves if id(leaf) in kept)]) + 2
+    lines = [f"  {'':{width}}{'error':9}{'allowed':9}{'cosine':8}{'worst':11}{'got':11}{'expected':11}".rstrip()]
+    lines += [row(leaf, width) for leaf in leaves if id(leaf) in kept]
+    if hidden := len(leaves) - len(kept):
+        lines.append(f"  and {hidden} more leaves, {sum(not leaf.ok for leaf in leaves if id(leaf) not in kept)} wrong")
+    return lines
+
+
+def row(leaf: Leaf, width: int) -> str:
+    """One leaf."""
+    index = f"[{','.join(map(str, leaf.index))}]" if leaf.index else "[]"
+    differs = leaf.verdict != "ok"
+    cosine = f"{leaf.cosine:.3f}".replace("0.", ".", 1) if leaf.cosine < 0.9995 else "1"
+    words = (
+        leaf.verdict
+        + (f"  {leaf.pattern}" if leaf.pattern else "")
+        + (f"  at {leaf.dtype}" if leaf.dtype and differs else "")
+    )
+    values = f"{short(leaf.got):11}{short(leaf.expected):11}" if differs else f"{'':22}"
+    sizes = f"{sized(leaf.error):9}{sized(leaf.allowed):9}{cosine:8}"
+    return f"  {leaf.path:{width}}{sizes}{index if differs else '':11}{values}{words}"
+
+
+def sized(value: float) -> str:
+    """A size: 0, or with one digit after the point."""
+    return "0" if value == 0 else f"{value:.0e}" if value < 1e-2 else f"{value:.1e}"
+
+
+def short(value: complex) -> str:
+    """A number in four digits."""
+    if isinstance(value, complex) and value.imag:
+        return f"{value:.3g}"
+    return f"{value.real:.4g}"
+
+
+def cause(report: Report) -> list[str]:
+    """Layer, cause, the line it belongs to, evidence, the equation mended, the alternatives."""
+    lines = []
+    if report.layer:
+        lines.append(f"{'layer':8}{report.layer}")
+    best = report.best
+    if best is None:
+        if not report.problems and report.cause:
+            lines.append(f"{'cause':8}{report.cause}")
+        return lines
+    lines.append(f"{'cause':8}{best.cause}" + ("" if best.exact else "   (consistent with: it is not the only one)"))
+    if best.where:
+        lines.append(f"{'':8}{best.where}")
+    evidence = best.evidence or f"explains {', '.join(best.leaves)} to {best.residual:.0e}"
+    lines.append(f"{'':8}{evidence}")
+    if best.equation:
+        lines.append(f"{'mended':8}{best.equation}")
+    others = report.diagnosis.others
+    fitted = "; ".join(other.cause for other in others[:3])
+    lines.append(f"{'others':8}{fitted if others else f'none of {report.diagnosis.tried:,} mutants fits as well'}")
+    return lines
+
+
+def about(report: Report) -> list[str]:
+    """What else was held, what this point cannot tell, and how to run it again."""
+    lines = []
+    if failed := [h for h in report.held if h.ok is False]:
+        lines += [f"{'FAILED':8}{h.name}: {h.words}" for h in failed]
+    if fine := [h for h in report.held if h.ok]:
+        lines.append(f"{'also held':14}{', '.join(h.name + (f' ({h.words})' if h.words else '') for h in fine)}")
+    lines += [f"{'not asked':14}{h.name}: {h.words}" for h in report.held if h.ok is None]
+    if report.blind is not None:
+        lines.append(
+            f"{'cannot tell':14}{clipped(report.blind, 6) if report.blind else 'nothing: every mutant differs here'}"
+        )
+    if report.passed_over:
+        lines.append(f"{'passed over':14}{', '.join(f'{path} ({why})' for path, why in report.passed_over.items())}")
+    if report.reference != "autodiff of its primal":
+        lines.append(f"{'reference':14}{report.reference}")
+    lines += [f"{'note':14}{note}" for note in report.notes]
+    if report.curve:
+        lines.append(f"{'step, change':14}{', '.join(f'{h:.0e} {c:.0e}' for h, c in report.curve)}")
+    if report.again:
+        lines.append(f"{'again':14}{report.again}")
+    return lines
+
+
+def clipped(words: tuple[str, ...], most: int, length: int = 160) -> str:
+    """The first few of several remarks, none of them long; how many more there are."""
+    shown = [each if len(each) <= length else each[: length - 1] + "…" for each in words[:most]]
+    more = [f"and {len(words) - most} more"] if len(words) > most else []
+    return "; ".join([*shown, *more])
+
+
+def summary(report: Report) -> str:
+    """A right report in one line."""
+    worst = max((leaf.error for leaf in report.leaves if not leaf.forward), default=0.0)
+    allowed = max((leaf.allowed for leaf in report.leaves if not leaf.forward), default=0.0)
+    warned = "".join(f"   {note}" for note in report.notes if note.startswith("WARNING"))
+    return f"{report.name}: ok   {report.where}   error {sized(worst)}, allowed {sized(allowed)}{warned}"
+
+
+def page(reports: Sequence[Report]) -> str:
+    """A self-contained page of one or several reports."""
+    from jinja2 import Environment
+
+    wrong = sum(not report.ok for report in reports)
+    title = (
+        f"{len(reports)} backward passes, {wrong} wrong" if len(reports) != 1 else f"Backward pass of {reports[0].name}"
+    )
+    template = Environment(autoescape=True, trim_blocks=True).from_string(
+        resources.files("jaxnet.checking").joinpath("page.html").read_text(encoding="utf-8")
+    )
+    return template.render(title=title, reports=reports, maps=heat_maps, sized=sized, short=short)
+
+
+def heat_maps(leaf: Leaf) -> list[tuple[str, str, float]]:
+    """Name, image and range of the maps of expected, got and difference; the first two share a range."""
+    assert leaf.arrays is not None
+    got, expected = (np.nan_to_num(np.real(array)) for array in leaf.arrays)
+    top = max(float(np.abs(got).max(initial=0)), float(np.abs(expected).max(initial=0)))
+    off = float(np.abs(got - expected).max(initial=0))
+    return [
+        ("expected", image(expected, top), top),
+        ("got", image(got, top), top),
+        ("difference", image(got - expected, off), off),
+    ]
+
+
+def as_matrix(array: np.ndarray) -> np.ndarray:
+    """An array as a matrix of at most `MOST_PIXELS` a side: leading axes stacked, of each tile the largest entry."""
+    matrix = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(1, -1)
+    for axis in (0, 1):
+        step = -(-matrix.shape[axis] // MOST_PIXELS)
+        if step > 1:
+            pad = [(0, 0), (0, 0)]
+            pad[axis] = (0, -matrix.shape[axis] % step)
+            tiles = np.stack(
+                np.split(np.pad(matrix, pad), range(step, matrix.shape[axis] + pad[axis][1], step), axis), axis
+            )
+            inner = axis + 1
+            where = np.expand_dims(np.abs(tiles).argmax(inner), inner)
+            matrix = np.take_along_axis(tiles, where, inner).squeeze(inner)
+    return matrix
+
+
+def image(array: np.ndarray, top: float) -> str:
+    """A heat map as a PNG in a data URI: blue below zero, white at zero, red above."""
+    from PIL import Image
+
+    matrix = as_matrix(array) / (top or 1.0)
+    low, high = np.clip(-matrix, 0, 1), np.clip(matrix, 0, 1)
+    below, above = np.array([33, 102, 172]), np.array([178, 24, 43])
+    colors = 255 - low[..., None] * (255 - below) - high[..., None] * (255 - above)
+    buffer = io.BytesIO()
+    Image.fromarray(colors.astype(np.uint8), "RGB").save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxnet.backprop import initialize
 from jaxnet.checking import points
-from jaxnet.checking.networks import is_network, takes_batch
+from jaxnet.checking.network_subjects import takes_batch
+from jaxnet.checking.networks import is_network
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.checking.targets import Target, find
 from jaxnet.explaining.history import History

@@ -9,7 +9,7 @@ from jaxnet.checking import check
 from jaxnet.checking.command import run
 from jaxnet.checking.compare import Leaf
 from jaxnet.checking.diagnose import Diagnosis, Explanation
-from jaxnet.checking.pages import as_matrix, page
+from jaxnet.checking.report import as_matrix, page
 from tests.checking.rules import layer_norm, layer_norm_reference, shapes
 
 pytest_plugins = ["pytester"]

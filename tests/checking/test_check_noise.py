@@ -10,7 +10,7 @@ import pytest
 from jaxnet.checking import check
 from jaxnet.checking.compare import pattern_of
 from jaxnet.checking.judging import Options, asks_finer
-from jaxnet.checking.table import summary
+from jaxnet.checking.report import summary
 from tests.checking.rules import layer_norm, product, shapes
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False}

@@ -1,0 +1,279 @@
+"""The whole check of one rule at some points: values, invariants, other points, rules inside, cause."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from jaxnet.checking import points
+from jaxnet.checking.adequacy import adequacy, grouped
+from jaxnet.checking.compare import Leaf, worst
+from jaxnet.checking.diagnose import Problem, diagnose
+from jaxnet.checking.held import Held, held
+from jaxnet.checking.judging import (
+    NOT_FINITE,
+    Findings,
+    Options,
+    asks_finer,
+    judge_elsewhere,
+    judge_finer,
+    judge_seeds,
+    point,
+)
+from jaxnet.checking.noise import scale_of
+from jaxnet.checking.points import Points, points_of
+from jaxnet.checking.reference import Runs, in_float64
+from jaxnet.checking.report import Report
+from jaxnet.checking.rules import differentiated, mode_of, only_arrays, short
+from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
+from jaxnet.program import Site, custom_sites
+
+MOST_INSIDE = 64
+BLIND, COARSE = 0.5, 5e-3  # relative to a leaf's largest entry: nothing is seen; a per cent may not be
+IMPLICIT = "jax/_src/lax/control_flow/solves.py"  # custom_root: its gradients are not those of its iterations
+
+
+def check_subject(subject: Subject, where: Points, options: Options) -> Report:
+    """The whole check of one rule at some points."""
+    found = Findings(notes=list(subject.notes))
+    args = where.draw(options.seed, "plain")
+    runs = Runs.at(subject, args)
+    if options.tolerance is not None and options.tolerance <= 0:
+        raise CannotCheckError(f"tolerance must be positive, got {options.tolerance}")
+    with found.phase("compare"):
+        first = judge_seeds(runs, where, options, found)
+    if first is not None:
+        if asks_finer(options, *first[:2]):
+            with found.phase("float64"):
+                judge_finer(runs, where, options, found)
+        if options.also and all(leaf.ok for leaf in found.leaves):
+            with found.phase("also held"):
+                found.held += held(runs, *first)
+        if options.shapes and where.fresh and all(leaf.ok for leaf in found.leaves):
+            with found.phase("other points"):
+                judge_elsewhere(runs, where, options, found)
+    inside = []
+    if options.inside:
+        with found.phase("inside"):
+            inside = check_inside(subject, args, options, found)
+    leaves = tuple(worst(found.leaves))
+    found.notes += unseen(leaves, options)
+    if runs.problems and not any(h.name == "structure and dtypes" for h in found.held):
+        found.held.append(Held("structure and dtypes", False, "; ".join(runs.problems)))
+    report = Report(
+        name=subject.name,
+        where=where.words,
+        seed=options.seed,
+        leaves=leaves,
+        held=tuple(found.held),
+        problems=tuple(found.problems),
+        notes=tuple(dict.fromkeys(found.notes)),
+        passed_over={subject.label(path): why for path, why in leaves_of(args, subject.fixed).passed_over.items()},
+        inside=tuple(inside),
+        reference=reference_words(subject, options),
+        again=options.again,
+        seconds=found.seconds,
+        curve=tuple(runs.curve),
+    )
+    return explained(report, subject, where, options, found)
+
+
+def unseen(leaves: Sequence[Leaf], options: Options) -> list[str]:
+    """Where rounding allows so much that mistakes pass: leaves no larger than it, half precision by itself."""
+    gradients = [leaf for leaf in leaves if not leaf.forward and leaf.ok]
+    blind = [
+        leaf.path
+        for leaf in gradients
+        if leaf.allowed >= BLIND and leaf.arrays is not None and scale_of(leaf.arrays[1]) > 0
+    ]
+    notes = []
+    if blind:
+        notes.append(
+            f"WARNING: {', '.join(blind)} {'is' if len(blind) == 1 else 'are'} no larger than what rounding allows "
+            "here: a mistake in it would pass; take other inputs, or a finer dtype"
+        )
+    coarse = max((leaf.allowed for leaf in gradients if leaf.allowed < BLIND), default=0.0)
+    if not options.precise and coarse > COARSE:
+        notes.append(
+            f"WARNING: in this dtype by itself, mistakes of up to {100 * coarse:.1g} % pass: leave `precise` on, or "
+            "check in float32"
+        )
+    return notes
+
+
+def reference_words(subject: Subject, options: Options) -> str:
+    """What the rule was held against, in words."""
+    how = {
+        "reverse": "autodiff of its primal",
+        "forward": "forward mode, since reverse mode cannot go through its primal",
+        "differences": "finite differences in float64: a second opinion only, since autodiff cannot follow the primal; "
+        "give `reference=` for a proof",
+    }[subject.mode]
+    return (
+        f"{options.reference_name}, {how}".replace("autodiff of its primal", "by autodiff")
+        if options.reference_name
+        else how
+    )
+
+
+def check_inside(subject: Subject, args: tuple, options: Options, found: Findings) -> list[Report]:
+    """The custom rules inside the function, each at the very inputs that reach it; at one place three uses at most."""
+    function = subject.custom.__wrapped__ if subject.custom is not None else subject.plain
+    if function is None:
+        return []
+    leaves = leaves_of(args, subject.fixed)
+
+    def call(*values):
+        return runs_flat(function, leaves, values)
+
+    try:
+        sites = custom_sites(call, leaves.values)
+    except Exception as error:
+        if all(leaf.ok for leaf in found.leaves):
+            raise CannotCheckError(f"every rule inside must be found: {short(error)}") from error
+        found.notes.append(f"the rules inside could not be followed: {short(error)}")
+        return []
+    groups: dict[tuple, list[Site]] = {}
+    for site in sites:
+        if IMPLICIT in site.where:
+            found.notes.append(f"{site.name} is differentiated implicitly: held in what surrounds it")
+        else:
+            groups.setdefault(site.key, []).append(site)
+    if len(groups) > MOST_INSIDE:
+        found.notes.append(f"of {len(groups)} custom rules inside, the first {MOST_INSIDE} are checked")
+        groups = dict(list(groups.items())[:MOST_INSIDE])
+    reports = []
+    for group in groups.values():
+        chosen = [group[i] for i in sorted({0, len(group) // 2, len(group) - 1})]
+        each = [check_site(site, options) for site in chosen]
+        bad = next((report for report in each if report is not None and not report.ok), None)
+        report = bad or next((report for report in each if report is not None), None)
+        if report is None:
+            continue
+        uses = f"{len(group)} uses" if len(group) > 1 else "1 use"
+        reports.append(replace(report, notes=(*report.notes, f"defined at {group[0].where}, {uses} found")))
+    return reports
+
+
+def runs_flat(function: Callable, leaves, values):
+    """The arrays that a function gives."""
+    return [leaf for leaf in jax.tree.leaves(function(*leaves.tree(values))) if hasattr(leaf, "dtype")]
+
+
+def check_site(site: Site, options: Options) -> Report | None:
+    """One use of a custom rule; None where none of its inputs has a gradient."""
+    subject = Subject(site.name, site.inputs, differentiated(site.function), site.primal, plain=site.function)
+    try:
+        subject = replace(subject, mode=site_mode(site))
+        # The rule stands in a traced program, with its dtypes: it runs in these alone.
+        inner = replace(
+            options, precise=False, shapes=False, inside=False, adequacy=False, seeds=1, also=False, again=""
+        )
+        report = check_subject(subject, points_of(site.inputs), inner)
+    except CannotCheckError:
+        return None
+    # A branch that is computed and not chosen may be NaN; one that is chosen makes the whole function NaN.
+    if any(problem.startswith(NOT_FINITE) for problem in report.problems):
+        return None
+    return replace(report, layer="" if report.ok else " › ".join(part for part in (site.path, site.name) if part))
+
+
+def site_mode(site: Site) -> str:
+    """How autodiff follows a rule's primal: in float64 too, where the rules inside it are opened."""
+    mode = mode_of(site.primal, site.inputs)
+    return in_float64(lambda *inputs: mode_of(site.primal, inputs), *site.inputs) if mode == "reverse" else mode
+
+
+def explained(report: Report, subject: Subject, where: Points, options: Options, found: Findings) -> Report:
+    """The report with layer, diagnosis and adequacy."""
+    changes: dict[str, Any] = {}
+    wrong_inside = next((inner for inner in report.inside if not inner.ok), None)
+    if wrong_inside is not None:
+        changes["layer"] = wrong_inside.layer or wrong_inside.name
+        changes["diagnosis"] = wrong_inside.diagnosis
+    elif found.witness is not None and options.diagnose and can_be_taken_apart(subject):
+        with found.phase("diagnosis"):
+            changes["diagnosis"] = diagnosed(subject, where, options, found)
+    if options.adequacy and report.ok and can_be_taken_apart(subject):
+        args = where.draw(options.seed, "plain")
+        runs = Runs.at(subject, args)
+        _values, d_out = point(runs, where, options.seed)
+        with found.phase("adequacy"):
+            primal, arrays = arrays_alone(subject.primal, subject, args)
+            blind = adequacy(primal, arrays(args), runs.outs.zeros_elsewhere(d_out), budget=options.budget)
+        changes["blind"] = grouped(blind)
+    return replace(report, **changes)
+
+
+def can_be_taken_apart(subject: Subject) -> bool:
+    """Whether the reference has a backward program."""
+    return subject.mode == "reverse" and not subject.tangents
+
+
+def arrays_alone(function: Callable, subject: Subject, args: tuple) -> tuple[Callable, Callable]:
+    """`function` of arguments with None for all that cannot be traced, and what makes such arguments.
+
+    What is left out (sizes, functions, names, what `nondiff_argnums` names) stands there as it is in `args`.
+    """
+    fixed = subject.fixed if subject.custom is not None else ()
+
+    def is_none(leaf):
+        return leaf is None
+
+    def is_held(leaf):  # a number by itself is none, nor is a dtype, which has a dtype too
+        return is_array(leaf) and hasattr(leaf, "dtype")
+
+    def arrays(args: tuple) -> tuple:
+        return tuple(
+            jax.tree.map(lambda leaf, i=i: leaf if i not in fixed and is_held(leaf) else None, arg)
+            for i, arg in enumerate(args)
+        )
+
+    whole, treedef = jax.tree.flatten(args, is_leaf=is_none)
+
+    @functools.wraps(function)
+    def restored(*some):
+        given = jax.tree.leaves(some, is_leaf=is_none)
+        return function(*treedef.unflatten([w if g is None else g for w, g in zip(whole, given, strict=True)]))
+
+    return restored, arrays
+
+
+def diagnosed(subject: Subject, where: Points, options: Options, found: Findings) -> Any:
+    """What the diagnosis says of the first wrong point."""
+    assert found.witness is not None
+    args, cotangent, wrong, allowed = found.witness
+    primal, arrays = arrays_alone(subject.primal, subject, args)
+    whole, _ = arrays_alone(lambda *args: args, subject, args)
+
+    def backward(args: tuple, d_out: Any) -> Any:
+        return only_arrays(subject.run(whole(*args), d_out)[1])
+
+    untraced = any(getattr(leaf, "dtype", None) == jax.dtypes.float0 for leaf in jax.tree.leaves(cotangent))
+
+    def fresh(there: Points):
+        def at(seed: int):
+            args = there.draw(seed, "plain")
+            runs = Runs.at(replace(subject, args=args), args)
+            _, d_out = point(runs, there, seed)
+            values = runs.leaves.values if there.fresh else points.alike(runs.leaves.values, seed)
+            return arrays(runs.leaves.tree(values)), runs.outs.zeros_elsewhere(d_out)
+
+        return at
+
+    elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
+    problem = Problem(
+        primal=primal,
+        backward=jax.jit(backward) if subject.transforms and not untraced else backward,
+        args=arrays(args),
+        cotangent=cotangent,
+        draw=fresh(where),
+        redraw=None if elsewhere is None else fresh(elsewhere),
+        wrong=wrong,
+        tolerance=max(allowed, 1e-6) if options.tolerance is None else options.tolerance,
+    )
+    return diagnose(problem, budget=options.budget)
