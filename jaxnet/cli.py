@@ -98,11 +98,17 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, 
 
 
 @app.command()
-def resume(run: RunFolder, data_dir: DataDir = None) -> None:
-    """Go on with a run that was stopped or cut off."""
+def resume(
+    run: RunFolder,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="To train longer: train.epochs=60")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Go on with a run that was stopped or cut off, or train a finished one longer."""
     from jaxnet.training import loop
 
-    loop.resume(run, data_dir=data_dir)
+    loop.resume(run, data_dir=data_dir, overrides=overrides or ())
 
 
 Step = Annotated[int | None, typer.Option(metavar="N", help="Read the checkpoint of this step, not the newest.")]

@@ -14,7 +14,7 @@ import pytest
 from jaxnet.training import loop
 from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter, Progress
 from jaxnet.training.config import dump_toml
-from jaxnet.training.run import RunError
+from jaxnet.training.run import Run, RunError
 from tests.runs import command, finished, killed, metrics, small, summary
 
 # Dropout, a schedule and accumulation have states of their own; a checkpoint after each of eight calls in an epoch.
@@ -217,7 +217,7 @@ def test_a_checkpoint_keeps_every_kind_of_leaf(tmp_path):
         checkpoints.save(step, state, Progress(1, 2, 3.5, ({"loss": 0.1},), "abc"))
         checkpoints.prune()
     assert checkpoints.steps() == [3, 2]
-    found = checkpoints.resumable(jax.eval_shape(lambda: state), "abc")
+    found = checkpoints.resumable(jax.eval_shape(lambda: state), ["abc"])
     assert found is not None
     step, again, progress = found
     assert (step, progress) == (3, Progress(1, 2, 3.5, ({"loss": 0.1},), "abc"))
@@ -226,3 +226,49 @@ def test_a_checkpoint_keeps_every_kind_of_leaf(tmp_path):
     for ours, theirs in zip(plain[: len(plain) // 2], plain[len(plain) // 2 :], strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
         assert ours.dtype == theirs.dtype
+
+
+def test_a_finished_run_is_trained_longer_to_the_bits_of_a_longer_run(tmp_path):
+    whole = loop.train(small("train.epochs=5"), run_dir=tmp_path / "whole", quiet=True)
+    run = loop.train(small("train.epochs=2"), run_dir=tmp_path / "run", quiet=True)
+    loop.resume(run, overrides=["train.epochs=5"], quiet=True)
+    assert summary(run)["params_sha256"] == summary(whole)["params_sha256"]
+    assert metrics(run) == metrics(whole)
+    assert Run.open(run).environment()["config_sha256"] == Run.open(whole).environment()["config_sha256"]
+    loop.resume(run, quiet=True)
+    assert metrics(run) == metrics(whole)
+
+
+@pytest.mark.parametrize("name", ["environment.json", "config.toml"])
+def test_a_run_that_is_extended_is_whole_wherever_the_process_dies(tmp_path, monkeypatch, name):
+    run = loop.train(small("train.epochs=1"), run_dir=tmp_path / "run", quiet=True)
+    replace = Run.replace
+
+    def dies(self, file, text):
+        if file == name:
+            raise KeyboardInterrupt
+        replace(self, file, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            loop.resume(run, overrides=["train.epochs=3"], quiet=True)
+    loop.resume(run, quiet=True)
+    loop.resume(run, overrides=["train.epochs=3"], quiet=True)
+    assert [line["epoch"] for line in metrics(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epochs=1", "train.epochs must be at least 2, the epochs that are done, got 1"),
+        ("train.batch=5", "only train.epochs can be changed .*train a new run"),
+        ("train.epochs=-1", "train.epochs: must be at least 0"),
+    ],
+)
+def test_what_a_resumption_cannot_change(tmp_path, override, words):
+    run = loop.train(small("train.epochs=2"), run_dir=tmp_path / "run", quiet=True)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != ".lock"}
+    with pytest.raises(ValueError, match=words):
+        loop.resume(run, overrides=[override], quiet=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name in before} == before

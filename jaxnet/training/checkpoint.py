@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -151,11 +151,11 @@ class Checkpoints:
                 return f"{name} {'has changed' if name in found else 'is missing'}"
         return ""
 
-    def read(self, step: int, shapes: Tree, config: str = "") -> tuple[Tree, Progress]:
+    def read(self, step: int, shapes: Tree, configs: Sequence[str] = ()) -> tuple[Tree, Progress]:
         """State and progress of one checkpoint.
 
         Two hashes inside the checkpoint decide whether it is whole. The listing only tells damage from other failures.
-        config: the hash that the checkpoint must have, if any.
+        configs: hashes of which the checkpoint must have one, if any are given.
         Raises DamagedError where a hash proves a change, CheckpointError where it cannot be read for another reason.
         """
         folder, changed = self.folder / str(step), self.changed(step)
@@ -163,7 +163,7 @@ class Checkpoints:
             about = dict(json.loads((folder / "progress" / "metadata").read_bytes()))
             sha256, own = about.pop("sha256", None), about.pop("progress_sha256", None)
             progress = Progress(**about)._replace(metrics=tuple(about["metrics"]))
-        if config and progress.config != config and not changed:
+        if configs and progress.config not in configs and not changed:
             raise CheckpointError(f"{folder} is of another config: put it back into the run that it came from")
         with self.damage_or_failure(step, changed):
             restored = restored_state(folder / "state", jax.tree.map(plain_shape, shapes))
@@ -189,7 +189,7 @@ class Checkpoints:
             ) from error
 
     def newest(
-        self, shapes: Tree, config: str = "", *, passed_over: Callable[[int, DamagedError, int | None], None]
+        self, shapes: Tree, configs: Sequence[str] = (), *, passed_over: Callable[[int, DamagedError, int | None], None]
     ) -> tuple[int, Tree, Progress] | None:
         """Step, state and progress of the newest whole checkpoint; None where there is no checkpoint.
 
@@ -200,7 +200,7 @@ class Checkpoints:
         while steps := [step for step in self.steps() if step not in damaged]:
             step, after = steps[0], steps[1] if len(steps) > 1 else None
             try:
-                return step, *self.read(step, shapes, config)
+                return step, *self.read(step, shapes, configs)
             except CheckpointError as error:
                 if not (self.folder / str(step)).exists():
                     continue  # training deleted it meanwhile, after it wrote a newer one
@@ -266,9 +266,9 @@ class CheckpointWriter(Checkpoints):
         steps = [step for step in self.steps() if step != failed]
         return f"the last good one is of step {steps[0]:,}" if steps else "there is none before it"
 
-    def resumable(self, shapes: Tree, config: str) -> tuple[int, Tree, Progress] | None:
+    def resumable(self, shapes: Tree, configs: Sequence[str]) -> tuple[int, Tree, Progress] | None:
         """The newest whole checkpoint. Damaged ones are moved to `damaged/` beside the folder, and said."""
-        return self.newest(shapes, config, passed_over=self.put_aside)
+        return self.newest(shapes, configs, passed_over=self.put_aside)
 
     def put_aside(self, step: int, error: CheckpointError, after: int | None) -> None:
         """Moves a damaged checkpoint out of the way, so that its step may be written again."""

@@ -101,14 +101,15 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quie
         return Loop(session, runs, stop, began, quiet).go(None)
 
 
-def resume(folder: Path, *, data_dir: Path | None = None, quiet: bool = False) -> Path:
+def resume(folder: Path, *, data_dir: Path | None = None, overrides: Sequence[str] = (), quiet: bool = False) -> Path:
     """Resumes a run from its newest whole checkpoint, to the bits of an uninterrupted one.
 
-    A finished run whose last checkpoint is damaged or missing is trained to its end again.
+    A finished run whose last checkpoint is damaged or missing is trained to its end again. overrides: train.epochs may
+    be set, to train longer.
     Raises RunError where the folder is no run, or its config or data have changed; LockedError where another process
     trains it; else as `train` does.
     """
-    return _resume([folder], None, data_dir, quiet)[0]
+    return _resume([folder], None, data_dir, overrides, quiet)[0]
 
 
 def resume_together(folders: Sequence[Path], *, data_dir: Path | None = None, quiet: bool = False) -> list[Path]:
@@ -117,15 +118,16 @@ def resume_together(folders: Sequence[Path], *, data_dir: Path | None = None, qu
     folders: of all runs that began together, in the order of their seeds. They go on from the newest step of which all
     have a checkpoint; those that diverged stay as they are. Raises as `resume` does.
     """
-    return _resume(folders, [Run.open(folder).config().seed for folder in folders], data_dir, quiet)
+    return _resume(folders, [Run.open(folder).config().seed for folder in folders], data_dir, (), quiet)
 
 
-def _resume(folders, seeds, data_dir, quiet) -> list[Path]:
+def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
     devices.keep_compiled()
     runs = [Run.open(folder) for folder in folders]
     with stopping() as stop, ExitStack() as locks:
         for run in runs:
             locks.enter_context(run.locked())
+            run.extend(overrides)
         config, environment = runs[0].config(), runs[0].environment()
         if all(run.ended_well() for run in runs):
             for run in runs:
@@ -156,7 +158,7 @@ def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
         if (single.run.summary() or {}).get("status") == "diverged" and len(singles) > 1:
             single.trouble = DivergedError(f"{single.run.folder} diverged before")
     alive = [single for single in singles if single.trouble is None]
-    found = {single: single.checkpoints.resumable(session.shapes(), single.config_sha256) for single in alive}
+    found = {single: single.checkpoints.resumable(session.shapes(), single.run.configs()) for single in alive}
     steps = [each[0] for each in found.values() if each is not None]
     begun = len(steps) == len(alive)
     states = {}
@@ -166,9 +168,9 @@ def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
         else:
             step, state, progress = newest
             if step != min(steps):
-                state, progress = single.checkpoints.read(min(steps), session.shapes(), single.config_sha256)
+                state, progress = single.checkpoints.read(min(steps), session.shapes(), single.run.configs())
             single.terminal.say(f"going on from step {min(steps):,}")
-            states[single], single.progress = state, progress
+            states[single], single.progress = state, progress._replace(config=single.config_sha256)
         single.run.rewrite_metrics(single.progress.metrics)
     if not begun:
         return None

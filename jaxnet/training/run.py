@@ -162,7 +162,7 @@ class Run:
         }
         files = {
             "config.toml": dump_toml(config),
-            "environment.json": json.dumps(environment | (beside or {}), indent=2, sort_keys=True) + "\n",
+            "environment.json": environment_text(environment | (beside or {})),
             "metrics.jsonl": "",
             **({"source.patch": found[1]} if found else {}),
             **(more or {}),
@@ -252,6 +252,8 @@ class Run:
         summary = self.summary() or {}
         if summary.get("status") != "finished":
             return False
+        if summary.get("epochs", 0) < self.config().train.epochs:
+            return False  # it was extended
         steps = self.checkpoints.steps()
         return bool(steps) and summary.get("step", steps[0]) == steps[0] and not self.checkpoints.changed(steps[0])
 
@@ -263,12 +265,42 @@ class Run:
         began = self.environment()
         if data is not None and began.get("data_sha256") != data:
             raise RunError(f"the data of {self.folder} have changed since it began: put them back, or train a new run")
-        if began.get("config_sha256") != config_sha256(config, str(began.get("data_sha256"))):
+        if config_sha256(config, str(began.get("data_sha256"))) not in self.configs():
             file = self.folder / "config.toml"
             raise RunError(
                 f"{file} has changed since the run began: undo that, or train it as a new run: "
                 f"jaxnet train {quoted(file)}"
             )
+
+    def configs(self) -> list[str]:
+        """The hashes of the config that the run has, and of those that it had before it was extended."""
+        began = self.environment()
+        return [str(began.get("config_sha256")), *began.get("extended_from", [])]
+
+    def extend(self, overrides: Sequence[str]) -> None:
+        """Sets train.epochs of the run's config, at least the epochs that are done.
+
+        The hash is written first, so that the folder is whole wherever the process dies.
+        Raises ConfigError for an override that does not hold, RunError for one of another key or too few epochs.
+        """
+        config = self.config()
+        changed = load_config(self.folder / "config.toml", overrides)
+        if changed == config:
+            return
+        if changed.model_copy(update={"train": config.train}) != config or (
+            changed.train.model_copy(update={"epochs": config.train.epochs}) != config.train
+        ):
+            raise RunError(f"only train.epochs can be changed when {self.folder} is resumed: else train a new run")
+        done = (self.summary() or {}).get("epochs", 0)
+        if changed.train.epochs < done:
+            raise RunError(
+                f"train.epochs must be at least {done}, the epochs that are done, got {changed.train.epochs}"
+            )
+        self.unchanged(config)
+        began = self.environment()
+        began |= {"config_sha256": config_sha256(changed, str(began["data_sha256"])), "extended_from": self.configs()}
+        self.replace("environment.json", environment_text(began))
+        self.replace("config.toml", dump_toml(changed))
 
     def rewrite_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
         """Makes metrics.jsonl hold these lines and no more."""
@@ -299,6 +331,11 @@ class Run:
             new = path.with_name(f".{name}.new")
             new.write_text(text, "utf-8")
             new.replace(path)
+
+
+def environment_text(environment: dict[str, Any]) -> str:
+    """The content of environment.json."""
+    return json.dumps(environment, indent=2, sort_keys=True) + "\n"
 
 
 def quoted(path: Path) -> str:
