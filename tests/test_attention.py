@@ -137,7 +137,7 @@ def test_turned_products_depend_on_the_distance_alone(x64):
 
 def test_sines_and_cosines():
     x = jnp.zeros((4, 6))
-    out, _ = jaxnet.sinusoidal_positions.forward((), x)
+    out, _ = jaxnet.layers.sinusoidal_positions.forward((), x)
     t, i = 3, 2
     assert out[t, 2 * i] == pytest.approx(np.sin(t / 10_000 ** (2 * i / 6)), rel=1e-5)
     assert out[t, 2 * i + 1] == pytest.approx(np.cos(t / 10_000 ** (2 * i / 6)), rel=1e-5)
