@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxnet.checking.compare import Leaf
 from jaxnet.checking.held import Held
+from jaxnet.checking.repair import Repair
 
 MOST_ROWS = 40
 MOST_PIXELS = 256  # a side of a heat map; larger arrays are shown by the largest entry of each tile
@@ -25,7 +26,8 @@ class Report:
 
     `leaves`: one verdict for each output and each gradient (path, ok, error, index, got, expected, allowed, cosine).
     `layer`, `cause`, `equation`: the first wrong layer, why, and the equation mended; empty where nothing is wrong or
-    nothing is known. `inside`: the reports of custom rules found inside.
+    nothing is known. `repair`: the change of the author's source that makes it right. `inside`: the reports of custom
+    rules found inside.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Report:
     passed_over: dict[str, str] = field(default_factory=dict)
     layer: str = ""
     diagnosis: Any = None
+    repair: Repair | None = None
     blind: tuple[str, ...] | None = None
     inside: tuple[Report, ...] = ()
     reference: str = "autodiff of its primal"
@@ -98,6 +101,7 @@ class Report:
             "cause": self.cause,
             "equation": self.equation,
             "line": "" if self.best is None else self.best.where,
+            "repair": None if self.repair is None else asdict(self.repair),
             "others": [] if self.diagnosis is None else [other.cause for other in self.diagnosis.others],
             "leaves": [leaf_dict(leaf) for leaf in self.leaves],
             "passed_over": self.passed_over,
@@ -219,6 +223,13 @@ def cause(report: Report) -> list[str]:
     lines = []
     if report.layer:
         lines.append(f"{'layer':8}{report.layer}")
+    if report.repair is not None:
+        lines.append(f"{'line':8}{report.repair}")
+        first, *others = (report.repair.patch, *report.repair.equal)
+        lines += [f"{'patch' if not i else '':8}{line}" for i, line in enumerate(first.splitlines())]
+        lines.append(f"{'':8}the patched source was run: every gradient is right, on fresh draws too")
+        for other in others:
+            lines += [f"{'' if i else 'or':8}{line}" for i, line in enumerate(other.splitlines())]
     best = report.best
     if best is None:
         if not report.problems and report.cause:

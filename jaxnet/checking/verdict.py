@@ -27,6 +27,7 @@ from jaxnet.checking.judging import (
 from jaxnet.checking.noise import scale_of
 from jaxnet.checking.points import Points, points_of
 from jaxnet.checking.reference import Runs, in_float64
+from jaxnet.checking.repair import Repair, repaired
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import differentiated, mode_of, only_arrays, short
 from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
@@ -195,7 +196,11 @@ def explained(report: Report, subject: Subject, where: Points, options: Options,
     if wrong_inside is not None:
         changes["layer"] = wrong_inside.layer or wrong_inside.name
         changes["diagnosis"] = wrong_inside.diagnosis
+        changes["repair"] = wrong_inside.repair
     elif found.witness is not None and options.diagnose and can_be_taken_apart(subject):
+        with found.phase("repair"):
+            changes["repair"], failure = repair_of(subject, where, options, found)
+            changes["notes"] = (*report.notes, *([failure] if failure else []))
         with found.phase("diagnosis"):
             changes["diagnosis"] = diagnosed(subject, where, options, found)
     if options.adequacy and report.ok and can_be_taken_apart(subject):
@@ -241,6 +246,26 @@ def arrays_alone(function: Callable, subject: Subject, args: tuple) -> tuple[Cal
         return function(*treedef.unflatten([w if g is None else g for w, g in zip(whole, given, strict=True)]))
 
     return restored, arrays
+
+
+def repair_of(subject: Subject, where: Points, options: Options, found: Findings) -> tuple[Repair | None, str]:
+    """The change of the author's source that makes every gradient right; in words why it could not be looked for."""
+    assert found.witness is not None
+    args, cotangent, _, _ = found.witness
+
+    def fresh(there: Points):
+        def at(seed: int):
+            args = there.draw(seed, "plain")
+            runs = Runs.at(replace(subject, args=args), args)
+            values, d_out = point(runs, there, seed)
+            values = values if there.fresh else points.alike(values, seed)
+            return runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out)
+
+        return at
+
+    elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
+    redraw = None if elsewhere is None else fresh(elsewhere)
+    return repaired(subject, (args, cotangent), fresh(where), redraw, seconds=0.3 * options.budget)
 
 
 def diagnosed(subject: Subject, where: Points, options: Options, found: Findings) -> Any:
