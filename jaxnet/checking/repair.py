@@ -188,7 +188,7 @@ def changes(node: ast.expr, text: str, names: list[str]) -> Iterator[tuple[int, 
                 yield OTHER, repr(other)
         case ast.Attribute(value, attribute):
             for other in {"T": ("",), "set": (".add",), "mean": (".sum",), "sum": (".mean",)}.get(attribute, ()):
-                yield OTHER, ast.unparse(value) + other
+                yield OTHER, bracketed(ast.unparse(value)) + other
         case ast.Name(name):
             for other in names:
                 yield OTHER, other
