@@ -68,7 +68,7 @@ class Written(NamedTuple):
     source: bytes
 
 
-def written(function: Any) -> Written | None:
+def written(function: Callable | None) -> Written | None:
     """The source of a function that a `def` makes; None where there is none to be read."""
     if not isinstance(function, FunctionType):
         return None
@@ -88,7 +88,7 @@ def compiled(part: Written, source: bytes) -> FunctionType:
 
     Raises `SyntaxError` where the source is none, `ValueError` where it reads a name that the original does not see.
     """
-    old = part.function
+    old: Any = part.function
     tree = ast.parse(source)
     tree.body[0].decorator_list = []  # pyright: ignore[reportAttributeAccessIssue]
     free = old.__code__.co_freevars
@@ -296,7 +296,8 @@ def repair(
     trials = Trials(subject, forward, backward)
     where = trials.at(*first)
     further: list[Trial] = []
-    ordered = sorted(((edit, i) for i, part in enumerate(parts) for edit in edits(part)), key=lambda each: each[0])
+    every = ((edit, i) for i, part in enumerate(parts) for edit in edits(part))
+    ordered = sorted(every, key=lambda each: (each[0].cost, each[1], each[0]))  # the backward function first
     found: list[tuple[Edit, Written]] = []
     for edit, i in ordered:
         if time.perf_counter() > until or (found and edit.cost > found[0][0].cost) or len(found) > MOST_EQUAL:
