@@ -33,7 +33,7 @@ from jaxnet.explaining.history import History, Moment
 from jaxnet.explaining.mathml import entry, math, mathml
 from jaxnet.explaining.notation import notation
 from jaxnet.explaining.page import page, write_page
-from jaxnet.explaining.slots import merged, slot
+from jaxnet.explaining.variants import merged, varying
 from jaxnet.layers import attention, conv2d, dense, flatten, relu, sigmoid, softmax
 from jaxnet.losses import quadratic, softmax_cross_entropy
 
@@ -226,12 +226,12 @@ def test_a_shape_stands_below_its_factor():
     assert [("".join(over), shape) for over, shape in below] == [("W3T", "3×2"), ("δ3", "2×1")]
 
 
-def test_slots_are_merged_where_bodies_differ():
-    body = {name: f"<p>{slot(name)} {slot('same')} {slot(name, 'tspan')}</p>" for name in ("a", "b")}
+def test_bodies_are_merged_where_they_differ():
+    body = {name: f"<p>{varying(name)} {varying('same')} {varying(name, 'tspan')}</p>" for name in ("a", "b")}
     text, variants = merged(body, "a")
     assert text == "<p><span data-s=0>a</span> <span>same</span> <tspan data-s=1>a</tspan></p>"
     assert [variants["strings"][i] for i in variants["of"]["b"]] == ["b", "b"]
-    with pytest.raises(RuntimeError, match="outside of its slots"):
+    with pytest.raises(RuntimeError, match="outside of the marked places"):
         merged({"a": "<p>1</p>", "b": "<p>2</p>"}, "a")
 
 

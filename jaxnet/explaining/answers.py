@@ -5,14 +5,14 @@ from __future__ import annotations
 from jaxnet.explaining.expressions import Expression, Transposed, written
 from jaxnet.explaining.lines import Chain, diagonal_entries, prime
 from jaxnet.explaining.model import Answer, WhyTranspose
+from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import lowered_index, one, shape, vector
-from jaxnet.explaining.places import Place
 
 
 class Words:
     """The symbols and shapes of one layer, as the answers write them."""
 
-    def __init__(self, chain: Chain, place: Place, why: WhyTranspose):
+    def __init__(self, chain: Chain, place: NumberedLayer, why: WhyTranspose):
         n = chain.notation
         self.chain, self.place, self.why, self.n = chain, place, why, n
         self.W, self.delta, self.a, self.z = (written(each) for each in (why.W, why.delta, why.a, why.gives))
@@ -40,7 +40,7 @@ class Words:
         return f"{text}{lowered_index(*indices)}"
 
 
-def answers(chain: Chain, place: Place, why: WhyTranspose) -> tuple[Answer, ...]:
+def answers(chain: Chain, place: NumberedLayer, why: WhyTranspose) -> tuple[Answer, ...]:
     """The ten questions and one more, each in a few lines."""
     w = Words(chain, place, why)
     asked = (

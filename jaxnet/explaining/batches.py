@@ -11,8 +11,8 @@ import numpy as np
 from jaxnet.backprop import backpropagate, per_example
 from jaxnet.explaining.model import Batch
 from jaxnet.explaining.notation import ExplainError
+from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.observe import Observed, chain
-from jaxnet.explaining.places import Place
 from jaxnet.explaining.ulp import ulps
 from jaxnet.layer import Reading
 from jaxnet.readings import total, whole
@@ -21,7 +21,7 @@ SHOWN = 8  # outer products that are kept by themselves
 
 
 def batches(
-    observed: Observed, chosen: tuple[Place, ...], xs: Any, ys: Any, examples: tuple[int, ...] = ()
+    observed: Observed, chosen: tuple[NumberedLayer, ...], xs: Any, ys: Any, examples: tuple[int, ...] = ()
 ) -> tuple[Batch, ...]:
     """Of each dense layer the outer products of the examples, their sum, and the network's own gradient of the mean.
 

@@ -14,15 +14,21 @@ import jax
 from jaxnet.explaining.derive import derive
 from jaxnet.explaining.formulas import try_formula
 from jaxnet.explaining.formulas.text import trial_lines
-from jaxnet.explaining.history import History, history_lines, movements
+from jaxnet.explaining.history import History, at_moments, history_lines, movements
 from jaxnet.explaining.model import Derivation, Line, to_dict
-from jaxnet.explaining.more import batch_lines, chain_lines, notation_lines, tensor_lines
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.observe import Observed, observe
-from jaxnet.explaining.overrun import at_moments
 from jaxnet.explaining.steps import question_lines, quoted_lines, steps
 from jaxnet.explaining.subjects import Subject, at
-from jaxnet.explaining.terminal import DIGITS, folded, overview
+from jaxnet.explaining.terminal import (
+    DIGITS,
+    batch_lines,
+    chain_lines,
+    folded,
+    notation_lines,
+    overview,
+    tensor_lines,
+)
 
 NARROWEST = 60
 MOST_DIGITS = 12

@@ -14,8 +14,8 @@ from jaxnet.explaining.lines import Chain, backward_lines, forward_lines
 from jaxnet.explaining.losses import value_of
 from jaxnet.explaining.model import Checked, Derivation, Header, Layer, Line
 from jaxnet.explaining.notation import NIELSEN, ExplainError, Notation
+from jaxnet.explaining.numbering import NumberedLayer, number_layers
 from jaxnet.explaining.observe import Observed, as_class, features, terms_of, units
-from jaxnet.explaining.places import Place, places
 from jaxnet.explaining.tables import loops, notation_rows
 from jaxnet.explaining.why import why_transpose
 from jaxnet.layer import Layer as LayerOf
@@ -70,13 +70,13 @@ def derive(
 
 def chain_of(observed: Observed, notation: Notation) -> Chain:
     """The layers with their symbols, from which all equations are made."""
-    return Chain(observed, places(observed, notation), notation)
+    return Chain(observed, number_layers(observed, notation), notation)
 
 
 LARGEST = 1 << 21  # weights of a layer, beyond which its pseudo-inverse takes longer than anybody waits
 
 
-def questioned(chain: Chain, layer: int | None) -> tuple[Place, ...]:
+def questioned(chain: Chain, layer: int | None) -> tuple[NumberedLayer, ...]:
     """The dense layers to be asked about: that of a number first, else the last first.
 
     Of a layer that is no dense one nobody asks why Wᵀ: its steps are shown. Raises `ExplainError` where there is none.
@@ -114,7 +114,7 @@ def header(chain: Chain, source: str, example: int | None, seed: int | None) -> 
     )
 
 
-def title(chain: tuple[Place, ...]) -> str:
+def title(chain: tuple[NumberedLayer, ...]) -> str:
     """2 → 3 relu → 2 sigmoid; 28×28×1 —conv2d 5×5→ 28×28×6 tanh —average_pool 2→ 14×14×6 → 1176 → 10."""
     x = chain[0].item.x
     text = units(x.shape) + (" tokens" if np.issubdtype(x.dtype, np.integer) else "")

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxnet.explaining.expressions import Expression
 from jaxnet.explaining.mathml import entry
-from jaxnet.explaining.places import Place
+from jaxnet.explaining.numbering import NumberedLayer
 
 MOST_UNITS = 12  # of a layer that is drawn
 MOST_EDGES = 320
@@ -76,8 +76,8 @@ class Drawing:
 class Layer:
     """A dense layer with the activations that follow it."""
 
-    dense: Place | None
-    last: Place | None
+    dense: NumberedLayer | None
+    last: NumberedLayer | None
     out: np.ndarray
     delta: np.ndarray
     name: str
@@ -88,7 +88,7 @@ class Layer:
         return np.zeros((0, 0)) if self.dense is None else self.dense.item.params["W"]
 
 
-def drawing(places: Sequence[Place]) -> Drawing:
+def drawing(places: Sequence[NumberedLayer]) -> Drawing:
     """The network as units and edges, or why it is too large or of another kind."""
     layers = grouped(places)
     if layers is None:
@@ -103,7 +103,7 @@ def drawing(places: Sequence[Place]) -> Drawing:
     return drawn(layers)
 
 
-def grouped(places: Sequence[Place]) -> list[Layer] | None:
+def grouped(places: Sequence[NumberedLayer]) -> list[Layer] | None:
     """Dense layers with their activations, the input first; None where something else is among them."""
     first = places[0].item
     if any(place.kind == "other" for place in places) or first.x.ndim != 1:

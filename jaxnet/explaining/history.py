@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxnet.backprop import trace
 from jaxnet.explaining.notation import NIELSEN, Notation
+from jaxnet.explaining.numbering import number_layers
 from jaxnet.explaining.numbers import number, one
-from jaxnet.explaining.observe import Observed
-from jaxnet.explaining.places import places
-from jaxnet.layer import Tree
+from jaxnet.explaining.observe import Item, Observed, chain
+from jaxnet.layer import Tree, leaves
 
 ROWS = 12  # of a table, beyond which rows are left out evenly
 ACCURACIES = ("validation_accuracy", "test_accuracy", "train_accuracy")
@@ -51,12 +53,33 @@ class Movement:
     accuracy: float | None
 
 
+def at_moments(observed: Observed, history: History) -> list[Observed]:
+    """The example at each moment, by one compiled pass: what each layer gives and its δ; gradients are not kept."""
+    run = jax.jit(trace(observed.net, observed.loss))
+    found = []
+    for moment in history.moments:
+        traced = run(moment.params, observed.x, observed.y)
+        net_params = moment.params if observed.loss.init is None else moment.params[0]
+        steps = iter(traced.steps)
+        items: list[Item] = []
+        for before, (_, params) in zip(observed.items, chain(observed.net, net_params), strict=True):
+            mine = [next(steps) for _ in leaves(before.layer)]
+            items.append(
+                replace(
+                    before, params=jax.tree.map(np.asarray, params), out=np.asarray(mine[-1].out),
+                    d_out=np.asarray(mine[-1].delta), dx=None, grads=(),
+                )
+            )  # fmt: skip
+        found.append(replace(observed, params=moment.params, cost=float(traced.cost), items=tuple(items)))
+    return found
+
+
 def movements(observed: Sequence[Observed], history: History, notation: Notation = NIELSEN) -> tuple[Movement, ...]:
     """How the example's δ and the weights moved. observed: the same example at each moment."""
     found = []
     first: dict[int, np.ndarray] = {}
     for moment, seen in zip(history.moments, observed, strict=True):
-        dense = [place for place in places(seen, notation) if place.kind == "dense"]
+        dense = [place for place in number_layers(seen, notation) if place.kind == "dense"]
         for place in dense:
             first.setdefault(place.index, place.item.params["W"])
         found.append(

@@ -11,12 +11,12 @@ import numpy as np
 from jaxnet.explaining.expressions import Call, Name, Partial, Transposed, Words, written
 from jaxnet.explaining.lines import Chain, loss_slope, prime, slope
 from jaxnet.explaining.model import Jacobian, Layouts, Order, Tensor
-from jaxnet.explaining.places import Place
+from jaxnet.explaining.numbering import NumberedLayer
 
 LARGEST_TENSOR = 64  # entries of ∂z/∂W, beyond which it is not shown
 
 
-def layouts(chain: Chain, place: Place) -> tuple[Layouts, ...]:
+def layouts(chain: Chain, place: NumberedLayer) -> tuple[Layouts, ...]:
     """From the δ of a dense layer to that of the layer below, and from C all the way."""
     below = down_to(chain, place)
     delta = chain.notation.delta(place.number)
@@ -30,14 +30,14 @@ def layouts(chain: Chain, place: Place) -> tuple[Layouts, ...]:
     return local, made(chain, [first, *(jacobian(chain, each) for each in whole)], below or [place], True)
 
 
-def down_to(chain: Chain, place: Place) -> list[Place]:
+def down_to(chain: Chain, place: NumberedLayer) -> list[NumberedLayer]:
     """The activation below a dense layer, if there is one."""
     if place.index and chain.places[place.index - 1].kind in ("activation", "softmax"):
         return [chain.places[place.index - 1]]
     return []
 
 
-def made(chain: Chain, factors: list[Jacobian], last: Sequence[Place], whole: bool) -> Layouts:
+def made(chain: Chain, factors: list[Jacobian], last: Sequence[NumberedLayer], whole: bool) -> Layouts:
     """Both layouts of a product of Jacobians."""
     row = tuple(
         Jacobian(Transposed(each.expression), each.shape, each.kind) if i == 0 and not chain.notation.rows else each
@@ -63,7 +63,7 @@ def turned(each: Jacobian, *, first: bool) -> Jacobian:
     return Jacobian(symbol, (columns, rows), each.kind, each.diagonal)
 
 
-def jacobian(chain: Chain, place: Place) -> Jacobian:
+def jacobian(chain: Chain, place: NumberedLayer) -> Jacobian:
     """∂out/∂in of one layer, of arrays as long vectors."""
     item, n_out, n_in = place.item, int(np.prod(place.item.out.shape)), int(np.prod(place.item.x.shape))
     if place.kind == "dense":
@@ -76,7 +76,7 @@ def jacobian(chain: Chain, place: Place) -> Jacobian:
     return Jacobian(Partial(place.gives, place.takes), (n_out, n_in), "full")
 
 
-def tensor(chain: Chain, place: Place) -> Tensor | None:
+def tensor(chain: Chain, place: NumberedLayer) -> Tensor | None:
     """∂z/∂W of a dense layer, entry (k, i, j) = a_j where k = i; None where it is too large to be seen."""
     item = place.item
     out, into = item.params["W"].shape

@@ -14,9 +14,9 @@ from jaxnet.explaining.expressions import Call, Expression, Name, Product, Words
 from jaxnet.explaining.losses import said_of, slope_of
 from jaxnet.explaining.model import Factor, Line
 from jaxnet.explaining.notation import Notation
+from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item, Observed, features, terms_of
-from jaxnet.explaining.places import Place
 from jaxnet.explaining.ulp import ulps
 from jaxnet.readings import product
 
@@ -28,10 +28,10 @@ class Chain:
     """What all equations are made from."""
 
     observed: Observed
-    places: tuple[Place, ...]
+    places: tuple[NumberedLayer, ...]
     notation: Notation
 
-    def above(self, place: Place) -> Place | None:
+    def above(self, place: NumberedLayer) -> NumberedLayer | None:
         """The next layer towards the loss."""
         return self.places[place.index + 1] if place.index + 1 < len(self.places) else None
 
@@ -76,24 +76,24 @@ def forward_lines(chain: Chain) -> tuple[Line, ...]:
     return tuple(line for place in chain.places for line in forward_of(chain, place))
 
 
-def forward_of(chain: Chain, place: Place) -> list[Line]:
+def forward_of(chain: Chain, place: NumberedLayer) -> list[Line]:
     """What one layer makes of what it takes."""
     if place.kind in ("dense", "activation", "softmax"):
         return [forward_line(chain, place)]
     return writing.forward_lines(inside(chain, place))
 
 
-def inside(chain: Chain, place: Place) -> writing.Inside:
+def inside(chain: Chain, place: NumberedLayer) -> writing.Inside:
     """What is inside a layer."""
     return writing.inside(place, chain.notation, below(chain, place), len(chain.places))
 
 
-def below(chain: Chain, place: Place) -> tuple[Expression, str]:
+def below(chain: Chain, place: NumberedLayer) -> tuple[Expression, str]:
     """The error at what a layer takes, and its key."""
     return writing.error_at(chain.notation, chain.places[place.index - 1] if place.index else input_place(chain))
 
 
-def forward_line(chain: Chain, place: Place) -> Line:
+def forward_line(chain: Chain, place: NumberedLayer) -> Line:
     """What a dense layer or an activation makes of what it takes."""
     item, notation = place.item, chain.notation
     common: dict[str, Any] = {"item": place.index, "layer": notation.number(place.number), "left": place.gives,
@@ -150,7 +150,7 @@ def loss_slope(chain: Chain) -> Expression:
     return chain.notation.partial(last.gives) if found is None else found
 
 
-def arriving(chain: Chain, place: Place) -> Expression:
+def arriving(chain: Chain, place: NumberedLayer) -> Expression:
     """∂C/∂out of a layer, as what the layer above sends back to it."""
     above = chain.above(place)
     if above is None:
@@ -160,7 +160,9 @@ def arriving(chain: Chain, place: Place) -> Expression:
     return chain.notation.partial(place.gives)
 
 
-def line_of_error(chain: Chain, place: Place, right: Expression, value: np.ndarray, expected, **more: Any) -> Line:
+def line_of_error(
+    chain: Chain, place: NumberedLayer, right: Expression, value: np.ndarray, expected, **more: Any
+) -> Line:
     """A line that gives the error at what a layer takes (`place` gives it): δ where that is z, else ∂C/∂a."""
     notation = chain.notation
     left = notation.delta(place.number) if place.is_z else notation.partial(place.gives)
@@ -171,7 +173,7 @@ def line_of_error(chain: Chain, place: Place, right: Expression, value: np.ndarr
     )  # fmt: skip
 
 
-def error_at_output(chain: Chain, place: Place) -> list[Line]:
+def error_at_output(chain: Chain, place: NumberedLayer) -> list[Line]:
     """Of the last layer, what the loss says; of the others it was said by the layer above."""
     item = place.item
     if chain.above(place) is not None or place.kind in ("activation", "softmax"):
@@ -185,7 +187,7 @@ def error_at_output(chain: Chain, place: Place) -> list[Line]:
     ]  # fmt: skip
 
 
-def loss_remarks(chain: Chain, place: Place) -> tuple[str, ...]:
+def loss_remarks(chain: Chain, place: NumberedLayer) -> tuple[str, ...]:
     """What the loss does together with the last layer."""
     loss = chain.observed.loss
     if slope_of(loss, place.gives, chain.notation.target, 1) is None:
@@ -195,7 +197,7 @@ def loss_remarks(chain: Chain, place: Place) -> tuple[str, ...]:
     return said_of(loss)
 
 
-def dense_gradients(chain: Chain, place: Place, layer: str) -> list[Line]:
+def dense_gradients(chain: Chain, place: NumberedLayer, layer: str) -> list[Line]:
     """∇W = δ aᵀ and ∇b = δ."""
     item, notation = place.item, chain.notation
     delta, W = notation.delta(place.number), notation.param("W", place.number)
@@ -220,7 +222,7 @@ def dense_gradients(chain: Chain, place: Place, layer: str) -> list[Line]:
     return found
 
 
-def error_sent_back(chain: Chain, place: Place) -> list[Line]:
+def error_sent_back(chain: Chain, place: NumberedLayer) -> list[Line]:
     """The error at what a layer takes: Wᵀδ, ⊙ g′(z), or softmax's Jacobian."""
     item, notation = place.item, chain.notation
     if item.dx is None:
@@ -245,7 +247,9 @@ def error_sent_back(chain: Chain, place: Place) -> list[Line]:
     return [line_of_error(chain, below, Product((jacobian, arrived)), factors=factors, remarks=said, **common)]
 
 
-def activation_line(chain: Chain, place: Place, below: Place, arrived: Expression, common: dict[str, Any]) -> Line:
+def activation_line(
+    chain: Chain, place: NumberedLayer, below: NumberedLayer, arrived: Expression, common: dict[str, Any]
+) -> Line:
     """δ = ∂C/∂a ⊙ g′(z)."""
     item = place.item
     right = Product((arrived, Call(prime(item), place.takes)), "⊙")
@@ -275,7 +279,7 @@ def diagonal_entries(item: Item) -> str:
     return f"({','.join(shown)}{',…' if len(shown) < len(values) else ''})"
 
 
-def input_place(chain: Chain) -> Place:
+def input_place(chain: Chain) -> NumberedLayer:
     """The input as what the layer below the first gives."""
     first = chain.places[0]
-    return Place(-1, first.item, "other", 0, chain.notation.a(0), chain.notation.a(0), False)
+    return NumberedLayer(-1, first.item, "other", 0, chain.notation.a(0), chain.notation.a(0), False)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxnet.explaining.model import WhyTranspose
+from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.observe import Observed
-from jaxnet.explaining.places import Place
 
 ACTIVATIONS = frozenset(
     ["identity", "sigmoid", "tanh", "relu", "softplus", "silu", "gelu", "gelu_tanh", "leaky_relu", "elu"]
@@ -28,7 +28,9 @@ MOST_WEIGHTS = 64
 WIDEST = 8
 
 
-def specification(observed: Observed, places: Sequence[Place], why: Sequence[WhyTranspose]) -> dict[str, Any] | None:
+def specification(
+    observed: Observed, places: Sequence[NumberedLayer], why: Sequence[WhyTranspose]
+) -> dict[str, Any] | None:
     """The network as the script takes it; None where it is too large or has what the script does not know."""
     layers = [layer_of(place) for place in places]
     weights = sum(place.item.params["W"].size for place in places if place.kind == "dense")
@@ -54,7 +56,7 @@ def specification(observed: Observed, places: Sequence[Place], why: Sequence[Why
     }
 
 
-def layer_of(place: Place) -> dict[str, Any] | None:
+def layer_of(place: NumberedLayer) -> dict[str, Any] | None:
     """One layer, None where the script could not say what it gives and sends back."""
     item = place.item
     if place.kind == "dense" and sends_transposed(place):
@@ -68,7 +70,7 @@ def layer_of(place: Place) -> dict[str, Any] | None:
     return None
 
 
-def sends_transposed(place: Place) -> bool:
+def sends_transposed(place: NumberedLayer) -> bool:
     """Whether a dense layer sends Wᵀδ back, and not by another feedback."""
     item = place.item
     if item.dx is None:

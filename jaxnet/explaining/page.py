@@ -20,8 +20,8 @@ from jaxnet.explaining.history import History
 from jaxnet.explaining.live import specification
 from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, Notation, notation
 from jaxnet.explaining.observe import Observed
-from jaxnet.explaining.overrun import over_run
-from jaxnet.explaining.slots import merged
+from jaxnet.explaining.run_charts import run_charts
+from jaxnet.explaining.variants import merged
 from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View
 
 
@@ -61,7 +61,7 @@ def page(
     chosen = derive(observed, first, layer=layer, batch=batch, examples=examples, **about)
     place = None if layer is None else layer - first.first
     bodies: dict[str, str] = {}
-    moved = None if run is None else over_run(observed, run, first)
+    moved = None if run is None else run_charts(observed, run, first)
     spec = specification(observed, chain_of(observed, first).places, chosen.why)
     for each in notations(first, observed):
         if each == first:

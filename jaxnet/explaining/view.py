@@ -21,13 +21,13 @@ from jaxnet.explaining.lines import Chain, oriented
 from jaxnet.explaining.mathml import entry, equation, math, mathml
 from jaxnet.explaining.model import Answer, Batch, Derivation, Layouts, Line, NotationRow, Tensor, WhyTranspose
 from jaxnet.explaining.notation import NOTATIONS, WHO, Notation
+from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import LONGEST, number, one, shape, vector
-from jaxnet.explaining.overrun import Over
-from jaxnet.explaining.places import Place
+from jaxnet.explaining.run_charts import RunCharts
 from jaxnet.explaining.site import param_name
-from jaxnet.explaining.slots import slot
 from jaxnet.explaining.tables import notation_rows
 from jaxnet.explaining.terminal import given
+from jaxnet.explaining.variants import varying
 from jaxnet.explaining.whytext import check_line
 
 MOST_ITEMS = 24  # layers of a network, beyond which the page keeps to the notation asked for
@@ -37,16 +37,16 @@ MOST_ASKED = 8  # dense layers to choose from
 def m(*parts: Expression | str, block: bool = False) -> Markup:
     """A formula: expressions, and signs between them."""
     rows = [Markup("<mo>{}</mo>").format(each) if isinstance(each, str) else mathml(each) for each in parts]
-    return slot(math(*rows, block=block))
+    return varying(math(*rows, block=block))
 
 
 def words(content: str) -> Markup:
     """Words that depend on the notation."""
-    return slot(escape(content))
+    return varying(escape(content))
 
 
 FUNCTIONS: dict[str, Any] = {
-    "m": m, "words": words, "entry": entry, "shape": shape, "one": one, "number": number, "slot": slot,
+    "m": m, "words": words, "entry": entry, "shape": shape, "one": one, "number": number, "varying": varying,
     "T": Transposed, "Product": Product, "Partial": Partial,
     "transposes": Markup("(AB)ᵀ = BᵀAᵀ"),
 }  # fmt: skip
@@ -56,7 +56,7 @@ FUNCTIONS: dict[str, Any] = {
 class Asked:
     """The questions about one dense layer."""
 
-    place: Place
+    place: NumberedLayer
     number: str
     why: WhyTranspose
     layouts: tuple[Layouts, ...]
@@ -74,7 +74,7 @@ class View:
     chain: Chain
     digits: int
     spec: dict[str, Any] | None
-    over: Over | None
+    over: RunCharts | None
 
     @property
     def n(self) -> Notation:
@@ -108,7 +108,7 @@ class View:
         return sorted(self.asked, key=lambda each: each.place.index)
 
     @property
-    def dense(self) -> list[Place]:
+    def dense(self) -> list[NumberedLayer]:
         """The dense layers whose numbers can be changed."""
         return [place for place in self.chain.places if place.kind == "dense"]
 
@@ -127,7 +127,7 @@ class View:
     @property
     def cost(self) -> Markup:
         """C's equation."""
-        return slot(equation(self.d.header.cost_left, self.d.header.cost_right))
+        return varying(equation(self.d.header.cost_left, self.d.header.cost_right))
 
     def given(self, values: np.ndarray) -> str:
         """An input as it was given."""
@@ -167,7 +167,7 @@ class View:
     def weights(self, name: str, values: np.ndarray, digits: int = 0) -> Markup:
         """A matrix as the notation lays it, of one that is kept as (out, in)."""
         laid = oriented(values, self.n)
-        return slot(self.array(name, laid, digits, turned=self.n.rows))
+        return varying(self.array(name, laid, digits, turned=self.n.rows))
 
     def marked(self, lines: Sequence[Line]) -> list[tuple[Line, str, str]]:
         """Lines with what stands above them: the block that begins there, and the layer."""
@@ -181,7 +181,7 @@ class View:
 
     def equation(self, line: Line) -> Markup:
         """A line's equation, the shape of each factor below it."""
-        return slot(equation(line.left, line.right, self.shapes(line)))
+        return varying(equation(line.left, line.right, self.shapes(line)))
 
     def shapes(self, line: Line) -> dict[Expression, str]:
         """Shapes of the factors of a product, vectors as the rows or columns that they are there."""
@@ -209,7 +209,7 @@ class View:
         if line.kind == "dW" and self.chain.places[line.item].kind == "dense":
             grads: Any = self.chain.places[line.item].item.grads
             return self.weights(f"dW.{line.item}", grads["W"], digits)
-        return slot(self.array(name_of_value(line, self.chain), line.value, digits))
+        return varying(self.array(name_of_value(line, self.chain), line.value, digits))
 
     def quoted(self) -> list[Line]:
         """The lines that have a source, each layer of a name once."""
@@ -263,7 +263,7 @@ class View:
         turned = Inverse(why.W)
         return Product((why.delta, turned) if self.n.rows else (turned, why.delta))
 
-    def weight_of(self, place: Place, out: int, into: int) -> Expression:
+    def weight_of(self, place: NumberedLayer, out: int, into: int) -> Expression:
         """An entry of a layer's W, counted from 1, its subscripts as W lies."""
         return entry(self.n.param("W", place.number), *((into, out) if self.n.rows else (out, into)))
 

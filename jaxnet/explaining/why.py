@@ -12,8 +12,8 @@ import numpy as np
 from jaxnet.backprop import own_weight
 from jaxnet.explaining.lines import Chain
 from jaxnet.explaining.model import Adjoint, Nudge, Orthogonal, Paths, Rows, SentBack, WhyTranspose
+from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.observe import Observed
-from jaxnet.explaining.places import Place
 from jaxnet.readings import product
 
 NUDGE = 0.001
@@ -49,7 +49,7 @@ def cost_from(observed: Observed, index: int, values: list[np.ndarray]) -> tuple
         return [float(cost) for cost in costs], [np.asarray(out) for out in outs]
 
 
-def why_transpose(chain: Chain, place: Place) -> WhyTranspose:
+def why_transpose(chain: Chain, place: NumberedLayer) -> WhyTranspose:
     """Why the error goes back from a dense layer as Wᵀδ."""
     notation = chain.notation
     return WhyTranspose(

@@ -13,8 +13,8 @@ from jaxnet.explaining.kinds import LINEAR, is_activation, maker_of, options_of
 from jaxnet.explaining.model import Line
 from jaxnet.explaining.notation import Notation, Number
 from jaxnet.explaining.notes import by_hand, notes_of, remark_of
+from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import one, shape
-from jaxnet.explaining.places import Place
 from jaxnet.explaining.records import BLOCK, Record, opened
 from jaxnet.explaining.site import Site, param_name
 from jaxnet.explaining.source_lines import readable, written_lines
@@ -29,7 +29,7 @@ class Inside:
     alone: whether the item is the whole network, and one layer.
     """
 
-    place: Place
+    place: NumberedLayer
     notation: Notation
     records: tuple[Record, ...]
     below: tuple[Expression, str]
@@ -83,7 +83,7 @@ class Inside:
         return Site(record, self.notation, self.number(n), takes, self.gives(n), self.error(n)[0], back)
 
 
-def error_at(notation: Notation, place: Place) -> tuple[Expression, str]:
+def error_at(notation: Notation, place: NumberedLayer) -> tuple[Expression, str]:
     """The error at what a place gives, and its key."""
     if place.is_z:
         return notation.delta(place.number), key_of("delta", notation, place.number)
@@ -104,7 +104,7 @@ def numbers(records: tuple[Record, ...]) -> list[int]:
     return found
 
 
-def inside(place: Place, notation: Notation, below: tuple[Expression, str], items: int) -> Inside:
+def inside(place: NumberedLayer, notation: Notation, below: tuple[Expression, str], items: int) -> Inside:
     """What is inside an item, one of so many."""
     records = opened(place.item)
     return Inside(place, notation, records, below, items == len(records) == 1)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxnet.explaining.derive import Derivation
 from jaxnet.explaining.formulas.evaluate import Scope
 from jaxnet.explaining.lines import Chain
-from jaxnet.explaining.places import Place
+from jaxnet.explaining.numbering import NumberedLayer
 
 
 def oriented(values: np.ndarray, rows: bool) -> np.ndarray:
@@ -36,7 +36,7 @@ def scope_of(chain: Chain, derivation: Derivation) -> Scope:
     return Scope(values, activations)
 
 
-def parameters(chain: Chain, place: Place, rows: bool) -> dict[str, np.ndarray]:
+def parameters(chain: Chain, place: NumberedLayer, rows: bool) -> dict[str, np.ndarray]:
     """A layer's parameters by name, a dense W as the notation lays it."""
     params = place.item.params
     if not isinstance(params, dict):

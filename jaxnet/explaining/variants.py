@@ -1,4 +1,4 @@
-"""Places of a page whose content depends on the notation.
+"""The parts of a page that depend on the notation.
 
 The page's body is rendered once for each notation. `slot` marks what may differ; `merged` takes the marks out again,
 numbers the places where the bodies do differ, and lists what each notation puts there.
@@ -16,7 +16,7 @@ OPEN, MIDDLE, CLOSE = "\x02", "\x01", "\x03"
 SLOT = re.compile(f"{OPEN}([a-z]+){MIDDLE}(.*?){CLOSE}", re.DOTALL)
 
 
-def slot(content: Markup | str, tag: str = "span") -> Markup:
+def varying(content: Markup | str, tag: str = "span") -> Markup:
     """A place whose content depends on the notation."""
     return Markup(OPEN + tag + MIDDLE + escape(content) + CLOSE)
 
@@ -28,7 +28,7 @@ def merged(bodies: Mapping[str, str], first: str) -> tuple[str, dict[str, Any]]:
     """
     skeletons = {SLOT.sub("", body) for body in bodies.values()}
     if len(skeletons) != 1:
-        raise RuntimeError("the page differs between notations outside of its slots")
+        raise RuntimeError("the page differs between notations outside of the marked places")
     contents = {name: [found[1] for found in SLOT.findall(body)] for name, body in bodies.items()}
     differing = [i for i, each in enumerate(zip(*contents.values(), strict=True)) if len(set(each)) > 1]
     numbers = {i: n for n, i in enumerate(differing)}

@@ -20,7 +20,7 @@ Kind = Literal["dense", "activation", "softmax", "other"]
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class NumberedLayer:
     """An item of the chain, its kind, its layer's number (from the input as 0), and what it takes and gives."""
 
     index: int
@@ -44,9 +44,9 @@ def kind_of(item: Item) -> Kind:
     return "activation" if is_activation(layer) else "other"
 
 
-def places(observed: Observed, notation: Notation) -> tuple[Place, ...]:
+def number_layers(observed: Observed, notation: Notation) -> tuple[NumberedLayer, ...]:
     """The items of a chain with their symbols."""
-    found: list[Place] = []
+    found: list[NumberedLayer] = []
     number, takes, open_z = 0, notation.a(0), False
     for index, item in enumerate(observed.items):
         kind = kind_of(item)
@@ -55,7 +55,7 @@ def places(observed: Observed, notation: Notation) -> tuple[Place, ...]:
             number += 1
         is_z = kind == "dense" or (kind == "other" and (followed(observed, index) or gives_z(item.layer)))
         gives = notation.z(number) if is_z else notation.a(number)
-        found.append(Place(index, item, kind, number, takes, gives, is_z))
+        found.append(NumberedLayer(index, item, kind, number, takes, gives, is_z))
         takes, open_z = gives, is_z
     return tuple(found)
 

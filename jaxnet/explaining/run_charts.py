@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxnet.backprop import trace
 from jaxnet.explaining.cells import heat
-from jaxnet.explaining.history import ACCURACIES, LOSSES, History, Movement, movements
+from jaxnet.explaining.history import ACCURACIES, LOSSES, History, Movement, at_moments, movements
 from jaxnet.explaining.live import plain
 from jaxnet.explaining.notation import Notation
+from jaxnet.explaining.numbering import number_layers
 from jaxnet.explaining.numbers import one
-from jaxnet.explaining.observe import Item, Observed, chain
-from jaxnet.explaining.places import places
-from jaxnet.layer import leaves
+from jaxnet.explaining.observe import Observed
 
 MOST_MOMENTS = 16  # on the slider; of more, as many as are evenly apart
 MOST_PIXELS = 250_000  # of all heat maps over the moments
@@ -44,7 +41,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Over:
+class RunCharts:
     """What the page shows of a run."""
 
     rows: tuple[Movement, ...]
@@ -56,14 +53,14 @@ class Over:
     left_out: int
 
 
-def over_run(observed: Observed, history: History, notation: Notation) -> Over | None:
+def run_charts(observed: Observed, history: History, notation: Notation) -> RunCharts | None:
     """The moments of a run at the example that was observed; None where no moment is kept."""
     kept = thinned(history)
     if not kept.moments:
         return None
     seen = at_moments(observed, kept)
     rows = movements(seen, kept, notation)
-    return Over(
+    return RunCharts(
         rows, charts(rows, kept), moments_at(rows), maps_of(seen[-1], notation), frames(seen, kept, rows, notation),
         kept.notes, len(history.moments) - len(kept.moments),
     )  # fmt: skip
@@ -76,27 +73,6 @@ def thinned(history: History) -> History:
         where = np.unique(np.round(np.linspace(0, len(moments) - 1, MOST_MOMENTS)).astype(int))
         moments = tuple(moments[i] for i in where)
     return replace(history, moments=moments)
-
-
-def at_moments(observed: Observed, history: History) -> list[Observed]:
-    """The example at each moment, by one compiled pass: what each layer gives and its δ; gradients are not kept."""
-    run = jax.jit(trace(observed.net, observed.loss))
-    found = []
-    for moment in history.moments:
-        traced = run(moment.params, observed.x, observed.y)
-        net_params = moment.params if observed.loss.init is None else moment.params[0]
-        steps = iter(traced.steps)
-        items: list[Item] = []
-        for before, (_, params) in zip(observed.items, chain(observed.net, net_params), strict=True):
-            mine = [next(steps) for _ in leaves(before.layer)]
-            items.append(
-                replace(
-                    before, params=jax.tree.map(np.asarray, params), out=np.asarray(mine[-1].out),
-                    d_out=np.asarray(mine[-1].delta), dx=None, grads=(),
-                )
-            )  # fmt: skip
-        found.append(replace(observed, params=moment.params, cost=float(traced.cost), items=tuple(items)))
-    return found
 
 
 def along(shares: Sequence[float]) -> tuple[float, ...]:
@@ -157,7 +133,7 @@ def chart(title: str, lines: dict[str, list[float]], xs: Sequence[float]) -> Cha
 def maps_of(seen: Observed, notation: Notation) -> tuple[tuple[str, Any], ...]:
     """The heat maps that follow the slider: W and δ of each dense layer."""
     found = []
-    for place in places(seen, notation):
+    for place in number_layers(seen, notation):
         if place.kind == "dense":
             found.append(
                 (f"W, layer {notation.number(place.number)}", heat(f"run.W.{place.index}", place.item.params["W"]))
@@ -175,7 +151,7 @@ def frames(
     found = []
     pixels = 0
     for each, moment, row in zip(seen, history.moments, rows, strict=True):
-        dense = [place for place in places(each, notation) if place.kind == "dense"]
+        dense = [place for place in number_layers(each, notation) if place.kind == "dense"]
         maps = {}
         pixels += sum(place.item.params["W"].size + place.item.d_out.size for place in dense)
         if pixels <= MOST_PIXELS:
