@@ -1,7 +1,7 @@
 """The numbers of one example's forward and backward pass, layer by layer, by the network's own functions.
 
 A network is walked as a chain: `serial` is opened, every other combination (residual, repeat, …) is one item, which
-`layers.opening` takes apart.
+`records` take apart.
 """
 
 from __future__ import annotations

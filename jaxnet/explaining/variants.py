@@ -1,6 +1,6 @@
 """The parts of a page that depend on the notation.
 
-The page's body is rendered once for each notation. `slot` marks what may differ; `merged` takes the marks out again,
+The page's body is rendered once for each notation. `varying` marks what may differ; `merged` takes the marks out again,
 numbers the places where the bodies do differ, and lists what each notation puts there.
 """
 
