@@ -26,7 +26,7 @@ from experiments import in_the_wild_peers as peers
 from experiments.in_the_wild_points import POINTS as OF_JAX
 from experiments.in_the_wild_points import Point
 from jaxnet.checking import CannotCheckError, check
-from jaxnet.training.runs import console
+from jaxnet.training.run_listing import console
 
 PACKAGES = ("jax", "optax", "chex", "equinox", "flax", "diffrax", "lineax", "optimistix")
 POINTS: dict[str, Point] = OF_JAX | peers.POINTS | peers.USES

@@ -17,9 +17,9 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.table import Table
 
-from jaxnet.training.runs import Record, console
-from jaxnet.training.sweep import Sweep, make_setting
-from jaxnet.training.sweeping import Outcome, run_sweep
+from jaxnet.training.run_listing import Record, console
+from jaxnet.training.sweep import Outcome, run_sweep
+from jaxnet.training.sweep_file import Sweep, make_setting
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 HEADINGS = ("recipe", "network", "figure", "published", "best epoch", "last epoch", "off", "seconds a seed")

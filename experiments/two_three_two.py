@@ -25,7 +25,7 @@ from jaxnet.explaining.model import Line
 from jaxnet.explaining.numbers import lowered_index
 from jaxnet.explaining.terminal import overview, shapes
 from jaxnet.readings import product
-from jaxnet.training.explained import config_subject
+from jaxnet.training.explain_target import config_subject
 
 CONFIG = Path(__file__).parent.parent / "configs" / "two_three_two.toml"
 STEP = 1e-5

@@ -22,7 +22,7 @@ from jaxnet.explaining.expressions import Expression, Minus, Name, Partial, Sum,
 from jaxnet.explaining.expressions import Product as Chain
 from jaxnet.explaining.model import Jacobian, Layouts
 from jaxnet.explaining.numbers import shape, vector
-from jaxnet.training.explained import config_subject
+from jaxnet.training.explain_target import config_subject
 
 FILE = Path(__file__).with_suffix(".toml")
 

@@ -148,7 +148,7 @@ def predict(
 ) -> None:
     """What a run's network says to examples of one's own."""
     from jaxnet.training import predict
-    from jaxnet.training.runs import console
+    from jaxnet.training.run_listing import console
 
     prediction = predict.predict(run, file, data_dir=data_dir, reading=reading_of(step, fallback))
     for line in predict.lines(prediction):
@@ -199,7 +199,7 @@ def runs(
     sort: Annotated[str | None, typer.Option(help="By a result or a config's key, the largest last.")] = None,
 ) -> None:
     """List the runs in a folder: results, and where their configs differ."""
-    from jaxnet.training.runs import show_runs
+    from jaxnet.training.run_listing import show_runs
 
     show_runs(folder, where=where or (), sort=sort)
 
@@ -207,7 +207,7 @@ def runs(
 @app.command()
 def diff(one: RunFolder, other: RunFolder) -> None:
     """Show where two runs differ: config, versions, devices, data, results, and the first epoch that differs."""
-    from jaxnet.training.runs import difference_lines, read_run
+    from jaxnet.training.run_listing import difference_lines, read_run
 
     print(*(difference_lines([read_run(one), read_run(other)]) or ["no difference"]), sep="\n")
 
@@ -227,13 +227,13 @@ def sweep(
     data_dir: DataDir = None,
 ) -> None:
     """Train a config in several settings and with several seeds, and tell mean and spread."""
-    from jaxnet.training.sweep import read_sweep
+    from jaxnet.training.sweep_file import read_sweep
 
     wanted = read_sweep(file, overrides or (), seeds=seeds, together=together)
-    from jaxnet.training import sweeping
-    from jaxnet.training.runs import console
+    from jaxnet.training.run_listing import console
+    from jaxnet.training.sweep import run_sweep, sweep_table
 
-    console().print(sweeping.sweep_table(sweeping.run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir)))
+    console().print(sweep_table(run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir)))
 
 
 @app.command()
@@ -273,7 +273,7 @@ def check(
 
     found: list[Any] = list(targets or ())
     if any(target.endswith(".toml") for target in found):
-        from jaxnet.training.checks import config_target
+        from jaxnet.training.check_target import config_target
 
         of_config = {"inputs": inputs, "dtype": dtype, "data_dir": data_dir}
         found = [config_target(each, **of_config) if each.endswith(".toml") else each for each in found]
@@ -316,7 +316,7 @@ def explain(
     """Show a network's backward pass in symbols, shapes and numbers."""
     from jaxnet.explaining import command
     from jaxnet.explaining.notation import notation as chosen
-    from jaxnet.training.explained import subject_of
+    from jaxnet.training.explain_target import subject_of
 
     symbols = chosen(notation, numbering, weights)
     found = subject_of(

@@ -39,7 +39,7 @@ from jaxnet.explaining.steps import question_lines, steps
 from jaxnet.explaining.subjects import at, of_target
 from jaxnet.explaining.terminal import overview
 from jaxnet.explaining.ulp import ulps
-from jaxnet.training.explained import config_subject
+from jaxnet.training.explain_target import config_subject
 from tests.problems import LOSSES
 
 CONFIG = Path(__file__).parent.parent / "configs" / "two_three_two.toml"

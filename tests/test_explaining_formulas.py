@@ -9,7 +9,7 @@ from jaxnet.explaining import derive, notation, observe
 from jaxnet.explaining.formulas import FormulaError, try_formula
 from jaxnet.explaining.formulas.parse import parse
 from jaxnet.explaining.formulas.text import trial_lines
-from jaxnet.training.explained import config_subject
+from jaxnet.training.explain_target import config_subject
 
 CONFIG = Path(__file__).parent.parent / "configs" / "two_three_two.toml"
 

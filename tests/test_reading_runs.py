@@ -12,9 +12,9 @@ import pytest
 from jaxnet.training import checkpoint, loop, reports
 from jaxnet.training.checkpoint import CheckpointError, DamagedError
 from jaxnet.training.evaluate import Reading, evaluate, restore
-from jaxnet.training.explained import run_subject
-from jaxnet.training.run import RunError
-from jaxnet.training.runs import find_runs
+from jaxnet.training.explain_target import run_subject
+from jaxnet.training.run_folder import RunError
+from jaxnet.training.run_listing import find_runs
 from tests.runs import command, finished, metrics, small, summary
 
 

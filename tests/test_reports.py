@@ -15,9 +15,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jaxnet.cli import app
-from jaxnet.training import plots, reports, runs
+from jaxnet.training import plots, reports, run_listing
 from jaxnet.training.config import dump_toml, make_config
-from jaxnet.training.run import RunError
+from jaxnet.training.run_folder import RunError
 
 BASE = {
     "name": "digits",
@@ -69,7 +69,7 @@ def run_command(*arguments):
 
 
 def test_a_run_is_read(tmp_path):
-    record = runs.read_run(fake_run(tmp_path / "a"))
+    record = run_listing.read_run(fake_run(tmp_path / "a"))
     assert record.status == "finished"
     assert record.epochs() == 5
     assert record.result("best_test_accuracy") == 0.95
@@ -82,7 +82,7 @@ def test_a_run_under_way_has_a_cut_line(tmp_path):
     folder = fake_run(tmp_path / "a", summary=False)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 6, "test_acc')
-    record = runs.read_run(folder)
+    record = run_listing.read_run(folder)
     assert (record.status, record.epochs()) == ("unfinished", 5)
 
 
@@ -104,19 +104,19 @@ def test_what_is_no_run_is_told(tmp_path, spoil, words):
     folder = fake_run(tmp_path / "a")
     spoil(folder)
     with pytest.raises(RunError, match=words):
-        runs.read_run(folder)
+        run_listing.read_run(folder)
 
 
 def test_no_folder():
     with pytest.raises(RunError, match="nowhere is not a run: there is no such folder"):
-        runs.read_run(Path("nowhere"))
+        run_listing.read_run(Path("nowhere"))
 
 
 def test_damaged_runs_are_left_out_and_told(tmp_path, capsys):
     fake_run(tmp_path / "deep" / "good")
     (fake_run(tmp_path / "bad") / "summary.json").write_text("{")
     (tmp_path / ".being_made").mkdir()
-    runs.show_runs(tmp_path)
+    run_listing.show_runs(tmp_path)
     out = capsys.readouterr().out
     assert "good" in out
     assert "89.00" in out
@@ -152,7 +152,7 @@ def test_a_report_leaves_damaged_runs_out(tmp_path):
 def test_an_odd_summary_is_told(tmp_path, content):
     (fake_run(tmp_path / "a") / "summary.json").write_text(content)
     with pytest.raises(RunError, match=r"summary\.json"):
-        runs.read_run(tmp_path / "a")
+        run_listing.read_run(tmp_path / "a")
 
 
 def test_runs_are_chosen_and_sorted(tmp_path):
@@ -192,7 +192,7 @@ def test_two_runs_are_compared(tmp_path):
 def test_runs_are_in_the_order_of_their_numbers(tmp_path):
     for seed in (10, 9, 1):
         fake_run(tmp_path / f"a,seed={seed}-0{seed}f")
-    records, _ = runs.find_runs(tmp_path)
+    records, _ = run_listing.find_runs(tmp_path)
     assert [record.name.split("-")[0] for record in records] == ["a,seed=1", "a,seed=9", "a,seed=10"]
 
 
@@ -210,40 +210,40 @@ def test_nothing_to_list(tmp_path, place):
 
 def test_differing_keys_are_those_of_overrides(tmp_path):
     changed = ["model.0.dense=50", "train.optimizer.learning_rate=0.1", "train.clip_norm=1.0", "name=other"]
-    records = [runs.read_run(fake_run(tmp_path / "a")), runs.read_run(fake_run(tmp_path / "b", changed))]
-    assert runs.differing(records) == {
+    records = [run_listing.read_run(fake_run(tmp_path / "a")), run_listing.read_run(fake_run(tmp_path / "b", changed))]
+    assert run_listing.differing(records) == {
         "model.0.dense": ["30", "50"],
         "train.optimizer.learning_rate": ["0.5", "0.1"],
-        "train.clip_norm": [runs.ABSENT, "1.0"],
+        "train.clip_norm": [run_listing.ABSENT, "1.0"],
     }
-    assert runs.short_names(records) == [
+    assert run_listing.short_names(records) == [
         "dense 30, learning_rate 0.5, clip_norm —",
         "dense 50, learning_rate 0.1, clip_norm 1.0",
     ]
-    make_config(BASE, [f"{key}={values[1]}" for key, values in runs.differing(records).items()])
+    make_config(BASE, [f"{key}={values[1]}" for key, values in run_listing.differing(records).items()])
 
 
 def test_models_of_other_lengths_differ_as_a_whole(tmp_path):
     records = [
-        runs.read_run(fake_run(tmp_path / "a")),
-        runs.read_run(fake_run(tmp_path / "b", ['model=["flatten", { dense = 10 }]'])),
+        run_listing.read_run(fake_run(tmp_path / "a")),
+        run_listing.read_run(fake_run(tmp_path / "b", ['model=["flatten", { dense = 10 }]'])),
     ]
-    assert runs.differing(records) == {
+    assert run_listing.differing(records) == {
         "model": ['[{ dense = 30 }, "relu", { dense = 10 }]', '["flatten", { dense = 10 }]']
     }
-    assert runs.short_names(records) == [f"model {value}" for value in runs.differing(records)["model"]]
+    assert run_listing.short_names(records) == [f"model {value}" for value in run_listing.differing(records)["model"]]
 
 
 def test_equal_runs_are_named_by_their_folders(tmp_path):
-    records = [runs.read_run(fake_run(tmp_path / name / "a")) for name in "xy"]
-    assert runs.short_names(records) == [str(tmp_path / "x" / "a"), str(tmp_path / "y" / "a")]
+    records = [run_listing.read_run(fake_run(tmp_path / name / "a")) for name in "xy"]
+    assert run_listing.short_names(records) == [str(tmp_path / "x" / "a"), str(tmp_path / "y" / "a")]
 
 
 @pytest.mark.parametrize("width", [80, 120, 300])
 def test_the_table_cuts_no_number(tmp_path, width):
     rates = ["0.1", "0.25"]
     records = [
-        runs.read_run(
+        run_listing.read_run(
             fake_run(
                 tmp_path / f"digits-train.optimizer.learning_rate={rate}", [f"train.optimizer.learning_rate={rate}"]
             )
@@ -251,7 +251,7 @@ def test_the_table_cuts_no_number(tmp_path, width):
         for rate in rates
     ]
     written = StringIO()
-    runs.print_runs(records, Console(width=width, file=written))
+    run_listing.print_runs(records, Console(width=width, file=written))
     said = written.getvalue()
     for text in ("89.00", "95.00", "88.00", "10.0", *rates):
         assert text in said
@@ -324,7 +324,7 @@ def test_a_page_escapes_what_runs_say(tmp_path):
 
 def test_the_same_runs_give_the_same_page(three):
     records = reports.gathered([three], print)
-    names = runs.short_names(records)
+    names = run_listing.short_names(records)
     assert reports.page(records, names) == reports.page(records, names)
 
 
@@ -339,7 +339,7 @@ def test_curves_of_one_run(tmp_path):
 
 
 def test_what_is_drawn_is_what_was_measured(tmp_path):
-    record = runs.read_run(fake_run(tmp_path / "a", layers=3))
+    record = run_listing.read_run(fake_run(tmp_path / "a", layers=3))
     figure = plots.overview([record], ["a"], "a")
     loss, accuracy, delta, speed = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "accuracy, %", "‖δ‖ by layer", "examples/s"]
@@ -357,7 +357,7 @@ def test_numbers_that_cannot_be_drawn_leave_gaps(tmp_path):
     lines = [metrics(1), metrics(2) | {"train_loss": float("nan"), "delta_norms": [0.0, float("inf")]}, metrics(3)]
     del lines[0]["validation_loss"]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    record = runs.read_run(folder)
+    record = run_listing.read_run(folder)
     assert plots.series(record, "train_loss")[1] == pytest.approx([2, np.nan, 2 / 3], nan_ok=True)
     assert plots.series(record, "validation_loss")[1][0] != plots.series(record, "validation_loss")[1][0]
     assert plots.png(plots.overview([record], ["a"], "a")).startswith(b"\x89PNG")
@@ -368,9 +368,9 @@ def test_a_regression_and_a_deep_network_are_drawn(tmp_path):
     lines = [{k: v for k, v in metrics(1, layers=24).items() if "accuracy" not in k}]
     (folder / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
     (folder / "summary.json").unlink()
-    record = runs.read_run(folder)
+    record = run_listing.read_run(folder)
     assert [panel.name for panel in plots.panels_of([record])] == ["loss", "delta_norms", "examples_per_second"]
-    assert runs.results([record]) == ["test_loss", "validation_loss", "train_loss"]
+    assert run_listing.results([record]) == ["test_loss", "validation_loss", "train_loss"]
     figure = plots.overview([record], ["a"], "a")
     assert [text.get_text() for text in figure.axes[1].texts] == ["24", "1"]
     plots.png(figure)

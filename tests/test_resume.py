@@ -14,7 +14,7 @@ import pytest
 from jaxnet.training import loop
 from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter, Progress
 from jaxnet.training.config import dump_toml
-from jaxnet.training.run import Run, RunError
+from jaxnet.training.run_folder import Run, RunError
 from tests.runs import command, finished, killed, metrics, small, summary
 
 # Dropout, a schedule and accumulation have states of their own; a checkpoint after each of eight calls in an epoch.
@@ -49,11 +49,11 @@ def whole(tmp_path_factory):
     return folder / "run"
 
 
-def begin_or_go_on(folder, config):
+def begin_or_go_on(folder, config, **environment):
     """`train`, or `resume` where there is something to resume."""
     if (folder / "config.toml").exists():
-        return command("resume", folder)
-    return command("train", config, "--run-dir", folder)
+        return command("resume", folder, **environment)
+    return command("train", config, "--run-dir", folder, **environment)
 
 
 def cut_off(folder, config, kills, seed):

@@ -8,11 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from jaxnet.cli import app
-from jaxnet.training import loop, sweeping
+from jaxnet.training import loop
 from jaxnet.training.config import ConfigError, dump_toml
 from jaxnet.training.lock import Lock
-from jaxnet.training.runs import find_runs, read_run
-from jaxnet.training.sweep import SweepError, read_sweep
+from jaxnet.training.run_listing import find_runs, read_run
+from jaxnet.training.sweep import Outcome, run_sweep, sweep_table
+from jaxnet.training.sweep_file import SweepError, read_sweep
 from tests.runs import command, finished, killed, metrics, small
 
 
@@ -138,27 +139,27 @@ def test_no_base(tmp_path):
 def test_each_run_has_its_folder_and_finished_ones_are_skipped(base, tmp_path):
     said = []
     options = {"runs_dir": tmp_path / "runs", "say": said.append}
-    first = sweeping.run_sweep(read_sweep(base, ["model.0.dense=[2,8]"]), **options)
+    first = run_sweep(read_sweep(base, ["model.0.dense=[2,8]"]), **options)
     folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert [name.rpartition("-")[0] for name in folders] == [f"small-model.0.dense={n},seed=0" for n in (2, 8)]
     assert [[record.result("seed") for record in each.records] for each in first] == [[0], [0]]
     assert not any("skipped" in line for line in said)
     assert all((record.folder / "curves.png").is_file() for each in first for record in each.records)
     said.clear()
-    second = sweeping.run_sweep(read_sweep(base, ["model.0.dense=[2,8]"]), **options)
+    second = run_sweep(read_sweep(base, ["model.0.dense=[2,8]"]), **options)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == folders
     assert sum("finished already, skipped" in line for line in said) == 2
     assert [each.records for each in second] == [each.records for each in first]
     # the same run, wherever it was trained and whatever its folder is called, is not trained again
     (tmp_path / "runs" / folders[0]).rename(tmp_path / "runs" / "renamed")
     said.clear()
-    sweeping.run_sweep(read_sweep(base, ["model.0.dense=[2]"]), **options)
+    run_sweep(read_sweep(base, ["model.0.dense=[2]"]), **options)
     assert sum("renamed" in line for line in said) == 1
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_a_run_of_a_sweep_is_that_of_its_config(base, tmp_path):
-    [outcome] = sweeping.run_sweep(read_sweep(base, ["seed=3"]), runs_dir=tmp_path / "runs", say=lambda line: None)
+    [outcome] = run_sweep(read_sweep(base, ["seed=3"]), runs_dir=tmp_path / "runs", say=lambda line: None)
     config = small("train.epochs=1", "monitor.delta_norms=false", "seed=3")
     alone = read_run(loop.train(config, run_dir=tmp_path / "alone", quiet=True))
     assert outcome.records[0].summary["params_sha256"] == alone.summary["params_sha256"]
@@ -167,12 +168,12 @@ def test_a_run_of_a_sweep_is_that_of_its_config(base, tmp_path):
 def test_an_interrupted_run_is_resumed(base, tmp_path):
     said = []
     options = {"runs_dir": tmp_path / "runs", "say": said.append}
-    [before] = sweeping.run_sweep(read_sweep(base), **options)
+    [before] = run_sweep(read_sweep(base), **options)
     folder = before.records[0].folder
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"status": "interrupted", "params_sha256": None}))
     said.clear()
-    [after] = sweeping.run_sweep(read_sweep(base), **options)
+    [after] = run_sweep(read_sweep(base), **options)
     assert any("interrupted, resumed" in line for line in said)
     assert after.records[0].summary["params_sha256"] == summary["params_sha256"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
@@ -180,9 +181,7 @@ def test_an_interrupted_run_is_resumed(base, tmp_path):
 
 def test_seeds_together(base, tmp_path):
     said = []
-    [outcome] = sweeping.run_sweep(
-        read_sweep(base, seeds=3, together=True), runs_dir=tmp_path / "runs", say=said.append
-    )
+    [outcome] = run_sweep(read_sweep(base, seeds=3, together=True), runs_dir=tmp_path / "runs", say=said.append)
     assert [record.result("seed") for record in outcome.records] == [0, 1, 2]
     assert all(record.environment["together"] == [0, 1, 2] for record in outcome.records)
     assert len({record.summary["params_sha256"] for record in outcome.records}) == 3
@@ -239,12 +238,12 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(tmp_path, together):
 def test_a_group_goes_on_beside_a_run_that_diverged(base, tmp_path):
     options = {"runs_dir": tmp_path / "runs", "say": lambda line: None}
     sweep = read_sweep(base, ["train.epochs=4"], seeds=3, together=True)
-    [before] = sweeping.run_sweep(sweep, **options)
+    [before] = run_sweep(sweep, **options)
     want = {record.result("seed"): record.summary["params_sha256"] for record in before.records}
     for record, status in zip(before.records, ("diverged", "interrupted", "finished"), strict=True):
         summary = record.summary | {"status": status}
         (record.folder / "summary.json").write_text(json.dumps(summary))
-    [after] = sweeping.run_sweep(sweep, **options)
+    [after] = run_sweep(sweep, **options)
     assert after.failed == [0]
     got = {record.result("seed"): record.summary["params_sha256"] for record in after.records}
     assert got == {seed: want[seed] for seed in (1, 2)}
@@ -252,11 +251,11 @@ def test_a_group_goes_on_beside_a_run_that_diverged(base, tmp_path):
 
 def test_a_run_that_another_process_trains_is_left_to_it(base, tmp_path):
     said = []
-    [before] = sweeping.run_sweep(read_sweep(base), runs_dir=tmp_path / "runs", say=said.append)
+    [before] = run_sweep(read_sweep(base), runs_dir=tmp_path / "runs", say=said.append)
     folder = before.records[0].folder
     (folder / "summary.json").unlink()
     lock = Lock(folder)
-    [after] = sweeping.run_sweep(read_sweep(base), runs_dir=tmp_path / "runs", say=said.append)
+    [after] = run_sweep(read_sweep(base), runs_dir=tmp_path / "runs", say=said.append)
     lock.release()
     assert after.failed == [0]
     assert f"  {folder} is being written by process" in said[-1]
@@ -278,11 +277,11 @@ def test_a_diverging_run_does_not_end_the_sweep(base, tmp_path):
     said = []
     options = {"runs_dir": tmp_path / "runs", "say": said.append}
     sweep = read_sweep(base, ["train.optimizer.learning_rate=[1e39,0.1]", "loss=quadratic", "precision=float64"])
-    outcomes = sweeping.run_sweep(sweep, **options)
+    outcomes = run_sweep(sweep, **options)
     assert [each.failed for each in outcomes] == [[0], []]
     assert any("NaN or infinity" in line for line in said)
     said.clear()
-    sweeping.run_sweep(sweep, **options)
+    run_sweep(sweep, **options)
     assert any("diverged already, skipped" in line for line in said)
 
 
@@ -306,11 +305,11 @@ def outcome_of(tmp_path, name, accuracies, failed=()):
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "summary.json").write_text(json.dumps(summary | {"test_accuracy": accuracy, "seconds": 1.0 + i}))
         records.append(read_run(folder))
-    return sweeping.Outcome(setting, records, list(failed))
+    return Outcome(setting, records, list(failed))
 
 
 def read_sweep_setting(dense):
-    from jaxnet.training.sweep import Setting
+    from jaxnet.training.sweep_file import Setting
 
     return Setting({"model.0.dense": str(dense)}, (f"model.0.dense={dense}",), small())
 
@@ -322,7 +321,7 @@ def test_mean_and_spread(tmp_path):
         outcome_of(tmp_path, 8, [0.5], failed=[1, 2]),
         outcome_of(tmp_path, 9, []),
     ]
-    table = sweeping.sweep_table(outcomes)
+    table = sweep_table(outcomes)
     columns = {str(column.header): [str(cell) for cell in column.cells] for column in table.columns}
     assert columns["dense"] == ["4", "8", "9"]
     assert columns["runs"] == ["3", "1 of 3", "0"]

@@ -15,9 +15,9 @@ from jaxnet.training import evaluate, loop, sample
 from jaxnet.training.config import Config, make_config
 from jaxnet.training.data import DataError, load, text
 from jaxnet.training.data.text import encode, from_text
-from jaxnet.training.run import data_sha256
+from jaxnet.training.run_folder import data_sha256
 from jaxnet.training.session import Session
-from jaxnet.training.windows import Windows, examples_at
+from jaxnet.training.text_windows import Windows, examples_at
 from tests.datasets import REAL, nothing_of_this_machine, refused
 from tests.runs import metrics, summary
 from tests.test_downloads import server

@@ -12,7 +12,7 @@ from jaxnet.combinators import per_position, repeat, residual, serial, tied
 from jaxnet.layers import ACTIVATIONS, conv2d, dense, dropout, flatten
 from jaxnet.readings import total
 from jaxnet.training import monitors, step
-from jaxnet.training.operations import products
+from jaxnet.training.flops import products
 from jaxnet.training.step import Arrays, Recipe
 from tests.problems import LOSSES
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from jaxnet.bench import cases, checkers, core, growth, launches
 from jaxnet.bench.measure import Row, machine
 from jaxnet.bench.summary import summary
-from jaxnet.training.runs import console
+from jaxnet.training.run_listing import console
 
 
 class Shown(Protocol):

@@ -12,7 +12,7 @@ from jaxnet.layer import Tree
 from jaxnet.training import monitors, step
 from jaxnet.training.session import Session
 from jaxnet.training.step import Call, State
-from jaxnet.training.windows import examples_at
+from jaxnet.training.text_windows import examples_at
 
 
 class Trouble(NamedTuple):

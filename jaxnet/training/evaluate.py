@@ -12,9 +12,9 @@ from jaxnet.training.config import Config, Mesh
 from jaxnet.training.data import DataError, Dataset, Split, load
 from jaxnet.training.data.sources import is_text
 from jaxnet.training.data.text import in_vocabulary
-from jaxnet.training.run import Run, RunError, data_sha256, quoted
+from jaxnet.training.display import percent
+from jaxnet.training.run_folder import Run, RunError, data_sha256, quoted
 from jaxnet.training.session import Session
-from jaxnet.training.terminal import percent
 
 
 class Trained(NamedTuple):

@@ -15,14 +15,14 @@ from jaxnet.training import devices
 from jaxnet.training.checkpoint import CheckpointWriter, Progress, leaves_sha256, plain
 from jaxnet.training.config import Config
 from jaxnet.training.data import load
+from jaxnet.training.display import Display, row
 from jaxnet.training.divergence import first_trouble
-from jaxnet.training.events import Events
-from jaxnet.training.result import result_lines, summarize
-from jaxnet.training.run import Run, config_sha256, data_sha256, quoted, versions, vocabulary
+from jaxnet.training.run_folder import Run, config_sha256, data_sha256, quoted, versions, vocabulary
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
 from jaxnet.training.step import State
-from jaxnet.training.terminal import Terminal, row
+from jaxnet.training.summary import result_lines, summarize
+from jaxnet.training.tensorboard import Events
 
 MAY_DIFFER = {"versions", "platform", "device", "devices", "threads"}
 
@@ -131,7 +131,7 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
         config, environment = runs[0].config(), runs[0].environment()
         if all(run.ended_well() for run in runs):
             for run in runs:
-                Terminal(run.log, stop.output_lost, quiet=quiet).say(f"{run.folder} is finished: nothing to do")
+                Display(run.log, stop.output_lost, quiet=quiet).say(f"{run.folder} is finished: nothing to do")
             return list(folders)
         began = time.perf_counter()
         data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
@@ -145,7 +145,7 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
             singles = [Single(run, run.config(), config_sha256(run.config(), data), stop, quiet) for run in runs]
             for single in singles:
                 for line in differences(environment, now):
-                    single.terminal.say(line)
+                    single.display.say(line)
             return Loop(session, singles, stop, began, quiet).go(restored(session, singles))
 
 
@@ -164,12 +164,12 @@ def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
     states = {}
     for single, newest in found.items():
         if newest is None or not begun:
-            single.terminal.say(f"{single.run.folder} has no checkpoint yet: beginning anew")
+            single.display.say(f"{single.run.folder} has no checkpoint yet: beginning anew")
         else:
             step, state, progress = newest
             if step != min(steps):
                 state, progress = single.checkpoints.read(min(steps), session.shapes(), single.run.configs())
-            single.terminal.say(f"going on from step {min(steps):,}")
+            single.display.say(f"going on from step {min(steps):,}")
             states[single], single.progress = state, progress._replace(config=single.config_sha256)
         single.run.rewrite_metrics(single.progress.metrics)
     if not begun:
@@ -203,7 +203,7 @@ class Single:
 
     def __init__(self, run: Run, config: Config, config_sha256: str, stop: Stop, quiet: bool):
         self.run, self.config, self.config_sha256 = run, config, config_sha256
-        self.terminal = Terminal(run.log, stop.output_lost, quiet=quiet)
+        self.display = Display(run.log, stop.output_lost, quiet=quiet)
         self.progress = Progress(config=config_sha256)
         self.trouble: DivergedError | None = None
         self._checkpoints: CheckpointWriter | None = None
@@ -214,7 +214,7 @@ class Single:
         """Opened when first needed: small networks take their first steps before."""
         if self._checkpoints is None:
             keep = self.config.checkpoint.keep
-            self._checkpoints = CheckpointWriter(self.run.checkpoints.folder, keep, self.terminal.say)
+            self._checkpoints = CheckpointWriter(self.run.checkpoints.folder, keep, self.display.say)
         return self._checkpoints
 
     def record(self, line: dict[str, Any]) -> None:
@@ -240,7 +240,7 @@ class Loop:
         self.began = began
         self.before = runs[0].progress.seconds
         self.saved_at = time.monotonic()
-        self.terminal = Terminal(self.log, stop.output_lost, quiet=quiet)
+        self.display = Display(self.log, stop.output_lost, quiet=quiet)
         self.compute = 0.0
         self.first = 0.0
         self.latest: State | None = None
@@ -253,11 +253,11 @@ class Loop:
     def go(self, states: list[Any] | None) -> list[Path]:
         """Trains to the end from the runs' states, or from the beginning; gives the runs' folders."""
         session, folders = self.session, [single.run.folder for single in self.runs]
-        self.terminal.say(session.title())
+        self.display.say(session.title())
         for folder in folders:
-            self.terminal.say(f"→ {folder}")
+            self.display.say(f"→ {folder}")
         epochs, progress = session.config.train.epochs, self.runs[0].progress
-        self.terminal.start(epochs * session.steps_per_epoch, self.step_at(progress.epoch, progress.call))
+        self.display.start(epochs * session.steps_per_epoch, self.step_at(progress.epoch, progress.call))
         try:
             state = self.latest = session.begin() if states is None else session.restored(states)
             for epoch in range(progress.epoch, epochs):
@@ -268,7 +268,7 @@ class Loop:
                 self.save(self.latest)
             self.stopped(hard=True)
         finally:
-            self.terminal.end()
+            self.display.end()
         return folders
 
     def epoch(self, epoch: int, first: int, state: State) -> State:
@@ -334,15 +334,15 @@ class Loop:
             single.record(line)
             single.progress = single.progress._replace(metrics=(*single.progress.metrics, line))
             prefix = f"seed {session.seeds[seed]}  " if session.together else ""
-            self.terminal_of(single).say(prefix + row(line, session.config.train.epochs))
+            self.display_of(single).say(prefix + row(line, session.config.train.epochs))
 
-    def terminal_of(self, single: Single) -> Terminal:
+    def display_of(self, single: Single) -> Display:
         """The loop's own where there is one run alone; that of several logs to all."""
-        return single.terminal if self.session.together else self.terminal
+        return single.display if self.session.together else self.display
 
     def show(self, epoch: int, call: int, state: State, done: int) -> None:
         """Progress, from sums that the call gave anyway."""
-        if self.terminal.bar is None:
+        if self.display.bar is None:
             return
         lines = self.runs[0].progress.metrics
         seen = sum(each.count * each.batch for each in self.session.calls[:call])
@@ -352,7 +352,7 @@ class Loop:
             parts += [f"{k} {lines[-1][f'{k}_accuracy']:.2%}" for k in ("test",) if f"{k}_accuracy" in lines[-1]]
         parts.append(f"{done / self.compute:,.0f} examples/s")
         what = f"epoch {epoch + 1}/{self.session.config.train.epochs}"
-        self.terminal.show(self.step_at(epoch, call), what, "  ".join(parts))
+        self.display.show(self.step_at(epoch, call), what, "  ".join(parts))
 
     # -------------------------------------------------------------------------- checkpoints and ends
 
@@ -381,16 +381,16 @@ class Loop:
     def stopped(self, hard: bool = False) -> None:
         """Ends the process with the status of the stop. hard: while a call still runs in its thread."""
         assert self.stop.status is not None
-        self.terminal.end()
+        self.display.end()
         for seed, single in enumerate(self.runs):
             folder = quoted(single.run.folder)
             if self.latest is None:
-                self.terminal_of(single).say(f"stopped before the first step; jaxnet resume {folder}")
+                self.display_of(single).say(f"stopped before the first step; jaxnet resume {folder}")
             elif single.trouble is None:
                 params = self.session.one(plain(self.latest.whole), seed)
                 single.summary("interrupted", params, self.step_of(single))
                 said = f"stopped; checkpoint of step {single.checkpoints.steps()[0]:,} written"
-                self.terminal_of(single).say(f"{said}; go on with: jaxnet resume {folder}")
+                self.display_of(single).say(f"{said}; go on with: jaxnet resume {folder}")
         if hard:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError):  # the terminal may be gone
@@ -429,13 +429,13 @@ class Loop:
             for seed, single in enumerate(self.runs):
                 found = {name: value[seed].tolist() for name, value in self.session.watch(state.whole).items()}
                 single.progress = single.progress._replace(metrics=({"epoch": 0, **found},))
-        self.terminal.end()
+        self.display.end()
         for seed, single in enumerate(self.runs):
             if single.trouble is None:
                 params = self.session.one(plain(state.whole), seed)
                 summary = single.summary("finished", params, self.step_of(single), self.first)
                 for line in result_lines(single.config, summary, single.run.folder):
-                    self.terminal_of(single).say(line)
+                    self.display_of(single).say(line)
         from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax
 
         for single in self.alive():

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from jaxnet.training.runs import SPLITS, Record
+from jaxnet.training.run_listing import SPLITS, Record
 
 DASHES: dict[str, Any] = {"train": "-", "validation": (0, (5, 1.5)), "test": (0, (1.2, 1.2))}
 MARKED = 12  # so few epochs are shown as points too

@@ -17,7 +17,7 @@ from jaxnet.training import devices
 from jaxnet.training.data import Dataset
 from jaxnet.training.data.dataset import DataError, as_float32, as_numbers, check_finite
 from jaxnet.training.evaluate import NEWEST, Reading, Trained, restore
-from jaxnet.training.runs import table_of
+from jaxnet.training.run_listing import table_of
 
 ARRAYS = (".npy", ".npz")
 BRIGHT = 127.5

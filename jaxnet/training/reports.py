@@ -9,8 +9,18 @@ import tomli_w
 from jinja2 import Environment, PackageLoader
 
 from jaxnet.training.plots import DARK, LIGHT, Panel, overview, panel_svg, panels_of, png
-from jaxnet.training.run import Run, RunError, writing
-from jaxnet.training.runs import Record, differing, done, find_runs, heading, read_run, results, short_names, told
+from jaxnet.training.run_folder import Run, RunError, writing
+from jaxnet.training.run_listing import (
+    Record,
+    differing,
+    done,
+    find_runs,
+    heading,
+    read_run,
+    results,
+    short_names,
+    told,
+)
 
 PAGE, CURVES = "report.html", "curves.png"
 

@@ -14,7 +14,7 @@ from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
 from jaxnet.training.data.text import encode, shown
 from jaxnet.training.evaluate import NEWEST, Reading, Trained, restore
-from jaxnet.training.run import VOCABULARY, Run
+from jaxnet.training.run_folder import VOCABULARY, Run
 
 
 class SampleError(ValueError):

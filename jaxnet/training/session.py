@@ -17,7 +17,7 @@ from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
 from jaxnet.training.devices import data_mesh, placed
 from jaxnet.training.step import Arrays, Call, Recipe, State
-from jaxnet.training.windows import Windows, shifted
+from jaxnet.training.text_windows import Windows, shifted
 
 SHUFFLED = 2  # tells the stream of orders from others with the same seed
 

@@ -16,8 +16,8 @@ from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
 from jaxnet.readings import new_state, pair, total
 from jaxnet.training import monitors
-from jaxnet.training.operations import products
-from jaxnet.training.windows import examples_at
+from jaxnet.training.flops import products
+from jaxnet.training.text_windows import examples_at
 
 STEP_SECONDS = 5e-5
 FLOPS_PER_SECOND = 5e10

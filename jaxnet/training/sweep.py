@@ -1,165 +1,217 @@
-"""What a sweep goes over: one config in several settings, each with several seeds."""
+"""Going through a sweep: a run's folder for each setting and seed, finished ones skipped, a table over the seeds."""
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from rich.table import Table
 
-from jaxnet.training.config import Config, load_config, read_toml, told_error
-from jaxnet.training.options import Table as Checked
-from jaxnet.training.overrides import OverrideError, parse, parse_value
-from jaxnet.training.runs import inline
+from jaxnet.training import devices, loop
+from jaxnet.training.build import build
+from jaxnet.training.checkpoint import DamagedError
+from jaxnet.training.data import load
+from jaxnet.training.lock import LockedError
+from jaxnet.training.run_folder import Run, TakenError, config_sha256, data_sha256
+from jaxnet.training.run_listing import Record, find_runs, heading, read_run, results, short_keys, table_of, told
+from jaxnet.training.summary import result_lines
+from jaxnet.training.sweep_file import Setting, Sweep
 
-
-class SweepError(ValueError):
-    """A sweep that cannot be run; the message says what must hold, what came, and how to mend it."""
-
-
-class SweepFile(Checked):
-    """What a sweep's file says."""
-
-    base: str
-    """The config that is varied; its path from the sweep's file."""
-    seeds: int = Field(default=1, ge=1)
-    """How many seeds, from the config's own on."""
-    together: bool = False
-    """Whether the seeds of one setting are trained as one vmapped program."""
-    grid: dict[str, Any] = Field(default={})
-    """Keys of the config with lists of values: every combination."""
-    zip: dict[str, Any] = Field(default={})
-    """Keys with lists of one length: their first values, then their second ones, and so on."""
+Say = Callable[[str], None]
+ENDED = ("finished", "diverged")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One config of a sweep, for all of its seeds. varied: the values that set it apart; overrides: all of them."""
+@dataclass
+class Outcome:
+    """What came of a setting: its finished runs, and the seeds that did not come to an end."""
 
-    varied: dict[str, str]
-    overrides: tuple[str, ...]
-    config: Config
+    setting: Setting
+    records: list[Record] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
 
-    def of_seed(self, seed: int) -> Config:
-        """The config with a seed."""
-        return self.config.model_copy(update={"seed": seed})
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The settings, how many seeds each has, and whether these are trained together."""
-
-    settings: list[Setting]
-    seeds: int
-    together: bool
-
-    def seeds_of(self, setting: Setting) -> range:
-        """A setting's seeds, from its config's own on."""
-        return range(setting.config.seed, setting.config.seed + self.seeds)
+    def values(self, name: str) -> list[float]:
+        """A result of every run that has it."""
+        return [value for record in self.records if (value := record.result(name)) is not None]
 
 
-# ------------------------------------------------------------------------------------------ what to run
+class Earlier(NamedTuple):
+    """A run that is there already."""
+
+    folder: Path
+    status: str
+    together: list[int]
+    """The seeds that were trained in one program with it; empty where it was trained alone."""
 
 
-def read_sweep(
-    path: Path, overrides: Sequence[str] = (), *, seeds: int | None = None, together: bool | None = None
-) -> Sweep:
-    """The sweep of a file with a `base`, or of a config and overrides such as `train.batch=[10,32]`.
+def run_sweep(
+    sweep: Sweep, *, runs_dir: Path = Path("runs"), data_dir: Path | None = None, say: Say = print
+) -> list[Outcome]:
+    """Trains what is not finished yet, a run's folder for each; a run that was interrupted or killed is resumed.
 
-    overrides: a list is swept over, any other value holds for all. seeds, together: in place of the file's.
-    Raises SweepError, and ConfigError for a setting that does not hold.
+    Runs that another process trains are left to it, so two sweeps at once share the work out. A run that diverges, or
+    cannot be resumed, is told and left, the others go on. Raises ConfigError, DataError and ShapeError before anything
+    is trained, and RunError and CheckpointError as `loop.train` does; Stopped as `loop.train` does.
     """
-    document = read_toml(path)
-    if not document.keys() & {"base", "grid", "zip", "seeds"}:
-        said, base = SweepFile(base=path.name), path
-    else:
-        said = checked(document, path)
-        base = path.parent / said.base
-    grid, zipped = values_of(said.grid, f"{path}: grid"), values_of(said.zip, f"{path}: zip")
-    fixed: list[str] = []
-    for override in overrides:
-        key, value = parsed(override)
-        if isinstance(value, list):
-            grid[key] = swept(value, override)
-        else:
-            fixed.append(override)
-    lengths = {len(values) for values in zipped.values()}
-    if len(lengths) > 1:
-        each = ", ".join(f"{key} has {len(values)}" for key, values in zipped.items())
-        raise SweepError(f"{path}: zip takes lists of one length: {each}")
-    twice = sorted(grid.keys() & zipped.keys())
-    if twice:
-        raise SweepError(f"{path}: {', '.join(twice)} must be in grid or in zip, not in both")
-    settings = [make_setting(base, fixed, varied) for varied in combinations(grid, zipped)]
-    return Sweep(settings, seeds or said.seeds, said.together if together is None else together)
+    data = tried(sweep, data_dir)
+    hashes = [
+        {seed: config_sha256(setting.of_seed(seed), of) for seed in sweep.seeds_of(setting)}
+        for setting, of in zip(sweep.settings, data, strict=True)
+    ]
+    total, number = len(sweep.settings) * sweep.seeds, 0
+    for setting, seeds in zip(sweep.settings, hashes, strict=True):
+        before = earlier(runs_dir)  # anew for each setting: another sweep may have come to it meanwhile
+        there = {seed: before[sha256] for seed, sha256 in seeds.items() if sha256 in before}
+        waiting = [seed for seed in seeds if seed not in there]
+        for some in groups(there):
+            number += len(some)
+            go_on([there[seed] for seed in some], f"[{number}/{total}] {title(setting, some)}", data_dir, say)
+        for some in [waiting] if sweep.together and len(waiting) > 1 else [[seed] for seed in waiting]:
+            number += len(some)
+            if some:
+                say(f"[{number}/{total}] {title(setting, some)}")
+                train(setting, some, runs_dir, data_dir, say)
+    after = earlier(runs_dir)
+    return [outcome(setting, seeds, after) for setting, seeds in zip(sweep.settings, hashes, strict=True)]
 
 
-def checked(document: Mapping[str, Any], path: Path) -> SweepFile:
-    """The file's fields.
+def groups(there: dict[int, Earlier]) -> list[list[int]]:
+    """The seeds of earlier runs, those in one list that are resumed in one program.
 
-    Raises SweepError with what must hold.
+    These began together, one is not at its end, and they have a step in common or no checkpoint yet.
     """
-    try:
-        return SweepFile.model_validate(document)
-    except ValidationError as error:
-        raise SweepError(f"{path}: " + "; ".join(told_error(each) for each in error.errors())) from None
-
-
-def parsed(override: str) -> tuple[str, Any]:
-    """Key and value of an override.
-
-    Raises SweepError.
-    """
-    try:
-        path, value = parse(override)
-    except OverrideError as error:
-        raise SweepError(str(error)) from None
-    return ".".join(part if "." not in part else inline(part) for part in path), value
-
-
-def values_of(table: Mapping[str, Any], where: str, above: str = "") -> dict[str, list[Any]]:
-    """The lists of values by dotted key, whether the table is written with dots or nested."""
-    found: dict[str, list[Any]] = {}
-    for key, value in table.items():
-        name = f"{above}.{key}" if above else key
-        if isinstance(value, dict):
-            found |= values_of(value, where, name)
-        else:
-            found[name] = swept(value, f"{where}.{name}")
+    found: list[list[int]] = []
+    for seed, run in there.items():
+        group = run.together
+        if any(seed in some for some in found):
+            continue
+        members = [there[each] for each in group if each in there and there[each].together == group]
+        steps = [set(Run.open(each.folder).checkpoints.steps()) for each in members if each.status != "diverged"]
+        begun = len(members) == len(group) > 1 and any(each.status not in ENDED for each in members)
+        found.append(group if begun and (set.intersection(*steps) or not all(steps)) else [seed])
     return found
 
 
-def swept(value: Any, where: str) -> list[Any]:
-    """A list with values in it.
+def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
+    """Each setting's data as their hash, after its network was built on them: so all that is wrong is told at once.
 
-    Raises SweepError.
+    Raises ConfigError, DataError and ShapeError.
     """
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else inline(value)
-        raise SweepError(f"{where}: a sweep takes a list of values, such as [0.1, 0.5], got {got}")
-    return value
+    loaded = {}
+    for setting in sweep.settings:
+        spec = setting.config.resolved()["data"]
+        with devices.precision(setting.config.precision):
+            if repr(spec) not in loaded:
+                dataset = load(spec, data_dir=data_dir)
+                loaded[repr(spec)] = dataset, data_sha256(dataset)
+            build(setting.config, loaded[repr(spec)][0])
+    return [loaded[repr(setting.config.resolved()["data"])][1] for setting in sweep.settings]
 
 
-def combinations(grid: Mapping[str, list[Any]], zipped: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Every combination of the grid, with each row of the zip; the last key varies fastest."""
-    rows = list(zip(*zipped.values(), strict=True)) if zipped else [()]
-    for row in rows:
-        for point in itertools.product(*grid.values()):
-            yield dict(zip(zipped, row, strict=True)) | dict(zip(grid, point, strict=True))
+def earlier(runs_dir: Path) -> dict[str, Earlier]:
+    """The runs in a folder by the hash of config and data; of several with one hash that which has come furthest."""
+    found: dict[str, Earlier] = {}
+    for record in find_runs(runs_dir)[0] if runs_dir.is_dir() else ():
+        sha256, together = record.environment.get("config_sha256"), record.environment.get("together")
+        other = found.get(str(sha256))
+        if other is None or rank(record.status) < rank(other.status):
+            found[str(sha256)] = Earlier(record.folder, record.status, together or [])
+    return found
 
 
-def make_setting(base: Path, fixed: Sequence[str], varied: Mapping[str, Any]) -> Setting:
-    """The config with the overrides and the values of one point of a sweep.
-
-    Raises ConfigError.
-    """
-    overrides = (*fixed, *(written(key, value) for key, value in varied.items()))
-    return Setting({key: inline(value) for key, value in varied.items()}, overrides, load_config(base, overrides))
+def rank(status: str) -> int:
+    """0 for a finished run, 1 for one that diverged, 2 for any other."""
+    return ENDED.index(status) if status in ENDED else len(ENDED)
 
 
-def written(key: str, value: Any) -> str:
-    """An override, text bare where it is read back as the same."""
-    if isinstance(value, str) and not value.startswith(("[", "{", '"', "'")) and parse_value(value, key) == value:
-        return f"{key}={value}"
-    return f"{key}={inline(value)}"
+def title(setting: Setting, seeds: Sequence[int]) -> str:
+    """A setting and its seeds in a line."""
+    return " ".join((*setting.overrides, f"seed{'s' if len(seeds) > 1 else ''}={','.join(map(str, seeds))}"))
+
+
+def go_on(runs: Sequence[Earlier], what: str, data_dir: Path | None, say: Say) -> None:
+    """Skips runs that have ended, resumes others; those of several that began together in one program."""
+    first = runs[0]
+    if len(runs) == 1 and first.status in ENDED:
+        say(f"{what}: {first.status} already, skipped: {first.folder}")
+        return
+    say(f"{what}: {first.status}, resumed: {', '.join(str(run.folder) for run in runs)}")
+    with going_on(say):
+        if len(runs) == 1:
+            folders = [loop.resume(first.folder, data_dir=data_dir, quiet=True)]
+        else:
+            folders = loop.resume_together([run.folder for run in runs], data_dir=data_dir, quiet=True)
+        for folder in folders:
+            tell(folder, say)
+
+
+def train(setting: Setting, seeds: Sequence[int], runs_dir: Path, data_dir: Path | None, say: Say) -> None:
+    """Trains one seed by itself, or several in one vmapped program."""
+    options: dict[str, Any] = {"runs_dir": runs_dir, "data_dir": data_dir, "numbered": False, "quiet": True}
+    with going_on(say):
+        if len(seeds) > 1:
+            folders = loop.train_together(setting.config, seeds, overrides=setting.overrides, **options)
+        else:
+            overrides = (*setting.overrides, f"seed={seeds[0]}")
+            folders = [loop.train(setting.of_seed(seeds[0]), overrides=overrides, **options)]
+        for folder in folders:
+            tell(folder, say)
+
+
+@contextmanager
+def going_on(say: Say) -> Iterator[None]:
+    """Says of a run that diverges, that another process has, or whose checkpoints are damaged, that it is left."""
+    try:
+        yield
+    except (loop.DivergedError, LockedError, TakenError, DamagedError) as error:
+        say(f"  {error}")
+
+
+def tell(folder: Path, say: Say) -> None:
+    """A run's results in a line."""
+    run = Run.open(folder)
+    summary = run.summary()
+    if summary is None or summary.get("status") != "finished":
+        say(f"  {(summary or {}).get('status', 'unfinished')}: {folder}")
+        return
+    say(f"  {next(result_lines(run.config(), summary, folder))}  → {folder}")
+
+
+def outcome(setting: Setting, seeds: dict[int, str], runs: dict[str, Earlier]) -> Outcome:
+    """What came of a setting, by the hashes of its seeds' runs."""
+    found = Outcome(setting)
+    for seed, sha256 in seeds.items():
+        there = runs.get(sha256)
+        if there is not None and there.status == "finished":
+            found.records.append(read_run(there.folder))
+        else:
+            found.failed.append(seed)
+    return found
+
+
+# ----------------------------------------------------------------------------------------- the table
+
+
+def spread(name: str, values: Sequence[float]) -> str:
+    """Mean ± standard deviation over the seeds (of the sample, n − 1); of one run its number alone."""
+    if not values:
+        return told(name, None)
+    mean = told(name, statistics.fmean(values))
+    return f"{mean} ± {told(name, statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def sweep_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row for each setting: what was varied, how many runs, and their results, mean ± standard deviation."""
+    keys = list(outcomes[0].setting.varied)
+    names = results([record for each in outcomes for record in each.records])
+
+    def row(each: Outcome) -> list[str]:
+        runs, seeds = len(each.records), len(each.records) + len(each.failed)
+        return [
+            *each.setting.varied.values(),
+            str(runs) if runs == seeds else f"{runs} of {seeds}",
+            *(spread(name, each.values(name)) for name in (*names, "seconds")),
+        ]
+
+    return table_of([*short_keys(keys), "runs", *map(heading, names), "s"], len(keys), map(row, outcomes))

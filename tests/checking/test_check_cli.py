@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import jaxnet as j
 from jaxnet import cli
-from jaxnet.training.checks import config_target, ranged
+from jaxnet.training.check_target import config_target, ranged
 
 HERE = "tests.checking.test_check_cli"
 RECIPE = 'data = "digits"\nloss = "softmax_cross_entropy"\nmodel = [{layers}]\n[train]\nbatch = 8\n'

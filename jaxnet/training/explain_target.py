@@ -19,8 +19,8 @@ from jaxnet.training.checkpoint import CheckpointError
 from jaxnet.training.config import load_config
 from jaxnet.training.data import load
 from jaxnet.training.evaluate import Trained, restore
-from jaxnet.training.run import Run
-from jaxnet.training.runs import read_metrics
+from jaxnet.training.run_folder import Run
+from jaxnet.training.run_listing import read_metrics
 
 
 def subject_of(

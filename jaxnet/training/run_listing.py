@@ -15,7 +15,7 @@ from rich.text import Text
 
 from jaxnet.training.config import ConfigError, read_toml
 from jaxnet.training.overrides import UNREADABLE, OverrideError, parse_key, parse_value
-from jaxnet.training.run import Run, RunError
+from jaxnet.training.run_folder import Run, RunError
 
 SPLITS = ("train", "validation", "test")
 ACCURACIES = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")

@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxnet.training.checkpoint import Progress
 from jaxnet.training.config import Config
-from jaxnet.training.run import VOCABULARY, quoted
-from jaxnet.training.terminal import percent
+from jaxnet.training.display import percent
+from jaxnet.training.run_folder import VOCABULARY, quoted
 
 PROMISED = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
 LAST = ("test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "validation_loss", "train_loss")

@@ -1,4 +1,4 @@
-"""What a run shows: a row for each epoch, on a terminal above a progress bar."""
+"""Shows a run on the terminal: a row for each epoch above a progress bar."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def row(line: dict[str, Any], epochs: int) -> str:
     return "  ".join([*parts, f"{line['examples_per_second']:,.0f} examples/s"])
 
 
-class Terminal:
+class Display:
     """Says lines and shows progress.
 
     log: told every line too. lost: called once where stdout cannot be written; nothing is shown from then on.

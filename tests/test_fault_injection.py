@@ -1,0 +1,274 @@
+"""Faults by the hundred: processes killed at drawn moments, every file of a run corrupted, configs mutated."""
+
+import copy
+import json
+import random
+import shutil
+import signal
+import time
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from jaxnet.cli import app
+from jaxnet.layer import ShapeError
+from jaxnet.training import loop
+from jaxnet.training.build import build
+from jaxnet.training.config import ConfigError, load_config, make_config
+from jaxnet.training.data import DataError, load
+from tests.runs import ROOT, command, finished, metrics, small, summary
+from tests.test_resume import LONG, begin_or_go_on, dump_toml, same_bits
+
+pytestmark = pytest.mark.slow
+
+# ------------------------------------------------------------------------------------------------ kills
+
+KILLS = 200
+SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+
+# Kills the process at the nth opening, renaming or deleting of a file in the run's folder.
+AT_FILE_EVENT = """
+import os, signal, sys
+left, folder = int(os.environ["KILL_AT_EVENT"]), os.environ["KILL_IN"]
+def hook(event, arguments):
+    global left
+    if event == "open" or event.startswith(("os.", "shutil.")):
+        if any(isinstance(each, (str, os.PathLike)) and folder in str(each) for each in arguments):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
+
+
+def test_kills_at_any_moment(tmp_path):
+    """A run is killed and resumed until it ends, to the same bits; then the next run begins."""
+    config = tmp_path / "small.toml"
+    config.write_text(dump_toml(LONG))
+    whole = loop_in_a_process(config, tmp_path / "whole")
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(AT_FILE_EVENT)
+    dice, kills, runs, ended = random.Random(7), 0, 0, Counter()
+    while kills < KILLS:
+        folder = tmp_path / f"run{runs}"
+        while not ((folder / "summary.json").exists() and summary(folder)["status"] == "finished"):
+            if by_event := dice.random() < 0.5:
+                at = {"KILL_AT_EVENT": str(dice.randint(1, 160)), "KILL_IN": str(folder)}
+                process = begin_or_go_on(folder, config, **at, PYTHONPATH=f"{hook}:{ROOT}")
+                number = signal.SIGKILL
+            else:
+                process = begin_or_go_on(folder, config)
+                number = dice.choice(list(SIGNALS))
+                time.sleep(dice.uniform(1, 8))
+                process.send_signal(number)
+            status, _, err = finished(process)
+            assert status in (0, SIGNALS[number]) or (number != signal.SIGKILL and status == -number), err
+            assert "Traceback" not in err or status == -number or status == 130, err
+            kills += status != 0
+            ended["file event" if by_event and status else signal.Signals(number).name if status else "end"] += 1
+        same_bits(folder, whole)
+        runs += 1
+    print(f"{kills} kills of {runs} runs: {dict(ended)}")
+
+
+def loop_in_a_process(config, folder):
+    status, _, err = finished(command("train", config, "--run-dir", folder))
+    assert status == 0, err
+    return folder
+
+
+# ------------------------------------------------------------------------------------------ corruptions
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :] if content else b"\x01"
+
+
+CORRUPTIONS = {
+    "flipped": flipped,
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "longer": lambda content: content + b"\x00{",
+    "random": lambda content: random.Random(len(content)).randbytes(max(1, len(content))),
+    "gone": None,
+}
+
+
+def test_corruptions(tmp_path):
+    """A run with any file corrupted gives its own figures or an error; `resume` mends it or says why it cannot."""
+    whole = loop.train(small("checkpoint.every_seconds=0.0"), run_dir=tmp_path / "whole", quiet=True)
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    right, outcomes = figures(run_command("eval", whole)), Counter()
+    folder = tmp_path / "whole-corrupted"
+    for file in files:
+        for name, change in CORRUPTIONS.items():
+            shutil.copytree(whole, folder)
+            if change is None:
+                (folder / file).unlink()
+            else:
+                (folder / file).write_bytes(change((folder / file).read_bytes()))
+            where = f"{file} {name}"
+            before = contents(folder)
+            read = run_command("eval", folder)
+            assert contents(folder) == before, where
+            assert read.exit_code == 2 or figures(read) == right, where
+            for reading in ("runs", "report"):
+                run_command(reading, folder, *(["--out", tmp_path / "report"] if reading == "report" else []))
+            mended = run_command("resume", folder)
+            assert mended.exit_code in (0, 2), where
+            if mended.exit_code == 0:
+                again = run_command("eval", folder)
+                assert figures(again) == right, f"{where}: {again.output}"
+                assert summary(folder)["params_sha256"] == summary(whole)["params_sha256"], where
+                assert metrics(folder) == metrics(whole) or str(file) == "metrics.jsonl", where
+            outcomes[f"eval {read.exit_code}, resume {mended.exit_code}"] += 1
+            shutil.rmtree(folder)
+    print(f"{sum(outcomes.values())} corruptions: {dict(outcomes)}")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def figures(result) -> list[str]:
+    """An evaluation's lines."""
+    return [line for line in result.output.splitlines() if line.startswith(("validation", "test"))]
+
+
+def run_command(*arguments):
+    """`jaxnet …` in this process; an error that is no message fails the test."""
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise AssertionError(f"jaxnet {' '.join(map(str, arguments))} crashed") from result.exception
+    return result
+
+
+# ---------------------------------------------------------------------------------------- mutated configs
+
+MUTATIONS = 2000
+ODD: list[Any] = [
+    *(0, -1, 1, 2, 3, 7, 2**31, 2**63 - 1, -(2**63), 10**30, 0.0, -0.0, 1e-300, 1e300, float("nan"), float("inf")),
+    *(
+        "",
+        "relu",
+        "dense",
+        "digits",
+        "sgd",
+        "os:path",
+        "jaxnet:dense",
+        "no.such:thing",
+        "δ",
+        "\x00",
+        "a" * 3000,
+        "${x}",
+    ),
+    *(True, False, [], [[]], [1], {}, {"name": "sgd"}, {"dense": 3}, {"repeat": {"times": 3, "block": "relu"}}, [{}]),
+]
+
+
+def places(node: Any) -> list[tuple[Any, Any]]:
+    """Every place in plain data: its container and its key."""
+    own = list(node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ())
+    return [(node, key) for key, _ in own] + [place for _, value in own for place in places(value)]
+
+
+def mutate(document: dict[str, Any], donor: dict[str, Any], dice: random.Random) -> None:
+    """Changes one place: another value, a value of another place or config, a new key, a key or value taken out."""
+    node, key = dice.choice(places(document))
+    kind = dice.randrange(12)
+    if kind >= 6:
+        node[key] = like(node[key], donor, dice)
+    elif kind == 0:
+        node[key] = copy.deepcopy(dice.choice(ODD))
+    elif kind == 1:
+        there, at = dice.choice(places(donor))
+        node[key] = copy.deepcopy(there[at])
+    elif kind == 2:
+        del node[key]
+    elif kind == 3 and isinstance(node, dict):
+        there, at = dice.choice(places(donor))
+        node[str(at)] = copy.deepcopy(there[at])
+    elif kind == 4 and isinstance(node[key], int | float) and not isinstance(node[key], bool):
+        node[key] = dice.choice([-node[key], 0, node[key] * 10**9, node[key] + 0.5, str(node[key]), [node[key]]])
+    elif isinstance(node, list):
+        node.insert(dice.randrange(len(node) + 1), copy.deepcopy(dice.choice(node)))
+    else:
+        node[f"{key}{dice.choice(['s', '_', '.', ' '])}"] = node.pop(key)
+
+
+def like(value: Any, donor: dict[str, Any], dice: random.Random) -> Any:
+    """Another value of the same type: of a list another order, one part fewer, or one twice."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return dice.choice([value + 1, value * 2, value // 2, value - 1, value * 1000])
+    if isinstance(value, list) and value:
+        return dice.choice(
+            [value[::-1], value[1:], value[:-1], [*value, dice.choice(value)], dice.sample(value, len(value))]
+        )
+    same = [there[at] for there, at in places(donor) if type(there[at]) is type(value)]
+    return copy.deepcopy(dice.choice(same)) if same else value
+
+
+def mutated_text(text: str, dice: random.Random) -> bytes:
+    """A text with a few bytes changed, taken out, or doubled."""
+    content = bytearray(text.encode())
+    for _ in range(dice.randint(1, 4)):
+        at = dice.randrange(len(content))
+        kind = dice.randrange(4)
+        if kind == 0:
+            content[at] = dice.randrange(256)
+        elif kind == 1:
+            del content[at : at + dice.randint(1, 20)]
+        elif kind == 2:
+            content[at:at] = content[at : at + dice.randint(1, 20)]
+        else:
+            content[at] ^= 1 << dice.randrange(8)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mutated_configs(tmp_path, monkeypatch, seed):
+    """A mutated config is built on its data, or refused in words; it crashes nothing and takes no minute."""
+    monkeypatch.setenv("JAXNET_DATA", str(tmp_path))
+    texts = [path.read_text("utf-8") for path in sorted((ROOT / "configs").glob("*.toml"))]
+    documents = [tomllib.loads(text) | {"data": "digits"} for text in texts] + [tomllib.loads(dump_toml(LONG))]
+    dice, outcomes, slowest = random.Random(seed), Counter(), 0.0
+    signal.signal(signal.SIGALRM, too_slow)
+    for i in range(MUTATIONS // 8):
+        document, path = copy.deepcopy(dice.choice(documents)), tmp_path / "mutated.toml"
+        if i % 3 == 0:
+            path.write_bytes(mutated_text(tomli_w.dumps(document), dice))
+        else:
+            for _ in range(dice.choice([1, 1, 1, 2, 3])):
+                mutate(document, dice.choice(documents), dice)
+        began = time.monotonic()
+        signal.alarm(60)
+        try:
+            config = load_config(path) if i % 3 == 0 else make_config(document)
+            data = config.resolved()["data"]
+            known = data if isinstance(data, str) else data.get("name")
+            if known in ("digits", "modular_addition") or ":" in str(known):
+                build(config, load(data, data_dir=tmp_path))
+            outcomes["built"] += 1
+        except (ConfigError, ShapeError, DataError) as error:
+            outcomes[type(error).__name__] += 1
+        except BaseException as error:
+            signal.alarm(0)
+            written = path.read_text("utf-8", "replace") if i % 3 == 0 else json.dumps(document, default=str)
+            raise AssertionError(f"mutation {i} of seed {seed}: {written}") from error
+        finally:
+            signal.alarm(0)
+        slowest = max(slowest, time.monotonic() - began)
+    print(f"{sum(outcomes.values())} mutated configs: {dict(outcomes)}, the slowest {slowest:.1f} s")
+
+
+def too_slow(*_):
+    raise TimeoutError("a mutated config took more than a minute")
