@@ -5,7 +5,7 @@ Parameters of a combination of several layers are the tuple of theirs; of one la
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,10 @@ from jaxnet.factors import Sum
 from jaxnet.layer import (
     Layer,
     Passing,
+    Reading,
     ShapeError,
     Static,
+    Tree,
     Untrained,
     inside,
     is_untrained,
@@ -27,7 +29,7 @@ from jaxnet.readings import in_each, over_positions, whole
 from jaxnet.registry import Count, maker
 
 
-def numbered(layers: tuple[Layer, ...], i: int):
+def numbered(layers: Sequence[Layer], i: int):
     """Where a `ShapeError` in the i-th of these layers arose."""
     return inside(f"layer {i + 1} of {len(layers)}")
 
@@ -53,21 +55,31 @@ def serial(*layers: Layer) -> Layer:
         return tuple(params)
 
     def forward(params, x, key=None, train=False):
-        saved = []
-        for i, (layer, p, k) in enumerate(zip(layers, params, split_key(key, len(layers)), strict=True)):
-            with numbered(layers, i):
-                x, s = layer.forward(p, x, k, train)
-            saved.append(s)
-        return x, tuple(saved)
+        return forward_through(layers, params, x, split_key(key, len(layers)), train)
 
     def backward(params, saved, d_out, read):
-        readings = []
-        for layer, p, s in reversed([*zip(layers, params, saved, strict=True)]):
-            d_out, reading = layer.backward(p, s, d_out, read)
-            readings.append(reading)
-        return d_out, tuple(reversed(readings))
+        return backward_through(layers, params, saved, d_out, read)
 
     return Layer("serial", init, forward, backward, layers, serial)
+
+
+def forward_through(layers: Sequence[Layer], params: Sequence[Tree], x: Tree, keys: Sequence, train: bool):
+    """One layer after the other, each with its own key: out, and the tuple of what they save."""
+    saved = []
+    for i, (layer, p, key) in enumerate(zip(layers, params, keys, strict=True)):
+        with numbered(layers, i):
+            x, s = layer.forward(p, x, key, train)
+        saved.append(s)
+    return x, tuple(saved)
+
+
+def backward_through(layers: Sequence[Layer], params: Sequence[Tree], saved: Sequence[Tree], d_out: Tree, read: Reading):
+    """Back through them, the last first: dx, and the tuple of what was read."""
+    readings = []
+    for layer, p, s in reversed([*zip(layers, params, saved, strict=True)]):
+        d_out, reading = layer.backward(p, s, d_out, read)
+        readings.append(reading)
+    return d_out, tuple(reversed(readings))
 
 
 @maker(examples={"residual(serial(dense(6), tanh))": "float32[6]"})
@@ -302,52 +314,36 @@ def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
     """
     if len(set(where)) < 2 or not all(0 <= i < len(layers) for i in where):
         raise ValueError(f"tied takes at least two different indices of its {len(layers)} layers, got {where}")
-    owner, *borrowers = sorted(where)
+    shared = Shared.of(share, where)
     chain = serial(*layers)
-
-    def borrowed(params):
-        """The parameters as `serial` takes them: the shared one in each layer that uses it."""
-        return tuple(p | {share: params[owner][share]} if i in borrowers else p for i, p in enumerate(params))
-
-    def without(p):
-        return {name: value for name, value in p.items() if name != share}
-
-    def added_up(readings):
-        """What was read of the shared parameter, added up in the layer that owns it."""
-        for i in borrowers:
-            readings[owner] = in_each(
-                lambda own, other: own | {share: own[share] + other[share]}, readings[owner], readings[i]
-            )
-            readings[i] = in_each(without, readings[i])
-        return tuple(readings)
 
     def init(key, x):
         params = chain.init(key, x)
         for i in where:
             if not isinstance(params[i], dict) or share not in params[i]:
                 raise ValueError(f"tied takes layers with a parameter {share!r}; layer {i} ({layers[i].name}) has none")
-            if params[i][share].shape != params[owner][share].shape:
+            if params[i][share].shape != params[shared.owner][share].shape:
                 shapes = [params[j][share].shape for j in where]
                 raise ShapeError(f"tied layers need {share} of one shape, got {shapes}")
-        return tuple(without(p) if i in borrowers else p for i, p in enumerate(params))
+        return shared.given_back(params)
 
     def forward(params, x, key=None, train=False):
-        return chain.forward(borrowed(params), x, key, train)
+        return chain.forward(shared.borrowed(params), x, key, train)
 
     def backward(params, saved, d_out, read):
         readings: list = [None] * len(layers)
         passings: dict[int, Passing] = {}
-        full = borrowed(params)
+        full = shared.borrowed(params)
         for i in reversed(range(len(layers))):
             if i in where and not read.linear:  # read once all uses are known
                 d_out, passings[i] = layers[i].backward(full[i], saved[i], d_out, whole)
             else:
                 d_out, readings[i] = layers[i].backward(full[i], saved[i], d_out, read)
         if read.linear:  # read where the error passes, so that no use is kept until all are known
-            return d_out, added_up(readings)
+            return d_out, shared.added_up(readings)
         uses = Sum(tuple(passings[i].factors[share] for i in where))
         for i, passing in passings.items():
-            factors = passing.factors | {share: uses} if i == owner else without(passing.factors)
+            factors = passing.factors | {share: uses} if i == shared.owner else shared.without(passing.factors)
             own, _ = split_state(params[i])
             readings[i] = read.at(passing._replace(params=own, factors=factors))
         return d_out, tuple(readings)
@@ -356,3 +352,43 @@ def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
         return tied(*parts, share=share, where=where)
 
     return Layer("tied", init, forward, backward, layers, rebuild)
+
+
+class Shared(NamedTuple):
+    """A parameter that several layers of `tied` use: it stands in the `owner`, and the `borrowers` have none.
+
+    Each function takes a sequence with an entry for each layer: parameters, or what was read of them.
+    """
+
+    name: str
+    owner: int
+    borrowers: tuple[int, ...]
+
+    @staticmethod
+    def of(name: str, where: Sequence[int]) -> "Shared":
+        """The parameter of that name, shared by the layers at `where`."""
+        owner, *borrowers = sorted(set(where))
+        return Shared(name, owner, tuple(borrowers))
+
+    def without(self, p: dict) -> dict:
+        """A layer's parameters without the shared one."""
+        return {name: value for name, value in p.items() if name != self.name}
+
+    def borrowed(self, params: Sequence[Tree]) -> tuple:
+        """As `serial` takes them: the shared parameter in each layer that uses it."""
+        own = {self.name: params[self.owner][self.name]}
+        return tuple(p | own if i in self.borrowers else p for i, p in enumerate(params))
+
+    def given_back(self, params: Sequence[Tree]) -> tuple:
+        """As `tied` keeps them: the shared parameter in its owner alone."""
+        return tuple(self.without(p) if i in self.borrowers else p for i, p in enumerate(params))
+
+    def added_up(self, readings: Sequence[Tree]) -> tuple:
+        """What was read of each use of the shared parameter, added up in its owner."""
+        found, name = list(readings), self.name
+        for i in self.borrowers:
+            found[self.owner] = in_each(
+                lambda own, other: own | {name: own[name] + other[name]}, found[self.owner], found[i]
+            )
+            found[i] = in_each(self.without, found[i])
+        return tuple(found)
