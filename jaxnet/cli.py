@@ -354,6 +354,30 @@ def bench(
 
 
 @app.command()
+def pipeline(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="SCHEDULE...", help="gpipe, 1f1b, zb-h1, zb-h2; all without a name.")
+    ] = None,
+    stages: Annotated[int, typer.Option(help="Devices, each with a part of the layers.")] = 4,
+    microbatches: Annotated[int, typer.Option(help="Parts of a batch.")] = 8,
+    times: Annotated[
+        str, typer.Option(metavar="F,B,W[,T]", help="Times of forward, δ and weights of one, and of a transfer.")
+    ] = "1,1,1",
+    figure: Annotated[Path | None, typer.Option(help="Write the picture there: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Show what each stage of a pipeline does and when: bubble, duration, and how many microbatches are kept."""
+    from jaxnet.devices import schedules
+
+    chosen = schedules.read_times(times)
+    for line in schedules.lines(names or (), stages, microbatches, chosen):
+        print(line)
+    if figure is not None:
+        from jaxnet.devices.pictures import draw
+
+        draw(figure, names or tuple(schedules.SCHEDULES), stages, microbatches, chosen)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.
 

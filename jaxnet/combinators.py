@@ -73,7 +73,9 @@ def forward_through(layers: Sequence[Layer], params: Sequence[Tree], x: Tree, ke
     return x, tuple(saved)
 
 
-def backward_through(layers: Sequence[Layer], params: Sequence[Tree], saved: Sequence[Tree], d_out: Tree, read: Reading):
+def backward_through(
+    layers: Sequence[Layer], params: Sequence[Tree], saved: Sequence[Tree], d_out: Tree, read: Reading
+):
     """Back through them, the last first: dx, and the tuple of what was read."""
     readings = []
     for layer, p, s in reversed([*zip(layers, params, saved, strict=True)]):

@@ -19,7 +19,8 @@ AUTODIFF = {"grad", "value_and_grad", "vjp", "vjp3", "jvp", "linearize", "linear
             "jacobian", "hessian", "checkpoint", "remat", "custom_jvp", "custom_vjp", "custom_gradient",
             "closure_convert", "ad", "ad_checkpoint", "fwd_and_bwd"}  # fmt: skip
 BY_HAND = [*(PACKAGE / f"{room}.py" for room in ("registry", "layer", "factors", "readings", "losses", "combinators",
-           "heads", "backprop")), *PACKAGE.glob("layers/**/*.py"), *PACKAGE.glob("models/**/*.py")]  # fmt: skip
+           "heads", "backprop")), *PACKAGE.glob("layers/**/*.py"), *PACKAGE.glob("models/**/*.py"),
+           *PACKAGE.glob("devices/*.py")]  # fmt: skip
 # From the bottom up; rooms of one line may use each other, though not in a circle.
 FLOORS = [
     ["registry"],
@@ -35,7 +36,7 @@ FLOORS = [
     ["models"],
     ["backprop"],
     ["program"],
-    ["feedback", "quantities", "checking", "explaining"],
+    ["devices", "feedback", "quantities", "checking", "explaining"],
     ["ascii_spelling"],
     ["training", "bench"],
     ["cli"],

@@ -1,6 +1,6 @@
 """Networks over many devices: pipelines and their schedules."""
 
-from jaxnet.devices.pipeline import pipeline
-from jaxnet.devices.schedules import SCHEDULES, Schedule, schedule
+from jaxnet.devices.pipeline import PipelineError, pipeline
+from jaxnet.devices.schedules import SCHEDULES, Schedule, ScheduleError, Times, schedule
 
-__all__ = ["SCHEDULES", "Schedule", "pipeline", "schedule"]
+__all__ = ["SCHEDULES", "PipelineError", "Schedule", "ScheduleError", "Times", "pipeline", "schedule"]

@@ -7,8 +7,8 @@ entry, then activations move one stage on and errors one stage back. All of it i
     B   δ → dx, factors                         their backward passes, with the factors unread
     W   factors → ∇C += Σ δ aᵀ                  the factors multiplied out
 
-A factor is a product that was put off, so splitting a backward pass into B and W costs no product twice. `jax.vjp` split
-in two computes the errors of all layers once for B and again for W.
+A factor is a product that was put off, so a backward pass in two parts does no product twice. `jax.vjp` in two parts
+computes the errors of all layers once for B and again for W.
 
 Source: Qi et al., Zero Bubble Pipeline Parallelism, 2024, arXiv 2401.10241, §2.
 """
@@ -24,12 +24,16 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxnet.backprop import keys_for, mean_weights, size
 from jaxnet.combinators import Shared, backward_through, forward_through
-from jaxnet.devices.schedules import Op, Schedule, schedule
+from jaxnet.devices.schedules import Schedule, Task, schedule
 from jaxnet.layer import Layer, Loss, Passing, Reading, ShapeError, Tree, is_untrained, split_key
 from jaxnet.readings import total
 
 unread = Reading(lambda passing: passing.factors, out_axes=0)
 """The factors of every parameter, not multiplied out."""
+
+
+class PipelineError(ValueError):
+    """A network, mesh or batch that cannot be a pipeline."""
 
 
 class Cut(NamedTuple):
@@ -70,14 +74,17 @@ class Cut(NamedTuple):
 
 
 def cut(net: Layer) -> Cut:
-    """The network's parts. Raises `ValueError` for one that is not `serial(…, repeat(block, times), …)`, or `tied`."""
+    """The network's parts.
+
+    Raises `PipelineError` for one that is not `serial(…, repeat(block, times), …)` or `tied(…)` with one `repeat`.
+    """
     made = None if net.made is None else net.made.root
     alone = made is None or made.maker not in ("serial", "tied")
     layers = (net,) if alone else net.parts
     at = [i for i, layer in enumerate(layers) if layer.made is not None and layer.made.root.maker == "repeat"]
     shared = Shared.of(made.options["share"], made.options["where"]) if made and made.maker == "tied" else None
     if len(at) != 1 or (shared and at[0] in (shared.owner, *shared.borrowers)):
-        raise ValueError(
+        raise PipelineError(
             "a pipeline takes serial(…, repeat(block, times), …) or tied(…) with one repeat, whose blocks the stages "
             f"share out, got {net!r}"
         )
@@ -97,14 +104,14 @@ def pipeline(
     - `microbatches`: into how many the batch is cut.
     - `schedule_name`: one of `SCHEDULES`.
 
-    Raises `ValueError` for a network without one `repeat`, a loss with parameters, a depth that the stages do not
+    Raises `PipelineError` for a network without one `repeat`, a loss with parameters, a depth that the stages do not
     divide, a batch that microbatches and devices do not divide, layers that keep state, or a mesh without the axis.
     """
     parts = cut(net)
     if loss.init is not None:
-        raise ValueError(f"a pipeline takes a loss without parameters, got {loss.name}")
+        raise PipelineError(f"a pipeline takes a loss without parameters, got {loss.name}")
     if axis not in mesh.shape:
-        raise ValueError(f"the mesh has the axes {', '.join(mesh.axis_names)}, none named {axis!r} for the stages")
+        raise PipelineError(f"the mesh has no axis {axis!r}: it has {', '.join(mesh.axis_names)}")
     stages = mesh.shape[axis]
     data = tuple(name for name in mesh.axis_names if name != axis)
     shared_by = int(np.prod([mesh.shape[name] for name in data], dtype=int))
@@ -132,16 +139,15 @@ def pipeline(
 
 
 def fits(params: Tree, depth: int, stages: int, n: int, microbatches: int, shared_by: int) -> None:
-    """Raises `ValueError` for sizes that do not divide, or parameters with state."""
+    """Raises `PipelineError` for sizes that do not divide, or parameters with state."""
     if any(is_untrained(node) for node in jax.tree.leaves(params, is_leaf=is_untrained)):
-        raise ValueError("a pipeline takes layers without state: batch_norm couples the examples of a whole batch")
+        raise PipelineError("a pipeline takes layers without state: batch_norm couples the examples of a whole batch")
     if depth % stages:
         divide = [str(p) for p in range(1, depth + 1) if depth % p == 0]
-        raise ValueError(f"{stages} stages do not divide the {depth} blocks of repeat: take {', '.join(divide)} stages")
+        raise PipelineError(f"{stages} stages do not divide the {depth} blocks of repeat: take {', '.join(divide)}")
     if n % (microbatches * shared_by):
-        raise ValueError(
-            f"the batch must be a multiple of {microbatches} microbatches × {shared_by} devices that share each, got {n}"
-        )
+        devices = f" × {shared_by} devices that share each" if shared_by > 1 else ""
+        raise PipelineError(f"the batch must be a multiple of {microbatches} microbatches{devices}, got {n} examples")
 
 
 def put(buffers: Tree, i, values: Tree) -> Tree:
@@ -154,7 +160,7 @@ def at(buffers: Tree, i) -> Tree:
     return jax.tree.map(lambda b: jax.lax.dynamic_index_in_dim(b, i, 0, keepdims=False), buffers)
 
 
-def most_at_once(plan: Schedule, first: tuple[Op, ...], last: tuple[Op, ...], shift: int = 0) -> int:
+def most_at_once(plan: Schedule, first: tuple[Task, ...], last: tuple[Task, ...], shift: int = 0) -> int:
     """The most microbatches at once, on any stage, between the end of one operation and that of another.
 
     `shift`: the stage that does the first operation, counted from the one that does the last.
@@ -193,9 +199,9 @@ class Stage(NamedTuple):
 
     def enter(self, params, x, key):
         """The layers before the blocks, of a microbatch: x and what they save."""
-        return jax.vmap(
-            lambda x, key: forward_through(self.parts.before, params, x, self.keys(key)[0], self.train)
-        )(x, key)
+        return jax.vmap(lambda x, key: forward_through(self.parts.before, params, x, self.keys(key)[0], self.train))(
+            x, key
+        )
 
     def forward(self, params, x, key):
         """F: out and saved of this stage's blocks."""
@@ -252,7 +258,7 @@ class Stage(NamedTuple):
         table = jnp.asarray(plan.table())
         stage = jax.lax.axis_index(axis)
         is_first, is_last = stage == 0, stage == plan.stages - 1
-        back = Op.B if any(op is Op.B for op, _ in plan.orders[0]) else Op.BW
+        back = Task.B if any(task is Task.B for task, _ in plan.orders[0]) else Task.BW
 
         def shapes(f, *arguments):
             return jax.eval_shape(f, *arguments)
@@ -270,13 +276,13 @@ class Stage(NamedTuple):
             raise ShapeError(f"the blocks take {stream.dtype}{stream.shape} and give {out.dtype}{out.shape}")
         _, factors = shapes(partial(self.backward, blocks), saved, stream)
 
-        split = back is Op.B
+        split = back is Task.B
         counts = {
-            "activations": most_at_once(plan, (Op.F,), (Op.F,), shift=-1),
-            "saved": most_at_once(plan, (Op.F,), (back,)),
+            "activations": most_at_once(plan, (Task.F,), (Task.F,), shift=-1),
+            "saved": most_at_once(plan, (Task.F,), (back,)),
             # The last stage has δ in the tick of its F, the others in that of the next one's B.
-            "errors": max(most_at_once(plan, (back,), (back,), shift=1), most_at_once(plan, (Op.F,), (back,))),
-            "factors": most_at_once(plan, (Op.B,), (Op.W,)) if split else 0,
+            "errors": max(most_at_once(plan, (back,), (back,), shift=1), most_at_once(plan, (Task.F,), (back,))),
+            "factors": most_at_once(plan, (Task.B,), (Task.W,)) if split else 0,
         }
         state = {
             "cost": jnp.zeros(()),
@@ -333,12 +339,12 @@ class Stage(NamedTuple):
         def w(i, state):
             return multiplied(state, at(state["factors"], slot("factors", i)))
 
-        does = {Op.IDLE: idle, Op.F: f, **({Op.B: b, Op.W: w} if split else {Op.BW: partial(b, keep=False)})}
-        number = jnp.asarray([list(does).index(op) if op in does else 0 for op in Op])
+        does = {Task.IDLE: idle, Task.F: f, **({Task.B: b, Task.W: w} if split else {Task.BW: partial(b, keep=False)})}
+        number = jnp.asarray([list(does).index(task) if task in does else 0 for task in Task])
 
         def tick(state, row):
-            op, i = row[stage]
-            state = jax.lax.switch(number[op], list(does.values()), i, state)
+            task, i = row[stage]
+            state = jax.lax.switch(number[task], list(does.values()), i, state)
             on = [(s, s + 1) for s in range(plan.stages - 1)]
             arrived = jax.lax.ppermute(state["out"], axis, on)
             returned = jax.lax.ppermute(state["dx"], axis, [(after, before) for before, after in on])
@@ -349,7 +355,7 @@ class Stage(NamedTuple):
                 return put(state[what], i, jnp.where(wanted, came, at(state[what], i)))
 
             return state | {
-                "activations": received("activations", earlier, ~is_first & (earlier[0] == Op.F), arrived),
+                "activations": received("activations", earlier, ~is_first & (earlier[0] == Task.F), arrived),
                 "errors": received("errors", later, ~is_last & (later[0] == back), returned),
             }, None
 
@@ -362,6 +368,7 @@ class Stage(NamedTuple):
 
 def summed(params: Tree, factors: Tree) -> Tree:
     """The gradients of one layer from its factors, Σ over the examples: what `total` reads."""
+
     def one(factors):
         return total.at(Passing(params, (), (), (), factors))
 

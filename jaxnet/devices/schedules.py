@@ -15,6 +15,7 @@ Sources: Huang et al., GPipe, 2019; Narayanan et al., PipeDream, 2019 (1F1B); Qi
 Parallelism, 2024, arXiv 2401.10241, §2 and table 1.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -24,7 +25,7 @@ import numpy as np
 from jaxnet.registry import did_you_mean
 
 
-class Op(IntEnum):
+class Task(IntEnum):
     """What a stage does in one tick."""
 
     IDLE = 0
@@ -34,33 +35,12 @@ class Op(IntEnum):
     BW = 4  # B and W at once, so that no factors are kept
 
 
-Task = tuple[Op, int]
+class ScheduleError(ValueError):
+    """A schedule that there is none of, or sizes or times that none can have."""
+
+
+Entry = tuple[Task, int]
 """What to do, and for which microbatch."""
-
-
-class Rule(NamedTuple):
-    """How a schedule chooses.
-
-    - `split`: whether W is apart from B.
-    - `ahead(stages, stage, microbatches)`: by how many microbatches F may be ahead of B in a stage.
-    - `kept(stages, microbatches)`: by how many F may be ahead of W: the most that any stage keeps.
-    """
-
-    split: bool
-    ahead: Callable[[int, int, int], int]
-    kept: Callable[[int, int], int]
-    about: str
-
-
-SCHEDULES = {
-    "gpipe": Rule(False, lambda p, s, m: m, lambda p, m: m, "all F, then all B and W: keeps every microbatch"),
-    "1f1b": Rule(False, lambda p, s, m: p - s, lambda p, m: p, "F, then B and W, in turn: keeps p microbatches"),
-    "zb-h1": Rule(True, lambda p, s, m: p - s, lambda p, m: p, "W in the bubbles: a third of the bubble, p kept"),
-    "zb-h2": Rule(
-        True, lambda p, s, m: 2 * (p - s) - 1, lambda p, m: 2 * p - 1, "more F at first: no bubble, 2p − 1 kept"
-    ),
-}
-"""The schedules, by their published names."""
 
 
 class Times(NamedTuple):
@@ -71,12 +51,51 @@ class Times(NamedTuple):
     W: float = 1.0
     transfer: float = 0.0
 
-    def of(self, op: Op) -> float:
+    def of(self, task: Task) -> float:
         """How long an operation takes."""
-        return {Op.IDLE: 0.0, Op.F: self.F, Op.B: self.B, Op.W: self.W, Op.BW: self.B + self.W}[op]
+        return {Task.IDLE: 0.0, Task.F: self.F, Task.B: self.B, Task.W: self.W, Task.BW: self.B + self.W}[task]
 
 
-class Run(NamedTuple):
+EQUAL = Times()
+"""F = B = W = 1, and transfers that take no time."""
+
+
+class Rule(NamedTuple):
+    """How a schedule chooses, and what is published of it.
+
+    - `split`: whether W is apart from B.
+    - `ahead(stages, stage, microbatches)`: by how many microbatches F may be ahead of B in a stage.
+    - `kept(stages, microbatches)`: by how many F may be ahead of W: the most that any stage keeps.
+    - `wait`: how often F, B and W stand in what a stage waits, for each stage but one.
+    """
+
+    split: bool
+    ahead: Callable[[int, int, int], int]
+    kept: Callable[[int, int], int]
+    wait: tuple[int, int, int]
+
+    def published_bubble(self, stages: int, microbatches: int, times: Times) -> float:
+        """What a stage waits over what it works: (p − 1)(F + B + cW) / (m(F + B + W)), c = 1, −1 or −2; 0 at least."""
+        wait = sum(c * t for c, t in zip(self.wait, times, strict=False))
+        return max(0.0, (stages - 1) * wait / (microbatches * sum(times[:3])))
+
+
+SCHEDULES = {
+    "gpipe": Rule(False, lambda p, s, m: m, lambda p, m: m, (1, 1, 1)),
+    "1f1b": Rule(False, lambda p, s, m: p - s, lambda p, m: min(p, m), (1, 1, 1)),
+    "zb-h1": Rule(True, lambda p, s, m: p - s, lambda p, m: min(p, m), (1, 1, -1)),
+    "zb-h2": Rule(True, lambda p, s, m: 2 * (p - s) - 1, lambda p, m: min(2 * p - 1, m), (1, 1, -2)),
+}
+"""The schedules, by their published names.
+
+- `gpipe`: all F, then all B and W; every microbatch is kept.
+- `1f1b`: F, then B and W, in turn; p microbatches are kept.
+- `zb-h1`: W fills the bubbles; p microbatches are kept.
+- `zb-h2`: more F at first, so that no bubble remains; 2p − 1 microbatches are kept.
+"""
+
+
+class Timeline(NamedTuple):
     """A schedule played with times.
 
     - `starts`, `ends`: for each stage, when each of its tasks starts and ends.
@@ -100,122 +119,159 @@ class Schedule(NamedTuple):
 
     name: str
     microbatches: int
-    orders: tuple[tuple[Task, ...], ...]
+    orders: tuple[tuple[Entry, ...], ...]
 
     @property
     def stages(self) -> int:
         """The number of stages."""
         return len(self.orders)
 
-    def run(self, times: Times = Times()) -> Run:
+    def played(self, times: Times = EQUAL) -> Timeline:
         """Play the schedule: a task starts once its stage is free and what it needs has come.
 
-        >>> round(schedule("1f1b", 4, 8).run().bubble, 3), round(schedule("zb-h1", 4, 8).run().bubble, 3)
+        >>> round(schedule("1f1b", 4, 8).played().bubble, 3), round(schedule("zb-h1", 4, 8).played().bubble, 3)
         (0.375, 0.125)
         """
-        ended: dict[tuple[Op, int, int], float] = {}
+        ended: dict[tuple[Task, int, int], float] = {}
         starts: list[list[float]] = [[] for _ in self.orders]
         ends: list[list[float]] = [[] for _ in self.orders]
         while sum(map(len, ends)) < sum(map(len, self.orders)):
             for stage, order in enumerate(self.orders):
                 while len(ends[stage]) < len(order):
-                    op, i = order[len(ends[stage])]
-                    needs = needed(op, stage, self.stages, i)
+                    task, i = order[len(ends[stage])]
+                    needs = needed(task, stage, self.stages, i)
                     if any(need not in ended for need in needs):
                         break
                     came = [ended[need] + (times.transfer if need[1] != stage else 0.0) for need in needs]
                     start = max([ends[stage][-1] if ends[stage] else 0.0, *came])
                     starts[stage].append(start)
-                    ends[stage].append(start + times.of(op))
-                    ended[Op.B if op is Op.BW else op, stage, i] = ends[stage][-1]
+                    ends[stage].append(start + times.of(task))
+                    ended[Task.B if task is Task.BW else task, stage, i] = ends[stage][-1]
         bubbles = [
-            (end[-1] - start[0]) / sum(times.of(op) for op, _ in order) - 1
+            (end[-1] - start[0]) / sum(times.of(task) for task, _ in order) - 1
             for start, end, order in zip(starts, ends, self.orders, strict=True)
         ]
-        return Run(
+        return Timeline(
             tuple(map(tuple, starts)), tuple(map(tuple, ends)), max(0.0, *bubbles), tuple(map(most_kept, self.orders))
         )
 
     def table(self) -> np.ndarray:
         """The schedule in ticks, in which every stage does one task: (ticks, stages, 2), operation and microbatch."""
-        ticks = self.run(Times(1.0, 1.0, 1.0))
-        unit = self.run(Times(1.0, 1.0, 0.0)) if not any(op is Op.W for op, _ in self.orders[0]) else ticks
-        rows = np.zeros((round(unit.duration), self.stages, 2), np.int32)
-        for stage, (starts, order) in enumerate(zip(unit.starts, self.orders, strict=True)):
-            for start, (op, i) in zip(starts, order, strict=True):
-                rows[round(start), stage] = op, i
+        ticks = self.played(Times() if SCHEDULES[self.name].split else Times(W=0.0))
+        rows = np.zeros((round(ticks.duration), self.stages, 2), np.int32)
+        for stage, (starts, order) in enumerate(zip(ticks.starts, self.orders, strict=True)):
+            for start, (task, i) in zip(starts, order, strict=True):
+                rows[round(start), stage] = task, i
         return rows
 
     def text(self) -> str:
-        """The ticks as a picture: a row for each stage, `F3` for the forward pass of microbatch 3.
+        """The schedule as a picture for F = B = W = 1: a row for each stage, `F3` for the F of microbatch 3.
 
         >>> print(schedule("zb-h1", 2, 3).text())
-        F0 F1 B0 F2 B1 W0 B2 W1 W2
-        .. F0 B0 F1 B1 F2 B2 W0 W1 W2
+        F0 F1 .. B0 W0 F2 B1 W1 B2 W2
+        .. F0 B0 F1 B1 W0 F2 B2 W1 W2
         """
         width = len(str(self.microbatches - 1))
-        empty = "." * (1 + width)
-        rows = [
-            " ".join(f"{Op(op).name[0]}{i:0{width}}" if op else empty for op, i in self.table()[:, stage])
-            for stage in range(self.stages)
-        ]
-        while all(row.endswith(f" {empty}") for row in rows):
-            rows = [row.removesuffix(f" {empty}") for row in rows]
+        played = self.played()
+        rows = []
+        for starts, order in zip(played.starts, self.orders, strict=True):
+            cells = ["." * (1 + width)] * round(played.duration)
+            for start, (task, i) in zip(starts, order, strict=True):
+                for after, letter in enumerate(task.name):
+                    cells[round(start) + after] = f"{letter}{i:0{width}}"
+            rows.append(" ".join(cells))
         return "\n".join(rows)
 
 
-def needed(op: Op, stage: int, stages: int, i: int) -> list[tuple[Op, int, int]]:
+def needed(task: Task, stage: int, stages: int, i: int) -> list[tuple[Task, int, int]]:
     """What must have ended, on which stage, before a task may start."""
-    if op is Op.F:
-        return [(Op.F, stage - 1, i)] if stage else []
-    if op is Op.W:
-        return [(Op.B, stage, i)]
-    return [(Op.B, stage + 1, i)] if stage + 1 < stages else [(Op.F, stage, i)]
+    if task is Task.F:
+        return [(Task.F, stage - 1, i)] if stage else []
+    if task is Task.W:
+        return [(Task.B, stage, i)]
+    return [(Task.B, stage + 1, i)] if stage + 1 < stages else [(Task.F, stage, i)]
 
 
-def most_kept(order: Sequence[Task]) -> int:
+def most_kept(order: Sequence[Entry]) -> int:
     """The most microbatches at once whose F is done and whose W is not."""
-    kept = np.cumsum([{Op.F: 1, Op.W: -1, Op.BW: -1}.get(op, 0) for op, _ in order])
+    kept = np.cumsum([{Task.F: 1, Task.W: -1, Task.BW: -1}.get(task, 0) for task, _ in order])
     return int(kept.max())
 
 
 def schedule(name: str, stages: int, microbatches: int) -> Schedule:
     """The schedule of a name in `SCHEDULES`, for `stages` stages and `microbatches` microbatches.
 
-    Tick by tick each stage does what others wait for first: B where δ has come, else F while it may keep one more
-    microbatch, else W. Without a split, B and W are one task.
-    Raises `ValueError` for a name that there is none of, or less than one stage or microbatch.
+    In each tick a stage does F while it may keep one more microbatch, else B where δ has come, else W. Where the
+    schedule does not split, B and W are one task.
+    Raises `ScheduleError` for a name that there is none of, or less than one stage or microbatch.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"no schedule {name!r}: {did_you_mean(name, SCHEDULES)}")
+        raise ScheduleError(f"no schedule {name!r}: {did_you_mean(name, SCHEDULES)}")
     if stages < 1 or microbatches < 1:
-        raise ValueError(f"a pipeline takes at least one stage and one microbatch, got {stages} and {microbatches}")
+        raise ScheduleError(f"a pipeline takes at least one stage and one microbatch, got {stages} and {microbatches}")
     rule = SCHEDULES[name]
-    back = Op.B if rule.split else Op.BW
-    done: dict[tuple[Op, int, int], int] = {}  # the tick in which it was
-    counts = [{Op.F: 0, back: 0, Op.W: 0} for _ in range(stages)]
-    last = Op.W if rule.split else back
-    orders: list[list[Task]] = [[] for _ in range(stages)]
+    back, last = (Task.B, Task.W) if rule.split else (Task.BW, Task.BW)
+    counts = [dict.fromkeys((Task.F, back, last), 0) for _ in range(stages)]
+    orders: list[list[Entry]] = [[] for _ in range(stages)]
+    ended: dict[tuple[Task, int, int], int] = {}
     tick = 0
-    while min(count[last] for count in counts) < microbatches:
+
+    def ready(task: Task, stage: int) -> bool:
+        i = counts[stage][task]
+        if task is Task.F:
+            count = counts[stage]
+            ahead, kept = i - count[back], i - count[last]
+            if ahead >= rule.ahead(stages, stage, microbatches) or kept >= rule.kept(stages, microbatches):
+                return False
+        return i < microbatches and all(ended.get(need, tick) < tick for need in needed(task, stage, stages, i))
+
+    while any(count[last] < microbatches for count in counts):
         for stage, count in enumerate(counts):
-
-            def ready(op: Op, stage=stage, count=count) -> bool:
-                needs = needed(op, stage, stages, count[op])
-                return count[op] < microbatches and all(done.get(need, tick) < tick for need in needs)
-
-            ahead, kept = count[Op.F] - count[back], count[Op.F] - count[last]
-            may_keep = ahead < rule.ahead(stages, stage, microbatches) and kept < rule.kept(stages, microbatches)
-            if may_keep and ready(Op.F):
-                op = Op.F
-            elif ready(back):
-                op = back
-            elif rule.split and ready(Op.W):
-                op = Op.W
-            else:
-                continue
-            done[Op.B if op is Op.BW else op, stage, count[op]] = tick
-            orders[stage].append((op, count[op]))
-            count[op] += 1
+            task = next((task for task in (Task.F, back, last) if ready(task, stage)), Task.IDLE)
+            if task is not Task.IDLE:
+                ended[Task.B if task is Task.BW else task, stage, count[task]] = tick
+                orders[stage].append((task, count[task]))
+                count[task] += 1
         tick += 1
     return Schedule(name, microbatches, tuple(map(tuple, orders)))
+
+
+def lines(names: Sequence[str] = (), stages: int = 4, microbatches: int = 8, times: Times = EQUAL) -> list[str]:
+    """Schedules as text: what each one costs beside what is published, then their pictures. All without a name.
+
+    >>> print(*lines(["1f1b", "zb-h1"], 2, 2), sep="\\n")
+    schedule   bubble  published  kept  time
+    1f1b        0.500      0.500     2     9
+    zb-h1       0.167      0.167     2     7
+    <BLANKLINE>
+    1f1b
+    F0 F1 .. B0 W0 .. B1 W1 ..
+    """
+    chosen = {name: schedule(name, stages, microbatches) for name in names or SCHEDULES}
+    table = ["schedule   bubble  published  kept  time"]
+    pictures = []
+    for name, plan in chosen.items():
+        played = plan.played(times)
+        published = SCHEDULES[name].published_bubble(stages, microbatches, times)
+        table.append(f"{name:8} {played.bubble:8.3f} {published:10.3f} {max(played.kept):5d} {played.duration:5.4g}")
+        pictures += ["", name, plan.text()]
+    return [*table, *pictures]
+
+
+def read_times(text: str) -> Times:
+    """The times that a text such as "1,1.2,0.8" names: of F, B and W, and perhaps of a transfer.
+
+    Raises `ScheduleError` for other than three or four numbers, or a time that is negative, or 0 for F, B or W.
+
+    >>> read_times("1, 1.2, 0.8")
+    Times(F=1.0, B=1.2, W=0.8, transfer=0.0)
+    """
+    try:
+        times = [float(each) for each in text.split(",")]
+    except ValueError:
+        times = []
+    if len(times) not in (3, 4) or not all(map(math.isfinite, times)) or min(times[:3]) <= 0 or min(times) < 0:
+        raise ScheduleError(
+            f"times must be three or four numbers above 0, F,B,W or F,B,W,transfer, as 1,1,1; got {text!r}"
+        )
+    return Times(*times)
