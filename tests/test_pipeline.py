@@ -37,10 +37,10 @@ GPTS = {
 }
 
 
-def mesh(**axes: int):
+def mesh(type_=AxisType.Auto, **axes: int):
     """A mesh of the first devices."""
     count = int(np.prod(list(axes.values())))
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes), devices=jax.devices()[:count])
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), (type_,) * len(axes), devices=jax.devices()[:count])
 
 
 def agree(net, xs, ys, over, **options):
@@ -55,20 +55,23 @@ def agree(net, xs, ys, over, **options):
     assert_agree(found, expected)
 
 
-@pytest.mark.parametrize("stages", [2, 4, 8])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("name", "stages"), [*((name, 4) for name in SCHEDULES), ("1f1b", 2), ("zb-h2", 8)])
 def test_gradients_equal_those_of_one_device(name, stages, x64):
     agree(MLP, XS.astype(jnp.float64), YS, mesh(stage=stages), microbatches=8, schedule_name=name)
 
 
-@pytest.mark.parametrize("net", GPTS)
-@pytest.mark.parametrize("stages", [2, 8])
+@pytest.mark.parametrize(("net", "stages"), [("gpt", 2), ("gpt, tied", 8)])
 def test_gradients_of_a_gpt(net, stages, x64):
     agree(GPTS[net], TOKENS, jnp.roll(TOKENS, -1, 1), mesh(stage=stages), microbatches=4)
 
 
 def test_other_axes_share_out_the_examples(x64):
     over = mesh(data=2, stage=4)
+    agree(MLP, XS.astype(jnp.float64), YS, over, microbatches=4)
+
+
+def test_an_explicit_mesh(x64):
+    over = mesh(AxisType.Explicit, data=2, stage=2)
     agree(MLP, XS.astype(jnp.float64), YS, over, microbatches=4)
 
 
@@ -95,14 +98,15 @@ def compiled(name, microbatches, stages=4, net=DENSE, per_microbatch=2):
 
 def memory(name, microbatches):
     """Temporary bytes of each device, without the batch itself, that every device is given whole."""
-    program = compiled(name, microbatches)
-    return program.memory_analysis().temp_size_in_bytes - 4 * 64 * 2 * microbatches
+    used = compiled(name, microbatches).memory_analysis()
+    assert used is not None
+    return used.temp_size_in_bytes - 4 * 64 * 2 * microbatches
 
 
 def test_memory_of_1f1b_grows_with_stages_and_not_with_microbatches():
-    growth = {name: memory(name, 32) - memory(name, 8) for name in SCHEDULES}
+    growth = {name: memory(name, 24) - memory(name, 8) for name in SCHEDULES}
     of_one_microbatch = 4 * 64 * 2 * (8 // 4)
-    assert growth["gpipe"] > 24 * of_one_microbatch
+    assert growth["gpipe"] > 16 * of_one_microbatch
     assert max(growth["1f1b"], growth["zb-h1"], growth["zb-h2"]) < 4 * of_one_microbatch
 
 

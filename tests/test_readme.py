@@ -77,10 +77,10 @@ def test_every_other_command_of_a_page_runs_in_order(page, folder):
 
 
 def run_example(page: str) -> dict:
-    """The names that a page's first Python block defines."""
+    """The names that a page's Python blocks define, run one after another."""
     names: dict = {}
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam relies on it
-        exec(compile(blocks(page, "python")[0], page, "exec"), names)
+        exec(compile("\n".join(blocks(page, "python")), page, "exec"), names)
     return names
 
 
@@ -96,6 +96,11 @@ def test_the_example_of_changing_runs(capsys):
     assert names["value"] < 0.5
     assert "dense 30: out (30,), δ (30,)" in capsys.readouterr().out
     assert {leaf.shape for leaf in jax.tree.leaves(names["norms"])} == {(128,)}
+
+
+def test_the_example_of_a_pipeline_runs():
+    names = run_example("docs/devices.md")
+    assert jax.tree.structure(names["grads"]) == jax.tree.structure(names["params"])
 
 
 def test_the_wrong_layer_norm_is_found_out_as_printed(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxnet.backprop import keys_for, mean_weights, size
 from jaxnet.combinators import Shared, backward_through, forward_through
@@ -130,9 +130,12 @@ def pipeline(
         stage = Stage(parts, loss, plan, axis, data, depth, train)
         each = PartitionSpec(None, data) if data else PartitionSpec()
         by_layer = (PartitionSpec(), PartitionSpec(axis), PartitionSpec())
+        given = (by_part, examples)
+        if AxisType.Explicit in mesh.axis_types:  # there shard_map takes arrays only as they lie
+            given = jax.reshard(given, jax.tree.map(partial(NamedSharding, mesh), (by_layer, each)))
         value, grads = jax.shard_map(
             stage.run, mesh=mesh, in_specs=(by_layer, each), out_specs=(PartitionSpec(), by_layer), check_vma=False
-        )(by_part, examples)
+        )(*given)
         return value, parts.together(*grads)
 
     return batch

@@ -211,7 +211,7 @@ def schedule(name: str, stages: int, microbatches: int) -> Schedule:
         raise ScheduleError(f"a pipeline takes at least one stage and one microbatch, got {stages} and {microbatches}")
     rule = SCHEDULES[name]
     back, last = (Task.B, Task.W) if rule.split else (Task.BW, Task.BW)
-    counts = [dict.fromkeys((Task.F, back, last), 0) for _ in range(stages)]
+    counts: list[dict[Task, int]] = [dict.fromkeys((Task.F, back, last), 0) for _ in range(stages)]
     orders: list[list[Entry]] = [[] for _ in range(stages)]
     ended: dict[tuple[Task, int, int], int] = {}
     tick = 0
