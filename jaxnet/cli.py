@@ -62,9 +62,11 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pret
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as configs/digits.toml.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to it: train.epochs=3 model.0.dense=50 data=mnist"),
+    typer.Argument(metavar="KEY=VALUE", help="Changes of the config: train.epochs=3 model.0.dense=50 data=mnist"),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Where MNIST or the text lies; else $JAXNET_DATA, else a download.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of MNIST or the text. Default: $JAXNET_DATA, else a download.")
+]
 
 
 @app.callback()
@@ -76,9 +78,11 @@ def jaxnet() -> None:
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    print_config: Annotated[bool, typer.Option("--print", help="Show the resolved config and do no more.")] = False,
-    run_dir: Annotated[Path | None, typer.Option(help="The run's folder itself; must be new or empty.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="The folder in which the run's folder is made.")] = Path("runs"),
+    print_config: Annotated[
+        bool, typer.Option("--print", help="Print the config with all defaults, and stop.")
+    ] = False,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of this run. Must be new or empty.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
 ) -> None:
     """Train the network of a config."""
@@ -105,14 +109,14 @@ def resume(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Go on with a run that was stopped or cut off, or train a finished one longer."""
+    """Resume an interrupted run, or train a finished one longer."""
     from jaxnet.training import loop
 
     loop.resume(run, data_dir=data_dir, overrides=overrides or ())
 
 
-Step = Annotated[int | None, typer.Option(metavar="N", help="Read the checkpoint of this step, not the newest.")]
-Fallback = Annotated[bool, typer.Option("--fallback", help="Read an older checkpoint where the newest is damaged.")]
+Step = Annotated[int | None, typer.Option(metavar="N", help="Read the checkpoint of step N. Default: the newest.")]
+Fallback = Annotated[bool, typer.Option("--fallback", help="If the newest checkpoint is damaged, read an older one.")]
 
 
 def reading_of(step: int | None, fallback: bool) -> Any:
@@ -125,12 +129,14 @@ def reading_of(step: int | None, fallback: bool) -> Any:
 @app.command("eval")
 def evaluate(
     run: RunFolder,
-    data: Annotated[str | None, typer.Option(help="Other data than the run's: a name, or a .npz or .csv file.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other data: a name, or a .npz or .csv file. Default: the run's data.")
+    ] = None,
     data_dir: DataDir = None,
     step: Step = None,
     fallback: Fallback = False,
 ) -> None:
-    """Loss and accuracy of a run's network."""
+    """Print the loss and accuracy of a run's network."""
     from jaxnet.training import evaluate
 
     found = evaluate.evaluate(run, data=data, data_dir=data_dir, reading=reading_of(step, fallback))
@@ -141,12 +147,12 @@ def evaluate(
 @app.command()
 def predict(
     run: RunFolder,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Examples as .npy or .npz, or a picture.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Examples: a .npy or .npz file, or a picture.")],
     data_dir: DataDir = None,
     step: Step = None,
     fallback: Fallback = False,
 ) -> None:
-    """What a run's network says to examples of one's own."""
+    """Print the predictions of a run's network for your own examples."""
     from jaxnet.training import predict
     from jaxnet.training.run_listing import console
 
@@ -159,15 +165,17 @@ def predict(
 @app.command()
 def sample(
     run: RunFolder,
-    prompt: Annotated[str, typer.Option(help="The text from which the network goes on.")] = "\n",
-    length: Annotated[int, typer.Option(help="How many characters.")] = 500,
-    temperature: Annotated[float, typer.Option(help="Below 1 the likelier ones are rather drawn; 0: always.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw among so many likeliest characters.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    prompt: Annotated[str, typer.Option(help="Text that the network continues.")] = "\n",
+    length: Annotated[int, typer.Option(help="Number of characters.")] = 500,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 likely characters are drawn more often. 0: always the likeliest.")
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest characters only.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     step: Step = None,
     fallback: Fallback = False,
 ) -> None:
-    """Text that a run's network writes, a character at a time."""
+    """Generate text with a run's network, one character at a time."""
     from jaxnet.training import sample
 
     drawing = sample.Drawing(temperature, top_k, seed)
@@ -180,10 +188,12 @@ def sample(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders with runs in them.")],
-    out: Annotated[Path | None, typer.Option(help="Where to; else the run's folder, or report/ for several.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder. Default: the run's folder; for several runs, report/.")
+    ] = None,
 ) -> None:
-    """Draw the curves of one run, or of several laid over each other: a picture and a page."""
+    """Draw the curves of one or several runs: a picture and a page."""
     from jaxnet.training import reports
 
     for path in reports.report(runs, out):
@@ -192,13 +202,13 @@ def report(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs in it.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds the runs.")] = Path("runs"),
     where: Annotated[
-        list[str] | None, typer.Option(help="Only runs that meet it: test_accuracy>0.9, train.batch=10. Repeatable.")
+        list[str] | None, typer.Option(help="List only runs with this: test_accuracy>0.9, train.batch=10. Repeatable.")
     ] = None,
-    sort: Annotated[str | None, typer.Option(help="By a result or a config's key, the largest last.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Sort by a result or a config key, largest last.")] = None,
 ) -> None:
-    """List the runs in a folder: results, and where their configs differ."""
+    """List the runs in a folder: their results, and the config keys that differ."""
     from jaxnet.training.run_listing import show_runs
 
     show_runs(folder, where=where or (), sort=sort)
@@ -206,7 +216,7 @@ def runs(
 
 @app.command()
 def diff(one: RunFolder, other: RunFolder) -> None:
-    """Show where two runs differ: config, versions, devices, data, results, and the first epoch that differs."""
+    """Show how two runs differ: config, versions, devices, data, results, first epoch that differs."""
     from jaxnet.training.run_listing import difference_lines, read_run
 
     print(*(difference_lines([read_run(one), read_run(other)]) or ["no difference"]), sep="\n")
@@ -214,19 +224,19 @@ def diff(one: RunFolder, other: RunFolder) -> None:
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A sweep's TOML file with its base, or a config.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file of a sweep, or a config.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="A list is swept over: train.batch=[10,32]")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to sweep over: train.batch=[10,32]")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many, from the config's own on.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, starting with the config's.")] = None,
     together: Annotated[
         bool | None,
-        typer.Option("--together/--apart", help="Seeds of a setting as one vmapped program, or each alone."),
+        typer.Option("--together/--apart", help="Train all seeds of a setting in one vmapped program, or each alone."),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="The folder in which the runs' folders are made.")] = Path("runs"),
+    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
 ) -> None:
-    """Train a config in several settings and with several seeds, and tell mean and spread."""
+    """Train a config with several settings and seeds, and print mean and spread."""
     from jaxnet.training.sweep_file import read_sweep
 
     wanted = read_sweep(file, overrides or (), seeds=seeds, together=together)
@@ -238,9 +248,9 @@ def sweep(
 
 @app.command()
 def layers(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Some of them; all without a name.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Default: all.")] = None,
 ) -> None:
-    """List the layers, models, losses and feedback: options with defaults, equation, example inputs."""
+    """List layers, models, losses and feedback: options with defaults, equation, example inputs."""
     from jaxnet import registry
 
     try:
@@ -255,20 +265,28 @@ def check(
         list[str] | None,
         typer.Argument(metavar="TARGET...", help="A layer, loss or model by name, a config, or package.module:object."),
     ] = None,
-    inputs: Annotated[str | None, typer.Option(help='Shapes of its arguments: "float32[8,256], int32[8]<10".')] = None,
-    reference: Annotated[str | None, typer.Option(help="package.module:function that it is the derivative of.")] = None,
-    intended: Annotated[str | None, typer.Option(help="package.module:function with the declared deviation.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the reports there; - prints them.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with heat maps there.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Check all that jaxnet ships, in one table.")] = False,
-    adequacy: Annotated[bool, typer.Option(help="List the mistakes that these inputs could not show.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed of inputs and cotangents.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
-    tolerance: Annotated[float | None, typer.Option(help="Relative error allowed, not the measured one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Instead of float32, in the shapes: bfloat16, float64.")] = None,
+    inputs: Annotated[str | None, typer.Option(help='Shapes of the arguments: "float32[8,256], int32[8]<10".')] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="package.module:function whose derivative is the right one.")
+    ] = None,
+    intended: Annotated[
+        str | None, typer.Option(help="package.module:function of a backward pass that deviates on purpose.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the reports to this file; - prints them.")
+    ] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with heat maps to this file.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Check every layer, loss and model of jaxnet.")] = False,
+    adequacy: Annotated[bool, typer.Option(help="List the mistakes that these inputs cannot reveal.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="First seed of the inputs and cotangents.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Allowed relative error. Default: the measured rounding error.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="dtype in place of float32: bfloat16, float64.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Check a backward pass entry by entry, and tell what is wrong in it: status 0 right, 1 wrong, 2 not checked."""
+    """Check a backward pass entry by entry and name what is wrong. Status 0: right, 1: wrong, 2: not checked."""
     from jaxnet.checking import command
 
     found: list[Any] = list(targets or ())
@@ -291,26 +309,28 @@ def explain(
         typer.Argument(metavar="TARGET", help="A config, a run's folder, a layer or model by name, or module:object."),
     ],
     overrides: Overrides = None,
-    example: Annotated[int, typer.Option(help="Which training example, from 0.")] = 0,
-    batch: Annotated[
-        int | None, typer.Option(help="So many examples as one batch: dZ Aᵀ and where 1/m stands.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the parameters; else the config's own.")] = None,
-    layer: Annotated[int | None, typer.Option(help="The number of the layer that is asked about, as written.")] = None,
-    step: Annotated[bool, typer.Option("--step", help="Go through the equations one by one.")] = False,
-    questions: Annotated[
-        bool, typer.Option("--questions", help="What people ask, answered with these numbers.")
+    example: Annotated[int, typer.Option(help="Index of the training example, from 0.")] = 0,
+    batch: Annotated[int | None, typer.Option(help="Explain a batch of N examples.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the parameters. Default: the config's.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Number of the layer that the questions are about.")] = None,
+    step: Annotated[bool, typer.Option("--step", help="Show the equations one by one.")] = False,
+    questions: Annotated[bool, typer.Option("--questions", help="Answer common questions with these numbers.")] = False,
+    more: Annotated[
+        bool, typer.Option("--more", help="Show the whole chain of Jacobians, and ∂z/∂W as a tensor.")
     ] = False,
-    more: Annotated[bool, typer.Option("--more", help="The whole chain of Jacobians, and ∂z/∂W as a tensor.")] = False,
-    table: Annotated[bool, typer.Option("--table", help="The table between notations, and the loops.")] = False,
-    try_: Annotated[str | None, typer.Option("--try", metavar="FORMULA", help='Is it right? "W3.T @ delta3"')] = None,
-    digits: Annotated[int, typer.Option(help="Decimals.")] = 4,
+    table: Annotated[bool, typer.Option("--table", help="Show the equations in every notation, and as loops.")] = False,
+    try_: Annotated[
+        str | None, typer.Option("--try", metavar="FORMULA", help='Check a formula: "W3.T @ delta3"')
+    ] = None,
+    digits: Annotated[int, typer.Option(help="Number of decimals.")] = 4,
     notation: Annotated[str, typer.Option(help="nielsen, ng or cs229.")] = "nielsen",
-    numbering: Annotated[int | None, typer.Option(help="The input's number, 0 or 1.")] = None,
-    weights: Annotated[str, typer.Option(help="How W lies: out-in, or in-out with examples as rows.")] = "out-in",
-    inputs: Annotated[str | None, typer.Option(help='Shapes for a layer: "float32[6]".')] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all of it there; - prints it.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page there.")] = None,
+    numbering: Annotated[int | None, typer.Option(help="Number of the input layer: 0 or 1.")] = None,
+    weights: Annotated[str, typer.Option(help="Layout of W: out-in, or in-out with examples as rows.")] = "out-in",
+    inputs: Annotated[str | None, typer.Option(help='Input shape for a layer: "float32[6]".')] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything to this file as JSON; - prints it.")
+    ] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Show a network's backward pass in symbols, shapes and numbers."""
@@ -343,11 +363,13 @@ def bench(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="core, layers, models, growth, launches or checkers")
     ] = "core",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables there, as Markdown.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="SUBJECT", help="One part of layers, models or launches.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file as Markdown.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="SUBJECT", help="Run one subject of layers, models or launches only.")
+    ] = None,
 ) -> None:
-    """Measure the hand-written backward pass against the best that autodiff does, and against torch."""
+    """Measure the hand-written backward pass against autodiff's best variants and torch."""
     from jaxnet.bench.report import run
 
     run(name, json_file, markdown, only)
@@ -356,16 +378,16 @@ def bench(
 @app.command()
 def pipeline(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="SCHEDULE...", help="gpipe, 1f1b, zb-h1, zb-h2; all without a name.")
+        list[str] | None, typer.Argument(metavar="SCHEDULE...", help="gpipe, 1f1b, zb-h1, zb-h2. Default: all.")
     ] = None,
-    stages: Annotated[int, typer.Option(help="Devices, each with a part of the layers.")] = 4,
-    microbatches: Annotated[int, typer.Option(help="Parts of a batch.")] = 8,
+    stages: Annotated[int, typer.Option(help="Number of devices; each holds a part of the layers.")] = 4,
+    microbatches: Annotated[int, typer.Option(help="Number of microbatches in a batch.")] = 8,
     times: Annotated[
-        str, typer.Option(metavar="F,B,W[,T]", help="Times of forward, δ and weights of one, and of a transfer.")
+        str, typer.Option(metavar="F,B,W[,T]", help="Times of forward, backward for δ, backward for weights, transfer.")
     ] = "1,1,1",
-    figure: Annotated[Path | None, typer.Option(help="Write the picture there: .png, .svg or .pdf.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write a picture to this file: .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Show what each stage of a pipeline does and when: bubble, duration, and how many microbatches are kept."""
+    """Show the schedules of a pipeline: bubble, time, microbatches kept, and each stage's tasks."""
     from jaxnet.devices import schedules
 
     chosen = schedules.read_times(times)
