@@ -14,7 +14,7 @@ import jaxnet as jn
 from jaxnet.layer import Layer, ShapeError
 from jaxnet.layers import INITIALIZERS, pinned
 from jaxnet.layers.initializers import Initializer
-from jaxnet.training.build import Experiment, build, is_weight, network, optimizer_of
+from jaxnet.training.build import Experiment, build, in_toml, is_weight, network, optimizer_of
 from jaxnet.training.config import Config, ConfigError, load_config, make_config
 from jaxnet.training.data import Dataset, Split, load
 from jaxnet.training.data.text import from_text
@@ -374,3 +374,16 @@ def test_a_failure_in_code_of_one_s_own_is_told_in_one_line(tmp_path, monkeypatc
     (tmp_path / "mine_that_fails.py").write_text("def net():\n    return {}['no such key']\n")
     monkeypatch.chdir(tmp_path)
     refused("model: \"mine_that_fails:net\" failed: KeyError: 'no such key' (", "model=mine_that_fails:net")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("put flatten() before it", 'put "flatten" before it'),
+        ("put reshape(-1, 1) before it", "put { reshape = [-1, 1] } before it"),
+        ("or per_position(dense(30)) for a", "or { per_position = { dense = 30 } } for a"),
+        ("got shape (3, 4), f(x)", "got shape (3, 4), f(x)"),
+    ],
+)
+def test_an_error_is_told_in_the_words_of_a_config(message, told):
+    assert in_toml(message) == told

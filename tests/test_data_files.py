@@ -8,6 +8,7 @@ import pytest
 
 from jaxnet.training.data import load
 from jaxnet.training.data.own import import_object
+from jaxnet.training.data.tables import from_arrays
 from tests.datasets import facts, nothing_of_this_machine, refused  # noqa: F401 (the fixture)
 
 # ----------------------------------------------------------------------------------------------- npz
@@ -59,7 +60,7 @@ def test_npz_regression():
     data = load({"name": npz(**arrays(y=np.linspace(0, 1, 20))), "task": "regression"})
     assert facts(data) == "own  14 / 3 / 3  3 numbers  1 target"
     assert data.train.y.dtype == np.float32
-    assert np.allclose(data.train.x[:, 0] / 3 / 19, data.train.y)
+    assert np.allclose(data.train.x[:, :1] / 3 / 19, data.train.y)
 
 
 def hole(value, dtype=float):
@@ -88,7 +89,7 @@ def hole(value, dtype=float):
         (arrays(y=np.array([np.nan] * 20)), "own.npz, y: every number must be finite in float32, got nan in row 0"),
         (arrays(y=np.arange(20) - 1), "class labels must not be negative; got -1 at example 0"),
         (arrays(y=np.arange(20) / 2), "class labels must be whole numbers"),
-        (arrays(y=np.arange(20) * 1000), "labels go up to 19,000 among 20 examples"),
+        (arrays(y=np.arange(20) * 1000), "19,001 classes are too many for 20 examples"),
         (arrays(y=np.eye(20, dtype=int)), "got shape (20, 20): take y.argmax(axis=1)"),
         (arrays(x=np.arange(20.0)), "must have a row for each example, got shape (20,): put x[:, None]"),
         (arrays(x=np.full((20, 3), "a")), "must hold real numbers, got dtype <U1"),
@@ -158,11 +159,12 @@ def test_csv_targets():
     for target in ("tenth", 1, -2):
         data = load({"name": path, "target": target, "task": "regression"})
         assert data.classes is None
-        assert np.allclose(data.train.y * 10, data.train.x[:, 0])
+        assert data.train.y.shape == (6, 1)
+        assert np.allclose(data.train.y * 10, data.train.x[:, :1])
     assert np.array_equal(load({"name": path, "target": "odd"}).train.y, load(path).train.y)
     refused('did you mean "tenth"?', {"name": path, "target": "tenths"})
-    refused("target = 3 must name one of 3 columns", {"name": path, "target": 3})
-    refused("no line of column names", {"name": table(ROWS), "target": "tenth"})
+    refused("column 3 must be one of 3 columns", {"name": path, "target": 3})
+    refused('no line of column names, so "tenth" must be', {"name": table(ROWS), "target": "tenth"})
     refused("must name one column: there are several", {"name": table(f"a,b,b\n{ROWS}"), "target": "b"})
 
 
@@ -172,6 +174,107 @@ def test_csv_with_numbers_for_names():
     refused("takes 11 examples, but there are 10", {"name": path, "header": True, "split": [9, 1, 1]})
     assert len(load({"name": path, "split": [9, 1, 1], "classes": 3}).train.y) == 9
     assert len(load({"name": table(f",1,2\n{ROWS}"), "header": True, "split": [8, 1, 1]}).train.y) == 8
+
+
+def test_labels_above_0_are_names_of_classes():
+    data = load(npz(**arrays(n=30, y=np.arange(30) % 3 + 1)))
+    assert (data.classes, data.names, sorted(set(data.train.y))) == (3, ("1", "2", "3"), [0, 1, 2])
+    assert facts(data).endswith("3 classes: 1 … 3")
+    assert all((s.x[:, 0] / 3 % 3 == s.y).all() for s in (data.train, data.validation, data.test))
+    data = load({"name": npz(**arrays(n=30, y=np.arange(30) % 3 + 3)), "classes": ["5", "4", "3"]})
+    assert all((2 - s.x[:, 0] / 3 % 3 == s.y).all() for s in (data.train, data.test))
+    data = load({"name": npz(**arrays(y=np.full(20, 2))), "classes": 2})
+    assert (data.names, set(data.train.y)) == (("1", "2"), {1})
+    assert load({"name": npz(**arrays(y=np.full(20, 2))), "classes": 3}).names is None
+    refused("classes = 3, but there are 1: 7", {"name": npz(**arrays(y=np.full(20, 7))), "classes": 3})
+    refused("'7' must be one of the classes 1, 2", {"name": "own.npz", "classes": ["1", "2"]})
+    refused("25 classes are too many for 60 examples", npz(**arrays(n=60, y=np.arange(60) % 25 + 50)))
+
+
+@pytest.mark.parametrize("dtype", [str, "S", object])
+def test_class_names_as_text(dtype):
+    names = np.array(["red", "blue"], dtype)
+    if dtype is object:
+        data = from_arrays("own", arrays(y=names[np.arange(20) % 2]))
+    else:
+        split = {"x_train": np.ones((3, 2)), "y_train": names[[0, 0, 0]], "x_test": np.ones((2, 2))}
+        assert load(npz(**split, y_test=names[[1, 0]])).test.y.tolist() == [0, 1]
+        data = load(npz(**arrays(y=names[np.arange(20) % 2])))
+    assert (data.names, data.train.y.dtype) == (("blue", "red"), np.int32)
+    assert (data.train.x[:, 0] / 3 % 2 == 1 - data.train.y).all()
+
+
+def flower(i: int) -> str:
+    return ("rose", "lily", "iris")[i % 3]
+
+
+@pytest.mark.parametrize(
+    ("head", "spec"),
+    [
+        ("id,a,b,kind\n", {"drop": ["id"]}),
+        ("", {"drop": [0]}),
+        ("id,a,b,kind\n", {"drop": [0], "target": "kind"}),
+        ("1,2,3,4\n", {"drop": ["1"], "header": True}),
+    ],
+    ids=["by name", "no header", "both", "numbers for names"],
+)
+def test_csv_with_class_names_and_columns_left_out(head, spec):
+    path = table(head + "".join(f"row{i},{i},{i / 10}, {flower(i)}\n" for i in range(30)))
+    data = load({"name": path, **spec})
+    assert facts(data).endswith("2 numbers  3 classes: iris … rose")
+    assert data.names == ("iris", "lily", "rose")
+    assert all(data.names[y] == flower(int(x[0])) for s in (data.train, data.test) for x, y in zip(*s, strict=True))
+
+
+def test_a_column_that_counts_the_rows_is_named():
+    rows = "".join(f"{i + 1},{i % 7},{i % 2}\n" for i in range(30))
+    [note] = load(table(f"Id,b,c\n{rows}")).notes
+    assert note == 'own.csv, column 1 (Id) counts the rows: if it is no input, leave it out by drop = ["Id"]'
+    assert not load({"name": "own.csv", "drop": ["Id"]}).notes
+    assert load(table(f",b,c\n{rows}")).notes[0].endswith("by drop = [0]")
+    assert load(table(rows)).notes[0].endswith("by drop = [0]")
+    assert not load({"name": "own.csv", "target": 0, "task": "regression"}).notes
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"drop": ["q"]}, '"q" must name one column: there is a, b, c'),
+        ({"drop": ["c"]}, "the target, column 3 (c), is in drop"),
+        ({"drop": [0, 1]}, "every column but the target is left out"),
+        ({"drop": [5]}, "column 5 must be one of 3 columns"),
+        ({"drop": "a"}, "drop must be a list of columns' names or numbers"),
+        ({"task": "regression"}, "line 2, column 3 (c): must be a finite number, got 'x'"),
+        (
+            {"target": 0},
+            "column 3 (c): must be a finite number, got 'x': mend it, or leave the column out by drop = [\"c\"]",
+        ),
+        ({"classes": 3}, "classes = 3, but there are 2: x, y"),
+        ({"header": False}, '"c" must be a column\'s number'),
+    ],
+)
+def test_bad_columns(spec, message):
+    rows = "".join(f"{i},{i % 7},{'xy'[i % 2]}\n" for i in range(30))
+    target = {"target": "c"} if spec == {"header": False} else {}
+    refused(message, {"name": table(f"a,b,c\n{rows}"), **spec, **target})
+
+
+def test_class_labels_are_numbers_or_text():
+    refused("line 22, column 2: must be a finite number, got 'two'", table("1,2\n" * 21 + "1,two\n"))
+    refused("line 2, column 2: must be a class, got an empty cell", table("1,a\n2,\n" * 9))
+
+
+def test_pictures_with_channels_first_are_recognised():
+    x = np.arange(10 * 3 * 6 * 8, dtype=np.float32).reshape(10, 3, 6, 8)
+    data = load(npz(x=x, y=np.arange(10) % 2))
+    assert data.train.x.shape == (6, 6, 8, 3)
+    assert data.notes == ("pictures of shape (3, 6, 8) have their channels first: taken as (6, 8, 3)",)
+    assert {*data.train.x[:, 0, 0, 1]} <= {*x[:, 1, 0, 0]}
+    data = load({"name": "own.npz", "channels": "last"})
+    assert (data.train.x.shape, data.notes) == ((6, 3, 6, 8), ())
+    assert load({"name": npz(x=x[:, [0, 1]], y=np.arange(10) % 2), "channels": "first"}).test.x.shape == (2, 6, 8, 2)
+    refused("needs examples of three axes, got shape (3,)", {"name": npz(**arrays()), "channels": "first"})
+    assert load(npz(x=x[:, 0].astype(np.uint8), y=np.arange(10) % 2)).picture == (6, 8)
 
 
 def test_a_file_is_also_looked_for_in_the_data_folder(tmp_path):
@@ -191,9 +294,9 @@ def test_a_file_is_also_looked_for_in_the_data_folder(tmp_path):
         (f"{ROWS}1,2\n", "own.csv, line 11: must have 3 columns, got 2"),
         (f"a,b,c\n{ROWS}1,2,3,4\n", "own.csv, line 12: must have 3 columns, got 4"),
         (f"a,b\n{ROWS}", "own.csv, line 2: must have 2 columns, got 3"),
-        (f"{ROWS}1_0,2,0\n", "own.csv: is no table of numbers"),
+        (f"{ROWS}1_0,2,0\n", "column 1: must be a finite number, got '1_0'"),
         (f"1.5,red,0\n{ROWS}", "own.csv, line 1: mixes numbers and text ('red' in column 2)"),
-        (f"{ROWS}1,2,0.5\n", "class labels must be whole numbers; for a regression put task"),
+        (f"{ROWS}1,2,0.5\n", "class labels must be whole numbers or text; for a regression put task"),
         (f"{ROWS}1,2,-1\n", "class labels must not be negative; got -1.0 at example 10"),
         ("", "the file is empty"),
         ("a,b,c\n", "only a line of column names"),

@@ -1,6 +1,7 @@
 """From a config's names to what is trained: network, loss and optimizer, tried on the shapes of the data."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -312,11 +313,28 @@ def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset
             ),
         )
     except ShapeError as error:
-        raise ShapeError(f"the network and the data do not fit: {error} ({took}, targets of {target.shape})") from None
+        told = in_toml(f"the network and the data do not fit: {error} ({took}, targets of {target.shape})")
+        raise ShapeError(told) from None
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if 0 in leaf.shape:
             raise ShapeError(f"the parameter {jax.tree_util.keystr(path)} is empty, got shape {leaf.shape}: give units")
     enough_classes(last, dataset)
+
+
+CALL = re.compile(r"\b(\w+)\(((?:[^()]|\([^()]*\))*)\)")
+
+
+def in_toml(message: str) -> str:
+    """A message with each call of a layer as a config has it: `flatten()` as `"flatten"`, `dense(30)` as a table."""
+
+    def written(call: re.Match[str]) -> str:
+        name, inside = call[1], CALL.sub(written, call[2])
+        if name not in LAYERS:
+            return f"{name}({inside})"
+        listed = any(option.kind is option.VAR_POSITIONAL for option in LAYERS[name].options.values())
+        return f"{{ {name} = {f'[{inside}]' if listed else inside} }}" if inside else f'"{name}"'
+
+    return CALL.sub(written, message)
 
 
 def keeps_state(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct) -> bool:

@@ -253,7 +253,8 @@ class Loop:
     def go(self, states: list[Any] | None) -> list[Path]:
         """Trains to the end from the runs' states, or from the beginning; gives the runs' folders."""
         session, folders = self.session, [single.run.folder for single in self.runs]
-        self.display.say(session.title())
+        for line in (session.title(), *session.dataset.notes):
+            self.display.say(line)
         for folder in folders:
             self.display.say(f"→ {folder}")
         epochs, progress = session.config.train.epochs, self.runs[0].progress

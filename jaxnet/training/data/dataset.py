@@ -38,6 +38,8 @@ class Dataset:
 
     classes: how many classes the labels count, or None where y is a regression's target.
     ignore: the label that does not count; None where every label counts.
+    names: of the classes; None where they are their numbers.
+    notes: for whoever trains on the data: what was changed in them, or looks like a mistake.
     picture: (height, width) of one example where x is a picture, flat or not.
     text: where x are windows of a text; training then shifts them in each epoch.
     """
@@ -50,6 +52,8 @@ class Dataset:
     picture: tuple[int, int] | None = None
     text: Text | None = None
     ignore: int | None = None
+    names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line: `mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes`."""
@@ -62,7 +66,8 @@ class Dataset:
         if self.classes is None:
             kind = plural(int(np.prod(y.shape[1:])), "target")
         else:
-            kind = plural(self.classes, "class", "classes")
+            some = f": {self.names[0]} … {self.names[-1]}" if self.names else ""
+            kind = plural(self.classes, "class", "classes") + some
         return f"{self.name}  {sizes}  {what} in {x.min():.4g}…{x.max():.4g}  {kind}"
 
     def text_summary(self) -> str:
@@ -127,7 +132,7 @@ def as_labels(where: str, values: Any, classes: int | None = None, ignore: int |
     if ignore is not None:
         outside &= array != ignore
     for bad, rule in (
-        (array != np.floor(array), 'be whole numbers; for a regression put task = "regression"'),
+        (array != np.floor(array), 'be whole numbers or text; for a regression put task = "regression"'),
         (outside, "not be negative" if classes is None else f"go from 0 to {classes - 1}"),
     ):
         if bad.any():
@@ -136,14 +141,12 @@ def as_labels(where: str, values: Any, classes: int | None = None, ignore: int |
     return array.astype(np.int32)
 
 
-def count_classes(where: str, *labels: np.ndarray) -> int:
-    """One more than the largest label, refused where that is more than the examples."""
-    everything = np.concatenate(labels)
-    classes = int(everything.max()) + 1
-    if classes > max(len(everything), 2):
+def check_class_count(where: str, classes: int, examples: int) -> int:
+    """The number of classes, refused where that is too many for so many examples."""
+    if classes > max(examples, 2) or (classes > 20 and 3 * classes > examples):
         raise DataError(
-            f"{where}: labels go up to {classes - 1:,} among {len(everything):,} examples: number the classes from 0, "
-            f'or put classes = {classes} if there are so many, or task = "regression" if these are no classes'
+            f"{where}: {classes:,} classes are too many for {examples:,} examples: number the classes from 0, "
+            f'put classes = {classes} if there are so many, or task = "regression" if these are no classes'
         )
     return classes
 

@@ -37,18 +37,28 @@ def is_list_of_text(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
 
 
+def is_column(value: Any) -> bool:
+    """A column's name or number."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
 # option: what holds for it, in code and in words
 OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "split": (is_split, "three counts, or three fractions of at most 1, for train, validation and test"),
     "limit": (is_count, "a whole number of at least 1: how many examples to keep of each split"),
     "flat": (lambda value: isinstance(value, bool), "true or false"),
     "expand": (lambda value: is_count(value, 0), "a whole number: the pixels by which pictures are moved to make more"),
-    "classes": (is_count, "a whole number of at least 1"),
-    "mirrors": (is_list_of_text, "a list of web addresses of folders"),
-    "target": (
-        lambda value: isinstance(value, str | int) and not isinstance(value, bool),
-        "a column's name or number",
+    "classes": (
+        lambda value: is_count(value) or (is_list_of_text(value) and len({*value}) == len(value)),
+        "a whole number of at least 1, or a list of different names",
     ),
+    "mirrors": (is_list_of_text, "a list of web addresses of folders"),
+    "target": (is_column, "a column's name or number"),
+    "drop": (
+        lambda value: isinstance(value, list | tuple) and all(map(is_column, value)),
+        "a list of columns' names or numbers",
+    ),
+    "channels": (lambda value: value in ("first", "last"), '"first" or "last"'),
     "header": (lambda value: isinstance(value, bool), "true or false"),
     "task": (lambda value: value in ("classification", "regression"), '"classification" or "regression"'),
     "scale": (lambda value: is_number(value) and value > 0, "a number above 0, which x is divided by"),
@@ -62,8 +72,8 @@ TAKES = {
     "mnist": ("split", "limit", "flat", "expand", "classes", "mirrors"),
     "tinyshakespeare": ("window", "split", "limit", "mirrors"),
     "modular_addition": ("modulus", "split", "limit", "seed"),
-    ".npz": OF_ARRAYS,
-    ".csv": (*OF_ARRAYS, "target", "header"),
+    ".npz": (*OF_ARRAYS, "channels"),
+    ".csv": (*OF_ARRAYS, "target", "drop", "header"),
     ".txt": ("window", "split", "limit"),
 }
 MADE = {"digits": digits, "modular_addition": modular_addition}
@@ -77,8 +87,8 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
     spec: "digits", "mnist", "tinyshakespeare", "modular_addition", a path to an .npz, .csv or .txt file, or
         "package.module:object" (a Dataset, a mapping of arrays, or a function that gives one of them); or a mapping
         with that as its `name` and options beside it: split, limit (at most so many of each split), flat, of a text
-        window, and for tables task, classes, scale, seed, for .csv also target and header. The options of one's own
-        function are its arguments.
+        window, and for tables task, classes, scale, seed, for .csv also target, drop and header, for .npz channels. The
+        options of one's own function are its arguments.
     data_dir: where MNIST's files, Shakespeare's text, or a file that the current folder has not, lie.
     seed: shuffles a file of one's own before it is split; runs that are compared must share it.
     Raises DataError with what must hold, what came, and how to mend it.

@@ -1,13 +1,13 @@
 """Files of one's own: .npz with arrays, .csv with columns."""
 
 import csv
-import math
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from jaxnet.training.data.dataset import (
     as_float32,
     as_labels,
     as_numbers,
+    check_class_count,
     check_split,
-    count_classes,
     cut,
     shuffled,
     split_counts,
@@ -38,48 +38,64 @@ def from_arrays(
     *,
     split: Sequence[int | float] | None = None,
     task: str = "classification",
-    classes: int | None = None,
+    classes: int | Sequence[str] | None = None,
+    channels: str | None = None,
     flat: bool = False,
     scale: int | float | None = None,
     seed: int = 0,
 ) -> Dataset:
     """A data set of arrays x and y, or x_train, y_train, x_test, y_test and perhaps x_validation, y_validation.
 
-    x: (examples, …), divided by `scale` (255 where it holds bytes, else 1); y: (examples,) labels, or with
-    task="regression" (examples, …) numbers. x and y are shuffled by `seed`, a class spread evenly over the whole, and
-    split by counts or fractions, 0.7/0.15/0.15 if none are given; arrays that come split stay as they are.
-    flat: each example as one vector. classes: how many, else one more than the largest label.
+    Args:
+        x: (examples, …), divided by `scale` (255 where it holds bytes, else 1).
+        y: (examples,) class labels, as `numbered` takes them; with task = "regression" numbers, (examples, outputs), or
+            (examples,) for one output.
+        split: counts or fractions, 0.7/0.15/0.15 by default: x and y are shuffled by `seed`, each class spread evenly,
+            and cut. Arrays that come split stay as they are.
+        classes: how many, or the names of the classes in order.
+        channels: "first" for pictures of (channels, height, width), "last" for (height, width, channels). By default
+            three axes of which the first is 1 or 3, and the others larger, are channels first.
+        flat: each example as one vector.
+
+    Raises DataError.
     """
     named = split_names(where, arrays)
     if named and split is not None:
         raise DataError(f"{where}: comes as {', '.join(named)}, already split: take `split` out")
+    if task == "regression" and classes is not None:
+        raise DataError(f'{where}: classes = {classes} has no meaning with task = "regression": take one out')
+    suffixes = [f"_{part}" for part in named] if named else [""]
+    notes: list[str] = []
 
-    def numbers(suffix: str) -> Split:
-        x, y = as_numbers(f"{where}, x{suffix}", arrays[f"x{suffix}"]), arrays[f"y{suffix}"]
+    raw = [as_numbers(f"{where}, x{suffix}", arrays[f"x{suffix}"]) for suffix in suffixes]
+    for suffix, x in zip(suffixes, raw, strict=True):
         if x.ndim < 2:
             raise DataError(
                 f"{where}, x{suffix}: must have a row for each example, got shape {x.shape}: put x[:, None]"
             )
-        x = as_float32(f"{where}, x{suffix}", x, scale or (255 if x.dtype == np.uint8 else 1))
-        x = x.reshape(len(x), -1) if flat else x
-        if task == "regression":
-            return Split(x, as_float32(f"{where}, y{suffix}", y))
-        y = as_labels(f"{where}, y{suffix}", y, classes)
-        if y.ndim > 1:
-            raise DataError(
-                f"{where}, y{suffix}: class labels are one number for each example, got shape {y.shape}: "
-                'take y.argmax(axis=1) of one-hot rows, y[:, 0] of a column, or put task = "regression"'
-            )
-        return Split(x, y)
-
-    splits = [numbers(f"_{part}" if part else "") for part in named or ("",)]
+    shape, of_bytes = raw[0].shape[1:], raw[0].dtype == np.uint8
+    if channels == "first" and len(shape) != 3:
+        raise DataError(f'{where}: channels = "first" needs examples of three axes, got shape {shape}')
+    if channels == "first" or (channels is None and channels_first(shape)):
+        raw = [np.moveaxis(x, 1, -1) if x.ndim == 4 else x for x in raw]
+        notes.append(f"pictures of shape {shape} have their channels first: taken as {raw[0].shape[1:]}")
+        shape = raw[0].shape[1:]
+    picture = shape[:2] if of_bytes and (len(shape) == 2 or shape[2:] == (1,)) else None
+    xs = [
+        as_float32(f"{where}, x{suffix}", x, scale or (255 if x.dtype == np.uint8 else 1))
+        for suffix, x in zip(suffixes, raw, strict=True)
+    ]
+    if flat:
+        xs = [x.reshape(len(x), -1) for x in xs]
+    names = None
+    if task == "regression":
+        ys = [as_float32(f"{where}, y{suffix}", arrays[f"y{suffix}"]) for suffix in suffixes]
+        ys = [y[:, None] if y.ndim == 1 else y for y in ys]
+    else:
+        ys, classes, names = numbered(where, {f"y{suffix}": arrays[f"y{suffix}"] for suffix in suffixes}, classes)
+    splits = [Split(x, y) for x, y in zip(xs, ys, strict=True)]
     for part, here in zip(named or ("x and y",), splits, strict=True):
         check_split(f"{where}, {part}", here, splits[0].x.shape[1:])
-    if task == "regression":
-        if classes is not None:
-            raise DataError(f'{where}: classes = {classes} has no meaning with task = "regression": take one out')
-    else:
-        classes = classes or count_classes(where, *(here.y for here in splits))
     if named:
         train, test = splits[0], splits[-1]
         validation = splits[1] if len(splits) == 3 else Split(train.x[:0], train.y[:0])
@@ -88,7 +104,64 @@ def from_arrays(
         counts = split_counts(where, split if split is not None else FRACTIONS, len(y))
         order = shuffled(None if classes is None else y, len(y), seed)
         train, validation, test = cut(x, y, counts, order)
-    return Dataset(Path(where).stem, train, validation, test, classes)
+    assert classes is None or isinstance(classes, int)
+    return Dataset(Path(where).stem, train, validation, test, classes, picture=picture, names=names, notes=tuple(notes))
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether one example is a picture of (channels, height, width)."""
+    return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 4
+
+
+# -------------------------------------------------------------------------------------------- classes
+
+
+def numbered(
+    where: str, labels: Mapping[str, Any], classes: int | Sequence[str] | None
+) -> tuple[list[np.ndarray], int, tuple[str, ...] | None]:
+    """Class labels from 0 as int32, how many classes there are, and their names if they have any.
+
+    Labels are whole numbers from 0, or text, or whole numbers from above 0: these two are names of classes, in order.
+    classes: how many, or the names in order; by default those that there are.
+    Raises DataError.
+    """
+    arrays = {key: np.asarray(values) for key, values in labels.items()}
+    for key, array in arrays.items():
+        if array.dtype.kind == "S":
+            arrays[key] = np.char.decode(array, "utf-8", "replace")
+        if array.ndim > 1:
+            raise DataError(
+                f"{where}, {key}: class labels are one number for each example, got shape {array.shape}: "
+                'take y.argmax(axis=1) of one-hot rows, y[:, 0] of a column, or put task = "regression"'
+            )
+    if not all(is_text(array) for array in arrays.values()):
+        arrays = {key: as_labels(f"{where}, {key}", array) for key, array in arrays.items()}
+        if not isinstance(classes, Sequence):
+            largest = max(int(array.max()) for array in arrays.values())
+            from_0 = any((array == 0).any() for array in arrays.values())
+            if from_0 or (classes is not None and largest < classes):
+                if classes is None:
+                    classes = check_class_count(where, largest + 1, sum(map(len, arrays.values())))
+                return [as_labels(f"{where}, {key}", array, classes) for key, array in arrays.items()], classes, None
+    everything, places = np.unique(np.concatenate(list(arrays.values())), return_inverse=True)
+    found = [str(name) for name in everything]
+    if isinstance(classes, Sequence):
+        names = list(classes)
+        if strange := [name for name in found if name not in names]:
+            raise DataError(f"{where}: {strange[0]!r} must be one of the classes {', '.join(names)}")
+    else:
+        wanted = check_class_count(where, len(found), len(places)) if classes is None else classes
+        names = found if wanted == len(found) or is_text(everything) else [str(i + 1) for i in range(wanted)]
+        if len(names) != wanted or not set(found) <= set(names):
+            raise DataError(f"{where}: classes = {wanted}, but there are {len(found)}: {', '.join(found[:10])}")
+    y = np.array([names.index(name) for name in found], np.int32)[places]
+    ends = np.cumsum([len(array) for array in arrays.values()])[:-1]
+    return np.split(y, ends), len(names), tuple(names)
+
+
+def is_text(labels: np.ndarray) -> bool:
+    """Whether labels are text."""
+    return labels.dtype.kind == "U" or (labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels))
 
 
 def split_names(where: str, arrays: Mapping[str, Any]) -> tuple[str, ...]:
@@ -129,99 +202,183 @@ def load_npz(path: Path, **options: Any) -> Dataset:
 # ----------------------------------------------------------------------------------------------- csv
 
 
-def load_csv(path: Path, *, target: str | int = -1, header: bool | None = None, **options: Any) -> Dataset:
-    """Numbers in columns separated by commas, one example on each line; the rest is as in `from_arrays`.
+class Columns(NamedTuple):
+    """The columns of a table: their names if the file has them, how many, the target's, and those left out."""
 
-    target: the column of y, by its name in the header or its place (-1: the last); the others are x.
-    header: whether the first line names the columns; if not said, it does where none of its cells is a number.
+    names: list[str] | None
+    width: int
+    target: int
+    dropped: frozenset[int]
+
+    def told(self, i: int) -> str:
+        """`column 2 (age)`."""
+        return f"column {i + 1}" + (f" ({self.names[i]})" if self.names else "")
+
+    def key(self, i: int) -> str:
+        """How a config names the column: `"age"`, or its place."""
+        unique = self.names and self.names[i] and self.names.count(self.names[i]) == 1
+        return f'"{self.names[i]}"' if self.names and unique else str(i)
+
+
+def load_csv(
+    path: Path,
+    *,
+    target: str | int = -1,
+    drop: Sequence[str | int] = (),
+    header: bool | None = None,
+    task: str = "classification",
+    **options: Any,
+) -> Dataset:
+    """Columns separated by commas, one example on each line: numbers, and the target, numbers or class names.
+
+    Args:
+        target: the column of y, by its name in the header or its place (-1: the last).
+        drop: columns to leave out, by name or place. The others are x.
+        header: whether the first line names the columns; by default it does where no cell of x is a number.
+        task and options: as in `from_arrays`.
+
+    Raises DataError.
     """
     try:
-        names, table = read_table(path, header)
+        columns, table, y = read_table(path, target, drop, header, task == "classification")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is no text in UTF-8 with comma-separated values ({error})") from error
-    column = target_column(path, target, names, table.shape[1])
-    return from_arrays(str(path), {"x": np.delete(table, column, axis=1), "y": table[:, column]}, **options)
+    kept = [i for i in range(columns.width) if i != columns.target and i not in columns.dropped]
+    if not kept:
+        raise DataError(f"{path}: every column but the target is left out by drop: keep one")
+    notes = [
+        f"{path}, {columns.told(i)} counts the rows: if it is no input, leave it out by drop = [{columns.key(i)}]"
+        for i in kept
+        if counts_rows(table[:, i])
+    ]
+    dataset = from_arrays(str(path), {"x": table[:, kept], "y": y}, task=task, **options)
+    return replace(dataset, notes=(*notes, *dataset.notes))
 
 
-def read_table(path: Path, header: bool | None) -> tuple[list[str] | None, np.ndarray]:
-    """The column names if there are any, and the numbers below."""
+def counts_rows(column: np.ndarray) -> bool:
+    """Whether a column is 0, 1, 2 … or 1, 2, 3 …"""
+    return len(column) > 2 and column[0] in (0, 1) and bool((np.diff(column) == 1).all())
+
+
+def read_table(
+    path: Path, target: str | int, drop: Sequence[str | int], header: bool | None, classified: bool
+) -> tuple[Columns, np.ndarray, np.ndarray]:
+    """The columns, the numbers with 0 where a column is left out, and the target: numbers, or text if classified."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = next((row for row in csv.reader(file) if row), None)
         if first is None:
             raise DataError(f"{path}: holds no examples: the file is empty")
         if len(first) < 2:
             raise DataError(f"{path}: must have at least two columns, got 1: are they separated by commas?")
-        names = [cell.strip() for cell in first] if has_header(path, first, header) else None
-        if names is None:
+        columns = columns_of(path, first, target, drop, header)
+        if columns.names is None:
             file.seek(0)
+        labels: dict[str, int] = {}
+
+        def label(cell: str) -> int:
+            if not cell.strip():
+                raise ValueError("an empty cell")
+            return labels.setdefault(cell.strip(), len(labels))
+
+        converters: dict[int | str, Any] = dict.fromkeys(columns.dropped, lambda cell: 0)
+        if classified:
+            converters[columns.target] = label
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "loadtxt: input contained no data")
-                table = np.loadtxt(file, delimiter=",", quotechar='"', comments=None, ndmin=2)
+                table = np.loadtxt(file, delimiter=",", quotechar='"', comments=None, ndmin=2, converters=converters)
         except ValueError as error:
-            blame(path, names, len(first), str(error))
+            blame(path, columns, classified, str(error))
     if table.size == 0:
         raise DataError(f"{path}: holds no examples, only a line of column names")
     if table.shape[1] != len(first) or not (np.abs(table) <= LARGEST).all():
-        blame(path, names, len(first), "rows and names do not match")
-    return names, table
+        blame(path, columns, classified, "rows and names do not match")
+    y = table[:, columns.target]
+    if classified:
+        values = [as_number(text) for text in labels]
+        if any(value is not None for value in values):
+            if not all(value is not None and abs(value) <= LARGEST for value in values):
+                blame(path, columns, False, "its class labels are numbers and text")
+            y = np.array(values, float)[y.astype(int)]
+        else:
+            y = np.array(list(labels))[y.astype(int)]
+    return columns, table, y
 
 
 def as_number(cell: str) -> float | None:
     """What a cell holds as a number, None where it is none."""
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)
     except ValueError:
         return None
 
 
-def has_header(path: Path, first: Sequence[str], header: bool | None) -> bool:
-    """Whether the first line names the columns; refused where it may or may not."""
-    if header is not None:
-        return header
-    texts = [as_number(cell) is None for cell in first]
-    if any(texts) and not all(texts):
-        at = texts.index(True)
+def columns_of(
+    path: Path, first: Sequence[str], target: str | int, drop: Sequence[str | int], header: bool | None
+) -> Columns:
+    """The columns of a table by its first line; refused where it may or may not name them."""
+    by_name = [key for key in (target, *drop) if isinstance(key, str)]
+    cells = [cell.strip() for cell in first]
+    place = {key: column_place(path, key, [], len(first)) for key in (target, *drop) if isinstance(key, int)}
+    inputs = [i for i in range(len(first)) if i not in place.values()] or range(len(first))
+    texts = [i for i in inputs if as_number(cells[i]) is None]
+    if header is None and not by_name and 0 < len(texts) < len(inputs):
         raise DataError(
-            f"{path}, line 1: mixes numbers and text ({first[at]!r} in column {at + 1}): mend the cell, "
+            f"{path}, line 1: mixes numbers and text ({cells[texts[0]]!r} in column {texts[0] + 1}): mend the cell, "
             "or say header = true if the line names the columns"
         )
-    return all(texts)
+    named = header if header is not None else bool(texts)
+    if by_name and (not named or len(texts) < len(inputs)) and not header:
+        raise DataError(
+            f'{path}: has no line of column names, so "{by_name[0]}" must be a column\'s number, from 0, '
+            "or say header = true"
+        )
+    names = cells if named else None
+    places = {key: column_place(path, key, cells, len(first)) for key in (target, *drop)}
+    dropped = frozenset(places[key] for key in drop)
+    if places[target] in dropped:
+        raise DataError(
+            f"{path}: the target, {Columns(names, len(first), 0, dropped).told(places[target])}, is in drop"
+        )
+    return Columns(names, len(first), places[target], dropped)
 
 
-def target_column(path: Path, target: str | int, names: list[str] | None, width: int) -> int:
-    """The place of the target's column."""
-    if isinstance(target, int):
-        if not -width <= target < width:
-            raise DataError(f"{path}: target = {target} must name one of {width} columns, from 0 or, backwards, -1")
-        return target
-    if names is None:
-        raise DataError(f'{path}: has no line of column names, so target = "{target}" must be a column\'s number')
-    if names.count(target) != 1:
-        known = "there are several" if target in names else did_you_mean(target, names)
-        raise DataError(f'{path}: target = "{target}" must name one column: {known}')
-    return names.index(target)
+def column_place(path: Path, key: str | int, names: list[str], width: int) -> int:
+    """The place of a column that is named, or numbered from 0 or, backwards, -1."""
+    if isinstance(key, int):
+        if not -width <= key < width:
+            raise DataError(f"{path}: column {key} must be one of {width} columns, from 0 or, backwards, -1")
+        return key % width
+    if names.count(key) != 1:
+        known = "there are several" if key in names else did_you_mean(key, names)
+        raise DataError(f'{path}: "{key}" must name one column: {known}')
+    return names.index(key)
 
 
-def blame(path: Path, names: list[str] | None, width: int, otherwise: str) -> NoReturn:
+def blame(path: Path, columns: Columns, classified: bool, otherwise: str) -> NoReturn:
     """Raise for the first cell that is no finite number or the first row that is too long or too short."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         rows: Iterator[list[str]] = (row for row in reader if row)
-        if names is not None:
+        if columns.names is not None:
             next(rows)
         for row in rows:
-            if len(row) != width:
-                raise DataError(f"{path}, line {reader.line_num}: must have {width} columns, got {len(row)}")
+            if len(row) != columns.width:
+                raise DataError(f"{path}, line {reader.line_num}: must have {columns.width} columns, got {len(row)}")
             for i, cell in enumerate(row):
                 value = as_number(cell)
-                if value is None or not math.isfinite(value) or abs(value) > LARGEST:
-                    place = f"column {i + 1}" + (f" ({names[i]})" if names else "")
+                label = classified and i == columns.target
+                if i in columns.dropped or (label and cell.strip()):
+                    continue
+                if label or value is None or not abs(value) <= LARGEST:
                     came = repr(cell) if cell.strip() else "an empty cell"
+                    mend = "drop rows with gaps or fill them in"
+                    if cell.strip() and i != columns.target:
+                        mend = f"mend it, or leave the column out by drop = [{columns.key(i)}]"
                     raise DataError(
-                        f"{path}, line {reader.line_num}, {place}: must be a finite number, got {came}: "
-                        "number classes from 0, drop rows with gaps or fill them in"
+                        f"{path}, line {reader.line_num}, {columns.told(i)}: must be "
+                        f"{'a class' if label else 'a finite number'}, got {came}: {mend}"
                     )
     raise DataError(f"{path}: is no table of numbers ({otherwise})")
