@@ -354,9 +354,24 @@ def as_custom_vjp(net: Layer, *, batched: bool = False, train: bool = False) -> 
     f.defvjp(rule_forward, rule_backward)
 
     def network(params, x, key=None):
-        return f(params, x, key)
+        return f(*varying_alike((params, x, key)))
 
     return network
+
+
+def varying_alike(arguments: Tree) -> Tree:
+    """The arguments, each varying over the mesh axes over which one of them does, as inside `jax.shard_map`.
+
+    The derivative of this is the sum over these axes: a rule gives each device's own part of a gradient.
+    """
+    axes = [jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(arguments)]
+    union = frozenset().union(*axes)
+
+    def vary(leaf):
+        missing = tuple(union - jax.typeof(leaf).manual_axis_type.varying)
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, arguments)
 
 
 @dataclass_tree

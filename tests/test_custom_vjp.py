@@ -119,3 +119,25 @@ def test_custom_vjp_in_an_optax_loop():
         params, state, value = step(params, state)
         values.append(float(value))
     assert values[-1] < 0.2 * values[0]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("check", [True, False])
+def test_custom_vjp_inside_shard_map(batched, check, x64):
+    """Parameters that every device has, and examples that are shared out: the gradient is the sum over the devices."""
+    params, _, _ = vectors()
+    xs = jnp.sin(jnp.arange(16.0 * vectors()[1].shape[1])).reshape(16, -1)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    f = as_custom_vjp(VECTOR, batched=batched)
+    spec = jax.sharding.PartitionSpec
+
+    def cost(of):
+        return lambda params, xs: jnp.mean((of if batched else jax.vmap(of, (None, 0)))(params, xs) ** 2)
+
+    def spread(params, xs):
+        return jax.lax.pmean(cost(f)(params, xs), "d")
+
+    over = jax.shard_map(spread, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec(), check_vma=check)
+    plain = jax.vmap(plain_forward(VECTOR), (None, 0)) if batched else plain_forward(VECTOR)
+    expected = jax.grad(cost(plain), (0, 1))(params, xs)
+    assert_agree(jax.jit(jax.grad(over, (0, 1)))(params, xs), expected)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,62 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"config\.json must be a JSON table"):
         load_gpt2(tmp_path / "model.safetensors")
+
+
+def logits_of(path: Path) -> np.ndarray:
+    net, params = load_gpt2(path)
+    return np.asarray(jn.predict(net)(params, jnp.asarray(TOKENS)))
+
+
+def test_a_folder_with_several_files_and_a_head_alone(tmp_path):
+    arrays = without("wte.weight") | {"lm_head.weight": published()["wte.weight"]}
+    (tmp_path / "config.json").write_text(json.dumps({"n_head": HEADS}))
+    save_file(published(), tmp_path / "model.safetensors")
+    expected = logits_of(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(arrays)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, inside in parts.items():
+        save_file({name: arrays[name] for name in inside}, tmp_path / file)
+    index = {"weight_map": {name: file for file, inside in parts.items() for name in inside}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    np.testing.assert_array_equal(logits_of(tmp_path), expected)
+    np.testing.assert_array_equal(logits_of(tmp_path / "model.safetensors.index.json"), expected)
+    for bad in ({"weight_map": {"wte.weight": "../a.safetensors"}}, {"weight_map": {}}, {}):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(bad))
+        with pytest.raises(WeightsError, match="weight_map must name files in the folder of the index"):
+            load_gpt2(tmp_path)
+
+
+def test_the_activation_that_a_config_names(tmp_path):
+    save_file(published(), tmp_path / "model.safetensors")
+    params = from_arrays("here", published(), HEADS)[1]
+    for named, ours in {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "swish": "silu"}.items():
+        (tmp_path / "config.json").write_text(json.dumps({"n_head": HEADS, "activation_function": named}))
+        net = gpt(VOCAB, WIDTH, HEADS, DEPTH, POSITIONS, activation=ours, tied_head=True)
+        np.testing.assert_array_equal(logits_of(tmp_path), jn.predict(net)(params, jnp.asarray(TOKENS)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"layer_norm_epsilon": 0.5}, "layer_norm_epsilon must be 1e-05, as in GPT-2, got 0.5"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx must be false, as in GPT-2"),
+        ({"scale_attn_weights": False}, "scale_attn_weights must be true"),
+        ({"activation_function": "quick_gelu"}, "activation_function must be one of gelu_new, "),
+        ({"activation_function": 3}, "got 3"),
+        ({"n_head": -1}, "n_head must be a whole number of at least 1, got -1"),
+        ({"n_head": True}, "n_head must be a whole number of at least 1, got true"),
+        ({"n_layer": 7}, f"the weights have depth {DEPTH}, config.json says 7"),
+        ({"model_type": "gptj"}, 'model_type must be "gpt2"'),
+        ([], "must be a JSON table, got []"),
+    ],
+)
+def test_a_config_that_asks_for_another_network_is_refused(tmp_path, config, message):
+    save_file(published(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"n_head": HEADS} | config if config else config))
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        load_gpt2(tmp_path)
 
 
 # --------------------------------------------------------------------------------------- the backward passes

@@ -7,13 +7,15 @@ as (in, out), queries, keys and values side by side in one, and each block by it
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.layer import Layer, Tree
-from jaxnet.models.language import gpt2
+from jaxnet.layers import ACTIVATIONS
+from jaxnet.models.language import gpt, gpt2
 
 HEAD_WIDTH = 64  # of all published configurations
 PREFIX = "transformer."
@@ -31,6 +33,18 @@ BLOCK = (
     ("second", "b", "mlp.c_proj.bias", False),
 )
 TOGETHER = ("q", "k", "v")  # side by side in attn.c_attn
+HEAD = "lm_head.weight"
+FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PUBLISHED_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+# keys of config.json: those that must have this value, and those that tell a size
+FIXED = {
+    "model_type": "gpt2",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+SIZES = {"vocab_size": "vocab", "n_positions": "positions", "n_embd": "width", "n_layer": "depth"}
 MASKS = ("attn.bias", "attn.masked_bias")  # buffers beside the weights
 
 
@@ -49,41 +63,110 @@ class Sizes(NamedTuple):
 
 
 def load_gpt2(path: str | Path, *, heads: int | None = None) -> tuple[Layer, Tree]:
-    """The network of a safetensors file with GPT-2's weights, and its parameters.
+    """The network of GPT-2's weights in safetensors, and its parameters.
 
-    heads: how many; if not given, what a config.json beside the file says (n_head), else one for each 64 of the width.
-    Raises WeightsError for a file that cannot be read, or whose arrays are not GPT-2's.
+    path: a file, the index of several files, or a folder with model.safetensors or model.safetensors.index.json.
+    heads: how many; by default n_head of the config.json beside the file, else one for each 64 of the width.
+    Raises WeightsError for files that cannot be read, arrays that are not GPT-2's, or a config.json that asks for
+    another network.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = next((path / name for name in (FILE, INDEX) if (path / name).is_file()), path / FILE)
+    config = config_beside(path)
+    return from_arrays(str(path), arrays_of(path), heads or config.heads, config)
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, or of all files that an index names.
+
+    Raises WeightsError.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = Path(path)
+    files = [path]
+    if path.suffix == ".json":
+        named = json_table(path).get("weight_map")
+        if not isinstance(named, dict) or not named or not all(Path(str(name)).name == name for name in named.values()):
+            raise WeightsError(f"{path}: weight_map must name files in the folder of the index, got {str(named)[:60]}")
+        files = [path.with_name(name) for name in sorted(set(named.values()))]
+    arrays: dict[str, np.ndarray] = {}
+    for file in files:
+        try:
+            arrays |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{file} cannot be read as safetensors: {error}") from error
+    return arrays
+
+
+def json_table(path: Path) -> dict[str, Any]:
+    """What a JSON file with a table says.
+
+    Raises WeightsError.
+    """
     try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-    return from_arrays(str(path), arrays, heads or heads_beside(path))
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} must be a JSON table that can be read: {error}") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path} must be a JSON table, got {str(found)[:40]}")
+    return found
 
 
-def heads_beside(path: Path) -> int | None:
-    """The number of heads that a config.json beside a file says, if there is one."""
-    config = path.with_name("config.json")
-    if not config.is_file():
-        return None
-    try:
-        found = json.loads(config.read_text("utf-8")).get("n_head")
-    except (OSError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{config} must be a JSON table that can be read: {error}") from error
-    return int(found) if isinstance(found, int) else None
+class Configuration(NamedTuple):
+    """What a config.json says: the number of heads, the activation by our name, and sizes by their name in it."""
+
+    heads: int | None = None
+    activation: str = "gelu_tanh"
+    sizes: Mapping[str, int] = MappingProxyType({})
 
 
-def from_arrays(where: str, arrays: Mapping[str, np.ndarray], heads: int | None = None) -> tuple[Layer, Tree]:
+PLAIN = Configuration()
+
+
+def config_beside(path: Path) -> Configuration:
+    """What the config.json beside a file says, if there is one.
+
+    Raises WeightsError for what `gpt` cannot do.
+    """
+    file = path.with_name("config.json")
+    if not file.is_file():
+        return PLAIN
+    config = json_table(file)
+
+    def refuse(key: str, must: str) -> WeightsError:
+        return WeightsError(f"{file}: {key} must {must}, got {json.dumps(config[key])[:40]}")
+
+    for key, only in FIXED.items():
+        if config.get(key, only) != only:
+            raise refuse(key, f"be {json.dumps(only)}, as in GPT-2")
+    for key in (*SIZES, "n_head"):
+        value = config.get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise refuse(key, "be a whole number of at least 1")
+    named = config.get("activation_function", "gelu_new")
+    activation = PUBLISHED_ACTIVATIONS.get(named, named) if isinstance(named, str) else None
+    if activation not in ACTIVATIONS:
+        raise refuse("activation_function", f"be one of {', '.join((*PUBLISHED_ACTIVATIONS, *ACTIVATIONS))}")
+    sizes = {ours: config[key] for key, ours in SIZES.items() if key in config}
+    return Configuration(config.get("n_head"), activation, sizes)
+
+
+def from_arrays(
+    where: str, arrays: Mapping[str, np.ndarray], heads: int | None = None, config: Configuration = PLAIN
+) -> tuple[Layer, Tree]:
     """The network and its parameters, float32, from arrays by their published names.
 
     Raises WeightsError for one that is missing, of another shape, or unknown.
     """
     named = {name.removeprefix(PREFIX): array for name, array in arrays.items()}
+    if HEAD in named:  # one matrix: files may hold it by either name, or by both
+        named.setdefault("wte.weight", named[HEAD])
     sizes = sizes_of(where, named, heads)
+    for name, said in config.sizes.items():
+        if said != getattr(sizes, name):
+            raise WeightsError(f"{where}: the weights have {name} {getattr(sizes, name)}, config.json says {said}")
     taken: set[str] = set()
 
     def take(name: str, *shape: int) -> Any:
@@ -113,14 +196,15 @@ def from_arrays(where: str, arrays: Mapping[str, np.ndarray], heads: int | None 
         {"gamma": take("ln_f.weight", sizes.width), "beta": take("ln_f.bias", sizes.width)},
         {},
     )
-    head = named.get("lm_head.weight")
+    head = named.get(HEAD)
     if head is not None and not np.array_equal(head, named["wte.weight"]):
         raise WeightsError(f"{where}: GPT-2's head is its embedding, but lm_head.weight differs from wte.weight")
-    strange = [name for name in named.keys() - taken - {"lm_head.weight"} if not name.endswith(MASKS)]
+    strange = [name for name in named.keys() - taken - {HEAD} if not name.endswith(MASKS)]
     if strange:
         raise WeightsError(f"{where}: holds arrays that GPT-2 has not: {', '.join(sorted(strange)[:5])}")
-    net = gpt2(**sizes._asdict())
-    return net, params
+    if config.activation == "gelu_tanh":
+        return gpt2(**sizes._asdict()), params
+    return gpt(**sizes._asdict(), activation=config.activation, tied_head=True), params
 
 
 def sizes_of(where: str, named: Mapping[str, np.ndarray], heads: int | None) -> Sizes:
