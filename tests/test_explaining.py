@@ -33,7 +33,7 @@ from jaxnet.explaining.expressions import (
 )  # fmt: skip
 from jaxnet.explaining.formulas.evaluate import evaluate
 from jaxnet.explaining.formulas.parse import parse
-from jaxnet.explaining.formulas.scope import scope_of
+from jaxnet.explaining.formulas.quantities import near, scope_of
 from jaxnet.explaining.layouts import cheapest_order, multiplications
 from jaxnet.explaining.steps import question_lines, steps
 from jaxnet.explaining.subjects import at, of_target
@@ -131,8 +131,7 @@ def test_every_equation_gives_its_value(observed, name, weights):
     scope = scope_of(chain_of(observed, symbols), derivation)
     for each in (*derivation.forward, *derivation.backward):
         text = formula(each.right)
-        value = evaluate(parse(text), scope, text, [])
-        np.testing.assert_allclose(value.array, scope.values[each.key], rtol=1e-5, atol=1e-7, err_msg=text)
+        assert near(evaluate(parse(text), scope), scope.values[each.key]), text
 
 
 def test_values_are_those_of_the_trace_and_of_the_gradient(observed, derivation):

@@ -1,14 +1,17 @@
 """Formulas of one's own: how they are read, what fits, what is wrong with them, and what would be right."""
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import jaxnet
 from jaxnet.explaining import derive, notation, observe
-from jaxnet.explaining.formulas import FormulaError, try_formula
+from jaxnet.explaining.formulas import FormulaError, trial_lines, tried_on, try_formula
 from jaxnet.explaining.formulas.parse import parse
-from jaxnet.explaining.formulas.text import trial_lines
 from jaxnet.training.explain_target import config_subject
 
 CONFIG = Path(__file__).parent.parent / "configs" / "two_three_two.toml"
@@ -16,12 +19,20 @@ CONFIG = Path(__file__).parent.parent / "configs" / "two_three_two.toml"
 
 @pytest.fixture(scope="module")
 def tried():
-    subject = config_subject(CONFIG)
-    observed = observe(subject.net, subject.loss, subject.params, subject.xs[0], subject.ys[0])
-    derivations = {weights: derive(observed, notation(weights=weights)) for weights in ("out-in", "in-out")}
+    return trying(config_subject(CONFIG, batch=4))
 
-    def of(text, weights="out-in"):
-        return try_formula(text, observed, derivations[weights], notation(weights=weights))
+
+def trying(subject, example=0):
+    """What `--try` answers for a subject, by formula, notation and how W lies."""
+    observed = observe(subject.net, subject.loss, subject.params, subject.xs[example], subject.ys[example])
+
+    @cache
+    def derived(name, weights, batch):
+        symbols = notation(name, weights=weights)
+        return tried_on(observed, derive(observed, symbols), symbols, (subject.xs, subject.ys) if batch else None)
+
+    def of(text, weights="out-in", name="nielsen", batch=False):
+        return try_formula(text, derived(name, weights, batch))
 
     return of
 
@@ -45,12 +56,112 @@ def tried():
         ("-(-∇W2)", "dW2"),
         ("∂C/∂a2 * 1", "da2"),
         ("-2 * -delta3 ** 2 / 2 / delta3", "delta3"),
+        ("W3^T delta3", "da2"),
+        ("W3ᵀδ³ ⊙ relu′(z²)", "delta2"),
+        ("relu′(z²) ⊙ W³ᵀδ³", "delta2"),
+        ("W3.T delta3 * (z2>0)", "delta2"),
+        ("dW2 = delta2 @ x.T", "dW2"),
+        ("delta2 @ a1.T", "dW2"),
+        ("np.dot(W3.T, delta3)", "da2"),
+        ("W3.T.dot(delta3)", "da2"),
+        ("np.outer(delta3, a2)", "dW3"),
+        ("delta3[:, None] @ a2[None, :]", "dW3"),
+        ("delta3.reshape(-1, 1) @ a2.reshape(1, -1)", "dW3"),
+        ("W3' * 1 @ dz3", "da2"),
+        ("g'(z2) .* (Theta3' @ delta3)", "delta2"),
+        ("∇b3", "delta3"),
+        ("½ (a3-y)ᵀ(a3-y)", "C"),
+        ("np.maximum(0, z2)", "a2"),
+        ("1/(1+np.exp(-z3))", "a3"),
+        ("W2 @ [1, 2] + b2", ""),
     ],
 )
 def test_right_formulas(tried, text, quantity):
     trial = tried(text)
+    if not quantity:  # right at x = (1, 2) alone
+        assert (trial.verdict, trial.quantity) == ("value", "z2")
+        assert "z² at this example by chance" in trial.words[0]
+        return
     assert (trial.verdict, trial.quantity) == ("right", quantity)
     assert trial.words[0].startswith("right: this is ")
+
+
+@pytest.mark.parametrize(
+    ("text", "quantity", "notes"),
+    [
+        ("W2.T @ dz2 * relu'(z1)", "delta1", "ng"),
+        ("da1 * g'(z1)", "delta1", "ng"),
+        ("dW[1] = dz[1] x.T", "dW1", "ng"),
+        ("W⁽³⁾ᵀδ⁽³⁾", "da2", "cs229"),
+    ],
+)
+def test_names_of_other_notations(tried, text, quantity, notes):
+    trial = tried(text, name=notes)
+    assert (trial.verdict, trial.quantity) == ("right", quantity)
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "quantity", "said"),
+    [
+        ("dZ2 @ X.T / m", "out-in", "dW2", "mean cost"),
+        ("1/m * dZ2 X.T", "out-in", "dW2", "mean cost"),
+        ("1/m np.sum(dZ2, axis=1, keepdims=True)", "out-in", "db2", "mean cost"),
+        ("(A3-Y)*s'(Z3)", "out-in", "dZ3", "each example"),
+        ("W3.T @ dZ3", "out-in", "dA2", "each example"),
+        ("X.T @ dZ2 / m", "in-out", "dW2", "mean cost"),
+        ("X.T @ dZ2", "in-out", "dW2", "summed cost"),
+        ("dZ3 @ W3.T", "in-out", "dA2", "each example"),
+        ("dZ.sum(axis=0)", "in-out", "db3", "summed cost"),
+    ],
+)
+def test_a_batch_in_both_layouts(tried, text, weights, quantity, said):
+    for batch in (False, True):
+        trial = tried(text, weights, batch=batch)
+        assert (trial.verdict, trial.quantity) == ("right", quantity)
+        assert said in trial.words[0]
+    assert trial.value.shape == tried(text, weights).value.shape
+
+
+def test_the_batch_is_that_of_the_data(tried):
+    """The value shown is the gradient of the mean over the examples that were given."""
+    subject = config_subject(CONFIG, batch=4)
+    _, grads = jaxnet.backpropagate(subject.net, subject.loss, jaxnet.total)(subject.params, subject.xs, subject.ys)
+    shown = tried("dZ2 @ X.T / m", batch=True).value
+    np.testing.assert_allclose(shown, grads[0]["W"], rtol=1e-4, atol=1e-7)
+
+
+def test_right_at_this_example_by_chance(tried):
+    """y is 0 or 1, so y·y is y; where all is 0, five times it is as well."""
+    squared = tried("(a3-y*y)*a3*(1-a3)")
+    assert squared.verdict == "value"
+    assert squared.words[0].startswith("δ³ at this example by chance, and not at others: entry")
+    subject = config_subject(CONFIG, batch=2)
+    dead = replace(subject, params=jax.tree.map(lambda t: t * 0 - 1, subject.params))
+    five = trying(dead)("5 * W2.T @ delta2")
+    assert not np.any(five.value)
+    assert five.words[0] == "the shapes fit, but the value is 5.0000 times ∂C/∂x"
+    assert trying(dead)("W2.T @ delta2").verdict == "right"
+
+
+def test_a_row_is_right_in_row_layout(tried):
+    trial = tried("delta3.T @ W3")
+    assert (trial.verdict, trial.quantity) == ("right", "da2")
+    assert trial.words[0] == "right in row, or numerator, layout: its transpose is ∂C/∂a²"
+
+
+@pytest.mark.parametrize("text", ["inv(W3) @ delta3", "pinv(W3) @ delta3"])
+def test_the_inverse_is_answered(tried, text):
+    trial = tried(text)
+    assert trial.verdict == "value"
+    assert "An inverse would undo the forward pass" in " ".join(trial.words)
+    assert trial.repair.formula == "W3.T @ delta3"
+
+
+def test_a_name_before_the_equals_sign_is_what_it_must_be(tried):
+    trial = tried("dW2 = delta3 @ a2.T")
+    assert trial.verdict == "value"
+    assert trial.words[0].endswith("not dW2")
+    assert tried("dW2 = delta2 @ x").repair.formula == "delta2 @ x.T"
 
 
 def test_rows_where_w_is_in_out(tried):
@@ -67,7 +178,9 @@ def test_the_four_shapes(tried):
     lines = trial_lines(trial, 4, 80)
     assert lines[:2] == ["  2×1 · 2×3 · 3×1 · 1×2", "  2×1   2×3   3×1   1×2"]
     assert lines[3] == "first misfit: 2×1 @ 2×3 does not fit: 1 column on the left, 2 rows on the right"
-    assert "  read as delta3, W3, relu'(z2), x.T" in lines
+    assert [f"  {size} is read as {name}" in lines for size, name in
+            (("2×1", "delta3"), ("2×3", "W3"), ("3×1", "relu'(z2)"), ("1×2", "x.T"))] == [True] * 4  # fmt: skip
+    assert tried("2x1 2x3 3x1 1x2").repair.formula == trial.repair.formula
 
 
 def test_shapes_that_fit_say_no_more_than_that(tried):
@@ -84,11 +197,20 @@ def test_shapes_that_fit_say_no_more_than_that(tried):
         ("W3 @ delta3", "W3.T @ delta3", "da2"),
         ("W3.T @ delta3 @ relu'(z2)", "W3.T @ delta3 * relu'(z2)", "delta2"),
         ("x @ delta2.T", "delta2 @ x.T", "dW2"),
+        ("W2.T @ W3.T @ delta3", "W2.T @ (W3.T @ delta3 * relu'(z2))", "dx"),
+        ("delta2 @ a2.T", "delta2 @ x.T", "dW2"),
+        ("delta3 @ x.T", "delta3 @ a2.T", "dW3"),
+        ("W3.T @ delta3 * a2 * (1 - a2)", "W3.T @ delta3 * relu'(z2)", "delta2"),
+        ("(a3-y)*a3*(1-a3) @ W3 @ [1,1,1].T @ a1.T", "W3.T @ ((a3-y) * a3 * (1-a3)) * relu'(z2) @ a1.T", "dW2"),
+        ("delta3 a2.T / 2", None, None),
     ],
 )
 def test_repairs_of_order_and_transposes(tried, text, repaired, quantity):
     trial = tried(text)
     assert trial.verdict in ("misfit", "value")
+    if repaired is None:
+        assert trial.repair is None
+        return
     assert (trial.repair.formula, trial.repair.quantity) == (repaired, quantity)
     assert tried(repaired).quantity == quantity
 
@@ -96,7 +218,7 @@ def test_repairs_of_order_and_transposes(tried, text, repaired, quantity):
 @pytest.mark.parametrize(
     ("text", "quantity", "words"),
     [
-        ("pinv(W3) @ delta3", "da2", "compared with ∂C/∂a², entry (1,1) is −3.5743 for −.0407, cosine .035"),
+        ("pinv(W3) @ delta3", "da2", "compared with ∂C/∂a², entry (1,1) is −3.5743 for −.0407, 88° apart"),
         ("2 * delta3", "delta3", "2.0000 times δ³"),
         ("y - a3", "", ""),
         ("delta2 * 0 + delta2 * W2", "", ""),
@@ -122,7 +244,6 @@ def test_what_stood_in_the_place_of_the_transpose(tried):
     ("text", "at", "words"),
     [
         ("W4 @ x", 0, "the network has no W4: did you mean W3, W2"),
-        ("W3 delta3", 3, "between two factors stands @"),
         ("W3 @ (x", 7, "a bracket is open"),
         ("W3 @ ", 5, "ends where a factor should follow"),
         ("a3 ; y", 3, "has no meaning"),
@@ -133,7 +254,12 @@ def test_what_stood_in_the_place_of_the_transpose(tried):
         ("tan(x)", 0, "there is no function tan"),
         ("outer(x)", 0, "takes 2, got 1"),
         ("relu * x", 0, "relu is a function"),
-        ("inv(W3)", 0, "inv of 2×3"),
+        ("dW7 = x", 0, "the network has no dW7"),
+        ("[1, x]", 0, "a list holds numbers"),
+        ("a3.sum(axis=7)", 0, "sum cannot be taken like this"),
+        ("x = y = a3", 6, "before = stands the name"),
+        ("lambda", 0, "lambda has no meaning"),
+        ("W3[:1]", 0, "this has no meaning"),
         ("__import__", 0, "has no meaning"),
         ("(" * 70 + "x" + ")" * 70, 60, "60 deep"),
     ],

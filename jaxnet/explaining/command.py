@@ -12,8 +12,7 @@ from pathlib import Path
 import jax
 
 from jaxnet.explaining.derive import derive
-from jaxnet.explaining.formulas import try_formula
-from jaxnet.explaining.formulas.text import trial_lines
+from jaxnet.explaining.formulas import trial_lines, tried_on, try_formula
 from jaxnet.explaining.history import History, at_moments, history_lines, movements
 from jaxnet.explaining.model import Derivation, Line, to_dict
 from jaxnet.explaining.notation import ExplainError, Notation
@@ -82,7 +81,8 @@ def run(subject: Subject, options: Options) -> None:
 
 def derivation_of(subject: Subject, observed: Observed, options: Options) -> Derivation:
     """The derivation that the options ask for."""
-    one = 0 if options.formula is not None or options.table else 1  # more layers are not shown, and each takes a while
+    silent = options.table or (options.formula is not None and "inv" not in options.formula)
+    one = 0 if silent else 1  # more layers are not shown, and each takes a while
     return derive(
         observed,
         options.notation,
@@ -106,7 +106,8 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
     """Prints what the options ask for."""
     digits = options.digits
     if options.formula is not None:
-        trial = try_formula(options.formula, observed, derivation, options.notation)
+        batch = (subject.xs, subject.ys) if options.batch else None
+        trial = try_formula(options.formula, tried_on(observed, derivation, options.notation, batch))
         write(trial_lines(trial, digits, width), width, fold=False)
         return
     if options.step:

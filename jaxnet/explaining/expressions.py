@@ -282,7 +282,8 @@ def formula(expression: Expression) -> str:
             return f"{'pinv' if pseudo else 'inv'}({formula(of)})"
         case Product(factors, sign):
             parts = [f"({formula(each)})" if binds(each) < TIGHT else formula(each) for each in factors]
-            return (" * " if sign in ("⊙", "×") else " @ ").join(parts)
+            numbers = all(isinstance(each, Number | Fraction) for each in factors[:-1])
+            return (" * " if sign in ("⊙", "×") or numbers else " @ ").join(parts)
         case Sum(terms):
             return added([(isinstance(term, Minus), term.of if isinstance(term, Minus) else term) for term in terms])
         case Minus(of):
@@ -295,6 +296,8 @@ def formula(expression: Expression) -> str:
             return f"({formula(above)}) / ({formula(below)})"
         case Partial(by=by) | Gradient(by=by):
             return f"d{formula(by)}"
+        case SquaredNorm(of):
+            return f"sum(({formula(of)}) ** 2)"
         case Power(of, exponent):
             return f"{formula(of)} ** {exponent}" if binds(of) == TIGHT else f"({formula(of)}) ** {exponent}"
         case _:

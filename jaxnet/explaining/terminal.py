@@ -280,8 +280,9 @@ def notation_lines(derivation: Derivation) -> list[str]:
     if not derivation.notations:
         return []
     names = list(derivation.notations[0].names)
+    who = WHO | {"cs229": f"{WHO['cs229']}, Wikipedia"}
     columns = [["", *(row.what for row in derivation.notations)]]
-    columns += [[WHO[name], *(row.names[name] for row in derivation.notations)] for name in names]
+    columns += [[who[name], *(row.names[name] for row in derivation.notations)] for name in names]
     widths = [max(map(len, column)) for column in columns]
     found = ["NOTATION"]
     for row in zip(*columns, strict=True):

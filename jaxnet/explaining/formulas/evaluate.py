@@ -1,16 +1,24 @@
-"""A formula's shapes and values: vectors are columns n×1 (rows 1×n where W is (in, out)), nothing is broadcast."""
+"""A formula's value: vectors are columns n×1 (rows 1×n where W is (in, out)), nothing is broadcast.
+
+Every value has a leading axis: the example that is shown, and draws at random beside it. So one pass says whether two
+formulas are one, or agree at the example alone.
+"""
 
 from __future__ import annotations
 
+import ast
 import difflib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
-from jaxnet.explaining.formulas.parse import FormulaError, Node
+from jaxnet.explaining.formulas.parse import NO_MEANING, SLOPE, Formula
 from jaxnet.explaining.numbers import shape
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, identity
@@ -20,221 +28,331 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Value:
-    """A shape, () for a number, and its entries in float64 where they are known."""
-
-    shape: Shape
-    array: np.ndarray | None
-
-
-@dataclass(frozen=True)
 class Scope:
-    """What a formula may name. values: quantities of the network. activations: of the z of each name, its layer."""
+    """What a formula may name. values: by name, each (draws, rows, columns), a number (draws,).
+
+    activations: of the z of each name, its layer. rows: whether vectors are rows. others: further names, of values.
+    batch: the names that mean a batch.
+    """
 
     values: dict[str, np.ndarray]
     activations: dict[str, Layer]
+    rows: bool = False
+    others: dict[str, str] = field(default_factory=dict)
+    batch: frozenset[str] = frozenset()
+
+    @property
+    def draws(self) -> int:
+        """How many draws there are, the example that is shown among them."""
+        return len(next(iter(self.values.values())))
+
+    def key(self, name: str) -> str | None:
+        """The name by which the network has it: delta2 of dz2; None for what it does not have."""
+        known = {**{key: key for key in self.values}, **self.others}
+        alike = [key for key in known if key.lower() == name.lower()]
+        return known.get(name) or (known[alike[0]] if len(alike) == 1 else None)
 
 
 class Misfit(Exception):  # noqa: N818 - no error of the program, but what the judge looks for
     """Two shapes that do not go together, at an operator."""
 
-    def __init__(self, node: Node, left: Shape, right: Shape, why: str):
+    def __init__(self, node: ast.expr, sign: str, left: Shape, right: Shape, why: str):
         super().__init__(why)
-        self.node, self.left, self.right, self.why = node, left, right, why
+        self.node, self.sign, self.left, self.right, self.why = node, sign, left, right, why
 
 
-def known(entries: ArrayLike) -> Value:
-    """A value of these entries."""
-    array = np.asarray(entries, np.float64)
-    return Value(array.shape, array)
+SIGNS: dict[type, tuple[str, str, Callable]] = {
+    ast.Mult: ("*", "entry by entry (*)", np.multiply),
+    ast.Div: ("/", "division", np.divide),
+    ast.Add: ("+", "a sum", np.add),
+    ast.Sub: ("-", "a difference", np.subtract),
+    ast.Pow: ("**", "a power", np.power),
+    ast.Gt: (">", "a comparison", np.greater),
+    ast.Lt: ("<", "a comparison", np.less),
+    ast.GtE: (">=", "a comparison", np.greater_equal),
+    ast.LtE: ("<=", "a comparison", np.less_equal),
+}
 
 
-def evaluate(node: Node, scope: Scope, text: str, seen: list[tuple[Node, Shape]]) -> Value:
-    """The value of a part of a formula; adds each operand with its shape to `seen`.
+@dataclass(frozen=True)
+class Evaluation:
+    """A formula in a scope. A shape alone, 3×2, has the value NaN throughout."""
 
-    Raises `FormulaError` for a name that is none, `Misfit` where shapes do not fit.
-    """
-    match node.kind:
-        case "number":
-            return known(np.asarray(node.numbers[0]))
-        case "shape":
-            value = Value((int(node.numbers[0]), int(node.numbers[1])), None)
-        case "name":
-            value = named(node, scope, text)
-        case "call":
-            value = called(node, scope, text)
-        case "transpose":
-            inner: list[tuple[Node, Shape]] = []
-            value = transposed(evaluate(node.parts[0], scope, text, inner))
-            if node.parts[0].kind == "binary":
-                seen += inner
-                return value
-        case "minus":
-            of = evaluate(node.parts[0], scope, text, seen)
-            return Value(of.shape, None) if of.array is None else known(-of.array)
-        case _:
-            left, right = (evaluate(part, scope, text, seen) for part in node.parts)
-            return joined(node, left, right)
-    seen.append((node, value.shape))
-    return value
+    formula: Formula
+    scope: Scope
 
+    def of(self, node: ast.expr) -> np.ndarray:
+        """The value of a part.
 
-def transposed(value: Value) -> Value:
-    """The transpose; a number stays."""
-    return Value(value.shape[::-1], None) if value.array is None else known(value.array.T)
+        Raises `FormulaError` for what has no meaning, `Misfit` where shapes do not fit.
+        """
+        match node:
+            case ast.Constant(int() | float() as value) if not isinstance(value, bool):
+                return np.full(self.scope.draws, float(value))
+            case ast.Name(name):
+                return self.named(node, name)
+            case ast.Attribute(of, "T"):
+                value = self.of(of)
+                return value if isinstance(of, ast.List | ast.Tuple) else transposed(value)
+            case ast.UnaryOp(ast.USub() | ast.UAdd() as sign, of):
+                return self.of(of) * (-1 if isinstance(sign, ast.USub) else 1)
+            case ast.BinOp(left, ast.MatMult(), right):
+                return self.times(node, self.of(left), self.of(right))
+            case ast.BinOp(left, sign, right) if type(sign) in SIGNS:
+                return self.joined(node, sign, self.of(left), self.of(right))
+            case ast.Compare(left, [sign], [right]) if type(sign) in SIGNS:
+                return self.joined(node, sign, self.of(left), self.of(right)).astype(np.float64)
+            case ast.List(parts) | ast.Tuple(parts) if parts:
+                return self.listed(node)
+            case ast.Subscript(of, ast.Tuple([first, second])):
+                return self.laid(self.of(of), isinstance(first, ast.Constant), isinstance(second, ast.Constant))
+            case ast.Call(function, arguments, keywords):
+                return self.called(node, function, arguments, keywords)
+        raise self.formula.error(node, f"this {NO_MEANING}")
 
+    def named(self, node: ast.expr, name: str) -> np.ndarray:
+        """A quantity of the network.
 
-def named(node: Node, scope: Scope, text: str) -> Value:
-    """A quantity of the network.
+        Raises `FormulaError`, with the names that come near.
+        """
+        key = self.scope.key(name)
+        if key is not None:
+            return self.scope.values[key]
+        near = difflib.get_close_matches(name, self.scope.values, 3, 0.5)
+        names = ", ".join(near or self.scope.values)
+        mend = f"did you mean {names}?" if near else f"there are {names}"
+        if name in FUNCTIONS or name.removesuffix(SLOPE) in ACTIVATIONS:
+            mend = f"{name} is a function: write {name}(…)"
+        raise self.formula.error(node, f"the network has no {name}: {mend}")
 
-    Raises `FormulaError`, with what comes near.
-    """
-    if node.text in scope.values:
-        return known(scope.values[node.text])
-    near = difflib.get_close_matches(node.text, scope.values, 3, 0.5)
-    names = ", ".join(near or scope.values)
-    mend = f"did you mean {names}?" if near else f"there are {names}"
-    if node.text.rstrip("'") in FUNCTIONS or node.text.rstrip("'") in ACTIVATIONS:
-        mend = f"{node.text} is a function: write {node.text}(…)"
-    raise FormulaError(text, node.start, f"the network has no {node.text}: {mend}", node.end)
+    def joined(self, node: ast.expr, sign: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Two values entry by entry, of one shape or one of them a number.
 
+        Raises `Misfit`.
+        """
+        text, said, function = SIGNS[type(sign)]
+        if size(left) != size(right) and not (is_number(left) or is_number(right)):
+            raise Misfit(node, text, size(left), size(right), f"{said} needs equal shapes")
+        if size(left) != size(right):
+            left, right = (number_like(left, right), right) if is_number(left) else (left, number_like(right, left))
+        with np.errstate(all="ignore"):
+            return np.where(np.isnan(left + right), np.nan, function(left, right))
 
-def joined(node: Node, left: Value, right: Value) -> Value:
-    """Two values with an operator between.
+    def times(self, node: ast.expr, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """left @ right; of a number and a matrix that stand side by side, their product.
 
-    Raises `Misfit`.
-    """
-    if node.text == "@":
-        return matrix_product(node, left, right)
-    single = [value for value in (left, right) if value.shape in ((), (1, 1))]
-    if left.shape != right.shape and not single:
-        what = {"*": "entry by entry (*)", "/": "division", "+": "a sum", "-": "a difference", "**": "a power"}[
-            node.text
-        ]
-        raise Misfit(node, left.shape, right.shape, f"{what} needs equal shapes")
-    result = left.shape if right.shape in ((), (1, 1)) else right.shape
-    if left.array is None or right.array is None:
-        return Value(result, None)
-    a, b = (value.array if value.shape == result else np.asarray(value.array).reshape(()) for value in (left, right))
-    with np.errstate(all="ignore"):
-        return known({"*": np.multiply, "/": np.divide, "+": np.add, "-": np.subtract, "**": np.power}[node.text](a, b))
+        Raises `Misfit`.
+        """
+        if () in (size(left), size(right)):
+            if "@" not in self.formula.source(node):
+                return self.joined(node, ast.Mult(), left, right)
+            raise Misfit(node, "@", size(left), size(right), "@ takes matrices; numbers are multiplied by *")
+        columns, rows = left.shape[2], right.shape[1]
+        if columns != rows:
+            raise Misfit(
+                node, "@", size(left), size(right),
+                f"{columns} column{'s' * (columns != 1)} on the left, {rows} row{'s' * (rows != 1)} on the right",
+            )  # fmt: skip
+        return left @ right
 
+    def listed(self, node: ast.expr) -> np.ndarray:
+        """Numbers: a vector as the notation lays it, (1, 1, 1)ᵀ and [1, 1, 1].T too, or a matrix of rows."""
+        try:
+            found = np.asarray(ast.literal_eval(node), np.float64)
+        except (ValueError, TypeError):
+            raise self.formula.error(node, "a list holds numbers: [1, 1, 1], or rows of equally many") from None
+        found = self.laid(found[None, :, None], True, False) if found.ndim == 1 and self.scope.rows else found
+        found = found[:, None] if found.ndim == 1 else found.reshape(found.shape[-2:])
+        return np.broadcast_to(found, (self.scope.draws, *found.shape))
 
-def matrix_product(node: Node, left: Value, right: Value) -> Value:
-    """left @ right.
+    def laid(self, value: np.ndarray, row: bool, column: bool) -> np.ndarray:
+        """A vector as a row, [None, :], or as a column, [:, None]; others stay."""
+        if row == column or 1 not in size(value):
+            return value
+        return value.reshape(len(value), 1, -1) if row else value.reshape(len(value), -1, 1)
 
-    Raises `Misfit`.
-    """
-    if () in (left.shape, right.shape):
-        raise Misfit(node, left.shape, right.shape, "@ takes matrices; numbers are multiplied by *")
-    if len(left.shape) != 2 or len(right.shape) != 2:
-        raise Misfit(node, left.shape, right.shape, "@ takes matrices and vectors")
-    if left.shape[1] != right.shape[0]:
-        columns, rows = left.shape[1], right.shape[0]
-        raise Misfit(
-            node, left.shape, right.shape,
-            f"{columns} column{'s' * (columns != 1)} on the left, {rows} row{'s' * (rows != 1)} on the right",
+    # ------------------------------------------------------------------------------------------- functions
+
+    def called(self, node: ast.Call, function: ast.expr, arguments: list[ast.expr], keywords: list) -> np.ndarray:
+        """A function of its arguments, np.tanh(z), or a method of a value, a.sum(axis=0).
+
+        Raises `FormulaError` for one that there is not, or for arguments that it does not take.
+        """
+        path, error = ast.unparse(function), self.formula.error
+        if isinstance(function, ast.Attribute) and path.split(".")[0] not in ("np", "jnp", "numpy"):
+            arguments, name = [function.value, *arguments], function.attr
+        else:
+            name = path.split(".")[-1]
+        if name == "Shape":
+            return np.full((self.scope.draws, *(int(ast.literal_eval(each)) for each in arguments)), np.nan)
+        options = {each.arg: each.value for each in keywords if each.arg not in (None, "keepdims")}
+        if name in ("sum", "mean", "reshape") or (name == "ones" and arguments):
+            return self.resized(node, name, arguments, options)
+        values = [self.of(part) for part in arguments]
+        base, primes = name.replace(SLOPE, ""), name.count(SLOPE)
+        if primes > 1:
+            raise error(node, f"{base}' is the first derivative, and there is no second one")
+        layer = self.activation(node, base, arguments)
+        if layer is None and (base not in FUNCTIONS or primes):
+            there = ", ".join(["s", *ACTIVATIONS, *FUNCTIONS])
+            said = f"{base}'" if primes else base
+            raise error(node, f"there is no function {said}: there are {there}, and s', relu', …")
+        count, computed = (1, applied(layer, primes)) if layer is not None else FUNCTIONS[base]
+        if len(values) != count or options:
+            raise error(node, f"{name.replace(SLOPE, chr(39))} takes {count}, got {len(values)} arguments")
+        if base in ("dot", "matmul"):
+            return self.times(node, *values)
+        if base in ("multiply", "maximum"):
+            return self.joined(node, ast.Mult(), *values) if base == "multiply" else clipped(*values)
+        if base == "softmax":
+            return softmax(values[0], 2 if self.scope.rows else 1)
+        try:
+            with np.errstate(all="ignore"):
+                return computed(*values)
+        except np.linalg.LinAlgError as fault:
+            raise error(node, f"{name} of {shape(size(values[0]))}: {fault}") from None
+
+    def resized(self, node: ast.Call, name: str, arguments: list[ast.expr], options: dict) -> np.ndarray:
+        """sum and mean along an axis or of all, reshape and ones.
+
+        Raises `FormulaError`.
+        """
+        try:
+            sizes = [ast.literal_eval(each) for each in arguments[name != "ones" :]]
+            axis = ast.literal_eval(options["axis"]) if "axis" in options else (sizes or [None])[0]
+            sizes = list(sizes[0]) if sizes and isinstance(sizes[0], tuple) else sizes
+            if name == "ones":
+                found = np.ones(sizes) if len(sizes) == 2 else np.ones((1, *sizes) if self.scope.rows else (*sizes, 1))
+                return np.broadcast_to(found, (self.scope.draws, *found.shape))
+            value = self.of(arguments[0])
+            if name == "reshape":
+                return value.reshape(len(value), *(sizes if len(sizes) == 2 else [*sizes, 1]))
+            whole = tuple(range(1, value.ndim))
+            return getattr(value, name)(axis=whole if axis is None else axis + 1, keepdims=axis is not None)
+        except (ValueError, TypeError, IndexError) as fault:
+            raise self.formula.error(node, f"{name} cannot be taken like this: {fault}") from None
+
+    def activation(self, node: ast.expr, base: str, arguments: list[ast.expr]) -> Layer | None:
+        """The layer of an activation's name; s and g are that of the z it is taken of.
+
+        Raises `FormulaError` for an s of something else where the network has several.
+        """
+        activations = self.scope.activations
+        if base == "identity":
+            return identity
+        if base not in ("s", "g"):
+            own = {layer.name.replace(" ", "_"): layer for layer in activations.values()}
+            return own.get(base, ACTIVATIONS.get(base))
+        of = self.scope.key(arguments[0].id) if arguments and isinstance(arguments[0], ast.Name) else None
+        of = None if of is None else of.lower()
+        if of in activations:
+            return activations[of]
+        layers = {layer.name: layer for layer in activations.values()}
+        if len(layers) == 1:
+            return next(iter(layers.values()))
+        names = ", ".join(layers) or "none"
+        raise self.formula.error(
+            node, f"{base} is the activation of the z that it is taken of ({', '.join(activations)}); this network "
+            f"has {names}: name one",
         )  # fmt: skip
-    if left.array is None or right.array is None:
-        return Value((left.shape[0], right.shape[1]), None)
-    return known(left.array @ right.array)
 
 
-# ----------------------------------------------------------------------------------------------- functions
+def size(value: np.ndarray) -> Shape:
+    """The shape without the axis of the draws."""
+    return value.shape[1:]
+
+
+def is_number(value: np.ndarray) -> bool:
+    """Whether a value is a number, or a matrix of one entry."""
+    return value.size == len(value)
+
+
+def number_like(number: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """A number with as many axes as another value."""
+    return number.reshape(len(number), *[1] * (other.ndim - 1))
+
+
+def transposed(value: np.ndarray) -> np.ndarray:
+    """The transpose; a number stays."""
+    return value if value.ndim == 1 else value.swapaxes(1, 2)
 
 
 def outer(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """u vᵀ of two vectors, columns or rows."""
-    return np.outer(u.reshape(-1), v.reshape(-1))
+    return u.reshape(len(u), -1, 1) * v.reshape(len(v), 1, -1)
 
 
 def diag(v: np.ndarray) -> np.ndarray:
     """The diagonal matrix of a vector."""
-    return np.diag(v.reshape(-1))
+    flat = v.reshape(len(v), -1)
+    return flat[:, :, None] * np.eye(flat.shape[1])
 
 
 def top(v: np.ndarray) -> np.ndarray:
     """1 at the largest entry, 0 elsewhere."""
-    return np.eye(v.size)[np.argmax(v)].reshape(v.shape)
+    flat = v.reshape(len(v), -1)
+    return np.eye(flat.shape[1])[flat.argmax(1)].reshape(v.shape)
+
+
+def softmax(z: np.ndarray, axis: int) -> np.ndarray:
+    """exp(z) over its sum."""
+    raised = np.exp(z - z.max(axis, keepdims=True))
+    return raised / raised.sum(axis, keepdims=True)
+
+
+def clipped(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The larger of both, entry by entry, where one may be a number."""
+    return np.maximum(number_like(a, b) if is_number(a) else a, number_like(b, a) if is_number(b) else b)
+
+
+def inverse(W: np.ndarray) -> np.ndarray:
+    """The inverse, or of a matrix that has none the pseudo-inverse, so that its product can be compared."""
+    square = W.ndim == 3 and W.shape[1] == W.shape[2]
+    return np.linalg.inv(W) if square and np.linalg.cond(W).max() < 1e12 else np.linalg.pinv(W)
 
 
 FUNCTIONS: dict[str, tuple[int, Callable]] = {
+    **{name: (1, getattr(np, name)) for name in ("exp", "log", "abs", "sign", "sqrt", "tanh", "square")},
+    "ln": (1, np.log),
     "outer": (2, outer),
     "diag": (1, diag),
-    "inv": (1, np.linalg.inv),
+    "inv": (1, inverse),
     "pinv": (1, np.linalg.pinv),
-    "exp": (1, np.exp),
-    "ln": (1, np.log),
-    "log": (1, np.log),
-    "abs": (1, np.abs),
-    "sign": (1, np.sign),
-    "clip": (2, lambda e, t: np.clip(e, -t, t)),
+    "transpose": (1, transposed),
+    "clip": (2, lambda e, t: np.clip(e, -number_like(t, e), number_like(t, e))),
     "top": (1, top),
-    "sqrt": (1, np.sqrt),
-    "sum": (1, np.sum),
-    "softmax": (1, lambda z: np.exp(z - np.max(z)) / np.sum(np.exp(z - np.max(z)))),
+    **dict.fromkeys(("dot", "matmul", "multiply", "maximum"), (2, np.multiply)),
+    **dict.fromkeys(("softmax", "asarray", "array", "copy"), (1, np.asarray)),
+    **dict.fromkeys(("sum", "mean", "reshape", "ones"), (0, np.asarray)),
 }
 """Functions besides the activations and their derivatives: how many arguments, and what they do."""
 
 
-def called(node: Node, scope: Scope, text: str) -> Value:
-    """A function of its arguments.
-
-    Raises `FormulaError` for one that there is not, or for arguments that it does not take.
-    """
-    inner: list[tuple[Node, Shape]] = []
-    arguments = [evaluate(part, scope, text, inner) for part in node.parts]
-    base, primes = node.text.rstrip("'"), len(node.text) - len(node.text.rstrip("'"))
-    if primes > 1:
-        raise FormulaError(text, node.start, f"{base}' is the first derivative, and there is no second one", node.end)
-    layer = activation(node, base, scope, text)
-    if layer is None and (base not in FUNCTIONS or primes):
-        there = ", ".join(["s", *ACTIVATIONS, *FUNCTIONS])
-        raise FormulaError(
-            text, node.start, f"there is no function {node.text}: there are {there}, and s', relu', …", node.end
-        )
-    count, function = (1, applied(layer, primes)) if layer is not None else FUNCTIONS[base]
-    if len(arguments) != count:
-        raise FormulaError(text, node.start, f"{node.text} takes {count}, got {len(arguments)} arguments", node.end)
-    arrays = [value.array for value in arguments]
-    if any(array is None for array in arrays):
-        return Value(arguments[0].shape, None)
-    try:
-        with np.errstate(all="ignore"):
-            return known(function(*arrays))
-    except np.linalg.LinAlgError as error:
-        raise FormulaError(text, node.start, f"{node.text} of {shape(arguments[0].shape)}: {error}", node.end) from None
-
-
-def activation(node: Node, base: str, scope: Scope, text: str) -> Layer | None:
-    """The layer of an activation's name; s is that of the z it is taken of.
-
-    Raises `FormulaError` for an s of something else where the network has several.
-    """
-    if base == "identity":
-        return identity
-    if base != "s":
-        own = {layer.name.replace(" ", "_"): layer for layer in scope.activations.values()}
-        return own.get(base, ACTIVATIONS.get(base))
-    of = node.parts[0].text if node.parts and node.parts[0].kind == "name" else ""
-    if of in scope.activations:
-        return scope.activations[of]
-    layers = {layer.name: layer for layer in scope.activations.values()}
-    if len(layers) == 1:
-        return next(iter(layers.values()))
-    names = ", ".join(layers) or "none"
-    raise FormulaError(
-        text, node.start, f"s is the activation of the z that it is taken of ({', '.join(scope.activations)}); "
-        f"this network has {names}: name one", node.end,
-    )  # fmt: skip
-
-
 def applied(layer: Layer, primes: int) -> Callable:
-    """An activation, or its derivative by the layer's own backward."""
+    """An activation, or its derivative by the layer's own backward, in float64."""
 
     def function(z: np.ndarray) -> np.ndarray:
-        x = jnp.asarray(z, jnp.float32)
-        a, saved = layer.forward((), x)
-        return np.asarray(a if primes == 0 else layer.backward((), saved, jnp.ones_like(a), product)[0])
+        room = max(64, 4 ** math.ceil(math.log(max(z.size, 1), 4)))  # few lengths, each compiled once
+        with jax.enable_x64(True):
+            return np.asarray(entries_of(layer, primes)(np.resize(z, room)))[: z.size].reshape(z.shape)
 
     return function
+
+
+@cache
+def entries_of(layer: Layer, primes: int) -> Callable:
+    """An activation of a vector, or its derivative, compiled."""
+
+    def function(z: jax.Array) -> jax.Array:
+        a, saved = layer.forward((), z)
+        return a if primes == 0 else layer.backward((), saved, jnp.ones_like(a), product)[0]
+
+    return jax.jit(function)
+
+
+def evaluate(formula: Formula, scope: Scope) -> np.ndarray:
+    """The value of a formula, (draws, rows, columns) or (draws,) of a number.
+
+    Raises `FormulaError` for what has no meaning, `Misfit` where shapes do not fit.
+    """
+    return Evaluation(formula, scope).of(formula.tree)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from jaxnet.explaining.arrays import array_lines
 from jaxnet.explaining.derive import Derivation, chain_of
 from jaxnet.explaining.expressions import written
-from jaxnet.explaining.formulas.evaluate import Misfit, Scope, Shape, Value, evaluate
-from jaxnet.explaining.formulas.parse import Node, parse
+from jaxnet.explaining.formulas.evaluate import Evaluation, Misfit, Scope, Shape, is_number, size, transposed
+from jaxnet.explaining.formulas.parse import Formula, FormulaError, parse
+from jaxnet.explaining.formulas.quantities import capital, near, scope_of
 from jaxnet.explaining.formulas.repair import Repair, repair
-from jaxnet.explaining.formulas.scope import scope_of
-from jaxnet.explaining.model import Line
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one, shape
 from jaxnet.explaining.observe import Observed
-
-NEAR = 2e-5  # of the largest entry: float32's values put together in float64
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Trial:
     """What is known of a formula.
 
     verdict: "right", "value" (shapes fit, the value is none of the network's), "misfit", or "shapes" (only shapes
-    were given, and they fit). quantity: the line that it is, or was compared with. words: what is told of it.
+    were given, and they fit). quantity: the key of what it is, or was compared with. words: what is told of it.
     """
 
     formula: str
@@ -60,130 +61,181 @@ class Trial:
     repair: Repair | None = None
 
 
-def try_formula(text: str, observed: Observed, derivation: Derivation, notation: Notation) -> Trial:
-    """What a formula of one's own gives at this network's values.
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """Something that a formula can be: its key, its symbol, its value at every draw, and the rule that gives it."""
+
+    key: str
+    symbol: str
+    value: np.ndarray
+    backward: bool = False
+    said: str = ""
+
+
+def quantities_of(derivation: Derivation, scope: Scope, batch: bool) -> list[Quantity]:
+    """The network's quantities; of a formula that names a batch those of the batch."""
+    found, cost = [], written(derivation.header.cost_left)
+    for line in (*derivation.backward, *derivation.forward):
+        key, symbol, error = line.key, written(line.left), line.ulp is not None
+        if not batch:
+            said = f" ({line.rule})" if line.rule else ""
+            found.append(Quantity(key, symbol, scope.values[key], error, said + ", as jax.grad has it" * error))
+        elif (mean := scope.values.get(f"mean {key}")) is not None:
+            summed = mean * scope.values["m"][:, None, None]
+            before = f"1/m of it is that of the mean, unless 1/m stands on each {symbol_of_error(derivation)} already"
+            found.append(Quantity(key, symbol, mean, error, f" of the mean cost, 1/m Σ {cost}"))
+            found.append(Quantity(key, symbol, summed, error, f" of the summed cost: {before}"))
+        elif (name := capital(key)) in scope.batch:
+            found.append(Quantity(name, name, scope.values[name], error, f", {symbol} of each example"))
+    last = derivation.forward[-1]
+    if (error_key := f"d{last.key}") in scope.values and not batch and all(each.key != error_key for each in found):
+        found.append(Quantity(error_key, f"∂{cost}/∂{written(last.left)}", scope.values[error_key], True))
+    return [*found, Quantity("C", cost, scope.values["mean C" if batch and "mean C" in scope.values else "C"])]
+
+
+def symbol_of_error(derivation: Derivation) -> str:
+    """δ, or dz."""
+    return "dz" if derivation.header.notation == "ng" else "δ"
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What formulas are tried on: a derivation, and its quantities at the example and at draws beside it."""
+
+    derivation: Derivation
+    scope: Scope
+
+
+def tried_on(
+    observed: Observed, derivation: Derivation, notation: Notation, batch: tuple[Any, Any] | None = None
+) -> Subject:
+    """A derivation as something to try formulas on. batch: (xs, ys), of which X, Z2 and dZ2 are."""
+    return Subject(derivation, scope_of(chain_of(observed, notation), derivation, batch))
+
+
+@np.errstate(all="ignore")
+def try_formula(text: str, subject: Subject) -> Trial:
+    """What a formula of one's own gives at a network's values.
 
     Raises `FormulaError` where it cannot be read, or names what the network does not have.
     """
-    chain = chain_of(observed, notation)
-    scope = scope_of(chain, derivation)
-    node = parse(text)
-    seen: list[tuple[Node, Shape]] = []
-    lines = (*derivation.backward, *derivation.forward)
-    try:
-        value = evaluate(node, scope, text, seen)
-    except Misfit as misfit:
-        found = repair(node, scope, text, derivation)
-        fault = Fault(
-            misfit.node.parts[0].start,
-            misfit.node.parts[1].end,
-            misfit.node.text,
-            misfit.left,
-            misfit.right,
-            misfit.why,
-        )
-        rest = operands(node, scope, text)
-        words = (misfit.why,)
-        return Trial(text, rest, fault, "misfit", found.quantity if found else "", None, None, words, found)
-    shapes = tuple(Operand(each.start, each.end, size) for each, size in seen)
-    if value.array is None:
-        return of_shapes(text, shapes, value, lines, scope)
-    right = rightly(text, shapes, value, lines, scope, derivation)
-    if right is not None:
-        return right
-    return wrongly(text, shapes, value, lines, scope, repair(node, scope, text, derivation), derivation)
-
-
-def operands(node: Node, scope: Scope, text: str) -> tuple[Operand, ...]:
-    """All operands of a formula that does not fit together, each with its shape."""
-    seen: list[tuple[Node, Shape]] = []
-
-    def walk(part: Node) -> None:
-        if part.kind in ("binary", "minus"):
-            for each in part.parts:
-                walk(each)
-            return
-        try:
-            evaluate(part, scope, text, seen)
-        except Misfit:
-            for each in part.parts:
-                walk(each)
-
-    walk(node)
-    return tuple(Operand(each.start, each.end, size) for each, size in seen)
-
-
-def of_shapes(text: str, shapes: tuple[Operand, ...], value: Value, lines: tuple[Line, ...], scope: Scope) -> Trial:
-    """Shapes alone, which fit."""
-    like = [line.key for line in lines if scope.values[line.key].shape == value.shape]
-    said = f"the shapes fit and give {shape(value.shape)}, the shape of {', '.join(like) or 'nothing here'}"
-    return Trial(
-        text, shapes, None, "shapes", "", value.shape, None, (f"{said}: whether the value is right they do not say",)
+    derivation, scope = subject.derivation, subject.scope
+    formula = parse(text)
+    evaluation = Evaluation(formula, scope)
+    names = [each.id for each in ast.walk(formula.tree) if isinstance(each, ast.Name)]
+    keys = [key for name in names if (key := scope.key(name)) is not None]
+    batched = not scope.batch.isdisjoint(keys)
+    found = quantities_of(derivation, scope, batched)
+    wanted = [each for each in found if not formula.target or each.key == scope.key(formula.target)]
+    words = tuple(
+        f"{name} is read as {key}"
+        for name, key in dict.fromkeys(zip(names, map(scope.key, names), strict=True))
+        if key and not name[-1].isdigit() and name[-1:] != key[-1:]
     )
+    if not wanted:
+        raise FormulaError(text, 0, f"the network has no {formula.target}", len(formula.target))
+    try:
+        value = evaluation.of(formula.tree)
+    except Misfit as misfit:
+        start, end = formula.span(misfit.node)
+        fault = Fault(start, end, misfit.sign, misfit.left, misfit.right, misfit.why)
+        fix = repair(formula, scope, wanted, batched)
+        return Trial(text, operands(evaluation), fault, "misfit", fix.quantity if fix else "", None, None,
+                     (misfit.why, *words, *inverse_words(formula, derivation)), fix)  # fmt: skip
+    sizes = operands(evaluation)
+    if any(isinstance(each, ast.Name) and each.id == "Shape" for each in ast.walk(formula.tree)):
+        like = ", ".join(each.key for each in found if size(each.value) == size(value)) or "nothing here"
+        said = f"the shapes fit and give {shape(size(value))}, the shape of {like}"
+        said += ": whether the value is right they do not say"
+        return Trial(text, sizes, None, "shapes", "", size(value), None, (said, *words))
+    right = next((each for each in [*wanted, *found] if near(value, each.value)), None)
+    shown = np.asarray(value[0])
+    if right is not None and right in wanted:
+        said = f"right: this is {right.symbol}{right.said}"
+        return Trial(text, sizes, None, "right", right.key, size(value), shown, (said, *words))
+    fix = repair(formula, scope, wanted, batched)
+    if right is not None:
+        said = f"the value is {right.symbol}{right.said}, not {formula.target}"
+        return Trial(text, sizes, None, "value", right.key, size(value), shown, (said, *words), fix)
+    key, said, fine = wrong(value, wanted, fix)
+    said = (said, *words, *inverse_words(formula, derivation))
+    return Trial(text, sizes, None, "right" if fine else "value", key, size(value), shown, said, None if fine else fix)
 
 
-def quantities_of(lines: tuple[Line, ...], scope: Scope, derivation: Derivation) -> dict[str, tuple[str, np.ndarray]]:
-    """The network's quantities by key: symbol and value."""
-    found = {line.key: (written(line.left), scope.values[line.key]) for line in lines}
-    return found | {"C": (written(derivation.header.cost_left), scope.values["C"])}
+def inverse_words(formula: Formula, derivation: Derivation) -> tuple[str, ...]:
+    """The answer to "is it the inverse?" of a formula that takes one."""
+    called = {ast.unparse(each.func).split(".")[-1] for each in ast.walk(formula.tree) if isinstance(each, ast.Call)}
+    return tuple(each.answer for each in derivation.answers if each.key == "inverse" and called & {"inv", "pinv"})
 
 
-def rightly(
-    text: str, shapes: tuple[Operand, ...], value: Value, lines: tuple[Line, ...], scope: Scope, derivation: Derivation
-) -> Trial | None:
-    """A formula that gives one of the network's quantities; None for any other."""
-    array = np.asarray(value.array)
-    for key, (symbol, expected) in quantities_of(lines, scope, derivation).items():
-        if same(array, expected):
-            rule = next((line.rule for line in lines if line.key == key and line.rule), "")
-            backward = any(line.key == key and line.ulp is not None for line in lines)
-            known_as = f" ({rule})" if rule else ""
-            said = f"right: this is {symbol}{known_as}{', as jax.grad has it' if backward else ''}"
-            return Trial(text, shapes, None, "right", key, value.shape, array, (said,))
-    return None
+def operands(evaluation: Evaluation) -> tuple[Operand, ...]:
+    """The operands of a formula that have a shape, each with it."""
+    found: list[Operand] = []
+
+    def walk(part: ast.expr) -> None:
+        match part:
+            case ast.BinOp(left, _, right) | ast.Compare(left, _, [right]):
+                walk(left)
+                walk(right)
+            case ast.UnaryOp(_, of) | ast.Attribute(ast.BinOp() as of, "T"):
+                walk(of)
+            case ast.Constant():
+                pass
+            case _:
+                try:
+                    value = evaluation.of(part)
+                except Misfit:
+                    for each in ast.iter_child_nodes(part):
+                        if isinstance(each, ast.expr) and not isinstance(each, ast.Name):
+                            walk(each)
+                else:
+                    found.append(Operand(*evaluation.formula.span(part), size(value)))
+
+    walk(evaluation.formula.tree)
+    return tuple(found)
 
 
-def wrongly(
-    text: str, shapes: tuple[Operand, ...], value: Value, lines: tuple[Line, ...], scope: Scope, mended: Repair | None,
-    derivation: Derivation,
-) -> Trial:  # fmt: skip
-    """A formula whose shapes fit and whose value is none of the network's, against the one that it should be."""
-    array = np.asarray(value.array)
-    quantities = quantities_of(lines, scope, derivation)
-    for key, (symbol, expected) in quantities.items():
-        told = nearly(array, expected, symbol)
-        if told:
-            return Trial(text, shapes, None, "value", key, value.shape, array, (told,), mended)
-    alike = {key: each for key, each in quantities.items() if each[1].shape == array.shape}
-    errors = {line.key for line in lines if line.ulp is not None}
-    alike = {key: each for key, each in alike.items() if key in errors} or alike
-    if mended is not None and mended.quantity in alike:
-        alike = {mended.quantity: alike[mended.quantity]}
+def wrong(value: np.ndarray, found: list[Quantity], mended: Repair | None) -> tuple[str, str, bool]:
+    """The quantity that a value should be, what is told of it, and whether it is right but for how it is laid out."""
+    for each in found:
+        if value.ndim == 3 and size(value) != size(each.value) and near(transposed(value), each.value):
+            vector = 1 in size(value)
+            lies = "row, or numerator, layout" if value.shape[1] == 1 else "columns"
+            said = f"right in {lies}: its transpose is {each.symbol}" if vector else (
+                f"the value is {each.symbol} transposed, {shape(size(value))} for {shape(size(each.value))}"
+            )  # fmt: skip
+            return each.key, said, vector
+        if size(value) == size(each.value) and near(value[:1], each.value[:1]) and np.any(each.value[0]):
+            at = int(np.argmax([not near(value[i : i + 1], each.value[i : i + 1]) for i in range(len(value))]))
+            said = f"{each.symbol} at this example by chance, and not at others: {apart(value[at], each.value[at])}"
+            return each.key, said, False
+        ratio = multiple(value, each.value)
+        if ratio:
+            return each.key, f"the shapes fit, but the value is {one(ratio)} times {each.symbol}", False
+    alike = [each for each in found if size(each.value) == size(value)]
+    alike = [each for each in alike if each.backward] or alike
+    alike = [each for each in alike if mended is not None and each.key == mended.quantity] or alike
     if not alike:
-        said = f"the shapes fit and give {shape(value.shape)}, the shape of none of the network's quantities"
-        return Trial(text, shapes, None, "value", "", value.shape, array, (said,), mended)
-    key = max(alike, key=lambda each: cosine(array, alike[each][1]))
-    symbol, expected = alike[key]
-    return Trial(text, shapes, None, "value", key, value.shape, array, (apart(array, expected, symbol),), mended)
+        return "", f"the shapes fit and give {shape(size(value))}, the shape of none of the network's quantities", False
+    best = max(alike, key=lambda each: cosine(value[0], each.value[0]))
+    if not np.isfinite(value[0]).all():
+        said = f"the shapes fit {best.symbol}'s, {shape(size(value))}, but the value is not finite"
+        return best.key, said, False
+    at = next((i for i in range(len(value)) if not near(value[i : i + 1], best.value[i : i + 1])), 0)
+    other = "" if at == 0 else "at other numbers "
+    said = f"the shapes fit, {shape(size(value))}, but the value is wrong: {other}compared with {best.symbol}, "
+    return best.key, said + apart(value[at], best.value[at]), False
 
 
-def same(array: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether two arrays are one but for float32's rounding."""
-    if array.shape != expected.shape and not (array.size == expected.size == 1):
-        return False
-    scale = float(np.abs(expected).max(initial=0))
-    return bool(np.all(np.abs(array.reshape(expected.shape) - expected) <= NEAR * max(scale, 1e-30)))
-
-
-def nearly(array: np.ndarray, expected: np.ndarray, symbol: str) -> str:
-    """A quantity that the value is a multiple of, or the transpose of."""
-    if array.ndim == 2 and array.shape != expected.shape and same(array.T, expected):
-        return f"the value is {symbol} transposed, {shape(array.shape)} for {shape(expected.shape)}"
-    if array.shape == expected.shape and array.size > 1 and np.any(expected):
-        ratio = float(np.vdot(expected, array) / np.vdot(expected, expected))
-        if ratio and same(array / ratio, expected):
-            return f"the shapes fit, but the value is {one(ratio)} times {symbol}"
-    return ""
+def multiple(value: np.ndarray, expected: np.ndarray) -> float:
+    """The number that all of the expected value is multiplied by, the same at every draw; 0 for none."""
+    if size(value) != size(expected) or is_number(value):
+        return 0.0
+    axes = tuple(range(1, value.ndim))
+    below = np.nansum(expected * expected, axes)
+    at = int(np.argmax(below))
+    ratio = float(np.nansum(value[at] * expected[at]) / below[at]) if below[at] else 0.0
+    return ratio if ratio and np.isfinite(ratio) and near(value / ratio, expected) else 0.0
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -192,14 +244,49 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.vdot(a, b) / lengths) if lengths and np.isfinite(lengths) else 0.0
 
 
-def apart(array: np.ndarray, expected: np.ndarray, symbol: str) -> str:
+def apart(value: np.ndarray, expected: np.ndarray) -> str:
     """How far a value is from the quantity that it has the shape of."""
-    if not np.isfinite(array).all():
-        return f"the shapes fit {symbol}'s, {shape(array.shape)}, but the value is not finite"
-    difference = np.abs(array - expected)
-    at = np.unravel_index(int(np.argmax(difference)), array.shape)
+    at = np.unravel_index(int(np.argmax(np.abs(value - expected))), value.shape)
     place = ",".join(str(int(i) + 1) for i in at)
-    return (
-        f"the shapes fit, {shape(array.shape)}, but the value is wrong: compared with {symbol}, entry ({place}) is "
-        f"{one(float(array[at]))} for {one(float(expected[at]))}, cosine {one(cosine(array, expected), 3)}"
-    )
+    angle = float(np.degrees(np.arccos(np.clip(cosine(value, expected), -1, 1))))
+    said = f"entry ({place}) is {one(float(value[at]))} for {one(float(expected[at]))}"
+    return f"{said}, {angle:.0f}° apart" if angle >= 1 else said
+
+
+# ------------------------------------------------------------------------------------------------- as text
+
+
+def trial_lines(trial: Trial, digits: int, width: int) -> list[str]:
+    """The formula, the shape under each factor, the first misfit or the verdict, and the repair."""
+    found = [f"  {trial.formula}", *(f"  {line}" for line in labels(trial))]
+    words = list(trial.words)
+    if trial.fault is not None:
+        found.append(f"  {' ' * trial.fault.start}{'~' * (trial.fault.end - trial.fault.start)}")
+        sides = f"{shape(trial.fault.left)} {trial.fault.operator} {shape(trial.fault.right)}"
+        words[0] = f"first misfit: {sides} does not fit: {trial.fault.why}"
+    found += textwrap.wrap(words[0], width)
+    if trial.value is not None:
+        flat = trial.value.reshape(-1) if 1 in trial.value.shape else trial.value
+        found += [f"  {line}" for line in array_lines(flat, digits, width)]
+    found += [line for each in words[1:] for line in textwrap.wrap(each, width)]
+    if trial.repair is not None:
+        found.append(f"repair: {trial.repair.formula} = {trial.repair.symbol}")
+        found += [f"  {change}" for change in trial.repair.changes]
+    elif trial.verdict == "misfit":
+        found.append("no order, transposition or ⊙ of these factors gives one of the network's quantities")
+    return found
+
+
+def labels(trial: Trial) -> list[str]:
+    """The shape of each operand under its middle, on as many lines as they need."""
+    rows: list[str] = []
+    for operand in sorted(trial.operands, key=lambda each: each.start):
+        text = shape(operand.shape) if operand.shape else "number"
+        start = max(0, (operand.start + operand.end - len(text)) // 2)
+        for i, row in enumerate(rows):
+            if len(row) + (1 if row else 0) <= start:
+                rows[i] = row.ljust(start) + text
+                break
+        else:
+            rows.append(" " * start + text)
+    return rows

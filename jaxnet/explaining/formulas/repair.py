@@ -1,29 +1,32 @@
 """The nearest formula that gives one of the network's quantities.
 
-The factors of a product are joined anew one after the other: by @ from either side, transposed or not, or entry by
-entry. Where no way of joining them gives a quantity of the network, one factor is replaced by another of its shape, or
-one is added. Of all ways that are right the one with the fewest changes is offered.
+The factors of a product are joined anew, neighbours first: by @ from either side, transposed or not, or entry by entry.
+A factor may be replaced by another, and one may be missing anywhere. Each change has a cost, and of all formulas that
+are right at every draw the one that costs least is offered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ast
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from itertools import product as combinations
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxnet.explaining.expressions import written
-from jaxnet.explaining.formulas.evaluate import Misfit, Scope, Shape, evaluate
-from jaxnet.explaining.formulas.parse import FormulaError, Node
-from jaxnet.explaining.model import Derivation
-from jaxnet.explaining.numbers import shape as shape_text
+from jaxnet.explaining.formulas.evaluate import Evaluation, Misfit, Scope, Shape, number_like, size, transposed
+from jaxnet.explaining.formulas.parse import Formula, FormulaError, parse
+from jaxnet.explaining.formulas.quantities import near
+
+if TYPE_CHECKING:
+    from jaxnet.explaining.formulas.judge import Quantity
 
 MOST = 6  # factors; more are not put together anew
 MOST_ENTRIES = 1 << 16  # of any product on the way
-MOST_TRIES = 400  # of other factors put in
-NEAR = 2e-5
+MOST_PARTS = 30  # of the same factors and shape
+STAGES = ((3, False), (6, True), (9, False))  # what all changes may cost, and whether a factor may be missing
+TURNED, BEHIND, OTHER_PRODUCT, OTHER_FACTOR, MISSING, THE_ERROR = 2, 2, 1, 4, 4, 2
 SUM, PRODUCT, TIGHT = range(3)  # how a part's text binds
 
 
@@ -37,14 +40,13 @@ class Repair:
     changes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """A factor, or several joined: the text, how tightly it binds, shape, value, and the changes made."""
+    """A factor, or several joined: text, how tightly it binds, value, the changes made, and what they cost."""
 
     text: str
     binds: int
-    shape: Shape
-    array: np.ndarray | None
+    value: np.ndarray
     changes: tuple[str, ...] = ()
     cost: int = 0
 
@@ -52,213 +54,219 @@ class Part:
         """The text, in brackets where it binds more loosely than `least`."""
         return f"({self.text})" if self.binds < least else self.text
 
-
-Parts = list[tuple[str, Part]]  # each with the operator before it
+    @cached_property
+    def size(self) -> Shape:
+        """The shape."""
+        return size(self.value)
 
 
 @np.errstate(all="ignore")
-def repair(node: Node, scope: Scope, text: str, derivation: Derivation) -> Repair | None:
+def repair(formula: Formula, scope: Scope, quantities: Sequence[Quantity], batch: bool = False) -> Repair | None:
     """The nearest right formula, or None where there is none.
 
     Of shapes alone, quantities of the network that have these shapes are put in.
     """
-    parts = grouped(factors(node), scope, text)
-    if parts is None or not 1 <= len(parts) <= MOST:
+    evaluation = Evaluation(formula, scope)
+    tree, form, factor = stripped(evaluation)
+    found = factors(tree)
+    if not 1 <= len(found) <= MOST:
         return None
-    targets = {line.key: scope.values[line.key] for line in derivation.backward}
-    symbols = {line.key: written(line.left) for line in derivation.backward}
-    words = vocabulary(scope)
-    if any(part.array is None for _, part in parts):
-        return named_shapes(parts, targets, symbols, words)
-    found = nearest(parts, targets)
-    apart = grouped(factors(node), scope, text, merged=False)
-    if found is None and apart is not None and len(apart) <= MOST:
-        found = min(
-            (each for other in islice(varied(apart, words), MOST_TRIES) if (each := nearest(other, targets))),
-            key=lambda each: each[0].cost,
-            default=None,
-        )
-    if found is None or found[0].cost == 0:
+    targets = [each for each in quantities if each.backward and np.any(each.value)]
+    words = vocabulary(scope, batch)
+    try:
+        own = [list(choices(evaluation, node, words, len(found) > 1)) for _, node in found]
+    except (Misfit, FormulaError):
         return None
-    joined, key = found
-    return Repair(joined.text, key, symbols[key], joined.changes)
+    sizes_alone = any(isinstance(each, ast.Name) and each.id == "Shape" for each in ast.walk(tree))
+    for limit, missing in STAGES:
+        for part in joined(own, [sign for sign, _ in found], words, limit, missing and not sizes_alone):
+            value = part.value * (factor if part.value.ndim == 1 else factor[:, None, None])
+            key = next((each for each in targets if near(value, each.value)), None)
+            if key is not None and part.cost and part.text not in {word.text for word in words}:
+                return Repair(form.format(part.operand(PRODUCT)), key.key, key.symbol, part.changes)
+    return None
 
 
-def factors(node: Node) -> list[tuple[str, Node]]:
+def stripped(evaluation: Evaluation) -> tuple[ast.expr, str, np.ndarray]:
+    """A formula without the sign and the numbers around it, the text around it, and the number that they make."""
+    tree, form, factor = evaluation.formula.tree, "{}", np.ones(evaluation.scope.draws)
+    while True:
+        match tree:
+            case ast.UnaryOp(ast.USub(), of):
+                tree, form, factor = of, form.format("-{}"), -factor
+            case ast.BinOp(left, ast.Div(), ast.Constant() | ast.Name() as right) if size(evaluation.of(right)) == ():
+                form = form.format(f"{{}} / {evaluation.formula.source(right)}")
+                tree, factor = left, factor / evaluation.of(right)
+            case _:
+                return tree, form, factor
+
+
+def factors(node: ast.expr) -> list[tuple[str, ast.expr]]:
     """A product's factors, each with the operator before it."""
-    if node.kind == "binary" and node.text in ("@", "*"):
-        left, right = node.parts
-        behind = factors(right)
-        return [*factors(left), (node.text, behind[0][1]), *behind[1:]]
+    match node:
+        case ast.BinOp(left, ast.MatMult() | ast.Mult() as sign, right):
+            first, *rest = factors(right)
+            return [*factors(left), ("@" if isinstance(sign, ast.MatMult) else "*", first[1]), *rest]
     return [("", node)]
 
 
-def grouped(found: list[tuple[str, Node]], scope: Scope, text: str, merged: bool = True) -> Parts | None:
-    """The factors with their values; where `merged`, those multiplied entry by entry at the beginning are one."""
-    parts: Parts = []
-    for operator, node in found:
-        try:
-            value = evaluate(node, scope, text, [])
-        except (Misfit, FormulaError):
-            return None
-        own = text[node.start : node.end]
-        sums = node.kind == "minus" or (node.kind == "binary" and node.text in "+-")
-        binds = TIGHT if own.startswith("(") and own.endswith(")") else SUM if sums else TIGHT
-        part = Part(own, PRODUCT if node.kind == "binary" and not sums else binds, value.shape, value.array)
-        if (
-            merged
-            and operator == "*"
-            and len(parts) == 1
-            and part.shape == parts[0][1].shape
-            and part.array is not None
-        ):
-            last = parts[0][1]
-            if last.array is not None:
-                words = f"{last.operand(PRODUCT)} * {part.operand(TIGHT)}"
-                parts[0] = ("", Part(words, PRODUCT, part.shape, last.array * part.array))
-                continue
-        parts.append((operator, part))
-    return parts
+def choices(evaluation: Evaluation, node: ast.expr, words: Sequence[Part], among: bool) -> Iterator[Part]:
+    """A factor as it is, and what may stand in its place where it is one among others.
+
+    Raises `Misfit` and `FormulaError` for a factor without a value.
+    """
+    formula, scope = evaluation.formula, evaluation.scope
+    value, text = evaluation.of(node), formula.source(node)
+    if np.isnan(value).all():  # a shape alone
+        for word in words:
+            if word.size == size(value):
+                yield replace(word, changes=(f"{text} is read as {word.text}",))
+        return
+    sums = isinstance(node, ast.UnaryOp | ast.Compare) or (
+        isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)
+    )
+    own = Part(text, SUM if sums else PRODUCT if isinstance(node, ast.BinOp) else TIGHT, value)
+    yield own
+    if not among:
+        return
+    inner = node.value if isinstance(node, ast.Attribute) else node
+    family = scope.key(inner.id) if isinstance(inner, ast.Name) else None
+    for word in words:
+        kin = family is not None and kind(word.text.removesuffix(".T")) == kind(family)
+        turned = word.text.endswith(".T") == (inner is not node)
+        if word.text != text and (word.size == size(value) or (kin and turned)):
+            cost = OTHER_FACTOR + THE_ERROR * word.text.startswith("d")  # rather what is missing than the answer
+            yield replace(word, changes=(f"{word.text} stands where {own.operand(TIGHT)} stood",), cost=cost)
 
 
-def nearest(parts: Parts, targets: dict[str, np.ndarray]) -> tuple[Part, str] | None:
-    """The way of joining the factors with the fewest changes whose value is one of the targets, and which."""
-    best: tuple[Part, str] | None = None
-    limit = [np.inf]
-    for joined in ways(parts, limit):
-        key = next((key for key, expected in targets.items() if is_value(joined, expected)), None)
-        if key is not None:
-            best, limit[0] = (joined, key), joined.cost
-    return best
+def kind(key: str) -> str:
+    """What a quantity is, whatever its layer: an activation is one, x too."""
+    return key.rstrip("0123456789_").replace("x", "a").replace("X", "A")
 
 
-def is_value(part: Part, expected: np.ndarray) -> bool:
-    """Whether a part's value is this, and not all 0."""
-    if part.array is None or part.shape != expected.shape:
-        return False
-    scale = float(np.abs(expected).max(initial=0))
-    return scale > 0 and bool(np.all(np.abs(part.array - expected) <= NEAR * scale))
+def vocabulary(scope: Scope, batch: bool) -> list[Part]:
+    """What may be put in: slopes, δ, W and what goes in and out of layers, also transposed."""
+    texts = []
+    for z, layer in scope.activations.items():
+        z = z.capitalize() if batch else z
+        texts.append(f"{layer.name.replace(' ', '_')}'({z})")
+    names = [key for key in scope.values if " " not in key and scope.values[key].ndim == 3]
+    errors, inputs = ("dZ", "XA") if batch else ("delta", "xa")
+    texts += [key for key in names if key.startswith(errors)]
+    texts += [key for key in names if key[0] == "W"] + [key for key in names if key[0] in inputs]
+    parts = [Part(text, TIGHT, Evaluation(made, scope).of(made.tree)) for text in texts if (made := parse(text))]
+    return [each for part in parts for each in (part, turned(part))]
 
 
 # ------------------------------------------------------------------------------------------------ joining
 
 
-def ways(parts: Parts, limit: list[float]) -> Iterator[Part]:
-    """Every way of joining the factors in their order, each from the left or the right.
+def joined(
+    own: Sequence[Sequence[Part]], signs: Sequence[str], words: Sequence[Part], limit: int, missing: bool
+) -> list[Part]:
+    """All factors joined, the cheapest first, at most for `limit`. missing: whether a factor may be put in."""
+    count = len(own)
+    table: dict[tuple[int, int], list[Part]] = {}
+    for length in range(1, count + 1):
+        for i in range(count - length + 1):
+            j = i + length
+            if length == 1:
+                found: Iterable[Part] = own[i]
+            else:
+                found = [
+                    part
+                    for cut in range(j - 1, i, -1)
+                    for left in table[i, cut]
+                    for right in table[cut, j]
+                    if left.cost + right.cost <= limit
+                    for part in pairs(left, signs[cut], right, limit)
+                ]
+            if missing:
+                found = [*found, *(new for part in found if part.cost + MISSING <= limit for new in more(part, words))]
+            if length == 2 < count:
+                found = [*found, *other_slopes(own[i][0], own[i + 1][0], words)]
+            within = [each for each in found if each.cost <= limit]
+            table[i, j] = cheapest(within) if length < count else sorted(within, key=lambda each: each.cost)
+    return table[0, count]
 
-    limit: what none may cost, which may fall meanwhile.
-    """
 
-    def join(so_far: Part, i: int) -> Iterator[Part]:
-        if so_far.cost >= limit[0]:
-            return
-        if i == len(parts):
-            yield so_far
-            return
-        for joined in pairs(so_far, *parts[i]):
-            yield from join(joined, i + 1)
-
-    first = parts[0][1]
-    yield from join(first, 1)
-    if len(first.shape) == 2:
-        yield from join(replace(transposed(first), changes=(is_transposed(first),), cost=2), 1)
+def cheapest(parts: Iterable[Part]) -> list[Part]:
+    """Of the parts with one value the cheapest, and of these the cheapest ones of each shape."""
+    best: dict[tuple, Part] = {}
+    for part in parts:
+        top = float(np.abs(part.value).max(initial=0)) or 1.0
+        power = 10.0 ** np.floor(np.log10(top)) if np.isfinite(top) else 1.0
+        key = (part.value.shape, power, np.round(part.value / power, 5).tobytes())
+        if key not in best or part.cost < best[key].cost:
+            best[key] = part
+    found: dict[Shape, list[Part]] = {}
+    for part in sorted(best.values(), key=lambda each: each.cost):
+        found.setdefault(part.size, []).append(part)
+    return sorted((each for parts in found.values() for each in parts[:MOST_PARTS]), key=lambda each: each.cost)
 
 
-def pairs(left: Part, operator: str, right: Part) -> Iterator[Part]:
+def pairs(left: Part, sign: str, right: Part, limit: int) -> Iterator[Part]:
     """What two parts can be joined to."""
-    changes, cost = (*left.changes, *right.changes), left.cost + right.cost
-    if left.shape == right.shape or () in (left.shape, right.shape):
-        text = f"{left.operand(PRODUCT)} * {right.operand(TIGHT)}"
-        said = () if operator == "*" else (f"{right.text} goes in entry by entry: its Jacobian is diagonal",)
-        array = None if left.array is None or right.array is None else left.array * right.array
-        yield Part(text, PRODUCT, left.shape or right.shape, array, (*changes, *said), cost + (operator != "*"))
-    for turned in (False, True):
-        other = transposed(right) if turned else right
-        for behind in (True, False):
-            first, second = (left, other) if behind else (other, left)
-            if not fits(first.shape, second.shape):
-                continue
-            said = [is_transposed(right)] if turned else []
-            said += [] if behind else [f"{other.text} goes before what it multiplies"]
-            said += [f"{right.text} is multiplied as a matrix"] if operator == "*" else []
-            more = 2 * turned + 2 * (not behind) + (operator == "*")
-            text = f"{first.operand(PRODUCT)} @ {second.operand(TIGHT)}"
-            array = None if first.array is None or second.array is None else first.array @ second.array
-            yield Part(text, PRODUCT, (first.shape[0], second.shape[1]), array, (*changes, *said), cost + more)
+    number = () in (left.size, right.size)
+    if left.size == right.size or number:
+        said = () if sign == "*" or number else (f"{right.text} goes in entry by entry: its Jacobian is diagonal",)
+        if left.cost + right.cost + len(said) * OTHER_PRODUCT <= limit:
+            yield entrywise(left, right, said, len(said) * OTHER_PRODUCT)
+    other = (f"{right.text} is multiplied as a matrix",) if sign == "*" else ()
+    for first, second, behind in ((left, right, False), (right, left, True)):
+        for flips in ((), (first,), (second,), (first, second)):
+            rows, columns = (each.size[::-1] if each in flips else each.size for each in (first, second))
+            price = TURNED * len(flips) + BEHIND * behind + OTHER_PRODUCT * len(other)
+            if fits(rows, columns) and left.cost + right.cost + price <= limit:
+                a, b = (turned(each) if each in flips else each for each in (first, second))
+                said = [f"{each.text} is transposed" for each in flips]
+                said += [f"{a.text} goes before what it multiplies"] if behind else []
+                yield product_of(a, b, (*said, *other), price)
+
+
+def more(part: Part, words: Sequence[Part]) -> Iterator[Part]:
+    """A part with one more factor."""
+    for word in words:
+        price = MISSING + ("'" not in word.text) + THE_ERROR * word.text.startswith("d")
+        said = (f"{word.text} was missing",)
+        if word.size == part.size:
+            yield entrywise(part, word, said, price)
+        if fits(part.size, word.size):
+            yield product_of(part, word, said, price)
+        if fits(word.size, part.size):
+            yield product_of(word, part, said, price)
+
+
+def other_slopes(left: Part, right: Part, words: Sequence[Part]) -> Iterator[Part]:
+    """A slope in the place of two factors, a (1 − a), that may be that of another function."""
+    for word in words:
+        if "'" in word.text and left.size == right.size == word.size:
+            said = f"{word.text} stands where {left.operand(PRODUCT)} * {right.operand(TIGHT)} stood"
+            yield replace(word, changes=(said,), cost=OTHER_FACTOR + 1)
+
+
+def entrywise(left: Part, right: Part, said: Iterable[str], price: int) -> Part:
+    """left * right."""
+    text = f"{left.operand(PRODUCT)} * {right.operand(TIGHT)}"
+    a, b = left.value, right.value
+    a, b = (number_like(a, b), b) if a.ndim < b.ndim else (a, number_like(b, a) if b.ndim < a.ndim else b)
+    return Part(text, PRODUCT, a * b, (*left.changes, *right.changes, *said), left.cost + right.cost + price)
+
+
+def product_of(left: Part, right: Part, said: Iterable[str], price: int) -> Part:
+    """left @ right."""
+    text = f"{left.operand(PRODUCT)} @ {right.operand(TIGHT)}"
+    changes = (*left.changes, *right.changes, *said)
+    return Part(text, PRODUCT, left.value @ right.value, changes, left.cost + right.cost + price)
 
 
 def fits(left: Shape, right: Shape) -> bool:
     """Whether two matrices can be multiplied, and are not too large to be tried."""
-    if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
-        return False
-    return left[0] * right[1] <= MOST_ENTRIES
+    return len(left) == len(right) == 2 and left[1] == right[0] and left[0] * right[1] <= MOST_ENTRIES
 
 
-def is_transposed(part: Part) -> str:
-    """What is said of a factor that is transposed."""
-    return f"{part.text} is transposed"
-
-
-def transposed(part: Part) -> Part:
-    """A factor transposed; a bare shape turned around."""
+def turned(part: Part) -> Part:
+    """A part transposed."""
     text = part.operand(TIGHT)
-    if part.array is None and "×" in text:
-        text = shape_text(part.shape[::-1])
-    else:
-        text = text.removesuffix(".T") if text.endswith(".T") else f"{text}.T"
-    turned = None if part.array is None else part.array.T
-    return Part(text, TIGHT, part.shape[::-1], turned, part.changes, part.cost)
-
-
-# ------------------------------------------------------------------------------------------ other factors
-
-
-def vocabulary(scope: Scope) -> list[Part]:
-    """What may be put in: slopes, δ, W and what goes in and out of layers, also transposed."""
-    found = []
-    for z, layer in scope.activations.items():
-        name = layer.name.replace(" ", "_")
-        found.append((f"{name}'({z})", applied_slope(scope, z)))
-    keys = [key for key in scope.values if key[0] in "xaW" or key.startswith("delta")]
-    keys.sort(key=lambda key: "dWax".index(key[0]))
-    found += [(key, scope.values[key]) for key in keys if scope.values[key].ndim == 2]
-    parts = [Part(text, TIGHT, value.shape, value) for text, value in found]
-    return [each for part in parts for each in (part, transposed(part))]
-
-
-def applied_slope(scope: Scope, z: str) -> np.ndarray:
-    """g′(z) of a layer."""
-    node = Node("call", "s'", 0, 0, (Node("name", z, 0, 0),))
-    return np.asarray(evaluate(node, scope, z, []).array)
-
-
-def varied(parts: Parts, words: Sequence[Part]) -> Iterator[Parts]:
-    """The factors with one replaced by another of its shape, or one more."""
-    for i, (operator, part) in enumerate(parts):
-        for word in words:
-            if len(parts) > 1 and word.shape == part.shape and word.text != part.text:
-                said = f"{word.text} stands where {part.text} stood"
-                cost = 4 + 2 * word.text.startswith("delta")  # rather what is missing than the answer itself
-                yield [*parts[:i], (operator, replace(word, changes=(said,), cost=cost)), *parts[i + 1 :]]
-    for i in range(1, len(parts) + 1):
-        for word in words:
-            added = replace(word, changes=(f"{word.text} was missing",), cost=4)
-            for operator in ("*", "@"):
-                yield [*parts[:i], (operator, added), *parts[i:]]
-
-
-def named_shapes(
-    parts: Parts, targets: dict[str, np.ndarray], symbols: dict[str, str], words: Sequence[Part]
-) -> Repair | None:
-    """Of shapes alone: the network's quantities that have them, joined so that they give one of its gradients."""
-    choices = [[word for word in words if word.shape == part.shape] for _, part in parts]
-    found: tuple[Part, str, str] | None = None
-    for chosen in islice(combinations(*choices), MOST_TRIES):
-        named = [(operator, word) for (operator, _), word in zip(parts, chosen, strict=True)]
-        each = nearest(named, targets)
-        if each is not None and (found is None or each[0].cost < found[0].cost):
-            found = (*each, ", ".join(word.text for word in chosen))
-    if found is None:
-        return None
-    joined, key, taken = found
-    return Repair(joined.text, key, symbols[key], (f"read as {taken}", *joined.changes))
+    text = text.removesuffix(".T") if text.endswith(".T") else f"{text}.T"
+    return replace(part, text=text, binds=TIGHT, value=transposed(part.value))
