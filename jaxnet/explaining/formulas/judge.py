@@ -14,7 +14,7 @@ from jaxnet.explaining.derive import Derivation, chain_of
 from jaxnet.explaining.expressions import written
 from jaxnet.explaining.formulas.evaluate import Evaluation, Misfit, Scope, Shape, is_number, size, transposed
 from jaxnet.explaining.formulas.parse import Formula, FormulaError, parse
-from jaxnet.explaining.formulas.quantities import capital, near, scope_of
+from jaxnet.explaining.formulas.quantities import Quantity, capital, near, scope_of
 from jaxnet.explaining.formulas.repair import Repair, repair
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one, shape
@@ -59,17 +59,6 @@ class Trial:
     value: np.ndarray | None
     words: tuple[str, ...]
     repair: Repair | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Quantity:
-    """Something that a formula can be: its key, its symbol, its value at every draw, and the rule that gives it."""
-
-    key: str
-    symbol: str
-    value: np.ndarray
-    backward: bool = False
-    said: str = ""
 
 
 def quantities_of(derivation: Derivation, scope: Scope, batch: bool) -> list[Quantity]:

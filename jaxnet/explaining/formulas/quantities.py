@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,17 @@ EXAMPLES = 4  # of a batch, where none is given
 NEAR = 2e-5  # of the largest entry: float32's values put together in float64
 
 Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """Something that a formula can be: its key, its symbol, its value at every draw, and the rule that gives it."""
+
+    key: str
+    symbol: str
+    value: np.ndarray
+    backward: bool = False
+    said: str = ""
 
 
 def laid(values: Any, rows: bool) -> np.ndarray:
@@ -164,8 +176,8 @@ def batched(
     inputs = {key: leaves[key] for key in ("x", "y")}
     own = {key: np.repeat(scope.values[key], m, 0) for key in leaves}
     own |= random(inputs, scope.draws * m, draw)
-    for i, pair in enumerate(examples or [(leaves["x"], leaves["y"])]):
-        own["x"][i, ...], own["y"][i, ...] = pair
+    for name, given in zip(inputs, zip(*(examples or [(leaves["x"], leaves["y"])]), strict=True), strict=True):
+        own[name] = np.concatenate([np.stack(given), own[name][len(given) :]])
     values = computed(own, scope, equations) or {}
     found = {"m": np.full(scope.draws, float(m))}
     for key, value in values.items():

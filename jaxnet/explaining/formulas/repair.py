@@ -11,16 +11,12 @@ import ast
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxnet.explaining.formulas.evaluate import Evaluation, Misfit, Scope, Shape, number_like, size, transposed
 from jaxnet.explaining.formulas.parse import Formula, FormulaError, parse
-from jaxnet.explaining.formulas.quantities import near
-
-if TYPE_CHECKING:
-    from jaxnet.explaining.formulas.judge import Quantity
+from jaxnet.explaining.formulas.quantities import Quantity, near
 
 MOST = 6  # factors; more are not put together anew
 MOST_ENTRIES = 1 << 16  # of any product on the way
