@@ -186,7 +186,7 @@ class Evaluation:
         if name == "Shape":
             return np.full((self.scope.draws, *(int(ast.literal_eval(each)) for each in arguments)), np.nan)
         options = {each.arg: each.value for each in keywords if each.arg not in (None, "keepdims")}
-        if name in ("sum", "mean", "reshape") or (name == "ones" and arguments):
+        if name in ("sum", "mean", "max", "reshape") or (name == "ones" and arguments):
             return self.resized(node, name, arguments, options)
         values = [self.of(part) for part in arguments]
         base, primes = name.replace(SLOPE, ""), name.count(SLOPE)
@@ -213,7 +213,7 @@ class Evaluation:
             raise error(node, f"{name} of {shape(size(values[0]))}: {fault}") from None
 
     def resized(self, node: ast.Call, name: str, arguments: list[ast.expr], options: dict) -> np.ndarray:
-        """sum and mean along an axis or of all, reshape and ones.
+        """sum, mean and max along an axis or of all, reshape and ones.
 
         Raises `FormulaError`.
         """

@@ -125,13 +125,14 @@ def equations_of(derivation: Derivation) -> list[tuple[str, str]] | None:
 
 
 def computed(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> Values | None:
-    """All quantities at other inputs and parameters, from the text of the equations; None where a text has no value."""
+    """All quantities at other inputs and parameters, from the text of the equations; None where a line's has no value."""
     values = dict(leaves)
     for key, text in equations:
         try:
             values[key] = evaluate(parse(text), Scope(values, bare.activations, bare.rows))
         except (FormulaError, Misfit):
-            return None
+            if key != "C":
+                return None
     return values
 
 
@@ -153,7 +154,7 @@ def at_draws(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> V
     drawn = random(leaves, count, np.random.default_rng(0))
     both = {key: np.concatenate([value[None], drawn[key]]) for key, value in leaves.items()}
     values = computed(both, bare, equations)
-    if values is None or not all(near(values[key][:1], bare.values[key]) for key, _ in equations):
+    if values is None or not all(near(values[key][:1], bare.values[key]) for key in values):
         return None
     errors = [values[key] for key, _ in equations if key.startswith("d") and values[key].ndim == 3]
     mixed = np.sum([np.count_nonzero(np.ptp(error.reshape(len(error), -1), 1)[:, None], 1) for error in errors], 0)
@@ -179,7 +180,7 @@ def batched(
     for name, given in zip(inputs, zip(*(examples or [(leaves["x"], leaves["y"])]), strict=True), strict=True):
         own[name] = np.concatenate([np.stack(given), own[name][len(given) :]])
     values = computed(own, scope, equations) or {}
-    found = {"m": np.full(scope.draws, float(m))}
+    found: Values = {"m": np.full(scope.draws, float(m))}
     for key, value in values.items():
         each = value.reshape(scope.draws, m, *value.shape[1:])
         if key.startswith(("dW", "db", "C")) or (key in leaves and key not in inputs):
