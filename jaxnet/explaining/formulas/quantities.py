@@ -125,7 +125,7 @@ def equations_of(derivation: Derivation) -> list[tuple[str, str]] | None:
 
 
 def computed(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> Values | None:
-    """All quantities at other inputs and parameters, from the text of the equations; None where a line's has no value."""
+    """All quantities at other inputs and parameters, by the equations; None where a line has no value."""
     values = dict(leaves)
     for key, text in equations:
         try:
@@ -165,7 +165,7 @@ def at_draws(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> V
     for key, value in bare.values.items():
         if key not in found:  # what no equation gives, at the example alone
             found[key] = np.full((len(kept), *value.shape[1:]), np.nan)
-        found[key] = np.concatenate([value, found[key][1:]])
+        found[key] = np.concatenate([value, found[key][1:].reshape(-1, *value.shape[1:])])
     return found
 
 
