@@ -53,9 +53,7 @@ def linear_cross_entropy(
     Parameters: `{"W": (vocab, width), "b": (vocab,)}`.
     Raises as `in_chunks`. For a network that ends in its own head, or shares it with its embedding: `fused_head`.
     """
-    return in_chunks(per_position(dense(vocab, bias=bias, init=init)), chunks=chunks)._replace(
-        name=f"linear_cross_entropy {vocab}"
-    )
+    return in_chunks(per_position(dense(vocab, bias=bias, init=init)), chunks=chunks)
 
 
 def fused_head(net: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 8) -> tuple[Layer, Loss]:

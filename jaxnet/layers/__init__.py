@@ -23,7 +23,7 @@ from jaxnet.layers.conv import conv1d, conv2d, conv_transpose1d, conv_transpose2
 from jaxnet.layers.dense import dense
 from jaxnet.layers.dropout import dropout
 from jaxnet.layers.embedding import embedding, positional_embedding, rotary, sinusoidal_positions
-from jaxnet.layers.initializers import INITIALIZERS, Initializer, pinned
+from jaxnet.layers.initializers import INITIALIZERS, Divided, Initializer, pinned
 from jaxnet.layers.normalization import group_norm, layer_norm, rms_norm
 from jaxnet.layers.pooling import average_pool, global_average_pool, global_max_pool, max_pool
 from jaxnet.layers.recurrent import Piece, bidirectional, gru, lstm, rnn
@@ -33,6 +33,7 @@ __all__ = [
     "ACTIVATIONS",
     "INITIALIZERS",
     "Activation",
+    "Divided",
     "Initializer",
     "Piece",
     "activation_named",

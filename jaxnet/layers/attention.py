@@ -211,6 +211,7 @@ def attention(
     bias: bool = False,
     mask=None,
     init: str | Initializer | Callable = "lecun_normal",
+    out_init: str | Initializer | Callable | None = None,
     rotary_base: float = 10_000.0,
 ) -> Layer:
     """Multi-head self-attention on a sequence x: (time, width): out = W_o o, o that of q = W_q x, k = W_k x, v = W_v x.
@@ -219,6 +220,7 @@ def attention(
     values have, where fewer: heads / kv_heads heads of queries share each (grouped queries). `rotary`: queries and keys
     turned by their position, with angles of `rotary_base`, as the layer `rotary` does. `bias`: b added to each of the
     four products. `mask`: (time, time) booleans, true where a query (row) sees a key (column), beside `causal`.
+    `init`: as of `dense`. `out_init`: that of W_o, where it is another.
     Parameters: W_q (width, width), W_k and W_v (kv_heads · width / heads, width), W_o (width, width); b_q to b_o.
     Raises `ShapeError` for an input that is no sequence, heads that do not divide its width, an odd width of a head
     with rotary positions, a mask of another shape; `ValueError` for kv_heads that do not divide heads, or a mask by
@@ -236,7 +238,8 @@ def attention(
     kv = heads if kv_heads is None else kv_heads
     if heads % kv:
         raise ValueError(f"{name} takes kv_heads that divide the heads, got kv_heads = {kv}")
-    seen, begin = seen_by(name, causal, mask), initializer(init)
+    seen = seen_by(name, causal, mask)
+    begin = dict.fromkeys("qkv", initializer(init)) | {"o": initializer(init if out_init is None else out_init)}
 
     accepts = self_attended(name, heads, rotary, seen)
 
@@ -244,8 +247,8 @@ def attention(
         width = x.shape[1]
         rows = {"q": width, "k": kv * (width // heads), "v": kv * (width // heads), "o": width}
         keys = jax.random.split(key, 8)
-        params = {f"W_{p}": begin.W(keys[i], (n, width), x.dtype) for i, (p, n) in enumerate(rows.items())}
-        biases = {f"b_{p}": begin.b(keys[4 + i], (n,), x.dtype) for i, (p, n) in enumerate(rows.items())}
+        params = {f"W_{p}": begin[p].W(keys[i], (n, width), x.dtype) for i, (p, n) in enumerate(rows.items())}
+        biases = {f"b_{p}": begin[p].b(keys[4 + i], (n,), x.dtype) for i, (p, n) in enumerate(rows.items())}
         return params | biases if bias else params
 
     def project(params, p, x):

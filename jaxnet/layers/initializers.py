@@ -5,6 +5,7 @@ Between them a convolution's W has its taps: fan-in is taps · in, fan-out taps 
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -69,11 +70,24 @@ def initializer(of: str | Initializer | Callable) -> Initializer:
     """
     if isinstance(of, Initializer):
         return of
+    if isinstance(of, Divided):
+        return Initializer(of, initializer(of.init).b)
     if callable(of):
         return Initializer(of, zeros)
     if of not in INITIALIZERS:
         raise ValueError(f"an initialiser is one of {', '.join(INITIALIZERS)}, got {of!r}")
     return INITIALIZERS[of]
+
+
+@dataclass(frozen=True)
+class Divided:
+    """An initialiser whose W is that of `init` over `by`: for branches whose sum is to keep its variance."""
+
+    init: str | Initializer | Callable
+    by: float
+
+    def __call__(self, key, shape, dtype) -> jax.Array:
+        return initializer(self.init).W(key, shape, dtype) / self.by
 
 
 def pinned(values) -> Callable:

@@ -41,4 +41,4 @@ def flatten() -> Layer:
     >>> out.shape, back(out)[1].shape
     ((6,), (2, 3))
     """
-    return reshape(-1)._replace(name="flatten")
+    return reshape(-1)

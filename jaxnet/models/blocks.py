@@ -32,13 +32,14 @@ def gated(
     activation: str = "silu",
     bias: bool = False,
     init: str | Initializer | Callable = "lecun_normal",
+    out_init: str | Initializer | Callable | None = None,
 ) -> Layer:
     """out = W_down (g(W_gate x) ⊙ W_up x) of a vector x: SwiGLU with g = silu, GEGLU with g = gelu.
 
     `hidden`: the length inside; `width`: that of out. `bias`: whether there is a b in each of the three. `init`: as of
-    `dense`. Parameters: the dense layers', (((gate, ()), up), down).
+    `dense`; `out_init`: that of W_down, where it is another. Parameters: the dense layers', (((gate, ()), up), down).
     Raises `ValueError` for an activation that there is none of.
     """
     g = activation_named(activation)
     gate, up = serial(dense(hidden, bias=bias, init=init), g), dense(hidden, bias=bias, init=init)
-    return serial(parallel(gate, up, join="product"), dense(width, bias=bias, init=init))
+    return serial(parallel(gate, up, join="product"), dense(width, bias=bias, init=out_init or init))

@@ -18,6 +18,7 @@ import jax
 from jaxnet.combinators import per_position, remat, repeat, serial, tied
 from jaxnet.layer import Layer
 from jaxnet.layers import (
+    Divided,
     activation_named,
     attention,
     dense,
@@ -82,36 +83,23 @@ def gpt(
     """
     if norm not in NORMS:
         raise ValueError(f"a norm is one of {', '.join(NORMS)}, got {norm!r}")
-    normed, inner, branches = NORMS[norm], hidden or 4 * width, 2 * depth
+    normed, inner = NORMS[norm], hidden or 4 * width
     drop = [dropout(drop_rate)] if drop_rate else []
-    mixed = attention(heads, kv_heads=kv_heads, rotary=rotary, bias=bias, init=init)
+    into_sum = Divided(init, (2 * depth) ** 0.5)  # as many branches are summed: Radford et al., 2019, §2.3
+    mixed = attention(heads, kv_heads=kv_heads, rotary=rotary, bias=bias, init=init, out_init=into_sum)
     if gate:
-        mlp = gated(inner, width, activation=activation, bias=bias, init=init)
+        mlp = gated(inner, width, activation=activation, bias=bias, init=init, out_init=into_sum)
     else:
-        first, last = dense(inner, bias=bias, init=init), dense(width, bias=bias, init=init)
-        # What the second product takes is made again from z: a fifth of the memory for one more g.
+        first, last = dense(inner, bias=bias, init=init), dense(width, bias=bias, init=into_sum)
+        # Backward computes the activation again: a fifth of the memory for one more g.
         mlp = serial(first, remat_of(serial(activation_named(activation), last)))
-    parts = [into_stream(mixed, "W_o", branches), per_position(into_stream(mlp, "W", branches))]
     kept = remat_of if remat else lambda branch: branch
-    block = serial(*(kept(pre_norm(serial(part, *drop) if drop else part, normed())) for part in parts))
+    branches = (mixed, per_position(mlp))
+    block = serial(*(kept(pre_norm(serial(branch, *drop) if drop else branch, normed())) for branch in branches))
     begin = [embedding(vocab, width), *([] if rotary else [positional_embedding(positions)]), *drop]
     end = [normed(), per_position(dense(vocab, bias=False))]
     layers = [*begin, repeat(block, depth), *end]
     return tied(*layers, share="W", where=(0, len(layers) - 1)) if tied_head else serial(*layers)
-
-
-def into_stream(layer: Layer, name: str, branches: int) -> Layer:
-    """A layer whose last weight of that name begins smaller by √branches: so many such are added up in the stream.
-
-    Source: Radford et al., 2019, §2.3.
-    """
-
-    def smaller(params):
-        if isinstance(params, tuple):
-            return (*params[:-1], smaller(params[-1]))
-        return params | {name: params[name] / branches**0.5}
-
-    return layer._replace(init=lambda key, x: smaller(layer.init(key, x)))
 
 
 @maker(
