@@ -178,6 +178,25 @@ def test_the_slider_moves_the_chosen_weight_by_keyboard_and_mouse(tab):
     assert holds(tab) != by_keys
 
 
+def test_what_is_said_of_units_follows_the_numbers(tab):
+    """Which units are off, and the slopes as a matrix, at the numbers of now."""
+    off, slopes = (tab.locator(f'[data-remark="{name}"]') for name in ("off.1", "slopes.1"))
+    assert (off.inner_text(), slopes.inner_text()) == ("unit 2 is off", "relu′ = diag(1,0,1), not a column")
+    tab.locator('[data-f="x"][data-k="0"]').fill("-2")
+    on = values(tab, "out.1") > 0
+    assert on.tolist() == [True, True, True]
+    assert (off.text_content(), slopes.inner_text()) == ("", "relu′ = diag(1,1,1), not a column")
+    for k, value in ((0, "-9"), (2, "-9")):
+        tab.locator(f'[data-f="b.0"][data-k="{k}"]').fill(value)
+    assert (off.inner_text(), slopes.inner_text()) == ("units 1, 3 are off", "relu′ = diag(0,1,0), not a column")
+
+
+def test_an_edge_highlights_no_other(tab):
+    """Hovering a weight in the drawing marks no weight of the same place in another layer."""
+    tab.locator('.edge[data-e="2"][data-k="0"]').hover(force=True)
+    assert tab.locator(".same").count() == 0
+
+
 def test_dragging_a_field_changes_it(tab):
     box = tab.locator('[data-f="b.2"][data-k="1"]').bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -37,6 +37,31 @@ def test_a_config():
     assert "∂z/∂W is 2×2×3" in result.stdout
 
 
+def test_a_batch_of_rows():
+    """Examples as rows: dW = Aᵀ dZ and dA = dZ Wᵀ, with the sizes of rows; 1/m is said to stand where it does."""
+    text = " ".join(explained(CONFIG, "--batch", 4, "--weights", "in-out").stdout.split())
+    assert "1/m Σ aᵀδ = 1/m Aᵀ dZ 3×4·4×2 → 3×2" in text
+    assert "dA = dZ Wᵀ 4×2·2×3 → 4×3, of all examples at once db = 1/m Σ of the rows of dZ" in text
+    assert "Each δ here is of Cₓ; 1/m stands once, before the sum" in text
+    columns = " ".join(explained(CONFIG, "--batch", 4).stdout.split())
+    assert "1/m Σ δaᵀ = 1/m dZ Aᵀ 2×4·4×3 → 2×3" in columns
+    assert "dA = Wᵀ dZ 3×2·2×4 → 3×4" in columns
+
+
+def test_a_small_error_keeps_its_power_of_ten():
+    """Every sum and product that is shown holds in its own figures."""
+    text = explained(CONFIG, "model.2.dense.biases=[6.0,-6.0]").stdout
+    assert "= −.635 − .122 = −.758, all × 10⁻⁵" in text
+    assert "that made its z (δ and products × 10⁻⁵):" in text
+    assert "−3.177 × ( .2  .9 −.7) = ( −.635 −2.859  2.224)" in text
+    assert ".0000" not in text.split("count paths")[1].split("not W")[0]
+
+
+def test_a_layer_alone_says_what_x_and_y_are():
+    text = " ".join(explained("layer_norm", "--seed", 3).stdout.split())
+    assert "x, y and the parameters are drawn at random, seed 3; y is a target for what the layer gives" in text
+
+
 def test_steps_questions_table_and_formula():
     steps = explained(CONFIG, "--step")
     assert "12 of 12   backward   layer 1" in steps.stdout

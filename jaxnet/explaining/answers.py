@@ -96,7 +96,7 @@ def dimensions(w: Words) -> Answer:
         "dimensions",
         "Is the transpose only a matter of dimensions?",
         f"No: the {other} has the shape {shape(w.shape[::-1])} as well, and what it sends back is "
-        f"{sent.angle:.0f}° away: a step of {sent.step:g} along it lowers C by {one(sent.other_lowers)}, "
+        f"{sent.angle:.0f}° away: a step of {sent.step:g} along it lowers {w.n.cost.base} by {one(sent.other_lowers)}, "
         f"along {w.back} by {one(sent.transpose_lowers)}{square}. Shapes cannot tell them apart, paths can: "
         f"{w.entry(w.a, w.unit)} reaches {w.entry(w.z, 1)} by {w.weight(1, w.unit)} = {weight}.",
     )

@@ -1,4 +1,4 @@
-"""A batch: dZ Aᵀ is the sum of the examples' outer products, and 1/m stands on each δ at the loss."""
+"""A batch: dZ Aᵀ is the sum of the examples' outer products; 1/m stands once, before the sum."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
     if asked is not derivation:
         lines += sources(asked)
     for each in derivation.batch:
-        lines += batch_lines(each, digits, width)
+        lines += batch_lines(each, derivation.header, digits, width)
     if options.more:
         lines += chain_lines(derivation.layouts)
         for tensor in derivation.tensors:

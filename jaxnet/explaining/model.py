@@ -289,7 +289,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Batch:
-    """Of one dense layer over m examples: dZ Aᵀ is the sum of the outer products; 1/m stands on each δ at the loss."""
+    """Of one dense layer over m examples: dZ Aᵀ is the sum of the outer products, before which 1/m stands."""
 
     item: int
     layer: str

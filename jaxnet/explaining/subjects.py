@@ -80,9 +80,11 @@ def of_target(target: Target, *, seed: int = 0) -> Subject:
         xs, ys = drawn[-2:]
     one = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape[1:], t.dtype), xs)
     params = jax.jit(lambda key: initialize(net, loss, key, one))(jax.random.key(seed))
+    notes = (f"x, y and the parameters are drawn at random, seed {seed}",)
     if ys is None:
+        notes = (f"{notes[0]}; y is a target for what the layer gives, so that an error arrives at it",)
         ys = made_up(net, params, one, len(jax.tree.leaves(xs)[0]), seed)
-    return Subject(net, loss, params, jax.tree.map(np.asarray, xs), np.asarray(ys), target.name, seed=seed)
+    return Subject(net, loss, params, jax.tree.map(np.asarray, xs), np.asarray(ys), target.name, seed=seed, notes=notes)
 
 
 def made_up(net: Layer, params: Tree, one: Tree, count: int, seed: int) -> np.ndarray:

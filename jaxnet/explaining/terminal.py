@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxnet.explaining.arrays import array_lines, inline, widest
+from jaxnet.explaining.arrays import array_lines, inline, length, widest
 from jaxnet.explaining.expressions import Product, Transposed, written
 from jaxnet.explaining.model import Batch, Derivation, Header, Layouts, Line, Tensor, WhyTranspose
 from jaxnet.explaining.notation import WHO
@@ -220,29 +220,34 @@ def wrapped(line: str, width: int, hang: int) -> list[str]:
 # ------------------------------------------------------------- batches, tensors, chains and notations
 
 
-def batch_lines(batch: Batch, digits: int, width: int) -> list[str]:
-    """dZ Aᵀ is the sum of the outer products."""
-    m, (out, into) = batch.m, batch.gradient.shape
-    n = batch.layer
-    found = [f"BATCH   layer {n}, {m:,} example{'s' * (m != 1)}: C = 1/m Σ Cₓ, so 1/m stands on each δ at the loss, "
-             "once, and on no gradient"]  # fmt: skip
-    small = out * into <= 12
+def batch_lines(batch: Batch, header: Header, digits: int, width: int) -> list[str]:
+    """The gradient of a batch is the sum of the examples' outer products: dZ Aᵀ of columns, Aᵀ dZ of rows."""
+    m, (out, into), rows = batch.m, batch.gradient.shape, header.weights == "in-out"
+    cost, error = written(header.cost_left), "dz" if header.notation == "ng" else "δ"
+    lies, outer = ("rows", f"aᵀ{error}") if rows else ("columns", f"{error}aᵀ")
+    found = [
+        f"BATCH   layer {batch.layer}, {m:,} example{'s' * (m != 1)} as {lies}: {cost} = 1/m Σ {cost}ₓ. "
+        f"Each {error} here is of {cost}ₓ; 1/m stands once, before the sum"
+    ]
     for i in range(min(FEW, m)):
-        outer = (
-            inline(batch.outers[i], digits)
-            if small
-            else f"{shape((out, into))}, ‖·‖ {np.linalg.norm(batch.outers[i]):.4g}"
-        )
+        product = batch.outers[i].T if rows else batch.outers[i]
+        said = inline(product, digits) if out * into <= 12 else f"{shape(product.shape)}, ‖·‖ {one(length(product))}"
         delta, a = vector(batch.deltas[i], digits), vector(batch.inputs[i], digits)
-        found.append(f"  {batch.examples[i]:>4}  δaᵀ = {delta} {a}ᵀ = {outer}")
+        factors = f"{a}ᵀ {delta}" if rows else f"{delta} {a}ᵀ"
+        found.append(f"  {batch.examples[i]:>4}  {outer} = {factors} = {said}")
     if m > FEW:
         found.append(f"        … {m - FEW:,} more")
-    first, *rest = array_lines(batch.gradient, digits, width - 28)
-    found.append(f"  1/m Σ δaᵀ = 1/m dZ Aᵀ   {out}×{m}·{m}×{into} → {out}×{into}")
+    gradient = batch.gradient.T if rows else batch.gradient
+    first, *rest = array_lines(gradient, digits, width - 28)
+    sizes = f"{into}×{m}·{m}×{out} → {into}×{out}" if rows else f"{out}×{m}·{m}×{into} → {out}×{into}"
+    back = f"dA = dZ Wᵀ   {m}×{out}·{out}×{into} → {m}×{into}" if rows else (
+        f"dA = Wᵀ dZ   {into}×{out}·{out}×{m} → {into}×{m}"
+    )  # fmt: skip
+    found.append(f"  1/m Σ {outer} = 1/m {'Aᵀ dZ' if rows else 'dZ Aᵀ'}   {sizes}")
     found += [f"        = {first}", *(f"          {line}" for line in rest)]
-    found.append(
-        f"  one matrix product and the sum of {m:,} agree within {max(1, round(batch.ulp)):,} ulp of their largest term"
-    )
+    found.append(f"  {back}, of all examples at once   db = 1/m Σ of the {lies} of dZ")
+    ulps = max(1, round(batch.ulp))
+    found.append(f"  one matrix product and the sum of {m:,} agree within {ulps:,} ulp of their largest term")
     return found
 
 

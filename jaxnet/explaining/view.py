@@ -179,6 +179,15 @@ class View:
             before, block = (line.layer, line.of), line.within
         return found
 
+    def remarks(self, line: Line) -> list[tuple[str, str]]:
+        """A line's remarks, each with the name by which the script says it anew: off.1, slopes.1; else nothing."""
+        activations = [place.index for place in self.chain.places if place.kind == "activation"] if self.live else []
+        forward = line.ulp is None and line.item in activations
+        if forward:  # of units that are off, which may be none now
+            return [("; ".join(line.remarks), f"off.{line.item}")]
+        slopes = f"slopes.{line.item + 1}" if line.item + 1 in activations else ""
+        return [(remark, slopes if "′ = diag(" in remark else "") for remark in line.remarks]
+
     def equation(self, line: Line) -> Markup:
         """A line's equation, the shape of each factor below it."""
         return varying(equation(line.left, line.right, self.shapes(line)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxnet.explaining.expressions import Product, Transposed, written
 from jaxnet.explaining.model import Checked, Derivation, Jacobian, Layouts, Order, WhyTranspose
-from jaxnet.explaining.numbers import entries, lowered_index, number, one, shape, shortened, vector
+from jaxnet.explaining.numbers import entries, exponent, lowered_index, number, one, shape, shortened, vector
 
 HANG = 20  # where the text of the block stands
 MANY = 4  # terms of a sum or rows of a matrix, beyond which the middle is left out
@@ -83,17 +83,28 @@ def counted(why: WhyTranspose, rows: bool, digits: int, cost: str) -> list[str]:
     count = {1: "one", 2: "two", 3: "three", 4: "four"}.get(len(paths.terms), str(len(paths.terms)))
     symbols = some([f"{entry(delta, j + 1)}{weight(why, rows, j + 1, unit)}" for j in range(len(paths.terms))])
     shown = range(len(paths.terms)) if len(paths.terms) <= MANY else (0, 1, len(paths.terms) - 1)
-    texts = [number(float(paths.terms[i]), digits) for i in shown]
+    values = [*(float(paths.terms[i]) for i in shown), paths.total, paths.weight_gradient]
+    texts, power = scaled(values, digits)
+    *terms, total, gradient = texts
     if len(paths.terms) > MANY:
-        texts.insert(2, "…")
-    terms = " + ".join(texts).replace("+ −", "− ")
+        terms.insert(2, "…")
+    added = " + ".join(terms).replace("+ −", "− ")
     first = f"{entry(a, unit)} reaches {cost} by {count}:"
     second = f"{weight(why, rows, 1, unit)} by one, no sum:"
     width = max(len(first), len(second))
     return [
-        f"{first:<{width}}  {symbols} = {terms} = {number(paths.total, digits)}",
-        f"{second:<{width}}  {entry(delta, 1)}{entry(a, unit)} = {number(paths.weight_gradient, digits)}",
+        f"{first:<{width}}  {symbols} = {added} = {total}{power and f', all {power}'}",
+        f"{second:<{width}}  {entry(delta, 1)}{entry(a, unit)} = {gradient}{power and f', {power}'}",
     ]
+
+
+def scaled(values: Sequence[float] | np.ndarray, digits: int) -> tuple[list[str], str]:
+    """The numbers of one calculation with `digits` decimals, or where these show none of it by one power of ten."""
+    array = np.asarray(values, np.float64)
+    if not exponent(array, digits):
+        return [number(float(value), digits) for value in array.reshape(-1)], ""
+    texts, power = entries(array, digits)
+    return texts, f"× {power.removesuffix(' × ')}"
 
 
 def whole_rows(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
@@ -103,15 +114,23 @@ def whole_rows(why: WhyTranspose, rows: bool, digits: int) -> list[str]:
     shown = range(out) if out <= MANY else (0, 1, out - 1)
     columns = shortened(into, MANY + 1, (2, 1))
     kept = [j for j in columns if j is not None]
-    deltas = [number(float(why.rows.delta[j]), digits) for j in shown]
-    weights, _ = entries(why.rows.W[list(shown)][:, kept], digits, 1)
-    scaled, _ = entries(why.rows.scaled[list(shown)][:, kept], digits)
-    total, _ = entries(why.rows.total[kept], digits)
-    wide = [max(map(len, deltas)), max(map(len, weights)), max(map(len, [*scaled, *total]))]
-    found = [f"each δ returns along the {line} of {W} that made its z:"]
+    parts = (why.rows.delta[list(shown)], why.rows.scaled[list(shown)][:, kept], why.rows.total[kept])
+    weights, of_weights = entries(why.rows.W[list(shown)][:, kept], digits, 1)
+    if exponent(np.concatenate([part.reshape(-1) for part in parts]), digits):
+        texts, of_errors = scaled(np.concatenate([part.reshape(-1) for part in parts]), digits)
+        deltas, products, total = (texts[: len(shown)], texts[len(shown) : -len(kept)], texts[-len(kept) :])
+    else:
+        of_errors, deltas = "", [number(float(each), digits) for each in parts[0]]
+        (products, _), (total, _) = (entries(part, digits) for part in parts[1:])
+    wide = [max(map(len, deltas)), max(map(len, weights)), max(map(len, [*products, *total]))]
+    error = "dz" if written(why.delta).startswith("dz") else "δ"
+    of_weights = of_weights and f"{W} × {of_weights.removesuffix(' × ')}"
+    scales = (of_weights, of_errors and f"{error} and products {of_errors}")
+    said = "; ".join(each for each in scales if each)
+    found = [f"each {error} returns along the {line} of {W} that made its z{said and f' ({said})'}:"]
     for i, delta in enumerate(deltas):
         here = slice(i * len(kept), (i + 1) * len(kept))
-        row, product = spread(weights[here], columns, wide[1]), spread(scaled[here], columns, wide[2])
+        row, product = spread(weights[here], columns, wide[1]), spread(products[here], columns, wide[2])
         left = f"  {delta:>{wide[0]}} × {row} ="
         found.append(f"{left} {product}")
         if out > MANY and i == 1:

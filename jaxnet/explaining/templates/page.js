@@ -43,6 +43,19 @@
     }
   }
 
+  // What is said of an activation's units at the numbers of now; the words are those of jaxnet.explaining.lines.
+  function remark(name) {
+    const [what, item] = name.split("."), layer = spec.layers[item], out = values[`out.${item}`];
+    if (layer.name === "identity") return "";
+    const slopes = into(item).map((z, i) => network.ACTIVATIONS[layer.name][1](z, out[i], layer.option));
+    if (what === "slopes") return `${layer.name}′ = diag(${slopes.join(",")}), not a column`;
+    const off = out.flatMap((a, i) => a === 0 && slopes[i] === 0 ? [i + 1] : []);
+    if (!off.length) return "";
+    if (off.length === out.length) return "all units are off";
+    if (off.length > 6) return `${off.length} of ${out.length} units are off`;
+    return off.length === 1 ? `unit ${off[0]} is off` : `units ${off.join(", ")} are off`;
+  }
+
   function refresh(typed = null) {
     if (!spec) return;
     values = network.compute(spec);
@@ -50,6 +63,7 @@
     document.body.classList.toggle("changed", changed);
     one("#reset").hidden = !changed;
     show();
+    for (const element of all("[data-remark]")) element.textContent = remark(element.dataset.remark);
     drawing.update(values);
     for (const field of all("[data-f]")) {
       if (field !== typed) field.value = Number(get(field.dataset.f, field.dataset.k).toFixed(6));
@@ -178,7 +192,7 @@
   // ------------------------------------------------------------- a symbol's every occurrence highlighted
 
   const highlight = key => {
-    for (const each of all("[data-k]")) each.classList.toggle("same", key !== "" && each.dataset.k === key);
+    for (const each of all("math [data-k]")) each.classList.toggle("same", key !== "" && each.dataset.k === key);
   };
 
   function symbols() {  // those of the present notation, by the order in which they first stand in the equations
@@ -200,7 +214,7 @@
 
   function startMarks() {
     symbols();
-    const of = event => event.target.closest?.("[data-k]");
+    const of = event => event.target.closest?.("math [data-k]");
     const chosenKey = () => one("#mark").value;
     document.addEventListener("pointerover", event => highlight(of(event)?.dataset.k ?? chosenKey()));
     document.addEventListener("click", event => {
