@@ -15,7 +15,8 @@ class Leaf:
     """The verdict on one output or one gradient. Errors are relative to the leaf's largest expected entry.
 
     `verdict`: "ok", "WRONG", "imprecise" (the algebra is right in a finer dtype, but this one loses more than the
-    reference does), "kink" (the entries that differ stand at a branch that flips within rounding).
+    reference does), "kink" (the entries that differ stand at a branch that flips within rounding), "differences" (the
+    rule agrees with finite differences, and autodiff of the primal does not).
     """
 
     path: str
@@ -162,7 +163,7 @@ def worse(leaf: Leaf, other: Leaf) -> Leaf:
     """Of two verdicts on one leaf the one to be shown: the first wrong one, else the one nearest to what is allowed."""
     if leaf.verdict == "WRONG":
         return leaf
-    order = {"ok": 0, "kink": 1, "imprecise": 2, "WRONG": 3}
+    order = {"ok": 0, "kink": 1, "differences": 2, "imprecise": 3, "WRONG": 4}
 
     def rank(each: Leaf):
         return order[each.verdict], each.error / each.allowed if each.allowed > 0 else each.error

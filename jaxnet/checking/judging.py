@@ -15,13 +15,14 @@ from jaxnet.checking import points
 from jaxnet.checking.compare import Leaf, compare, drift
 from jaxnet.checking.held import Held
 from jaxnet.checking.kinks import kinked
-from jaxnet.checking.noise import Exact, coarsest, exact_at, unit_of
+from jaxnet.checking.noise import Exact, coarsest, exact_at, scale_of, unit_of
 from jaxnet.checking.points import Points
-from jaxnet.checking.reference import Runs, in_float64, widened
+from jaxnet.checking.reference import Runs, WidenedFunction, in_float64, widened
 from jaxnet.checking.rules import short
 from jaxnet.checking.subject import leaves_of
 from jaxnet.program import first_not_finite, float_dtypes
 
+MOST_ASKED = 256  # numbers that finite differences are taken in
 SLACK = 32  # a correct rule may lose so many times what is allowed: then it is called imprecise
 ELSEWHERE_SECONDS = 4.0
 NOT_FINITE = "not finite in the reference itself"
@@ -76,10 +77,13 @@ def point(runs: Runs, where: Points, seed: int, how: str = "plain") -> tuple[tup
 
 def inside_unit(runs: Runs, values: Sequence, seed: Sequence) -> float | None:
     """The coarsest unit that the rule computes in at these dtypes; None where it does not run."""
+    rule = runs.function("rule", values, seed)
     try:
-        program = jax.make_jaxpr(lambda v, s: runs.rule(v, s))(list(values), list(seed))
+        program = jax.make_jaxpr(lambda v, s: rule(v, s, runs.leaves.rest))(list(values), list(seed))
     except Exception:  # the user's rule may raise anything; its failure is told where it is compared
         return None
+    if isinstance(rule, WidenedFunction):
+        return unit_of(jnp.float64)
     return max((unit_of(dtype) for dtype in float_dtypes(program)), default=unit_of(jnp.float64))
 
 
@@ -89,7 +93,10 @@ def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) ->
     values, d_out = point(runs, where, options.seed)
     own = coarsest([*values, *d_out])
     unit = max(own, inside_unit(runs, values, d_out) or own)
-    if unit > own:
+    coarse = unit > unit_of(jnp.bfloat16)
+    if coarse:
+        unit = own
+    elif unit > own:
         found.notes.append(f"the rule rounds to {unit_name(unit)} inside: that is what it is held to")
     for seed in range(options.seed, options.seed + options.seeds):
         at = runs.moved(where.draw(seed, "plain"))
@@ -110,7 +117,53 @@ def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) ->
             plain_forward(at, values, exact, options, found)
             loose_tolerance(options, exact, found)
         note(found, leaves, at, values, d_out)
+    if coarse and not all(leaf.ok for leaf in found.leaves):
+        found.witness = None
+        found.problems.append(
+            "could not be judged: the rule rounds to a float of 8 bits or fewer inside, where autodiff's derivative is "
+            "no reference; give `intended=`, the function or the backward pass that is meant"
+        )
     return first
+
+
+def ask_differences(runs: Runs, where: Points, options: Options, found: Findings) -> bool:
+    """Asks finite differences in float64 where rule and autodiff disagree; whether they agree with the rule alone.
+
+    Autodiff follows a primal step by step: through bisection, whose steps only compare, it gives zero.
+    """
+    subject = runs.subject
+    wrong = {leaf.path for leaf in found.leaves if not leaf.ok}
+    size = sum(value.size for value in runs.leaves.values)
+    if (
+        not wrong <= {leaf.path for leaf in found.leaves if not leaf.forward and np.isfinite(leaf.error)}
+        or not wrong
+        or found.problems
+        or subject.mode == "differences"
+        or subject.tangents
+        or subject.declared is not None
+        or size > MOST_ASKED
+        or any(np.iscomplexobj(value) for value in runs.leaves.values)
+    ):
+        return False
+    for seed in range(options.seed, options.seed + options.seeds):
+        at = runs.moved(where.draw(seed, "plain"))
+        values, d_out = point(at, where, seed)
+        _, got = at.run("rule", values, d_out)
+        _, autodiff = in_float64(lambda v, s, at=at: at.run("expected", v, s), values, d_out)
+        _, differences = in_float64(at.differences, values, d_out)
+        unsure = 8 * min(change for _, change in at.curve)
+        for path, g, a, d in zip(at.labels(), got, autodiff, differences, strict=True):
+            allowed = (1e-6 + 64 * coarsest([*values, *d_out])) * scale_of(d) + unsure
+            near, far = (float(np.max(np.abs(each - d), initial=0)) for each in (g, a))
+            if path in wrong and not (near <= allowed and far > 10 * allowed):
+                runs.curve.clear()
+                return False
+    found.leaves = [replace(leaf, verdict="differences") if leaf.path in wrong else leaf for leaf in found.leaves]
+    found.witness = None
+    found.notes.append(
+        f"{', '.join(sorted(wrong))}: the rule agrees with finite differences in float64, autodiff of the primal does not"
+    )
+    return True
 
 
 def not_finite_anywhere(runs: Runs, values, d_out, exact: Exact, found: Findings) -> None:
@@ -171,7 +224,7 @@ def raised_under_jit(runs: Runs, values, d_out, error: Exception, found: Finding
 
 def unit_name(unit: float) -> str:
     """The dtype with a unit in the last place."""
-    return next(name for name in ("bfloat16", "float16", "float32", "float64") if unit_of(name) <= unit)
+    return next(name for name in ("float8_e4m3fn", "bfloat16", "float16", "float32", "float64") if unit_of(name) <= unit)
 
 
 def judge(

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from jaxnet.checking.rules import flat_gradients, short
-from jaxnet.checking.subject import CannotCheckError, Leaves, Subject, cast, leaves_of
+from jaxnet.checking.subject import CannotCheckError, Leaves, Subject, Tree, cast, leaves_of
+from jaxnet.program import draws_numbers, widened_program
 
 MOST_COLUMNS = 16384  # entries of which a Jacobian is taken column by column
 MOST_DIFFERENCES = 4096
@@ -31,6 +33,7 @@ class Runs:
     problems: list[str] = field(default_factory=list)
     curve: list[tuple[float, float]] = field(default_factory=list)  # of finite differences: step, change
     compiled: dict = field(default_factory=dict)
+    x64: bool = field(default_factory=lambda: jax.config.jax_enable_x64)  # whether the user has float64 on
 
     @classmethod
     def at(cls, subject: Subject, args: tuple) -> Runs:
@@ -82,8 +85,9 @@ class Runs:
             out, tangents = self.subject.run(args, seed)
             return self.flat_out(out), self.flat_out(tangents)
         out, grads = self.subject.run(args, self.outs.zeros_elsewhere(seed))
-        flat, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads)
-        self.problems.extend(problem for problem in problems if problem not in self.problems)
+        flat, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads, self.subject.label)
+        if not self.finer(values):  # structure and dtypes are those at the user's own inputs
+            self.problems.extend(problem for problem in problems if problem not in self.problems)
         return self.flat_out(out), [
             jnp.zeros_like(v) * jnp.nan if g is None else g for g, v in zip(flat, values, strict=True)
         ]
@@ -103,8 +107,7 @@ class Runs:
             return subject.primal(*self.args(values, rest))
 
         if subject.tangents:
-            out, tangents = jax.jvp(call, (tuple(values),), (tuple(seed),))
-            return self.flat_out(out), self.flat_out(tangents)
+            return self.pushed(values, seed, rest)
         if subject.declared is not None:
             grads, problems = flat_gradients(
                 leaves_of(args, subject.fixed), subject.declared(args, self.outs.zeros_elsewhere(seed))
@@ -120,16 +123,57 @@ class Runs:
         seed = [s.astype(o.dtype) for s, o in zip(seed, outs, strict=True)]
         return outs, list(pull(self.outs.zeros_elsewhere(seed))[0])
 
+    def outputs(self, values, seed, rest=None):
+        """out by the primal alone, as a flat list; no gradients."""
+        return self.flat_out(self.subject.primal(*self.args(values, rest))), []
+
+    def pushed(self, values, tangents, rest=None):
+        """out and its tangents by forward mode of the primal, as flat lists."""
+        out, moved = jax.jvp(lambda v: self.subject.primal(*self.args(v, rest)), (tuple(values),), (tuple(tangents),))
+        return self.flat_out(out), self.flat_out(moved)
+
     def run(self, which: str, values, seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """`which` ("rule" or "expected") at a point, as numpy arrays in float64 or complex128."""
+        """`which` ("rule", "expected" or "pushed") at a point, as numpy arrays in float64 or complex128."""
         if which == "expected" and self.subject.mode == "differences" and self.subject.declared is None:
             return self.differences(values, seed)
-        key = which, str(jnp.result_type(float)), tuple(str(v.dtype) for v in values)
+        key = which, self.finer(values), tuple(str(v.dtype) for v in values)
         if key not in self.compiled:
-            function = self.rule if which == "rule" else self.expected
-            self.compiled[key] = jax.jit(function) if which == "expected" or self.subject.transforms else function
+            function = self.function(which, values, seed)
+            self.compiled[key] = jax.jit(function) if which != "rule" or self.subject.transforms else function
         out, grads = self.compiled[key](list(values), list(seed), self.leaves.rest)
         return [widened(o) for o in out], [widened(g) for g in grads]
+
+    def finer(self, values) -> bool:
+        """Whether values are in float64 where the user's are not."""
+        return all(map(wide, values)) and not all(map(wide, self.leaves.values))
+
+    def function(self, which: str, values, seed) -> Callable:
+        """The method of this name, for values of these dtypes.
+
+        In float64 it is traced anew. Where that fails, or where it draws random numbers, which would be others, it is
+        the user's own program with every float in it widened.
+        """
+        function = getattr(self, which)
+        if not self.finer(values) or (which == "rule" and not self.subject.transforms):
+            return function
+        own = self.leaves.values if which == "pushed" else self.seed_shapes()
+        try:
+            program = jax.jit(function).trace(list(values), list(seed), self.leaves.rest).jaxpr
+        except CannotCheckError:
+            raise
+        except Exception:  # a function may be for its own dtypes alone: widened, it is asked again
+            return self.widened_function(function, own) or function
+        return (draws_numbers(program) and self.widened_function(function, own)) or function
+
+    def widened_function(self, function: Callable, own: Sequence) -> WidenedFunction | None:
+        """The user's own program with every float in it widened; None where it cannot be traced at their dtypes."""
+        shapes = [jax.ShapeDtypeStruct(s.shape, s.dtype) for s in own]
+        try:
+            with jax.enable_x64(self.x64):
+                trace = jax.make_jaxpr(function, return_shape=True)
+                return WidenedFunction(*trace(list(self.leaves.values), shapes, self.leaves.rest))
+        except Exception:  # the user's function may raise anything; it is told where the function is compared
+            return None
 
     def differences(self, values, seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Central differences of ⟨cotangent, primal⟩ in the values' dtype, at the step where they change least."""
@@ -139,30 +183,43 @@ class Runs:
                 f"finite differences are for up to {MOST_DIFFERENCES} real numbers, got {size}: give `reference=`"
             )
 
+        outputs = self.function("outputs", values, seed)
+
         def call(v):
-            return self.flat_out(self.subject.primal(*self.args(v)))
+            return outputs(v, seed, self.leaves.rest)[0]
 
         flat, back = flattened(values)
-        unit = float(jnp.finfo(flat.dtype).eps)
-        outs = [widened(o) for o in call(values)]
+        scale = jnp.maximum(jnp.abs(flat), 0.1)
 
-        def cost(v):
-            return sum(float(np.vdot(widened(s), widened(o)).real) for s, o in zip(seed, call(back(v)), strict=True))
+        def cost(vector):
+            return sum(jnp.vdot(s.conj(), o).real for s, o in zip(seed, call(back(vector)), strict=True))
 
-        scale = np.maximum(np.abs(np.asarray(flat, np.float64)), 0.1)
-        steps = [unit ** (k / 12) for k in range(2, 9)]
-        tables = []
-        for step in steps:
-            column = np.zeros(size)
-            for i in range(size):
-                h = step * scale[i]
-                up, down = flat.at[i].add(h), flat.at[i].add(-h)
-                column[i] = (cost(up) - cost(down)) / float(up[i] - down[i])
-            tables.append(column)
+        def column(step):
+            def one(i):
+                up, down = (flat.at[i].add(sign * step * scale[i]) for sign in (1, -1))
+                return (cost(up) - cost(down)) / (up[i] - down[i])
+
+            return jax.lax.map(one, jnp.arange(size))
+
+        steps = [float(jnp.finfo(flat.dtype).eps) ** (k / 12) for k in range(2, 9)]
+        outs, table = jax.jit(lambda steps: (call(values), jax.lax.map(column, steps)))(jnp.asarray(steps, flat.dtype))
+        tables = np.asarray(table, np.float64)
         changes = [float(np.abs(a - b).max()) for a, b in itertools.pairwise(tables)]
         self.curve[:] = zip(steps[1:], changes, strict=True)
         best = tables[int(np.argmin(changes)) + 1]
-        return outs, [widened(part) for part in back(jnp.asarray(best))]
+        return [widened(o) for o in outs], [widened(part) for part in back(jnp.asarray(best))]
+
+
+@dataclass(frozen=True, eq=False)
+class WidenedFunction:
+    """(values, seed, rest) -> the results of a traced program, computed in float64 throughout."""
+
+    program: ClosedJaxpr
+    shapes: Tree
+
+    def __call__(self, values, seed, rest=None):
+        outs = widened_program(self.program)(*jax.tree.leaves((values, seed, rest)))
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), outs)
 
 
 def signature(leaves: Leaves) -> tuple:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxnet.checking.compare import Leaf
-from jaxnet.checking.held import Held
+from jaxnet.checking.held import STRUCTURE, Held
 from jaxnet.checking.repair import Repair
 
 MOST_ROWS = 40
@@ -69,6 +69,8 @@ class Report:
         """Why it is wrong, in words; empty where it is right."""
         if self.problems:
             return self.problems[0]
+        if (structure := next((h for h in self.held if h.name == STRUCTURE and h.ok is False), None)) is not None:
+            return structure.words
         if self.best is not None:
             return self.best.cause
         if (failed := next((h for h in self.held if h.ok is False), None)) and not self.wrong:

@@ -306,7 +306,11 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
     scalar = [leaf for leaf in jax.tree.leaves(value) if leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.inexact)]
     if len(jax.tree.leaves(value)) != 1 or not scalar or alike(given, value):
         return None
+    if isinstance(given, list) and not isinstance(args[0], list):
+        return of_gradients(lambda *args: tuple(function(*args)), args, cost)
     has_value = isinstance(given, tuple) and len(given) == 2 and alike(given[0], value)
+    if has_value and which_arguments(given, args) == 2:  # two scalars: (value, gradient) or two gradients
+        has_value = close(function(*args)[0], cost(*args))
     grads = given[1] if has_value else given
     count = which_arguments(grads, args)
     if count is None:
@@ -327,6 +331,11 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
         names=argument_names(function, len(args)),
         seed_one=True,
     )
+
+
+def close(value: Any, other: Any) -> bool:
+    """Whether two scalars are the same number but for rounding."""
+    return bool(np.isclose(*(np.float64(jax.tree.leaves(each)[0]) for each in (value, other)), rtol=1e-2, atol=1e-6))
 
 
 def alike(tree: Tree, other: Tree) -> bool:
@@ -370,8 +379,10 @@ def declared_by(intended: Callable, subject: Subject) -> Callable[[tuple, Tree],
     return lambda args, d_out: as_tuple(intended(*args, d_out), args)
 
 
-def flat_gradients(leaves: Leaves, grads: Tree) -> tuple[list, list[str]]:
-    """The gradients of the leaves that have one, in their order, and what is wrong with the structure."""
+def flat_gradients(
+    leaves: Leaves, grads: Tree, label: Callable[[str], str] = str
+) -> tuple[list, list[str]]:
+    """The gradients of the leaves that have one, in their order, and faults of structure, each leaf by its `label`."""
     found = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(grads, is_leaf=lambda leaf: leaf is None)[0]
@@ -383,12 +394,12 @@ def flat_gradients(leaves: Leaves, grads: Tree) -> tuple[list, list[str]]:
             got = jnp.zeros(value.shape, value.dtype)  # None stands for zero, as in jax.custom_vjp
         if got is None:
             near = ", ".join(sorted(set(found) - set(leaves.paths) - set(leaves.passed_over))) or "nothing more"
-            problems.append(f"no gradient for {path} (the rule returns {near})")
+            problems.append(f"no gradient for {label(path)} (the rule returns {near})")
         elif jnp.shape(got) != value.shape:
-            problems.append(f"{path} has shape {jnp.shape(got)}, its gradient must have {value.shape} as well: "
+            problems.append(f"{label(path)} has shape {jnp.shape(got)}, its gradient must have {value.shape} as well: "
                             f"return it summed or reshaped to {value.shape}")  # fmt: skip
         elif jnp.result_type(got) != value.dtype:
-            problems.append(f"{path} is {value.dtype}, its gradient is {jnp.result_type(got)}: "
+            problems.append(f"{label(path)} is {value.dtype}, its gradient is {jnp.result_type(got)}: "
                             f"return it `.astype({value.dtype})`")  # fmt: skip
         values.append(None if got is None or jnp.shape(got) != value.shape else jnp.asarray(got))
     return values, problems

@@ -13,11 +13,12 @@ from jaxnet.checking import points
 from jaxnet.checking.adequacy import adequacy, grouped
 from jaxnet.checking.compare import Leaf, worst
 from jaxnet.checking.diagnose import Problem, diagnose
-from jaxnet.checking.held import Held, held
+from jaxnet.checking.held import STRUCTURE, Held, held
 from jaxnet.checking.judging import (
     NOT_FINITE,
     Findings,
     Options,
+    ask_differences,
     asks_finer,
     judge_elsewhere,
     judge_finer,
@@ -51,10 +52,13 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
         if asks_finer(options, *first[:2]):
             with found.phase("float64"):
                 judge_finer(runs, where, options, found)
+        with found.phase("differences"):
+            autodiff = not ask_differences(runs, where, options, found)
         if options.also and all(leaf.ok for leaf in found.leaves):
             with found.phase("also held"):
-                found.held += held(runs, *first)
-        if options.shapes and where.fresh and all(leaf.ok for leaf in found.leaves):
+                smooth = autodiff and all(leaf.verdict != "kink" for leaf in found.leaves)
+                found.held += held(runs, *first, smooth=smooth)
+        if autodiff and options.shapes and where.fresh and all(leaf.ok for leaf in found.leaves):
             with found.phase("other points"):
                 judge_elsewhere(runs, where, options, found)
     inside = []
@@ -63,8 +67,8 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
             inside = check_inside(subject, args, options, found)
     leaves = tuple(worst(found.leaves))
     found.notes += unseen(leaves, options)
-    if runs.problems and not any(h.name == "structure and dtypes" for h in found.held):
-        found.held.append(Held("structure and dtypes", False, "; ".join(runs.problems)))
+    if runs.problems:
+        found.held.append(Held(STRUCTURE, False, "; ".join(runs.problems)))
     report = Report(
         name=subject.name,
         where=where.words,
@@ -126,6 +130,10 @@ def check_inside(subject: Subject, args: tuple, options: Options, found: Finding
     function = subject.custom.__wrapped__ if subject.custom is not None else subject.plain
     if function is None:
         return []
+    right = all(leaf.ok for leaf in found.leaves)
+    if right and subject.declared is not None:
+        found.notes.append("rules inside are not checked one by one: the whole gives the declared backward pass")
+        return []
     leaves = leaves_of(args, subject.fixed)
 
     def call(*values):
@@ -134,7 +142,7 @@ def check_inside(subject: Subject, args: tuple, options: Options, found: Finding
     try:
         sites = custom_sites(call, leaves.values)
     except Exception as error:
-        if all(leaf.ok for leaf in found.leaves):
+        if right:
             raise CannotCheckError(f"every rule inside must be found: {short(error)}") from error
         found.notes.append(f"the rules inside could not be followed: {short(error)}")
         return []
@@ -155,6 +163,12 @@ def check_inside(subject: Subject, args: tuple, options: Options, found: Finding
         report = bad or next((report for report in each if report is not None), None)
         if report is None:
             continue
+        if not report.ok and right and (subject.custom is not None or group[0].inside_rule):
+            found.notes.append(
+                f"WARNING: the rule {group[0].name} is wrong, but nothing differentiates it in the forward pass of the "
+                f"rule around it; check it by itself ({group[0].where})"
+            )
+            continue
         uses = f"{len(group)} uses" if len(group) > 1 else "1 use"
         reports.append(replace(report, notes=(*report.notes, f"defined at {group[0].where}, {uses} found")))
     return reports
@@ -167,7 +181,14 @@ def runs_flat(function: Callable, leaves, values):
 
 def check_site(site: Site, options: Options) -> Report | None:
     """One use of a custom rule; None where none of its inputs has a gradient."""
-    subject = Subject(site.name, site.inputs, differentiated(site.function), site.primal, plain=site.function)
+    subject = Subject(
+        site.name,
+        site.inputs,
+        differentiated(site.function, site.fixed),
+        site.primal,
+        plain=site.function,
+        fixed=site.fixed,
+    )
     try:
         subject = replace(subject, mode=site_mode(site))
         # The rule stands in a traced program, with its dtypes: it runs in these alone.
@@ -185,8 +206,10 @@ def check_site(site: Site, options: Options) -> Report | None:
 
 def site_mode(site: Site) -> str:
     """How autodiff follows a rule's primal: in float64 too, where the rules inside it are opened."""
-    mode = mode_of(site.primal, site.inputs)
-    return in_float64(lambda *inputs: mode_of(site.primal, inputs), *site.inputs) if mode == "reverse" else mode
+    mode = mode_of(site.primal, site.inputs, site.fixed)
+    if mode != "reverse":
+        return mode
+    return in_float64(lambda *inputs: mode_of(site.primal, inputs, site.fixed), *site.inputs)
 
 
 def explained(report: Report, subject: Subject, where: Points, options: Options, found: Findings) -> Report:
@@ -202,7 +225,10 @@ def explained(report: Report, subject: Subject, where: Points, options: Options,
             changes["repair"], failure = repair_of(subject, where, options, found)
             changes["notes"] = (*report.notes, *([failure] if failure else []))
         with found.phase("diagnosis"):
-            changes["diagnosis"] = diagnosed(subject, where, options, found)
+            try:
+                changes["diagnosis"] = diagnosed(subject, where, options, found)
+            except Exception as error:  # whatever fails here costs the cause, never the verdict
+                changes["notes"] = (*changes["notes"], f"the cause could not be looked for: {short(error)}")
     if options.adequacy and report.ok and can_be_taken_apart(subject):
         args = where.draw(options.seed, "plain")
         runs = Runs.at(subject, args)

@@ -1,7 +1,7 @@
 """Programs as data: any JAX function as operations with source lines, run anew with changes or in float64."""
 
 from jaxnet.program.calls import UnknownPrimitiveError, has_custom, inner_programs, opened
-from jaxnet.program.custom_rules import CannotOpenError, Site, custom_sites, float_dtypes, without_rules
+from jaxnet.program.custom_rules import CannotOpenError, Site, custom_sites, draws_numbers, float_dtypes, without_rules
 from jaxnet.program.evaluate import Evaluation
 from jaxnet.program.graph import Graph, Operation, graph_of
 from jaxnet.program.not_finite import first_not_finite
@@ -19,6 +19,7 @@ __all__ = [
     "Tape",
     "UnknownPrimitiveError",
     "custom_sites",
+    "draws_numbers",
     "first_not_finite",
     "float_dtypes",
     "graph_of",

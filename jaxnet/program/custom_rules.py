@@ -12,10 +12,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from jaxnet.program.calls import bind, equations, has_custom, hi_primitive, inner_programs, is_rule, source_words
+from jaxnet.program.dependencies import dependents, differentiable, uses
 from jaxnet.program.evaluate import Evaluation, Keeping, Kept, quickly, turns_of
 from jaxnet.program.graph import Graph, Operation, graph_of
-from jaxnet.program.nesting import nested
-from jaxnet.program.widening import widened
+from jaxnet.program.nesting import Nested, nested
+from jaxnet.program.widening import is_float, widened
 
 INPUTS = "inputs"
 
@@ -31,6 +32,8 @@ class Site:
     - `function`: (*inputs) -> tuple of outputs, with the rule; `primal`: the same without any rule.
     - `identity`: of the function that is its backward pass or its jvp.
     - `path`: "scan step 3, f", from the outside.
+    - `fixed`: the places of the inputs that do not depend on the function's arguments: no gradient goes to them.
+    - `inside_rule`: it stands in another rule's forward pass, so nothing differentiates it there.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Site:
     arrays: tuple
     identity: int
     path: str
+    fixed: tuple[int, ...]
+    inside_rule: bool
 
     @property
     def inputs(self) -> tuple:
@@ -49,7 +54,7 @@ class Site:
     @property
     def key(self) -> tuple:
         """The same for two uses of one rule at one place and shape."""
-        return self.name, self.where, self.identity, tuple((np.shape(x), str(x.dtype)) for x in self.arrays)
+        return self.name, self.where, self.identity, self.fixed, tuple((np.shape(x), str(x.dtype)) for x in self.arrays)
 
 
 def has_rule(operation: Operation) -> bool:
@@ -135,6 +140,8 @@ def custom_sites(function: Callable, args: tuple, limit: int = 4096) -> list[Sit
         return []
     require_open(program)
     graph, flat = graph_of(program), jax.tree.leaves(args)
+    floats = [n for n, aval in zip(graph.inputs, program.in_avals, strict=True) if is_float(aval)]
+    moving = dependents(uses(graph.everything(), differentiable), floats)
     reaching = Reaching(turns_of(graph, flat))
     kept = quickly(lambda *a: reaching.body(graph, a)[1], flat)
     sites: list[Site] = []
@@ -151,14 +158,38 @@ def custom_sites(function: Callable, args: tuple, limit: int = 4096) -> list[Sit
                 Site(
                     operation.name,
                     place_of(operation),
-                    lambda *inputs, eqn=operation.eqn: tuple(bind(eqn, inputs)),
+                    by_itself(each),
                     primal_of(operation.bodies[0]),
                     tuple(array[step] for array in arrays),
                     identity(operation.eqn),
                     ", ".join(each.path(step)),
+                    tuple(i for i, number in enumerate(operation.inputs) if number not in moving),
+                    any(outer.kind == "rule" for outer, _ in each.around),
                 )
             )
     return sites
+
+
+def by_itself(site: Nested) -> Callable:
+    """(*inputs) -> tuple of outputs of a rule, as it runs in its place.
+
+    JAX holds a rule inside `shard_map` to the types that it was traced with: values that vary over the mesh's axes. So
+    it runs in the same mesh, on the same inputs in each shard, and the first shard's outputs count.
+    """
+    eqn = site.operation.eqn
+    mapped = next((outer.eqn.params for outer, _ in reversed(site.around) if outer.kind == "shard_map"), None)
+    if mapped is None or not mapped["check_vma"]:
+        return lambda *inputs: tuple(bind(eqn, inputs))
+    axes = tuple(mapped["newly_manual_axes"])
+
+    def in_shard(*inputs):
+        varying = [v.aval.mat.varying for v in eqn.invars]
+        given = [jax.lax.pcast(x, tuple(a), to="varying") if a else x for x, a in zip(inputs, varying, strict=True)]
+        return tuple(jnp.expand_dims(out, 0) for out in bind(eqn, given))
+
+    everywhere, first = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(axes)
+    run = jax.shard_map(in_shard, mesh=mapped["mesh"], in_specs=everywhere, out_specs=first, axis_names=set(axes))
+    return lambda *inputs: tuple(out[0] for out in run(*inputs))
 
 
 def on_host(value: jax.Array) -> Any:
@@ -184,6 +215,11 @@ def without_rules(function: Callable) -> Callable:
         return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
     return plain
+
+
+def draws_numbers(program: ClosedJaxpr) -> bool:
+    """Whether a program draws random numbers, or makes keys."""
+    return any(eqn.primitive.name.startswith(("random_", "threefry", "rng_")) for eqn in equations(program))
 
 
 def float_dtypes(program: ClosedJaxpr) -> set:

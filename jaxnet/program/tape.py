@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnet.program.calls import scan_counts
+from jaxnet.program.dependencies import Uses, dependents, passed_in, uses
 from jaxnet.program.evaluate import Evaluation, Keeping, Kept, quickly, turns_of
 from jaxnet.program.graph import Graph, Operation, graph_of
 
@@ -79,68 +79,11 @@ class Tape:
 
     def dependents(self, number: int) -> frozenset[int]:
         """The numbers of the values that depend on one, itself included."""
-        found, new = {number}, [number]
-        while new:
-            fresh = self._uses.get(new.pop(), set()) - found
-            found |= fresh
-            new += fresh
-        return frozenset(found)
+        return dependents(self._uses, [number])
 
     @cached_property
-    def _uses(self) -> dict[int, set[int]]:
-        uses: dict[int, set[int]] = {}
-        for operation in self.operations:
-            for one, other in dependencies(operation):
-                uses.setdefault(one, set()).add(other)
-        return uses
-
-
-def passed_in(operation: Operation) -> Iterator[tuple[int, int]]:
-    """(number inside, number outside) of each value that a body takes in unchanged."""
-    if operation.kind == "rule":
-        yield from zip(operation.bodies[0].inputs, operation.inputs, strict=True)
-    elif operation.kind == "cond":
-        for body in operation.bodies:
-            yield from zip(body.inputs, operation.inputs[1:], strict=True)
-    elif operation.kind == "scan":
-        consts, _ = scan_counts(operation.eqn)
-        yield from zip(operation.bodies[0].inputs[:consts], operation.inputs[:consts], strict=True)
-    elif operation.kind == "while":
-        a, b = operation.eqn.params["cond_nconsts"], operation.eqn.params["body_nconsts"]
-        yield from zip(operation.bodies[0].inputs[:a], operation.inputs[:a], strict=True)
-        yield from zip(operation.bodies[1].inputs[:b], operation.inputs[a : a + b], strict=True)
-
-
-def dependencies(operation: Operation) -> Iterator[tuple[int, int]]:
-    """(number, number of a value that depends on it) for each pair; a solver's values depend on all its inputs."""
-    kind, inputs, outputs, bodies = operation.kind, operation.inputs, operation.outputs, operation.bodies
-    if not bodies or kind == "custom_linear_solve":
-        inner = [number for body in bodies for number in body.inputs]
-        yield from ((i, o) for i in inputs for o in (*outputs, *inner))
-        yield from ((i, o) for body in bodies for i in body.outputs for o in outputs)
-        return
-    yield from ((outer, inner) for inner, outer in passed_in(operation))
-    if kind == "while":
-        condition, body = bodies
-        fixed = operation.eqn.params["cond_nconsts"], operation.eqn.params["body_nconsts"]
-        for each, count in zip(bodies, fixed, strict=True):
-            yield from zip(inputs[sum(fixed) :], each.inputs[count:], strict=True)
-            yield from zip(body.outputs, each.inputs[count:], strict=True)
-        yield from zip(inputs[sum(fixed) :], outputs, strict=True)
-        yield from ((i, o) for i in condition.outputs for o in outputs)
-        yield from zip(body.outputs, outputs, strict=True)
-        return
-    for body in bodies:
-        yield from zip(body.outputs, outputs, strict=True)
-    if kind == "cond":
-        yield from ((inputs[0], o) for o in outputs)
-    elif kind == "scan":
-        consts, carries = scan_counts(operation.eqn)
-        yield from zip(inputs[consts:], bodies[0].inputs[consts:], strict=True)
-        yield from zip(bodies[0].outputs[:carries], bodies[0].inputs[consts : consts + carries], strict=True)
-        yield from zip(inputs[consts : consts + carries], outputs[:carries], strict=True)
-    elif kind == "shard_map":
-        yield from zip(inputs, bodies[0].inputs, strict=True)
+    def _uses(self) -> Uses:
+        return uses(self.operations)
 
 
 class Recording(Keeping):

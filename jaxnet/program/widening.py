@@ -24,8 +24,8 @@ def is_float(value: Any) -> bool:
 
 def wider(value: Any) -> Any:
     """A float value in float64, a complex one in complex128, any other as it is."""
-    if isinstance(value, float | complex):
-        value = np.asarray(value)
+    if isinstance(value, int | float | complex):  # a literal, which may have a dtype
+        value = np.asarray(value, getattr(value, "dtype", None))
     if not hasattr(value, "dtype") or jnp.issubdtype(value.dtype, jax.dtypes.extended) or not is_float(value):
         return value
     return jnp.asarray(value).astype(wide_dtype(value.dtype))

@@ -1,0 +1,232 @@
+"""Right rules of every kind pass, and their wrong twins do not: numbers, constants, branches, drawn masks, structure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxnet.checking import check
+
+X = jnp.asarray([0.4, -1.1, 1.7, 0.6])
+WRONG = [False, True]
+BOTH = pytest.mark.parametrize("wrong", WRONG, ids=["right", "wrong"])
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    """Promotion as JAX has it by default."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def rule(primal, backward):
+    """A custom_vjp function that saves its arguments."""
+    function = jax.custom_vjp(primal)
+    function.defvjp(lambda *args: (primal(*args), args), lambda args, g: backward(*args, g))
+    return function
+
+
+@BOTH
+def test_complex_to_real(wrong):
+    power = rule(lambda z: jnp.abs(z) ** 2, lambda z, g: (2 * g * (z if wrong else z.conj()),))
+    assert check(power, X + 1j * X[::-1], diagnose=False).ok is not wrong
+
+
+@BOTH
+def test_real_to_complex(wrong):
+    wave = rule(lambda x: jnp.exp(1j * x), lambda x, g: ((g * 1j * jnp.exp(1j * x)).real * (1.5 if wrong else 1),))
+    assert check(wave, X, diagnose=False).ok is not wrong
+
+
+@BOTH
+def test_a_branch_at_a_single_point(wrong):
+    product = jax.custom_jvp(lambda x, y: jnp.where(y == 0, 0.0, x * y))
+    product.defjvp(lambda p, t: (product(*p), p[1] * t[0] + (0.5 if wrong else 1) * p[0] * t[1]))
+    assert check(product, X, jnp.asarray([0.0, 1.0, 2.0, 0.0]), diagnose=False).ok is not wrong
+
+
+@BOTH
+def test_a_clipped_cotangent_as_declared(wrong):
+    passed = rule(lambda x: x, lambda x, g: (jnp.clip(g, -0.5, 0.5),))
+    limit = 0.7 if wrong else 0.5
+    report = check(passed, X, intended=lambda x, g: (jnp.clip(g, -limit, limit),), diagnose=False)
+    assert report.ok is not wrong
+    undeclared = check(lambda x: jnp.tanh(3 * passed(x)), X, diagnose=False)
+    assert not undeclared.ok
+
+
+@BOTH
+def test_a_surrogate_gradient_under_jit_as_declared(wrong):
+    slope = 1.1 if wrong else 1.0
+
+    @jax.jit
+    @jax.custom_gradient
+    def spike(x):
+        return jnp.where(x > 0, 1.0, 0.0), lambda g: slope * g * (1 - jnp.tanh(x) ** 2)
+
+    assert check(spike, X, intended=jnp.tanh, diagnose=False).ok is not wrong
+
+
+@BOTH
+def test_a_rule_inside_is_asked_for_the_gradients_that_are_used(wrong):
+    # Its second argument is fixed data, for which it gives None.
+    factor = 2 if wrong else 1
+    loss = rule(
+        lambda g, points: jax.nn.logsumexp(points @ g, axis=0),
+        lambda g, points, d: (factor * d * points.T @ jax.nn.softmax(points @ g), None),
+    )
+    points = jnp.asarray([[0.3, 1.0], [-0.2, 0.5], [1.1, -0.7]])
+    report = check(lambda g: loss(g, points), X[:2], diagnose=False)
+    assert report.ok is not wrong
+    assert [inner.passed_over for inner in report.inside] == [{"[1]": "given as not differentiable"}]
+    moving = check(lambda g: loss(g, points * g[None]), X[:2], diagnose=False)
+    assert not moving.ok  # now the data depend on the argument, and None is wrong
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["jvp", "vjp"])
+def test_a_rule_inside_that_holds_a_table(kind, wrong):
+    table, slope = np.asarray([0.3, -0.2, 0.5, 1.0], np.float32), np.asarray([0.9, -0.4, 0.5], np.float32)
+    factor = 1.5 if wrong else 1
+
+    def primal(x):
+        return jnp.polyval(jnp.asarray(table), x)
+
+    if kind == "jvp":
+        by_table = jax.custom_jvp(primal)
+        by_table.defjvp(lambda p, t: (primal(*p), factor * jnp.polyval(jnp.asarray(slope), p[0]) * t[0]))
+    else:
+        by_table = rule(primal, lambda x, g: (factor * jnp.polyval(jnp.asarray(slope), x) * g,))
+    assert check(lambda x: 2 * by_table(x), X, diagnose=False).ok is not wrong
+
+
+@BOTH
+def test_integers_of_32_bits(wrong):
+    # With float64 on, `arange` counts in 64 bits, and `lax.add` takes no two dtypes.
+    def rolled(x):
+        n = x.shape[0]
+        return x[lax.rem(lax.add(jnp.arange(n), jnp.full((n,), 1, jnp.int32)), jnp.full((n,), n, jnp.int32))]
+
+    assert check(rule(rolled, lambda x, g: (jnp.roll(g, 2 if wrong else 1),)), X, diagnose=False).ok is not wrong
+
+
+@BOTH
+def test_a_mask_drawn_inside_is_the_same_in_float64(wrong):
+    def drop(key, x):
+        return jnp.where(jax.random.bernoulli(key, 0.7, x.shape), x / 0.7, 0)
+
+    def backward(key, x, g):
+        kept = jax.random.bernoulli(key, 0.7, g.shape)
+        return np.zeros(key.shape, jax.dtypes.float0), jnp.where(kept, g if wrong else g / 0.7, 0)
+
+    report = check(rule(drop, backward), jax.random.PRNGKey(0), jnp.outer(X, X), diagnose=False, shapes=False)
+    assert report.ok is not wrong
+    assert not any("float64" in note for note in report.notes)
+    assert max(leaf.allowed for leaf in report.leaves) < 1e-5
+
+
+@BOTH
+def test_a_rule_that_names_its_dtype(wrong):
+    factor = 2 if wrong else 1
+    look_up = rule(
+        lambda w, i: w[i],
+        lambda w, i, g: (jnp.zeros(w.shape, jnp.float32).at[i].add((factor * g).astype(jnp.float32)), None),
+    )
+    report = check(look_up, "float32[5,3], int32[8]<5", diagnose=False, shapes=False)
+    assert report.ok is not wrong
+    assert not any(held.name == "structure and dtypes" for held in report.held)
+
+
+@BOTH
+def test_two_scalars_are_gradients_where_the_first_is_not_the_cost(wrong):
+    def cost(m, c, x, y):
+        return jnp.mean((m * x + c - y) ** 2)
+
+    def grads(m, c, x, y):
+        e = m * x + c - y
+        return 2 * jnp.mean(e * x), (1 if wrong else 2) * jnp.mean(e)
+
+    args = 0.3, -0.2, X, 3 * X + 1
+    for function in (grads, lambda *args: list(grads(*args))):
+        report = check(function, *args, reference=cost, diagnose=False)
+        assert report.ok is not wrong
+        assert [leaf.path for leaf in report.leaves if not leaf.forward] == ["∂m", "∂c"] or function is not grads
+
+
+@BOTH
+def test_an_implicit_derivative_of_a_bisection(wrong):
+    # Its steps only compare, so autodiff gives zero; finite differences agree with the right rule.
+    def root(c):
+        def halve(_, ends):
+            a, b = ends
+            m = (a + b) / 2
+            low = m**3 + m < c
+            return jnp.where(low, m, a), jnp.where(low, b, m)
+
+        a, b = lax.fori_loop(0, 40, halve, (0 * c - 3, 0 * c + 3))
+        return (a + b) / 2
+
+    factor = 1.01 if wrong else 1
+    report = check(rule(root, lambda c, g: (factor * g / (3 * root(c) ** 2 + 1),)), X[:2], diagnose=False)
+    assert report.ok is not wrong
+    assert any("agrees with finite differences" in note for note in report.notes) is not wrong
+
+
+def test_rounding_to_eight_bits_is_no_reference():
+    def rounded(x, s):
+        return (x / s).astype(jnp.float8_e4m3fn).astype(x.dtype) * s
+
+    args = jnp.outer(X, X), jnp.float32(0.7)
+    ones = rule(rounded, lambda x, s, g: (jnp.ones_like(g), s + 3))
+    report = check(ones, *args, diagnose=False)
+    assert not report.ok
+    assert "could not be judged" in report.cause
+    through = rule(rounded, lambda x, s, g: (g, jnp.zeros_like(s)))
+    assert check(through, *args, intended=lambda x, s, g: (g, jnp.zeros_like(s)), diagnose=False).ok
+    assert not check(ones, *args, intended=lambda x, s, g: (g, jnp.zeros_like(s)), diagnose=False).ok
+
+
+def test_outputs_of_different_shapes_and_a_gradient_of_another_shape():
+    two = rule(lambda x, w: (x @ w, x.sum()), lambda x, w, g: (g[0] @ w.T + g[1], 2 * x.T @ g[0]))
+    report = check(two, "float32[4,3], float32[3,2]", shapes=False)
+    assert [leaf.path for leaf in report.wrong] == ["∂w"]
+
+    def cost(p, x):
+        return jnp.sum(jnp.tanh(p["W"] @ x + p["b"]) ** 2) / 2
+
+    def grads(p, x):
+        a = jnp.tanh(p["W"] @ x + p["b"])
+        dz = a * (1 - a)
+        return {"W": dz @ x.T, "b": dz.sum(1)}
+
+    params = {"W": jnp.outer(X, X[:2]), "b": jnp.zeros((4, 1))}
+    report = check(grads, params, jnp.outer(X[:2], X), reference=cost)
+    assert not report.ok
+    assert report.cause.startswith("p['b'] has shape (4,), its gradient must have (4, 1)")
+
+
+@BOTH
+def test_a_rule_inside_shard_map(wrong):
+    square = rule(lambda x: x * x, lambda x, g: ((4 if wrong else 2) * x * g,))
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("d")
+
+    def sharded(x):
+        return jax.shard_map(square, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+    report = check(sharded, jnp.outer(X, X), diagnose=False)
+    assert report.ok is not wrong
+    assert [inner.name for inner in report.inside] == [square.__name__]
+    assert not report.inside[0].problems
+
+
+def test_a_wrong_rule_in_the_forward_pass_of_a_right_one_is_a_warning():
+    wrong = rule(lambda x: x**2, lambda x, g: (3 * x * g,))
+    right = rule(lambda x: wrong(x) * x, lambda x, g: (3 * x**2 * g,))
+    report = check(right, X, diagnose=False)
+    assert report.ok
+    assert any("nothing differentiates it" in note for note in report.notes)
+    report = check(lambda x: right(2 * x), X, diagnose=False)
+    assert report.ok
+    assert not check(lambda x: right(2 * x) + wrong(x), X, diagnose=False).ok
