@@ -14,7 +14,6 @@ from jaxnet.checking.points import random_like
 from jaxnet.checking.reference import Runs, in_float64, widened
 from jaxnet.checking.rules import short
 
-
 STRUCTURE = "structure and dtypes"
 
 

@@ -161,7 +161,8 @@ def ask_differences(runs: Runs, where: Points, options: Options, found: Findings
     found.leaves = [replace(leaf, verdict="differences") if leaf.path in wrong else leaf for leaf in found.leaves]
     found.witness = None
     found.notes.append(
-        f"{', '.join(sorted(wrong))}: the rule agrees with finite differences in float64, autodiff of the primal does not"
+        f"{', '.join(sorted(wrong))}: the rule agrees with finite differences in float64, "
+        "autodiff of the primal does not"
     )
     return True
 
@@ -224,7 +225,9 @@ def raised_under_jit(runs: Runs, values, d_out, error: Exception, found: Finding
 
 def unit_name(unit: float) -> str:
     """The dtype with a unit in the last place."""
-    return next(name for name in ("float8_e4m3fn", "bfloat16", "float16", "float32", "float64") if unit_of(name) <= unit)
+    return next(
+        name for name in ("float8_e4m3fn", "bfloat16", "float16", "float32", "float64") if unit_of(name) <= unit
+    )
 
 
 def judge(

@@ -33,7 +33,7 @@ class Runs:
     problems: list[str] = field(default_factory=list)
     curve: list[tuple[float, float]] = field(default_factory=list)  # of finite differences: step, change
     compiled: dict = field(default_factory=dict)
-    x64: bool = field(default_factory=lambda: jax.config.jax_enable_x64)  # whether the user has float64 on
+    x64: bool = field(default_factory=lambda: jnp.result_type(float) == jnp.float64)  # whether the user has float64 on
 
     @classmethod
     def at(cls, subject: Subject, args: tuple) -> Runs:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxnet.checking.host_functions import is_torch_function, on_host, torch_gradients, torch_primal
 from jaxnet.checking.subject import (
     CannotCheckError,
     Leaves,
@@ -100,7 +101,9 @@ def is_custom(rule: Any) -> bool:
 def subject_of(rule: Any, args: tuple, *, reference=None, intended=None, kwargs=None, name=None) -> Subject:
     """The rule in its one form. Raises `CannotCheckError` where there is nothing to compare."""
     kwargs = kwargs or {}
-    if is_custom(rule):
+    if is_torch_function(rule):
+        subject = of_torch(rule, args, reference)
+    elif is_custom(rule):
         subject = of_custom(rule, args, reference, kwargs)
     elif isinstance(rule, tuple) and len(rule) == 2 and all(map(callable, rule)):
         subject = of_pair(rule, args, reference, kwargs)
@@ -108,7 +111,8 @@ def subject_of(rule: Any, args: tuple, *, reference=None, intended=None, kwargs=
         subject = of_function(partial(rule, **kwargs) if kwargs else rule, args, reference)
     else:
         raise CannotCheckError(
-            f"a rule is a layer, a loss, a custom_vjp or custom_jvp function, a pair of functions or a function, "
+            "a rule is a layer, a loss, a custom_vjp or custom_jvp function, a torch.autograd.Function, a pair of "
+            "functions or a function, "
             f"got {type(rule).__name__}"
         )
     changes: dict[str, Any] = {"name": name or subject.name}
@@ -196,21 +200,61 @@ def captured(rule: Any, args: tuple, fixed: Sequence[int]) -> list[str]:
 def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) -> Subject:
     """(forward, backward), or (f, f_vjp): which of the two is found by trying on shapes."""
     first, second = (partial(part, **kwargs) if kwargs else part for part in rule)
-    tried = []
-    for convention in (saved_pair, pullback_pair, cotangent_first, cotangent_last):
-        primal, run = convention(first, second)
-        call = reference if reference is not None else primal
-        try:
-            out = abstract(call, *args)
-            jax.eval_shape(
-                lambda values, run=run, out=out: gradients_only(run, args, values, out), leaves_of(args).values
-            )
-        except Exception as error:
-            tried.append(f"{convention.__doc__}: {short(error)}")
-            continue
-        names = argument_names(rule[0], len(args))
-        return Subject(name_of(rule[0]), args, run, call, plain=primal, mode=mode_of(call, args), names=names)
+    tried: list[str] = []
+    for traced in (True, False):
+        tried.clear()
+        for convention in (saved_pair, pullback_pair, cotangent_first, cotangent_last):
+            primal, run = convention(first, second)
+            if not traced:
+                primal, run = on_host(primal, args), on_host(run, (args,))
+            call = primal if reference is None else for_jax(reference, args)
+            try:
+                out = abstract(call, *args)
+                leaves = leaves_of(args)
+                jax.eval_shape(lambda values, run=run, out=out: gradients_only(run, args, values, out), leaves.values)
+            except Exception as error:
+                tried.append(f"{convention.__doc__}: {short(error)}")
+                continue
+            names = argument_names(rule[0], len(args))
+            return Subject(name_of(rule[0]), args, run, call, plain=primal, mode=mode_of(call, args), names=names)
     raise CannotCheckError("a pair must fit one of these on the given inputs:\n  " + "\n  ".join(tried))
+
+
+def for_jax(function: Callable, args: tuple) -> Callable:
+    """`function`; where JAX cannot trace it, but it runs on NumPy arrays, as a function that calls it."""
+    try:
+        abstract(function, *args)
+    except Exception:  # the user's function may raise anything: it is called instead
+        called = on_host(function, args)
+        try:
+            abstract(called, *args)
+        except Exception:  # it raises either way: that is told where it is compared
+            return function
+        return called
+    return function
+
+
+def of_torch(rule: Any, args: tuple, reference: Callable | None) -> Subject:
+    """A `torch.autograd.Function`, held against a `reference` of JAX, or against PyTorch's derivative of one."""
+    if reference is None:
+        raise CannotCheckError(
+            "a torch.autograd.Function is held against a function without it: give `reference=`, in JAX or in PyTorch"
+        )
+    try:
+        abstract(reference, *args)
+        primal = reference
+    except Exception:  # it is no function of JAX's
+        primal = torch_primal(reference, args)
+    forward, run = torch_gradients(rule.apply)
+    return Subject(
+        name_of(rule),
+        args,
+        on_host(run, (args,)),
+        primal,
+        plain=on_host(forward, args),
+        mode=mode_of(primal, args),
+        names=argument_names(reference, len(args)),
+    )
 
 
 def gradients_only(run, args, values, out):
@@ -299,6 +343,7 @@ def inside_out(function: Callable) -> Callable:
 
 def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | None:
     """A function that returns (value, grads) or grads of a scalar `cost`; None where its output is neither."""
+    given_function, function, cost = function, for_jax(function, args), for_jax(cost, args)
     try:
         value, given = abstract(cost, *args), abstract(function, *args)
     except Exception as error:
@@ -322,13 +367,13 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
         return out, grads if count else (grads,)
 
     return Subject(
-        name_of(function),
+        name_of(given_function),
         args,
         run,
         cost,
         mode=mode_of(cost, args, range(max(count, 1), len(args))),
         fixed=tuple(range(max(count, 1), len(args))),
-        names=argument_names(function, len(args)),
+        names=argument_names(given_function, len(args)),
         seed_one=True,
     )
 
@@ -379,9 +424,7 @@ def declared_by(intended: Callable, subject: Subject) -> Callable[[tuple, Tree],
     return lambda args, d_out: as_tuple(intended(*args, d_out), args)
 
 
-def flat_gradients(
-    leaves: Leaves, grads: Tree, label: Callable[[str], str] = str
-) -> tuple[list, list[str]]:
+def flat_gradients(leaves: Leaves, grads: Tree, label: Callable[[str], str] = str) -> tuple[list, list[str]]:
     """The gradients of the leaves that have one, in their order, and faults of structure, each leaf by its `label`."""
     found = {
         jax.tree_util.keystr(path): leaf

@@ -1,4 +1,4 @@
-"""Right rules of every kind pass, and their wrong twins do not: numbers, constants, branches, drawn masks, structure."""
+"""Right rules of many kinds pass, and their wrong twins do not."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxnet.checking import check
+from jaxnet.checking import CannotCheckError, check
 
 X = jnp.asarray([0.4, -1.1, 1.7, 0.6])
 WRONG = [False, True]
@@ -230,3 +230,90 @@ def test_a_wrong_rule_in_the_forward_pass_of_a_right_one_is_a_warning():
     report = check(lambda x: right(2 * x), X, diagnose=False)
     assert report.ok
     assert not check(lambda x: right(2 * x) + wrong(x), X, diagnose=False).ok
+
+
+def tanh_layer(W, x, b):
+    a = np.tanh(W @ x + b)
+    return a, (W, x, a)
+
+
+@BOTH
+def test_a_pair_in_numpy(wrong):
+    # JAX cannot trace it: it is called, and finite differences in float64 are the reference.
+    def backward(saved, d_out):
+        W, x, a = saved
+        dz = d_out * (1 - a**2)
+        return np.outer(dz, x), (W if wrong else W.T) @ dz, dz
+
+    report = check((tanh_layer, backward), "float32[3,3], float32[3], float32[3]", diagnose=False, shapes=False)
+    assert report.ok is not wrong
+    assert "finite differences" in report.reference
+    assert [leaf.path for leaf in report.wrong] == (["∂x"] if wrong else [])
+    known = check(
+        (tanh_layer, backward),
+        "float64[3,3], float64[3], float64[3]",
+        reference=lambda W, x, b: jnp.tanh(W @ x + b),
+        diagnose=False,
+    )
+    assert known.ok is not wrong
+
+
+@BOTH
+@pytest.mark.parametrize("cost_in", ["Python", "JAX"])
+def test_a_gradient_in_plain_python(cost_in, wrong):
+    def cost(W, x, y):
+        if cost_in == "JAX":
+            return jnp.sum((W @ x - y) ** 2)
+        total = 0.0
+        for row, target in zip(W, y, strict=True):
+            if not np.isnan(target):
+                total += (float(row @ x) - target) ** 2
+        return total
+
+    def gradient(W, x, y):
+        dW = np.zeros_like(W)
+        for i in range(len(y)):
+            dW[i] = (1 if wrong else 2) * (W[i] @ x - y[i]) * x
+        W[:] = np.nan  # arguments that are written to are copies
+        return dW
+
+    report = check(gradient, "float32[3,4], float32[4], float32[3]", reference=cost, diagnose=False, shapes=False)
+    assert report.ok is not wrong
+
+
+def test_a_pair_that_runs_neither_traced_nor_called_says_why():
+    def backward(saved, d_out):
+        raise RuntimeError("no such thing")
+
+    with pytest.raises(CannotCheckError, match="RuntimeError: no such thing"):
+        check((tanh_layer, backward), "float32[3,3], float32[3], float32[3]")
+
+
+@pytest.mark.peers
+@BOTH
+@pytest.mark.parametrize("reference_in", ["PyTorch", "JAX"])
+def test_a_function_of_pytorch(reference_in, wrong):
+    torch = pytest.importorskip("torch")
+
+    class TanhOfProduct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return torch.tanh(x @ w)
+
+        @staticmethod
+        def backward(ctx, g):
+            x, w = ctx.saved_tensors
+            h = torch.tanh(x @ w)
+            d = g * (1 - (h if wrong else h**2))
+            return d @ w.mT, x.mT @ d
+
+    def reference(x, w):
+        return torch.tanh(x @ w) if reference_in == "PyTorch" else jnp.tanh(x @ w)
+
+    inputs = "float32[4,3], float32[3,2]"
+    report = check(TanhOfProduct, inputs, reference=reference, diagnose=False, shapes=False)
+    assert report.ok is not wrong
+    assert {leaf.path for leaf in report.wrong} == ({"∂x", "∂w"} if wrong else set())
+    with pytest.raises(CannotCheckError, match="give `reference=`"):
+        check(TanhOfProduct, inputs)

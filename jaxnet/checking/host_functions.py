@@ -1,0 +1,115 @@
+"""Functions of NumPy, PyTorch and plain Python as JAX functions: called with arrays in host memory, never traced."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.checking.subject import Tree, is_array
+
+
+def on_host(function: Callable, sample: tuple = ()) -> Callable:
+    """`function` as a JAX function that calls it, so it may be compiled and mapped, and has no derivative.
+
+    Args:
+        function: takes and gives trees of NumPy arrays; what else stands in them is passed on as it is.
+        sample: arguments that it takes. It is called once for each shape, to learn the shapes of its results: with the
+            sample where the shapes are the same, else with random numbers.
+
+    >>> import numpy as np
+    >>> jax.jit(on_host(np.cumsum))(jnp.asarray([1.0, 2.0, 4.0])).tolist()
+    [1.0, 3.0, 7.0]
+    """
+    known = jax.tree.leaves(sample)
+
+    def call(*args):
+        leaves, treedef = jax.tree.flatten(args)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray) and is_data(leaf)]
+
+        def run(*values):
+            full = list(leaves)
+            for i, value in zip(places, values, strict=True):
+                full[i] = np.array(value)[()]  # a copy, since it may be written to; a scalar is a number
+            with np.errstate(all="ignore"):
+                return jax.tree.map(as_array, function(*jax.tree.unflatten(treedef, full)))
+
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), run(*(like(leaves[i], known[i : i + 1]) for i in places))
+        )
+        return jax.pure_callback(run, shapes, *(leaves[i] for i in places), vmap_method="sequential")
+
+    return call
+
+
+def is_data(leaf: Any) -> bool:
+    """Whether an array holds numbers: a float0 has none."""
+    return leaf.dtype != jax.dtypes.float0
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A result as an array in a dtype that JAX has."""
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise TypeError(f"a function must give arrays and numbers, got {type(value).__name__}")
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def like(leaf: Any, sample: list) -> np.ndarray:
+    """Numbers of a leaf's shape and dtype: the sample's, or random ones, and zeros for integers and booleans."""
+    if sample and is_array(sample[0]) and np.shape(sample[0]) == leaf.shape:
+        return np.asarray(sample[0]).astype(leaf.dtype)
+    drawn = np.random.default_rng(0).uniform(0.1, 0.9, leaf.shape)
+    return (drawn if jnp.issubdtype(leaf.dtype, jnp.inexact) else np.zeros(leaf.shape)).astype(leaf.dtype)
+
+
+def is_torch_function(rule: Any) -> bool:
+    """Whether `rule` is a `torch.autograd.Function`; PyTorch is not imported for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(rule, type) and issubclass(rule, torch.autograd.Function)
+
+
+def torch_gradients(function: Callable) -> tuple[Callable, Callable]:
+    """(forward, run) of a PyTorch function of arrays: forward(*args) -> out, run(args, d_out) -> out, gradients."""
+    torch: Any = sys.modules["torch"]
+
+    def tensor(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray | np.generic) or not is_data(leaf):
+            return leaf
+        made = torch.tensor(leaf)
+        return made.requires_grad_(made.is_floating_point() or made.is_complex())
+
+    def host(tree: Tree) -> Tree:
+        return jax.tree.map(lambda t: t.detach().resolve_conj().numpy() if isinstance(t, torch.Tensor) else t, tree)
+
+    def forward(*args):
+        return host(function(*jax.tree.map(tensor, args)))
+
+    def run(args, d_out):
+        given = jax.tree.map(tensor, args)
+        out = function(*given)
+        pairs = zip(jax.tree.leaves(out), jax.tree.leaves(d_out), strict=True)
+        outs, cotangents = zip(*((o, torch.tensor(d)) for o, d in pairs if o.requires_grad), strict=True)
+        leaves, treedef = jax.tree.flatten(given)
+        moving = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+        found = iter(torch.autograd.grad(outs, moving, cotangents, allow_unused=True))
+        grads = [next(found) if any(leaf is each for each in moving) else None for leaf in leaves]
+        return host(out), host(jax.tree.unflatten(treedef, grads))
+
+    return forward, run
+
+
+def torch_primal(function: Callable, sample: tuple) -> Callable:
+    """A PyTorch function of arrays as a JAX function with PyTorch's own derivative."""
+    forward, run = torch_gradients(function)
+    primal = jax.custom_vjp(on_host(forward, sample))
+
+    def backward(args, d_out):
+        return on_host(lambda args, d_out: run(args, d_out)[1])(args, d_out)
+
+    primal.defvjp(lambda *args: (primal(*args), args), backward)
+    return primal
