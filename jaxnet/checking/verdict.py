@@ -30,7 +30,7 @@ from jaxnet.checking.points import Points, points_of
 from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.repair import Repair, repaired
 from jaxnet.checking.report import Report
-from jaxnet.checking.rules import differentiated, mode_of, only_arrays, short
+from jaxnet.checking.rules import differentiated, inside_out, mode_of, only_arrays, short
 from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
 from jaxnet.program import Site, custom_sites
 
@@ -64,7 +64,7 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
     inside = []
     if options.inside:
         with found.phase("inside"):
-            inside = check_inside(subject, args, options, found)
+            inside = check_inside(subject, where, options, found)
     leaves = tuple(worst(found.leaves))
     found.notes += unseen(leaves, options)
     if runs.problems:
@@ -125,7 +125,7 @@ def reference_words(subject: Subject, options: Options) -> str:
     )
 
 
-def check_inside(subject: Subject, args: tuple, options: Options, found: Findings) -> list[Report]:
+def check_inside(subject: Subject, where: Points, options: Options, found: Findings) -> list[Report]:
     """The custom rules inside the function, each at the very inputs that reach it; at one place three uses at most."""
     function = subject.custom.__wrapped__ if subject.custom is not None else subject.plain
     if function is None:
@@ -134,7 +134,7 @@ def check_inside(subject: Subject, args: tuple, options: Options, found: Finding
     if right and subject.declared is not None:
         found.notes.append("rules inside are not checked one by one: the whole gives the declared backward pass")
         return []
-    leaves = leaves_of(args, subject.fixed)
+    leaves = leaves_of(where.draw(options.seed, "plain"), subject.fixed)
 
     def call(*values):
         return runs_flat(function, leaves, values)
@@ -163,7 +163,7 @@ def check_inside(subject: Subject, args: tuple, options: Options, found: Finding
         report = bad or next((report for report in each if report is not None), None)
         if report is None:
             continue
-        if not report.ok and right and (subject.custom is not None or group[0].inside_rule):
+        if not report.ok and right and (group[0].inside_rule or right_without_rules(subject, where, options)):
             found.notes.append(
                 f"WARNING: the rule {group[0].name} is wrong, but nothing differentiates it in the forward pass of the "
                 f"rule around it; check it by itself ({group[0].where})"
@@ -177,6 +177,15 @@ def check_inside(subject: Subject, args: tuple, options: Options, found: Finding
 def runs_flat(function: Callable, leaves, values):
     """The arrays that a function gives."""
     return [leaf for leaf in jax.tree.leaves(function(*leaves.tree(values))) if hasattr(leaf, "dtype")]
+
+
+def right_without_rules(subject: Subject, where: Points, options: Options) -> bool:
+    """Whether a rule is the derivative of its primal without the rules inside, by which autodiff judged it."""
+    if subject.custom is None:
+        return False
+    subject = replace(subject, primal=inside_out(subject.primal))
+    few = replace(options, seeds=1, also=False, shapes=False, inside=False, diagnose=False, adequacy=False)
+    return check_subject(subject, where, few).ok
 
 
 def check_site(site: Site, options: Options) -> Report | None:

@@ -163,7 +163,7 @@ def test_structure_shape_and_dtype_are_named_with_what_to_return():
     assert ".astype(float32)" in str(half)
     short = check(pair(lambda x, y, g: (g * y.sum(),)), "float32[3], float32[2]", **QUICK)
     assert not short.ok
-    assert "no gradient for [1]" in str(short)
+    assert "no gradient for y" in str(short)
 
 
 def test_rules_are_found_at_any_depth_and_checked_at_the_inputs_that_reach_them():
@@ -174,7 +174,7 @@ def test_rules_are_found_at_any_depth_and_checked_at_the_inputs_that_reach_them(
             carry = jax.lax.cond(carry.sum() > 1e6, lambda c: c, lambda c: jax.jit(bad)(c, t), carry)
             return good(carry, t), None
 
-        return jax.lax.scan(step, x, jnp.linspace(0.5, 1.5, 12).reshape(3, 4))[0]
+        return jax.lax.scan(step, x, jnp.linspace(0.5, 1.5, 12).reshape(3, 4) * x[None])[0]
 
     report = check(function, "float32[4]", **QUICK)
     assert not report.ok
