@@ -28,7 +28,7 @@ from jaxnet.explaining.expressions import (
     Sum,
     Transposed,
 )
-from jaxnet.explaining.transcription import INDICES, at, rebuilt, transposed
+from jaxnet.explaining.transcription import ENTRYWISE, INDICES, at, rebuilt, transposed
 
 Lead = tuple[int, ...]
 AXES = {index: axes for axes, index in INDICES.items()}
@@ -183,10 +183,9 @@ class Values:
             axis = -1 if value.shape[-1] > 1 else -2
             e = np.exp(value - value.max(axis, keepdims=True))
             return e / e.sum(axis, keepdims=True)
-        try:
-            return NUMPY[name](value) if name in NUMPY else entrywise(name)(value)
-        except AttributeError:
-            raise MisfitError(f"{name} is not known") from None
+        if name not in NUMPY and name not in ENTRYWISE.values():
+            raise MisfitError(f"{name} is not known")
+        return NUMPY[name](value) if name in NUMPY else entrywise(name)(value)
 
     def rows_of(self, of: Expression, index: Expression, lead: Lead) -> np.ndarray:
         """W[i]: the row that an index names, as a vector."""

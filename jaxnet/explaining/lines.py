@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxnet.explaining import writing
@@ -18,6 +17,7 @@ from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item, Observed, features, terms_of
 from jaxnet.explaining.ulp import ulps
+from jaxnet.program.evaluate import quickly
 from jaxnet.readings import product
 
 SHOWN_UNITS = 6
@@ -55,7 +55,7 @@ def slope(item: Item) -> np.ndarray:
     def of(x, ones):
         return item.layer.backward(item.params, item.layer.forward(item.params, x)[1], ones, product)[0]
 
-    return np.asarray(jax.jit(of)(item.x, np.ones_like(item.out)))
+    return np.asarray(quickly(of, (item.x, np.ones_like(item.out))))
 
 
 def oriented(W: np.ndarray, notation: Notation) -> np.ndarray:

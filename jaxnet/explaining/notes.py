@@ -21,6 +21,7 @@ from jaxnet.factors import Factor, Outer
 from jaxnet.layers.conv import Patches
 from jaxnet.layers.embedding import Rows
 from jaxnet.layers.windows import for_each_axis
+from jaxnet.program.evaluate import quickly
 
 # -------------------------------------------------------------------------------------- the sentence beside a line
 
@@ -107,7 +108,7 @@ def many_paths(factor: Factor) -> tuple[str, ...]:
         return (rows_of(factor),)
     if isinstance(factor, Patches) and factor.groups == 1:
         with jax.enable_x64(True):
-            factor = factor.outer()
+            factor = quickly(Patches.outer, (factor,))
     if not isinstance(factor, Outer) or np.ndim(factor.delta) < 2:
         return ()
     delta, a = (np.asarray(each).reshape(-1, np.shape(each)[-1]) for each in (factor.delta, factor.a))

@@ -19,6 +19,7 @@ from jaxnet.combinators import serial
 from jaxnet.explaining.notation import ExplainError
 from jaxnet.layer import Layer, Loss, Tree
 from jaxnet.losses import is_index, one_hot
+from jaxnet.program.evaluate import quickly
 from jaxnet.readings import product
 
 
@@ -116,7 +117,7 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
         return outs, reference(layers, loss, loss_params, item_params, x, y, outs[1])
 
     own = [p for _, p in items]
-    (cost, outs, errors, grads), found = jax.jit(both)(own, x, y)
+    (cost, outs, errors, grads), found = quickly(both, (own, x, y))
     made = []
     for i, layer in enumerate(layers):
         taken = x if i == 0 else outs[i - 1]

@@ -1,8 +1,9 @@
-"""A layer's own forward and backward, run with the value of each line of the author's source kept.
+"""A layer's own forward and backward, run with each operation of the author's source kept, and its value.
 
-The functions are taken from their source, and compiled again with one call after each assignment: it keeps the value
-under the name that the line gives it. Functions that they call are opened likewise, those of libraries are not.
-Inside `jax.vmap` and `jax.lax.scan` the values come back with the axis that these add.
+The functions are taken from their source and compiled again, with a call in place of each operator, call, index and
+assignment. It runs the operation and keeps what it took, what it gave, and the name that the line assigns. Functions
+that they call are opened likewise, those of libraries are not. Inside `jax.vmap` and `jax.lax.scan` the values come
+back with the axis that these add.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import copy
 import functools
 import inspect
 import linecache
+import math
+import operator
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -26,74 +29,69 @@ from jaxnet.layer import Layer, Reading, Tree
 from jaxnet.lowering import plain_forms
 
 LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "optax", "chex", "jaxtyping", "beartype"} | set(sys.stdlib_module_names)
-RECORD, FRAME = "__record__", "__frame__"
+RECORDER = "__recorder__"
 CLOSE = 1e-9  # of the largest entry: rounding of sums in another order, in float64
 OWN = 1  # how many calls deep a layer's own forward and backward are: `leaf` calls them
 SAME = {"astype", "asarray", "array", "reshape", "ravel", "squeeze", "expand_dims", "broadcast_to", "stop_gradient",
         "convert_element_type", "block_until_ready", "float32", "float64", "copy"}  # fmt: skip
 """Functions that change no number, only its dtype or the shape."""
 CAPTURE = Reading(lambda passing: passing, out_axes=0)
+OPERATORS: dict[str, tuple[str, Callable]] = {
+    "Add": ("add", operator.add), "Sub": ("subtract", operator.sub), "Mult": ("multiply", operator.mul),
+    "Div": ("divide", operator.truediv), "MatMult": ("matmul", operator.matmul), "Pow": ("power", operator.pow),
+    "FloorDiv": ("floor_divide", operator.floordiv), "Mod": ("remainder", operator.mod),
+    "USub": ("negative", operator.neg), "Gt": ("greater", operator.gt), "Lt": ("less", operator.lt),
+    "GtE": ("greater_equal", operator.ge), "LtE": ("less_equal", operator.le), "Eq": ("equal", operator.eq),
+    "NotEq": ("not_equal", operator.ne), "Subscript": ("getitem", operator.getitem),
+}  # fmt: skip
+"""Operators of Python by the node of their syntax: the name of the function of `jax.numpy`, and what runs it."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array among the operands of an operation: its number, and its shape at one position or step."""
+
+    ref: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A function's source: its calls and its statements that give a value, each by its number."""
+class Operation:
+    """An operator or a library's function, by name, with its operands: an `Array` in the place of each array.
 
-    node: ast.FunctionDef | ast.Lambda
-    calls: tuple[ast.Call, ...]
-    values: tuple[Any, ...]
-    code: types.CodeType
-
-
-@dataclass(frozen=True, eq=False)
-class Scope:
-    """What the names of a line stand for. results: what each call in it gave, by the call's number."""
-
-    names: dict[str, Any]
-    globals: dict[str, Any]
-    results: dict[int, Any]
-    calls: tuple[ast.Call, ...]
-
-    def result(self, node: ast.Call) -> Any:
-        """What a call gave; None where that is not known."""
-        return next((self.results.get(i) for i, each in enumerate(self.calls) if each is node), None)
-
-
-@dataclass(frozen=True, eq=False)
-class Assigned:
-    """A line: the number of its value, the expression that gives it, and the scope of that.
-
-    name: what it assigns. part: whether the expression gives several values, of which this is one.
+    ref: the number of its value. part: whether it gives several values, of which this is one.
     """
 
     ref: int
-    node: ast.expr
-    scope: Scope
     name: str
+    args: tuple
+    options: dict[str, Any]
     forward: bool
     part: bool = False
 
 
 @dataclass
 class Recording:
-    """The lines of a layer's forward and backward with their values; each array has a number.
+    """The operations of a layer's forward and backward with their values; each array has a number.
 
+    - `operations`: by the number of what they give, in their order.
     - `values`: of each number; `others`: at other parameters and another d_out, since numbers may be equal by chance.
     - `given`: what the layer was given: ("param", path), "x", "d_out". `out`, `dx`: their numbers.
-    - `names`: the names that values are assigned to; `depths`: how many calls deep; `nodes`: by what expression.
+    - `names`: the names that values are assigned to; `depths`: how many calls deep; `lines`: by which line.
     - `stacked`: how many axes `vmap` or `scan` added in front. `early`: the numbers of the forward pass.
     - `same`: of a value in another shape or dtype, the number of the one that it was made of.
     - `moved`: of a value that is carried from step to step, the one that it was, and how many steps later.
     - `factors`: of each parameter, by its path; `grads`: what they give.
     - `slopes`: ∂C/∂ of the forward values that a line names, by jax.grad; `other_slopes`: at the other parameters.
+    - `roots`: of the square root of a number of Python's that number.
     """
 
-    lines: list[Assigned] = field(default_factory=list)
+    operations: dict[int, Operation] = field(default_factory=dict)
     values: dict[int, Any] = field(default_factory=dict)
     given: dict[int, tuple[str, tuple]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     depths: dict[int, int] = field(default_factory=dict)
-    nodes: dict[int, tuple[ast.expr, str]] = field(default_factory=dict)
+    lines: dict[int, tuple] = field(default_factory=dict)
     stacked: dict[int, int] = field(default_factory=dict)
     factors: dict[tuple, Factor] = field(default_factory=dict)
     grads: dict[tuple, Any] = field(default_factory=dict)
@@ -104,6 +102,7 @@ class Recording:
     slopes: dict[int, Any] = field(default_factory=dict)
     others: dict[int, Any] = field(default_factory=dict)
     other_slopes: dict[int, Any] = field(default_factory=dict)
+    roots: dict[float, float] = field(default_factory=dict)
     out: int = -1
     dx: int = -1
 
@@ -133,15 +132,31 @@ class Recording:
             ref = self.same[ref]
         return ref
 
+    def operands(self, ref: int) -> Iterator[int]:
+        """The numbers of the arrays that an operation takes."""
+        made = self.operations[ref]
+        yield from (self.root(each.ref) for each in arrays_in((made.args, made.options)))
+
+    def made_of(self, ref: int) -> Iterator[int]:
+        """The numbers of the values that are in the expression of one: those that it takes, and theirs without a name."""
+        for each in self.operands(ref):
+            yield each
+            if each in self.operations and each not in self.names:
+                yield from self.made_of(each)
+
+
+def arrays_in(operands: Any) -> Iterator[Array]:
+    """The arrays among operands, at any depth."""
+    if isinstance(operands, Array):
+        yield operands
+    elif isinstance(operands, tuple | list | dict):
+        for each in operands.values() if isinstance(operands, dict) else operands:
+            yield from arrays_in(each)
+
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array."""
     return isinstance(value, jax.Array | np.ndarray)
-
-
-def leaves(tree: Any) -> list[Any]:
-    """The leaves of a tree; what can be gone through only once is left alone."""
-    return jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Iterator))
 
 
 def is_float(value: Any) -> bool:
@@ -150,7 +165,7 @@ def is_float(value: Any) -> bool:
 
 
 class Recorder:
-    """Runs functions and keeps the values of their lines in a `Recording`."""
+    """Runs functions and keeps their operations in a `Recording`."""
 
     def __init__(self):
         self.recording = Recording()
@@ -177,10 +192,78 @@ class Recorder:
         """The number of the value that an array was before its dtype or shape was changed."""
         return self.recording.root(self.ref(value))
 
-    def unchanged(self, result: Any, of: Any) -> None:
-        """Says that one array is another in a new dtype or shape."""
-        if is_array(result) and is_array(of) and result is not of and result.size == of.size:
-            self.recording.same.setdefault(self.ref(result), self.ref(of))
+    def numbered(self, operands: Any) -> Any:
+        """Operands with an `Array` in the place of each array."""
+        if is_array(operands):
+            return Array(self.ref(operands), operands.shape)
+        if type(operands) in (tuple, list):
+            return type(operands)(map(self.numbered, operands))
+        return operands
+
+    # ------------------------------------------------------------------------------- called by the author's functions
+
+    slice = staticmethod(slice)
+
+    def operator(self, kind: str, *operands: Any) -> Any:
+        """An operator of Python."""
+        name, run = OPERATORS[kind]
+        return self.kept(name, run(*operands), operands, {})
+
+    def transposed(self, of: Any, name: str) -> Any:
+        """x.T or x.mT."""
+        return self.kept("transpose", getattr(of, name), (of,), {})
+
+    def method(self, of: Any, name: str, *args: Any, **options: Any) -> Any:
+        """A method of an array, or any other function that is an attribute."""
+        if is_array(of):
+            return self.kept(name, getattr(of, name)(*args, **options), (of, *args), options)
+        found = getattr(of, name)
+        if name == "get" and is_array(rows := getattr(of, "array", None)):  # W.at[i].get(…)
+            return self.kept("getitem", found(*args, **options), (rows, getattr(of, "index", None)), {})
+        return self.call(found, *args, **options)
+
+    def call(self, f: Any, *args: Any, **options: Any) -> Any:
+        """A call: of an opened function, or of a library's."""
+        inner = self.opens(f)
+        if inner is not f or getattr(f, "__module__", "") == __name__:
+            self.depth += 1
+            result = inner(*args, **options)
+            self.depth -= 1
+            return result
+        result = f(*args, **options)
+        if f is math.sqrt:
+            self.recording.roots[result] = args[0]
+        return self.kept(getattr(f, "__name__", ""), result, args, options)
+
+    def kept(self, name: str, result: Any, args: tuple, options: dict[str, Any]) -> Any:
+        """The result of an operation, kept where it is an array, or several."""
+        several, taken = isinstance(result, tuple | list), self.numbered(args)
+        chosen = {key: self.numbered(each) for key, each in options.items()}
+        for each in result if several else (result,):
+            if is_array(each) and id(each) not in self.recording.refs and any(arrays_in((taken, chosen))):
+                ref = self.ref(each)
+                self.recording.operations[ref] = Operation(ref, name, taken, chosen, self.forward, several)
+                if name in SAME and is_array(args[0]) and each.size == args[0].size:
+                    self.recording.same[ref] = self.ref(args[0])
+        return result
+
+    def assigned(self, names: Any, line: tuple, value: Any) -> Any:
+        """A value is assigned to a name, or its parts to several."""
+        if isinstance(value, Iterator):
+            value = tuple(value)
+        for name, part in named_parts(names, value):
+            self.named(name, line, part)
+        return tuple(map(self.probe, value)) if type(value) is tuple else self.probe(value)
+
+    def named(self, name: str, line: tuple, value: Any) -> None:
+        """The name of a value: the layer's own for it, or else that of the innermost function."""
+        if not is_array(value):
+            return
+        recording, ref = self.recording, self.root(value)
+        depth = min(self.depth, OWN + 1)
+        if (ref in recording.operations and recording.operations[ref].forward == self.forward
+                and depth < recording.depths.get(ref, OWN + 2)):  # fmt: skip
+            recording.names[ref], recording.depths[ref], recording.lines[ref] = name, depth, (*line, name)
 
     def probe(self, value: Any) -> Any:
         """A forward value that a line names, with its probe added, a zero by which the cost is differentiated."""
@@ -188,6 +271,8 @@ class Recorder:
             return value
         self.probed.append((self.root(value), jax.typeof(value)))
         return value if self.probes is None else value + self.probes[len(self.probed) - 1]
+
+    # ------------------------------------------------------------------------------------------- functions that are run
 
     def nested(self, f: Callable) -> Callable:
         """A function that gives the values kept while it runs beside its own."""
@@ -242,107 +327,34 @@ class Recorder:
         if isinstance(f, functools.partial):
             return functools.partial(self.opens(f.func), *f.args, **f.keywords)
         if isinstance(f, types.MethodType):
-            return types.MethodType(self.opens(f.__func__), f.__self__)
+            inner = self.opens(f.__func__)
+            return f if inner is f.__func__ else types.MethodType(inner, f.__self__)
         plain = author_function(f)
         if plain is None:
             return f
         if id(plain) not in self.opened:
-            source = source_of(plain.__code__)
-            self.opened[id(plain)] = compiled(plain, source, self) if source is not None else f
+            code = recording_code(plain.__code__)
+            self.opened[id(plain)] = f if code is None else self.recording_function(plain, code)
             self.alive.append(plain)
         return self.opened[id(plain)]
 
-    def enter(self, function: types.FunctionType, names: dict[str, Any]) -> Frame:
-        """A call of an opened function begins."""
-        return Frame(self, source_of(function.__code__), function.__globals__, dict(names))
+    def recording_function(self, function: types.FunctionType, code: types.CodeType) -> Callable:
+        """A function with the code that calls this recorder."""
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        cells[RECORDER] = types.CellType(self)
+        closure = tuple(cells[name] for name in code.co_freevars)
+        made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+        made.__kwdefaults__ = function.__kwdefaults__
+        return made
 
 
-class Frame:
-    """One call of an opened function: what its lines gave so far."""
-
-    def __init__(self, recorder: Recorder, source: Source | None, names_around: dict[str, Any], names: dict[str, Any]):
-        assert source is not None
-        self.recorder, self.source, self.globals, self.names = recorder, source, names_around, names
-        self.results: dict[int, Any] = {}
-
-    def call(self, index: int, f: Any, names: dict[str, Any]) -> Callable:
-        """What is called in a function's place."""
-        inner = self.recorder.opens(f)
-
-        def called(*args, **kwargs):
-            if inner is not f:  # what the function takes has a line too, where it is made here
-                nodes = self.source.calls[index].args
-                scope = Scope({**self.names, **names}, self.globals, dict(self.results), self.source.calls)
-                for node, arg in zip(nodes, args, strict=False):
-                    if not any(isinstance(each, ast.Starred) for each in nodes):
-                        self.line(arg, node, scope, "")
-            self.recorder.depth += 1
-            result = inner(*args, **kwargs)
-            self.recorder.depth -= 1
-            func = self.source.calls[index].func
-            if (func.attr if isinstance(func, ast.Attribute) else getattr(f, "__name__", "")) in SAME:
-                self.recorder.unchanged(result, getattr(f, "__self__", *args[:1]))
-            if inner is f and is_array(result) and is_float(result):
-                self.recorder.ref(result)
-            self.results[index] = None if index in self.results else result  # several in a comprehension: not one
-            return result
-
-        return called
-
-    def assigned(self, index: int, value: Any, names: dict[str, Any]) -> Any:
-        """A value is assigned; `names` as they were before."""
-        statement = self.source.values[index]
-        scope = self.scope(names)
-        if isinstance(value, Iterator):
-            value = tuple(value)
-        for name, node, part in targets_of(statement, value):
-            self.line(part, node, scope, name, node is statement.value and part is not value)
-        self.factors(statement, scope)
-        return tuple(map(self.recorder.probe, value)) if type(value) is tuple else self.recorder.probe(value)
-
-    def returned(self, index: int, value: Any, names: dict[str, Any]) -> Any:
-        """A value is returned: its parts are lines too, where no line before gave them."""
-        statement = self.source.values[index]
-        node = statement.body if isinstance(statement, ast.Lambda) else statement.value
-        scope = self.scope(dict(names))
-        for each, part in parts_of(node, value):
-            self.line(part, each, scope, "")
-        self.factors(statement, scope)
-        return value
-
-    def scope(self, names: dict[str, Any]) -> Scope:
-        """What names stand for now. Their arrays are kept, since a line may name them."""
-        for leaf in leaves(names):
-            if is_array(leaf):
-                self.recorder.ref(leaf)
-        self.names, results, self.results = dict(names), self.results, {}
-        return Scope(dict(names), self.globals, results, self.source.calls)
-
-    def line(self, value: Any, node: ast.expr, scope: Scope, name: str, part: bool = False) -> None:
-        """A line, unless its value was there before; then another name for it."""
-        if not is_array(value) or any(value is leaf for leaf in leaves(scope.names)):
-            return
-        recorder = self.recorder
-        recording, ref = recorder.recording, recorder.root(value)
-        known = next((each for each in recording.lines if each.ref == ref), None)
-        if ref in recording.given:
-            return
-        if name and (known is None or known.forward == recorder.forward):
-            deep = recorder.depth if recorder.depth <= OWN else OWN + 1
-            if deep < recording.depths.get(
-                ref, OWN + 2
-            ):  # the layer's own name for a value, or the innermost function's
-                recording.names[ref], recording.depths[ref], recording.nodes[ref] = name, deep, (node, name)
-        if known is None:
-            recording.lines.append(Assigned(ref, node, scope, name, recorder.forward, part))
-
-    def factors(self, statement: ast.AST, scope: Scope) -> None:
-        """What factors are made of are lines, where no line before gave them."""
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Call) and isinstance(factor := scope.result(node), Factor):
-                for each, value in zip(node.args, vars(factor).values(), strict=False):
-                    if not isinstance(each, ast.Name):
-                        self.line(value, each, scope, "")
+def named_parts(names: Any, value: Any) -> Iterator[tuple[str, Any]]:
+    """The names of a target, `z` or `(a, b)`, each with its value."""
+    if isinstance(names, str):
+        yield names, value
+    elif isinstance(names, tuple) and isinstance(value, tuple | list):
+        for each, part in zip(names, value, strict=False):
+            yield from named_parts(each, part)
 
 
 # --------------------------------------------------------------------------------------------- source to code
@@ -353,12 +365,13 @@ def author_function(f: Any) -> types.FunctionType | None:
     plain = inspect.unwrap(f) if callable(f) and not isinstance(f, type) else None
     if not isinstance(plain, types.FunctionType) or inspect.isgeneratorfunction(plain):
         return None
-    return None if (plain.__module__ or "").split(".")[0] in LIBRARIES else plain
+    module = plain.__module__ or ""
+    return None if module == __name__ or module.split(".")[0] in LIBRARIES else plain
 
 
 @functools.lru_cache(maxsize=1024)
-def source_of(code: types.CodeType) -> Source | None:
-    """A function's source with calls in it that keep its values; None where Python has no source of it."""
+def recording_code(code: types.CodeType) -> types.CodeType | None:
+    """A function's code with the recorder's calls in it; None where Python has no source of it."""
     lines = linecache.getlines(code.co_filename)
     tree = parsed("".join(lines)) if lines else None
     found: list[Any] = [each for each in ast.walk(tree) if is_source(each, code)] if tree is not None else []
@@ -366,12 +379,8 @@ def source_of(code: types.CodeType) -> Source | None:
         found = [each for each in found if bare_code(each).co_code == code.co_code][:1]
     if not found:
         return None
-    node = found[0]
-    twin = copy.deepcopy(node)
-    marked = Marking({id(new): old for old, new in zip(ast.walk(node), ast.walk(twin), strict=True)})
-    made = marked.function(twin)
-    outer = [*code.co_freevars, RECORD]
-    return Source(node, tuple(marked.calls), tuple(marked.values), inner_code(made, outer, code))
+    marked = Marking(code.co_filename).function(copy.deepcopy(found[0]))
+    return inner_code(marked, [*code.co_freevars, RECORDER], code)
 
 
 @functools.lru_cache(maxsize=256)
@@ -402,148 +411,150 @@ def inner_code(node: ast.FunctionDef | ast.Lambda, outer: list[str], code: types
     """The code of a function whose free names are `outer`."""
     is_lambda = isinstance(node, ast.Lambda)
     body: list[Any] = [ast.Return(node)] if is_lambda else [node, ast.Return(ast.Name(node.name, ast.Load()))]
-    around = ast.FunctionDef("around", arguments(outer), body, [])
-    module = compile(ast.fix_missing_locations(ast.Module([around], [])), code.co_filename, "exec")
+    names = ast.arguments([], [ast.arg(name) for name in outer], None, [], [], None, [])
+    module = compile(ast.fix_missing_locations(ast.Module([ast.FunctionDef("around", names, body, [])], [])),
+                     code.co_filename, "exec")  # fmt: skip
     [made] = [each for each in module.co_consts if isinstance(each, types.CodeType)]
     return next(each for each in made.co_consts if isinstance(each, types.CodeType) and each.co_name == code.co_name)
 
 
-def arguments(names: list[str]) -> ast.arguments:
-    """Arguments of these names."""
-    return ast.arguments([], [ast.arg(name) for name in names], None, [], [], None, [])
-
-
-def compiled(function: types.FunctionType, source: Source, recorder: Recorder) -> Callable:
-    """The function that keeps its values with a recorder."""
-    begin = functools.partial(recorder.enter, function)
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    cells[RECORD] = types.CellType(begin)
-    closure = tuple(cells[name] for name in source.code.co_freevars)
-    made = types.FunctionType(source.code, function.__globals__, function.__name__, function.__defaults__, closure)
-    made.__kwdefaults__ = function.__kwdefaults__
-    return made
-
-
-def targets_of(statement: Any, value: Any) -> Iterator[tuple[str, ast.expr, Any]]:
-    """The names that a statement assigns, each with the expression of its value and that value."""
-    for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
-        if isinstance(target, ast.Name):
-            yield target.id, right_side(statement), value
-        elif isinstance(target, ast.Tuple | ast.List) and isinstance(value, tuple | list):
-            node = statement.value
-            nodes = node.elts if isinstance(node, ast.Tuple) else [node] * len(target.elts)
-            for each, piece, part in zip(target.elts, nodes, value, strict=False):
-                if isinstance(each, ast.Name):
-                    yield each.id, piece, part
-
-
-def parts_of(node: Any, value: Any) -> Iterator[tuple[ast.expr, Any]]:
-    """The values in what is returned, each with its expression."""
-    if isinstance(node, ast.Tuple | ast.List) and isinstance(value, tuple | list):
-        for each, part in zip(node.elts, value, strict=False):
-            yield from parts_of(each, part)
-    elif isinstance(node, ast.Dict) and isinstance(value, dict):
-        for each, part in zip(node.values, value.values(), strict=False):
-            yield from parts_of(each, part)
-    else:
-        yield node, value
-
-
-def right_side(statement: Any) -> Any:
-    """The expression that a statement assigns: of x += y, x + y."""
-    if not isinstance(statement, ast.AugAssign):
-        return statement.value
-    assert isinstance(statement.target, ast.Name)
-    old = ast.copy_location(ast.Name(statement.target.id, ast.Load()), statement)
-    return ast.copy_location(ast.BinOp(old, statement.op, statement.value), statement)
-
-
 class Marking(ast.NodeTransformer):
-    """Puts into a copy of a function's tree the calls that keep its values. origin: the nodes that it is a copy of."""
+    """Puts the recorder's calls into a copy of a function's tree."""
 
-    def __init__(self, origin: dict[int, ast.AST]):
-        self.origin = origin
-        self.calls: list[Any] = []
-        self.values: list[ast.AST] = []
+    def __init__(self, file: str):
+        self.file = file
 
-    def function(self, node: ast.FunctionDef | ast.Lambda) -> ast.FunctionDef | ast.Lambda:
-        """A function with its own body marked; functions inside it stay as they are."""
-        begin = ast.Call(ast.Name(RECORD, ast.Load()), [names_here()], [])
+    def function(self, node: Any) -> Any:
+        """A function with its own body marked; functions inside it stay as they are. Defaults and annotations go: the
+        function that is made has the defaults."""
+        for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg):
+            if each is not None:
+                each.annotation = None
+        node.args.defaults, node.args.kw_defaults = [], [None] * len(node.args.kwonlyargs)
         if isinstance(node, ast.Lambda):
-            value = self.returning(node, self.visit(node.body))
-            inside = ast.Call(ast.Lambda(arguments([FRAME]), value), [begin], [])
-            return ast.copy_location(ast.Lambda(without_defaults(node.args), inside), node)
-        body: list[ast.stmt] = [ast.Assign([ast.Name(FRAME, ast.Store())], begin)]
-        for statement in node.body:
-            made = self.visit(statement)
-            body += made if isinstance(made, list) else [made]
-        return ast.copy_location(ast.FunctionDef(node.name, without_defaults(node.args), body, []), node)
+            node.body = self.visit(node.body)
+            return node
+        node.body, node.decorator_list, node.returns = list(map(self.visit, node.body)), [], None
+        return node
+
+    def to(self, node: ast.AST, method: str, *args: ast.expr, keywords: Sequence[ast.keyword] = ()) -> ast.Call:
+        """A call of the recorder in a node's place."""
+        called = ast.Attribute(ast.Name(RECORDER, ast.Load()), method, ast.Load())
+        return ast.copy_location(ast.Call(called, list(args), list(keywords)), node)
 
     def visit_FunctionDef(self, node):
         return node
 
-    def visit_Lambda(self, node):
-        return node
+    visit_Lambda = visit_FunctionDef  # noqa: N815 - named by ast
 
     def visit_Call(self, node):
-        self.calls.append(self.origin[id(node)])
-        index = ast.Constant(len(self.calls) - 1)
-        called = ast.Call(in_frame("call"), [index, self.visit(node.func), names_here()], [])
-        keywords = [ast.keyword(each.arg, self.visit(each.value)) for each in node.keywords]
-        return ast.copy_location(ast.Call(called, [self.visit(each) for each in node.args], keywords), node)
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute):
+            target = (node.func.value, ast.Constant(node.func.attr))
+            return self.to(node, "method", *target, *node.args, keywords=node.keywords)
+        return self.to(node, "call", node.func, *node.args, keywords=node.keywords)
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        return self.operation(node, node.op, node.left, node.right)
+
+    def visit_UnaryOp(self, node):
+        self.generic_visit(node)
+        return self.operation(node, node.op, node.operand)
+
+    def visit_Compare(self, node):
+        self.generic_visit(node)
+        return self.operation(node, node.ops[0], node.left, *node.comparators)
+
+    def visit_Subscript(self, node):
+        self.generic_visit(node)
+        return self.operation(node, node, node.value, index_of(node.slice)) if is_read(node) else node
+
+    def operation(self, node: ast.AST, op: ast.AST, *operands: ast.expr) -> ast.AST:
+        """An operator, or the node as it is for one that no array has."""
+        kind = type(op).__name__
+        fits = kind in OPERATORS and len(operands) == (1 if kind == "USub" else 2)
+        return self.to(node, "operator", ast.Constant(kind), *operands) if fits else node
+
+    def visit_Attribute(self, node):
+        self.generic_visit(node)
+        turns = node.attr in ("T", "mT") and is_read(node)
+        return self.to(node, "transposed", node.value, ast.Constant(node.attr)) if turns else node
 
     def assigning(self, node):
-        """A statement whose value is kept on its way."""
+        """A statement whose value is kept on its way; x += y as x = x + y."""
         if node.value is None or (isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Name)):
             return self.generic_visit(node)
-        self.values.append(self.origin[id(node)])
         targets: list[Any] = node.targets if isinstance(node, ast.Assign) else [node.target]
-        index, value = ast.Constant(len(self.values) - 1), self.visit(right_side(node))
-        return ast.copy_location(
-            ast.Assign(targets, ast.Call(in_frame("assigned"), [index, value, names_here()], [])), node
-        )
+        value = node.value
+        if isinstance(node, ast.AugAssign):
+            value = ast.copy_location(ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, value), node)
+        names, line = ast.Constant(names_of(targets[0])), ast.Constant((self.file, node.lineno, node.col_offset))
+        return ast.copy_location(ast.Assign(targets, self.to(node, "assigned", names, line, self.visit(value))), node)
 
     visit_Assign = visit_AugAssign = visit_AnnAssign = assigning  # noqa: N815 - named by ast
 
-    def visit_Return(self, node):
-        return ast.copy_location(ast.Return(self.returning(node, self.visit(node.value))), node) if node.value else node
 
-    def returning(self, node: ast.AST, value: ast.expr) -> ast.Call:
-        """A value that is returned, kept."""
-        self.values.append(self.origin[id(node)])
-        return ast.Call(in_frame("returned"), [ast.Constant(len(self.values) - 1), value, names_here()], [])
+def is_read(node: Any) -> bool:
+    """Whether an index or an attribute is read, not assigned to."""
+    return isinstance(node.ctx, ast.Load)
 
 
-def names_here() -> ast.Call:
-    """locals()."""
-    return ast.Call(ast.Name("locals", ast.Load()), [], [])
+def names_of(target: Any) -> Any:
+    """The names in a target of an assignment: `z`, or a tuple of such; None for any other."""
+    if isinstance(target, ast.Tuple | ast.List):
+        return tuple(map(names_of, target.elts))
+    return target.id if isinstance(target, ast.Name) else None
 
 
-def in_frame(name: str) -> ast.Attribute:
-    """A method of the frame."""
-    return ast.Attribute(ast.Name(FRAME, ast.Load()), name, ast.Load())
-
-
-def without_defaults(args: ast.arguments) -> ast.arguments:
-    """Arguments without their defaults and annotations: the function that is made has the defaults."""
-
-    def bare(arg: Any) -> Any:
-        return None if arg is None else ast.arg(arg.arg)
-
-    return ast.arguments(
-        [bare(each) for each in args.posonlyargs], [bare(each) for each in args.args], bare(args.vararg),
-        [bare(each) for each in args.kwonlyargs], [None] * len(args.kwonlyargs), bare(args.kwarg), [],
-    )  # fmt: skip
+def index_of(node: Any) -> ast.expr:
+    """An index as an expression: a slice as a call."""
+    if isinstance(node, ast.Tuple):
+        return ast.copy_location(ast.Tuple(list(map(index_of, node.elts)), ast.Load()), node)
+    if not isinstance(node, ast.Slice):
+        return node
+    ends = [ast.Constant(None) if each is None else each for each in (node.lower, node.upper, node.step)]
+    return ast.copy_location(
+        ast.Call(ast.Attribute(ast.Name(RECORDER, ast.Load()), "slice", ast.Load()), ends, []), node
+    )
 
 
 # -------------------------------------------------------------------------------------------------- recording
 
 
 def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0) -> Recording:
-    """A layer's lines at one example, in float64.
+    """A layer's operations at one example, in float64.
 
     positions: how many leading axes of x the layer is applied along; the values then have them in front.
     """
+    with jax.enable_x64(True), plain_forms():
+        wide = jax.tree.map(in_float64, (params, x, d_out))
+        run, plan = compiled(layer, positions, *hashable(jax.tree.map(jax.typeof, wide)))
+        values, grads, slopes = jax.device_get(run(*wide))
+        others, _, other_slopes = jax.device_get(run(elsewhere(wide[0], 1), wide[1], elsewhere(wide[2], 2)))
+    summed = (np.asarray(value).sum(tuple(range(positions))) for value in grads)
+    recording = replace(
+        plan, values=values, slopes=slopes, others=others, other_slopes=other_slopes, same=dict(plan.same), moved={},
+        stacked={ref: plan.stacked.get(ref, 0) + positions for ref in values},
+        grads=dict(zip(plan.factors, summed, strict=True)),
+    )  # fmt: skip
+    link(recording)
+    for ref, (kind, _) in recording.given.items():
+        if kind == "param":  # a parameter is one for all positions
+            recording.values[ref] = recording.values[ref].reshape(-1, *recording.values[ref].shape[positions:])[0]
+            recording.stacked[ref] = 0
+    return recording
+
+
+def hashable(tree: Tree) -> tuple[tuple, Any]:
+    """A tree's leaves and its structure."""
+    leaves, structure = jax.tree.flatten(tree)
+    return tuple(leaves), structure
+
+
+@functools.lru_cache(maxsize=64)
+def compiled(layer: Layer, positions: int, types_of: tuple, structure: Any) -> tuple[Callable, Recording]:
+    """The program that gives all values of a layer, without optimisation, and the recording that lacks these values."""
     made: list[Recording] = []
 
     def one(params, x, d_out):
@@ -559,40 +570,22 @@ def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0) -
         dx, passing = recorder.opens(layer.backward)(params, saved, d_out, CAPTURE)
         recording.dx = recorder.ref(dx) if is_array(dx) else -1
         leaves = jax.tree_util.tree_leaves_with_path(passing.factors, is_leaf=is_factor)
-        leaves = [(path, factor) for path, factor in leaves if is_factor(factor)]
-        for path, factor in leaves:
-            recording.factors[path] = factor
-            for leaf in jax.tree.leaves(factor):
-                recorder.ref(leaf)
+        recording.factors = {path: factor for path, factor in leaves if is_factor(factor)}
+        for leaf in jax.tree.leaves(list(recording.factors.values())):
+            recorder.ref(leaf)
         slopes = slopes_of(layer, params, x, d_out, [each for _, each in recorder.probed])
-        recording.slopes = {ref: slope for (ref, _), slope in zip(recorder.probed, slopes, strict=True)}
         made.append(recording)
-        return recorder.arrays[-1], [factor.multiply() for _, factor in leaves], recording.slopes
+        return (
+            recorder.arrays[-1],
+            [each.multiply() for each in recording.factors.values()],
+            {ref: slope for (ref, _), slope in zip(recorder.probed, slopes, strict=True)},
+        )
 
     run = one
     for _ in range(positions):
         run = jax.vmap(run, (None, 0, 0))
-    with jax.enable_x64(True), plain_forms():
-        wide = jax.tree.map(in_float64, (params, x, d_out))
-        level: Any = {"xla_backend_optimization_level": 0}  # it runs twice alone
-        run = jax.jit(run).lower(*wide).compile(level)
-        values, grads, slopes = jax.device_get(run(*wide))
-        others, _, other_slopes = jax.device_get(run(elsewhere(wide[0], 1), wide[1], elsewhere(wide[2], 2)))
-        recording = made[-1]
-        recording.values, recording.slopes = values, slopes
-        recording.others, recording.other_slopes = others, other_slopes
-        recording.grads = {
-            path: np.asarray(value).sum(tuple(range(positions)))
-            for path, value in zip(recording.factors, grads, strict=True)
-        }
-    for ref in recording.values:
-        recording.stacked[ref] = recording.stacked.get(ref, 0) + positions
-    link(recording)
-    for ref, (kind, _) in recording.given.items():
-        if kind == "param":  # a parameter is one for all positions
-            recording.values[ref] = recording.values[ref].reshape(-1, *recording.values[ref].shape[positions:])[0]
-            recording.stacked[ref] = 0
-    return recording
+    lowered = jax.jit(run).lower(*jax.tree.unflatten(structure, types_of))
+    return lowered.compile({"xla_backend_optimization_level": "0"}), made[-1]
 
 
 def elsewhere(tree: Tree, seed: int) -> Tree:
@@ -614,40 +607,34 @@ def link(recording: Recording) -> None:
     A value is that of a line where it has the same numbers: what a scan takes and gives, what backward computes again.
     It is that of the step before, or after, where it has them one step later, or earlier: what a scan carries.
     """
-    lines = {line.ref: line for line in recording.lines}
+    operations = recording.operations
     sized: dict[int, list[int]] = {}
-    for ref in [*recording.given, *lines]:
-        if ref in recording.values:
-            sized.setdefault(recording.values[ref].size, []).append(ref)
+    for ref in [*recording.given, *sorted(operations, key=lambda each: each not in recording.names)]:
+        sized.setdefault(recording.values[ref].size, []).append(ref)
     for ref, value in recording.values.items():
         if ref in recording.given or recording.root(ref) != ref or not is_float(value):
             continue
-        own = lines.get(ref)
-        made = None if own is None or own.part or isinstance(own.node, ast.Subscript) else own  # by a line
+        made = operations.get(ref)
+        made = None if made is None or made.part or made.name == "getitem" else made
         known = [
             each
             for each in sized.get(value.size, ())
             if each != ref
             and recording.root(each) != ref
-            and (each in recording.given or not lines[each].part or lines[each].forward)
+            and (each in recording.given or not operations[each].part or operations[each].forward)
         ]
         if ref in recording.early:
             known = [each for each in known if each in recording.early]
         if made is not None:
-            known = [each for each in known if each in lines and lines[each].forward and not made.forward]
+            known = [each for each in known if each in recording.names and each in recording.early and not made.forward]
         same = next((each for each in known if recording.alike(ref, each)), None)
         if same is not None:
             recording.same[ref] = recording.root(same)
-        elif value.ndim > 1 and len(value) > 1 and (made is None or joined(made.node)):
+        elif value.ndim > 1 and len(value) > 1 and (made is None or made.name == "concatenate"):
             moved = ((each, steps) for each in known for steps in (-1, 1) if recording.alike(ref, each, steps))
             if (found := next(moved, None)) is not None:
                 recording.moved[ref] = found
     recording.out, recording.dx = recording.root(recording.out), recording.root(recording.dx)
-
-
-def joined(node: ast.expr) -> bool:
-    """Whether an expression puts pieces together."""
-    return isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "concatenate"
 
 
 def alike(value: np.ndarray, other: np.ndarray) -> bool:

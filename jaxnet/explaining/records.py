@@ -20,6 +20,7 @@ from jaxnet.combinators import per_position, remat, residual, serial
 from jaxnet.explaining.kinds import maker_of, options_of
 from jaxnet.explaining.observe import Item
 from jaxnet.layer import Layer, Tree
+from jaxnet.program.evaluate import quickly
 from jaxnet.readings import product
 
 BLOCK = -1  # the number of what a composed layer takes itself; records count from 0
@@ -236,7 +237,7 @@ def opened(item: Item) -> tuple[Record, ...]:
         return [{name: getattr(each, name) for name in ARRAYS} for each in walked.records]
 
     try:
-        arrays = jax.jit(walk)(item.params, item.x, item.d_out)
+        arrays = quickly(walk, (item.params, item.x, item.d_out))
     except LookupError:
         return (alone,)
     return tuple(replace(each, **jax.tree.map(np.asarray, values)) for each, values in zip(made, arrays, strict=True))

@@ -6,7 +6,6 @@ one that does not agree is left out. What the layer itself gives is held against
 
 from __future__ import annotations
 
-import ast
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -20,7 +19,7 @@ from jaxnet.explaining.evaluation import MisfitError, Values, symbols
 from jaxnet.explaining.expressions import BigSum, Call, Expression, Gradient, Name, Partial, Product, Sum, Transposed
 from jaxnet.explaining.notation import GREEK
 from jaxnet.explaining.numbers import shape
-from jaxnet.explaining.recording import OWN, Assigned, Recording, alike, close, record
+from jaxnet.explaining.recording import OWN, Operation, Recording, alike, close, record
 from jaxnet.explaining.records import Record
 from jaxnet.explaining.site import Site, param_name, parameter
 from jaxnet.explaining.transcription import INDICES, Transcription, UnwritableError, at, multiple
@@ -56,9 +55,7 @@ class Written:
 def readable(record: Record) -> bool:
     """Whether a layer's equations can be read off its source, forward and backward."""
     recording = recorded(record)
-    return recording is not None and (
-        recording.out in recording.given or any(line.ref == recording.out for line in recording.lines)
-    )
+    return recording is not None and (recording.out in recording.given or recording.out in recording.operations)
 
 
 @lru_cache(maxsize=64)
@@ -124,17 +121,17 @@ class Writer:
         """Symbols of what the author named; not of a value that its name's next value is made of."""
         recording = self.recording
         params = {parameter(path) for kind, path in recording.given.values() if kind == "param"}
-        for line in recording.lines:
-            name = recording.names.get(line.ref, "")
-            root = recording.root(line.ref)
-            if not line.forward and name.removeprefix("d").removeprefix("_") in params:
+        for ref, made in recording.operations.items():
+            name = recording.names.get(ref, "")
+            if not made.forward and name.removeprefix("d").removeprefix("_") in params:
                 continue  # a gradient: it has a line of its own
-            if not name or root in self.symbols or root in recording.moved or self.rewritten(line):
+            root = recording.root(ref)
+            if not name or root in self.symbols or root in recording.moved or self.rewritten(made):
                 continue
-            slope = None if line.forward or name.startswith("delta") else self.slope(line.ref, name)
-            self.symbols[line.ref] = made = slope or self.symbol(name, line.forward)
-            if isinstance(made, Name) and line.ref in recording.slopes:
-                self.differentiated.add(made)
+            slope = None if made.forward or name.startswith("delta") else self.slope(ref, name)
+            self.symbols[ref] = symbol = slope or self.symbol(name, made.forward)
+            if isinstance(symbol, Name) and ref in recording.slopes:
+                self.differentiated.add(symbol)
 
     def slope(self, ref: int, name: str) -> Expression | None:
         """∂C/∂ of the forward value by which a backward value is the derivative, if it is one."""
@@ -148,27 +145,22 @@ class Writer:
                     found.append((name.removeprefix("d_").removeprefix("d") == self.recording.names.get(of), symbol))
         return self.site.notation.partial(max(found, key=lambda each: each[0])[1]) if found else None
 
-    def rewritten(self, line: Assigned) -> bool:
+    def rewritten(self, operation: Operation) -> bool:
         """Whether the name says nothing of this value: the author gives it to another value that is made of this one,
         or it is a helper's, which is called several times."""
-        recording, ref = self.recording, self.recording.root(line.ref)
-        if recording.depths.get(line.ref, 0) > OWN and any(
-            other is not line and other.forward == line.forward and other.ref not in recording.same
-            and recording.nodes.get(other.ref) == recording.nodes[line.ref] for other in recording.lines
-        ):  # fmt: skip
-            return True
-        name = recording.names.get(line.ref)
-        if name in NOTHING and recording.depths[line.ref] > OWN:
+        recording, ref = self.recording, operation.ref
+        name, deep = recording.names[ref], recording.depths[ref] > OWN
+        if deep and name in NOTHING:
             return True
         out = recording.names.get(recording.out) or self.site.gives.base
-        return any(
-            other is not line and other.forward == line.forward
-            and (out if other.ref == recording.out else recording.names.get(other.ref)) == name
-            and any(recording.number(
-                other.scope.names.get(each.id) if isinstance(each, ast.Name) else other.scope.result(each)) == ref
-                for each in ast.walk(other.node) if isinstance(each, ast.Name | ast.Call))
-            for other in recording.lines
-        )  # fmt: skip
+        for other, made in recording.operations.items():
+            if other == ref or made.forward != operation.forward or other not in recording.names | {recording.out: ""}:
+                continue
+            if deep and other not in recording.same and recording.lines.get(other) == recording.lines[ref]:
+                return True
+            if name == (out if other == recording.out else recording.names[other]) and ref in recording.made_of(other):
+                return True
+        return False
 
     def symbol(self, name: str, forward: bool) -> Expression:
         """The symbol of a variable: dW is ∇W, d_g and dg are ∂C/∂g of a g of the forward pass."""
@@ -243,14 +235,15 @@ class Writer:
         self.indices()
         found: list[Written] = []
         waiting = dict(recording.factors)
-        arrived = set(recording.given) | {line.ref for line in recording.lines if line.forward}
+        operations = recording.operations.values()
+        arrived = set(recording.given) | {each.ref for each in operations if each.forward}
         if recording.out in recording.given:
             found += self.passed(recording.out, self.site.gives, self.site.takes[0], True)
-        for line in sorted(recording.lines, key=lambda each: not each.forward):
-            if not line.forward:
+        for each in sorted(operations, key=lambda each: not each.forward):
+            if not each.forward:
                 found += self.gradients(waiting, arrived)
-            arrived.add(line.ref)
-            found += self.line(line)
+            arrived.add(each.ref)
+            found += self.line(each)
         found += self.gradients(waiting, None)
         found = self.used(found)
         if recording.dx in recording.given and self.site.record.dxs[0] is not None:
@@ -261,13 +254,9 @@ class Writer:
         """The lines that give what the layer gives, or a value that another line takes."""
         while True:
             taken = {self.plain(each) for line in lines for each in every(line.right)}
-            for line in self.recording.lines:  # of a part what it is a part of
-                again = line.ref in self.recording.same
-                part = self.symbols.get(line.ref) if line.part and not again else None
-                if part in taken:
-                    names = (each for each in ast.walk(line.node) if isinstance(each, ast.Name))
-                    values = (self.recording.number(line.scope.names.get(each.id)) for each in names)
-                    taken |= {self.symbols[ref] for ref in values if ref in self.symbols}
+            for ref, made in self.recording.operations.items():  # of a part what it is a part of
+                if made.part and ref not in self.recording.same and self.symbols.get(ref) in taken:
+                    taken |= {self.symbols[each] for each in self.recording.made_of(ref) if each in self.symbols}
             left = [line for line in lines if line.gives or self.plain(line.left) in taken]
             if len(left) == len(lines):
                 return lines
@@ -287,7 +276,7 @@ class Writer:
     def indices(self) -> None:
         """Learns the indices of values from products: those of one shape in one line have the same."""
         letters = self.transcription.letters
-        rights = {line.ref: right for line in self.recording.lines if (right := self.right(line)) is not None}
+        rights = {ref: right for ref in self.symbols if (right := self.right(ref)) is not None}
         known = self.values().known
         for _ in range(2):
             for ref, right in rights.items():
@@ -300,10 +289,10 @@ class Writer:
                     if alike and len(alike[0]) == len(sizes) > 1:
                         letters.setdefault(each, alike[0])
 
-    def right(self, line: Assigned) -> Expression | None:
-        """The right side of a line; None where it has no equation."""
+    def right(self, ref: int) -> Expression | None:
+        """The right side of a value's line; None where it has no equation."""
         try:
-            return self.transcription.line(line)
+            return self.transcription.line(ref)
         except (UnwritableError, LookupError):
             return None
 
@@ -315,13 +304,15 @@ class Writer:
             right, value = Call(Name("reshape"), right), value.reshape(own.shape)
         return [self.held(Written("", left, right, value, forward, "out" if forward else "dx", shape(value.shape)))]
 
-    def line(self, line: Assigned) -> list[Written]:
+    def line(self, line: Operation) -> list[Written]:
         """A line as an equation; nothing where it has none, or where that is not its value."""
         left, value = self.symbols.get(line.ref), self.recording.values.get(line.ref)
         if left is None or value is None or not np.issubdtype(value.dtype, np.floating):
             return []
         gives = {self.recording.out: "out", self.recording.dx: "dx"}.get(line.ref, "")
-        right = self.right(line)
+        if gives and value.shape[:1] == (1,):  # without an axis that a library's function added
+            value = value.reshape(np.shape(self.site.record.out if gives == "out" else self.site.record.dxs[0]))
+        right = self.right(line.ref)
         if right is None or right == left:
             return []
         made = self.at_positions(left, right, value, self.recording.stacked.get(line.ref, 0))

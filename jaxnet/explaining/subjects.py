@@ -19,6 +19,7 @@ from jaxnet.explaining.notation import ExplainError
 from jaxnet.layer import Layer, Loss, Tree, output
 from jaxnet.layers import identity
 from jaxnet.losses import quadratic
+from jaxnet.program.evaluate import quickly
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ def of_target(target: Target, *, seed: int = 0) -> Subject:
         net, loss = target.rule
         xs, ys = drawn[-2:]
     one = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape[1:], t.dtype), xs)
-    params = jax.jit(lambda key: initialize(net, loss, key, one))(jax.random.key(seed))
+    params = quickly(lambda key: initialize(net, loss, key, one), (jax.random.key(seed),))
     notes = (f"x, y and the parameters are drawn at random, seed {seed}",)
     if ys is None:
         notes = (f"{notes[0]}; y is a target for what the layer gives, so that an error arrives at it",)

@@ -1,13 +1,11 @@
-"""Lines of Python as equations: `W.T @ delta * (h > 0)` is Wᵀδ ⊙ (h > 0).
+"""An author's operations as equations: `W.T @ delta * (h > 0)` is Wᵀδ ⊙ (h > 0).
 
-A name becomes the symbol of its value. What has no symbol is written out: a helper's result as the expression that the
-helper returns. Casts and new shapes of the same numbers are left out; functions of libraries are called by name.
+A value becomes its symbol. One that has no symbol is written out: a helper's result as the expression that the helper
+returns. Casts and new shapes of the same numbers are left out; functions of libraries are called by name.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -35,28 +33,30 @@ from jaxnet.explaining.expressions import (
     Words,
     raised,
 )
-from jaxnet.explaining.recording import SAME, Assigned, Recording, Scope, is_array
+from jaxnet.explaining.recording import SAME, Array, Operation, Recording, arrays_in
 
-FUNCTIONS = {"sigmoid": "σ", "logistic": "σ", "log": "ln", "sqrt": "√", "absolute": "abs", "erf": "erf"}
-"""What a library's function is called in an equation, where not by its own name."""
+ENTRYWISE = {"exp": "exp", "log": "ln", "sqrt": "√", "tanh": "tanh", "sigmoid": "σ", "logistic": "σ", "abs": "abs",
+             "absolute": "abs", "sign": "sign", "relu": "relu", "softplus": "softplus", "silu": "silu", "gelu": "gelu",
+             "erf": "erf", "sin": "sin", "cos": "cos", "log1p": "log1p", "expm1": "expm1",
+             "softmax": "softmax"}  # fmt: skip
+"""What a library's function of one array is called in an equation."""
 
-ENTRYWISE = {"exp", "ln", "√", "tanh", "σ", "abs", "sign", "relu", "softplus", "silu", "gelu", "erf", "sin", "cos",
-             "log1p", "expm1"}  # fmt: skip
+KEYS = {"σ": "sigmoid", "√": "sqrt"}
+SEVERAL = {"maximum": "max", "minimum": "min", "where": "where", "clip": "clip"}
+SIGNS = {"greater": ">", "less": "<", "greater_equal": "≥", "less_equal": "≤", "equal": "=", "not_equal": "≠"}
 REDUCING = {"sum", "mean", "var", "max", "min"}
-KNOWN_FUNCTIONS = {*ENTRYWISE, "softmax", "logsumexp", "square", "negative", "rsqrt", "outer", "transpose", "where",
-                   "maximum", "minimum", "clip"}  # fmt: skip
 FLIP = Name("flip")
 INDICES = {1: "t", 2: "p", 3: "q"}
 """The index of a sum, by how many axes it runs over."""
 
 
 class UnwritableError(Exception):
-    """A line of Python that has no equation here."""
+    """An operation that has no equation here."""
 
 
 @dataclass
 class Transcription:
-    """Equations of a recording's lines. symbols: of values, by their numbers; more are added by whoever writes lines.
+    """Equations of a recording's values. symbols: of values, by their numbers; more are added by whoever writes lines.
 
     numbers: what each `Number` that was written is worth. products: of each product with indices its operands and
     the indices of these and of the result. letters: the indices of the axes of a value, those of one entry left out.
@@ -75,34 +75,33 @@ class Transcription:
     firsts: dict[Expression, tuple[Expression, int]] = field(default_factory=dict)
     computed: dict[Expression, Callable[[Callable], np.ndarray]] = field(default_factory=dict)
 
-    def line(self, line: Assigned) -> Expression:
-        """The right side of a line. Raises `UnwritableError` where it has no equation."""
-        if line.ref in self.within:
-            raise UnwritableError("a value made of itself")
-        self.within.add(line.ref)
+    def line(self, ref: int) -> Expression:
+        """The expression of a value, also of one that has a symbol. Raises `UnwritableError` where it has none."""
+        operation = self.recording.operations.get(ref)
+        if operation is None or operation.part or ref in self.within:
+            raise UnwritableError("a value that no operation gives")
+        self.within.add(ref)
         try:
-            return self.of(line.node, line.scope, line.ref)
+            return self.written(operation)
         finally:
-            self.within.discard(line.ref)
+            self.within.discard(ref)
 
     def value(self, value: Any) -> Expression:
-        """A value's symbol, or the expression that gives it."""
+        """An array's symbol, or the expression that gives it."""
         ref = self.recording.number(value)
         if ref is None:
-            raise UnwritableError("a value that no line gives")
+            raise UnwritableError("a value that no operation gives")
         return self.numbered(ref)
 
     def numbered(self, ref: int) -> Expression:
         """The same for a value's number."""
+        ref = self.recording.root(ref)
         if ref in self.symbols:
             return self.symbols[ref]
         if ref in self.recording.moved:
             of, steps = self.recording.moved[ref]
-            return self.move(self.numbered(self.recording.root(of)), steps)
-        for line in self.recording.lines:
-            if line.ref == ref:
-                return self.line(line)
-        raise UnwritableError("a value that no line gives")
+            return self.move(self.numbered(of), steps)
+        return self.line(ref)
 
     def move(self, expression: Any, steps: int) -> Any:
         """An expression at a step before or after: hₜ₋₁."""
@@ -114,8 +113,10 @@ class Transcription:
             return moved
         return rebuilt(expression, lambda each: self.move(each, steps))
 
-    def number(self, value: float) -> Number:
-        """A number, with powers of ten as such."""
+    def number(self, value: float) -> Expression:
+        """A number, with powers of ten as such, and the root of another as that."""
+        if isinstance(value, float) and value in self.recording.roots:
+            return Call(Name("√", key="sqrt"), self.number(self.recording.roots[value]))
         exponent = round(math.log10(abs(value))) if value and math.isfinite(value) else 0
         text = f"{value:g}".replace("inf", "∞")
         if exponent <= -3 and math.isclose(value, 10.0**exponent):
@@ -124,267 +125,152 @@ class Transcription:
         self.numbers[made] = float(value)
         return made
 
-    def constant(self, value: Any) -> Expression:
-        """What stands for a value that is known without its line: an array's symbol, or a number."""
-        if is_array(value):
-            return self.value(value)
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise UnwritableError(f"{type(value).__name__} is no number")
-        return self.number(float(value))
+    def of(self, operand: Any) -> Expression:
+        """An operand: an array's symbol or expression, or a number."""
+        if isinstance(operand, Array):
+            return self.numbered(operand.ref)
+        if isinstance(operand, bool) or not isinstance(operand, int | float | np.number):
+            raise UnwritableError(f"{type(operand).__name__} is no number")
+        return self.number(operand if isinstance(operand, float) else int(operand))
 
-    def of(self, node: ast.expr, scope: Scope, own: int = -1) -> Expression:
-        """An expression of Python. own: the number of the value it gives, which has a symbol but is to be written."""
-        match node:
-            case ast.Constant(value):
-                return self.constant(value)
-            case ast.Name() | ast.Subscript() | ast.Attribute():
-                return self.reference(node, scope)
-            case ast.BinOp():
-                return self.binary(node, scope)
-            case ast.UnaryOp(op=ast.USub(), operand=of):
-                return Minus(self.of(of, scope))
-            case ast.Compare(left, [sign], [right]) if type(sign) in SIGNS:
-                return Comparison(self.of(left, scope), SIGNS[type(sign)], self.of(right, scope))
-            case ast.IfExp(test, body, orelse):
-                return self.of(body if known(test, scope) else orelse, scope, own)
-            case ast.Call():
-                return self.call(node, scope, own)
-        raise UnwritableError(f"{type(node).__name__} has no equation")
-
-    def reference(self, node: ast.expr, scope: Scope) -> Expression:
-        """A name, an entry of a tree, an array's transpose."""
-        if isinstance(node, ast.Attribute) and node.attr in ("T", "mT"):
-            return transposed(self.of(node.value, scope))
-        try:
-            return self.constant(known(node, scope))
-        except LookupError:
-            if not isinstance(node, ast.Subscript):
-                raise UnwritableError(f"{ast.unparse(node)} is not known") from None
-        if adds_axes(node.slice) or first_of_one(node, scope):
-            return self.of(node.value, scope)
-        if (
-            isinstance(node.slice, ast.Slice)
-            and node.slice.upper is not None
-            and not (node.slice.lower or node.slice.step)
-        ):
-            table, count = self.of(node.value, scope), known(node.slice.upper, scope)
-            made = Entry(table, Words("t"))
-            self.firsts[made] = (table, count)
-            return made
-        return Entry(self.of(node.value, scope), self.of(node.slice, scope))
-
-    def binary(self, node: ast.BinOp, scope: Scope) -> Expression:
-        """A product, a sum, a quotient or a power; two numbers are one."""
-        try:
-            return self.constant(known(node, scope))
-        except LookupError:
-            pass
-        if isinstance(node.op, ast.Pow):
-            exponent = known(node.right, scope)
-            return Power(self.of(node.left, scope), f"{exponent:g}")
-        left, right = self.of(node.left, scope), self.of(node.right, scope)
-        if self.numbers.get(right) == 0 and isinstance(node.op, ast.Add | ast.Sub):
-            return left
-        match node.op:
-            case ast.MatMult():
-                return Product((left, right))
-            case ast.Mult():
-                return times(left, right)
-            case ast.Div():
-                return Fraction(left, right)
-            case ast.Add():
-                return Sum((*terms(left), *terms(right)))
-            case ast.Sub():
-                return Sum((*terms(left), Minus(right)))
-        raise UnwritableError(f"{type(node.op).__name__} has no equation")
-
-    def call(self, node: ast.Call, scope: Scope, own: int) -> Expression:
-        """A call: what a helper gives, or a library's function by name."""
-        result = scope.result(node)
-        ref = self.recording.number(result) if is_array(result) else None
-        if ref is not None and ref != own and ref in self.symbols:
-            return self.symbols[ref]
-        if isinstance(result, int | float) and getattr(node.func, "attr", "") != "sqrt":
-            return self.constant(result)
-        if (rows := gathered(node)) is not None:
-            return Entry(self.of(rows.value.value, scope), self.of(rows.slice, scope))
-        name = called_name(node.func, scope)
-        args: list[Any] = list(node.args)
-        if isinstance(node.func, ast.Attribute) and not is_module(node.func.value, scope):  # a method of an array
-            args = [node.func.value, *args]
-        if name in SAME and args:
-            return self.of(args[0], scope, own)
-        inner = next((each for each in self.recording.lines if each.ref == ref), None)
-        if inner is not None and inner.node is not node and ref not in self.within:
-            return self.line(inner)  # a helper's result, as the helper writes it
-        name = FUNCTIONS.get(name, name)
-        keywords = {each.arg: each.value for each in node.keywords}
-        return self.library(name, args, keywords, node, scope, result)
-
-    def library(self, name: str, args: list, keywords: dict, node: ast.Call, scope: Scope, result: Any) -> Expression:
-        """A library's function."""
+    def written(self, operation: Operation) -> Expression:
+        """An operation's equation."""
+        name, args, options = operation.name, operation.args, operation.options
+        if name in SAME:
+            return self.of(args[0])
         if name in REDUCING:
-            return self.reduced(name, args, keywords, scope, result)
-        if name == "concatenate" and isinstance(args[0], ast.List):
-            return Listed(tuple(self.of(each, scope) for each in args[0].elts))
-        if name == "flip":
-            return Call(FLIP, self.of(args[0], scope))
-        if name == "swapaxes":
-            return transposed(self.of(args[0], scope))
-        if name == "conv_general_dilated":
-            return self.convolution(node, args, keywords, scope)
-        if name == "einsum":
-            return self.product(known(args[0], scope), args[1:], scope)
-        if name in ("matmul", "dot", "multiply", "add", "subtract", "divide", "true_divide"):
-            op = {"matmul": ast.MatMult, "dot": ast.MatMult, "multiply": ast.Mult, "add": ast.Add,
-                  "subtract": ast.Sub}.get(name, ast.Div)  # fmt: skip
-            return self.binary(ast.BinOp(args[0], op(), args[1]), scope)
-        taken = args[:1] if name in ("softmax", "transpose", "logsumexp") else args
-        if name not in KNOWN_FUNCTIONS:
-            return self.named(name, args, scope, result)
-        of = [self.of(each, scope) for each in taken]
-        if name == "logsumexp":
-            return Call(Name("ln"), BigSum("", Call(Name("exp"), of[0])))
-        if name == "square":
-            return Power(of[0], "2")
-        if name == "negative":
-            return Minus(of[0])
-        if name == "rsqrt":
-            return Fraction(self.number(1.0), Call(Name("√", key="sqrt"), of[0]))
-        if name == "outer":
-            return Product((of[0], transposed(of[1])))
-        if name == "transpose" and len(args) == 1:
-            return transposed(of[0])
-        if name in (*ENTRYWISE, "softmax"):
-            key = {"σ": "sigmoid", "√": "sqrt"}.get(name, name)
-            return Call(Name(name, key=key), of[0])
-        if name in ("where", "maximum", "minimum", "clip"):
-            return Call(Name({"maximum": "max", "minimum": "min"}.get(name, name), key=name), Listed(tuple(of)))
-        raise UnwritableError(f"{name or ast.unparse(node.func)} has no equation")
+            return self.reduced(operation)
+        if name in ENTRYWISE:
+            function = ENTRYWISE[name]
+            return Call(Name(function, key=KEYS.get(function, function)), self.of(args[0]))
+        if name in SEVERAL:
+            return Call(Name(SEVERAL[name], key=name), Listed(tuple(map(self.of, args))))
+        if name in SIGNS:
+            return Comparison(self.of(args[0]), SIGNS[name], self.of(args[1]))
+        match name, args:
+            case (("matmul" | "dot"), (left, right)):
+                return Product((self.of(left), self.of(right)))
+            case "multiply", (left, right):
+                return times(self.of(left), self.of(right))
+            case (("divide" | "true_divide"), (left, right)):
+                return Fraction(self.of(left), self.of(right))
+            case (("add" | "subtract"), (left, right)):
+                first, second = self.of(left), self.of(right)
+                if self.numbers.get(second) == 0:
+                    return first
+                return Sum((*terms(first), *(terms(second) if name == "add" else (Minus(second),))))
+            case "power", (of, int() | float() as exponent):
+                return Power(self.of(of), f"{exponent:g}")
+            case "square", (of,):
+                return Power(self.of(of), "2")
+            case "negative", (of,):
+                return Minus(self.of(of))
+            case "rsqrt", (of,):
+                return Fraction(self.number(1), Call(Name("√", key="sqrt"), self.of(of)))
+            case "logsumexp", (of, *_):
+                return Call(Name("ln"), BigSum("", Call(Name("exp"), self.of(of))))
+            case "outer", (left, right):
+                return Product((self.of(left), transposed(self.of(right))))
+            case ("transpose", (of,)) | ("swapaxes", (of, *_)):
+                return transposed(self.of(of))
+            case "concatenate", ([*parts], *_):
+                return Listed(tuple(map(self.of, parts)))
+            case "flip", (of, *_):
+                return Call(FLIP, self.of(of))
+            case "getitem", (of, index):
+                return self.entry(of, index)
+            case "einsum", (str(indices), *operands):
+                return self.product(indices, operands)
+            case "conv_general_dilated", (x, kernel, *_):
+                return self.convolution(x, kernel, options, operation.ref)
+        return self.named(operation)
 
-    def named(self, name: str, args: list[Any], scope: Scope, result: Any) -> Expression:
+    def entry(self, of: Array, index: Any) -> Expression:
+        """Rows or entries that an index names; of an index that only adds axes, or takes the only entry, the whole."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if all(each is None or each is ... or each == slice(None) for each in parts if not isinstance(each, Array)):
+            if not any(isinstance(each, Array) for each in parts):
+                return self.of(of)
+        elif parts == (0,) and of.shape[0] == 1:
+            return self.of(of)
+        elif isinstance(index, slice) and not index.start and not index.step:
+            made = Entry(self.of(of), Words("t"))
+            self.firsts[made] = (made.of, index.stop)
+            return made
+        return Entry(self.of(of), self.of(index))
+
+    def named(self, operation: Operation) -> Expression:
         """Another function of a library, by its name: its value is the one that it gave."""
-        ref = self.recording.refs.get(id(result)) if is_array(result) else None
-        if ref is None or ref not in self.recording.values or not name:
-            raise UnwritableError(f"{name} has no equation")
-        of = []
-        for each in args:
-            try:
-                known(each, scope)
-            except LookupError:
-                of.append(self.of(each, scope))
-            else:
-                if is_array(known(each, scope)):
-                    of.append(self.of(each, scope))
-        if not of:
-            raise UnwritableError(f"{name} of no array")
-        made = Call(Name(name), of[0] if len(of) == 1 else Listed(tuple(of)))
-        self.computed[made] = lambda value: value(ref)
+        of = [self.of(each) for each in operation.args if any(arrays_in(each))]
+        if not of or not operation.name or operation.ref not in self.recording.values:
+            raise UnwritableError(f"{operation.name} has no equation")
+        made = Call(Name(operation.name), of[0] if len(of) == 1 else Listed(tuple(of)))
+        self.computed[made] = lambda value: value(operation.ref)
         return made
 
-    def product(self, indices: str, args: list[Any], scope: Scope) -> Expression:
+    def product(self, indices: str, operands: list[Array]) -> Expression:
         """A product with indices, Σₜ PₜₛVₜ: `indices` as einsum has them; those of one entry are left out."""
         inputs, result = indices.replace(" ", "").split("->")
-        operands, sizes = [self.of(each, scope) for each in args], {}
-        for each, letters in zip(args, inputs.split(","), strict=True):
-            sizes |= dict(zip(letters, shape_of(each, scope), strict=True))
+        factors, sizes = [self.of(each) for each in operands], {}
+        for each, letters in zip(operands, inputs.split(","), strict=True):
+            sizes |= dict(zip(letters, each.shape, strict=True))
         alone = {ord(letter): None for letter, size in sizes.items() if size == 1}
         own, result = inputs.translate(alone).split(","), result.translate(alone)
-        if not all(isinstance(each, Name | Partial | Gradient) for each in operands):
+        if not all(isinstance(each, Name | Partial | Gradient) for each in factors):
             raise UnwritableError("a product with indices of what has no symbol")
         over = "".join(letter for letter in dict.fromkeys("".join(own)) if letter not in result)
-        made: Expression = Product(tuple(at(each, letters) for each, letters in zip(operands, own, strict=True)))
+        made: Expression = Product(tuple(at(each, letters) for each, letters in zip(factors, own, strict=True)))
         made = BigSum(over, made) if over else made
-        self.products[made] = (operands, own, result)
-        self.letters |= dict(zip(operands, own, strict=True)) | {made: result}
+        self.products[made] = (factors, own, result)
+        self.letters |= dict(zip(factors, own, strict=True)) | {made: result}
         return made
 
-    def convolution(self, node: ast.Call, args: list[Any], keywords: dict[str | None, Any], scope: Scope) -> Expression:
+    def convolution(self, x: Array, kernel: Array, options: dict[str, Any], ref: int) -> Expression:
         """Σₖ Wₖ xₚ₊ₖ, or Σₖ Wₖ xₚ₋ₖ of a kernel that is flipped; of strides and dilations s and d xₛₚ₊ₖ."""
-        x, kernel = self.of(args[0], scope), self.opened(self.of(unmoved(args[1]), scope))
-        options = {name: known(value, scope) for name, value in keywords.items() if name is not None}
-        options |= known(keywords[None], scope) if None in keywords else {}
-        flipped = isinstance(kernel, Call)
-        kernel = self.opened(kernel.of) if isinstance(kernel, Call) else kernel
+        of = self.opened(kernel.ref)
+        flipped = isinstance(of, Call)
+        of = of.of if isinstance(of, Call) else of
         stride, spread = multiple(options.get("window_strides")), multiple(options.get("lhs_dilation"))
-        reach = multiple(options.get("rhs_dilation"))
-        place = f"{stride}p{'−' if flipped else '+'}{reach}k"
-        if spread:
-            place = f"({place})/{spread}"
-        made = BigSum("k", Product((at(kernel, "k"), at(x, place))))
-        ref = self.recording.refs[id(array_of(node, scope))]
+        place = f"{stride}p{'−' if flipped else '+'}{multiple(options.get('rhs_dilation'))}k"
+        place = f"({place})/{spread}" if spread else place
+        made = BigSum("k", Product((at(of, "k"), at(self.of(x), place))))
         self.computed[made] = lambda value: value(ref)[0]
         return made
 
-    def opened(self, expression: Expression) -> Expression:
-        """A kernel that is another one flipped, or with its channels exchanged, as that; else as it is."""
-        for line in self.recording.lines:
-            if self.symbols.get(line.ref) == expression and isinstance(line.node, ast.Call):
-                made = self.line(line)
-                return (
-                    made
-                    if isinstance(made, Transposed) or (isinstance(made, Call) and made.function == FLIP)
-                    else expression
-                )
-        return expression
+    def opened(self, ref: int) -> Expression:
+        """A kernel before its axes were put in a library's order: another one flipped, or with its channels exchanged,
+        as that; else its symbol."""
+        ref = self.recording.root(ref)
+        made = self.recording.operations.get(ref)
+        if made is not None and made.name in ("moveaxis", "transpose"):
+            return self.opened(made.args[0].ref)
+        if made is not None and made.name == "flip":
+            return Call(FLIP, self.opened(made.args[0].ref))
+        if made is not None and made.name == "swapaxes":
+            return transposed(self.opened(made.args[0].ref))
+        return self.numbered(ref)
 
-    def reduced(self, name: str, args: list, keywords: dict, scope: Scope, result: Any) -> Expression:
+    def reduced(self, operation: Operation) -> Expression:
         """A sum or a mean: of all entries, or over leading axes, by an index."""
-        of = self.of(args[0], scope)
-        axis = keywords.get("axis", args[1] if len(args) > 1 else None)
-        axes = None if axis is None else known(axis, scope)
-        axes = axes if axes is None else tuple(axes) if isinstance(axes, tuple | list | range) else (axes,)
-        kept = "keepdims" in keywords
-        rank = None if axes is None or result is None else result.ndim + (0 if kept else len(axes))
+        (of, *rest), options = operation.args, operation.options
+        axes = options.get("axis", rest[0] if rest else None)
         index = ""
-        if axes is not None and rank is not None and not kept:
-            axes = tuple(sorted(each % rank for each in axes))
+        if axes is not None and "keepdims" not in options:
+            rank = len(of.shape)
+            axes = tuple(sorted(each % rank for each in (axes if isinstance(axes, tuple | list | range) else (axes,))))
             if axes == tuple(range(len(axes))) and len(axes) < rank:
                 index = INDICES.get(len(axes), "")
-        if name == "sum":
-            return BigSum(index, of)
-        return Call(Name(name, below=index), of)
-
-
-SIGNS = {ast.Gt: ">", ast.Lt: "<", ast.GtE: "≥", ast.LtE: "≤", ast.Eq: "=", ast.NotEq: "≠"}
-
-
-def unmoved(node: Any) -> Any:
-    """A kernel before its axes were put in the order that a library takes."""
-    moves = isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("moveaxis", "transpose")
-    return node.args[0] if moves else node
+        return (
+            BigSum(index, self.of(of))
+            if operation.name == "sum"
+            else Call(Name(operation.name, below=index), self.of(of))
+        )
 
 
 def multiple(steps: Any) -> str:
     """A stride or a dilation as a factor in an index: nothing for 1, or where the axes differ."""
     each = set(steps or (1,))
     return "" if each == {1} else str(each.pop()) if len(each) == 1 else ""
-
-
-def gathered(node: ast.Call) -> Any:
-    """W.at[i] of W.at[i].get(…): the rows that i names."""
-    at_rows = node.func.value if isinstance(node.func, ast.Attribute) and node.func.attr == "get" else None
-    is_at = isinstance(at_rows, ast.Subscript) and getattr(at_rows.value, "attr", "") == "at"
-    return at_rows if is_at else None
-
-
-def first_of_one(node: ast.Subscript, scope: Scope) -> bool:
-    """Whether an index takes the only entry of an axis."""
-    zero = isinstance(node.slice, ast.Constant) and node.slice.value == 0
-    return zero and shape_of(node.value, scope)[0] == 1
-
-
-def array_of(node: ast.expr, scope: Scope) -> Any:
-    """The array that an expression is, as it was recorded. Raises `LookupError` where it was not."""
-    value = scope.result(node) if isinstance(node, ast.Call) else known(node, scope)
-    if not is_array(value):
-        raise LookupError(ast.unparse(node))
-    return value
-
-
-def shape_of(node: ast.expr, scope: Scope) -> tuple[int, ...]:
-    """The shape of an expression's value. Raises `LookupError` where it is not known."""
-    return array_of(node, scope).shape
 
 
 def at(symbol: Expression, below: str) -> Expression:
@@ -433,113 +319,3 @@ def times(left: Expression, right: Expression) -> Expression:
 def terms(of: Expression) -> tuple[Expression, ...]:
     """The terms of a sum; of anything else it alone."""
     return of.terms if isinstance(of, Sum) else (of,)
-
-
-def adds_axes(index: ast.expr) -> bool:
-    """Whether an index only adds axes, or takes all: [None], [:, None], [...]."""
-    parts = index.elts if isinstance(index, ast.Tuple) else [index]
-    return all(
-        (isinstance(each, ast.Constant) and each.value in (None, ...))
-        or (isinstance(each, ast.Slice) and each.lower is None and each.upper is None)
-        for each in parts
-    )
-
-
-def called_name(node: ast.expr, scope: Scope) -> str:
-    """The name of a function that is called: its own, whatever variable it stands in."""
-    try:
-        own = getattr(known(node, scope), "__name__", "")
-    except LookupError:
-        own = ""
-    return own if own.isidentifier() else node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def is_module(node: ast.expr, scope: Scope) -> bool:
-    """Whether an expression names a module, so that what follows is its function and no method."""
-    try:
-        return type(known(node, scope)).__name__ == "module"
-    except LookupError:
-        return False
-
-
-def known(node: ast.expr, scope: Scope) -> Any:
-    """What an expression is worth that computes with no array: a name, an entry of a tree, a shape.
-
-    Raises `LookupError` for any other.
-    """
-    match node:
-        case ast.Constant(value):
-            return value
-        case ast.Name(name):
-            for names in (scope.names, scope.globals, vars(builtins)):
-                if name in names:
-                    return names[name]
-            raise LookupError(name)
-        case ast.Tuple(parts) | ast.List(parts):
-            return tuple(known(each, scope) for each in parts)
-        case ast.UnaryOp(op=ast.USub(), operand=of):
-            return -unarrayed(known(of, scope))
-        case ast.UnaryOp(op=ast.Not(), operand=of):
-            return not unarrayed(known(of, scope))
-        case ast.JoinedStr(parts):
-            return "".join(
-                str(known(each.value if isinstance(each, ast.FormattedValue) else each, scope)) for each in parts
-            )
-        case ast.Attribute(of, name):
-            base = known(of, scope)
-            if is_array(base) and name not in ("shape", "ndim", "dtype", "size"):
-                raise LookupError(name)
-            if not hasattr(base, name):
-                raise LookupError(name)
-            return getattr(base, name)
-        case ast.Slice(low, high, step):
-            return slice(*(None if each is None else known(each, scope) for each in (low, high, step)))
-        case ast.Subscript(of, index):
-            try:
-                return unarrayed(known(of, scope))[known(index, scope)]
-            except (TypeError, IndexError):
-                raise LookupError(ast.unparse(node)) from None
-        case ast.BinOp(left, op, right) if type(op) in ARITHMETIC:
-            try:
-                return ARITHMETIC[type(op)](unarrayed(known(left, scope)), unarrayed(known(right, scope)))
-            except TypeError:
-                raise LookupError(ast.unparse(node)) from None
-        case ast.Compare(left, [op], [right]) if type(op) in COMPARED:
-            both = known(left, scope), known(right, scope)
-            return COMPARED[type(op)](*(both if isinstance(op, ast.Is | ast.IsNot) else map(unarrayed, both)))
-        case ast.BoolOp(op, parts):
-            values = (unarrayed(known(each, scope)) for each in parts)
-            return all(values) if isinstance(op, ast.And) else any(values)
-        case ast.IfExp(test, body, orelse):
-            return known(body if known(test, scope) else orelse, scope)
-        case ast.Call() if (given := scope.result(node)) is not None and not is_array(given):
-            return given
-        case ast.Call(func, args, []):
-            f = known(func, scope)
-            if f is isinstance:
-                return f(*(known(each, scope) for each in args))
-            values = [known(each, scope) for each in args]
-            if f is len:
-                return len(values[0])
-            if getattr(f, "__module__", "") in ("builtins", "math"):
-                return f(*map(unarrayed, values))
-    raise LookupError(ast.unparse(node))
-
-
-def unarrayed(value: Any) -> Any:
-    """A value that is no array. Raises `LookupError` for one: its line is to be written."""
-    if is_array(value):
-        raise LookupError("an array")
-    return value
-
-
-ARITHMETIC: dict[type, Callable] = {
-    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b, ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b,
-    ast.Pow: lambda a, b: a**b,
-}  # fmt: skip
-COMPARED: dict[type, Callable] = {
-    ast.Is: lambda a, b: a is b, ast.IsNot: lambda a, b: a is not b, ast.Eq: lambda a, b: a == b,
-    ast.NotEq: lambda a, b: a != b, ast.Lt: lambda a, b: a < b, ast.Gt: lambda a, b: a > b,
-    ast.LtE: lambda a, b: a <= b, ast.GtE: lambda a, b: a >= b,
-}  # fmt: skip

@@ -13,6 +13,7 @@ from jaxnet.backprop import initialize
 from jaxnet.explaining.history import History, Moment
 from jaxnet.explaining.notation import ExplainError
 from jaxnet.explaining.subjects import Subject, named, out_of_range
+from jaxnet.program.evaluate import quickly
 from jaxnet.training import devices, step
 from jaxnet.training.build import build
 from jaxnet.training.checkpoint import CheckpointError
@@ -67,8 +68,8 @@ def config_subject(
     net, loss, _, shape = build(config, dataset)
     used = config.seed if seed is None else seed
     with devices.precision(config.precision):
-        begin = jax.jit(lambda key: initialize(net, loss, key, shape))
-        params = begin(step.init_key(step.key_data(used)))
+        key = step.init_key(step.key_data(used))
+        params = quickly(lambda key: initialize(net, loss, key, shape), (key,))
     xs, ys = chosen(dataset.train.x, dataset.train.y, example, batch)
     wide = "float64" if config.precision == "float64" else "float32"
     return Subject(net, loss, params, typed(xs, wide), typed(ys, wide), str(file), example, used, wide)
