@@ -138,7 +138,7 @@ class Recording:
         yield from (self.root(each.ref) for each in arrays_in((made.args, made.options)))
 
     def made_of(self, ref: int) -> Iterator[int]:
-        """The numbers of the values in the expression of one: those that it takes, and theirs where they have no name."""
+        """The numbers of the values in one's expression: those that it takes, and theirs where they have no name."""
         for each in self.operands(ref):
             yield each
             if each in self.operations and each not in self.names:
