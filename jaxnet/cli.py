@@ -320,7 +320,10 @@ def explain(
     ] = False,
     table: Annotated[bool, typer.Option("--table", help="Show the equations in every notation, and as loops.")] = False,
     try_: Annotated[
-        str | None, typer.Option("--try", metavar="FORMULA", help='Check a formula: "W3.T @ delta3"')
+        str | None,
+        typer.Option(
+            "--try", metavar="FORMULA", help='Check a formula: "W3.T @ delta3"; - reads them from standard input'
+        ),
     ] = None,
     digits: Annotated[int, typer.Option(help="Number of decimals.")] = 4,
     notation: Annotated[str, typer.Option(help="nielsen, ng or cs229.")] = "nielsen",

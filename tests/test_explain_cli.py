@@ -75,6 +75,15 @@ def test_steps_questions_table_and_formula():
     assert "repair: delta3 @ a2.T = ∇W³" in tried.stdout
 
 
+def test_formulas_one_after_the_other():
+    """`--try -` reads them from standard input; one that cannot be read does not end it."""
+    given = "W3.T @ delta3\nW4 @ x\ndelta3 @ a2.T\n"
+    result = CliRunner().invoke(cli.app, ["explain", str(CONFIG), "--try", "-"], input=given, prog_name="jaxnet")
+    assert result.exit_code == 0, result.output
+    verdicts = [line for line in result.stdout.splitlines() if line.startswith(("right", "the network"))]
+    assert [line.split(":")[0] for line in verdicts] == ["right", "the network has no W4", "right"]
+
+
 def test_json_holds_what_is_printed(tmp_path):
     found = json.loads(explained(CONFIG, "--json", "-").stdout)
     assert found["type"] == "Derivation"

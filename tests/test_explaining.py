@@ -165,6 +165,10 @@ ASKED = {
     "input": "Yes: ∇W³ = δ³a²ᵀ is 2×1·1×3 → 2×3, the shape of W³",
     "shapes": "The first product: δ³ 2×1 ends in 1, W³ 2×3 begins with 2. W³ᵀ goes before it, 3×2·2×1, and relu′ is",
     "ones": "so the Jacobian is diag(1,0,1), 3×3, and multiplying by it is ⊙ with (1,0,1)ᵀ",
+    "blame": "∇W³ = δ³a²ᵀ grows with a². The unit itself does not: W³ᵀδ³ holds no a²",
+    "subscripts": "Here the first subscript is the unit that a weight leads to",
+    "forward-transposed": "z = Wᵀa and the error goes back as Wδ",
+    "layouts": "Denominator layout: the error is a column",
     "link": "δ³ is taken at this example's forward values; a² enters ∇W³ = δ³a²ᵀ, not W³ᵀδ³",
 }
 

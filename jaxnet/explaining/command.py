@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 
 from jaxnet.explaining.derive import derive
-from jaxnet.explaining.formulas import trial_lines, tried_on, try_formula
+from jaxnet.explaining.formulas import FormulaError, Tried, trial_lines, tried_on, try_formula
 from jaxnet.explaining.history import History, at_moments, history_lines, movements
 from jaxnet.explaining.model import Derivation, Line, to_dict
 from jaxnet.explaining.notation import ExplainError, Notation
@@ -107,8 +107,9 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
     digits = options.digits
     if options.formula is not None:
         batch = (subject.xs, subject.ys) if options.batch else None
-        trial = try_formula(options.formula, tried_on(observed, derivation, options.notation, batch))
-        write(trial_lines(trial, digits, width), width, fold=False)
+        tried = tried_on(observed, derivation, options.notation, batch)
+        for line in tried_lines(options.formula, tried, digits, width):
+            print(line, flush=True)
         return
     if options.step:
         walk(steps(derivation, digits=digits, width=width, layer=None if options.layer is None else str(options.layer)))
@@ -132,6 +133,24 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
     if subject.history is not None:
         lines += run_lines(subject.history, observed, options.notation, digits)
     write(lines, width)
+
+
+def tried_lines(formula: str, subject: Tried, digits: int, width: int) -> Iterator[str]:
+    """What is known of a formula; of "-" those of standard input one by one, until an empty line or its end."""
+    if formula != "-":
+        yield from trial_lines(try_formula(formula, subject), digits, width)
+        return
+    while True:
+        try:
+            text = input("formula: " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        try:
+            yield from trial_lines(try_formula(text, subject), digits, width)
+        except FormulaError as error:
+            yield str(error)
 
 
 def only(derivation: Derivation, layer: int | None) -> Derivation:

@@ -25,39 +25,28 @@ from jaxnet.explaining.variants import merged
 from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View
 
 
-def write_page(
-    path: str | Path,
-    observed: Observed,
-    notation: Notation,
-    *,
-    source: str = "",
-    example: int | None = None,
-    seed: int | None = None,
-    digits: int = 4,
-    layer: int | None = None,
-    batch: tuple[Any, Any] | None = None,
-    examples: tuple[int, ...] = (),
-    run: History | None = None,
-) -> Path:
-    """Writes the page of a network at one example; gives its path.
-
-    observed: by `observe`. notation: the one that the page opens with. layer: the number, as written, of the dense
-    layer that it opens with. batch: (xs, ys), for the sum over a batch. run: the moments of a run, for its slider.
-    Raises `ExplainError` for a layer that is none.
-    """
-    html = page(observed, notation, digits, run, layer=layer, batch=batch, examples=examples, source=source,
-                example=example, seed=seed)  # fmt: skip
+def write_page(path: str | Path, observed: Observed, notation: Notation, **options: Any) -> Path:
+    """Writes the page of a network at one example; gives its path. options: those of `page`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    path.write_text(page(observed, notation, **options), encoding="utf-8")
     return path
 
 
 def page(
-    observed: Observed, first: Notation, digits: int = 4, run: History | None = None, *, layer: int | None = None,
+    observed: Observed, first: Notation, *, digits: int = 4, run: History | None = None, layer: int | None = None,
     batch: tuple[Any, Any] | None = None, examples: tuple[int, ...] = (), **about: Any,
 ) -> str:  # fmt: skip
-    """The page as text. about: source, example and seed, for its head."""
+    """The page of a network at one example as text.
+
+    Args:
+        observed: by `observe`. first: the notation that the page opens with.
+        run: the moments of a run, for its slider. layer: the number, as written, of the dense layer that it opens with.
+        batch: (xs, ys), for the sum over a batch. examples: their indices in the data.
+        about: source, example and seed, for its head.
+
+    Raises `ExplainError` for a layer that is none.
+    """
     chosen = derive(observed, first, layer=layer, batch=batch, examples=examples, **about)
     place = None if layer is None else layer - first.first
     bodies: dict[str, str] = {}

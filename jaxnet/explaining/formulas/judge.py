@@ -88,7 +88,7 @@ def symbol_of_error(derivation: Derivation) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Tried:
     """What formulas are tried on: a derivation, and its quantities at the example and at draws beside it."""
 
     derivation: Derivation
@@ -97,13 +97,13 @@ class Subject:
 
 def tried_on(
     observed: Observed, derivation: Derivation, notation: Notation, batch: tuple[Any, Any] | None = None
-) -> Subject:
+) -> Tried:
     """A derivation as something to try formulas on. batch: (xs, ys), of which X, Z2 and dZ2 are."""
-    return Subject(derivation, scope_of(chain_of(observed, notation), derivation, batch))
+    return Tried(derivation, scope_of(chain_of(observed, notation), derivation, batch))
 
 
 @np.errstate(all="ignore")
-def try_formula(text: str, subject: Subject) -> Trial:
+def try_formula(text: str, subject: Tried) -> Trial:
     """What a formula of one's own gives at a network's values.
 
     Raises `FormulaError` where it cannot be read, or names what the network does not have.
