@@ -44,11 +44,12 @@ def answers(chain: Chain, place: NumberedLayer, why: WhyTranspose) -> tuple[Answ
     reads = f"Here errors are rows, {in_order}" if rows else f"As a row the chain rule reads {in_order}"
     chance = "" if into != 1 else " but by chance"
     sizes = "×".join(map(str, laid))
+    close = " It comes close here: the rows of a wide W are nearly orthogonal and equally long." * (sent.angle < 45)
     asked = [
         ("inverse", f"Is {WT} the inverse of {W}?",
          f"No: {has} sends back {vector(sent.value, 2)}, {sent.angle:.0f}° from {back} = {vector(why.back)}. An "
          "inverse would undo the forward pass, the transpose asks how much each unit counts for the cost. They are one "
-         "where W is orthogonal."),
+         f"where W is orthogonal.{close}"),
         ("operator", f"Is {delta} (or ∇) a differential operator that acts on {W}?",
          f"No: {back} is numbers times numbers. The derivative has been taken: {z} is linear in {a}, so ∂{z}/∂{a} is "
          f"{W} itself."),

@@ -66,7 +66,7 @@ def single(name: str, value: float, digits: int) -> Markup:
 
 
 def large(name: str, values: np.ndarray, digits: int) -> Markup:
-    """What is too long for cells: its ends as text and all of it as a heat map."""
+    """A long array: its ends as text, and a heat map of all entries."""
     lines = [line.replace("‖·‖ ", "‖·‖\N{NO-BREAK SPACE}") for line in array_lines(values, digits, 60)]
     text = Markup("\n").join(lines)
     return Markup('<span class="large"><span class="ends">{}</span>{}</span>').format(text, heat(name, values))

@@ -1,4 +1,4 @@
-"""What `jaxnet explain` does: makes the derivation and prints what is asked for."""
+"""`jaxnet explain`: makes the derivation, prints it, writes pages and JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MOST_DIGITS = 12
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be shown, and how. batch: whether the subject's examples are taken as one."""
+    """The command's options. batch: whether the subject's examples are one batch."""
 
     notation: Notation
     digits: int = DIGITS
@@ -52,7 +52,7 @@ class Options:
 
 
 def run(subject: Subject, options: Options) -> None:
-    """Explains a subject: prints it, and writes JSON and a page where asked for.
+    """Prints the explanation of a subject, and writes the JSON and the page that the options name.
 
     Raises `ExplainError` for what cannot be explained, `FormulaError` for a formula that cannot be read.
     """
@@ -136,7 +136,7 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
 
 
 def tried_lines(formula: str, subject: Tried, digits: int, width: int) -> Iterator[str]:
-    """What is known of a formula; of "-" those of standard input one by one, until an empty line or its end."""
+    """The verdict on a formula. "-" reads formulas from standard input until an empty line or the end."""
     if formula != "-":
         yield from trial_lines(try_formula(formula, subject), digits, width)
         return
@@ -154,7 +154,7 @@ def tried_lines(formula: str, subject: Tried, digits: int, width: int) -> Iterat
 
 
 def only(derivation: Derivation, layer: int | None) -> Derivation:
-    """The lines of a layer of several steps, where one is asked for; of others the whole."""
+    """The steps of the layer with this number; the whole derivation if the layer has one step."""
 
     def own(lines: tuple[Line, ...]) -> tuple[Line, ...]:
         return tuple(replace(line, aside=False) for line in lines if line.layer.split(".")[0] == str(layer))
@@ -166,7 +166,7 @@ def only(derivation: Derivation, layer: int | None) -> Derivation:
 
 
 def sources(derivation: Derivation) -> list[str]:
-    """The code of a derivation's layers as it stands, each kind once."""
+    """The source code of the layers, once for each kind."""
     found: dict[str, list[str]] = {}
     for line in derivation.forward:
         if line.quoted is not None:

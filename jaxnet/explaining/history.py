@@ -140,7 +140,7 @@ def epoch_table(epochs: Sequence[dict[str, Any]], digits: int) -> list[str]:
 
 
 def thinned(rows: Sequence[Any]) -> list[Any]:
-    """At most so many rows, evenly, the first and the last among them."""
+    """At most ROWS rows at even distances, with the first and the last."""
     if len(rows) <= ROWS:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (ROWS - 1))] for i in range(ROWS)]

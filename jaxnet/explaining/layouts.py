@@ -1,4 +1,4 @@
-"""Which layout? The chain of Jacobians as rows and as columns, ∂z/∂W as the tensor that it is, and what order costs."""
+"""Numerator and denominator layout of the chain of Jacobians, the tensor ∂z/∂W, and the cost of each order."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def tensor(chain: Chain, place: NumberedLayer) -> Tensor | None:
 
 
 def order(chain: Chain) -> Order | None:
-    """What ∂C/∂x costs from either end; None where not all that multiplies is dense."""
+    """The multiplications for ∂C/∂x from either end. None if another layer than dense multiplies."""
     dense = [place for place in chain.places if place.kind == "dense"]
     if not dense or any(place.kind in ("other", "softmax") for place in chain.places[: dense[-1].index]):
         return None

@@ -1,4 +1,4 @@
-"""What the page's script needs to compute a small network by itself."""
+"""The data from which the page's script computes a small network."""
 
 from __future__ import annotations
 

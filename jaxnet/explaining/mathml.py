@@ -172,7 +172,7 @@ def scripted(symbol: Name, above: Markup | None) -> Markup:
 
 
 def lower(text: str) -> Markup | None:
-    """What stands below a symbol: a number, or letters and signs; None for nothing."""
+    """A subscript: a number, or letters and signs. None if empty."""
     if not text:
         return None
     return Markup("<mn>{}</mn>" if text.replace(",", "").isdigit() else "<mi>{}</mi>").format(text)

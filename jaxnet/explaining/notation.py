@@ -1,4 +1,4 @@
-"""Notations: what Nielsen, Ng and CS229 call the same quantities, from which number layers count, and how W lies."""
+"""The notations of Nielsen, Ng and CS229: symbols, the number of the first layer, and the orientation of W."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Notation:
 
 
 NIELSEN = Notation()
-"""What is used where nothing else is asked for."""
+"""The default."""
 
 GREEK = {"gamma": "γ", "beta": "β", "alpha": "α", "delta": "δ", "epsilon": "ε",
          "mean": "μ", "variance": "σ²"}  # fmt: skip

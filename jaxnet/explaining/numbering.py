@@ -1,4 +1,4 @@
-"""Which symbols the layers of a chain get: z and a of numbered layers.
+"""Numbers the layers of a chain and gives each its symbols, z and a.
 
 Each layer counts one, but for an activation that follows a dense layer or another one with parameters: it makes a of
 that layer's z.

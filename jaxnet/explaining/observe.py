@@ -69,7 +69,7 @@ def chain(net: Layer, params: Tree) -> list[tuple[Layer, Tree]]:
 
 
 def array(tree: Any) -> np.ndarray:
-    """What an item takes or gives, as NumPy's; several arrays as one vector, one after the other.
+    """An item's input or output as a NumPy array. Several arrays are joined to one vector.
 
     Raises `ExplainError` for none.
     """

@@ -77,7 +77,7 @@ def notations(first: Notation, observed: Observed) -> list[Notation]:
 
 
 def name_of(each: Notation) -> str:
-    """What the script calls a notation: nielsen 1 out-in."""
+    """The script's name of a notation: nielsen 1 out-in."""
     return f"{each.name} {each.first} {each.weights}"
 
 

@@ -42,7 +42,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class RunCharts:
-    """What the page shows of a run."""
+    """The charts, heat maps and slider of a run."""
 
     rows: tuple[Movement, ...]
     charts: tuple[Chart, ...]
@@ -67,7 +67,7 @@ def run_charts(observed: Observed, history: History, notation: Notation) -> RunC
 
 
 def thinned(history: History) -> History:
-    """So many moments, evenly, the first and the last among them."""
+    """At most MOST_MOMENTS moments at even distances, with the first and the last."""
     moments = history.moments
     if len(moments) > MOST_MOMENTS:
         where = np.unique(np.round(np.linspace(0, len(moments) - 1, MOST_MOMENTS)).astype(int))

@@ -1,4 +1,4 @@
-"""What is explained: a network, its loss, parameters and examples, from a name, a `Layer` or anybody's object."""
+"""Subjects of an explanation: a network, its loss, parameters and examples, from a name or an object."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jaxnet.program.evaluate import quickly
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network with its loss and parameters, and examples of which one is explained, or several as a batch.
+    """A network with its loss, parameters and examples. The first example is explained, or all as a batch.
 
     xs, ys: examples first; xs a tree of arrays where the network takes several. example: the index of the first in the
     data, None where they were made up. history: of a run.
@@ -89,7 +89,7 @@ def of_target(target: Target, *, seed: int = 0) -> Subject:
 
 
 def made_up(net: Layer, params: Tree, one: Tree, count: int, seed: int) -> np.ndarray:
-    """So many targets in the shape of the output for `one` input, drawn at random."""
+    """`count` random targets in the shape of the output for `one` input."""
     out = output(net, params, one)
     if not hasattr(out, "shape") or not out.shape:
         raise ExplainError(f"a layer to be explained gives one array of at least one axis, got {out}")
@@ -102,5 +102,5 @@ def at(xs: Tree, example: int) -> Tree:
 
 
 def out_of_range(example: int, count: int) -> str:
-    """What is said of an example that there is not."""
+    """The message for an example out of range."""
     return f"--example must be from 0 to {count - 1:,}, of {count:,} examples, got {example:,}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,7 +34,9 @@ def overview(derivation: Derivation, *, digits: int = DIGITS, width: int = 100) 
     cost = f"{written(derivation.header.cost_left)} = {one(derivation.header.value, digits)}"
     lines[-1:] = with_remark(lines[-1], cost, width, columns.values).split("\n")
     error = "dz" if derivation.header.notation == "ng" else "δ"
-    lines.append(f"{'BACKWARD':<{columns.shapes}}{error} means ∂{written(derivation.header.cost_left)}/∂z")
+    cost = written(derivation.header.cost_left)
+    meaning = f"{error} means ∂{cost}/∂z, how fast {cost} rises with z; ⊙ is entry by entry"
+    lines.append(f"{'BACKWARD':<{columns.shapes}}{meaning}")
     before, after, why = split_at_why(derivation)
     lines += section(before, columns, digits, width)
     if why is not None:
@@ -68,7 +71,7 @@ def closing(derivation: Derivation) -> list[str]:
 
 
 def header_lines(header: Header, digits: int, width: int) -> list[str]:
-    """What it is of: in one line where that fits."""
+    """Title, cost, x and y, and numbering, in one line if it fits."""
     cost = f"{written(header.cost_left)} = {written(header.cost_right)}"
     x = f"x = {given(header.x, digits)}"
     y = f"y = {given(header.y, digits)}"
@@ -84,7 +87,7 @@ def header_lines(header: Header, digits: int, width: int) -> list[str]:
 
 
 def given(values: np.ndarray, digits: int) -> str:
-    """An input or a target as it was given: (1, 2)."""
+    """An input or a target with its given decimals: (1, 2)."""
     flat = np.asarray(values).reshape(-1)
     if len(flat) <= 8 and np.all(np.isfinite(flat)) and np.allclose(flat, np.round(flat.astype(np.float64), 2)):
         return f"({', '.join(f'{float(value):g}'.replace('-', '−') for value in np.round(flat.astype(np.float64), 2))})"
@@ -130,13 +133,17 @@ def shapes(line: Line) -> str:
 
 
 def shown(lines: Sequence[Line]) -> list[Line]:
-    """The backward lines of the overview: ∂C/∂x is left out where it is not all, and ∇b, δ or the sum of it."""
-    kept = [line for line in lines if not line.aside and line.kind != "db"]
-    return kept or [line for line in lines if line.key == "dx"]
+    """The backward lines of the overview; a ∇b that is δ itself is a remark beside δ."""
+    same = {line.right: line.left for line in lines if line.kind == "db"}
+    kept = [line for line in lines if line.key == "dx" or (not line.aside and line.kind != "db")]
+    return [
+        replace(line, remarks=(f"= {written(same[line.left])}", *line.remarks)) if line.left in same else line
+        for line in kept
+    ]
 
 
 def split_at_why(derivation: Derivation) -> tuple[list[Line], list[Line], WhyTranspose | None]:
-    """The backward lines before and after the place where Wᵀ is asked about, and the asking."""
+    """The backward lines before and after the block Why Wᵀ, and the block."""
     lines = list(derivation.backward)
     if not derivation.why:
         return shown(lines), [], None
@@ -183,7 +190,7 @@ def one_line(line: Line, columns: Columns, digits: int, width: int, cell: int) -
 
 
 def with_remark(line: str, remark: str, width: int, indent: int = 0) -> str:
-    """A line with a remark at its end, or below it where that is too wide."""
+    """A line with a remark at its end, or below if too wide."""
     if len(line) + 3 + len(remark) <= width:
         return f"{line}   {remark}"
     return f"{line}\n{max(0, min(indent, width - len(remark))) * ' '}{remark}"

@@ -1,4 +1,4 @@
-"""What the page shows of a derivation in one notation: formulas, cells, and the layers that are asked about."""
+"""A derivation in one notation as the page's template reads it: formulas, cells, and questions of each dense layer."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What the template shows of a derivation, in one notation."""
+    """A derivation in one notation, for the template."""
 
     d: Derivation
     chain: Chain
@@ -88,7 +88,7 @@ class View:
 
     @cached_property
     def asked(self) -> list[Asked]:
-        """The dense layers that are asked about, the one asked for first."""
+        """The dense layers with their questions; the chosen one first."""
         batches = {each.item: each for each in self.d.batch}
         found = []
         for why in self.d.why[:MOST_ASKED]:
@@ -130,7 +130,7 @@ class View:
         return varying(equation(self.d.header.cost_left, self.d.header.cost_right))
 
     def given(self, values: np.ndarray) -> str:
-        """An input as it was given."""
+        """An input with its given decimals."""
         return given(values, self.digits)
 
     def array(self, name: str, values: np.ndarray, digits: int = 0, **options: Any) -> Markup:
@@ -180,7 +180,7 @@ class View:
         return found
 
     def remarks(self, line: Line) -> list[tuple[str, str]]:
-        """A line's remarks, each with the name by which the script says it anew: off.1, slopes.1; else nothing."""
+        """A line's remarks. off.1 and slopes.1 name those that the script writes anew."""
         activations = [place.index for place in self.chain.places if place.kind == "activation"] if self.live else []
         forward = line.ulp is None and line.item in activations
         if forward:  # of units that are off, which may be none now
@@ -256,7 +256,7 @@ class View:
         return cells.group("mat", name, np.asarray(values)[None], self.digits, 2, ())
 
     def tensor_shape(self, asked: Asked) -> str:
-        """The shape of ∂z/∂W, W as it lies."""
+        """The shape of ∂z/∂W in W's orientation."""
         assert asked.tensor is not None
         out, rows, columns = asked.tensor.value.shape
         return shape((out, columns, rows) if self.n.rows else (out, rows, columns))
@@ -298,7 +298,7 @@ class View:
 
 
 def name_of_value(line: Line, chain: Chain) -> str:
-    """What the script calls a line's value: out.0, err.0, db.0; of other parameters' gradients grad.0."""
+    """The script's name of a line's value: out.0, err.0, db.0; grad.0 for gradients of other parameters."""
     if chain.places[line.item].kind == "other" and line.kind not in ("delta", "da"):
         return "step"
     if line.ulp is None:

@@ -22,7 +22,7 @@ SINGULAR = 1e7  # condition number beyond which an inverse says nothing in float
 
 
 def wide(tree: Any) -> Any:
-    """Floats in float64, in which a nudge of a thousandth is seen."""
+    """Floats in float64, precise enough for a nudge of a thousandth."""
     return jax.tree.map(
         lambda t: jnp.asarray(t, jnp.float64) if jnp.issubdtype(jnp.asarray(t).dtype, jnp.floating) else t, tree
     )
@@ -66,7 +66,7 @@ def why_transpose(chain: Chain, place: NumberedLayer) -> WhyTranspose:
 
 @lru_cache(maxsize=64)
 def numbers(observed: Observed, index: int) -> dict[str, Any]:
-    """The numbers of `WhyTranspose`, which are those of any notation."""
+    """The numbers of `WhyTranspose`. They are the same in every notation."""
     item = observed.items[index]
     W, delta, a = (np.asarray(each, np.float64) for each in (item.params["W"], item.d_out, item.x))
     back = W.T @ delta
@@ -102,7 +102,7 @@ def unit_vector(v: np.ndarray) -> np.ndarray:
 
 
 def other_way(W: np.ndarray, delta: np.ndarray) -> tuple[Literal["none", "singular", "inverse"], np.ndarray]:
-    """What the inverse, or where there is none the pseudo-inverse, sends back."""
+    """The error sent back by the inverse, or by the pseudo-inverse if there is none."""
     if W.shape[0] != W.shape[1]:
         return "none", np.linalg.pinv(W) @ delta
     if np.linalg.cond(W) > SINGULAR:
@@ -117,7 +117,7 @@ def angle(u: np.ndarray, v: np.ndarray) -> float:
 
 
 def orthogonal(W: np.ndarray, delta: np.ndarray) -> Orthogonal:
-    """The orthogonal matrix nearest to W, of its polar decomposition, under which inverse and transpose are one."""
+    """The orthogonal matrix nearest to W, by its polar decomposition. Its inverse is its transpose."""
     left, _, right = np.linalg.svd(W, full_matrices=False)
     Q = left @ right
     transposed, inverted = Q.T @ delta, np.linalg.pinv(Q) @ delta

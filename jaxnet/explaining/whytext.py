@@ -47,7 +47,7 @@ def nudged(why: WhyTranspose, rows: bool, digits: int, cost: str) -> list[str]:
 
 
 def fixed(values: np.ndarray, digits: int) -> str:
-    """A vector with so many decimals where these show it, else by its power of ten."""
+    """A vector with `digits` decimals, or with a power of ten if it is smaller."""
     largest = float(np.abs(values).max(initial=0))
     if len(values) > 8 or not 10.0**-digits <= largest:
         return vector(values, digits)
@@ -67,7 +67,7 @@ def entry(symbol: str, *indices: int) -> str:
 
 
 def weight(why: WhyTranspose, rows: bool, out: int, into: int) -> str:
-    """An entry of W as it lies."""
+    """An entry of W in its orientation."""
     return entry(written(why.W), *((into, out) if rows else (out, into)))
 
 
@@ -99,7 +99,7 @@ def counted(why: WhyTranspose, rows: bool, digits: int, cost: str) -> list[str]:
 
 
 def scaled(values: Sequence[float] | np.ndarray, digits: int) -> tuple[list[str], str]:
-    """The numbers of one calculation with `digits` decimals, or where these show none of it by one power of ten."""
+    """The numbers of one calculation with `digits` decimals, or with one power of ten if they are smaller."""
     array = np.asarray(values, np.float64)
     if not exponent(array, digits):
         return [number(float(value), digits) for value in array.reshape(-1)], ""
@@ -161,7 +161,7 @@ def not_inverse(why: WhyTranspose, back: str, rows: bool, digits: int, cost: str
 
 
 def sized(value: float, digits: int) -> str:
-    """A change of the cost: so many decimals, or two significant digits of a smaller one."""
+    """A change of the cost with `digits` decimals, or two significant digits if it is smaller."""
     return one(value, digits) if 0 < abs(value) < 10.0**-digits else number(value, digits)
 
 
@@ -212,7 +212,7 @@ def written_factor(each: Jacobian) -> str:
 
 
 def order_line(order: Order, by: str) -> str:
-    """What ∂C/∂x costs from either end."""
+    """The multiplications for ∂C/∂x from either end."""
     text = f"{by} from the loss {order.from_loss:,} products, from the input {order.from_input:,} (⊙ not counted)"
     return text if order.cheapest == order.from_loss else f"{text}; cheapest {order.cheapest:,}: {order.bracketing}"
 

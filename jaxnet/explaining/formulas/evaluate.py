@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Scope:
-    """What a formula may name. values: by name, each (draws, rows, columns), a number (draws,).
+    """The names of a formula. values: arrays (draws, rows, columns), numbers (draws,).
 
     activations: of the z of each name, its layer. rows: whether vectors are rows. others: further names, of values.
     batch: the names that mean a batch.
@@ -47,7 +47,7 @@ class Scope:
         return len(next(iter(self.values.values())))
 
     def key(self, name: str) -> str | None:
-        """The name by which the network has it: delta2 of dz2; None for what it does not have."""
+        """The network's own name: delta2 for dz2. None if the network has no such quantity."""
         known = {**{key: key for key in self.values}, **self.others}
         alike = [key for key in known if key.lower() == name.lower()]
         return known.get(name) or (known[alike[0]] if len(alike) == 1 else None)

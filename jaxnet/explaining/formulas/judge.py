@@ -1,4 +1,4 @@
-"""Is a formula right? Its shapes, the first misfit, and which of the network's quantities it is or should be."""
+"""Judges a formula: its shapes, the first misfit, and the network's quantity that it gives or should give."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Trial:
-    """What is known of a formula.
+    """The verdict on a formula.
 
     verdict: "right", "value" (shapes fit, the value is none of the network's), "misfit", or "shapes" (only shapes
     were given, and they fit). quantity: the key of what it is, or was compared with. words: what is told of it.
@@ -89,7 +89,7 @@ def symbol_of_error(derivation: Derivation) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """What formulas are tried on: a derivation, and its quantities at the example and at draws beside it."""
+    """A derivation with its quantities at the example and at random draws."""
 
     derivation: Derivation
     scope: Scope
@@ -98,13 +98,13 @@ class Tried:
 def tried_on(
     observed: Observed, derivation: Derivation, notation: Notation, batch: tuple[Any, Any] | None = None
 ) -> Tried:
-    """A derivation as something to try formulas on. batch: (xs, ys), of which X, Z2 and dZ2 are."""
+    """Prepares a derivation for formulas. batch: (xs, ys), the batch of X, Z2 and dZ2."""
     return Tried(derivation, scope_of(chain_of(observed, notation), derivation, batch))
 
 
 @np.errstate(all="ignore")
 def try_formula(text: str, subject: Tried) -> Trial:
-    """What a formula of one's own gives at a network's values.
+    """Judges a formula at a network's values.
 
     Raises `FormulaError` where it cannot be read, or names what the network does not have.
     """

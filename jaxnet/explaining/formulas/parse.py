@@ -66,13 +66,13 @@ class Formula:
         return self.text[start:end]
 
     def error(self, node: ast.expr, why: str) -> FormulaError:
-        """What is wrong with a part."""
+        """The error for a part."""
         start, end = self.span(node)
         return FormulaError(self.text, start, why, end)
 
 
 def plain_name(text: str) -> str:
-    """A name as the network has it: δ³ is delta3, ∇W³ dW3, ∂C/∂a² da2, W[2] W2, σ s."""
+    """The network's own name: δ³ is delta3, ∇W³ dW3, ∂C/∂a² da2, W[2] W2, σ s."""
     text = text.translate(DIGITS)
     text = re.sub(r"^∂[CJ]/∂|^∇_?", "d", text)
     text = re.sub(r"^d?[δΔ](?=\d|$)", "delta", text)
@@ -80,7 +80,7 @@ def plain_name(text: str) -> str:
 
 
 class Rewriting:
-    """The Python text as it grows, with where each of its characters comes from."""
+    """The Python text under construction. Each piece knows its place in the formula."""
 
     def __init__(self, text: str):
         self.text, self.pieces = text, list[tuple[str, int, int]]()

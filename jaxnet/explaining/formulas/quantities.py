@@ -1,4 +1,4 @@
-"""What formulas may name: a network's quantities at the example that is shown, and at draws at random beside it.
+"""The quantities that formulas name: a network's values at the example, and at random draws.
 
 At a draw x, y and the parameters are random, and all else is computed from the text of the derivation's own equations.
 Capital letters are a batch: X, Y, Z2, A2, dZ2, dA2, an example in each column, or in each row where vectors are rows.
@@ -97,7 +97,7 @@ def parameters(chain: Chain, place: NumberedLayer, rows: bool) -> Values:
 
 
 def other_names(chain: Chain, values: Values) -> dict[str, str]:
-    """What the same quantities are called as well: dz2 for delta2, a1 for x, W for that of the last dense layer."""
+    """Other names of the same quantities: dz2 for delta2, a1 for x, W for the last dense layer's."""
     first, last = chain.notation.first, chain.places[-1].gives.key
     found = {f"a{first}": "x", f"A{first}": "X", f"da{first}": "dx", f"dA{first}": "dX", "J": "C", "L": "C",
              **dict.fromkeys(("yhat", "y_hat", "output"), last)}  # fmt: skip
@@ -137,7 +137,7 @@ def computed(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> V
 
 
 def random(leaves: Values, count: int, draw: np.random.Generator) -> Values:
-    """So many draws of the inputs and parameters; y as shares of one, so that it is a target of any loss."""
+    """Random draws of the inputs and parameters. y is positive and sums to 1: a target for any loss."""
     found = {key: draw.standard_normal((count, *value.shape)) for key, value in leaves.items()}
     raised = np.exp(found["y"])
     total = raised.sum(tuple(range(1, raised.ndim)), keepdims=True) if raised[0].size > 1 else raised + 1
@@ -145,7 +145,7 @@ def random(leaves: Values, count: int, draw: np.random.Generator) -> Values:
 
 
 def at_draws(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> Values | None:
-    """The example that is shown and draws at which no error is all 0; None where the equations do not give the example.
+    """The example, then draws with nonzero errors. None if the equations do not give the example's values.
 
     Units are on in some and off in others where that can be.
     """

@@ -107,7 +107,7 @@ def factors(node: ast.expr) -> list[tuple[str, ast.expr]]:
 
 
 def choices(evaluation: Evaluation, node: ast.expr, words: Sequence[Part], among: bool) -> Iterator[Part]:
-    """A factor as it is, and what may stand in its place where it is one among others.
+    """A factor, and its replacements. A formula of one factor has none.
 
     Raises `Misfit` and `FormulaError` for a factor without a value.
     """
@@ -136,12 +136,12 @@ def choices(evaluation: Evaluation, node: ast.expr, words: Sequence[Part], among
 
 
 def kind(key: str) -> str:
-    """What a quantity is, whatever its layer: an activation is one, x too."""
+    """The kind of a quantity without its layer. x is an activation."""
     return key.rstrip("0123456789_").replace("x", "a").replace("X", "A")
 
 
 def vocabulary(scope: Scope, batch: bool) -> list[Part]:
-    """What may be put in: slopes, δ, W and what goes in and out of layers, also transposed."""
+    """The factors to be put in: slopes, δ, W, inputs and activations, plain and transposed."""
     texts = []
     for z, layer in scope.activations.items():
         z = z.capitalize() if batch else z
@@ -202,7 +202,7 @@ def cheapest(parts: Iterable[Part]) -> list[Part]:
 
 
 def pairs(left: Part, sign: str, right: Part, limit: int) -> Iterator[Part]:
-    """What two parts can be joined to."""
+    """All products of two parts."""
     number = () in (left.size, right.size)
     if left.size == right.size or number:
         said = () if sign == "*" or number else (f"{right.text} goes in entry by entry: its Jacobian is diagonal",)
@@ -234,7 +234,7 @@ def more(part: Part, words: Sequence[Part]) -> Iterator[Part]:
 
 
 def other_slopes(left: Part, right: Part, words: Sequence[Part]) -> Iterator[Part]:
-    """A slope in the place of two factors, a (1 − a), that may be that of another function."""
+    """A slope in place of two factors: a (1 − a) is the slope of another function."""
     for word in words:
         if "'" in word.text and left.size == right.size == word.size:
             said = f"{word.text} stands where {left.operand(PRODUCT)} * {right.operand(TIGHT)} stood"
