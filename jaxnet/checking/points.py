@@ -32,8 +32,18 @@ class Spec:
 
 
 def parse_spec(text: str) -> Any:
-    """One input: "float32[8,256]", "int32[8]<10" (0 to 9), "float32[8]>0<1", "key", or a number as it is."""
+    """One input: "float32[8,256]", "int32[8]<10" (0 to 9), "float32[8]>0<1", "key", or a number as it is.
+
+    Several in braces are a dict, "{W: float32[3,4], b: float32[3]}", in parentheses a tuple.
+    """
     text = text.strip()
+    if (text[:1], text[-1:]) in (("{", "}"), ("(", ")")):
+        inner = parts_of(text[1:-1])
+        if text[0] == "(":
+            return tuple(map(parse_spec, inner))
+        if not all(":" in part for part in inner):
+            raise CannotCheckError(f'a dict of inputs is written "{{W: float32[3,4], b: float32[3]}}", got {text!r}')
+        return {name.strip(" \"'"): parse_spec(spec) for name, _, spec in (part.partition(":") for part in inner)}
     if text == "key":
         return jax.random.key(0)
     if not isinstance(number := number_in(text), str):
@@ -57,7 +67,14 @@ def parts_of(arg: Any) -> list:
     """What one argument stands for: a string may be several, separated by commas outside brackets."""
     if not isinstance(arg, str):
         return [arg]
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", arg) if part.strip()]
+    parts, depth = [""], 0
+    for letter in arg:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
 
 
 def number_in(text: str) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxnet.checking import CannotCheckError, check
+from jaxnet.checking import CannotCheckError, check, points
 
 X = jnp.asarray([0.4, -1.1, 1.7, 0.6])
 WRONG = [False, True]
@@ -317,3 +317,18 @@ def test_a_function_of_pytorch(reference_in, wrong):
     assert {leaf.path for leaf in report.wrong} == ({"∂x", "∂w"} if wrong else set())
     with pytest.raises(CannotCheckError, match="give `reference=`"):
         check(TanhOfProduct, inputs)
+
+
+def test_inputs_of_a_shape_string():
+    (params, x), (pair,) = (
+        points.expand(["{W: float32[3,4], 'b': float32[3]>0}, int32[2]<5"]),
+        points.expand(["(2, key)"]),
+    )
+    assert str(params["W"]) == "float32[3,4]"
+    assert params["b"].above == 0
+    assert (x.shape, x.below) == ((2,), 5)
+    assert pair[0] == 2
+    with pytest.raises(CannotCheckError, match="a dict of inputs is written"):
+        points.expand(["{float32[3]}"])
+    layer = rule(lambda p, x: p["W"] @ x + p["b"], lambda p, x, g: ({"W": jnp.outer(g, x), "b": g}, p["W"].T @ g))
+    assert check(layer, "{W: float32[3,4], b: float32[3]}, float32[4]", diagnose=False, shapes=False).ok

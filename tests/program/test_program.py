@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from jaxnet.checking import CannotCheckError, check
 from jaxnet.program import (
+    CannotOpenError,
     UnknownPrimitiveError,
     calls,
     custom_sites,
+    draws_numbers,
     first_not_finite,
     graph_of,
     widened_program,
@@ -81,3 +84,47 @@ def test_a_primitive_that_is_not_known_is_named(monkeypatch):
     monkeypatch.delitem(calls.CALLS, "jit")
     with pytest.raises(UnknownPrimitiveError, match="`jit` is not"):
         graph_of(jax.make_jaxpr(jax.jit(square))(X))
+
+
+def test_a_rule_inside_a_reducer_cannot_be_opened():
+    def reduced(x):
+        return jax.lax.reduce(x, jnp.float32(0), lambda a, b: jax.nn.relu(a) + b, (0,))
+
+    x = jnp.asarray([1.0, -2.0, 3.0])
+    for ask in (lambda: custom_sites(reduced, (x,)), lambda: without_rules(reduced)(x)):
+        with pytest.raises(CannotOpenError, match=r"stands inside `reduce`.*give `reference=`"):
+            ask()
+    with pytest.raises(CannotCheckError, match="cannot be opened"):
+        check(lambda x: jax.nn.relu(reduced(x) * x), x)
+
+
+def test_a_rule_says_which_of_its_inputs_do_not_depend_on_the_arguments():
+    rule = jax.custom_jvp(lambda a, b, c: a * b * c)
+    rule.defjvp(lambda p, t: (rule(*p), t[0] * p[1] * p[2]))
+
+    def function(x, n):
+        def step(carry, t):
+            return rule(carry, t, jax.lax.stop_gradient(x).sum()), n.astype(x.dtype)
+
+        carry, _ = jax.lax.scan(step, x.sum(), jnp.arange(3.0))
+        steps = jnp.where(x > 0, 1.0, 0.0)  # a comparison has no derivative
+        return rule(carry, rule(steps.sum(), x.max(), n.astype(x.dtype)), jnp.sign(steps).sum())
+
+    sites = custom_sites(function, (jnp.asarray([1.0, -2.0]), jnp.int32(3)))
+    assert [site.fixed for site in sites] == [(1, 2), (1, 2), (1, 2), (0, 2), (2,)]
+    assert not any(site.inside_rule for site in sites)
+
+
+@pytest.mark.parametrize(
+    ("function", "draws"),
+    [
+        (lambda x: x + jax.random.normal(jax.random.key(0), x.shape), True),
+        (
+            lambda x: jax.lax.cond(x.sum() > 0, lambda x: x, lambda x: x * jax.random.uniform(jax.random.key(1)), x),
+            True,
+        ),
+        (lambda x: jnp.tanh(x), False),
+    ],
+)
+def test_random_numbers_in_a_program_are_found(function, draws):
+    assert draws_numbers(jax.make_jaxpr(function)(jnp.ones(2))) is draws
