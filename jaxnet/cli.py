@@ -136,18 +136,21 @@ def evaluate(
     step: Step = None,
     fallback: Fallback = False,
 ) -> None:
-    """Print the loss and accuracy of a run's network."""
+    """Print the loss of a run's network, its accuracy, and which classes it confuses."""
     from jaxnet.training import evaluate
+    from jaxnet.training.run_listing import console
 
     found = evaluate.evaluate(run, data=data, data_dir=data_dir, reading=reading_of(step, fallback))
     for line in evaluate.lines(found):
         print(line)
+    for table in evaluate.confusion_tables(found):
+        console().print("", table, sep="\n")
 
 
 @app.command()
 def predict(
     run: RunFolder,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Examples: a .npy or .npz file, or a picture.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Examples: a .npy, .npz or .csv file, or a picture.")],
     data_dir: DataDir = None,
     step: Step = None,
     fallback: Fallback = False,

@@ -70,6 +70,8 @@ class Monitor(Table):
     """Each layer's norm of the update over that of the parameters."""
     train_accuracy: bool = False
     """Accuracy and loss over the whole training set after each epoch."""
+    class_accuracy: bool | None = None
+    """The accuracy of each class, and their mean, the balanced accuracy, after each epoch."""
     angles: int = Field(default=0, ge=0)
     """The first so many training examples, over which each layer's angles to backpropagation are taken each epoch.
 

@@ -5,15 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from rich.table import Table
+
 from jaxnet.layer import Tree
 from jaxnet.training import devices
 from jaxnet.training.checkpoint import CheckpointError, DamagedError, Progress
 from jaxnet.training.config import Config, Mesh
 from jaxnet.training.data import DataError, Dataset, Split, load
-from jaxnet.training.data.sources import is_text
+from jaxnet.training.data.sources import is_text, takes
+from jaxnet.training.data.tables import ALL_FOR_TRAINING
 from jaxnet.training.data.text import in_vocabulary
 from jaxnet.training.display import percent
 from jaxnet.training.run_folder import Run, RunError, data_sha256, quoted
+from jaxnet.training.run_listing import table_of
 from jaxnet.training.session import Session
 
 
@@ -40,6 +45,12 @@ class Reading:
 
 
 NEWEST = Reading()
+SPLITS = ("train", "validation", "test")
+MOST = 20
+"""Of more classes than these the table shows those with the lowest accuracy."""
+
+LIKE_OWN = ("task", "target", "drop", "header", "scale", "flat", "channels", "classes")
+"""Options of a run's data by which other data are read too."""
 
 
 def restore(
@@ -107,7 +118,8 @@ def saved(run: Run, shapes: Tree, reading: Reading) -> tuple[int, Any, Progress]
 def for_evaluation(config: Config) -> Config:
     """The config without what binds it to devices, to the size of its training set, or to monitors."""
     train = config.train.model_copy(update={"batch": 1, "chunks": 1})
-    monitor = config.monitor.model_copy(update={"mean_delta": 0, "angles": 0, "train_accuracy": False})
+    off = {"mean_delta": 0, "angles": 0, "train_accuracy": False}
+    monitor = config.monitor.model_copy(update={**off, "class_accuracy": True})
     return config.model_copy(update={"mesh": Mesh(), "train": train, "monitor": monitor})
 
 
@@ -117,17 +129,20 @@ def evaluate(
     data: str | Mapping[str, Any] | None = None,
     data_dir: Path | None = None,
     reading: Reading = NEWEST,
-) -> dict[str, float]:
-    """Loss and accuracy of a run's network on the validation and test sets of its data, or on all of other data.
+) -> dict[str, Any]:
+    """What a run's network does on the validation and test sets of its data, or on all of other data.
 
+    Of each split its loss and, of classes, accuracy, balanced_accuracy (the mean of the classes' own), class_accuracy
+    and confusion (class, answer); and the names of the classes.
     data: as a config's `data`. Raises as `restore` does, and DataError.
     """
     devices.keep_compiled()
-    dataset = None if data is None else as_test(other(Run.open(folder), data, data_dir))
+    dataset = None if data is None else as_test(other(Run.open(folder), data, data_dir, reading.say))
     trained = restore(folder, data_dir=data_dir, dataset=dataset, reading=reading)
     with devices.precision(trained.config.precision):
         found = trained.session.watch(trained.params)
-    return {name: float(value[0]) for name, value in found.items() if value.ndim == 1}
+    names = trained.session.dataset.names
+    return {name: value[0].tolist() for name, value in found.items()} | ({"classes": list(names)} if names else {})
 
 
 def as_test(dataset: Dataset) -> Dataset:
@@ -140,24 +155,59 @@ def as_test(dataset: Dataset) -> Dataset:
     return replace(dataset, validation=empty, test=dataset.train)
 
 
-def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None) -> Dataset:
-    """Other data than a run's; a text in the run's windows and vocabulary.
+def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None, say: Callable[[str], None]) -> Dataset:
+    """Other data than a run's, read as the run's own were: a text in its windows and vocabulary, a table with its
+    options and classes. say: told of the options.
 
     Raises DataError where it has a character that the run's text had not.
     """
     spec = {"name": data} if isinstance(data, str) else dict(data)
     kept = run.vocabulary()
     if kept is None or not is_text(str(spec.get("name"))):
-        return load(spec, data_dir=data_dir)
+        own = run.config().resolved()["data"]
+        options = {key: value for key, value in own.items() if key in LIKE_OWN} if isinstance(own, dict) else {}
+        if options.get("task") != "regression" and (classes := run.classes()):
+            options["classes"] = classes
+        options = {key: value for key, value in options.items() if key not in spec and takes(str(spec["name"]), key)}
+        if options:
+            told = ", ".join(f"{key} = {value}" for key, value in options.items())
+            say(f"{spec['name']} is read as the run's own data, with {told}")
+        if takes(str(spec["name"]), "task"):
+            options["split"] = ALL_FOR_TRAINING
+        return load(options | spec, data_dir=data_dir)
     characters, window = kept
     return in_vocabulary(load({"window": window} | spec, data_dir=data_dir), characters)
 
 
-def lines(found: Mapping[str, float]) -> list[str]:
+def lines(found: Mapping[str, Any]) -> list[str]:
     """An evaluation in words, one line for each split."""
     said = []
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         if f"{split}_loss" in found:
-            accuracy = f"accuracy {percent(found[f'{split}_accuracy'])}  " if f"{split}_accuracy" in found else ""
-            said.append(f"{split:<10}  {accuracy}loss {found[f'{split}_loss']:.6g}")
+            shares = [
+                f"{measure.replace('_', ' ')} {percent(found[f'{split}_{measure}'])}"
+                for measure in ("accuracy", "balanced_accuracy")
+                if f"{split}_{measure}" in found
+            ]
+            said.append("  ".join((f"{split:<10}", *shares, f"loss {found[f'{split}_loss']:.6g}")))
     return said
+
+
+def confusion_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Of each split how often each class got each answer, and its accuracy; of many classes the worst ones alone."""
+    tables = []
+    for split in SPLITS:
+        if f"{split}_confusion" not in found:
+            continue
+        confusion, shares = np.array(found[f"{split}_confusion"]), found[f"{split}_class_accuracy"]
+        names = found.get("classes") or [str(i) for i in range(len(confusion))]
+        names = [*names, *(str(i) for i in range(len(names), len(confusion)))]
+        there = [i for i in range(len(confusion)) if confusion[i].any() or confusion[:, i].any()]
+        told = sorted(there, key=lambda i: (np.isnan(shares[i]), shares[i]))[:MOST] if len(there) > MOST else there
+        headings = [f"{split}: class", *(f"as {names[i]}" for i in told), "accuracy"]
+        rows = [
+            [names[i], *(str(confusion[i, j]) for j in told), "" if np.isnan(shares[i]) else percent(shares[i])]
+            for i in told
+        ]
+        tables.append(table_of(headings, 1, rows))
+    return tables

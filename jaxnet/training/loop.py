@@ -17,7 +17,7 @@ from jaxnet.training.config import Config
 from jaxnet.training.data import load
 from jaxnet.training.display import Display, row
 from jaxnet.training.divergence import first_trouble
-from jaxnet.training.run_folder import Run, config_sha256, data_sha256, quoted, versions, vocabulary
+from jaxnet.training.run_folder import Run, about_data, config_sha256, data_sha256, quoted, versions
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
 from jaxnet.training.step import State
@@ -94,7 +94,7 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quie
                 overrides=changes,
                 numbered=numbered,
                 beside=beside,
-                more=vocabulary(dataset),
+                more=about_data(dataset),
             )
             locks.enter_context(run.locked())
             runs.append(Single(run, own, config_sha256(own, data), stop, quiet or seeds is not None))
@@ -326,7 +326,7 @@ class Loop:
             if single.trouble is not None:
                 continue
             line = {
-                **{name: value[seed].tolist() for name, value in found.items()},
+                **{name: value[seed].tolist() for name, value in found.items() if not name.endswith("_confusion")},
                 "epoch": epoch + 1,
                 "step": step,
                 "examples_per_second": done / self.compute if self.compute else 0.0,

@@ -198,6 +198,12 @@ NUMBERED = "numbered by layer, 1 nearest the input; of several runs the later la
 PANELS = (
     Panel("loss", "loss", "mean cost, train as seen during the epoch", by_split("loss")),
     Panel("accuracy", "accuracy, %", "share of right answers after each epoch", by_split("accuracy", 100)),
+    Panel(
+        "test_class_accuracy",
+        "test accuracy by class",
+        "share of right answers; the number is the class, from 1",
+        by_layer("test_class_accuracy", log=False),
+    ),
     Panel("delta_norms", "‖δ‖ by layer", f"root mean square over the examples; {NUMBERED}", by_layer("delta_norms")),
     Panel(
         "mean_delta_norms",

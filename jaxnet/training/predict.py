@@ -16,10 +16,11 @@ from jaxnet import backprop
 from jaxnet.training import devices
 from jaxnet.training.data import Dataset
 from jaxnet.training.data.dataset import DataError, as_float32, as_numbers, check_finite
+from jaxnet.training.data.tables import csv_inputs
 from jaxnet.training.evaluate import NEWEST, Reading, Trained, restore
 from jaxnet.training.run_listing import table_of
 
-ARRAYS = (".npy", ".npz")
+ARRAYS = (".npy", ".npz", ".csv")
 BRIGHT = 127.5
 SHOWN = 10
 
@@ -33,23 +34,28 @@ class Prediction(NamedTuple):
 
     outputs: (examples, …) what it gives, turned into probabilities where the loss says how. classes: (examples,) the
     largest, None where the network knows no classes. kind: what the outputs are: "probability", "output" or "value".
-    notes: what was done to the file.
+    notes: what was done to the file. names: of the classes, if they have any.
     """
 
     outputs: np.ndarray
     classes: np.ndarray | None
     kind: str
     notes: list[str]
+    names: Sequence[str] | None = None
+
+    def called(self, i: int) -> str:
+        """A class by its name, or its number."""
+        return self.names[i] if self.names is not None and i < len(self.names) else str(i)
 
 
 def predict(folder: Path, file: Path, *, data_dir: Path | None = None, reading: Reading = NEWEST) -> Prediction:
-    """What the network of a run says to the examples in a file: .npy, .npz, or a picture.
+    """What the network of a run says to the examples in a file: .npy, .npz, .csv, or a picture.
 
     Raises PredictError for a file that does not fit, and as `evaluate.restore` does for the run.
     """
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "is not there"
-        raise PredictError(f"{file} {what}: give a .npy or .npz file with examples, or a picture")
+        raise PredictError(f"{file} {what}: give a .npy, .npz or .csv file with examples, or a picture")
     devices.keep_compiled()
     trained = restore(folder, data_dir=data_dir, reading=reading)
     dataset = trained.session.dataset
@@ -60,7 +66,7 @@ def predict(folder: Path, file: Path, *, data_dir: Path | None = None, reading: 
     with devices.precision(trained.config.precision):
         outputs, kind = answers(trained, trained.session.typed(x))
     classes = outputs.argmax(axis=-1) if trained.session.classified and outputs.ndim == 2 else None
-    return Prediction(outputs, classes, kind if classes is not None else "value", notes)
+    return Prediction(outputs, classes, kind if classes is not None else "value", notes, dataset.names)
 
 
 def data_options(trained: Trained) -> dict[str, Any]:
@@ -97,7 +103,7 @@ def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
     """
     if file.suffix.lower() not in ARRAYS:
         return from_picture(file, dataset)
-    array, name = read_array(file)
+    array, name = read_csv(file, dataset, options) if file.suffix.lower() == ".csv" else read_array(file)
     notes = [f"{file}: {name} of shape {array.shape}, {array.dtype}"]
     wanted = dataset.train.x.shape[1:]
     array = as_numbers(f"{file}, {name}", array if array.ndim else array[None])
@@ -121,6 +127,15 @@ def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
             "scale them alike, or the answer means little"
         )
     return x, notes
+
+
+def read_csv(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.ndarray, str]:
+    """The inputs in a table with the columns of the training data, and what they are.
+
+    Raises DataError.
+    """
+    of_columns = {key: options[key] for key in ("target", "drop", "header") if key in options}
+    return csv_inputs(file, math.prod(dataset.train.x.shape[1:]), **of_columns), "the inputs"
 
 
 def read_array(file: Path) -> tuple[np.ndarray, str]:
@@ -230,7 +245,7 @@ def squared(pixels: np.ndarray, aspect: float, background: float, notes: list[st
 
 def prediction_table(prediction: Prediction) -> Table:
     """For one example its classes, likeliest first; for several a row each; for a regression the values."""
-    outputs, classes, kind, _ = prediction
+    outputs, classes, kind, *_ = prediction
     if classes is None:
         flat = outputs.reshape(len(outputs), -1)
         headings = ["example", *(f"value {i}" for i in range(flat.shape[1]))]
@@ -238,12 +253,12 @@ def prediction_table(prediction: Prediction) -> Table:
     if len(outputs) == 1:
         [row] = outputs
         order = np.argsort(-row, kind="stable")[:SHOWN]
-        return table_of(("class", kind), 0, ([str(i), number(row[i])] for i in order))
+        return table_of(("class", kind), 0, ([prediction.called(i), number(row[i])] for i in order))
     rows = []
     for i, row in enumerate(outputs):
         first, *rest = np.argsort(-row, kind="stable")[:2]
-        second = [str(rest[0]), number(row[rest[0]])] if rest else ["", ""]
-        rows.append([str(i), str(first), number(row[first]), *second])
+        second = [prediction.called(rest[0]), number(row[rest[0]])] if rest else ["", ""]
+        rows.append([str(i), prediction.called(first), number(row[first]), *second])
     return table_of(("example", "class", kind, "next", kind), 0, rows)
 
 
@@ -257,5 +272,5 @@ def lines(prediction: Prediction) -> Sequence[str]:
     said = list(prediction.notes)
     if prediction.classes is not None and len(prediction.classes) == 1:
         best = int(prediction.classes[0])
-        said.append(f"class {best} ({prediction.kind} {number(prediction.outputs[0][best])})")
+        said.append(f"class {prediction.called(best)} ({prediction.kind} {number(prediction.outputs[0][best])})")
     return said

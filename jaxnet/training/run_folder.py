@@ -26,7 +26,7 @@ from jaxnet.training.lock import FILE as LOCK
 from jaxnet.training.lock import Lock
 from jaxnet.training.overrides import UNREADABLE
 
-VOCABULARY = "vocabulary.json"
+VOCABULARY, CLASSES = "vocabulary.json", "classes.json"
 PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -67,10 +67,14 @@ def data_sha256(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def vocabulary(dataset: Dataset) -> dict[str, str]:
-    """The file in which a run keeps the characters that its tokens stand for, and the window; none where no text is."""
+def about_data(dataset: Dataset) -> dict[str, str]:
+    """The file in which a run keeps a text's characters and window, or the names of the classes; none of a regression.
+
+    Other data are read by it.
+    """
     if dataset.text is None:
-        return {}
+        names = dataset.names or [str(i) for i in range(dataset.classes or 0)]
+        return {CLASSES: json.dumps({"classes": names}) + "\n"} if names else {}
     about = {"characters": dataset.text.characters, "window": dataset.train.x.shape[1]}
     return {VOCABULARY: json.dumps(about, ensure_ascii=False) + "\n"}
 
@@ -227,6 +231,12 @@ class Run:
             return None
         about = self.json(VOCABULARY)
         return str(about["characters"]), int(about["window"])
+
+    def classes(self) -> list[str] | None:
+        """The names of the classes in order; None where the run is of no classes, or keeps no names."""
+        if not (self.folder / CLASSES).is_file():
+            return None
+        return list(map(str, self.json(CLASSES)["classes"]))
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder.

@@ -154,7 +154,8 @@ class Session:
         """What is measured after an epoch: loss and accuracy of each split, norms of the mean δ; for each seed."""
         monitor = self.config.monitor
         splits = {name: split for name, split in self.arrays.items() if name != "train" or monitor.train_accuracy}
-        evaluate = step.evaluation(self.recipe, self.classified, ignore=self.dataset.ignore)
+        confusion = bool(monitor.class_accuracy)
+        evaluate = step.evaluation(self.recipe, self.classified, ignore=self.dataset.ignore, confusion=confusion)
         beside = self.beside()
 
         def of(params, splits, some):
@@ -174,6 +175,10 @@ class Session:
         rows = {name: self.rows(value) for name, value in found.items()}
         for name in splits if self.classified else ():  # in Python's numbers: 0.9542 and not 0.9541999697685242
             rows[f"{name}_accuracy"] = rows.pop(f"{name}_right") / rows.pop(f"{name}_answers")
+            if confusion:
+                by_class = recalls(rows[f"{name}_confusion"])
+                rows[f"{name}_class_accuracy"] = by_class
+                rows[f"{name}_balanced_accuracy"] = np.nanmean(by_class, axis=-1)
         if monitor.train_accuracy:  # train_loss is the mean over the epoch as it was seen
             rows["train_loss_after"] = rows.pop("train_loss")
         return rows
@@ -237,6 +242,13 @@ def counts_right(dataset: Dataset, loss: Loss) -> bool:
     """
     whole = dataset.classes is not None and np.issubdtype(dataset.train.y.dtype, np.integer)
     return whole and dataset.text is None and loss.init is None
+
+
+def recalls(confusion: np.ndarray) -> np.ndarray:
+    """Each class's share of right answers, (…, classes), of how often each got each; NaN without an example."""
+    of_class = confusion.sum(axis=-1)
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.divide(right, of_class, out=np.full(right.shape, np.nan), where=of_class > 0)
 
 
 def words(net: Layer) -> str:

@@ -331,12 +331,16 @@ def at_once(recipe: Recipe) -> int:
 
 
 def evaluation(
-    recipe: Recipe, classified: bool, chunk: int | None = None, ignore: int | None = None
+    recipe: Recipe,
+    classified: bool,
+    chunk: int | None = None,
+    ignore: int | None = None,
+    confusion: bool = False,
 ) -> Callable[[Tree, Arrays], dict[str, jax.Array]]:
     """(params, split) -> mean loss over a split, and how many answers are right of how many, where targets are classes.
 
     In evaluation mode, `chunk` examples at a time, by default `at_once`. An answer is the largest output. Labels
-    `ignore` do not count.
+    `ignore` do not count. confusion: also (class, answer), how often each class got each answer.
     """
     net, loss, chunk = recipe.net, recipe.loss, chunk or at_once(recipe)
     forward = predict(net)
@@ -353,8 +357,14 @@ def evaluation(
 
     def over(params, xs, ys):
         net_params, loss_params = (params, ()) if loss.init is None else params
-        sums = jax.vmap(one, (None, 0, 0))(loss_params, forward(net_params, xs), ys)
-        return jax.tree.map(lambda t: t.sum(dtype=t.dtype), sums)
+        outs = forward(net_params, xs)
+        sums = jax.vmap(one, (None, 0, 0))(loss_params, outs, ys)
+        sums = jax.tree.map(lambda t: t.sum(dtype=t.dtype), sums)
+        if classified and confusion:
+            counts = 1 if ignore is None else (ys != ignore).astype(jnp.int32)
+            empty = jnp.zeros((outs.shape[-1],) * 2, jnp.int32)
+            sums["confusion"] = empty.at[ys, jnp.argmax(outs, axis=-1)].add(counts)
+        return sums
 
     def of(params, split):
         n = len(split.y)
@@ -371,7 +381,7 @@ def evaluation(
         sums = jax.tree.map(lambda *parts: sum(parts[1:], start=parts[0]), *pieces)
         found = {"loss": sums["loss"] / sums["terms"]}
         if classified:
-            found |= {"right": sums["right"], "answers": sums["answers"]}
+            found |= {name: sums[name] for name in ("right", "answers", "confusion") if name in sums}
         return found
 
     return of

@@ -129,7 +129,12 @@ def kind_of(name: str) -> str:
 
 def is_text(name: str) -> bool:
     """Whether data of this name are a text."""
-    return "window" in TAKES.get(kind_of(name), ())
+    return takes(name, "window")
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether data of this name take an option."""
+    return option in TAKES.get(kind_of(name), ())
 
 
 def check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from jaxnet.training.data.dataset import (
 )
 
 FRACTIONS = (0.7, 0.15, 0.15)
+ALL_FOR_TRAINING = (1.0, 0.0, 0.0)  # leaves arrays that come split as they are
 PARTS = ("train", "validation", "test")
 KEYS = ("x", "y", *(f"{axis}_{part}" for part in PARTS for axis in "xy"))
 LARGEST = float(np.finfo(np.float32).max)
@@ -60,7 +61,7 @@ def from_arrays(
     Raises DataError.
     """
     named = split_names(where, arrays)
-    if named and split is not None:
+    if named and split not in (None, ALL_FOR_TRAINING):
         raise DataError(f"{where}: comes as {', '.join(named)}, already split: take `split` out")
     if task == "regression" and classes is not None:
         raise DataError(f'{where}: classes = {classes} has no meaning with task = "regression": take one out')
@@ -203,11 +204,11 @@ def load_npz(path: Path, **options: Any) -> Dataset:
 
 
 class Columns(NamedTuple):
-    """The columns of a table: their names if the file has them, how many, the target's, and those left out."""
+    """The columns of a table: their names if the file has them, how many, the target if any, and those left out."""
 
     names: list[str] | None
     width: int
-    target: int
+    target: int | None
     dropped: frozenset[int]
 
     def told(self, i: int) -> str:
@@ -257,20 +258,45 @@ def load_csv(
     return replace(dataset, notes=(*notes, *dataset.notes))
 
 
+def csv_inputs(
+    path: Path, width: int, *, target: str | int = -1, drop: Sequence[str | int] = (), header: bool | None = None
+) -> np.ndarray:
+    """The inputs, (examples, width), in a table with the columns of the training data, with or without the target.
+
+    target, drop, header: as in `load_csv`; columns to leave out may be missing.
+    Raises DataError.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = [cell.strip() for cell in next((row for row in csv.reader(file) if row), [])]
+        left_out = [key for key in drop if isinstance(key, int) or key in first]
+        if len(first) == width + len(left_out) + 1:
+            left_out.append(target)
+        columns, table, _ = read_table(path, None, left_out, header, False)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no text in UTF-8 with comma-separated values ({error})") from error
+    return np.delete(table, list(columns.dropped), axis=1)
+
+
 def counts_rows(column: np.ndarray) -> bool:
     """Whether a column is 0, 1, 2 … or 1, 2, 3 …"""
     return len(column) > 2 and column[0] in (0, 1) and bool((np.diff(column) == 1).all())
 
 
 def read_table(
-    path: Path, target: str | int, drop: Sequence[str | int], header: bool | None, classified: bool
+    path: Path, target: str | int | None, drop: Sequence[str | int], header: bool | None, classified: bool
 ) -> tuple[Columns, np.ndarray, np.ndarray]:
-    """The columns, the numbers with 0 where a column is left out, and the target: numbers, or text if classified."""
+    """The columns, the numbers with 0 where a column is left out, and the target: numbers, or text if classified.
+
+    target: None where there is none.
+    """
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = next((row for row in csv.reader(file) if row), None)
         if first is None:
             raise DataError(f"{path}: holds no examples: the file is empty")
-        if len(first) < 2:
+        if len(first) < 2 and target is not None:
             raise DataError(f"{path}: must have at least two columns, got 1: are they separated by commas?")
         columns = columns_of(path, first, target, drop, header)
         if columns.names is None:
@@ -283,7 +309,7 @@ def read_table(
             return labels.setdefault(cell.strip(), len(labels))
 
         converters: dict[int | str, Any] = dict.fromkeys(columns.dropped, lambda cell: 0)
-        if classified:
+        if classified and columns.target is not None:
             converters[columns.target] = label
         try:
             with warnings.catch_warnings():
@@ -295,7 +321,7 @@ def read_table(
         raise DataError(f"{path}: holds no examples, only a line of column names")
     if table.shape[1] != len(first) or not (np.abs(table) <= LARGEST).all():
         blame(path, columns, classified, "rows and names do not match")
-    y = table[:, columns.target]
+    y = table[:, columns.target or 0]
     if classified:
         values = [as_number(text) for text in labels]
         if any(value is not None for value in values):
@@ -316,12 +342,13 @@ def as_number(cell: str) -> float | None:
 
 
 def columns_of(
-    path: Path, first: Sequence[str], target: str | int, drop: Sequence[str | int], header: bool | None
+    path: Path, first: Sequence[str], target: str | int | None, drop: Sequence[str | int], header: bool | None
 ) -> Columns:
     """The columns of a table by its first line; refused where it may or may not name them."""
-    by_name = [key for key in (target, *drop) if isinstance(key, str)]
+    keys = [key for key in (target, *drop) if key is not None]
+    by_name = [key for key in keys if isinstance(key, str)]
     cells = [cell.strip() for cell in first]
-    place = {key: column_place(path, key, [], len(first)) for key in (target, *drop) if isinstance(key, int)}
+    place = {key: column_place(path, key, [], len(first)) for key in keys if isinstance(key, int)}
     inputs = [i for i in range(len(first)) if i not in place.values()] or range(len(first))
     texts = [i for i in inputs if as_number(cells[i]) is None]
     if header is None and not by_name and 0 < len(texts) < len(inputs):
@@ -336,13 +363,12 @@ def columns_of(
             "or say header = true"
         )
     names = cells if named else None
-    places = {key: column_place(path, key, cells, len(first)) for key in (target, *drop)}
+    places = {key: column_place(path, key, cells, len(first)) for key in keys}
     dropped = frozenset(places[key] for key in drop)
-    if places[target] in dropped:
-        raise DataError(
-            f"{path}: the target, {Columns(names, len(first), 0, dropped).told(places[target])}, is in drop"
-        )
-    return Columns(names, len(first), places[target], dropped)
+    columns = Columns(names, len(first), None if target is None else places[target], dropped)
+    if columns.target is not None and columns.target in dropped:
+        raise DataError(f"{path}: the target, {columns.told(columns.target)}, is in drop")
+    return columns
 
 
 def column_place(path: Path, key: str | int, names: list[str], width: int) -> int:
