@@ -64,6 +64,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes of the config: train.epochs=3 model.0.dense=50 data=mnist"),
 ]
+
+
+def allow_code(allowed: bool) -> bool:
+    """Lets a config name any module, if that is allowed."""
+    if allowed:
+        from jaxnet.training.data.own import ALLOWED
+
+        ALLOWED.everything = True
+    return allowed
+
+
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", callback=allow_code, help="Let the config run code of any installed module.")
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of MNIST or the text. Default: $JAXNET_DATA, else a download.")
 ]
@@ -84,6 +98,7 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Folder of this run. Must be new or empty.")] = None,
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train the network of a config."""
     from jaxnet.training.config import dump_toml, load_config
@@ -108,6 +123,7 @@ def resume(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="To train longer: train.epochs=60")
     ] = None,
     data_dir: DataDir = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Resume an interrupted run, or train a finished one longer."""
     from jaxnet.training import loop
@@ -135,6 +151,7 @@ def evaluate(
     data_dir: DataDir = None,
     step: Step = None,
     fallback: Fallback = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Print the loss of a run's network, its accuracy, and which classes it confuses."""
     from jaxnet.training import evaluate
@@ -154,6 +171,7 @@ def predict(
     data_dir: DataDir = None,
     step: Step = None,
     fallback: Fallback = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Print the predictions of a run's network for your own examples."""
     from jaxnet.training import predict
@@ -177,6 +195,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     step: Step = None,
     fallback: Fallback = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Generate text with a run's network, one character at a time."""
     from jaxnet.training import sample
@@ -238,6 +257,7 @@ def sweep(
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train a config with several settings and seeds, and print mean and spread."""
     from jaxnet.training.sweep_file import read_sweep
@@ -288,6 +308,7 @@ def check(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype in place of float32: bfloat16, float64.")] = None,
     data_dir: DataDir = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Check a backward pass entry by entry and name what is wrong. Status 0: right, 1: wrong, 2: not checked."""
     from jaxnet.checking import command
@@ -338,6 +359,7 @@ def explain(
     ] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
     data_dir: DataDir = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Show a network's backward pass in symbols, shapes and numbers."""
     from jaxnet.explaining import command

@@ -9,6 +9,8 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from pathlib import Path
+
 import jax
 import jaxtyping
 import pytest
@@ -18,6 +20,10 @@ import pytest
 ROOMS = "layer factors readings layers losses combinators models backprop feedback quantities explaining"
 TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook([f"jaxnet.{room}" for room in ROOMS.split()], TYPECHECKER)
+
+from jaxnet.training.data.own import ALLOWED  # noqa: E402 (the hook above comes before any module of jaxnet)
+
+ALLOWED.read_beside(Path(__file__).parent)  # a config in any folder may name the tests' own modules
 
 
 # With several workers a file stays with one of them: what its tests compile or train together is made once. Files of

@@ -1,15 +1,18 @@
 """Data of one's own: npz, csv, and what a function gives."""
 
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jaxnet.training.config import ConfigError, load_config
 from jaxnet.training.data import load
-from jaxnet.training.data.own import import_object
+from jaxnet.training.data.own import ALLOWED, import_object
 from jaxnet.training.data.tables import from_arrays
 from tests.datasets import facts, nothing_of_this_machine, refused  # noqa: F401 (the fixture)
+from tests.runs import command, finished
 
 # ----------------------------------------------------------------------------------------------- npz
 
@@ -335,6 +338,9 @@ class Space:
 def broken():
     return 1 / 0
 
+def leaves():
+    raise SystemExit(3)
+
 def uneven():
     return made(split=Split(np.ones((3, 2)), np.array([0])))
 
@@ -393,3 +399,59 @@ def test_data_of_ones_own(own):
 )
 def test_bad_data_of_ones_own(own, spec, message):
     refused(message, spec)
+
+
+# -------------------------------------------------------------------------------- what a config may run
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("os:system", '"os:system" runs code of '),
+        ("sys:exit", '"sys:exit" runs code of sys: a config may name modules beside it, in the current folder, or of'),
+        ("__main__:f", '"__main__:f" runs code of '),
+        ("subprocess:run", "if you trust it, add --allow-code"),
+        ("numpy:fromfile", "/numpy: a config may name modules beside it"),
+        ("own_data:np.fromfile", "must name an object of own_data itself, and np is a module"),
+        ("jaxnet.training.data.own:importlib.import_module", "importlib is a module"),
+        ("jaxnet.training.data.download:fetch", "must be a maker, or a function that jaxnet itself defines"),
+        ("jaxnet.training.reports:Path", "must be a maker"),
+        ("optax:partial", "optax has no partial"),
+    ],
+)
+def test_code_that_a_config_may_not_run(own, where, message):
+    with pytest.raises(ImportError, match=re.escape(message)):
+        import_object(where)
+
+
+def test_code_that_a_config_may_run(own, tmp_path, monkeypatch):
+    assert import_object("jaxnet.training.toys:wedge")
+    assert import_object("jaxnet:dense")
+    assert import_object("optax:sgd")
+    beside = tmp_path / "elsewhere"
+    beside.mkdir()
+    (beside / "own_beside.py").write_text("def f():\n    return 3\n")
+    with pytest.raises(ImportError, match="there is no module own_beside"):
+        import_object("own_beside:f")
+    (beside / "x.toml").write_text("")
+    monkeypatch.setattr(ALLOWED, "folders", set(ALLOWED.folders))
+    with pytest.raises(ConfigError, match="loss: is missing"):
+        load_config(beside / "x.toml")
+    assert import_object("own_beside:f")() == 3
+    sys.modules.pop("own_beside")
+    monkeypatch.setattr(ALLOWED, "everything", True)
+    assert import_object("os:getcwd")() == str(tmp_path)
+    refused("failed: SystemExit: 3", "own_data:leaves")
+
+
+def test_a_config_runs_no_command(tmp_path):
+    config = 'data = {{ name = "os:system", command = "touch {}" }}\nloss = "quadratic"\nmodel = [{{ dense = 2 }}]\n'
+    (tmp_path / "c.toml").write_text(
+        config.format(tmp_path / "RAN") + '[train]\nepochs = 1\noptimizer = { name = "sgd", learning_rate = 1.0 }\n'
+    )
+    status, _, error = finished(command("train", tmp_path / "c.toml", "--runs-dir", tmp_path / "runs"))
+    assert (status, (tmp_path / "RAN").exists()) == (2, False)
+    assert '"os:system" runs code of ' in error
+    status, _, error = finished(command("train", tmp_path / "c.toml", "--allow-code", "--runs-dir", tmp_path / "runs"))
+    assert (status, (tmp_path / "RAN").exists()) == (2, True)
+    assert "must give a jaxnet.training.data.Dataset" in error

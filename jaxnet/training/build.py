@@ -103,7 +103,7 @@ def make(where: str, of: Maker | Callable, /, **options: Any) -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{where} failed: {raised(error)}") from error
 
 

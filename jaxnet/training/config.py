@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from jaxnet.training.data.own import ALLOWED
 from jaxnet.training.options import (
     DataSpec,
     FeedbackSpec,
@@ -173,6 +174,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError: no such file, no TOML, or a field that does not hold.
     """
     path = Path(path)
+    ALLOWED.read_beside(path)
     document = {"name": re.sub(r"^\W+|[^\w.+-]", "_", path.stem)} | read_toml(path)
     return make_config(document, overrides, where=str(path))
 
