@@ -1,14 +1,17 @@
 """Data of one's own: npz, csv, and what a function gives."""
 
+import gzip
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxnet.training.config import ConfigError, load_config
-from jaxnet.training.data import load
+from jaxnet.training.data import DataError, files, load
+from jaxnet.training.data.files import read_arrays
 from jaxnet.training.data.own import ALLOWED, import_object
 from jaxnet.training.data.tables import from_arrays
 from tests.datasets import facts, nothing_of_this_machine, refused  # noqa: F401 (the fixture)
@@ -399,6 +402,43 @@ def test_data_of_ones_own(own):
 )
 def test_bad_data_of_ones_own(own, spec, message):
     refused(message, spec)
+
+
+# -------------------------------------------------------------------------------- promises
+
+
+def npy_promising(shape: str, dtype: str = "<f8") -> bytes:
+    head = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + bytes(80)
+
+
+def zipped(content: bytes, packed: bool) -> str:
+    with zipfile.ZipFile("own.npz", "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as archive:
+        archive.writestr("x.npy", content)
+        archive.writestr("y.npy", npy_promising("(10,)"))
+    return "own.npz"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_array_that_promises_more_than_it_holds(packed):
+    path = zipped(npy_promising("(10, 1)"), packed)
+    assert load({"name": path, "task": "regression"}).train.x.shape == (6, 1)
+    promise = "it promises numbers of shape (3000000000, 1000), 24,000,000,000,000 bytes, and has 207"
+    refused(promise, zipped(npy_promising("(3000000000, 1000)"), packed))
+    refused("it promises numbers of shape (-5,)", zipped(npy_promising("(-5,)"), packed))
+    Path("one.npy").write_bytes(npy_promising("(3000000000, 1000)"))
+    with pytest.raises(DataError, match="cannot be read as .npy"):
+        read_arrays(Path("one.npy"))
+
+
+def test_packed_files_that_unpack_to_too_much(monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    Path("own.txt").write_bytes(gzip.compress(b"a text " * 200))
+    refused("own.txt: unpacks to more than 1,000 bytes: unpack it by gunzip if it should", "own.txt")
+    Path("own.txt").write_bytes(b"a text " * 200)
+    assert load("own.txt").train.x.shape[1] == 128
+    refused("bytes, more than 1,000", zipped(npy_promising("(160,)") + bytes(1200), True))
+    assert load({"name": zipped(npy_promising("(10, 1)") + bytes(1200), False), "task": "regression"})
 
 
 # -------------------------------------------------------------------------------- what a config may run

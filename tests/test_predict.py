@@ -216,6 +216,8 @@ def spoiled(folder, name):
             np.savez(path)
         case "folder":
             path.mkdir()
+        case "thin.png":
+            Image.new("L", (80_000, 1)).save(path)
         case "cut.png":
             Image.effect_noise((64, 64), 50).save(folder / "whole.png")
             path.write_bytes((folder / "whole.png").read_bytes()[:900])
@@ -240,6 +242,7 @@ def spoiled(folder, name):
         ("junk.png", "must be a picture"),
         ("cut.png", "must be a picture"),
         ("folder", "is a folder"),
+        ("thin.png", "is 80,000×80,000 with the background that makes it 8:8, more than 67,108,864 pixels"),
         ("nowhere.png", "is not there"),
     ],
 )

@@ -404,3 +404,17 @@ def test_a_place_that_cannot_be_written(three, tmp_path):
 def test_training_starts_without_matplotlib():
     code = "import sys; import jaxnet.training.loop; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_link_at_the_name_of_a_file_to_write_is_not_followed(tmp_path):
+    for name in (".curves.png.new", "curves.png"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    reports.write(tmp_path / "curves.png", b"drawn")
+    assert (tmp_path / "curves.png").read_bytes() == b"drawn"
+    assert not (tmp_path / "curves.png").is_symlink()
+    assert not (tmp_path / "elsewhere").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".curves.png.new", "curves.png"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError, match="cannot write"):
+        reports.write(tmp_path / "folder", b"")
+    assert len(list(tmp_path.iterdir())) == 3

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.layer import Tree
+from jaxnet.training.atomic_write import write_whole
 
 DELETED = ".deleted-"
 ORDINARY = re.compile(r"[\w ./%#+,=@:-]+")
@@ -257,9 +258,8 @@ class CheckpointWriter(Checkpoints):
     def list_files(self, step: int) -> None:
         """Adds a checkpoint's files to the listing, and takes out those of deleted checkpoints."""
         kept = {str(each): files for each in self.steps() if (files := self.listed(each))}
-        new = self.listing.with_name(f".{self.listing.name}.new")
-        new.write_text(json.dumps(kept | {str(step): files_sha256(self.folder / str(step))}), "utf-8")
-        new.replace(self.listing)
+        listing = kept | {str(step): files_sha256(self.folder / str(step))}
+        write_whole(self.listing, json.dumps(listing).encode())
 
     def left(self, failed: int) -> str:
         """The newest checkpoint but the failed one, in words."""

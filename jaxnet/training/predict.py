@@ -1,8 +1,6 @@
 """What a trained network says to examples from a file: arrays, or a picture made into what it was trained on."""
 
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from jaxnet import backprop
 from jaxnet.training import devices
 from jaxnet.training.data import Dataset
 from jaxnet.training.data.dataset import DataError, as_float32, as_numbers, check_finite
+from jaxnet.training.data.files import read_arrays
 from jaxnet.training.data.tables import csv_inputs
 from jaxnet.training.evaluate import NEWEST, Reading, Trained, restore
 from jaxnet.training.run_listing import table_of
@@ -23,6 +22,7 @@ from jaxnet.training.run_listing import table_of
 ARRAYS = (".npy", ".npz", ".csv")
 BRIGHT = 127.5
 SHOWN = 10
+MOST_PIXELS = 1 << 26
 
 
 class PredictError(ValueError):
@@ -141,24 +141,16 @@ def read_csv(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
 def read_array(file: Path) -> tuple[np.ndarray, str]:
     """The array of an .npy file, or of an .npz file its x, its x_test or the only one there is, and its name.
 
-    Raises PredictError.
+    Raises PredictError, DataError.
     """
-    try:
-        with file.open("rb") as opened:
-            held = np.load(opened, allow_pickle=False)
-            if isinstance(held, np.ndarray):
-                return held, "the array"
-            names = [name for name in ("x", "x_test") if name in held.files] or list(held.files)
-            if not names or (len(names) > 1 and names[0] not in ("x", "x_test")):
-                came = ", ".join(held.files) or "none"
-                raise PredictError(f"{file} must hold an array x, or one array alone, got {came}")
-            return held[names[0]], names[0]
-    except PredictError:
-        raise
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise PredictError(
-            f"{file} cannot be read as {file.suffix} ({error}): write arrays of numbers with np.save or np.savez"
-        ) from error
+    held = read_arrays(file)
+    if isinstance(held, np.ndarray):
+        return held, "the array"
+    name = next((name for name in ("x", "x_test") if name in held), None)
+    if name is None and len(held) != 1:
+        raise PredictError(f"{file} must hold an array x, or one array alone, got {', '.join(held) or 'none'}")
+    name = name or next(iter(held))
+    return held[name], name
 
 
 def shaped(array: np.ndarray, wanted: tuple[int, ...], dataset: Dataset) -> np.ndarray | None:
@@ -208,7 +200,7 @@ def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
             grey = picture.convert("F" if picture.mode.startswith("I;16") or picture.mode in "IF" else "L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PredictError(f"{file} must be a picture (PNG, JPEG, …), .npy or .npz: {error}") from error
+        raise PredictError(f"{file} must be a picture (PNG, JPEG, …), .npy, .npz or .csv: {error}") from error
     pixels = np.asarray(grey, np.float32)
     if pixels.max() > 255:
         pixels = pixels * (255 / 65535)
@@ -219,6 +211,12 @@ def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
         pixels, background = 255 - pixels, 255 - background
         notes.append("inverted: its background is bright, that of the training data dark")
     height, width = dataset.picture
+    padded = padded_size(pixels.shape, width / height)
+    if math.prod(padded) > MOST_PIXELS:
+        raise PredictError(
+            f"{file}: {came}, is {padded[0]:,}×{padded[1]:,} with the background that makes it {width}:{height}, "
+            f"more than {MOST_PIXELS:,} pixels: cut it"
+        )
     pixels = squared(pixels, width / height, background, notes)
     small = Image.fromarray(pixels).resize(
         (width, height), Image.Resampling.BOX if pixels.shape[0] > height else Image.Resampling.BILINEAR
@@ -229,10 +227,16 @@ def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     return x.reshape(1, *wanted), notes
 
 
+def padded_size(shape: tuple[int, ...], aspect: float) -> tuple[int, int]:
+    """Width and height of a picture of (height, width) with its background added."""
+    height, width = shape
+    return max(width, round(height * aspect)), max(height, round(width / aspect))
+
+
 def squared(pixels: np.ndarray, aspect: float, background: float, notes: list[str]) -> np.ndarray:
     """The picture with its background added at two sides, so that its width is `aspect` times its height."""
     height, width = pixels.shape
-    wide, high = max(width, round(height * aspect)), max(height, round(width / aspect))
+    wide, high = padded_size(pixels.shape, aspect)
     if (high, wide) == (height, width):
         return pixels
     top, left = (high - height) // 2, (wide - width) // 2

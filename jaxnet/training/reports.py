@@ -8,6 +8,7 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, PackageLoader
 
+from jaxnet.training.atomic_write import write_whole
 from jaxnet.training.plots import DARK, LIGHT, Panel, overview, panel_svg, panels_of, png
 from jaxnet.training.run_folder import Run, RunError, writing
 from jaxnet.training.run_listing import (
@@ -81,10 +82,8 @@ def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[Record]
 
 def write(path: Path, content: bytes) -> Path:
     """Writes a file anew, whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
     with writing(path):
-        new.write_bytes(content)
-        new.replace(path)
+        write_whole(path, content)
     return path
 
 

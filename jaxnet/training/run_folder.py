@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shlex
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import jaxnet
+from jaxnet.training.atomic_write import umask, write_whole
 from jaxnet.training.checkpoint import Checkpoints, free
 from jaxnet.training.config import Config, dump_toml, load_config
 from jaxnet.training.data import Dataset
@@ -338,9 +338,7 @@ class Run:
         """A file anew, whole or not at all."""
         path = self.folder / name
         with writing(path):
-            new = path.with_name(f".{name}.new")
-            new.write_text(text, "utf-8")
-            new.replace(path)
+            write_whole(path, text.encode())
 
 
 def environment_text(environment: dict[str, Any]) -> str:
@@ -385,10 +383,3 @@ def place_folder(wanted: Path, files: dict[str, str], fixed: bool) -> tuple[Path
             else:
                 undo.pop_all()
                 return placed, lock
-
-
-def umask() -> int:
-    """The process's file mode mask."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

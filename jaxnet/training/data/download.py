@@ -14,12 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxnet.training.data.dataset import DataError
-from jaxnet.training.data.idx import GZIP
+from jaxnet.training.data.files import GZIP, MOST_BYTES
 
 log = logging.getLogger(__name__)
 
 CHUNK = 1 << 18
-MOST_BYTES = 1 << 30  # a mirror that sends without end must not fill the disk
 STALE_SECONDS = 24 * 3600
 
 

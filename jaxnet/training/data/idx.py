@@ -1,16 +1,14 @@
 """IDX files, plain or gzipped: the format of MNIST and its kin (http://yann.lecun.com/exdb/mnist/)."""
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from jaxnet.training.data.dataset import DataError
+from jaxnet.training.data.files import read_bytes
 
-GZIP = b"\x1f\x8b"
 HOLDS = {1: "labels", 3: "pictures"}
 
 
@@ -20,14 +18,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     The file: 00 00, 08 (unsigned bytes), the number of axes, each axis's length as a big-endian uint32, the bytes.
     Raises DataError where the file cannot be read, is no such file, or is not as long as it says.
     """
-    try:
-        content = path.read_bytes()
-        if content.startswith(GZIP):
-            content = gzip.decompress(content)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: is damaged gzip ({error}): fetch it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    content = read_bytes(path)
     magic, kind = bytes([0, 0, 8, axes]), HOLDS.get(axes, f"{axes} axes")
     if content[:4] != magic[: len(content)]:
         other = next(

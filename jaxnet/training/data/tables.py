@@ -2,8 +2,6 @@
 
 import csv
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from jaxnet.training.data.dataset import (
     shuffled,
     split_counts,
 )
+from jaxnet.training.data.files import read_arrays
 
 FRACTIONS = (0.7, 0.15, 0.15)
 ALL_FOR_TRAINING = (1.0, 0.0, 0.0)  # leaves arrays that come split as they are
@@ -187,15 +186,8 @@ def split_names(where: str, arrays: Mapping[str, Any]) -> tuple[str, ...]:
 
 def load_npz(path: Path, **options: Any) -> Dataset:
     """The arrays of an .npz file, as `from_arrays` takes them."""
-    try:
-        with path.open("rb") as file:  # np.load leaves a damaged archive that it opened by itself open
-            archive = np.load(file, allow_pickle=False)
-            arrays = {key: archive[key] for key in archive.files} if isinstance(archive, np.lib.npyio.NpzFile) else None
-    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be read as .npz ({error}): write it with np.savez(path, x=…, y=…), arrays of numbers only"
-        ) from error
-    if arrays is None:
+    arrays = read_arrays(path)
+    if isinstance(arrays, np.ndarray):
         raise DataError(f"{path}: holds a single array and is no .npz archive: write it with np.savez(path, x=…, y=…)")
     return from_arrays(str(path), arrays, **options)
 

@@ -3,10 +3,8 @@
 Tiny Shakespeare from a file or a public mirror, or a text file of one's own.
 """
 
-import gzip
 import hashlib
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 
 from jaxnet.training.data.dataset import DataError, Dataset, Split, Text
 from jaxnet.training.data.download import cache_folder, fetch
-from jaxnet.training.data.idx import GZIP
+from jaxnet.training.data.files import read_bytes
 from jaxnet.training.data.pictures import named_folder
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -154,17 +152,6 @@ def shown(characters: str, most: int = 8) -> str:
 
 
 # -------------------------------------------------------------------------------------------- files
-
-
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, unpacked where it is gzipped."""
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(GZIP) else content
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: is damaged gzip ({error}): fetch it again") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def local_text(data_dir: str | Path | None) -> Path | None:
