@@ -273,7 +273,11 @@ _nothing = Reading(lambda passing: (), out_axes=0)
 
 @maker
 def transpose() -> Way:
-    """Wᵀ δ: backpropagation. A part of a network that has it keeps it, whatever way back is chosen around it."""
+    """Wᵀ δ: backpropagation. A part of a network that has it keeps it, whatever way back is chosen around it.
+
+    >>> transpose()(dense(3))
+    feedback(dense(3), transpose())
+    """
     return Way("transpose", lambda W, B, scale: W)
 
 
@@ -282,13 +286,21 @@ def inverse(*, layers: Sequence[int] | None = None) -> Way:
     """W⁻¹ δ, for each W of shape (n, n); where W is orthogonal that is Wᵀ δ. A singular W gives what is not finite.
 
     `layers`: places among the layers with weights, from 0; None for all.
+
+    >>> _, back = vjp(inverse()(dense(2)))({"W": jnp.array([[2.0, 0.0], [0.0, -4.0]]), "b": jnp.zeros(2)}, jnp.ones(2))
+    >>> print(np.asarray(back(jnp.ones(2))[1]).round(3))
+    [ 0.5  -0.25]
     """
     return Way("inverse", lambda W, B, scale: wide(solved, W).T, layers=chosen(layers))
 
 
 @maker
 def pinv(*, layers: Sequence[int] | None = None) -> Way:
-    """W⁺ δ, W⁺ the pseudo-inverse, (in, out): of all a with W a nearest to δ the shortest. `layers`: as `inverse`'s."""
+    """W⁺ δ, W⁺ the pseudo-inverse, (in, out): of all a with W a nearest to δ the shortest. `layers`: as `inverse`'s.
+
+    >>> pinv()(dense(3))
+    feedback(dense(3), pinv())
+    """
     return Way("pinv", lambda W, B, scale: wide(jnp.linalg.pinv, W).T, layers=chosen(layers))
 
 
@@ -297,6 +309,9 @@ def random(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = 
     """Bᵀ δ with a fixed B of the shape of W, its entries N(0, scale²/n), n the numbers that a unit takes in.
 
     `layers`: as `inverse`'s; each has a B of its own, also in a stack. Source: Lillicrap et al., 2016.
+
+    >>> random(seed=5)(dense(3))
+    feedback(dense(3), random(seed=5))
     """
     return Way("random", lambda W, B, scale: B, True, seed, scale, chosen(layers))
 
@@ -306,6 +321,10 @@ def sign(*, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
     """sign(W)ᵀ δ · scale/√n, n the numbers that a unit takes in: of W only the signs come back. `layers`: as above.
 
     Source: Liao, Leibo and Poggio, 2016, uniform sign-concordant feedback.
+
+    >>> _, back = vjp(sign()(dense(2)))({"W": jnp.array([[2.0, 0.0], [0.0, -4.0]]), "b": jnp.zeros(2)}, jnp.ones(2))
+    >>> print(np.asarray(back(jnp.ones(2))[1]).round(3))
+    [ 0.707 -0.707]
     """
     return Way(
         "sign", lambda W, B, scale: jnp.sign(W) * (scale / math.sqrt(W[0].size)), scale=scale, layers=chosen(layers)
@@ -318,6 +337,9 @@ def direct(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = 
 
     B: (shape of what the layer takes, outputs), fixed, its entries N(0, scale²/n), n the count of numbers that the
     layer takes. At each position of a sequence the same. `layers`: as `inverse`'s. Source: Nøkland, 2016.
+
+    >>> direct(layers=[0])(serial(dense(5), tanh, dense(3)))
+    feedback(serial(dense(5), tanh, dense(3)), direct(layers=[0]))
     """
     return Way("direct", None, True, seed, scale, chosen(layers))
 
@@ -343,6 +365,9 @@ def feedback(block: Layer, way: str | Way, *, seed: int | None = None, scale: fl
 
     `way`: a `Way`, or its name. `seed`, `scale`: of a way by name that draws a matrix, or scales one.
     Raises `ValueError` for another name, or an option that the way does not take.
+
+    >>> feedback(dense(3), "random", seed=5)
+    feedback(dense(3), random(seed=5))
     """
     given = {name: value for name, value in (("seed", seed), ("scale", scale)) if value is not None}
     if isinstance(way, str):

@@ -33,6 +33,10 @@ def in_chunks(head: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 
     `head`: a layer that works position by position, without randomness. `loss`: without parameters, of a sequence's
     class labels y: (time,). Parameters: the head's.
     Raises `ValueError` for less than one chunk or a loss with parameters; its turn `ShapeError` for another y.
+
+    >>> loss, x = in_chunks(per_position(dense(7)), chunks=2), jnp.ones((5, 6))
+    >>> jax.tree.map(jnp.shape, initialize(identity, loss, jax.random.key(0), x))
+    ((), {'W': (7, 6), 'b': (7,)})
     """
     one_at_least(chunks)
     without_params(loss)
@@ -52,6 +56,10 @@ def linear_cross_entropy(
     `vocab`: the classes. y: (time,) class labels. `bias`: whether there is a b. `init`: as of `dense`.
     Parameters: `{"W": (vocab, width), "b": (vocab,)}`.
     Raises as `in_chunks`. For a network that ends in its own head, or shares it with its embedding: `fused_head`.
+
+    >>> loss, x = linear_cross_entropy(7), jnp.ones((5, 6))
+    >>> jax.tree.map(jnp.shape, initialize(identity, loss, jax.random.key(0), x))
+    ((), {'W': (7, 6)})
     """
     return in_chunks(per_position(dense(vocab, bias=bias, init=init)), chunks=chunks)
 
@@ -186,10 +194,9 @@ def unfinished(head: Layer) -> Layer:
 
 def with_last(net: Layer, change: Callable[[Layer], Layer]) -> Layer:
     """The network with `change(layer)` for its last layer, which works position by position."""
-    combined_by = net.made.root.maker if net.made is not None else None
-    if combined_by == "per_position":
+    if net.maker == "per_position":
         return change(net)
-    if combined_by in ("serial", "tied") and net.rebuild is not None and net.parts:
+    if net.maker in ("serial", "tied") and net.rebuild is not None and net.parts:
         *others, last = net.parts
         return net.rebuild(*others, with_last(last, change))
     raise ValueError(

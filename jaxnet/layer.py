@@ -66,6 +66,11 @@ class Layer(NamedTuple):
         """The maker and the options of it; None where there is no maker, or a function of it was replaced."""
         return registry.made_of(self)
 
+    @property
+    def maker(self) -> str:
+        """The maker that the network is made by in the end, "serial" for an mlp; "" where there is none."""
+        return self.made.root.maker if self.made is not None else ""
+
     __repr__, __hash__, __reduce__ = registry.shown, registry.hashed, registry.reduced
     __eq__, __ne__, __copy__, __deepcopy__ = registry.equal, registry.unequal, registry.itself, registry.itself
 

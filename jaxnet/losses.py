@@ -186,14 +186,26 @@ mean_absolute_error = row(
     __name__,
     *INPUTS,
 )
-"""C = 1/d Σ |a − y|, δ = sign(a − y)/d; 0 where a = y."""
+"""C = 1/d Σ |a − y|, δ = sign(a − y)/d; 0 where a = y.
+
+>>> x, y = jnp.array([[2.0, 0.5]]), jnp.array([[1.0, 0.0]])
+>>> cost, delta = backpropagate(identity, mean_absolute_error, deltas)((), x, y)
+>>> print(cost, delta)
+0.75 [[0.5 0.5]]
+"""
 
 
 @maker(examples={"huber()": INPUTS, "huber(0.3)": INPUTS})
 def huber(threshold: float = 1.0) -> Loss:
     """C = 1/d Σ h(a − y), h(e) = ½e² up to the threshold t, t|e| − ½t² beyond; δ = clip(a − y, −t, t)/d.
 
+    Raises `ValueError` for a threshold that is not positive.
     Source: Huber, Robust Estimation of a Location Parameter, 1964.
+
+    >>> x, y = jnp.array([[2.0, 1.0]]), jnp.array([[0.0, 0.0]])
+    >>> cost, delta = backpropagate(identity, huber(), deltas)((), x, y)
+    >>> print(cost, delta)
+    1.0 [[0.5 0.5]]
     """
     if threshold <= 0:
         raise ValueError(f"Huber's threshold is positive, got {threshold}")
@@ -299,4 +311,9 @@ multiclass_hinge = row(
 """C = maxᵢ (zᵢ − z_y + 1 − yᵢ), at least 0; δ = e_rival − y where the margin is violated.
 
 Source: Crammer and Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, 2001.
+
+>>> x, y = jnp.array([[2.0, 0.5]]), jnp.array([1])
+>>> cost, delta = backpropagate(identity, multiclass_hinge, deltas)((), x, y)
+>>> print(cost, delta)
+2.5 [[ 1. -1.]]
 """

@@ -35,7 +35,7 @@ from jaxnet.lowering.chunks import sum_over_chunks
 from jaxnet.models import cnn, lenet5, residual_cnn
 from tests.agreement import assert_agree, cast, normal
 from tests.implementations import by_autodiff as by_autodiff_of
-from tests.implementations import check_against_autodiff, check_one_by_one, check_precision, contracted
+from tests.implementations import check_against_autodiff, check_one_by_one, check_precision, read
 from tests.problems import IMAGE_LAYERS, IMAGE_MODELS
 from tests.test_sharding import assert_close, by_autodiff, exchanges, over
 
@@ -76,7 +76,7 @@ def test_narrow_dtypes_are_as_exact_as_autodiffs(problem, dtype, x64):
 @pytest.mark.parametrize("problem", IMAGE_MODELS, ids=lambda p: p.id)
 def test_models_agree_with_autodiff(problem, x64):
     """As they are trained: what they are composed of is held against autodiff in all other ways."""
-    both = jax.jit(lambda *inputs: (contracted(problem, *inputs), by_autodiff_of(problem, *inputs)))
+    both = jax.jit(lambda *inputs: (read(problem, *inputs), by_autodiff_of(problem, *inputs)))
     assert_agree(*both(*problem.inputs(jnp.float64)))
 
 

@@ -16,7 +16,7 @@ from jaxnet.models import char_lstm, gpt, gpt2
 from jaxnet.models.gpt2_weights import WeightsError, from_arrays, load_gpt2, save_gpt2, to_arrays
 from jaxnet.models.language import GPT2_SIZES
 from tests.agreement import assert_agree, integers, normal
-from tests.implementations import by_autodiff, contracted
+from tests.implementations import by_autodiff, read
 from tests.problems import LANGUAGE_MODELS
 
 VOCAB, POSITIONS, WIDTH, HEADS, DEPTH = 13, 7, 8, 2, 3
@@ -257,7 +257,7 @@ def test_a_config_that_asks_for_another_network_is_refused(tmp_path, config, mes
 @pytest.mark.parametrize("problem", LANGUAGE_MODELS, ids=lambda p: p.id)
 def test_models_agree_with_autodiff(problem, x64):
     """As they are trained: what they are composed of is held against autodiff in all other ways."""
-    both = jax.jit(lambda *inputs: (contracted(problem, *inputs), by_autodiff(problem, *inputs)))
+    both = jax.jit(lambda *inputs: (read(problem, *inputs), by_autodiff(problem, *inputs)))
     assert_agree(*both(*problem.inputs(jnp.float64)))
 
 

@@ -1,11 +1,8 @@
-"""Every reading of every factor against brute force: networks written out in plain `jax.numpy`, one example at a time.
+"""Readings by themselves and together, and factors against their sums spelled out.
 
-A reference adds a tap, an array of zeros, to each leaf layer's value: the derivative with respect to it is its δ.
+Every reading is held against brute force for every network of `tests.problems`, in one backward pass with the others
+(`tests.implementations`).
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,250 +10,60 @@ import numpy as np
 import pytest
 
 import jaxnet
-from jaxnet import (
-    backpropagate,
-    deltas,
-    dense,
-    pair,
-    parallel,
-    per_example,
-    per_position,
-    product,
-    remat,
-    repeat,
-    residual,
-    serial,
-    sigmoid,
-    squared_norm,
-    tanh,
-    tied,
-    total,
-)
+from jaxnet import deltas, dense, pair, per_example, product, readings, serial, sigmoid, squared_norm, total
 from jaxnet.factors import Outer, Plain, Sum
-from jaxnet.layer import leaves
-from jaxnet.losses import pointwise
-from jaxnet.readings import squared_delta, sum_of_deltas
-from tests.agreement import assert_agree, cast, integers, normal, random_like
+from jaxnet.readings import sum_of_deltas
+from tests.agreement import assert_agree, cast, integers, normal
+from tests.implementations import READINGS, check_readings_by_themselves, read
+from tests.problems import COMBINATORS
 
 cross_entropy = jaxnet.softmax_cross_entropy
-mean_output = pointwise("mean_output", lambda x, y: x.mean(-1), lambda x, y: jnp.full(x.shape, 1 / x.shape[-1]))
-
-# ------------------------------------------------------------------------------------------------- plain references
+SOME = {problem.id.partition("-")[0]: problem for problem in reversed(COMBINATORS)}
 
 
-def affine(p, x):
-    z = x @ p["W"].T
-    return z + jnp.broadcast_to(p["b"], z.shape)
+@pytest.mark.parametrize("one_delta", [False, True])
+@pytest.mark.parametrize(
+    "name", ["serial", "parallel_concatenate", "repeat_of_per_position", "per_position_of_repeat", "remat", "tied",
+             "tied_bias", "per_position_of_tied"]
+)  # fmt: skip
+def test_each_reading_by_itself(name, one_delta, x64):
+    check_readings_by_themselves(SOME[name], one_delta)
 
 
-def vector(params, x, taps):
-    first, _, last = params
-    return affine(last, jax.nn.sigmoid(affine(first, x) + taps[0]) + taps[1]) + taps[2]
-
-
-def sequence(params, x, taps):  # x: (positions, features), so `affine` takes all of them
-    return vector(params, x, taps)
-
-
-def linear(params, x, taps):
-    return affine(params, x) + taps[0]
-
-
-def blocks(params, x, taps):
-    first, block, last = params
-    x = affine(first, x) + taps[0]
-    z_taps, a_taps = taps[1], taps[2]
-    for i in range(3):
-        layer = {name: p[i] for name, p in block[0].items()}
-        x = x + jnp.tanh(affine(layer, x) + z_taps[i]) + a_taps[i]
-    return affine(last, x) + taps[3]
-
-
-def twice(params, x, taps):
-    first, _, second, last = params
-    a = jnp.tanh(affine(first, x) + taps[0]) + taps[1]
-    return affine(last, affine({"W": first["W"], "b": second["b"]}, a) + taps[2]) + taps[3]
-
-
-def two_ways(params, x, taps):
-    left, right = affine(params[0], x) + taps[0], affine(params[1], x) + taps[1]
-    return jnp.concatenate([left, right], axis=-1)
-
-
-# --------------------------------------------------------------------------------------------------------- the cases
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, its plain reference, the shape of an example, and the shapes of the taps of its leaf layers."""
-
-    id: str
-    net: jaxnet.Layer
-    reference: Callable
-    shape: tuple[int, ...]
-    taps: tuple[tuple[int, ...], ...]
-    loss: jaxnet.Loss = cross_entropy
-
-    def inputs(self, batch: int):
-        """Random parameters, a batch, and class indices."""
-        x = jax.ShapeDtypeStruct(self.shape, jnp.float64)
-        params = random_like(1, jax.eval_shape(self.net.init, jax.random.key(0), x))
-        xs = normal(batch + 10, (batch, *self.shape)).astype(jnp.float64)
-        return params, xs, integers(batch, (batch, *self.shape[:-1]), 3)
-
-
-net = serial(dense(4), sigmoid, dense(3))
-block = residual(serial(dense(4), tanh))
-chain = serial(dense(4), repeat(block, 3), dense(3))
-shared = (dense(4), tanh, dense(4), dense(3))
-tie = partial(tied, where=(0, 2))
-CASES = [
-    Case("vector", net, vector, (6,), ((4,), (4,), (3,))),
-    Case("remat", serial(remat(serial(dense(4), sigmoid)), dense(3)), lambda p, x, t: vector((*p[0], p[1]), x, t),
-         (6,), ((4,), (4,), (3,))),
-    Case("constant_delta", dense(3), linear, (6,), ((3,),), mean_output),
-    Case("constant_delta_sequence", per_position(dense(3)), linear, (5, 6), ((5, 3),), mean_output),
-    Case("short_sequence", per_position(serial(dense(40), sigmoid, dense(3))), sequence, (2, 60),
-         ((2, 40), (2, 40), (2, 3))),
-    Case("long_sequence", serial(per_position(dense(4)), sigmoid, per_position(dense(3))), sequence, (7, 2),
-         ((7, 4), (7, 4), (7, 3))),
-    Case("repeat", chain, blocks, (6,), ((4,), (3, 4), (3, 4), (3,))),
-    Case("sequence_of_repeat", per_position(chain), blocks, (5, 6), ((5, 4), (3, 5, 4), (3, 5, 4), (5, 3))),
-    Case("repeat_of_sequence", serial(per_position(dense(4)), repeat(per_position(block), 3), per_position(dense(3))),
-         blocks, (5, 6), ((5, 4), (3, 5, 4), (3, 5, 4), (5, 3))),
-    Case("tied", tie(*shared), twice, (4,), ((4,), (4,), (4,), (3,))),
-    Case("tied_sequences", tie(*map(per_position, shared)), twice, (5, 4), ((5, 4), (5, 4), (5, 4), (5, 3))),
-    Case("sequence_of_tied", per_position(tie(*shared)), twice, (5, 4), ((5, 4), (5, 4), (5, 4), (5, 3))),
-    Case("parallel", parallel(dense(1), dense(2), join="concatenate"), two_ways, (6,), ((1,), (2,))),
-]  # fmt: skip
-READINGS = {
-    "total": total,
-    "product": product,
-    "squared_norm": squared_norm,
-    "deltas": deltas,
-    "squared_delta": squared_delta,
-    "sum_of_deltas": sum_of_deltas,
-}
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-
-# ---------------------------------------------------------------------------------------------------- by brute force
-
-
-def over_all_but(leading: int, t):
-    """Σ of squares over all axes but the leading ones."""
-    return jnp.sum(t**2, axis=tuple(range(leading, t.ndim)))
-
-
-def by_brute_force(case: Case, params, xs, ys):
-    """Each reading by `jax.grad` of the plain reference, one example at a time; δ as a list, first layer first."""
-    taps = [jnp.zeros(shape, xs.dtype) for shape in case.taps]
-    terms = ys.size
-
-    def cost(params, taps, x, y):
-        out = case.reference(params, x, taps)
-        each = out.mean(-1) if case.loss is mean_output else -(jax.nn.log_softmax(out) * jax.nn.one_hot(y, 3)).sum(-1)
-        return jnp.sum(each) / terms
-
-    grads, δs = jax.lax.map(lambda example: jax.grad(cost, (0, 1))(params, taps, *example), (xs, ys))
-    return {
-        "total": jax.tree.map(lambda t: t.sum(0), grads),
-        "product": grads,
-        "squared_norm": jax.tree.map(lambda t, p: over_all_but(1, t), grads, params),
-        "deltas": δs,
-    }
-
-
-def with_expected(case: Case, run: Callable, batch: int):
-    """What `run` gives for a batch, and each reading by brute force, as one compiled program."""
-    return jax.jit(lambda *inputs: (run(*inputs), by_brute_force(case, *inputs)))(*case.inputs(batch))
-
-
-def summed_over_times(norms):
-    """‖∂C/∂p‖² of a stack of parameters, from the norms of each."""
-    return jax.tree.map(lambda t: t.reshape(len(t), -1).sum(1), norms)
-
-
-def assert_right(case: Case, name: str, actual, right: dict) -> None:
-    """One reading of a batch, against brute force."""
-    batch = len(right["deltas"][0])
-    has_params = [delta for delta, tap in zip(right["deltas"], leaf_params(case), strict=True) if tap]
-    if name in ("total", "product"):
-        assert_agree(actual, right[name])
-    elif name == "squared_norm":
-        assert_agree(summed_over_times(actual), right[name])
-    elif name == "deltas":
-        assert_agree(jax.tree.leaves(actual), right["deltas"])
-    elif name == "squared_delta":
-        norms = [over_all_but(1, delta) for delta in has_params]
-        assert_agree([t.reshape(batch, -1).sum(1) for t in jax.tree.leaves(actual)], norms)
-    else:
-        assert_agree(jax.tree.leaves(actual), [delta.sum(0) for delta in has_params])
-
-
-def leaf_params(case: Case) -> list[bool]:
-    """Which leaf layers have parameters, first to last."""
-    return ["dense" in layer.name for layer in leaves(case.net)]
-
-
-# ---------------------------------------------------------------------------------------------------------- the tests
-
-
-@every_case
-def test_each_reading_by_itself(case, x64):
-    alone = {name: backpropagate(case.net, case.loss, read) for name, read in READINGS.items()}
-    every, right = with_expected(case, lambda *inputs: {name: run(*inputs) for name, run in alone.items()}, 4)
-    for name, (value, actual) in every.items():
-        assert value.shape == ()
-        assert_right(case, name, actual, right)
-
-
-@every_case
-def test_all_readings_of_one_example_in_one_pass(case, x64):
-    """A batch of its own size has its own mean; a pair reads what its members read."""
-    (_, readings), right = with_expected(case, backpropagate(case.net, case.loss, pair(*READINGS.values())), 1)
-    for name, actual in zip(READINGS, readings, strict=True):
-        assert_right(case, name, actual, right)
-
-
-@every_case
-def test_all_readings_with_seeds_vmapped(case, x64):
-    """Two networks of different parameters, trained together as one program."""
-    run = jax.vmap(backpropagate(case.net, case.loss, pair(*READINGS.values())), (0, None, None))
-
-    def seeds(params, xs, ys):
-        return run(jax.tree.map(lambda p: jnp.stack([0.5 * p, p]), params), xs, ys)
-
-    (_, readings), right = with_expected(case, seeds, 3)
-    for name, actual in zip(READINGS, readings, strict=True):
-        assert_right(case, name, jax.tree.map(lambda t: t[1], actual), right)
+def test_every_reading_is_held_against_brute_force():
+    """`whole` is what `tied` reads later; `new_state` is held in the tests of batch_norm."""
+    public = {name for name, value in vars(readings).items() if isinstance(value, jaxnet.Reading)}
+    assert public - {"whole", "new_state"} == set(READINGS)
 
 
 def test_pairs_of_pairs(x64):
-    case = CASES[0]
     nested = pair(total, pair(squared_norm, deltas))
     assert nested.out_axes == (None, (0, 0))
-    (_, (grads, (norms, δs))), right = with_expected(case, backpropagate(case.net, case.loss, nested), 4)
-    for name, actual in [("total", grads), ("squared_norm", norms), ("deltas", δs)]:
-        assert_right(case, name, actual, right)
+    params, xs, d_outs = SOME["serial"].inputs(jnp.float64)
+    run = jax.jit(lambda by: read(SOME["serial"], params, xs, d_outs, by)[1], static_argnums=0)
+    assert_agree(run(nested), (run(total), (run(squared_norm), run(deltas))))
 
 
 def test_which_readings_add_up():
-    additive = {name for name, read in READINGS.items() if read.additive}
-    assert additive == {"total", "sum_of_deltas"}
+    assert {name for name, (reading, _) in READINGS.items() if reading.additive} == {"total", "sum_of_deltas"}
     assert pair(total, sum_of_deltas).additive
     assert not pair(total, product).additive
 
 
 def test_a_reading_sees_all_that_meets_at_a_layer(x64):
-    """Of a reading of one's own: dx at each layer, and the saved input of each dense."""
+    """A reading of one's own: dx and the parameters at each layer."""
     of_dx = jaxnet.Reading(lambda passing: (passing.dx, passing.params), out_axes=0)
-    case = CASES[0]
-    params, xs, ys = case.inputs(4)
-    _, readings = jax.jit(per_example(case.net, case.loss, of_dx))(params, xs, ys)
-    dx = jax.grad(lambda x, y: -jax.nn.log_softmax(vector(params, x, [0.0] * 3))[y])
-    dx_at_first = jax.jit(jax.vmap(dx))(xs, ys)
-    assert_agree(readings[0][0], dx_at_first)
-    assert_agree(jax.tree.map(lambda t: t[0], readings[2][1]), params[2])
+    net, xs, ys = serial(dense(4), sigmoid, dense(3)), normal(1, (4, 6)).astype(jnp.float64), integers(2, (4,), 3)
+    params = net.init(jax.random.key(0), xs[0])
+    _, found = jax.jit(per_example(net, cross_entropy, of_dx))(params, xs, ys)
+
+    def cost(x, y):
+        first, _, last = params
+        z = last["W"] @ jax.nn.sigmoid(first["W"] @ x + first["b"]) + last["b"]
+        return -jax.nn.log_softmax(z)[y]
+
+    assert_agree(found[0][0], jax.jit(jax.vmap(jax.grad(cost)))(xs, ys))
+    assert_agree(jax.tree.map(lambda t: t[0], found[2][1]), params[2])
 
 
 # ------------------------------------------------------------------------------------------------ factors by themselves

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxnet
+from jaxnet.registry import makers
 
 PACKAGE = Path(jaxnet.__file__).parent
 AUTODIFF = {"grad", "value_and_grad", "vjp", "vjp3", "jvp", "linearize", "linear_transpose", "jacfwd", "jacrev",
@@ -235,6 +236,53 @@ def test_import_jaxnet_needs_only_its_four_dependencies():
     assert done.stdout.splitlines() == ["['jaxnet']", "[]"]
 
 
+# --------------------------------------------------------------------------------------------- what a layer is: `made`
+
+LAYERS = {"layer", "leaf", "net", "part", "block", "loss", "inner", "head"}
+AUTHORS_CODE = {
+    "registry": "names makers by their functions",
+    "lowering.op": "names the function that it makes",
+    "program.calls": "names a rule",
+    "checking.repair": "runs an author's function with one expression changed",
+    "checking.rules": "finds the arrays that an author's rule captures",
+    "explaining.recording": "runs an author's function with its values kept",
+}
+"""Modules that read functions, not layers."""
+TO_MEND = {f"explaining.{name}" for name in ("derive", "live", "losses", "sources")}
+"""Whoever mends one takes it out here."""
+
+
+def sniffed(source: str) -> list[str]:
+    """Where a source tells what a layer is by its name, or reads a function's qualified name or closure."""
+    tree = ast.parse(source)
+    asked = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            asked += [node.left, *node.comparators]
+        elif isinstance(node, ast.Attribute) and node.attr in ("startswith", "endswith", "split", "partition"):
+            asked.append(node.value)
+        elif isinstance(node, ast.Subscript):
+            asked.append(node.slice)
+    names = [dotted(node) for node in asked]
+    found = [".".join(name) for name in names if name[-1:] == ["name"] and set(name[-2:-1]) & LAYERS]
+    closures = {"__qualname__", "__closure__", "co_freevars", "getclosurevars"}
+    return found + [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in closures]
+
+
+def test_only_made_says_what_a_layer_is():
+    found = {module.removeprefix("jaxnet."): sniffed(path.read_text()) for module, path in MODULES.items()}
+    guilty = {module for module, names in found.items() if names}
+    assert guilty - set(AUTHORS_CODE) == TO_MEND, found
+
+
+def test_a_look_at_a_name_would_be_found():
+    assert sniffed("if net.name == 'serial': pass") == ["net.name"]
+    assert sniffed("item.layer.name.split(' ')") == ["item.layer.name"]
+    assert sniffed("TABLE[loss.name]") == ["loss.name"]
+    assert sniffed("inspect.getclosurevars(layer.forward)") == ["getclosurevars"]
+    assert sniffed("print(net.name, net.made)") == []
+
+
 # ---------------------------------------------------------------------------------------------------------- docstrings
 
 
@@ -242,7 +290,7 @@ def test_import_jaxnet_needs_only_its_four_dependencies():
 def documented() -> dict[str, str]:
     """Each name defined in the core with its docstring: of an instance, the string under its assignment."""
     found = {}
-    for path in BY_HAND:
+    for path in [*BY_HAND, PACKAGE / "feedback.py"]:
         body = ast.parse(path.read_text()).body
         for node, below in zip(body, [*body[1:], None], strict=True):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -267,9 +315,15 @@ def test_public_names_have_docstrings(name):
     assert text.partition(">>>")[0].strip()[-1] in ".:)`", f"the docstring of {name} ends within a sentence"
 
 
-@pytest.mark.parametrize("name", jaxnet.__all__)
-def test_the_example_of_each_public_name_runs(name):
+MAKERS = makers("layer", "model", "loss", "feedback")
+MODULE_OF = {name: entry.module for name, entry in MAKERS.items() if entry.configs or entry.examples}
+MODULE_OF |= dict.fromkeys(jaxnet.__all__, "jaxnet")
+
+
+@pytest.mark.parametrize("name", sorted(MODULE_OF))
+def test_the_example_of_each_public_name_and_maker_runs(name):
     names = {"jax": jax, "jnp": jnp, "np": np} | {public: getattr(jaxnet, public) for public in jaxnet.__all__}
+    names |= vars(sys.modules[MODULE_OF[name]])
     example = doctest.DocTestParser().get_doctest(documented()[name], names, name, None, None)
     assert example.examples, f"{name} has no example"
     said: list[str] = []

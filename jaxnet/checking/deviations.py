@@ -35,7 +35,7 @@ def declared(net: Layer) -> Layer:
     """The network for autodiff: its value, with the declared backward pass for derivative. It is not to be run back."""
     if isinstance(net.rebuild, Way):
         return stand_in(net.rebuild, net.parts[0])
-    if net.name.startswith("remat "):  # saves nothing of what is inside, where `direct` looks
+    if net.maker == "remat":  # saves nothing of what is inside, where `direct` looks
         return declared(net.parts[0])
     return net if net.rebuild is None else net.rebuild(*map(declared, net.parts))
 

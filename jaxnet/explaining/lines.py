@@ -17,6 +17,8 @@ from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item, Observed, features, terms_of
 from jaxnet.explaining.ulp import ulps
+from jaxnet.layers import identity, relu, sigmoid, softmax
+from jaxnet.losses import binary_cross_entropy
 from jaxnet.program.evaluate import quickly
 from jaxnet.readings import product
 
@@ -104,13 +106,13 @@ def forward_line(chain: Chain, place: NumberedLayer) -> Line:
         right = notation.affine(W, place.takes, b if "b" in item.params else None)
         pair = (operand(W, oriented(item.params["W"], notation)), operand(place.takes, item.x))
         return Line(kind=kind, right=right, factors=pair[::-1] if notation.rows else pair, **common)
-    right = place.takes if item.layer.name == "identity" else Call(named_function(item), place.takes)
+    right = place.takes if item.layer == identity else Call(named_function(item), place.takes)
     return Line(kind=kind, right=right, factors=(), remarks=remarks_of(item), **common)
 
 
 def remarks_of(item: Item) -> tuple[str, ...]:
     """Units that are off: zero, with zero slope, so that no error passes."""
-    if item.out.ndim != 1 or item.layer.name in ("softmax", "identity"):
+    if item.out.ndim != 1 or item.layer in (softmax, identity):
         return ()
     off = np.flatnonzero((item.out == 0) & (slope(item) == 0)) + 1
     if len(off) == 0:
@@ -192,7 +194,7 @@ def loss_remarks(chain: Chain, place: NumberedLayer) -> tuple[str, ...]:
     loss = chain.observed.loss
     if slope_of(loss, place.gives, chain.notation.target, 1) is None:
         return (f"from the loss, {loss.name}",)
-    if loss.name == "binary_cross_entropy" and place.item.layer.name == "sigmoid":
+    if loss == binary_cross_entropy and place.item.layer == sigmoid:
         return ("a(1−a) below cancels σ′: a−y",)
     return said_of(loss)
 
@@ -254,7 +256,7 @@ def activation_line(
     item = place.item
     right = Product((arrived, Call(prime(item), place.takes)), "⊙")
     last = chain.above(place) is None
-    if item.layer.name == "identity":
+    if item.layer == identity:
         right = arrived
     remarks = loss_remarks(chain, place) if last else ()
     factors = (operand(arrived, item.d_out), operand(Call(prime(item), place.takes), slope(item)))
@@ -264,7 +266,7 @@ def activation_line(
 
 def diagonal(item: Item) -> tuple[str, ...]:
     """The Jacobian of a relu of few units as the matrix it is."""
-    if item.out.ndim != 1 or len(item.out) > SHOWN_UNITS or item.layer.name != "relu":
+    if item.out.ndim != 1 or len(item.out) > SHOWN_UNITS or item.layer != relu:
         return ()
     return (f"relu′ = diag{diagonal_entries(item)}, not a column",)
 

@@ -18,6 +18,7 @@ from jaxnet.explaining.site import Site
 from jaxnet.explaining.source_lines import Written
 from jaxnet.explaining.transcription import at
 from jaxnet.factors import Factor, Outer
+from jaxnet.layers.activations import relu
 from jaxnet.layers.conv import Patches
 from jaxnet.layers.embedding import Rows
 from jaxnet.layers.windows import for_each_axis
@@ -77,7 +78,7 @@ REMARKS: dict[tuple[str, str], str] = {
 def remark_of(record: Record, name: str) -> str:
     """The sentence beside a line."""
     out = np.asarray(record.out)
-    if name == "out" and record.kind == "leaf" and record.layer.name == "relu" and (off := int((out == 0).sum())):
+    if name == "out" and record.kind == "leaf" and record.layer == relu and (off := int((out == 0).sum())):
         return f"{off:,} of {out.size:,} are off"
     return REMARKS.get((record.word, name), "")
 

@@ -145,6 +145,11 @@ def dot_product_attention(*, causal: bool = True, mask=None) -> Layer:
     `causal`: a query sees no key after its own position. `mask`: (queries, keys), true where a query sees a key.
     Raises `ShapeError` for shapes that do not fit, `ValueError` for a mask by which some query sees nothing.
     Source: Dao et al., FlashAttention, 2022.
+
+    >>> q, k = jnp.ones((5, 4, 3)), jnp.ones((5, 2, 3))
+    >>> o, back = vjp(dot_product_attention())((), (q, k, k))
+    >>> o.shape, [d.shape for d in back(o)[1]]
+    ((5, 4, 3), [(5, 4, 3), (5, 2, 3), (5, 2, 3)])
     """
     name = "dot_product_attention"
     seen = seen_by(name, causal, mask)

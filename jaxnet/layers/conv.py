@@ -244,6 +244,10 @@ def conv_transpose1d(
 
     Arguments as `conv_transpose2d`'s. Parameters: `{"W": (channels, kernel, in / groups), "b": (channels,)}`.
     Raises as `conv2d`.
+
+    >>> net, x = conv_transpose1d(2, 3, stride=2), jnp.ones((4, 1))
+    >>> net.forward(net.init(jax.random.key(0), x), x)[0].shape
+    (9, 2)
     """
     return convolution("conv_transpose1d", 1, channels, kernel, stride, padding, dilation, groups, bias, init)
 
@@ -268,6 +272,10 @@ def conv_transpose2d(
     Arguments as `conv2d`'s, but that padding is cut off z: "VALID" leaves (n − 1) s + reach, "SAME" n s places of n.
     Parameters: `{"W": (channels, *kernel, in / groups), "b": (channels,)}`.
     Raises as `conv2d`.
+
+    >>> net, x = conv_transpose2d(2, 3, stride=2, padding="SAME"), jnp.ones((4, 5, 1))
+    >>> net.forward(net.init(jax.random.key(0), x), x)[0].shape
+    (8, 10, 2)
     """
     return convolution("conv_transpose2d", 2, channels, kernel, stride, padding, dilation, groups, bias, init)
 

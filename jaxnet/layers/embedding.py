@@ -151,6 +151,11 @@ def positional_embedding(length: Count, *, init: str | Initializer | Callable = 
     `length`: the most positions there may be. `init`: as of `dense`, by default N(0, 0.02²).
     Parameters: `{"W": (length, width)}`.
     Raises `ShapeError` for a longer sequence, or an input that is none; `ValueError` for a length below 1.
+
+    >>> net, x = positional_embedding(7), jnp.ones((5, 2))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> params["W"].shape, net.forward(params, x)[0].shape
+    ((7, 2), (5, 2))
     """
     name = f"positional_embedding {length}"
     begin = initializer(init)
@@ -209,7 +214,12 @@ sinusoidal_positions = row(
     leaf("sinusoidal_positions", no_params, _sinusoidal_forward, lambda _, __, d: (d, ()), _sinusoidal_accepts),
     *(__name__, "float32[5,6]"),
 )
-"""out_t = x_t + (sin tθ₀, cos tθ₀, sin tθ₁, …), θᵢ = 10000^(−2i/width), of a sequence x: (time, width), width even."""
+"""out_t = x_t + (sin tθ₀, cos tθ₀, sin tθ₁, …), θᵢ = 10000^(−2i/width), of a sequence x: (time, width), width even.
+
+>>> print(np.asarray(sinusoidal_positions.forward((), jnp.zeros((2, 2)))[0]).round(3))
+[[0.    1.   ]
+ [0.841 0.54 ]]
+"""
 
 
 def turned(
@@ -230,6 +240,11 @@ def rotary(base: float = 10_000.0) -> Layer:
     turns its queries and keys so. RoFormer pairs neighbours; halves, as here and in Llama's weights, are the same up
     to the order of the entries.
     Raises `ShapeError` for an odd width or an input without positions, `ValueError` for a base that is not positive.
+
+    >>> x = jnp.ones((3, 4))
+    >>> out, back = vjp(rotary())((), x)
+    >>> bool(jnp.allclose(back(out)[1], x, atol=1e-6))
+    True
     """
     if base <= 0:
         raise ValueError(f"rotary takes a positive base, got {base}")

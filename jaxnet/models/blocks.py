@@ -20,6 +20,9 @@ def pre_norm(block: Layer, norm: Layer | None = None) -> Layer:
     """out = x + block(norm(x)), for x of a shape that the block keeps. `norm`: by default `layer_norm()`.
 
     Parameters: the pair (the norm's, the block's). Raises `ShapeError` where the block changes the shape.
+
+    >>> pre_norm(attention(2)).parts
+    (serial(layer_norm(), attention(2)),)
     """
     return residual(serial(layer_norm() if norm is None else norm, block))
 
@@ -39,6 +42,9 @@ def gated(
     `hidden`: the length inside; `width`: that of out. `bias`: whether there is a b in each of the three. `init`: as of
     `dense`; `out_init`: that of W_down, where it is another. Parameters: the dense layers', (((gate, ()), up), down).
     Raises `ValueError` for an activation that there is none of.
+
+    >>> gated(8, 6).parts
+    (parallel(serial(dense(8, bias=False), silu), dense(8, bias=False), join='product'), dense(6, bias=False))
     """
     g = activation_named(activation)
     gate, up = serial(dense(hidden, bias=bias, init=init), g), dense(hidden, bias=bias, init=init)

@@ -39,6 +39,10 @@ def lenet5(
     channel of the second convolution sees all of the first, and pooling has no weights.
     Raises `ValueError` for an activation or a pooling that there is none of.
     Source: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998, §II.B.
+
+    >>> params = jax.eval_shape(lenet5().init, jax.random.key(0), jnp.ones((28, 28, 1)))
+    >>> sum(p.size for p in jax.tree.leaves(params))
+    61706
     """
     if pool not in POOLS:
         raise ValueError(f"lenet5 pools by one of {', '.join(POOLS)}, got {pool!r}")
@@ -71,6 +75,9 @@ def cnn(
     Takes an image (height, width, channels). Raises `ValueError` for no convolution, or an activation that there is
     none of.
     Source: Nielsen, Neural Networks and Deep Learning, ch. 6.
+
+    >>> cnn([20], [100], 10, init="lecun_normal").parts
+    (conv2d(20, 5), max_pool(2), relu, flatten(), dense(100), relu, dense(10))
     """
     if not channels:
         raise ValueError("a cnn takes at least one convolution, got no channels")
@@ -102,6 +109,9 @@ def residual_cnn(
     Takes an image (height, width, channels). Raises `ValueError` for no stage, or a norm or an activation that there is
     none of.
     Source: He et al., Identity Mappings in Deep Residual Networks, 2016, figure 1(b).
+
+    >>> residual_cnn([16, 32], 2, 10).parts[-3:]
+    (relu, global_average_pool(), dense(10))
     """
     if not channels:
         raise ValueError("a residual_cnn takes at least one stage, got no channels")

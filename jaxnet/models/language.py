@@ -80,6 +80,11 @@ def gpt(
     `remat`: keep each branch's input alone, and run the branch again in backward. `init`: as `dense`'s, of the blocks.
     LLaMA's form is norm "rms_norm", activation "silu", gate, rotary, bias=False.
     Raises `ValueError` for an activation or norm that there is none of, or sizes that do not go together.
+
+    >>> net, tokens = gpt(11, 8, 2, 2, 6), jnp.zeros(6, int)
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), tokens)
+    >>> jax.eval_shape(lambda params: net.forward(params, tokens)[0], params).shape
+    (6, 11)
     """
     if norm not in NORMS:
         raise ValueError(f"a norm is one of {', '.join(NORMS)}, got {norm!r}")
@@ -124,6 +129,10 @@ def gpt2(
     `size`: a published configuration, by its number of parameters; the other numbers stand in for those of it that they
     name. Takes (time,) token ids, gives (time, vocab) logits. Raises `ValueError` for another size.
     Source: Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
+
+    >>> params = jax.eval_shape(gpt2("124M").init, jax.random.key(0), jnp.zeros(8, int))
+    >>> sum(p.size for p in jax.tree.leaves(params))
+    124439808
     """
     if size not in GPT2_SIZES:
         raise ValueError(f"GPT-2 was published as {', '.join(GPT2_SIZES)}, got {size!r}")
@@ -139,6 +148,9 @@ def char_lstm(vocab: Count, width: Count, depth: Count = 1, *, drop_rate: float 
 
     `drop_rate`: of a dropout after each layer. Raises `ValueError` for less than one layer.
     Source: Graves, Generating Sequences With Recurrent Neural Networks, 2013.
+
+    >>> char_lstm(65, 128, 2).parts[1:]
+    (repeat(serial(lstm(128)), 2), per_position(dense(65)))
     """
     drop = [dropout(drop_rate)] if drop_rate else []
     unit = serial(lstm(width), *drop)

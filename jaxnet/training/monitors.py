@@ -85,7 +85,7 @@ def _in_order(net: Layer, numbers: Iterator[jax.Array]) -> jax.Array:
         return jnp.zeros((0,))
     joined = jnp.concatenate(rows, axis=-1)
     # Inside a stack each row is (…, times, layers of the block): one time comes after the other.
-    return joined.reshape(*joined.shape[:-2], -1) if net.name.startswith("repeat ") else joined
+    return joined.reshape(*joined.shape[:-2], -1) if net.maker == "repeat" else joined
 
 
 def mean_delta_norms(net: Layer, loss: Loss) -> Callable[[Tree, jax.Array, jax.Array], jax.Array]:

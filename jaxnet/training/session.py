@@ -256,4 +256,4 @@ def words(net: Layer) -> str:
     if net.rebuild is None:
         return net.name
     inside = ", ".join(words(part) for part in net.parts)
-    return inside if net.name == "serial" else f"{net.name} ({inside})"
+    return inside if net.maker == "serial" else f"{net.name} ({inside})"
