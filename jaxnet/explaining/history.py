@@ -130,7 +130,7 @@ def epoch_table(epochs: Sequence[dict[str, Any]], digits: int) -> list[str]:
     heads = ["epoch", *([loss.replace("_", " ")] if loss else []), *([accuracy.replace("_", " ")] if accuracy else []),
              *(f"mean ‖δ‖ {i + 1}" for i in range(width))]  # fmt: skip
     rows = []
-    for line in thinned(epochs):
+    for line in thinned(epochs, ROWS):
         norms = list(line.get("delta_norms") or ())
         cells = [str(line["epoch"])]
         cells += [told(line.get(loss), digits)] if loss else []
@@ -139,11 +139,11 @@ def epoch_table(epochs: Sequence[dict[str, Any]], digits: int) -> list[str]:
     return table(heads, rows)
 
 
-def thinned(rows: Sequence[Any]) -> list[Any]:
-    """At most ROWS rows at even distances, with the first and the last."""
-    if len(rows) <= ROWS:
+def thinned(rows: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` rows at even distances, with the first and the last."""
+    if len(rows) <= most:
         return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (ROWS - 1))] for i in range(ROWS)]
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
 def told(value: Any, digits: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import numpy as np
 
 from jaxnet.explaining.expressions import Name
@@ -64,11 +65,4 @@ def followed(observed: Observed, index: int) -> bool:
     """Whether a layer with parameters is followed by an activation, whose z it makes."""
     rest = observed.items[index + 1 :]
     own = observed.items[index].params
-    return bool(rest) and has_params(own) and kind_of(rest[0]) in ("activation", "softmax")
-
-
-def has_params(params) -> bool:
-    """Whether there are parameters at all."""
-    import jax
-
-    return bool(jax.tree.leaves(params))
+    return bool(rest) and bool(jax.tree.leaves(own)) and kind_of(rest[0]) in ("activation", "softmax")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxnet.explaining.cells import heat
-from jaxnet.explaining.history import ACCURACIES, LOSSES, History, Movement, at_moments, movements
+from jaxnet.explaining.history import ACCURACIES, LOSSES, History, Movement, at_moments, movements, thinned
 from jaxnet.explaining.live import plain
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbering import number_layers
@@ -22,22 +22,13 @@ WIDTH, HEIGHT, LEFT = 300, 110, 8
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One line of a chart: its name and the points of its path."""
-
-    name: str
-    points: str
-    last: str
-
-
-@dataclass(frozen=True)
 class Chart:
-    """Curves over the moments, on one scale."""
+    """Curves over the moments on one scale, each with its name and the points of its path."""
 
     title: str
     low: str
     high: str
-    curves: tuple[Curve, ...]
+    curves: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -55,24 +46,16 @@ class RunCharts:
 
 def run_charts(observed: Observed, history: History, notation: Notation) -> RunCharts | None:
     """The moments of a run at the example that was observed; None where no moment is kept."""
-    kept = thinned(history)
-    if not kept.moments:
+    moments = tuple(thinned(history.moments, MOST_MOMENTS))
+    if not moments:
         return None
+    kept = replace(history, moments=moments)
     seen = at_moments(observed, kept)
     rows = movements(seen, kept, notation)
     return RunCharts(
-        rows, charts(rows, kept), moments_at(rows), maps_of(seen[-1], notation), frames(seen, kept, rows, notation),
-        kept.notes, len(history.moments) - len(kept.moments),
+        rows, charts(rows, kept), moments_at(rows), tuple(heat_maps(seen[-1], notation).values()),
+        frames(seen, kept, rows, notation), kept.notes, len(history.moments) - len(moments),
     )  # fmt: skip
-
-
-def thinned(history: History) -> History:
-    """At most MOST_MOMENTS moments at even distances, with the first and the last."""
-    moments = history.moments
-    if len(moments) > MOST_MOMENTS:
-        where = np.unique(np.round(np.linspace(0, len(moments) - 1, MOST_MOMENTS)).astype(int))
-        moments = tuple(moments[i] for i in where)
-    return replace(history, moments=moments)
 
 
 def along(shares: Sequence[float]) -> tuple[float, ...]:
@@ -126,22 +109,19 @@ def chart(title: str, lines: dict[str, list[float]], xs: Sequence[float]) -> Cha
             for x, value in zip(xs, values, strict=True)
             if np.isfinite(value)
         ]
-        curves.append(Curve(name, " ".join(points), one(values[-1])))
+        curves.append((name, " ".join(points)))
     return Chart(title, one(low), one(high), tuple(curves))
 
 
-def maps_of(seen: Observed, notation: Notation) -> tuple[tuple[str, Any], ...]:
-    """The heat maps that follow the slider: W and δ of each dense layer."""
-    found = []
+def heat_maps(seen: Observed, notation: Notation) -> dict[str, tuple[str, Any]]:
+    """W and δ of each dense layer as a title and a heat map, by the script's name."""
+    found = {}
     for place in number_layers(seen, notation):
         if place.kind == "dense":
-            found.append(
-                (f"W, layer {notation.number(place.number)}", heat(f"run.W.{place.index}", place.item.params["W"]))
-            )
-            found.append(
-                (f"δ, layer {notation.number(place.number)}", heat(f"run.err.{place.index}", place.item.d_out))
-            )
-    return tuple(found)
+            for symbol, name, values in (("W", "run.W", place.item.params["W"]), ("δ", "run.err", place.item.d_out)):
+                key = f"{name}.{place.index}"
+                found[key] = f"{symbol}, layer {notation.number(place.number)}", heat(key, values)
+    return found
 
 
 def frames(
@@ -152,20 +132,12 @@ def frames(
     pixels = 0
     for each, moment, row in zip(seen, history.moments, rows, strict=True):
         dense = [place for place in number_layers(each, notation) if place.kind == "dense"]
-        maps = {}
         pixels += sum(place.item.params["W"].size + place.item.d_out.size for place in dense)
-        if pixels <= MOST_PIXELS:
-            for place in dense:
-                maps[f"run.W.{place.index}"] = source_of(heat("", place.item.params["W"]))
-                maps[f"run.err.{place.index}"] = source_of(heat("", place.item.d_out))
+        images = heat_maps(each, notation) if pixels <= MOST_PIXELS else {}
+        maps = {name: str(image).split('src="')[1].split('"')[0] for name, (_, image) in images.items()}
         small = sum(place.item.params["W"].size for place in dense) <= 64
         params = {str(place.index): {name: plain(p) for name, p in place.item.params.items()} for place in dense}
         accuracy = "" if row.accuracy is None else f", accuracy {100 * row.accuracy:.1f} %"
         said = f"step {moment.step:,}, epoch {moment.epoch}: C {one(row.cost)}{accuracy}"
         found.append({"said": said, "maps": maps, "params": params if small else {}})
     return found
-
-
-def source_of(image: Any) -> str:
-    """The data of an image element."""
-    return str(image).split('src="')[1].split('"')[0]

@@ -48,6 +48,7 @@ def words(content: str) -> Markup:
 FUNCTIONS: dict[str, Any] = {
     "m": m, "words": words, "entry": entry, "shape": shape, "one": one, "number": number, "varying": varying,
     "T": Transposed, "Product": Product, "Partial": Partial,
+    "who": [(name, WHO[name]) for name in NOTATIONS], "Name": Name,
     "transposes": Markup("(AB)ᵀ = BᵀAᵀ"),
 }  # fmt: skip
 
@@ -272,25 +273,9 @@ class View:
         turned = Inverse(why.W)
         return Product((why.delta, turned) if self.n.rows else (turned, why.delta))
 
-    def weight_of(self, place: NumberedLayer, out: int, into: int) -> Expression:
-        """An entry of a layer's W, counted from 1, its subscripts as W lies."""
-        return entry(self.n.param("W", place.number), *((into, out) if self.n.rows else (out, into)))
-
-    def name(self, symbol: str) -> Name:
-        """A symbol without a layer."""
-        return Name(symbol)
-
-    def back(self, why: WhyTranspose) -> Product:
-        """Wᵀδ as the notation writes it."""
-        return self.n.sent_back(why.W, why.delta)
-
-    def weight(self, why: WhyTranspose, out: int, into: int) -> Expression:
-        """An entry of W, counted from 1, its subscripts as W lies."""
-        return entry(why.W, *((into, out) if self.n.rows else (out, into)))
-
-    def who(self) -> list[tuple[str, str]]:
-        """The notations and their names."""
-        return [(name, WHO[name]) for name in NOTATIONS]
+    def weight(self, W: Expression, out: int, into: int) -> Expression:
+        """An entry of W, counted from 1, its subscripts in W's orientation."""
+        return entry(W, *((into, out) if self.n.rows else (out, into)))
 
     def choices(self) -> bool:
         """Whether another notation can be chosen."""
