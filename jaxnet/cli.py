@@ -337,6 +337,9 @@ def explain(
     batch: Annotated[int | None, typer.Option(help="Explain a batch of N examples.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the parameters. Default: the config's.")] = None,
     layer: Annotated[int | None, typer.Option(help="Number of the layer that the questions are about.")] = None,
+    walk: Annotated[
+        bool, typer.Option("--walk", help="Walk from one weight to the matrices of the backward pass.")
+    ] = False,
     step: Annotated[bool, typer.Option("--step", help="Show the equations one by one.")] = False,
     questions: Annotated[bool, typer.Option("--questions", help="Answer common questions with these numbers.")] = False,
     more: Annotated[
@@ -375,6 +378,7 @@ def explain(
         digits=digits,
         layer=layer,
         step=step,
+        walk=walk,
         questions=questions,
         more=more,
         table=table,

@@ -66,6 +66,9 @@ def test_steps_questions_table_and_formula():
     steps = explained(CONFIG, "--step")
     assert "12 of 12   backward   layer 1" in steps.stdout
     assert '--try "W3.T @ delta3"' in steps.stdout
+    walked = explained(CONFIG, "--walk").stdout
+    assert "1 of 10   What is asked" in walked
+    assert "C − .0000407. The sum says C − .0000407." in walked
     assert "Why is there no sum in ∇W³?" in explained(CONFIG, "--questions").stdout
     table = explained(CONFIG, "--table", "--notation", "ng", "--weights", "in-out").stdout
     assert "dW[2] = a[1]ᵀdz[2]" in table

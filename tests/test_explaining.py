@@ -1,6 +1,8 @@
 """What is explained: equations, shapes, values and the answers to what people ask, against the network and autodiff."""
 
+import dataclasses
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from jaxnet.explaining.expressions import (
 from jaxnet.explaining.formulas.evaluate import evaluate
 from jaxnet.explaining.formulas.parse import parse
 from jaxnet.explaining.formulas.quantities import near, scope_of
+from jaxnet.explaining.guided_walk import walk_steps
 from jaxnet.explaining.layouts import cheapest_order, multiplications
 from jaxnet.explaining.steps import question_lines, steps
 from jaxnet.explaining.subjects import at, of_target
@@ -180,6 +183,44 @@ def test_what_people_ask_is_answered(derivation, key):
     printed = " ".join(" ".join(question_lines(derivation, 100)).split())
     assert answer.question in printed
     assert " ".join(ASKED[key].split()) in printed
+
+
+@pytest.mark.parametrize("weights", ["out-in", "in-out"])
+@pytest.mark.parametrize("name", ["nielsen", "ng", "cs229"])
+def test_the_walk_holds_in_its_own_numbers(observed, name, weights):
+    """Every sum adds up, and the network that is run again moves as the chain rule says."""
+    symbols = notation(name, weights=weights)
+    text = "\n".join(walk_steps(observed, derive(observed, symbols), symbols, 1000))
+    for title in ("One weight, one path", "One unit, several paths", "All units: the transpose", "relu′ is a gate",
+                  "A batch", "The other layout", "Any layer"):  # fmt: skip
+        assert f" of 10   {title}" in text
+    plain = text.replace("−", "-").replace("× ", "*").replace("+ -", "-")
+    sums = re.findall(r"unit \d: ([-.\d* +]+) = ([-.\d]+)", plain)
+    assert len(sums) == 3
+    for left, right in sums:
+        assert sum(float(a) * float(b) for a, b in re.findall(r"(-?[\d.]+) \*(-?[\d.]+)", left)) == pytest.approx(
+            float(right), abs=1e-4
+        ), left
+    again = re.findall(
+        r"run again with \S+ raised by .001: [CJ] (\S \S+)\. The \S+(?: rule)? says [CJ] (\S \S+)\.", plain
+    )
+    assert len(again) == 2
+    assert all(measured == said for measured, said in again)
+
+
+def test_the_walk_measures_the_network(observed):
+    """A wrong error is seen: what the network does is not what the chain rule says."""
+    items = (*observed.items[:2], dataclasses.replace(observed.items[2], d_out=2 * observed.items[2].d_out))
+    twisted = dataclasses.replace(observed, items=(*items, observed.items[3]))
+    text = " ".join("\n".join(walk_steps(twisted, derive(twisted), notation())).split())
+    assert "C − .0000558. The chain rule says C − .000112." in text
+
+
+def test_the_walk_needs_a_dense_layer():
+    net = j.serial(j.relu, j.sigmoid)
+    seen = observe(net, j.quadratic, ((), ()), np.ones(2, np.float32), np.zeros(2, np.float32))
+    with pytest.raises(ExplainError, match="--walk follows the error through a dense layer"):
+        walk_steps(seen, derive(seen), notation())
 
 
 def test_the_shapes_that_are_asked_about_are_the_networks(derivation):

@@ -13,6 +13,7 @@ import jax
 
 from jaxnet.explaining.derive import derive
 from jaxnet.explaining.formulas import FormulaError, Tried, trial_lines, tried_on, try_formula
+from jaxnet.explaining.guided_walk import walk_steps
 from jaxnet.explaining.history import History, at_moments, history_lines, movements
 from jaxnet.explaining.model import Derivation, Line, to_dict
 from jaxnet.explaining.notation import ExplainError, Notation
@@ -41,6 +42,7 @@ class Options:
     digits: int = DIGITS
     layer: int | None = None
     step: bool = False
+    walk: bool = False
     questions: bool = False
     more: bool = False
     table: bool = False
@@ -110,6 +112,9 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
         tried = tried_on(observed, derivation, options.notation, batch)
         for line in tried_lines(options.formula, tried, digits, width):
             print(line, flush=True)
+        return
+    if options.walk:
+        walk(walk_steps(observed, derivation, options.notation, width))
         return
     if options.step:
         walk(steps(derivation, digits=digits, width=width, layer=None if options.layer is None else str(options.layer)))
