@@ -191,6 +191,21 @@ def test_what_is_said_of_units_follows_the_numbers(tab):
     assert (off.inner_text(), slopes.inner_text()) == ("units 1, 3 are off", "relu′ = diag(0,1,0), not a column")
 
 
+def test_a_step_downhill_applies_the_gradient(tab):
+    """W − ½ ∇W and b − ½ ∇b of every layer: the cost falls, and the numbers are jaxnet's there."""
+    first, dW, db = holds(tab), values(tab, "dW.2"), values(tab, "db.0")
+    tab.locator("#step").click()
+    np.testing.assert_allclose(tab.evaluate("window.jaxnet.spec.layers[2].W"), np.asarray(W3) - dW / 2, atol=1e-9)
+    np.testing.assert_allclose(tab.evaluate("window.jaxnet.spec.layers[0].b"), np.asarray(b2) - db / 2, atol=1e-9)
+    costs = [first, holds(tab)]
+    for _ in range(5):
+        tab.locator("#step").click()
+        costs.append(holds(tab))
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.9 * costs[0]
+    assert tab.locator("#cost-now").inner_text().startswith("cost .4170 → .")
+
+
 def test_an_edge_highlights_no_other(tab):
     """Hovering a weight in the drawing marks no weight of the same place in another layer."""
     tab.locator('.edge[data-e="2"][data-k="0"]').hover(force=True)

@@ -114,6 +114,13 @@
       drawing.draggable(field, "x", 0.01, () => get(field.dataset.f, field.dataset.k), number => change(field, number));
     }
     one("#slider").addEventListener("input", event => change(chosen, Number(event.target.value)));
+    one("#step").addEventListener("click", () => {  // W − ½ ∇W
+      const less = (at, gradient) => Array.isArray(at) ? at.map((each, i) => less(each, gradient[i])) : at - gradient / 2;
+      spec.layers.forEach((layer, i) => {
+        for (const name of ["W", "b"]) if (layer[name]) layer[name] = less(layer[name], values[`d${name}.${i}`]);
+      });
+      refresh();
+    });
     one("#reset").addEventListener("click", () => {
       const first = JSON.parse(given);
       Object.assign(spec, first);
