@@ -18,6 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxnet.bench import core
 from jaxnet.bench.cases import convolution, gpt, recurrent
 from jaxnet.bench.measure import Case
+from jaxnet.lowering import compiling_for
 
 AIM = 1.1  # our launches over those of autodiff
 
@@ -90,7 +91,8 @@ def described_gpu() -> SingleDeviceSharding:
 def compiled_for_gpu(f: Callable, *args: Any) -> Any:
     """A JAX function compiled for the described GPU."""
     shapes = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=described_gpu()), args)
-    return jax.jit(f).lower(*shapes).compile()
+    with compiling_for("cuda"):
+        return jax.jit(f).lower(*shapes).compile()
 
 
 class Counted(NamedTuple):

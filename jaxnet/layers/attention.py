@@ -33,6 +33,7 @@ from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.lowering import attention as strips
 from jaxnet.lowering import form, op
 from jaxnet.lowering.attention import Seen
+from jaxnet.lowering.gpu import kernel
 from jaxnet.lowering.products import accumulated
 from jaxnet.registry import Count, maker
 
@@ -98,8 +99,10 @@ def attend_backward_plain(
     return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-attend = op(attend_plain, cpu=form(strips.heads_forward, manual=True))
-attend_backward = op(attend_backward_plain, cpu=form(strips.heads_backward, manual=True))
+attend = op(attend_plain, cpu=form(strips.heads_forward, manual=True), cuda=kernel("attention", "forward"))
+attend_backward = op(
+    attend_backward_plain, cpu=form(strips.heads_backward, manual=True), cuda=kernel("attention", "backward")
+)
 
 # --------------------------------------------------------------------------------------------------- layers
 

@@ -13,7 +13,10 @@ import jax
 
 PREFIX = "op_"  # before the operation's name, in the jaxpr; a space would end the name there
 
+PLATFORMS = {"gpu": ("cuda", "rocm"), "tpu": ("tpu",)}  # of a backend of JAX
+
 plain_only = jax.make_user_context(default_value=False)
+target = jax.make_user_context(default_value="cpu")
 
 
 @contextmanager
@@ -29,6 +32,18 @@ def plain_forms() -> Iterator[None]:
     """
     with plain_only(True):
         yield
+
+
+@contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Inside, operations have their forms for this platform too: for compiling ahead of time, without the device."""
+    with target(platform):
+        yield
+
+
+def reached(platform: str) -> bool:
+    """Whether a program that is traced here can run on a platform. Forms for others would be traced for nothing."""
+    return platform in ("cpu", target.value, *PLATFORMS.get(jax.default_backend(), ()))
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,7 @@ class Op:
         served = {
             platform: partial(each.f, **options)
             for platform, each in self.forms.items()
-            if each.serves(arrays, options)
+            if reached(platform) and each.serves(arrays, options)
         }
         if not served:
             return plain(*arrays)
