@@ -25,6 +25,7 @@ from jaxnet.layer import (
     split_key,
     split_state,
 )
+from jaxnet.lowering.depth import over_layers
 from jaxnet.readings import in_each, over_positions, whole
 from jaxnet.registry import Count, maker
 
@@ -262,10 +263,14 @@ def repeat(block: Layer, times: Count) -> Layer:
 
     def forward(params, x, key=None, train=False):
         keys = None if key is None else jax.random.split(key, times)
-        return jax.lax.scan(lambda x, pk: block.forward(pk[0], x, pk[1], train), x, (params, keys))
+        return over_layers(
+            x, (params, keys), layer=lambda x, pk: block.forward(pk[0], x, pk[1], train), times=times
+        )
 
     def backward(params, saved, d_out, read):
-        return jax.lax.scan(lambda d, ps: block.backward(*ps, d, read), d_out, (params, saved), reverse=True)
+        return over_layers(
+            d_out, (params, saved), layer=lambda d, ps: block.backward(*ps, d, read), times=times, reverse=True
+        )
 
     return Layer(f"repeat {times}", init, forward, backward, (block,), lambda part: repeat(part, times))
 

@@ -20,6 +20,7 @@ from jaxnet.layers.pooling import to_places
 from jaxnet.layers.recurrent.over_time import over_rows
 from jaxnet.lowering import Op
 from jaxnet.lowering.attention import Seen
+from jaxnet.lowering.depth import over_layers
 from jaxnet.lowering.windows import Window
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -104,6 +105,16 @@ def counted(params, carry, row, x):
     return {"h": h}, h * row, x.sum() * h[:2]
 
 
+def stacked(times, dtype):
+    return normal((4,), 18, dtype), (normal((times, 4, 4), 19, dtype), normal((times, 4), 20, dtype))
+
+
+def dense_and_tanh(x, of_layer):
+    """A layer that needs its own entries and what the one before gave."""
+    W, b = of_layer
+    return jnp.tanh(W @ x + b), W @ x
+
+
 CASES = {
     **{f"times {name}": (times, partial(matrices, shape, (3, shape[1])), {}) for name, shape in MATRICES.items()},
     **{
@@ -142,6 +153,15 @@ CASES = {
         for reverse in (False, True)
     },
     **{
+        f"over_layers {times} {'backward' if reverse else 'forward'}": (
+            over_layers,
+            partial(stacked, times),
+            {"layer": dense_and_tanh, "times": times, "reverse": reverse},
+        )
+        for times in (1, 3)
+        for reverse in (False, True)
+    },
+    **{
         f"attend {name}": (attend, partial(heads, *sizes), {"seen": seen}) for name, (sizes, seen) in ATTENTIONS.items()
     },
     **{
@@ -161,6 +181,7 @@ FORMS = [
     pytest.param(op, each, arrays, options, id=f"{name}-{platform}")
     for name, (op, arrays, options) in CASES.items()
     for platform, each in op.forms.items()
+    if platform == "cpu" or op is over_layers  # kernels are tested in test_gpu_kernels
 ]
 every_form = pytest.mark.parametrize(("op", "form", "arrays", "options"), FORMS)
 SMALL = [param for param in FORMS if "strips" not in str(param.id)]
@@ -184,7 +205,7 @@ def agree(found, expected, tolerance):
 
 def test_each_operation_of_the_layers_has_a_case():
     rooms = pkgutil.walk_packages(jaxnet.layers.__path__, "jaxnet.layers.")
-    names = ["jaxnet.factors", *(each.name for each in rooms)]
+    names = ["jaxnet.factors", "jaxnet.combinators", *(each.name for each in rooms)]
     ops = {
         id(value): value
         for name in names

@@ -43,7 +43,7 @@ def inside(start, count: int, rank: int):
     return (start + jnp.arange(BLOCK) < count).reshape(BLOCK, *[1] * (rank - 1))
 
 
-def rows(ref, start, count: int, head: int | None = None):
+def rows(ref, start, count: int, head=None):
     """A block of rows, zeros after the array's end: of (time, width) or (time,), or of a head of several."""
     of_vectors = len(ref.shape) == (1 if head is None else 2)
     block, rank = pl.ds(start, BLOCK), 1 if of_vectors else 2
@@ -109,7 +109,7 @@ def keys_kernel(q_ref, k_ref, v_ref, L_ref, D_ref, do_ref, dk_ref, dv_ref, *, ca
     start = pl.program_id(1) * BLOCK
     k, v = rows(k_ref, start, keys), rows(v_ref, start, keys)
 
-    def step(i, so_far, r: int):
+    def step(r, i, so_far):
         dk, dv = so_far
         at = i * BLOCK
         q, do, L, D = (rows(ref, at, queries, r) for ref in (q_ref, do_ref, L_ref, D_ref))
@@ -118,15 +118,15 @@ def keys_kernel(q_ref, k_ref, v_ref, L_ref, D_ref, do_ref, dk_ref, dv_ref, *, ca
         ds = p * (triton.dot(do, v, trans_b=True) - D[:, None])
         return dk + triton.dot(ds.astype(q.dtype), q, trans_a=True), dv + triton.dot(p.astype(do.dtype), do, trans_a=True)
 
-    so_far = jnp.zeros(k.shape), jnp.zeros(v.shape)
-    for r in range(group):  # the heads of queries that share these keys
-        first = start // BLOCK if causal else 0
-        so_far = jax.lax.fori_loop(first, pl.cdiv(queries, BLOCK), partial(step, r=r), so_far)
-    put(dk_ref, start, keys, so_far[0] / math.sqrt(k.shape[1]))
-    put(dv_ref, start, keys, so_far[1])
+    def of_head(r, so_far):  # of the heads of queries that share these keys
+        return jax.lax.fori_loop(start // BLOCK if causal else 0, pl.cdiv(queries, BLOCK), partial(step, r), so_far)
+
+    dk, dv = jax.lax.fori_loop(0, group, of_head, (jnp.zeros(k.shape), jnp.zeros(v.shape)))
+    put(dk_ref, start, keys, dk / math.sqrt(k.shape[1]))
+    put(dv_ref, start, keys, dv)
 
 
-def of_head(t, group: int = 1) -> pl.BlockSpec:
+def head_block(t, group: int = 1) -> pl.BlockSpec:
     """Of (time, heads, width), the head that a program of a grid (heads, blocks) is for; or that its group shares."""
     return pl.BlockSpec((t.shape[0], None, t.shape[2]), lambda h, i: (0, h // group, 0))
 
@@ -153,8 +153,8 @@ def forward(
     return pl.pallas_call(
         partial(forward_kernel, causal=seen.causal),
         grid=(heads, pl.cdiv(queries, BLOCK)),
-        in_specs=[of_head(q), of_head(k, group), of_head(v, group)],
-        out_specs=(of_head(shapes[0]), of_rows(shapes[1])),
+        in_specs=[head_block(q), head_block(k, group), head_block(v, group)],
+        out_specs=(head_block(shapes[0]), of_rows(shapes[1])),
         out_shape=shapes,
         interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
@@ -184,8 +184,8 @@ def backward(
     dq, D = pl.pallas_call(
         partial(queries_kernel, causal=seen.causal),
         grid=(heads, pl.cdiv(queries, BLOCK)),
-        in_specs=[of_head(q), of_head(k, group), of_head(v, group), of_head(o), of_rows(L), of_head(do)],
-        out_specs=(of_head(q), of_rows(L)),
+        in_specs=[head_block(q), head_block(k, group), head_block(v, group), head_block(o), of_rows(L), head_block(do)],
+        out_specs=(head_block(q), of_rows(L)),
         out_shape=like((q, L)),
         name="attention_backward_queries",
         **options,
@@ -200,8 +200,8 @@ def backward(
     dk, dv = pl.pallas_call(
         partial(keys_kernel, causal=seen.causal),
         grid=(kv_heads, pl.cdiv(keys, BLOCK)),
-        in_specs=[of_group(q), of_head(k), of_head(v), rows_of_group(L), rows_of_group(D), of_group(do)],
-        out_specs=(of_head(k), of_head(v)),
+        in_specs=[of_group(q), head_block(k), head_block(v), rows_of_group(L), rows_of_group(D), of_group(do)],
+        out_specs=(head_block(k), head_block(v)),
         out_shape=like((k, v)),
         name="attention_backward_keys",
         **options,
