@@ -263,9 +263,7 @@ def repeat(block: Layer, times: Count) -> Layer:
 
     def forward(params, x, key=None, train=False):
         keys = None if key is None else jax.random.split(key, times)
-        return over_layers(
-            x, (params, keys), layer=lambda x, pk: block.forward(pk[0], x, pk[1], train), times=times
-        )
+        return over_layers(x, (params, keys), layer=lambda x, pk: block.forward(pk[0], x, pk[1], train), times=times)
 
     def backward(params, saved, d_out, read):
         return over_layers(

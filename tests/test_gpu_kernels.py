@@ -27,17 +27,19 @@ def attention_case(case, dtype):
     return heads(*sizes, dtype=dtype), Seen(causal)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
+IN_HALF = ["one query", "one more, in groups"]
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*((case, "float32") for case in CASES), *((case, "bfloat16") for case in IN_HALF)]
+)
 def test_attention(case, dtype):
     arrays, seen = attention_case(case, dtype)
     assert attention.fits(*arrays, seen=seen)
     expected = attend.plain(*arrays, seen=seen)
     agree(attention.forward(*arrays, seen=seen, interpret=True), expected, DTYPES[dtype])
     back = (*arrays, *expected, normal(expected[0].shape, 4, dtype))
-    agree(
-        attention.backward(*back, seen=seen, interpret=True), attend_backward.plain(*back, seen=seen), DTYPES[dtype]
-    )
+    agree(attention.backward(*back, seen=seen, interpret=True), attend_backward.plain(*back, seen=seen), DTYPES[dtype])
 
 
 def test_attention_of_a_batch():

@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from jaxnet.bench import core
-from jaxnet.bench.cases import convolution, gpt, recurrent
+from jaxnet.bench.cases import attention, convolution, gpt, recurrent
 from jaxnet.bench.measure import Case
 from jaxnet.lowering import compiling_for
 
@@ -122,6 +122,7 @@ class Counted(NamedTuple):
 STEPS: dict[str, Callable[[], Case]] = {
     "mlp": core.mlp_step,
     "cnn": convolution.network_case,
+    "attention": attention.attention_case,
     "gpt": gpt.kept,
     "lstm": recurrent.lstm_case,
 }

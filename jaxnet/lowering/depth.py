@@ -1,8 +1,8 @@
 """A stack of equal layers: one scan, or on a GPU the layers one after another.
 
 A scan compiles one layer, whatever the depth. But it copies each layer's parameters, saved values and gradients out of
-and into stacks, each by a launch of its own. Compiled for an H100, the step of a GPT of 4 layers makes 467 launches with
-a scan and 257 without.
+and into stacks, each by a launch of its own. Compiled for an H100, the step of a GPT of 4 layers makes 467 launches
+with a scan and 257 without.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax
 
 from jaxnet.lowering.op import form, op
 
-DEEPEST = 12  # written out; a deeper stack would take minutes to compile
+DEEPEST = 12  # written out: 12 layers of a GPT take 15 s of CPU time to compile
 
 
 def scanned(

@@ -7,7 +7,7 @@ from jaxnet.lowering.op import Form, form
 
 
 def kernel(module: str, name: str) -> Form:
-    """The form `name` of a module of this room, used where its `fits` says so. Pallas is imported when it is first used."""
+    """The form `name` of a module of this room, used where its `fits` says so. Only its use imports Pallas."""
 
     def of_module(name: str) -> Any:
         return getattr(import_module(f"{__name__}.{module}"), name)

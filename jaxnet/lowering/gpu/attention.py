@@ -116,7 +116,9 @@ def keys_kernel(q_ref, k_ref, v_ref, L_ref, D_ref, do_ref, dk_ref, dv_ref, *, ca
         do = do.astype(v.dtype)
         p = jnp.exp(scores(q, k, at, start, keys, causal) - L[:, None])
         ds = p * (triton.dot(do, v, trans_b=True) - D[:, None])
-        return dk + triton.dot(ds.astype(q.dtype), q, trans_a=True), dv + triton.dot(p.astype(do.dtype), do, trans_a=True)
+        return dk + triton.dot(ds.astype(q.dtype), q, trans_a=True), dv + triton.dot(
+            p.astype(do.dtype), do, trans_a=True
+        )
 
     def of_head(r, so_far):  # of the heads of queries that share these keys
         return jax.lax.fori_loop(start // BLOCK if causal else 0, pl.cdiv(queries, BLOCK), partial(step, r), so_far)
