@@ -22,9 +22,9 @@ CASES = {  # queries, keys, heads, heads of keys, widths of keys and values, cau
 DTYPES = {"float32": 2e-6, "bfloat16": 2e-2}
 
 
-def attention_case(case, dtype):
-    *sizes, causal = CASES[case]
-    return heads(*sizes, dtype=dtype), Seen(causal)
+def arrays_of(case: str, dtype: str):
+    queries, keys, n, kv, d, e, causal = CASES[case]
+    return heads(queries, keys, n, kv, d, e, dtype), Seen(causal)
 
 
 IN_HALF = ["one query", "one more, in groups"]
@@ -34,12 +34,13 @@ IN_HALF = ["one query", "one more, in groups"]
     ("case", "dtype"), [*((case, "float32") for case in CASES), *((case, "bfloat16") for case in IN_HALF)]
 )
 def test_attention(case, dtype):
-    arrays, seen = attention_case(case, dtype)
-    assert attention.fits(*arrays, seen=seen)
-    expected = attend.plain(*arrays, seen=seen)
-    agree(attention.forward(*arrays, seen=seen, interpret=True), expected, DTYPES[dtype])
-    back = (*arrays, *expected, normal(expected[0].shape, 4, dtype))
-    agree(attention.backward(*back, seen=seen, interpret=True), attend_backward.plain(*back, seen=seen), DTYPES[dtype])
+    (q, k, v), seen = arrays_of(case, dtype)
+    assert attention.fits(q, k, v, seen=seen)
+    o, L = attend.plain(q, k, v, seen=seen)
+    agree(attention.forward(q, k, v, seen=seen, interpret=True), (o, L), DTYPES[dtype])
+    do = normal(o.shape, 4, dtype)
+    found = attention.backward(q, k, v, o, L, do, seen=seen, interpret=True)
+    agree(found, attend_backward.plain(q, k, v, o, L, do, seen=seen), DTYPES[dtype])
 
 
 def test_attention_of_a_batch():

@@ -1,14 +1,14 @@
 """Attention on a GPU: three kernels, one forward and two backward, that never write the scores to memory.
 
-Each program of a kernel holds one block of queries (or of keys) of one head, and goes through the keys (or queries) that
-meet it, a block at a time. With the scores s_ts = q_t·k_s/√d of a block:
+Each program of a kernel holds one block of queries (or of keys) of one head, and goes through the keys (or queries)
+that meet it, a block at a time. With the scores s_ts = q_t·k_s/√d of a block:
 
     forward      m, l, o   the largest score so far, Σ exp(s − m), Σ exp(s − m) v;  out = o/l,  L = m + ln l
     queries      dq_t = Σₛ dS_ts k_s/√d,  D_t = do_t·o_t             P = exp(s − L),  dP_ts = do_t·v_s,  dS = P (dP − D)
     keys         dk_s = Σₜ dS_ts q_t/√d,  dv_s = Σₜ P_ts do_t
 
-Compiled for an H100, forward and backward of 8 examples, T 512, 8 heads of 64, in bfloat16, take 3 launches; autodiff of
-the plain equations takes 15.
+Compiled for an H100, forward and backward of 8 examples, T 512, 8 heads of 64, take 3 launches and 0.25 MiB; the plain
+equations take 22 and 164 MiB in bfloat16.
 
 Sources: Dao et al., FlashAttention, 2022, algorithms 1 and 4; Dao, FlashAttention-2, 2023, §3.1.
 """
