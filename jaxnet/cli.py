@@ -340,6 +340,9 @@ def explain(
     walk: Annotated[
         bool, typer.Option("--walk", help="Walk from one weight to the matrices of the backward pass.")
     ] = False,
+    exercise: Annotated[
+        bool, typer.Option("--exercise", help="Ask for the lines of the backward pass, and grade the answers.")
+    ] = False,
     step: Annotated[bool, typer.Option("--step", help="Show the equations one by one.")] = False,
     questions: Annotated[bool, typer.Option("--questions", help="Answer common questions with these numbers.")] = False,
     more: Annotated[
@@ -379,6 +382,7 @@ def explain(
         layer=layer,
         step=step,
         walk=walk,
+        exercise=exercise,
         questions=questions,
         more=more,
         table=table,

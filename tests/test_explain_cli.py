@@ -87,6 +87,15 @@ def test_formulas_one_after_the_other():
     assert [line.split(":")[0] for line in verdicts] == ["right", "the network has no W4", "right"]
 
 
+def test_the_exercise_grades_answers():
+    given = "(a3-y)*s'(z3)\ndelta3 @ a2\ndelta3 @ a2.T\nq\n"
+    result = CliRunner().invoke(cli.app, ["explain", str(CONFIG), "--exercise"], input=given, prog_name="jaxnet")
+    assert result.exit_code == 0, result.output
+    assert "2 of 8   ∇W³ = ?   2×3" in result.stdout
+    assert result.stdout.count("Right: BP") == 2
+    assert result.stdout.rstrip().endswith("1 of 2 right at once")
+
+
 def test_json_holds_what_is_printed(tmp_path):
     found = json.loads(explained(CONFIG, "--json", "-").stdout)
     assert found["type"] == "Derivation"

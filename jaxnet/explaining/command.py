@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from jaxnet.explaining.derive import derive
+from jaxnet.explaining.exercise import exercise
 from jaxnet.explaining.formulas import FormulaError, Tried, trial_lines, tried_on, try_formula
 from jaxnet.explaining.guided_walk import walk_steps
 from jaxnet.explaining.history import History, at_moments, history_lines, movements
@@ -43,6 +44,7 @@ class Options:
     layer: int | None = None
     step: bool = False
     walk: bool = False
+    exercise: bool = False
     questions: bool = False
     more: bool = False
     table: bool = False
@@ -107,6 +109,10 @@ def examples_of(subject: Subject) -> tuple[int, ...]:
 def show(subject: Subject, observed: Observed, derivation: Derivation, options: Options, width: int) -> None:
     """Prints what the options ask for."""
     digits = options.digits
+    if options.exercise:
+        for line in exercise(tried_on(observed, derivation, options.notation)):
+            print(line, flush=True)
+        return
     if options.formula is not None:
         batch = (subject.xs, subject.ys) if options.batch else None
         tried = tried_on(observed, derivation, options.notation, batch)

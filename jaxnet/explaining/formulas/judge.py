@@ -144,7 +144,7 @@ def try_formula(text: str, subject: Tried) -> Trial:
         return Trial(text, sizes, None, "right", right.key, size(value), shown, (said, *words))
     fix = repair(formula, scope, wanted, batched)
     if right is not None:
-        said = f"the value is {right.symbol}{right.said}, not {formula.target}"
+        said = f"the value is {right.symbol}, not {formula.target}"
         return Trial(text, sizes, None, "value", right.key, size(value), shown, (said, *words), fix)
     key, said, fine = wrong(value, wanted, fix)
     said = (said, *words, *inverse_words(formula, derivation))
@@ -187,7 +187,7 @@ def operands(evaluation: Evaluation) -> tuple[Operand, ...]:
 def wrong(value: np.ndarray, found: list[Quantity], mended: Repair | None) -> tuple[str, str, bool]:
     """The quantity that a value should be, what is told of it, and whether it is right but for how it is laid out."""
     for each in found:
-        if value.ndim == 3 and size(value) != size(each.value) and near(transposed(value), each.value):
+        if value.ndim == 3 and near(transposed(value), each.value):
             vector = 1 in size(value)
             lies = "row, or numerator, layout" if value.shape[1] == 1 else "columns"
             said = f"right in {lies}: its transpose is {each.symbol}" if vector else (
