@@ -5,6 +5,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -17,7 +18,7 @@ MOST_BYTES = 1 << 30
 
 UNREADABLE = (
     *(OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error),
-    *(SyntaxError, TypeError, OverflowError, NotImplementedError, KeyError),
+    *(SyntaxError, TokenError, TypeError, OverflowError, NotImplementedError, KeyError),
 )
 """What NumPy and zipfile raise for a damaged file."""
 
