@@ -1,4 +1,4 @@
-"""What `jaxnet check` does: checks targets, prints tables, writes JSON and HTML, and says by its status how it went."""
+"""The command `jaxnet check`: checks targets, prints tables, writes JSON and HTML, returns the exit status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(
     tolerance: float | None = None,
     dtype: str | None = None,
 ) -> int:
-    """Checks `targets`, or with `all` everything that jaxnet ships, and prints what is found.
+    """Checks `targets`, or with `all` everything in jaxnet, and prints the reports.
 
     Args:
         targets: names that jaxnet ships, "package.module:object", "file.py:object", or a `Target` made elsewhere.
@@ -76,7 +76,7 @@ def run(
 def reported(
     found: Sequence[Target], typed: dict[str, Any], options: dict[str, Any], all: bool, quiet: bool
 ) -> tuple[list[Report], list[tuple[str, str]]]:
-    """The reports of targets, each printed as soon as it is there, and which could not be checked, and why."""
+    """Checks targets and prints each report at once. Returns the reports, and (name, reason) for each failure."""
     reports, failures = [], []
     for target in found:
         begun = time.perf_counter()
@@ -139,7 +139,7 @@ def line(report: Report, seconds: float) -> str:
 
 
 def closing(reports: Sequence[Report], seconds: float) -> None:
-    """The last lines of the table, and the whole report of what is wrong."""
+    """The last lines of the table, and the full report of each wrong rule."""
     wrong = [report for report in reports if not report.ok]
     print(f"\n{len(reports)} backward passes, {len(wrong)} wrong, in {seconds:.0f} s")
     for report in wrong:

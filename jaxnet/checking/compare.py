@@ -1,4 +1,4 @@
-"""One leaf against what is expected: every entry, the worst one, and the pattern of the wrong ones."""
+"""Compares one leaf with its reference: every entry, the worst one, the pattern of the wrong ones."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def alignment(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
 
 def drift(leaf: Leaf, own_ratio: float, unit: float) -> Leaf:
-    """A leaf in half precision whose entries are all within rounding, but which is too long or short as a whole.
+    """A leaf in half precision: each entry is within rounding, but the whole is too long or too short.
 
     By a unit, of which a single entry is allowed four, and more where an entry is: deep networks round in each layer.
     """
@@ -160,7 +160,7 @@ def ordinal(n: int) -> str:
 
 
 def worse(leaf: Leaf, other: Leaf) -> Leaf:
-    """Of two verdicts on one leaf the one to be shown: the first wrong one, else the one nearest to what is allowed."""
+    """The verdict to show of two on one leaf: the first wrong one, else the one nearest to its limit."""
     if leaf.verdict == "WRONG":
         return leaf
     order = {"ok": 0, "kink": 1, "differences": 2, "imprecise": 3, "WRONG": 4}

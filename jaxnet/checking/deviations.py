@@ -85,7 +85,7 @@ class Sink:
 
 
 def is_sink(node: Any) -> bool:
-    """Whether a node of what was saved is a `Sink`."""
+    """Whether a node of the saved values is a `Sink`."""
     return isinstance(node, Sink)
 
 

@@ -1,4 +1,4 @@
-"""What else must hold of a backward pass: linear, adjoint to the derivative, equal under jit and vmap, repeatable."""
+"""Properties of a right backward pass: linear, adjoint to the derivative, equal under jit and vmap, repeatable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRUCTURE = "structure and dtypes"
 
 @dataclass(frozen=True)
 class Held:
-    """One property beside the values: whether it holds, and what was seen. `ok` is None where it could not be asked."""
+    """One property of a backward pass. `ok` is None where it could not be tested; `words` give the measurement."""
 
     name: str
     ok: bool | None
@@ -29,7 +29,7 @@ class Held:
 def held(
     runs: Runs, values: Sequence, seed: Sequence, got: Sequence[np.ndarray], exact: Exact, smooth: bool = True
 ) -> list[Held]:
-    """Everything beside the values, at one point. `got` are the rule's gradients there.
+    """Tests every property at one point. `got` are the rule's gradients there.
 
     Where the point is not `smooth` for autodiff, forward mode may give another derivative: it is not asked.
     """
@@ -66,7 +66,7 @@ def within(name: str, labels, got, other, allowed, words: str = "") -> Held:
 
 
 def two_runs(runs: Runs, values, seed, got) -> Held:
-    """The same inputs twice give the same bits; else the noise is reported apart."""
+    """The same inputs give the same bits twice; noise between two runs is reported, and is no error."""
     _, again = runs.run("rule", values, seed)
     noise = max(largest(again, got), default=0.0)
     if noise == 0:
@@ -75,7 +75,7 @@ def two_runs(runs: Runs, values, seed, got) -> Held:
 
 
 def jit_is_eager(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
-    """The rule gives the same compiled and not."""
+    """The compiled and the eager rule give the same gradients."""
     if not runs.subject.transforms:
         return None
     _, eager = runs.rule(list(values), list(seed))
@@ -135,7 +135,7 @@ def mapped(runs: Runs, values, seed, exact: Exact) -> Held | None:
 
 
 def outputs_apart(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
-    """The gradients of each output alone, the others never touched (symbolic zeros), must sum to those of all."""
+    """The gradients of single outputs (the others have symbolic zeros) add up to the gradient of all outputs."""
     subject = runs.subject
     if subject.custom is None or subject.tangents or subject.declared is not None or len(runs.outs.where) < 2:
         return None

@@ -25,6 +25,7 @@ from jaxnet.program import first_not_finite, float_dtypes
 MOST_ASKED = 256  # numbers that finite differences are taken in
 SLACK = 32  # a correct rule may lose so many times what is allowed: then it is called imprecise
 ELSEWHERE_SECONDS = 4.0
+TIED = "ties", "zeros"  # kinds of points at which many branches are open at once
 NOT_FINITE = "not finite in the reference itself"
 
 
@@ -88,7 +89,7 @@ def inside_unit(runs: Runs, values: Sequence, seed: Sequence) -> float | None:
 
 
 def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) -> tuple | None:
-    """The rule in its own dtype at every seed. Returns the first point and what was got; None where it fails."""
+    """Compares the rule in its own dtype at every seed. Returns the first point and its gradients, or None."""
     first = None
     values, d_out = point(runs, where, options.seed)
     own = coarsest([*values, *d_out])
@@ -179,7 +180,7 @@ def not_finite_anywhere(runs: Runs, values, d_out, exact: Exact, found: Findings
 
 
 def plain_forward(runs: Runs, values, exact: Exact, options: Options, found: Findings) -> None:
-    """The function called without differentiation must give what its rule's forward gives."""
+    """The function gives the same output with and without differentiation."""
     if runs.subject.plain is None or not runs.subject.transforms:
         return
     plain = runs.subject.plain
@@ -234,7 +235,7 @@ def judge(
     runs: Runs, values, d_out, got, exact: Exact, unit: float, options: Options, *, finer: float = 0.0,
     ties: bool = False, dtype: str = "",
 ) -> list[Leaf]:  # fmt: skip
-    """Outputs and gradients at one point against the exact ones. `finer` is what is allowed at least, relative."""
+    """Compares outputs and gradients with the exact ones. `finer`: the least relative error that is allowed."""
     got_out, got_grads = got
     leaves = []
     outs = ["forward" if path == "" else f"forward{path}" for path in runs.outs.paths]
@@ -330,8 +331,9 @@ def imprecise(leaf: Leaf, slack: float, unit: float) -> Leaf:
 
 
 def judge_elsewhere(runs: Runs, where: Points, options: Options, found: Findings) -> None:
-    """Small inputs, inputs with ties, and other shapes, while time lasts."""
-    places = [("small inputs", where, "small"), ("inputs with ties", where, "ties")]
+    """Small inputs, inputs with ties, rows of zeros and of equal entries, and other shapes, while time lasts."""
+    kinds = ("small inputs", "small"), ("inputs with ties", "ties"), ("a row of zeros", "zeros")
+    places = [(how, where, kind) for how, kind in kinds]
     places += [(how, other, "plain") for how, other in where.elsewhere()]
     start = time.perf_counter()
     tried, left = [], []
@@ -359,7 +361,7 @@ def judge_there(runs: Runs, how: str, there: Points, kind: str, options: Options
         runs = runs.moved(args)
         values, d_out = point(runs, there, seed, kind)
         unit = coarsest([*values, *d_out])
-        exact = exact_at(runs, values, d_out, unit, still=kind == "ties")
+        exact = exact_at(runs, values, d_out, unit, still=kind in TIED)
     except Exception:
         return False  # the reference itself does not take this shape: nothing to hold the rule to
     if not all(np.isfinite(a).all() for a in [*exact.out, *exact.grads]):
@@ -369,7 +371,7 @@ def judge_there(runs: Runs, how: str, there: Points, kind: str, options: Options
     except Exception as error:
         found.notes.append(f"{how} ({there.words}): the reference runs, the rule raises {short(error)}")
         return False
-    leaves = judge(runs, values, d_out, got, exact, unit, options, ties=kind == "ties", dtype=f"{how}, {there.words}")
+    leaves = judge(runs, values, d_out, got, exact, unit, options, ties=kind in TIED, dtype=f"{how}, {there.words}")
     if known_right(found):
         leaves = [imprecise(leaf, SLACK if unit < 1e-4 else 4.0, unit) for leaf in leaves]
     note(found, leaves, runs, values, d_out)

@@ -44,7 +44,7 @@ def coarsest(arrays: Sequence) -> float:
 
 @dataclass(frozen=True)
 class Exact:
-    """The reference at one point: outputs and gradients in float64, with what is allowed for each leaf, absolute."""
+    """The reference at one point: outputs and gradients in float64, and the absolute error allowed in each leaf."""
 
     out: list[np.ndarray]
     grads: list[np.ndarray]
@@ -62,7 +62,7 @@ def moved(values: Sequence, unit: float, seed: int) -> tuple:
 
 
 def exact_at(runs: Runs, values: Sequence, seed: Sequence, unit: float, still: bool = False) -> Exact:
-    """The reference in float64 at a point, and what rounding at `unit` allows a correct rule to be away from it.
+    """The reference in float64 at a point, and the error that rounding at `unit` allows.
 
     `values` and `seed` may be in a finer dtype than `unit` says (a rule that is run in float64 but casts inside).
     With `still` the inputs are not moved: at ties that would break them.
@@ -134,7 +134,7 @@ def moved_reference(runs: Runs, unit: float, draw: int, values: Sequence, seed: 
 
 
 def bound(exact: np.ndarray, own: float, spread: float, floor: float, whole: float) -> float:
-    """What is allowed in one leaf. A leaf that is zero but for noise is held to the noise of the largest leaf."""
+    """The error allowed in one leaf. A leaf that is zero but for rounding may have the rounding of the largest leaf."""
     scale, measured = scale_of(exact), float(np.nan_to_num(max(own, spread)))
     if scale <= 64 * measured or scale < floor * whole:
         return 16 * measured + 2 * floor * whole

@@ -1,10 +1,10 @@
-"""Points at which a rule is checked: inputs from shape strings, random cotangents, other points like a given one."""
+"""Test points: inputs drawn from shape strings, random cotangents, other shapes, points like a given one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -64,7 +64,7 @@ def parse_spec(text: str) -> Any:
 
 
 def parts_of(arg: Any) -> list:
-    """What one argument stands for: a string may be several, separated by commas outside brackets."""
+    """The inputs in one argument: a string may hold several, separated by commas outside brackets."""
     if not isinstance(arg, str):
         return [arg]
     parts, depth = [""], 0
@@ -88,7 +88,7 @@ def number_in(text: str) -> Any:
 
 
 def expand(args: Sequence, static: Sequence[int] = ()) -> tuple:
-    """Arguments with every shape string in them read; one string may stand for several arguments.
+    """Parses every shape string in the arguments; one string may hold several arguments.
 
     At the `static` places (negative ones count from the end) a string is a number or itself, and never a shape.
     """
@@ -110,7 +110,7 @@ def is_spec(leaf) -> bool:
 
 def has_specs(args: Tree) -> bool:
     """Whether anything in `args` is to be drawn."""
-    return any(is_spec(leaf) for leaf in jax.tree.leaves(args, is_leaf=is_spec))
+    return bool(specs_in(args))
 
 
 def generator(seed: int, *more: int) -> np.random.Generator:
@@ -119,7 +119,10 @@ def generator(seed: int, *more: int) -> np.random.Generator:
 
 
 def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
-    """Random numbers for one input; `how` is "plain", "small" (variances near the usual ε) or "ties"."""
+    """Random numbers for one input; `how` is "plain", "small" (variances near the usual ε), "ties" or "zeros".
+
+    With "zeros" the first row is zero, and the entries of the last row are equal.
+    """
     dtype = jnp.dtype(spec.dtype)
     if jnp.issubdtype(dtype, jnp.bool_):
         return on_device(rng.random(spec.shape) < 0.5)
@@ -134,6 +137,8 @@ def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
         values = values * SMALL
     if how == "ties":
         values = np.round(2 * values.real) / 2 + (1j * np.round(2 * values.imag) / 2 if values.dtype.kind == "c" else 0)
+    if how == "zeros" and spec.shape and values.size:
+        values[-1], values[0] = values[-1].flat[0] if values.ndim > 1 else values[-1], 0
     if spec.above is not None and spec.below is not None:
         values = spec.above + (spec.below - spec.above) * rng.uniform(0.05, 0.95, spec.shape)
     elif spec.above is not None:
@@ -178,57 +183,51 @@ def random_like(shapes: Sequence, seed: int) -> tuple:
     return tuple(drawn)
 
 
+def specs_in(args: Tree) -> list[Spec]:
+    """Everything in `args` that is to be drawn."""
+    return [leaf for leaf in jax.tree.leaves(args, is_leaf=is_spec) if is_spec(leaf)]
+
+
+def reshaped(args: Tree, shape: Callable[[Spec], tuple[int, ...]]) -> Tree:
+    """`args` with every spec in it at another shape."""
+    return jax.tree.map(lambda leaf: replace(leaf, shape=shape(leaf)) if is_spec(leaf) else leaf, args, is_leaf=is_spec)
+
+
 def resized(args: Tree, sizes: dict[int, int]) -> Tree:
     """`args` with every axis of a size in `sizes` at another one."""
-
-    def leaf(spec):
-        if not isinstance(spec, Spec):
-            return spec
-        return Spec(spec.dtype, tuple([sizes.get(n, n) for n in spec.shape]), spec.below, spec.above)
-
-    return jax.tree.map(leaf, args, is_leaf=is_spec)
+    return reshaped(args, lambda spec: tuple(sizes.get(n, n) for n in spec.shape))
 
 
 def with_leading(args: Tree, size: int) -> Tree:
     """`args` with the first input's first axis, and every first axis of that size, at another size."""
-    specs = [leaf for leaf in jax.tree.leaves(args, is_leaf=is_spec) if is_spec(leaf) and leaf.shape]
-    if not specs:
-        return args
-    old = specs[0].shape[0]
-
-    def leaf(spec):
-        if not is_spec(spec) or not spec.shape or spec.shape[0] != old:
-            return spec
-        return Spec(spec.dtype, (size, *spec.shape[1:]), spec.below, spec.above)
-
-    return jax.tree.map(leaf, args, is_leaf=is_spec)
+    old = next((spec.shape[:1] for spec in specs_in(args) if spec.shape), None)
+    return reshaped(args, lambda spec: (size, *spec.shape[1:]) if spec.shape[:1] == old else spec.shape)
 
 
 def other_ranks(args: Tree) -> list[tuple[str, Tree]]:
     """The first input, and all that share its first axis, with an axis less or one more before it: rank 1 to 3."""
-    specs = [leaf for leaf in jax.tree.leaves(args, is_leaf=is_spec) if is_spec(leaf)]
-    first = next((spec for spec in specs if spec.shape), None)
+    first = next((spec for spec in specs_in(args) if spec.shape), None)
     if first is None:
         return []
 
     def led(lead: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Tree:
-        def leaf(spec):
-            beside = is_spec(spec) and len(spec.shape) > 1 and spec.shape[0] == first.shape[0]
-            return Spec(spec.dtype, lead(spec.shape), spec.below, spec.above) if beside or spec is first else spec
+        def shape(spec: Spec) -> tuple[int, ...]:
+            beside = len(spec.shape) > 1 and spec.shape[0] == first.shape[0]
+            return lead(spec.shape) if beside or spec is first else spec.shape
 
-        return jax.tree.map(leaf, args, is_leaf=is_spec)
+        return reshaped(args, shape)
 
-    found = []
-    if len(first.shape) > 1:
-        found.append((f"rank {len(first.shape) - 1}", led(lambda shape: shape[1:])))
-    if len(first.shape) < 3:
-        found.append((f"rank {len(first.shape) + 1}", led(lambda shape: (2, *shape))))
+    rank, found = len(first.shape), []
+    if rank > 1:
+        found.append((f"rank {rank - 1}", led(lambda shape: shape[1:])))
+    if rank < 3:
+        found.append((f"rank {rank + 1}", led(lambda shape: (2, *shape))))
     return found
 
 
 def other_shapes(args: Tree) -> list[tuple[str, Tree]]:
     """Other shapes to try: one more in every axis, batch 1, an odd batch, square, the edges of blocks."""
-    specs = [leaf for leaf in jax.tree.leaves(args, is_leaf=is_spec) if is_spec(leaf)]
+    specs = specs_in(args)
     sizes = sorted({n for spec in specs for n in spec.shape if n > 1})
     if not sizes:
         return []
@@ -275,7 +274,7 @@ class Points:
 
 
 def points_of(template: tuple) -> Points:
-    """The points that arguments, or shapes to draw them from, stand for."""
+    """Test points with these arguments, or drawn from these shapes."""
     fresh = has_specs(template)
 
     def elsewhere():

@@ -1,4 +1,4 @@
-"""What a rule is held against: autodiff of its primal, in any dtype; forward mode or finite differences where it must.
+"""The reference of a rule: autodiff of its primal in any dtype; else forward mode, else finite differences.
 
 Sources: reverse and forward mode as in Griewank and Walther, "Evaluating Derivatives"; the step of finite differences
 by the smallest change from one step to the next, as in Ridders (1982).
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from jaxnet.checking.rules import flat_gradients, short
+from jaxnet.checking.rules import flat_gradients
 from jaxnet.checking.subject import CannotCheckError, Leaves, Subject, Tree, cast, leaves_of
 from jaxnet.program import draws_numbers, widened_program
 
@@ -49,7 +49,7 @@ class Runs:
         return cls(subject, leaves, outs)
 
     def moved(self, args: tuple) -> Runs:
-        """The same functions at other arguments; what is compiled is kept where their shapes are the same."""
+        """The same functions at other arguments; compiled programs are kept where the shapes are the same."""
         leaves = replace(leaves_of(args, self.subject.fixed), static=self.leaves.static)
         if signature(leaves) != signature(self.leaves) or any(
             leaves.everything[i] is not self.leaves.everything[i] for i in leaves.static if i not in leaves.where
@@ -73,7 +73,7 @@ class Runs:
         return cast(args, jnp.float64) if all(wide(v) for v in values) else args
 
     def labels(self) -> list[str]:
-        """The names of what is compared."""
+        """The names of the compared leaves."""
         if self.subject.tangents:
             return [f"∂out{path}" for path in self.outs.paths]
         return ["∂" + self.subject.label(path) for path in self.leaves.paths]
@@ -273,13 +273,3 @@ def in_float64(function: Callable, *trees):
     """`function` of the trees in float64, with float64 switched on; promotion as users have it by default."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return function(*(cast(tree, jnp.float64) for tree in trees))
-
-
-def safely(function: Callable, *args):
-    """`function(*args)`, or the exception that it raised in one line, as a pair (result, None) or (None, words)."""
-    try:
-        return function(*args), None
-    except CannotCheckError:
-        raise
-    except Exception as error:
-        return None, short(error)

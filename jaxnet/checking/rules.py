@@ -1,8 +1,9 @@
-"""Whatever a rule is given as (custom_vjp, custom_jvp, a pair, a function of gradients, a function), in one form."""
+"""Turns every kind of rule (custom_vjp, custom_jvp, pair, function of gradients, function) into a `Subject`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -119,18 +120,11 @@ def subject_of(rule: Any, args: tuple, *, reference=None, intended=None, kwargs=
     if intended is not None:
         changes["declared"] = declared_by(intended, subject)
         changes["notes"] = (*subject.notes, "held against the declared backward pass, not the derivative")
-    return with_changes(subject, **changes)
-
-
-def with_changes(subject: Subject, **changes) -> Subject:
-    """The subject with some fields replaced."""
-    from dataclasses import replace
-
     return replace(subject, **changes)
 
 
 def of_custom(rule: Any, args: tuple, reference: Callable | None, kwargs: dict) -> Subject:
-    """A custom_vjp or custom_jvp function, held against `reference` or against autodiff of its primal."""
+    """A custom_vjp or custom_jvp function; its reference is `reference`, or autodiff of its primal."""
     places = (n + len(args) if n < 0 else n for n in rule.nondiff_argnums)
     fixed = tuple(sorted(n for n in places if n < len(args)))  # the others stand at their defaults
     function = partial(rule, **kwargs) if kwargs else rule
@@ -235,7 +229,7 @@ def for_jax(function: Callable, args: tuple) -> Callable:
 
 
 def of_torch(rule: Any, args: tuple, reference: Callable | None) -> Subject:
-    """A `torch.autograd.Function`, held against a `reference` of JAX, or against PyTorch's derivative of one."""
+    """A `torch.autograd.Function`; its `reference` is a function of JAX, or of PyTorch with PyTorch's derivative."""
     if reference is None:
         raise CannotCheckError(
             "a torch.autograd.Function is held against a function without it: give `reference=`, in JAX or in PyTorch"

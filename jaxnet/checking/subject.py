@@ -1,4 +1,4 @@
-"""What is checked, in one form: a rule, the reference that it is held against, and the leaves that have a gradient."""
+"""The subject of a check: a rule, its reference, and the leaves that have a gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tree = Any
 
 
 class CannotCheckError(ValueError):
-    """There is nothing to compare, or nothing to compare it with; the message says why and what to give."""
+    """The rule or its reference is missing, or does not run; the message says why, and what to give."""
 
 
 def on_device(host: Any, dtype: Any = None) -> jax.Array:
@@ -24,7 +24,7 @@ def on_device(host: Any, dtype: Any = None) -> jax.Array:
 
 
 def is_array(leaf) -> bool:
-    """Whether a leaf is an array or stands for one (a number counts for a float array, a bool or an int does not)."""
+    """Whether a leaf is an array, the shape of one, or a float; a bool or an int is not."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | float | complex)
 
 

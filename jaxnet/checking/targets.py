@@ -18,7 +18,7 @@ from jaxnet.registry import example, makers
 
 @dataclass(frozen=True)
 class Target:
-    """A rule with its arguments; `typed` is what names it on the command line, where that is not its name."""
+    """A rule with its arguments; `typed` is its name on the command line, where that is another one."""
 
     name: str
     rule: Any
@@ -28,7 +28,7 @@ class Target:
 
 
 def find(target: str, inputs: str | None = None, dtype: str | None = None) -> list[Target]:
-    """The rules that a target stands for: a name of jaxnet's own, "package.module:object", or "file.py:object".
+    """Finds the rules of a target: a name of jaxnet's own, "package.module:object", or "file.py:object".
 
     An object of a module needs `inputs` ("float32[8,256], float32[256]"), or is a function without arguments that
     returns (rule, args). Raises `CannotCheckError` with what is there instead.

@@ -111,7 +111,7 @@ def unseen(leaves: Sequence[Leaf], options: Options) -> list[str]:
 
 
 def reference_words(subject: Subject, options: Options) -> str:
-    """What the rule was held against, in words."""
+    """The reference in words."""
     how = {
         "reverse": "autodiff of its primal",
         "forward": "forward mode, since reverse mode cannot go through its primal",
@@ -126,7 +126,7 @@ def reference_words(subject: Subject, options: Options) -> str:
 
 
 def check_inside(subject: Subject, where: Points, options: Options, found: Findings) -> list[Report]:
-    """The custom rules inside the function, each at the very inputs that reach it; at one place three uses at most."""
+    """Checks the custom rules inside a function at the inputs that reach them; at most three uses of each."""
     function = subject.custom.__wrapped__ if subject.custom is not None else subject.plain
     if function is None:
         return []
@@ -180,7 +180,7 @@ def runs_flat(function: Callable, leaves, values):
 
 
 def right_without_rules(subject: Subject, where: Points, options: Options) -> bool:
-    """Whether a rule is the derivative of its primal without the rules inside, by which autodiff judged it."""
+    """Whether a rule is the derivative of its primal, with the rules inside the primal left out."""
     if subject.custom is None:
         return False
     subject = replace(subject, primal=inside_out(subject.primal))

@@ -140,7 +140,7 @@ def hi_primitive(eqn: Any) -> Any:
 
 
 def expanded(eqn: Any) -> ClosedJaxpr:
-    """The program that a hi-primitive stands for, by its `expand`."""
+    """The program of a hi-primitive, by its `expand`."""
     primitive = hi_primitive(eqn)
 
     def run(*leaves):

@@ -22,7 +22,7 @@ INPUTS = "inputs"
 
 
 class CannotOpenError(TypeError):
-    """A rule stands inside what cannot be opened."""
+    """A rule stands inside a kernel or a reducer, which cannot be opened."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Reaching(Keeping):
     """Keeps the inputs of each rule."""
 
     def opens(self, operation: Operation) -> bool:
-        """Only what has a rule inside."""
+        """Only operations with a rule inside."""
         return any(body.has("rule") for body in operation.bodies)
 
     def keep(self, operation: Operation, values: Sequence, outs: Sequence) -> Kept:
@@ -75,10 +75,10 @@ class Reaching(Keeping):
 
 
 class WithoutRules(Evaluation):
-    """Runs a rule's own program, so that autodiff goes through it. What has no rule inside runs as it stands."""
+    """Runs a rule's own program, so that autodiff goes through it. Operations without a rule inside run unchanged."""
 
     def opens(self, operation: Operation) -> bool:
-        """Only rules, and what has one inside."""
+        """Only rules, and operations with a rule inside."""
         return has_rule(operation)
 
 

@@ -17,7 +17,7 @@ from jaxnet.program.calls import bind, scan_counts
 from jaxnet.program.graph import Graph, Operation
 
 Kept = dict[tuple, Any]
-"""Kept values: (number of an operation or a value, what of it)."""
+"""Kept values, by (number of an operation or a value, kind of the kept value)."""
 TURNS, RAN = "turns", "ran"
 
 
@@ -52,7 +52,7 @@ class Evaluation:
         return self.body(graph, args)[0]
 
     def body(self, graph: Graph, args: Sequence) -> tuple[list, Kept]:
-        """The outputs of a graph, and what was kept."""
+        """The outputs of a graph, and the kept values."""
         env = {number: self.value(value) for number, value in graph.constants.items()}
         env.update((n, self.result(n, self.value(a))) for n, a in zip(graph.inputs, args, strict=True))
         kept: Kept = {}
@@ -169,7 +169,7 @@ def cond(how: Evaluation, operation: Operation, values: Sequence) -> tuple[Seque
 
 
 def shards(how: Evaluation, operation: Operation, values: Sequence) -> tuple[Sequence, Kept]:
-    """The opened body on each shard; what is kept is stacked over the shards."""
+    """The opened body on each shard; kept values are stacked over the shards."""
     params = operation.eqn.params
     axes = tuple(params["newly_manual_axes"])
     body = operation.bodies[0]

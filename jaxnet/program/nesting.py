@@ -14,7 +14,7 @@ STACKS = {"scan": "scan step", "while": "while step", "shard_map": "shard"}  # t
 
 
 class Nested(NamedTuple):
-    """An operation with what is around it: each loop, branch or rule, and which of its bodies."""
+    """An operation with the loops, branches and rules around it; of each, the number of the body."""
 
     operation: Operation
     around: tuple[tuple[Operation, int], ...]
@@ -51,7 +51,7 @@ class Nested(NamedTuple):
 
 
 def nested(graph: Graph, around: tuple[tuple[Operation, int], ...] = ()) -> Iterator[Nested]:
-    """Every operation of a graph with what is around it, inner ones after the one that runs them."""
+    """Every operation of a graph with the loops around it; inner ones come after the one that runs them."""
     for operation in graph.operations:
         yield Nested(operation, around)
         for i, body in enumerate(operation.bodies):

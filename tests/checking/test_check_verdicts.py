@@ -332,3 +332,26 @@ def test_inputs_of_a_shape_string():
         points.expand(["{float32[3]}"])
     layer = rule(lambda p, x: p["W"] @ x + p["b"], lambda p, x, g: ({"W": jnp.outer(g, x), "b": g}, p["W"].T @ g))
     assert check(layer, "{W: float32[3,4], b: float32[3]}, float32[4]", diagnose=False, shapes=False).ok
+
+
+@BOTH
+def test_a_row_of_zeros_is_tried(wrong):
+    # The rule divides by the length of a row, and where that is 0 it gives NaN.
+    def guarded(x):
+        n = jnp.sqrt(jnp.sum(x * x, -1, keepdims=True))
+        return jnp.where(n > 0, n, 1)
+
+    def unit(x):
+        positive = jnp.sum(x * x, -1, keepdims=True) > 0
+        n = jnp.sqrt(jnp.sum(jnp.where(positive, x, 1) ** 2, -1, keepdims=True))
+        return jnp.where(positive, x / n, 0.0)
+
+    def backward(x, g):
+        n = jnp.sqrt(jnp.sum(x * x, -1, keepdims=True)) if wrong else guarded(x)
+        d = (g - x * (x * g).sum(-1, keepdims=True) / n**2) / n
+        return (d if wrong else jnp.where(jnp.sum(x * x, -1, keepdims=True) > 0, d, 0.0),)
+
+    report = check(rule(unit, backward), "float32[4,5]", diagnose=False)
+    assert report.ok is not wrong
+    assert any("a row of zeros" in note for note in report.notes) or wrong
+    assert not wrong or "a row of zeros" in report.wrong[0].dtype
