@@ -171,15 +171,18 @@ def alike(values: Sequence, seed: int) -> tuple:
     return tuple(fresh)
 
 
-def random_like(shapes: Sequence, seed: int) -> tuple:
-    """A random cotangent, with different scales in its entries, for leaves of these shapes and dtypes."""
+def random_like(shapes: Sequence, seed: int, positive: bool = False) -> tuple:
+    """A random cotangent for leaves of these shapes and dtypes.
+
+    Where its real entries are `positive`, sums over them grow, and an accumulator of few bits loses the last terms.
+    """
     drawn = []
     for i, leaf in enumerate(shapes):
         rng = generator(seed, 202, i)
         values = rng.standard_normal(leaf.shape)
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             values = values + 1j * rng.standard_normal(leaf.shape)
-        drawn.append(on_device(values, leaf.dtype))
+        drawn.append(on_device(np.abs(values) if positive and values.dtype.kind == "f" else values, leaf.dtype))
     return tuple(drawn)
 
 

@@ -355,3 +355,23 @@ def test_a_row_of_zeros_is_tried(wrong):
     assert report.ok is not wrong
     assert any("a row of zeros" in note for note in report.notes) or wrong
     assert not wrong or "a row of zeros" in report.wrong[0].dtype
+
+
+@BOTH
+def test_a_sum_carried_in_half_precision(wrong):
+    # Terms of one sign make a sum in bfloat16 stop growing: half of the terms are lost.
+    carried = jnp.bfloat16 if wrong else jnp.float32
+
+    def backward(w, x, g):
+        def step(total, each):
+            return (total + jnp.outer(*each).astype(carried)).astype(carried), None
+
+        total, _ = lax.scan(step, jnp.zeros(w.shape, carried), (x, g))
+        return total.astype(w.dtype), g @ w.T
+
+    product = rule(lambda w, x: x @ w, backward)
+    w = jnp.outer(X, X[:3]).astype(jnp.bfloat16)
+    x = (jax.random.normal(jax.random.key(0), (2048, 4)) + 1).astype(jnp.bfloat16)
+    report = check(product, w, x, diagnose=False)
+    assert report.ok is not wrong
+    assert [leaf.path for leaf in report.wrong] == (["∂w"] if wrong else [])
