@@ -71,11 +71,10 @@ class Findings:
 def point(runs: Runs, where: Points, seed: int, how: str = "plain") -> tuple[tuple, tuple]:
     """Values of the leaves with a gradient, and a random cotangent; at odd seeds its entries are positive."""
     args = where.draw(seed, how)
+    values, shapes = leaves_of(args, runs.subject.fixed).values, runs.seed_shapes()
     if runs.subject.seed_one:
-        return leaves_of(args, runs.subject.fixed).values, tuple(jnp.ones(s.shape, s.dtype) for s in runs.seed_shapes())
-    return leaves_of(args, runs.subject.fixed).values, points.random_like(
-        runs.seed_shapes(), seed, positive=seed % 2 == 1
-    )
+        return values, tuple(jnp.ones(s.shape, s.dtype) for s in shapes)
+    return values, points.random_like(shapes, seed, positive=seed % 2 == 1)
 
 
 def inside_unit(runs: Runs, values: Sequence, seed: Sequence) -> float | None:
