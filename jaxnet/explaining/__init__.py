@@ -1,16 +1,14 @@
-"""Explaining: the backward pass of one's own network, in symbols, shapes and numbers.
+"""Explaining: the backward pass of a network in symbols, shapes and numbers.
 
-    observed = observe(net, loss, params, x, y)      # all numbers of one example, once
-    derivation = derive(observed, notation("ng"))    # symbols and questions about them, cheap, once for each notation
+    observed = observe(net, loss, params, x, y)      # the numbers of one example
+    derivation = derive(observed, notation("ng"))    # equations and answers in one notation
 
-What a derivation holds is in `model`: frozen dataclasses of NumPy arrays and equations, which know of no renderer.
-Equations are the trees of `expressions`; `written` makes unicode text of one, `formula` what `--try` reads, and a page
-makes MathML by one more function of that form. Numbers are text by `numbers`, in the terminal and on pages alike.
+`model` holds the results: frozen dataclasses of arrays and equations, independent of any renderer. `expressions` holds
+equations as trees: `written` makes text of one, `formula` the form that `--try` reads, `mathml` MathML. `numbers`
+formats numbers for the terminal and for pages.
 
-From the bottom up: expressions, model → notation, numbers, losses → observe (forward and backward, layer by layer, with
-autodiff's values beside) → sources, places (which layer gets which symbol) → layers (the steps of every kind beside the
-dense ones) → lines (each equation with its factors and value) → why, layouts, answers, tables, batches (what people
-ask) → derive → the renderers.
+From the bottom up: expressions, model; notation, numbers, losses; observe; recording and writing of any layer's lines;
+numbering, lines; why, layouts, answers, tables, batches; derive; formulas, guided_walk, exercise, terminal, page.
 """
 
 from jaxnet.explaining.derive import derive
