@@ -243,7 +243,7 @@ AUTHORS_CODE = {
     "registry": "names makers by their functions",
     "lowering.op": "names the function that it makes",
     "program.calls": "names a rule",
-    "checking.repair": "runs an author's function with one expression changed",
+    "checking.author": "runs an author's functions with their text changed",
     "checking.rules": "finds the arrays that an author's rule captures",
     "explaining.recording": "runs an author's function with its values kept",
 }

@@ -31,12 +31,14 @@ LIMIT = 30
 class Verdict(NamedTuple):
     """What a checker says of a rule: whether it is right, the arguments it calls wrong, and why.
 
-    `leaves`: places of arguments; `cause`: words and mended equation; `failed`: why it could not answer at all.
+    `leaves`: places of arguments; `cause`: words; `mended`: whether it gives a patch of the source that it has run and
+    found right; `failed`: why it could not answer at all.
     """
 
     ok: bool
     leaves: frozenset[int] = frozenset()
     cause: str = ""
+    mended: bool = False
     failed: str = ""
 
 
@@ -47,13 +49,13 @@ Checker = Callable[[Callable, tuple], Verdict]
 
 
 def by_jaxnet(rule: Callable, args: tuple) -> Verdict:
-    """The default report, diagnosis included."""
+    """The default report, repair included."""
     report = check(rule, *args)
     names = [f"∂{name}" for name in signature(rule).parameters]
     places = frozenset(
         k for leaf in report.wrong if not leaf.forward for k, name in enumerate(names) if leaf.path == name
     )
-    return Verdict(report.ok, places, f"{report.best.cause} {report.best.equation}" if report.best else "")
+    return Verdict(report.ok, places, f"{report.cause} {report.equation}", report.repair is not None)
 
 
 def moving(rule: Callable, args: tuple) -> tuple[Callable, list[jax.Array]]:
@@ -230,7 +232,9 @@ def row(name: str, dtype: str, size: str, cases: Sequence[Case], right: Sequence
         missed=tuple(case.name for case, verdict in wrong.items() if verdict.ok),
         alarms=tuple(each.name for each in right if not said[f"right: {each.name}"].ok),
         misplaced=tuple(case.name for case, verdict in wrong.items() if verdict.leaves != places(case)),
-        unnamed=tuple(case.name for case, verdict in wrong.items() if not case.named_by(verdict.cause)),
+        unnamed=tuple(
+            case.name for case, verdict in wrong.items() if not (verdict.mended or case.named_by(verdict.cause))
+        ),
         failed=tuple(f"{trial}: {verdict.failed}" for trial, verdict in said.items() if verdict.failed),
         seconds=median(seconds),
         most_seconds=max(seconds),

@@ -1,30 +1,31 @@
-"""Which mistakes could a test point not have seen? The mutants that give there what the reference gives."""
+"""Which mistakes could a test point not have shown? Planted ones that change no gradient there.
+
+Small mistakes are planted into autodiff's backward program: a term or a factor left out, a matrix that is not
+transposed, an ε left out, a cotangent of ones. One that changes nothing at the point, and something where an input is
+drawn at random, is told with what to draw.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking.diagnose import numeric, operators, points, relatives, strangers
-from jaxnet.checking.diagnose.points import Point
-from jaxnet.checking.diagnose.problem import Problem
-from jaxnet.checking.diagnose.program import Program, cotangent_leaves, trace
-from jaxnet.checking.diagnose.scene import Scene
-from jaxnet.checking.diagnose.search import NO_VALUE
-from jaxnet.checking.diagnose.words import Namer
-from jaxnet.checking.subject import on_device
+from jaxnet.checking.subject import argument_names, leaves_of, on_device
+from jaxnet.program import Graph, Operation, Tape, graph_of
+from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values, host
 
 SEEN = 1e-3
 """Relative difference in a leaf from which on a mistake would be seen beyond doubt."""
 HIDDEN = 1e-5
 """Relative difference in every leaf up to which it would not be seen in float32."""
+SMALL = 1e-2  # constants below it are taken for an ε
+LAYOUT = ("broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "transpose", "copy", "mul")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ class Blind:
         return f"{self.mistake} ({self.remedy})"
 
 
+@dataclass(frozen=True)
+class Planted:
+    """A mistake in the backward program: the value that is another, and what it is."""
+
+    mistake: str
+    where: str
+    number: int
+    change: Callable[[Values], Any]
+
+
 def adequacy(primal: Callable[..., Any], args: tuple, cotangent: Any, *, budget: float = 5.0) -> list[Blind]:
     """The small mistakes in the backward pass of `primal` that this very point could not have shown.
 
@@ -51,24 +62,19 @@ def adequacy(primal: Callable[..., Any], args: tuple, cotangent: Any, *, budget:
         ValueError: where no argument is a floating-point array.
     """
     deadline = time.perf_counter() + budget
-    problem = Problem(primal, lambda a, ct: (), args, cotangent, None, None, (), 1e-6)
-    program = trace(primal, args)
-    here = _point(program, args, cotangent)
-    elsewhere = {remedy: _point(program, *moved) for remedy, moved in _generic(program, args, cotangent)}
-    found: dict[str, Blind] = {}
-    for blind in _single(args, program):
-        found.setdefault(blind.mistake, blind)
-    namer = Namer(here.tape)
-    for predict, say, line in _mistakes(problem, program, here):
-        if time.perf_counter() > deadline:
-            break
-        if _changes(predict, here, HIDDEN) is not False:
-            continue
-        for remedy, point in elsewhere.items():
-            if _changes(predict, point, SEEN):
-                mistake = say(namer)[0]
-                found.setdefault(mistake, Blind(mistake, str(line), remedy))
+    program = Backward(primal, args, cotangent)
+    elsewhere = {remedy: program.at(*moved) for remedy, moved in generic(program, args, cotangent)}
+    here = program.at(args, cotangent)
+    found = {blind.mistake: blind for blind in single(program)}
+    with np.errstate(all="ignore"):
+        for planted in program.planted():
+            if time.perf_counter() > deadline:
                 break
+            if planted.mistake in found or program.moves(planted, here) > HIDDEN:
+                continue
+            remedy = next((remedy for remedy, point in elsewhere.items() if program.moves(planted, point) > SEEN), None)
+            if remedy is not None:
+                found[planted.mistake] = Blind(planted.mistake, planted.where, remedy)
     return list(found.values())
 
 
@@ -85,87 +91,172 @@ def grouped(blind: Sequence[Blind], shown: int = 3) -> tuple[str, ...]:
     return tuple(f"{said(mistakes)} ({remedy})" for remedy, mistakes in by_remedy.items())
 
 
-def _point(program: Program, args: tuple, cotangent: Any) -> Point:
-    tape = program.at(args, cotangent)
-    ref = {path: np.asarray(tape.values[n]) for path, n in tape.leaves.items()}
-    return Point(args, cotangent, tape, ref, ref)
+@dataclass(frozen=True)
+class BackwardRun:
+    """The backward program at some inputs: all its values, and the gradients."""
+
+    flat: list
+    values: Values
+    right: list[np.ndarray]
 
 
-def _mistakes(problem: Problem, program: Program, here: Point) -> Iterator[tuple[Callable, Callable, Any]]:
-    scene = Scene(here.tape)
-    for mutant in chain(operators.structural(scene), strangers.passed(scene)):
-        line = here.tape.ops[scene.first[mutant.site]].line
-        yield (lambda p, m=mutant: m.gives(p.tape)), (lambda namer, m=mutant: m.say(namer, 0.0)), line
-    ones = {n: np.ones_like(here.tape.values[n]) for n in here.tape.cotangents}
-    yield (
-        (lambda p: p.tape.replay({}, dict(zip(p.tape.cotangents, ones.values(), strict=True)))),
-        (lambda namer: ("the cotangent is ignored: as if it were 1", "")),
-        "",
-    )
-    for candidate in relatives.relatives(problem, here, program):
-        yield candidate.predict, candidate.say, candidate.line
+class Backward:
+    """Autodiff's backward program of a function at the shapes of its arguments."""
+
+    def __init__(self, primal: Callable[..., Any], args: tuple, cotangent: Any):
+        leaves = leaves_of(args)
+        if not leaves.where:
+            raise ValueError("the primal takes no floating-point input: there is nothing to differentiate")
+        self.leaves = leaves
+        names = argument_names(primal, len(args))
+        self.labels = [label(path, names) for path in leaves.paths]
+        self.count = len(leaves.values)
+        _, tree = jax.tree.flatten(cotangent, is_leaf=is_none)
+
+        def backward(*flat):
+            values, seeds = flat[: self.count], iter(flat[self.count :])
+            given = [next(seeds) if is_float(ct) else ct for ct in jax.tree.leaves(cotangent, is_leaf=is_none)]
+            pull = jax.vjp(lambda values: primal(*leaves.tree(values)), values)[1]
+            return pull(jax.tree.unflatten(tree, given))[0]
+
+        self.graph: Graph = graph_of(jax.make_jaxpr(backward)(*self.flat(args, cotangent)))
+        self.tape = Tape(self.graph, (), None, {})
+        seeds = self.graph.inputs[self.count :]
+        self.linear = frozenset().union(*(self.tape.dependents(number) for number in seeds))
+
+    def flat(self, args: tuple, cotangent: Any) -> list:
+        """Arguments and cotangent as arrays, halves in float32."""
+        seeds = [ct for ct in jax.tree.leaves(cotangent, is_leaf=is_none) if is_float(ct)]
+        return [host(v.astype(jnp.float32) if jnp.dtype(v.dtype).itemsize < 4 else v)
+                for v in (*leaves_of(args).values, *seeds)]  # fmt: skip
+
+    def at(self, args: tuple, cotangent: Any) -> BackwardRun:
+        """The program at other inputs."""
+        evaluation, flat = NumpyEvaluation(), self.flat(args, cotangent)
+        right = [np.asarray(out) for out in evaluation.run(self.graph, flat)]
+        return BackwardRun(flat, evaluation.values, right)
+
+    def moves(self, planted: Planted, point: BackwardRun) -> float:
+        """How far a mistake moves the gradients, relative to the largest entry of each; 0 where it has no value."""
+        changes = {planted.number: planted.change}
+        try:
+            outs = NumpyEvaluation(point.values, changes).run(self.graph, point.flat)
+        except (ValueError, TypeError, ZeroDivisionError):
+            return 0.0
+        sizes = [float(np.max(np.abs(right), initial=0.0)) or 1.0 for right in point.right]
+        off = [
+            np.abs(np.asarray(out) - right) / size for out, right, size in zip(outs, point.right, sizes, strict=True)
+        ]
+        return float(max(np.max(np.nan_to_num(each, nan=np.inf), initial=0.0) for each in off))
+
+    def name(self, number: int) -> str:
+        """A value's name: the argument's, the variable's, or the line that computes it."""
+        while number not in self.graph.inputs:
+            operation = self.tape.made_by.get(number)
+            if operation is None:
+                outer = self.tape.same.get(number)
+                if outer is None:
+                    return "a constant"
+                number = outer
+                continue
+            if number in self.tape.names:
+                return self.tape.names[number]
+            if operation.name not in LAYOUT[:-1]:
+                return operation.position.text[:60] or operation.name
+            number = operation.inputs[0]
+        k = self.graph.inputs.index(number)
+        return self.labels[k] if k < self.count else "the cotangent"
+
+    def planted(self) -> Iterator[Planted]:
+        """The mistakes, one after another."""
+        seeds = self.graph.inputs[self.count :]
+        for number in seeds:
+            yield Planted("the cotangent is ignored: as if it were 1", "", number,
+                          lambda values, n=number: np.ones_like(values[n]))  # fmt: skip
+        for operation in self.tape.operations:
+            if operation.kind != "operation" or len(operation.outputs) != 1:
+                continue
+            yield from self.planted_at(operation)
+
+    def planted_at(self, operation: Operation) -> Iterator[Planted]:
+        """The mistakes at one operation."""
+        (out,), where = operation.outputs, str(operation.position)
+        linear = [number in self.linear for number in operation.inputs]
+        if operation.name in ("mul", "div") and any(linear) and not all(linear):
+            kept, lost = (operation.inputs[k] for k in ((0, 1) if linear[0] else (1, 0)))
+            yield Planted(f"{self.name(lost)} is missing", where, out, lambda values: values[kept])
+        elif operation.name in ("add_any", "add", "sub") and all(linear):
+            for number in operation.inputs:
+                yield Planted(f"a term is missing at {operation.position.text[:60]}", where, number,
+                              lambda values, n=number: np.zeros_like(values[n]))  # fmt: skip
+        elif operation.name == "dot_general" and any(linear) and not all(linear):
+            j = linear.index(False)
+            matrix = operation.inputs[j]
+            shape = operation.eqn.invars[j].aval.shape
+            if len(shape) == 2 and shape[0] == shape[1]:
+
+                def transposed(values: Values) -> Any:
+                    given = [values[n].T if n == matrix else values[n] for n in operation.inputs]
+                    return NumpyEvaluation().operation(operation, given)[0]
+
+                yield Planted(f"{self.name(matrix)} is transposed", where, out, transposed)
+        elif operation.name == "add" and not any(linear):
+            for k, atom in enumerate(operation.eqn.invars):
+                value = getattr(atom, "val", None)
+                if value is not None and np.ndim(value) == 0 and 0 < abs(float(value)) < SMALL:
+                    other = operation.inputs[1 - k]
+                    yield Planted(f"ε = {float(value):g} is missing", where, out, lambda values, n=other: values[n])
 
 
-def _changes(predict: Callable[[Point], Mapping[str, Any]], point: Point, limit: float) -> bool | None:
-    """Whether a mistake moves some leaf by more than the limit; None where it cannot be made there."""
-    try:
-        out = predict(point)
-    except NO_VALUE:
-        return None
-    for path, value in out.items():
-        ref = point.ref[path]
-        scale = float(np.max(np.abs(ref[np.isfinite(ref)]), initial=0.0)) or 1.0
-        if points.distance(value, ref, scale) > limit:
-            return True
-    return False
+def label(path: str, names: tuple[str, ...]) -> str:
+    """A leaf's short name: the parameter's, or the last key of its path."""
+    position, _, rest = path.removeprefix("[").partition("]")
+    base = names[int(position)] if int(position) < len(names) else f"arg{position}"
+    return rest.strip("[]'") if rest.endswith("']") else base + rest
 
 
-def _generic(program: Program, args: tuple, cotangent: Any) -> Iterator[tuple[str, tuple[tuple, Any]]]:
+def is_none(leaf: Any) -> bool:
+    """Whether a leaf is None."""
+    return leaf is None
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf is a float or complex array."""
+    return leaf is not None and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def generic(program: Backward, args: tuple, cotangent: Any) -> Iterator[tuple[str, tuple[tuple, Any]]]:
     """The point with one leaf after another made generic, then all, then all made small; and the advice."""
-    rng = np.random.default_rng(1)
+    rng, leaves = np.random.default_rng(1), program.leaves
 
-    def stirred(x, scale=1.0):
+    def stirred(x: Any, scale: float = 1.0) -> Any:
         x = np.asarray(x.astype(np.float32) if jnp.dtype(x.dtype).itemsize < 4 else x)
         noise = rng.standard_normal(x.shape)
-        return on_device((x * np.exp(0.4 * noise) if np.any(x) else 0.4 * noise) * scale, x.dtype)
+        return on_device(np.where(x == 0, 0.4 * noise, x * np.exp(0.4 * noise)) * scale, x.dtype)
 
-    leaves, tree = jax.tree.flatten(args)
-    _, ct_tree = jax.tree.flatten(cotangent, is_leaf=lambda v: v is None)
-    random_cts = [stirred(ct) if numeric.is_float(ct) else ct for ct in cotangent_leaves(cotangent)]
-    yield "take a random cotangent", (args, jax.tree.unflatten(ct_tree, random_cts))
-    mixed = [stirred(leaf) if numeric.is_float(leaf) else leaf for leaf in leaves]
-    for k, leaf in enumerate(leaves):
-        if numeric.is_float(leaf):
-            what = program.labels[k]
-            state = (
-                "zero everywhere"
-                if not np.any(leaf)
-                else "the same everywhere"
-                if np.ptp(np.abs(leaf)) == 0
-                else "special"
-            )
-            yield (
-                f"draw {what} at random: it is {state} here",
-                (jax.tree.unflatten(tree, [*leaves[:k], mixed[k], *leaves[k + 1 :]]), cotangent),
-            )
-    yield (
-        "draw all inputs and the cotangent at random",
-        (jax.tree.unflatten(tree, mixed), jax.tree.unflatten(ct_tree, random_cts)),
-    )
-    small = [stirred(leaf, 1e-2) if numeric.is_float(leaf) else leaf for leaf in leaves]
-    yield (
-        "raise ε or take smaller inputs: what it is added to is large here",
-        (jax.tree.unflatten(tree, small), jax.tree.unflatten(ct_tree, random_cts)),
-    )
+    seeds = jax.tree.map(lambda ct: stirred(ct) if is_float(ct) else ct, cotangent, is_leaf=is_none)
+    yield "take a random cotangent", (args, seeds)
+    values = list(leaves.values)
+    mixed = [stirred(value) for value in values]
+    for k, (name, value) in enumerate(zip(program.labels, values, strict=True)):
+        same = np.ptp(np.abs(value)) == 0
+        state = "zero everywhere" if not np.any(value) else "the same everywhere" if same else "special"
+        yield (
+            f"draw {name} at random: it is {state} here",
+            (
+                leaves.tree([*values[:k], mixed[k], *values[k + 1 :]]),
+                cotangent,
+            ),
+        )
+    yield "draw all inputs and the cotangent at random", (leaves.tree(mixed), seeds)
+    small = [stirred(value, 1e-2) for value in values]
+    yield "raise ε or take smaller inputs: what it is added to is large here", (leaves.tree(small), seeds)
 
 
-def _single(args: tuple, program: Program) -> Iterator[Blind]:
+def single(program: Backward) -> Iterator[Blind]:
     """Axes of one entry: whatever goes wrong in a sum over them cannot be seen."""
-    for label, leaf in zip(program.labels, jax.tree.leaves(args), strict=True):
+    for name, leaf in zip(program.labels, program.leaves.values, strict=True):
         for axis, n in enumerate(np.shape(leaf)):
             if n == 1 and np.ndim(leaf) > 1:
-                yield Blind(
-                    f"sum for mean, first or last entry only, over axis {axis} of {label}",
-                    "",
-                    f"take more than 1 along axis {axis} of {label}",
-                )
+                mistake = f"sum for mean, first or last entry only, over axis {axis} of {name}"
+                yield Blind(mistake, "", f"take more than 1 along axis {axis} of {name}")

@@ -49,7 +49,7 @@ def all_but(node: Layer, kept: int | None, part: Layer | None = None) -> Layer:
 
 
 def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: Use, options: Options) -> Report:
-    """The report of a wrong network with the first wrong layer, and the diagnosis of that layer by itself."""
+    """The report of a wrong network with the first wrong layer, and the repair of that layer."""
 
     whole = Runs.at(subject, where.draw(options.seed, "plain"))
 
@@ -78,8 +78,9 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
         around = one_further(around, node, first)
         node = node.parts[first]
     notes = (*report.notes, *([f"wrong by themselves too: {', '.join(others)}"] if others else []))
-    diagnosis = local_diagnosis(net, node, subject, where, use, options) if options.diagnose else None
-    return replace(report, layer=" › ".join([*path, node.name]), notes=notes, diagnosis=diagnosis)
+    found = alone(net, node, subject, where, use, options) if options.diagnose else None
+    report = replace(report, layer=" › ".join([*path, node.name]), notes=notes)
+    return report if found is None else replace(report, repair=found.repair, diagnosis=found.diagnosis)
 
 
 def itself(part: Layer) -> Layer:
@@ -99,11 +100,11 @@ def couples(node: Layer, x: Any) -> bool:
     return bool(jax.tree.leaves(split_state(params)[1]))
 
 
-def local_diagnosis(net: Layer, node: Layer, subject: Subject, where: Points, use: Use, options: Options) -> Any:
-    """The diagnosis of one layer at fresh inputs of the shape that reaches it in the network."""
-    alone = replace(options, shapes=False, also=False)
+def alone(net: Layer, node: Layer, subject: Subject, where: Points, use: Use, options: Options) -> Report | None:
+    """The report of one layer by itself, at fresh inputs of the shape that reaches it in the network."""
+    options = replace(options, shapes=False, also=False)
     if node is net:
-        return check_subject(subject, where, alone).diagnosis
+        return check_subject(subject, where, options)
     seen: list = []
 
     def watched(layer: Layer) -> Layer:
@@ -123,4 +124,4 @@ def local_diagnosis(net: Layer, node: Layer, subject: Subject, where: Points, us
     batched = use.batched and use.train and couples(node, seen[0])
     some = jax.tree.map(lambda spec: replace(spec, shape=(5, *spec.shape)), seen[0], is_leaf=points.is_spec)
     inner, there = layer_subject(node, (some if batched else seen[0],), batched, use.train, options.seed, None)
-    return check_subject(inner, there, alone).diagnosis
+    return check_subject(inner, there, options)

@@ -130,7 +130,7 @@ def layer_subject(
     args = where.draw(seed, "plain")
     use = Use(batched, jax.random.key(seed + 17) if train else None, train)
     label = (name or net.name) + (" (training)" if train else "")
-    subject = Subject(label, args, use.backward(net), use.forward(net), names=("params", "x"))
+    subject = Subject(label, args, use.backward(net), use.forward(net), names=("params", "x"), parts=(net.backward,))
     subject = replace(subject, mode=mode_of(subject.primal, args))
     return as_declared(subject, net, use.forward), where
 

@@ -1,41 +1,46 @@
-"""The smallest change of an author's own source that makes a wrong `jax.custom_vjp` right.
+"""The smallest change of an author's own source that makes a wrong rule right.
 
-Every change of one expression is tried: its text is put into the source, and the source is compiled and run. A repair
-is a change whose gradients are right in float64 at the point where the rule failed, on fresh draws, and at another
-shape. Changes are tried in the order of their length, so the shortest repair is found first.
+Every edit of the grammar is tried at every expression that every wrong gradient depends on. A repair is one whose
+changed source was itself run, and gave every gradient rightly in float64: at the point where the rule failed, on fresh
+draws, and at another shape. The shortest is taken.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import inspect
+import itertools
 import os
-import textwrap
+import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from types import CodeType, FunctionType
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxnet.checking import author
+from jaxnet.checking.alignment import Aligned, Effect, Inputs, aligned, close, run_at, runs
+from jaxnet.checking.author import Change, Source
+from jaxnet.checking.edits import OTHER, Edit, Scope, changes, distance, tidy
 from jaxnet.checking.reference import in_float64
-from jaxnet.checking.rules import differentiated, flat_gradients, short
-from jaxnet.checking.subject import Subject, leaves_of
+from jaxnet.checking.rules import short
+from jaxnet.checking.subject import Subject, leaves_of, on_device
 
-TOLERANCE = 1e-7  # relative to a gradient's largest entry, in float64
-FRESH = (501, 502, 503)
-MOST_EQUAL = 3
+FRESH = (501, 502)
+MOST_EQUAL, MOST_CONFIRMED = 3, 24
+SHORT = 3  # tokens: a longer repair is looked for in the text too
 
 
 @dataclass(frozen=True)
 class Repair:
-    """A change of one expression that makes every gradient right.
+    """Changes of the author's source that make every gradient right.
 
-    `file`, `line`: where it stands; `before`, `after`: the expression and its replacement; `patch`: the changed lines,
-    each after `- ` or `+ `; `equal`: patches as short as this one that are right too.
+    `file`, `line`: where the first stands; `before`, `after`: the expression and its replacement; `patch`: the changed
+    lines, each after `- ` or `+ `; `cause`: what was wrong, in words; `equal`: patches as short that are right too.
     """
 
     file: str
@@ -43,228 +48,344 @@ class Repair:
     before: str
     after: str
     patch: str
+    cause: str = ""
     equal: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line}   {self.before} → {self.after}"
 
 
-class Edit(NamedTuple):
-    """`text` in place of the bytes from `start` to `end`; `cost` is the number of characters that change."""
+class Found(NamedTuple):
+    """An edit that was found, ordered by its cost, its rank, how many values it reaches, and its length."""
 
     cost: int
     rank: int
-    start: int
-    end: int
-    text: str
+    reach: int
+    length: int
+    change: Change
+    before: str
+    cause: str
 
 
-class Written(NamedTuple):
-    """A function with its source."""
+class RepairSearch:
+    """The search for the repair of one rule."""
 
-    function: FunctionType
-    file: str
-    first: int
-    source: bytes
+    def __init__(self, subject: Subject, points: Sequence[tuple], elsewhere: Sequence[tuple], seconds: float):
+        self.subject, self.seconds, self.until = subject, seconds, time.process_time() + seconds
+        self.functions = editable(subject)
+        self.points, self.elsewhere = points, elsewhere
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return time.process_time() > self.until
+
+    @cached_property
+    def aligned(self) -> Aligned:
+        """The rule beside its reference."""
+        return aligned(self.subject, self.points, self.functions)
+
+    @cached_property
+    def other(self) -> list[tuple[Inputs, list[np.ndarray]]]:
+        """Another shape, and the right outputs there."""
+        inputs = [Inputs(self.subject, *point) for point in self.elsewhere]
+        _, reference = runs(self.subject)
+        return [(each, run_at(each.trace(reference), each.flat)[0]) for each in inputs]
+
+    # ------------------------------------------------------------------------------------------------- candidates
+
+    def places(self, goal: Sequence[int]) -> Iterator[Effect]:
+        """The expressions on which every output of a goal depends."""
+        for place in self.aligned.places.values():
+            if place.path or (place.mark.defines and not self.can_define(place.mark)):
+                continue
+            aval = place.operations[0].eqn.outvars[0].aval
+            if not np.issubdtype(aval.dtype, np.floating) or self.late:
+                continue
+            effect = Effect(self.aligned, place, goal)
+            if set(goal) <= set(effect.outputs):
+                yield effect
+
+    @staticmethod
+    def can_define(mark: author.Mark) -> bool:
+        """Whether a statement that gives a variable another value can follow the one that defines it."""
+        node = mark.node
+        return isinstance(node, ast.stmt) and not (
+            isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        )
+
+    def found(self, goal: Sequence[int]) -> list[Found]:
+        """The edits that make a goal right at every point, the shortest first."""
+        hits: list[Found] = []
+        likely: list[tuple[Edit, Effect]] = []
+        others: list[tuple[Edit, Effect]] = []
+        for effect in self.places(goal):
+            linear = effect.linear
+            if linear is False:
+                continue
+            scope = Scope(self.aligned, effect.place)
+            if linear is True:
+                others += [(edit, effect) for edit in scope.singles()]
+            elif effect.feeds_itself:
+                likely += [(edit, effect) for edit in scope.singles()]
+            else:
+                hits += [self.hit(edit, effect) for edit in scope.exact(effect, *linear) if self.holds(edit, effect)]
+        for some, share in ((likely, 0.6), (others, 0.7)):
+            until = self.until - (1 - share) * self.seconds
+            for edit, effect in sorted(some, key=lambda each: (each[0].cost, each[0].rank)):
+                best = min((hit.cost for hit in hits), default=10**6)
+                if time.process_time() > until or edit.cost > best:
+                    break
+                if self.holds(edit, effect, first=0):
+                    hits.append(self.hit(edit, effect))
+            if min((hit.cost for hit in hits), default=10**6) <= SHORT:
+                break
+        best = min((hit.cost for hit in hits), default=10**6)
+        if best > SHORT:
+            hits += self.found_in_text(goal, SHORT if hits else best)
+        return sorted(hits, key=lambda hit: hit[:4])
+
+    def holds(self, edit: Edit, effect: Effect, first: int = 1) -> bool:
+        """Whether an edit makes the goal right at the points from `first` on."""
+        numbers = {
+            each.outputs[0]: [effect.seen(atom, each) for atom in edit.atoms] for each in effect.place.operations
+        }
+
+        def change(number: int, point: int) -> Callable:
+            def value(values: dict) -> Any:
+                given = [
+                    atom.fixed[point] if at is None else values[at]
+                    for atom, at in zip(edit.atoms, numbers[number], strict=True)
+                ]
+                return edit.function(values[number], *given)
+
+            return value
+
+        try:
+            return all(
+                effect.rights(point, {number: change(number, point) for number in numbers})
+                for point in range(first, len(self.points))
+            )
+        except (ValueError, IndexError, KeyError, TypeError, np.linalg.LinAlgError):  # shapes that do not fit
+            return False
+
+    def hit(self, edit: Edit, effect: Effect) -> Found:
+        """An edit as a change of the text."""
+        mark = effect.place.mark
+        start, end = mark.source.span(mark.node)
+        before, reach = mark.text, len(effect.changed)
+        edit = replace(edit, text=tidy(edit.text), what=tidy(edit.what))
+        if mark.defines:
+            indent = " " * mark.node.col_offset
+            statement = f"{before} = {edit.text}"
+            at = mark.until or start
+            text = f"\n{indent}{statement}" if mark.until else f"{statement}\n{indent}"
+            cost = 2 + distance(before, edit.text)
+            return Found(
+                cost, edit.rank, reach, len(text), Change(mark.source, at, at, text), before, cause(edit, before)
+            )
+        operator = re.search(rb"[\w)\]] ?([+-]) ?$", mark.source.text[:start]) if edit.kind == "sign" else None
+        if operator is not None:
+            start, end = operator.span(1)
+            before = operator[1].decode()
+            edit = replace(edit, text="-" if before == "+" else "+")
+        cost = 1 if edit.kind == "sign" else distance(before, edit.text)
+        return Found(cost, edit.rank, reach, len(edit.text), Change(mark.source, start, end, edit.text), before,
+                     cause(edit, mark.text))  # fmt: skip
+
+    def found_in_text(self, goal: Sequence[int], most: int) -> list[Found]:
+        """Changes of numbers, options and arguments that cost at most so much: each is run as a program."""
+        options: list[Found] = []
+        for function in self.functions:
+            place = author.place_of(function.__code__)
+            if place is None:
+                continue
+            source = place[0]
+            for node in own_nodes(source, function):
+                before = source.segment(node)
+                start, end = source.span(node)
+                for text in changes(node, before):
+                    if text != before:
+                        options.append(
+                            Found(distance(before, text), OTHER, 0, len(text), Change(source, start, end, text), before,
+                                  f"{before} stands in the place of {text}")
+                        )  # fmt: skip
+            options += everywhere(source, function)
+        hits: list[Found] = []
+        for option in sorted(dict.fromkeys(options), key=lambda each: each[:4]):
+            if self.late or option.cost > most or (hits and option.cost > hits[0].cost):
+                break
+            if self.confirmed([option.change], goal, first_only=True):
+                hits.append(option)
+        return hits
+
+    # --------------------------------------------------------------------------------------------------- the proof
+
+    def confirmed(self, some: Iterable[Change], goal: Sequence[int], *, first_only: bool = False) -> bool:
+        """Whether the changed source, run, gives the goal rightly, and whatever was right."""
+        here, rule = self.aligned, runs(self.subject)[0]
+        asked = [k for k in range(len(here.graph.outputs)) if k in goal or k not in here.wrong]
+        cases = [(each, right) for each, right in zip(here.points, here.right, strict=True)]
+        cases = cases[:1] if first_only else [*cases, *self.other]
+        try:
+            with author.changed(self.functions, [author.same_variables(shown(change)) for change in some]):
+                graphs: dict[tuple, Any] = {}
+                for inputs, right in cases:
+                    shapes = tuple(x.shape for x in inputs.flat)
+                    if shapes not in graphs:
+                        graphs[shapes] = inputs.trace(rule)
+                    outs, _ = run_at(graphs[shapes], inputs.flat)
+                    if not all(close(outs[k], right[k], here.tolerance) for k in asked):
+                        return False
+        except Exception:  # a changed source may raise anything: it is no repair
+            return False
+        return True
+
+    def shortest(self, goal: Sequence[int]) -> list[Found]:
+        """The shortest edits that are proved, all as short as the first."""
+        right: list[Found] = []
+        seen: set[tuple] = set()
+        for hit in self.found(goal):
+            if (right and (hit.cost, hit.rank) > (right[0].cost, right[0].rank)) or len(right) > MOST_EQUAL:
+                break
+            key = shown(hit.change)[1:]
+            if key not in seen and len(seen) < MOST_CONFIRMED:
+                seen.add(key)
+                if self.confirmed([hit.change], goal):
+                    right.append(hit)
+        return right
+
+    def repair(self) -> Repair | None:
+        """The repair: one edit, or one for each wrong gradient."""
+        wrong = self.aligned.wrong
+        if not self.functions or not wrong:
+            return None
+        whole = self.shortest(wrong)
+        if whole:
+            return as_repair([whole[0]], whole[1:])
+        if len(wrong) == 1:
+            return None
+        apart: list[Found] = []
+        for k in wrong:
+            alone = self.shortest([k])
+            if not alone:
+                return None
+            apart += [] if any(alone[0].change == each.change for each in apart) else [alone[0]]
+        spans = sorted((each.change.source.file, each.change.start, each.change.end) for each in apart)
+        if any(a[0] == b[0] and a[2] > b[1] for a, b in itertools.pairwise(spans)):
+            return None
+        return as_repair(apart, []) if self.confirmed([each.change for each in apart], wrong) else None
 
 
-def written(function: Callable | None) -> Written | None:
-    """The source of a function that a `def` makes; None where there is none to be read."""
-    if not isinstance(function, FunctionType):
-        return None
+def editable(subject: Subject) -> list[FunctionType]:
+    """The functions that a change may be made in: those of the rule that its primal does not call."""
+    custom = subject.custom
+    if isinstance(custom, jax.custom_vjp):
+        parts: tuple = (getattr(custom, "fwd", None), getattr(custom, "bwd", None))
+        given: tuple = (custom.__wrapped__, subject.primal)
+    elif isinstance(custom, jax.custom_jvp):
+        parts, given = (getattr(custom, "jvp", None),), (custom.__wrapped__, subject.primal)
+    else:
+        parts, given = subject.parts, (subject.primal, subject.plain)
+    shared = {id(function) for function in author.functions_of(*given, rules=False)}
+    return [function for function in author.functions_of(*parts) if id(function) not in shared]
+
+
+def own_nodes(source: Source, function: FunctionType) -> Iterator[ast.expr]:
+    """The expressions of a function's body."""
+    for statement in own_statements(source, function):
+        yield from (each for each in ast.walk(statement) if isinstance(each, ast.expr))
+
+
+def own_statements(source: Source, function: FunctionType) -> Iterator[ast.AST]:
+    """The statements of a function's body, those inside others after these."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            name = getattr(node, "name", "<lambda>")
+            if (first, name) == (function.__code__.co_firstlineno, function.__code__.co_name):
+                body = node.body if isinstance(node.body, list) else [node.body]
+                yield from body
+
+
+def everywhere(source: Source, function: FunctionType) -> Iterator[Found]:
+    """A number changed wherever it stands in one statement."""
+    for statement in own_statements(source, function):
+        equal: dict[str, list[ast.expr]] = {}
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Constant) and isinstance(node.value, int) and not isinstance(node.value, bool):
+                equal.setdefault(repr(node.value), []).append(node)
+        start, end = source.span(statement)
+        for before, nodes in equal.items():
+            for after in dict.fromkeys(changes(nodes[0], before)) if len(nodes) > 1 else ():
+                text = source.text[start:end]
+                for a, b in sorted(map(source.span, nodes), reverse=True):
+                    text = text[: a - start] + after.encode() + text[b - start :]
+                yield Found(2 * len(nodes), OTHER, 0, len(nodes), Change(source, start, end, text.decode()), before,
+                            f"{before} stands in the place of {after}, {len(nodes)} times")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ the words
+
+
+def cause(edit: Edit, before: str) -> str:
+    """What was wrong, in words."""
+    match edit.kind:
+        case "sign":
+            return f"{before} has the wrong sign"
+        case "transposed":
+            return f"{before} is not transposed"
+        case "factor":
+            return f"the factor {edit.what} is missing in {before}"
+        case "term":
+            return f"a term is missing in {before}: {edit.what}"
+        case "order":
+            return f"the entries of {before} are in another order"
+    return f"{before} stands in the place of {edit.what or edit.text}"
+
+
+def shown(change: Change) -> Change:
+    """The change with brackets where it needs them."""
+    if change.start == change.end or change.text in ("+", "-"):
+        return change
+    inside = change._replace(text=f"({change.text})")
+    return change if same(change, inside) else inside
+
+
+def same(one: Change, other: Change) -> bool:
+    """Whether two changes make the same program."""
     try:
-        lines, first = inspect.getsourcelines(function)
-        source = textwrap.dedent("".join(lines))
-        tree = ast.parse(source)
-    except (OSError, TypeError, SyntaxError):  # typed at a prompt, made by a program, or a lambda inside a call
-        return None
-    if not isinstance(tree.body[0], ast.FunctionDef):
-        return None
-    return Written(function, inspect.getsourcefile(function) or "", first, source.encode())
+        k = one.source.statement_at(one.start)
+        first, second = (ast.dump(author.changed_statement(one.source, k, [each])) for each in (one, other))
+        return first == second
+    except SyntaxError:  # without brackets the text may be no expression
+        return False
 
 
-def compiled(part: Written, source: bytes) -> FunctionType:
-    """The function that `source` makes, with the globals, closure and defaults of the original.
-
-    Raises `SyntaxError` where the source is none, `ValueError` where it reads a name that the original does not see.
-    """
-    old: Any = part.function
-    tree = ast.parse(source)
-    tree.body[0].decorator_list = []  # pyright: ignore[reportAttributeAccessIssue]
-    free = old.__code__.co_freevars
-    arguments = ast.arguments([], [ast.arg(name) for name in free], None, [], [], None, [])
-    outer = ast.FunctionDef("outer", arguments, tree.body, [])
-    module = ast.fix_missing_locations(ast.Module([outer], []))
-    constants = compile(module, part.file, "exec").co_consts
-    inner = next(c for code in constants if isinstance(code, CodeType) for c in code.co_consts if is_code(c, old))
-    cells = dict(zip(free, old.__closure__ or (), strict=True))
-    new = FunctionType(
-        inner, old.__globals__, old.__name__, old.__defaults__, tuple(cells[n] for n in inner.co_freevars)
+def as_repair(found: Sequence[Found], equal: Sequence[Found]) -> Repair:
+    """Edits as a repair."""
+    first = found[0]
+    return Repair(
+        first.change.source.file,
+        first.change.line,
+        first.before,
+        first.change.text,
+        patch([each.change for each in found]),
+        "; and ".join(each.cause for each in found),
+        tuple(dict.fromkeys(patch([each.change]) for each in equal)),
     )
-    new.__kwdefaults__ = old.__kwdefaults__
-    return new
 
 
-def is_code(constant: Any, function: FunctionType) -> bool:
-    """Whether a constant is the code of a function of this name."""
-    return isinstance(constant, CodeType) and constant.co_name == function.__name__
-
-
-# ---------------------------------------------------------------------------------------------------------- the edits
-
-
-def edits(part: Written) -> list[Edit]:
-    """Every change of one expression, the shortest first; among equals, a missing factor or term before a sign."""
-    tree = ast.parse(part.source)
-    starts = np.cumsum([0, *(len(line) for line in part.source.splitlines(keepends=True))])
-    function = tree.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    names = in_scope(function)
-    found: dict[tuple[int, int, str], Edit] = {}
-    for node in (each for statement in function.body for each in ast.walk(statement)):
-        if not isinstance(node, ast.expr) or isinstance(getattr(node, "ctx", None), ast.Store):
-            continue
-        start = int(starts[node.lineno - 1]) + node.col_offset
-        end = int(starts[(node.end_lineno or 0) - 1]) + (node.end_col_offset or 0)
-        before = part.source[start:end].decode()
-        for rank, text in changes(node, before, [n for n, line in names.items() if line < node.lineno]):
-            if text != before:
-                edit = Edit(distance(before, text), rank, start, end, f"({text})" if compound(text) else text)
-                found.setdefault((start, end, edit.text), edit)
-    return sorted(found.values())
-
-
-def in_scope(function: ast.FunctionDef) -> dict[str, int]:
-    """The names that a function assigns, with the line where each is first known."""
-    arguments = function.args
-    names = {a.arg: 0 for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]}
-    for node in ast.walk(function):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names[node.id] = min(node.lineno, names.get(node.id, node.lineno))
-    return names
-
-
-def distance(before: str, after: str) -> int:
-    """How many characters are taken out and put in."""
-    blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
-    return len(before) + len(after) - 2 * sum(block.size for block in blocks)
-
-
-def compound(text: str) -> bool:
-    """Whether an expression needs brackets to stand inside another."""
-    node = ast.parse(text, mode="eval").body
-    return isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare | ast.BoolOp | ast.IfExp | ast.Lambda)
-
-
-def bracketed(text: str) -> str:
-    """An expression as it stands inside another."""
-    return f"({text})" if compound(text) else text
-
-
-MISSING, OTHER, SIGN = 0, 1, 2
-
-
-def changes(node: ast.expr, text: str, names: list[str]) -> Iterator[tuple[int, str]]:
-    """The changes of one expression: (rank, new text)."""
-    inside = bracketed(text)
-    match node:
-        case ast.BinOp(left, op, right):
-            a, b = ast.unparse(left), ast.unparse(right)
-            yield OTHER, a
-            yield OTHER, b
-            swapped = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*"}.get(type(op))
-            if swapped:
-                yield SIGN, f"{bracketed(a)} {swapped} {bracketed(b)}"
-            if isinstance(op, ast.MatMult):
-                a, b = bracketed(a), bracketed(b)
-                yield OTHER, f"{a}.T @ {b}"
-                yield OTHER, f"{a} @ {b}.T"
-                yield OTHER, f"{b} @ {a}"
-                yield OTHER, f"{b}.T @ {a}"
-        case ast.UnaryOp(ast.USub(), operand):
-            yield SIGN, ast.unparse(operand)
-        case ast.Constant(value) if isinstance(value, int | float) and not isinstance(value, bool):
-            for other in (value + 1, value - 1, -value, 2 * value, value / 2, *((1 / value,) if value else ())):
-                yield OTHER, repr(other)
-        case ast.Attribute(value, attribute):
-            for other in {"T": ("",), "set": (".add",), "mean": (".sum",), "sum": (".mean",)}.get(attribute, ()):
-                yield OTHER, bracketed(ast.unparse(value)) + other
-        case ast.Name(name):
-            for other in names:
-                yield OTHER, other
-            if name not in names:  # a module or a function
-                return
-        case ast.Call(_, arguments, keywords):
-            for argument in arguments:
-                if not isinstance(argument, ast.Starred):
-                    yield OTHER, ast.unparse(argument)
-            for dropped in keywords:
-                kept = [k for k in keywords if k is not dropped]
-                yield OTHER, ast.unparse(ast.Call(node.func, arguments, kept))
-        case ast.Tuple() | ast.List() | ast.Slice() | ast.Starred() | ast.JoinedStr():
-            return
-    if isinstance(node, ast.Constant):
-        return
-    yield OTHER, f"{inside}.T"
-    yield SIGN, f"-{inside}"
-    for factor in ("2", "0.5"):
-        yield MISSING, f"{factor} * {inside}"
-    yield OTHER, f"{inside}.sum(0)"
-    yield OTHER, f"{inside}.mean(0)"
-    for name in names:
-        yield MISSING, f"{inside} * {name}"
-        yield MISSING, f"{inside} + {name}"
-        yield MISSING, f"{inside} - {name}"
-        yield MISSING, f"{inside} / {name}"
-        yield MISSING, f"{inside} / len({name})"
-        yield MISSING, f"{inside} * (1 - {name})"
-        yield MISSING, f"{inside} * (1 - {name}**2)"
-    yield MISSING, f"{inside} - {inside}.mean(-1, keepdims=True)"
-
-
-# --------------------------------------------------------------------------------------------------------- the search
-
-
-class Trial(NamedTuple):
-    """Arguments, a cotangent, and the right gradients at them."""
-
-    args: tuple
-    d_out: Any
-    right: list[np.ndarray]
-
-
-class Trials:
-    """A rule's two functions, and the points at which a changed one must be right."""
-
-    def __init__(self, subject: Subject, forward: Callable, backward: Callable):
-        self.subject, self.forward, self.backward = subject, forward, backward
-        self.given = differentiated(subject.primal, subject.fixed)
-
-    def at(self, args: tuple, d_out: Any) -> Trial:
-        """A point with its right gradients."""
-
-        def gradients(args, d_out):
-            return flat_gradients(leaves_of(args, self.subject.fixed), self.given(args, d_out)[1])[0]
-
-        return Trial(args, d_out, [np.asarray(g) for g in in_float64(gradients, args, d_out)])
-
-    def right(self, forward: Callable, backward: Callable, trial: Trial) -> bool:
-        """Whether the two functions give every gradient rightly. They may raise anything."""
-        fixed = self.subject.fixed
-
-        def gradients(args, d_out):
-            given = iter(backward(*(args[i] for i in fixed), forward(*args)[1], d_out))
-            grads = tuple(None if i in fixed else next(given) for i in range(len(args)))
-            return flat_gradients(leaves_of(args, fixed), grads)
-
-        grads, problems = in_float64(gradients, trial.args, trial.d_out)
-        return not problems and all(map(close, grads, trial.right))
-
-
-def close(got: Any, right: np.ndarray) -> bool:
-    """Whether a gradient is the right one, entry by entry; NaN never is."""
-    scale = float(np.max(np.abs(right), initial=0.0)) or 1.0
-    return bool(np.all(np.abs(np.asarray(got) - right) <= TOLERANCE * scale))
+def patch(some: Sequence[Change]) -> str:
+    """The lines that changes change, as `- line` and `+ line`."""
+    source, lines = some[0].source, []
+    for source in {change.source.file: change.source for change in some}.values():
+        after = author.changed_text(source, map(shown, some)).decode().splitlines()
+        difference = difflib.unified_diff(source.text.decode().splitlines(), after, n=0, lineterm="")
+        lines += [
+            f"{line[0]} {line[1:].strip()}" for line in difference if line[:3] not in ("---", "+++") and line[0] in "-+"
+        ]
+    return "\n".join(lines)
 
 
 def repair(
@@ -275,85 +396,35 @@ def repair(
     *,
     seconds: float = 3.0,
 ) -> Repair | None:
-    """The shortest change of one expression of a rule's backward or forward function that makes it right.
+    """The shortest change of a rule's source that makes it right.
 
     Args:
-        subject: the rule; only a `jax.custom_vjp` whose functions are written with `def` has a source to change.
+        subject: the rule; its functions have a source in a file.
         first: arguments and cotangent at which the rule is wrong.
         draw: (seed) -> fresh arguments and cotangent; `redraw` the same of another shape, None where there is none.
         seconds: the time to spend.
 
     Returns:
-        The repair; None where no change of one expression is right, or where there is no source.
+        The repair; None where no edit is right, or where there is no source.
     """
-    rule, until = subject.custom, time.perf_counter() + seconds
-    if not isinstance(rule, jax.custom_vjp) or subject.declared is not None:
-        return None
-    forward, backward = (getattr(rule, name, None) for name in ("fwd", "bwd"))
-    parts = [part for part in (written(backward), written(forward)) if part is not None]
-    if not parts or not callable(forward) or not callable(backward):
-        return None
-    trials = Trials(subject, forward, backward)
-    where = trials.at(*first)
-    further: list[Trial] = []
-    every = ((edit, i) for i, part in enumerate(parts) for edit in edits(part))
-    ordered = sorted(every, key=lambda each: (each[0].cost, each[1], each[0]))  # the backward function first
-    found: list[tuple[Edit, Written]] = []
-    for edit, i in ordered:
-        if time.perf_counter() > until or (found and edit.cost > found[0][0].cost) or len(found) > MOST_EQUAL:
-            break
-        part = parts[i]
-        try:
-            new = compiled(part, changed(part, edit))
-            pair = (new, backward) if part.function is forward else (forward, new)
-            if not trials.right(*pair, where):
-                continue
-            if not further:
-                further = [trials.at(*draw(seed)) for seed in FRESH]
-                further += [] if redraw is None else [trials.at(*redraw(FRESH[0]))]
-            if all(trials.right(*pair, trial) for trial in further):
-                found.append((edit, part))
-        except Exception:  # a changed source may raise anything: it is no repair
-            continue
-    if not found:
-        return None
-    (edit, part), *others = found
-    return Repair(
-        part.file,
-        part.first + part.source[: edit.start].count(b"\n"),
-        part.source[edit.start : edit.end].decode(),
-        shown(part, edit).text,
-        patch(part, edit),
-        tuple(patch(part, edit) for edit, part in others),
-    )
+    fresh = [draw(seed) for seed in FRESH]
+    elsewhere = [] if redraw is None else [redraw(FRESH[0])]
+
+    def search(points: list, elsewhere: list) -> Repair | None:
+        if isinstance(subject.custom, jax.custom_jvp):
+            points = [with_tangents(args, subject) for args, _ in points]
+            elsewhere = [with_tangents(args, subject) for args, _ in elsewhere]
+        with np.errstate(all="ignore"):
+            return RepairSearch(subject, points, elsewhere, seconds).repair()
+
+    return in_float64(search, [first, *fresh], elsewhere)
 
 
-def shown(part: Written, edit: Edit) -> Edit:
-    """The edit without brackets that change nothing."""
-    if not edit.text.startswith("("):
-        return edit
-    bare = edit._replace(text=edit.text[1:-1])
-    return bare if same(changed(part, bare), changed(part, edit)) else edit
-
-
-def changed(part: Written, edit: Edit) -> bytes:
-    """The source with an edit."""
-    return part.source[: edit.start] + edit.text.encode() + part.source[edit.end :]
-
-
-def same(one: bytes, other: bytes) -> bool:
-    """Whether two sources are the same program."""
-    try:
-        return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
-    except SyntaxError:  # without its brackets the text may be no expression
-        return False
-
-
-def patch(part: Written, edit: Edit) -> str:
-    """The lines that an edit changes, as `- line` and `+ line`."""
-    before, after = (text.decode().splitlines() for text in (part.source, changed(part, shown(part, edit))))
-    lines = (line for line in difflib.ndiff(before, after) if line[:2] in ("- ", "+ "))
-    return "\n".join(line[:2] + line[2:].strip() for line in lines)
+def with_tangents(args: tuple, subject: Subject) -> tuple:
+    """Arguments with random tangents, in the place of a cotangent."""
+    rng = np.random.default_rng(0)
+    values = leaves_of(args, subject.fixed).values
+    return args, tuple(on_device(rng.standard_normal(value.shape), value.dtype) for value in values)
 
 
 def repaired(*args: Any, **options: Any) -> tuple[Repair | None, str]:

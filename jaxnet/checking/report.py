@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -24,10 +25,11 @@ MOST_PIXELS = 256  # a side of a heat map; larger arrays are shown by the larges
 class Report:
     """What a check found. `ok` says whether the backward pass is right; printing gives the table.
 
-    `leaves`: one verdict for each output and each gradient (path, ok, error, index, got, expected, allowed, cosine).
-    `layer`, `cause`, `equation`: the first wrong layer, why, and the equation mended; empty where nothing is wrong or
-    nothing is known. `repair`: the change of the author's source that makes it right. `inside`: the reports of custom
-    rules found inside.
+    - `leaves`: one verdict for each output and each gradient (path, ok, error, index, got, expected, allowed, cosine).
+    - `layer`: the first wrong layer; `cause`: what was wrong, in words.
+    - `repair`: the change of the author's source that makes it right.
+    - `diagnosis`, `equation`: where there is no repair, what mistake in autodiff's program gives the same gradients.
+    - `inside`: the reports of custom rules found inside.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Report:
             return self.problems[0]
         if (structure := next((h for h in self.held if h.name == STRUCTURE and h.ok is False), None)) is not None:
             return structure.words
+        if self.repair is not None:
+            return self.repair.cause
         if self.best is not None:
             return self.best.cause
         if (failed := next((h for h in self.held if h.ok is False), None)) and not self.wrong:
@@ -78,7 +82,7 @@ class Report:
         if self.diagnosis is not None and self.diagnosis.known:
             return self.diagnosis.known
         if self.wrong:
-            return known(self.wrong)
+            return "; ".join(map(known, self.wrong))
         return next((report.cause for report in self.inside if not report.ok), "")
 
     @property
@@ -87,6 +91,13 @@ class Report:
         if self.best is not None:
             return self.best.equation
         return next((report.equation for report in self.inside if not report.ok and report.equation), "")
+
+    @property
+    def line(self) -> str:
+        """The line to change, or the primal's line that the mistake belongs to."""
+        if self.repair is not None:
+            return f"{os.path.basename(self.repair.file)}:{self.repair.line}"
+        return "" if self.best is None else self.best.where
 
     def __str__(self) -> str:
         return table(self)
@@ -102,7 +113,7 @@ class Report:
             "layer": self.layer,
             "cause": self.cause,
             "equation": self.equation,
-            "line": "" if self.best is None else self.best.where,
+            "line": self.line,
             "repair": None if self.repair is None else asdict(self.repair),
             "others": [] if self.diagnosis is None else [other.cause for other in self.diagnosis.others],
             "leaves": [leaf_dict(leaf) for leaf in self.leaves],
@@ -150,13 +161,18 @@ def leaf_dict(leaf: Leaf) -> dict[str, Any]:
     }
 
 
-def known(wrong: tuple[Leaf, ...]) -> str:
-    """What is known of wrong leaves when no explanation fits."""
-    leaf = max(wrong, key=lambda each: each.error)
+def known(leaf: Leaf) -> str:
+    """What a wrong leaf shows by itself: it is zero, a multiple, transposed; else its angle and its worst entry."""
+    if leaf.arrays is not None:
+        got, expected = leaf.arrays
+        if not np.any(got):
+            return f"{leaf.path} is zero"
+        if got.ndim == 2 and got.shape[0] == got.shape[1] and np.allclose(got.T, expected, 1e-4, leaf.allowed):
+            return f"{leaf.path} is transposed"
     if np.isfinite(leaf.ratio) and leaf.cosine > 0.9999 and abs(leaf.ratio - 1) > 1e-3:
         return f"{leaf.path} is {leaf.ratio:.4g} times what it should be"
     if leaf.cosine < -0.9999:
-        return f"{leaf.path} has the wrong sign, {abs(leaf.ratio):.4g} times as long"
+        return f"{leaf.path} has the wrong sign" + ("" if abs(leaf.ratio + 1) < 1e-3 else f", {-leaf.ratio:.4g} times")
     index = f"[{','.join(map(str, leaf.index))}]"
     return (
         f"not known: {leaf.path} has cosine {leaf.cosine:.3f} with what is expected; "
@@ -221,17 +237,16 @@ def short(value: complex) -> str:
 
 
 def cause(report: Report) -> list[str]:
-    """Layer, cause, the line it belongs to, evidence, the equation mended, the alternatives."""
-    lines = []
-    if report.layer:
-        lines.append(f"{'layer':8}{report.layer}")
+    """Layer, cause, the author's line and the patch; without one, the evidence for the cause."""
+    lines = [f"{'layer':8}{report.layer}"] if report.layer else []
     if report.repair is not None:
-        lines.append(f"{'line':8}{report.repair}")
+        lines += [f"{'cause':8}{report.cause}", f"{'line':8}{report.line}"]
         first, *others = (report.repair.patch, *report.repair.equal)
-        lines += [f"{'patch' if not i else '':8}{line}" for i, line in enumerate(first.splitlines())]
+        lines += [f"{'' if i else 'patch':8}{line}" for i, line in enumerate(first.splitlines())]
         lines.append(f"{'':8}the patched source was run: every gradient is right, on fresh draws too")
         for other in others:
             lines += [f"{'' if i else 'or':8}{line}" for i, line in enumerate(other.splitlines())]
+        return lines
     best = report.best
     if best is None:
         if not report.problems and report.cause:

@@ -210,7 +210,8 @@ def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) 
                 tried.append(f"{convention.__doc__}: {short(error)}")
                 continue
             names = argument_names(rule[0], len(args))
-            return Subject(name_of(rule[0]), args, run, call, plain=primal, mode=mode_of(call, args), names=names)
+            mode = mode_of(call, args)
+            return Subject(name_of(rule[0]), args, run, call, plain=primal, mode=mode, names=names, parts=tuple(rule))
     raise CannotCheckError("a pair must fit one of these on the given inputs:\n  " + "\n  ".join(tried))
 
 
@@ -322,6 +323,7 @@ def of_function(function: Callable, args: tuple, reference: Callable | None) -> 
         plain=function,
         mode=mode_of(primal, args),
         names=argument_names(function, len(args)),
+        parts=(function,),
     )
 
 
@@ -368,6 +370,7 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
         mode=mode_of(cost, args, range(max(count, 1), len(args))),
         fixed=tuple(range(max(count, 1), len(args))),
         names=argument_names(given_function, len(args)),
+        parts=(given_function,),
         seed_one=True,
     )
 

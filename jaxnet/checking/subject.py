@@ -139,6 +139,7 @@ class Subject:
     seed_one: bool = False  # the cotangent is 1: the rule gives gradients of a cost, and takes no cotangent
     transforms: bool = True  # the rule may be jitted, mapped and differentiated
     custom: Any = None  # the jax.custom_vjp or custom_jvp object, where there is one
+    parts: tuple = ()  # the author's functions that give the gradients
     notes: tuple[str, ...] = ()
 
     def label(self, path: str) -> str:

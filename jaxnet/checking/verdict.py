@@ -35,6 +35,7 @@ from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_
 from jaxnet.program import Site, custom_sites
 
 MOST_INSIDE = 64
+REPAIR = 0.5  # of the budget, for the repair; where there is none, the diagnosis has the whole
 BLIND, COARSE = 0.5, 5e-3  # relative to a leaf's largest entry: nothing is seen; a per cent may not be
 IMPLICIT = "jax/_src/lax/control_flow/solves.py"  # custom_root: its gradients are not those of its iterations
 
@@ -222,22 +223,21 @@ def site_mode(site: Site) -> str:
 
 
 def explained(report: Report, subject: Subject, where: Points, options: Options, found: Findings) -> Report:
-    """The report with layer, diagnosis and adequacy."""
+    """The report with layer, repair or diagnosis, and adequacy."""
     changes: dict[str, Any] = {}
     wrong_inside = next((inner for inner in report.inside if not inner.ok), None)
     if wrong_inside is not None:
-        changes["layer"] = wrong_inside.layer or wrong_inside.name
-        changes["diagnosis"] = wrong_inside.diagnosis
-        changes["repair"] = wrong_inside.repair
-    elif found.witness is not None and options.diagnose and can_be_taken_apart(subject):
+        changes |= {"layer": wrong_inside.layer or wrong_inside.name, "diagnosis": wrong_inside.diagnosis}
+    if found.witness is not None and options.diagnose and can_be_taken_apart(subject):
         with found.phase("repair"):
             changes["repair"], failure = repair_of(subject, where, options, found)
             changes["notes"] = (*report.notes, *([failure] if failure else []))
-        with found.phase("diagnosis"):
-            try:
-                changes["diagnosis"] = diagnosed(subject, where, options, found)
-            except Exception as error:  # whatever fails here costs the cause, never the verdict
-                changes["notes"] = (*changes["notes"], f"the cause could not be looked for: {short(error)}")
+        if changes["repair"] is None and wrong_inside is None:
+            with found.phase("diagnosis"):
+                try:
+                    changes["diagnosis"] = diagnosed(subject, where, options, found)
+                except Exception as error:  # whatever fails here costs the cause, never the verdict
+                    changes["notes"] = (*changes["notes"], f"the cause could not be looked for: {short(error)}")
     if options.adequacy and report.ok and can_be_taken_apart(subject):
         args = where.draw(options.seed, "plain")
         runs = Runs.at(subject, args)
@@ -300,7 +300,7 @@ def repair_of(subject: Subject, where: Points, options: Options, found: Findings
 
     elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
     redraw = None if elsewhere is None else fresh(elsewhere)
-    return repaired(subject, (args, cotangent), fresh(where), redraw, seconds=0.3 * options.budget)
+    return repaired(subject, (args, cotangent), fresh(where), redraw, seconds=REPAIR * options.budget)
 
 
 def diagnosed(subject: Subject, where: Points, options: Options, found: Findings) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from jaxnet.checking import check
 from jaxnet.checking.command import run
 from jaxnet.checking.compare import Leaf
-from jaxnet.checking.diagnose import Diagnosis, Explanation
+from jaxnet.checking.repair import Repair
 from jaxnet.checking.report import as_matrix, page
 from tests.checking.rules import layer_norm, layer_norm_reference, shapes
 
@@ -39,22 +39,20 @@ def test_the_table_names_leaf_entry_and_pattern(wrong):
     assert "cause" in text
 
 
-def test_a_diagnosis_is_printed_with_its_evidence(wrong):
+def test_a_repair_is_printed_with_its_line_and_patch(wrong):
     from dataclasses import replace
 
-    best = Explanation("mean(ĝ x̂) is missing", "dx = r (ĝ − x̂ mean(ĝ x̂))", "norm.py:12", ("∂x",), 4e-7, True, "3 draws")
-    report = replace(wrong, diagnosis=Diagnosis(best, (), 1140, 0.4, ""))
-    text = str(report)
-    assert report.cause == best.cause
-    assert report.equation == best.equation
-    for words in (
-        "cause   mean(ĝ x̂) is missing",
-        "norm.py:12",
-        "3 draws",
-        "none of 1,140 mutants",
-    ):
-        assert words in text
-    assert "mended  dx = r" in text
+    patch = "- dx = r * g\n+ dx = r * (g - g.mean(-1))"
+    repair = Repair("/there/norm.py", 12, "g", "g - g.mean(-1)", patch, "a term is missing in g: g.mean(-1)", ("+ or",))
+    report = replace(wrong, repair=repair)
+    lines = str(report).splitlines()
+    assert report.cause == repair.cause
+    assert "cause   a term is missing in g: g.mean(-1)" in lines
+    assert "line    norm.py:12" in lines
+    assert lines[lines.index("patch   - dx = r * g") + 1] == "        + dx = r * (g - g.mean(-1))"
+    assert "or      + or" in lines
+    assert json.loads(report.to_json())["repair"]["line"] == 12
+    assert "norm.py:12" in page([report])
 
 
 def test_json(wrong):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxnet.checking.adequacy import adequacy
 from jaxnet.checking.corpus import CASES, Case, dense_layers, normalisation, sequences
 from jaxnet.checking.corpus.case import saving_arguments
 from jaxnet.checking.diagnose import diagnose
@@ -205,32 +204,3 @@ def test_lines_are_those_of_the_primal():
     lines = [line_of(eqn) for eqn in closed.jaxpr.eqns]
     assert [n for n in dict.fromkeys(line.assigns for line in lines) if n] == ["m", "v", "r"]
     assert all(line.file.endswith("normalisation.py") for line in lines)
-
-
-def test_adequacy_names_what_ones_and_zeros_hide(own_time):
-    x = jax.random.normal(jax.random.key(0), (4, 8))
-    args = (x, jnp.ones(8), jnp.zeros(8))
-    hidden = adequacy(normalisation.layer_norm, args, jnp.ones((4, 8)))
-    said = {b.mistake: b.remedy for b in hidden}
-    assert any("gamma is missing" in m and "draw gamma" in r for m, r in said.items())
-    assert "the cotangent is ignored: as if it were 1" in said
-    assert any("ε" in m and "raise ε" in r for m, r in said.items())
-
-
-def test_adequacy_of_a_generic_point_is_about_epsilon_alone(own_time):
-    args, ct = drawn(CASES[25], 1, 0)
-    assert CASES[25].primal is normalisation.layer_norm
-    hidden = adequacy(normalisation.layer_norm, args, ct)
-    assert hidden
-    assert all("raise ε" in b.remedy for b in hidden)
-
-
-def test_adequacy_of_one_example(own_time):
-    hidden = adequacy(dense_layers.dense, (jnp.eye(3), jnp.zeros(3), jnp.ones((1, 3))), jnp.ones((1, 3)))
-    assert any("over axis 0 of a" in b.mistake and "more than 1" in b.remedy for b in hidden)
-    assert any("transposed" in b.mistake or "inverse" in b.mistake for b in hidden)
-
-
-def test_integer_only_primal_is_refused():
-    with pytest.raises(ValueError, match="no floating-point input"):
-        adequacy(lambda n: n + 1, (jnp.arange(3),), jnp.ones(3))

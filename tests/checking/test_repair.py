@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
+from jax import lax
 
 from jaxnet.checking import check
 
-QUICK = {"seeds": 1, "also": False, "inside": False}
+QUICK = {"seeds": 1, "also": False, "shapes": False, "inside": False, "precise": False}
 
 
 def layer(derivative):
@@ -21,24 +23,151 @@ def layer(derivative):
     return dense_tanh
 
 
+def repaired(derivative):
+    report = check(layer(derivative), "float32[4,4], float32[4]", **QUICK)
+    assert not report.ok
+    return report
+
+
 def test_the_line_and_the_patch_of_a_wrong_derivative():
     def backward(saved, d_out):
         W, x, a = saved
         delta = d_out * (1 - a)
         return jnp.outer(delta, x), W.T @ delta
 
-    report = check(layer(backward), "float32[4,4], float32[4]", budget=60.0, **QUICK)
+    report = repaired(backward)
     assert report.repair is not None
     assert report.repair.patch == "- delta = d_out * (1 - a)\n+ delta = d_out * (1 - a * a)"
     assert f"test_repair.py:{report.repair.line}" in str(report)
 
 
-def test_no_repair_is_shown_where_no_change_of_one_expression_is_right():
+def test_a_factor_that_every_use_lacks_is_a_new_line():
     def backward(saved, d_out):
-        W, x, _ = saved
-        return jnp.zeros_like(W), jnp.zeros_like(x)
+        W, x, _a = saved
+        return jnp.outer(d_out, x), W.T @ d_out
 
-    report = check(layer(backward), "float32[4,3], float32[3]", budget=5.0, **QUICK)
+    patch = repaired(backward).repair.patch
+    assert patch.startswith("+ d_out = d_out * (1 - ")
+    assert "-" not in [line[0] for line in patch.splitlines()]
+
+
+def test_two_mistakes_in_two_gradients():
+    def backward(saved, d_out):
+        W, a = saved[0], saved[2]
+        delta = d_out * (1 - a**2)
+        return jnp.outer(delta, delta), W @ delta
+
+    repair = repaired(backward).repair
+    assert [line for line in repair.patch.splitlines() if line.startswith("+")] == [
+        "+ return jnp.outer(delta, saved[1]), W.T @ delta"
+    ]
+    assert "; and " in repair.cause
+
+
+def test_a_mistake_inside_a_loop():
+    def forward(W, x):
+        def step(h, x):
+            h = jnp.tanh(W @ h + x)
+            return h, h
+
+        return lax.scan(step, jnp.zeros(len(W), x.dtype), x)[1]
+
+    rnn = jax.custom_vjp(forward)
+
+    def saving(W, x):
+        h = forward(W, x)
+        return h, (W, h)
+
+    def backward(saved, d_out):
+        W, h = saved
+        before = jnp.concatenate([jnp.zeros_like(h[:1]), h[:-1]])
+
+        def step(dh, at):
+            d, h, before = at
+            delta = (dh + d) * (1 - h**2)
+            return delta, (jnp.outer(delta, before), delta)
+
+        _, (dW, dx) = lax.scan(step, jnp.zeros(len(W), W.dtype), (d_out, h, before), reverse=True)
+        return dW.sum(0), dx
+
+    rnn.defvjp(saving, backward)
+    repair = check(rnn, "float32[3,3], float32[4,3]", **QUICK).repair
+    assert repair is not None
+    assert repair.patch == "- delta = (dh + d) * (1 - h**2)\n+ delta = (dh @ W + d) * (1 - h**2)"
+
+
+def test_a_jvp_rule():
+    @jax.custom_jvp
+    def soft(x):
+        return jnp.log1p(jnp.exp(x))
+
+    @soft.defjvp
+    def _(primals, tangents):
+        (x,), (dx,) = primals, tangents
+        return soft(x), dx * jnp.exp(x) / (1 - jnp.exp(x))
+
+    repair = check(soft, "float32[5]", **QUICK).repair
+    assert repair is not None
+    assert repair.patch.splitlines()[1] == "+ return soft(x), dx * jnp.exp(x) / (1 + jnp.exp(x))"
+
+
+def test_a_pair_of_functions():
+    def forward(W, x):
+        return W @ x, (W, x)
+
+    def backward(saved, d_out):
+        W, x = saved
+        return jnp.outer(x, d_out), W.T @ d_out
+
+    report = check((forward, backward), "float32[3,3], float32[3]", **QUICK)
+    assert report.repair.patch.splitlines()[1] == "+ return jnp.outer(x, d_out).T, W.T @ d_out"
+
+
+def test_a_rule_inside_a_function():
+    def backward(saved, d_out):
+        W, x, a = saved
+        delta = d_out * (1 + a**2)
+        return jnp.outer(delta, x), W.T @ delta
+
+    dense_tanh = layer(backward)
+    report = check(lambda W, x: jnp.sum(dense_tanh(W, x) ** 2), "float32[3,2], float32[2]", **{**QUICK, "inside": True})
+    assert report.repair is not None
+    assert report.repair.patch == "- delta = d_out * (1 + a**2)\n+ delta = d_out * (1 - a**2)"
+
+
+def test_no_repair_is_shown_where_none_is_right():
+    def backward(saved, d_out):
+        W, x, a = saved
+        delta = jnp.cos(7 * d_out + a) * jnp.sin(3 * a * d_out)
+        return jnp.outer(delta, x) * jnp.cos(W), jnp.sin(W.T @ delta * 5)
+
+    report = check(layer(backward), "float32[4,3], float32[3]", **QUICK, budget=3.0)
     assert not report.ok
     assert report.repair is None
     assert "patch" not in str(report)
+    assert "∂W" in report.cause
+
+
+def test_a_search_that_fails_costs_the_repair_and_says_so(monkeypatch):
+    def backward(saved, d_out):
+        W, x, a = saved
+        return jnp.outer(d_out, x), W.T @ (d_out * (1 - a**2))
+
+    def broken(*args, **options):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("jaxnet.checking.repair.repair", broken)
+    report = repaired(backward)
+    assert [leaf.path for leaf in report.wrong] == ["∂W"]
+    assert "no repair was looked for: RuntimeError: out of order" in report.notes
+
+
+@pytest.mark.parametrize("times", [0.0, 3.0])
+def test_a_gradient_of_zeros_or_a_multiple_is_called_so(times):
+    def backward(saved, d_out):
+        W, x, a = saved
+        delta = d_out * (1 - a**2)
+        return jnp.outer(delta, x), times * (W.T @ delta)
+
+    report = check(layer(backward), "float32[4,3], float32[3]", **QUICK, diagnose=False)
+    assert report.cause == ("∂x is zero" if not times else "∂x is 3 times what it should be")

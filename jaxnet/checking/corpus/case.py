@@ -36,6 +36,11 @@ def saving_arguments(primal: Callable, backward: Callable) -> tuple[Callable, Ca
     return lambda *args: (primal(*args), args), backward
 
 
+def completed(mistaken: dict, right: dict[str, Callable]) -> dict:
+    """The gradients that a mistake gives, and the right ones of the other leaves, which are computed here."""
+    return {name: gradient() for name, gradient in right.items() if name not in mistaken} | mistaken
+
+
 def entering(cases: list[Case]) -> Callable[..., Callable]:
     """The decorator that enters a wrong backward pass of a primal into `cases`, under a name."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnet.checking.corpus.case import Case, entering, normal
+from jaxnet.checking.corpus.case import Case, completed, entering, normal
 from jaxnet.layer import Layer
 from jaxnet.layers.conv import Patches, conv2d, conv_transpose2d, correlate, spread, transposed, window_from
 from jaxnet.layers.windows import window_over
@@ -53,28 +53,32 @@ def images(sizes, groups=1):
     )  # fmt: skip
 
 
-def backward(W, a, delta, window, groups=1):
-    """da, ∇_W and ∇_b of a convolution."""
-    da = spread(delta, transposed(W, groups), window, groups, a.shape[:-1])
-    return da, Patches(delta, a, window, groups).multiply(), delta.sum((0, 1))
+def gradients(W, a, delta, window, groups=1):
+    """What computes da, ∇_W and ∇_b of a convolution, by name."""
+    return {
+        "a": lambda: spread(delta, transposed(W, groups), window, groups, a.shape[:-1]),
+        "W": lambda: Patches(delta, a, window, groups).multiply(),
+        "b": lambda: delta.sum((0, 1)),
+    }
 
 
 def _rule(name, words, leaves, primal, args, mistaken, groups=1, upwards=False, **options):
-    """Enter a wrong rule: `mistaken(W, a, delta, window, right)` gives what is not as `right`, by leaf."""
+    """Enter a wrong rule: `mistaken(W, a, delta, window, right)` gives what is not as `right` computes it, by leaf."""
 
     def back(args, delta):
         W, _b, a = args
         kernel, stride, dilation = W.shape[1:3], (options.get("stride", 1),) * 2, (options.get("dilation", 1),) * 2
         if upwards:
             window, _ = window_from(a.shape[:-1], kernel, stride, dilation, "VALID")
-            da = correlate(delta, transposed(W, 1), window, 1)
-            right = {"a": da, "W": Patches(delta, a, window, 1, True).multiply(), "b": delta.sum((0, 1))}
+            right = gradients(W, a, delta, window) | {
+                "a": lambda: correlate(delta, transposed(W, 1), window, 1),
+                "W": lambda: Patches(delta, a, window, 1, True).multiply(),
+            }
         else:
             padding = options.get("padding", "VALID")
             window = window_over(a.shape[:-1], kernel, stride, dilation, padding)
-            in_groups = groups or len(W)
-            right = dict(zip("aWb", backward(W, a, delta, window, in_groups), strict=True))
-        found = right | mistaken(W, a, delta, window, right)
+            right = gradients(W, a, delta, window, groups or len(W))
+        found = completed(mistaken(W, a, delta, window, right), right)
         return found["W"].reshape(W.shape), found["b"], found["a"]
 
     wrong(primal, args, words, leaves, name)(back)
@@ -131,7 +135,7 @@ _rule(
 )  # fmt: skip
 _rule(
     "62 depthwise dW flipped", "flip", ("[0]",), depthwise, images(FOURS, 0),
-    lambda W, a, delta, window, right: {"W": jnp.flip(right["W"].reshape(W.shape), (1, 2))}, groups=0,
+    lambda W, a, delta, window, right: {"W": jnp.flip(right["W"]().reshape(W.shape), (1, 2))}, groups=0,
 )  # fmt: skip
 _rule(
     "63 transposed convolution: kernel flipped", "flip", ("[2]",), upward, images(OBLONG),
@@ -140,7 +144,8 @@ _rule(
 )  # fmt: skip
 _rule(
     "64 transposed convolution: dW not transposed", "transpos|channels|exchanged", ("[0]",), upward, images(SQUARE),
-    lambda W, a, delta, window, right: {"W": jnp.swapaxes(right["W"].reshape(W.shape), 0, -1)}, upwards=True, stride=2,
+    lambda W, a, delta, window, right: {"W": jnp.swapaxes(right["W"]().reshape(W.shape), 0, -1)},
+    upwards=True, stride=2,
 )  # fmt: skip
 _rule(
     "65 transposed convolution: stride forgotten", "stride|dilat", ("[2]",), upward, images(OBLONG), _stride_of_delta,

@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxnet.checking.corpus.case import Case, entering, normal
+from jaxnet.checking.corpus.case import Case, completed, entering, normal
 from jaxnet.layer import EXAMPLES
 from jaxnet.layers import batch_norm, group_norm
 from jaxnet.layers import layer_norm as layer_norm_of
@@ -64,9 +64,12 @@ def _group_rule(name, words, leaves, mistaken):
         gamma, _beta, x = args
         x_hat, sigma = standardized(grouped(x), (0, 2), 1e-5)
         g = grouped(along_last(gamma, delta) * delta)
-        dx = standardized_back(g, x_hat, sigma, (0, 2)).reshape(x.shape)
-        right = {"gamma": sums(delta * x_hat.reshape(x.shape)), "beta": sums(delta), "x": dx}
-        found = right | mistaken(g, x_hat, sigma, delta)
+        right = {
+            "gamma": lambda: sums(delta * x_hat.reshape(x.shape)),
+            "beta": lambda: sums(delta),
+            "x": lambda: standardized_back(g, x_hat, sigma, (0, 2)).reshape(x.shape),
+        }
+        found = completed(mistaken(g, x_hat, sigma, delta), right)
         return found["gamma"], found["beta"], found["x"].reshape(x.shape)
 
     wrong(groups, args, words, leaves, name)(backward)
@@ -98,9 +101,12 @@ def _batch_rule(name, words, leaves, mistaken):
         mu = x.mean((0, 1), keepdims=True)
         inverse_sigma = jax.lax.rsqrt(jnp.mean((x - mu) ** 2, (0, 1), keepdims=True) + 1e-5)
         x_hat, g = (x - mu) * inverse_sigma, along_last(gamma, d) * d
-        dx = (g - mean(g) - x_hat * mean(g * x_hat)) * inverse_sigma
-        right = {"gamma": sums(d * x_hat), "beta": sums(d), "x": dx}
-        found = right | mistaken(d, along_last(gamma, d), x_hat, inverse_sigma)
+        right = {
+            "gamma": lambda: sums(d * x_hat),
+            "beta": lambda: sums(d),
+            "x": lambda: (g - mean(g) - x_hat * mean(g * x_hat)) * inverse_sigma,
+        }
+        found = completed(mistaken(d, along_last(gamma, d), x_hat, inverse_sigma), right)
         return found["gamma"], found["beta"], found["x"]
 
     wrong(batch, args, words, leaves, name)(backward)
@@ -140,9 +146,13 @@ def _layer_rule(name, words, leaves, mistaken):
         gamma, beta, x = args
         x_hat, sigma = standardized(x, -1, 1e-5)
         g = along_last(gamma, delta) * delta
-        dx = standardized_back(g, x_hat, sigma, -1)
-        right = {"gamma": sums(delta * x_hat), "beta": sums(delta), "x": dx}
-        found = right | mistaken(g, x_hat, sigma, delta, along_last(gamma, x) * x_hat + along_last(beta, x))
+        right = {
+            "gamma": lambda: sums(delta * x_hat),
+            "beta": lambda: sums(delta),
+            "x": lambda: standardized_back(g, x_hat, sigma, -1),
+        }
+        out = along_last(gamma, x) * x_hat + along_last(beta, x)
+        found = completed(mistaken(g, x_hat, sigma, delta, out), right)
         return found["gamma"], found["beta"], found["x"]
 
     wrong(layers, rows, words, leaves, name)(backward)

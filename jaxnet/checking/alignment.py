@@ -1,0 +1,505 @@
+"""A rule's program beside autodiff's, on the same numbers: where the rule is wrong, and what a change would do to it.
+
+Both are traced in float64 and run in NumPy at several points. Every expression of the author's source is a place with
+a value. A change there is run through what depends on it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.checking import author
+from jaxnet.checking.author import Mark
+from jaxnet.checking.rules import differentiated, flat_gradients, pushed_forward
+from jaxnet.checking.subject import Subject, leaves_of
+from jaxnet.program import Graph, Operation, graph_of
+from jaxnet.program.dependencies import dependencies
+from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values, host
+
+TOLERANCE = 1e-7  # relative to a gradient's largest entry, in float64
+MOST_ENTRIES = 400  # of a value whose whole effect on the gradients is taken
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments and cotangent as flat arrays, and back."""
+
+    subject: Subject
+    args: tuple
+    d_out: Any
+
+    @cached_property
+    def flat(self) -> list[np.ndarray]:
+        """All arrays."""
+        leaves = leaves_of(self.args, self.subject.fixed)
+        return [host(leaf) for leaf in (*leaves.values, *leaves.rest, *self.seeds)]
+
+    @cached_property
+    def seeds(self) -> list:
+        """The cotangent's arrays; for a rule of tangents, the tangents."""
+        leaves = jax.tree.leaves(self.d_out)
+        return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def trace(self, run: Callable) -> Graph:
+        """The program (arrays) -> outputs and gradients."""
+        leaves = leaves_of(self.args, self.subject.fixed)
+        n, m = len(leaves.values), len(leaves.rest)
+        seeds, tree = jax.tree.flatten(self.d_out)
+
+        def function(*flat):
+            given = iter(flat[n + m :])
+            d_out = [next(given) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf for leaf in seeds]
+            args = leaves.tree(flat[:n], flat[n : n + m])
+            out, grads = run(args, jax.tree.unflatten(tree, d_out))
+            outs = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+            if isinstance(self.subject.custom, jax.custom_jvp):
+                return outs, [leaf for leaf in jax.tree.leaves(grads) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+            found, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads)
+            if problems:
+                raise ValueError(problems[0])
+            return outs, found
+
+        return graph_of(jax.make_jaxpr(function)(*self.flat))
+
+
+def runs(subject: Subject) -> tuple[Callable, Callable]:
+    """The rule and the reference, (args, cotangent) -> out, gradients; those of a `custom_jvp` give tangents."""
+    if isinstance(subject.custom, jax.custom_jvp):
+        return pushed_forward(subject.custom, subject.fixed), pushed_forward(subject.primal, subject.fixed)
+    if subject.declared is not None:
+        declared = subject.declared
+        return subject.run, lambda args, d_out: (subject.primal(*args), declared(args, d_out))
+    return subject.run, differentiated(subject.primal, subject.fixed)
+
+
+def run_at(graph: Graph, flat: Sequence) -> tuple[list[np.ndarray], Values]:
+    """The outputs of a program, and all its values."""
+    evaluation = NumpyEvaluation()
+    return [np.asarray(out) for out in evaluation.run(graph, flat)], evaluation.values
+
+
+def close(got: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
+    """Whether two arrays agree entry by entry, relative to the largest; NaN never is right."""
+    if got.shape != right.shape:
+        return False
+    scale = float(np.max(np.abs(right), initial=0.0)) or 1.0
+    return bool(np.all(np.abs(got - right) <= tolerance * scale))
+
+
+@dataclass(eq=False)
+class MarkedPlace:
+    """An expression of the author's source: its mark, and the operations that mark its value each time it ran."""
+
+    mark: Mark
+    path: str = ""
+    operations: list[Operation] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        """The number of its first value."""
+        return self.operations[0].outputs[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Atom:
+    """What an expression may use: its text, and where its value stands, or its value at each point."""
+
+    text: str
+    shape: tuple[int, ...]
+    place: MarkedPlace | None = None
+    fixed: tuple = ()
+
+
+def parsed(text: str) -> ast.expr:
+    """An expression's tree."""
+    return ast.parse(f"({text})", mode="eval").body
+
+
+def fingerprint(values: Sequence) -> tuple:
+    """What tells the values of an expression at several points from others."""
+    return tuple((np.shape(value), np.asarray(value).tobytes()) for value in values)
+
+
+@dataclass(frozen=True, eq=False)
+class Expression:
+    """An expression of the primal, with its value at each point and those of the primal's variables."""
+
+    mark: Mark
+    values: tuple
+    variables: dict[str, tuple]
+
+    def text_in(self, names: dict[tuple, str], assigned: dict[str, ast.expr]) -> str | None:
+        """Its text in other names, by value; None where a variable has no value there."""
+        missing = False
+        variables = self.variables
+
+        class Renamed(ast.NodeTransformer):
+            def visit_Name(self, node: ast.Name) -> ast.AST:
+                nonlocal missing
+                name = names.get(variables[node.id]) if node.id in variables else None
+                if name is not None:
+                    return ast.parse(name, mode="eval").body
+                if node.id in variables:
+                    missing = missing or node.id not in assigned
+                    return self.visit(copy.deepcopy(assigned[node.id])) if node.id in assigned else node
+                return node
+
+        text = ast.unparse(Renamed().visit(parsed(self.mark.text)))
+        return None if missing or len(text) > 200 else text
+
+
+@dataclass(eq=False)
+class Aligned:
+    """A rule's program and the right outputs at several points.
+
+    - `places`: the expressions that have a value, in the order in which they ran; `variables` likewise.
+    - `wrong`: which outputs are wrong.
+    """
+
+    subject: Subject
+    points: list[Inputs]
+    graph: Graph
+    marks: list[Mark]
+    constants: dict[int, Any]
+    values: list[Values]
+    got: list[list[np.ndarray]]
+    right: list[list[np.ndarray]]
+    tolerance: float
+    primal: list[Expression]
+
+    @cached_property
+    def primal_names(self) -> dict[str, ast.expr]:
+        """What the primal assigns to each of its variables, where it does so once."""
+        found: dict[str, list] = {}
+        lines = {each.mark.node.lineno for each in self.primal}
+        for source in {each.mark.source for each in self.primal}:
+            for node in ast.walk(source.tree):
+                if (
+                    isinstance(node, ast.Assign)
+                    and node.value.lineno in lines
+                    and isinstance(node.targets[0], ast.Name)
+                ):
+                    found.setdefault(node.targets[0].id, []).append(node.value)
+        return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+    @cached_property
+    def primal_numbers(self) -> dict[str, float]:
+        """The numbers that the primal's lines name."""
+        found = {}
+        for each in self.primal:
+            for node in ast.walk(parsed(each.mark.text)):
+                if (
+                    isinstance(node, ast.Constant)
+                    and isinstance(node.value, int | float)
+                    and node.value not in (0, 1, -1)
+                ):
+                    found[repr(node.value)] = float(node.value)
+        return found
+
+    @cached_property
+    def everything(self) -> tuple[Operation, ...]:
+        """Every operation."""
+        return tuple(self.graph.everything())
+
+    @cached_property
+    def wrong(self) -> tuple[int, ...]:
+        """The outputs that are wrong at some point."""
+        pairs = [
+            [close(a, b, self.tolerance) for a, b in zip(got, right, strict=True)]
+            for got, right in zip(self.got, self.right, strict=True)
+        ]
+        return tuple(k for k in range(len(self.graph.outputs)) if not all(each[k] for each in pairs))
+
+    @cached_property
+    def places(self) -> dict[tuple[int, str], MarkedPlace]:
+        """By mark and path of the leaf, where the values of an expression stand."""
+        found: dict[tuple[int, str], MarkedPlace] = {}
+        for operation in self.everything:
+            mark = author.marked_by(operation)
+            if mark is not None:
+                place = found.setdefault(mark, MarkedPlace(self.marks[mark[0]], mark[1]))
+                place.operations.append(operation)
+        return found
+
+    @cached_property
+    def bodies(self) -> dict[int, tuple[int, ...]]:
+        """By an operation's number, the bodies that it stands in, from the outside."""
+        found: dict[int, tuple[int, ...]] = {}
+
+        def walk(graph: Graph, around: tuple[int, ...]) -> None:
+            for operation in graph.operations:
+                found[operation.number] = around
+                for body in operation.bodies:
+                    walk(body, (*around, id(body)))
+
+        walk(self.graph, ())
+        return found
+
+    @cached_property
+    def uses(self) -> dict[int, set[int]]:
+        """By a value's number, those of the values that depend on it directly."""
+        uses: dict[int, set[int]] = {}
+        for operation in self.everything:
+            for one, other in dependencies(operation):
+                uses.setdefault(one, set()).add(other)
+        return uses
+
+    def dependents(self, numbers: Iterable[int]) -> set[int]:
+        """The numbers of the values that depend on some, these included."""
+        found, new = set(numbers), list(numbers)
+        while new:
+            fresh = self.uses.get(new.pop(), set()) - found
+            found |= fresh
+            new += fresh
+        return found
+
+    def number(self, atom: Atom, operation: Operation) -> int | None:
+        """The number of an atom's value for an operation; None for one that stands in no program of the rule."""
+        if atom.place is None:
+            return None
+        number = self.seen_at(atom.place, operation)
+        return atom.place.number if number is None else number  # a variable of a statement that comes later
+
+    @cached_property
+    def given(self) -> dict[int, int]:
+        """By the number of a marked value, that of the value that the mark was given."""
+        return {o.outputs[0]: o.inputs[0] for o in self.everything if author.marked_by(o) is not None}
+
+    def seen_at(self, place: MarkedPlace, operation: Operation) -> int | None:
+        """The number of a place's value as an operation would see it: the last before it, in the loops around it."""
+        around = self.bodies[operation.number]
+        for each in reversed(place.operations):
+            inside = self.bodies[each.number]
+            if each.number < operation.number and around[: len(inside)] == inside:
+                return each.outputs[0]
+        return None
+
+
+class Effect:
+    """What a change at a place does to the outputs that depend on it."""
+
+    def __init__(self, aligned: Aligned, place: MarkedPlace, goal: Iterable[int]):
+        self.aligned, self.place, self.goal = aligned, place, frozenset(goal)
+        numbers = [operation.outputs[0] for operation in place.operations]
+        self.changed = aligned.dependents(numbers)
+        reached = [k for k, number in enumerate(aligned.graph.outputs) if number in self.changed]
+        self.outputs = [k for k in reached if k in self.goal or k not in aligned.wrong]
+        self.marks = {operation.number for operation in place.operations}
+        operations = tuple(filter(self.touched, aligned.graph.operations))
+        self.kept = {operation.outputs[0] for operation in place.operations}
+        made = {number for operation in operations for number in operation.outputs}
+        whole = self.without_marks(Graph((), aligned.graph.outputs, {}, operations))
+        needed = dict.fromkeys(self.free(whole) - made)
+        self.graph = Graph(tuple(needed), whole.outputs, {}, whole.operations)
+
+    def touched(self, operation: Operation) -> bool:
+        """Whether an operation depends on the place, or has it inside."""
+        return bool(
+            operation.number in self.marks
+            or self.changed.intersection(operation.inputs)
+            or any(each.number in self.marks for body in operation.bodies for each in body.everything())
+        )
+
+    def number(self, number: int) -> int:
+        """The number of a value with every mark but the place's taken away."""
+        given = self.aligned.given
+        while number in given and number not in self.kept:
+            number = given[number]
+        return number
+
+    def without_marks(self, graph: Graph) -> Graph:
+        """A graph with the place's marks alone."""
+        operations = []
+        for each in graph.operations:
+            if each.outputs and each.outputs[0] in self.aligned.given and each.outputs[0] not in self.kept:
+                continue
+            bodies = tuple(map(self.without_marks, each.bodies))
+            operations.append(replace(each, inputs=tuple(map(self.number, each.inputs)), bodies=bodies))
+        return Graph(graph.inputs, tuple(map(self.number, graph.outputs)), graph.constants, tuple(operations))
+
+    def free(self, graph: Graph) -> set[int]:
+        """The numbers that a graph's operations and outputs use and do not make."""
+        made = {number for operation in graph.operations for number in operation.outputs}
+        used = {number for operation in graph.operations for number in operation.inputs}
+        return (used | set(graph.outputs)) - made
+
+    def run(self, point: int, changes: dict[int, Callable]) -> list[np.ndarray]:
+        """The outputs that depend on the place, with changes."""
+        values = self.aligned.values[point]
+        with_changes = NumpyEvaluation(values, changes)
+        outs = with_changes.run(self.graph, [values[number] for number in self.graph.inputs])
+        return [np.asarray(outs[k]) for k in self.outputs]
+
+    def seen(self, atom: Atom, operation: Operation) -> int | None:
+        """The number of an atom's value for an operation, in this graph."""
+        number = self.aligned.number(atom, operation)
+        return None if number is None else self.number(number)
+
+    def calls(self, atoms: Sequence[Atom], point: int = 0) -> list[list[np.ndarray]]:
+        """The place's value and those of some atoms, each time that the expression runs."""
+        found: list[list[np.ndarray]] = []
+
+        def noting(operation: Operation) -> Callable:
+            numbers = [self.seen(atom, operation) for atom in atoms]
+
+            def note(values: Values) -> np.ndarray:
+                v = values[operation.outputs[0]]
+                others = [
+                    atom.fixed[point] if number is None else values[number]
+                    for atom, number in zip(atoms, numbers, strict=True)
+                ]
+                found.append([np.asarray(each) for each in (v, *others)])
+                return v
+
+            return note
+
+        self.run(point, {each.outputs[0]: noting(each) for each in self.place.operations})
+        return found
+
+    def at(self, point: int, vector: np.ndarray) -> np.ndarray:
+        """The outputs as one vector, with other values at the place, one after another for each time that it runs."""
+        start = 0
+
+        def given(operation: Operation) -> Callable:
+            def take(values: Values) -> np.ndarray:
+                nonlocal start
+                v = values[operation.outputs[0]]
+                start += v.size
+                return vector[start - v.size : start].reshape(v.shape)
+
+            return take
+
+        outs = self.run(point, {each.outputs[0]: given(each) for each in self.place.operations})
+        return np.concatenate([out.ravel() for out in outs])
+
+    def wanted(self, point: int) -> np.ndarray:
+        """The right outputs as one vector."""
+        return np.concatenate([self.aligned.right[point][k].ravel() for k in self.outputs])
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """One over the size of each output, for each entry of the vector."""
+        parts = [self.aligned.right[0][k] for k in self.outputs]
+        scales = [float(np.max(np.abs(part), initial=0.0)) or 1.0 for part in parts]
+        return np.concatenate([np.full(part.size, 1 / scale) for part, scale in zip(parts, scales, strict=True)])
+
+    @cached_property
+    def feeds_itself(self) -> bool:
+        """Whether the place's value depends on what it was before, at an earlier step or call."""
+        return any(number in self.changed for each in self.place.operations for number in each.inputs)
+
+    @cached_property
+    def linear(self) -> tuple[np.ndarray, np.ndarray] | bool:
+        """A and b, where the outputs are right for exactly the values c with A (c − v) = b.
+
+        False where no value makes the outputs right; True where that is not known: the outputs are not linear in the
+        value, or it is large.
+        """
+        v = np.concatenate([call[0].ravel() for call in self.calls(())])
+        if v.size > MOST_ENTRIES or v.dtype.kind != "f" or not np.all(np.isfinite(v)):
+            return True
+        rng = np.random.default_rng(0)
+        one, other = (rng.standard_normal(v.shape) for _ in range(2))
+        here, first, second, both = (self.at(0, v + d) for d in (0 * v, one, other, one + other))
+        twice = self.at(0, v + 2 * one)
+        weight = self.weight
+        if not np.all(np.isfinite(first)):
+            return True
+        size = float(np.max(np.abs(weight * (first - here)), initial=0.0)) + 1e-30
+        bends = np.abs(weight * np.stack([both - first - second + here, twice - 2 * first + here]))
+        if not np.all(bends <= 1e-9 * size + 1e-12):
+            return True
+        J = np.stack([weight * (self.at(0, v + step) - here) for step in np.eye(v.size)], 1)
+        D = weight * (self.wanted(0) - here)
+        if not np.all(np.isfinite(J)) or not np.all(np.isfinite(D)):
+            return True
+        U, S, Vt = np.linalg.svd(J, full_matrices=False)
+        rank = int(np.sum(1e-9 * S[0] < S)) if S.size and S[0] else 0
+        U, S, Vt = U[:, :rank], S[:rank], Vt[:rank]
+        b = U.T @ D
+        if np.max(np.abs(D - U @ b), initial=0.0) > 1e-6:
+            return False
+        return S[:, None] * Vt, b
+
+    def rights(self, point: int, changes: dict[int, Callable]) -> bool:
+        """Whether a change makes the outputs of the goal right, and leaves right what was."""
+        right, tolerance = self.aligned.right[point], self.aligned.tolerance
+        return all(
+            close(out, right[k], tolerance) for k, out in zip(self.outputs, self.run(point, changes), strict=True)
+        )
+
+
+def aligned(subject: Subject, points: Sequence[tuple[tuple, Any]], functions: list) -> Aligned:
+    """A rule and its reference at some points, in the precision that is switched on.
+
+    - `functions`: those of the rule whose expressions are its places.
+
+    Raises `ValueError` where a gradient is missing or has another shape, and whatever the user's functions raise.
+    """
+    inputs = [Inputs(subject, *point) for point in points]
+    rule, reference = runs(subject)
+    marks = author.marked(functions)
+    with author.seeing(functions, marks) as seen:
+        graph = inputs[0].trace(rule)
+    other = inputs[0].trace(reference)
+    values, got, right = [], [], []
+    for each in inputs:
+        outs, found = run_at(graph, each.flat)
+        values.append(found)
+        got.append(outs)
+        right.append(run_at(other, each.flat)[0])
+    rough = any(v.dtype != np.float64 for vs in got for v in vs if v.dtype.kind == "f")
+    expressions = primal_expressions(subject, inputs)
+    tolerance = 1e-3 if rough else TOLERANCE
+    return Aligned(subject, inputs, graph, marks.marks, seen.constants, values, got, right, tolerance, expressions)
+
+
+def primal_expressions(subject: Subject, inputs: list[Inputs]) -> list[Expression]:
+    """The expressions of the primal's own lines, with their values."""
+    functions = author.functions_of(subject.primal, rules=False)[:1]
+    if not functions:
+        return []
+    marks = author.marked(functions)
+
+    with author.seeing(functions, marks):
+        leaves = leaves_of(inputs[0].args, subject.fixed)
+        n = len(leaves.values)
+
+        def primal(*flat):
+            return [
+                leaf for leaf in jax.tree.leaves(subject.primal(*leaves.tree(flat[:n], flat[n:]))) if is_traced(leaf)
+            ]
+
+        count = n + len(leaves.rest)
+        graph = graph_of(jax.make_jaxpr(primal)(*inputs[0].flat[:count]))
+    values = [run_at(graph, each.flat[:count])[1] for each in inputs]
+    found: dict[int, tuple] = {}
+    for operation in graph.operations:
+        mark = author.marked_by(operation)
+        if mark is not None and not mark[1]:
+            found[mark[0]] = tuple(each[operation.outputs[0]] for each in values)
+    named = {
+        (marks.marks[k].text, marks.marks[k].path): v for k, v in found.items() if marks.marks[k].text.isidentifier()
+    }
+    expressions = []
+    for k, value in found.items():
+        mark = marks.marks[k]
+        if mark.defines or mark.text.isidentifier() or np.asarray(value[0]).dtype.kind not in "fb":
+            continue
+        variables = {n: fingerprint(value) for (n, path), value in named.items() if path == mark.path}
+        expressions.append(Expression(mark, value, variables))
+    return expressions
+
+
+def is_traced(leaf: Any) -> bool:
+    """Whether a leaf is an array."""
+    return hasattr(leaf, "dtype")

@@ -1,0 +1,486 @@
+"""The author's own functions: found, run with every expression marked, and run with a changed text.
+
+The text of a whole file is compiled anew, and the new code is put into the functions that exist. So closures, lambdas
+and helpers need nothing of their own.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import bisect
+import builtins
+import inspect
+import itertools
+import linecache
+import os
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
+
+SEE = "__jaxnet_see__"
+MARK = "jaxnet mark "
+MOST_OBJECTS = 5000
+LIBRARIES = tuple(
+    {os.path.realpath(sysconfig.get_paths()[key]) + os.sep for key in ("stdlib", "platstdlib")}
+    | {os.path.dirname(os.path.realpath(module.__file__ or "")) + os.sep for module in (jax, np)}
+)
+trace_number = jax.make_user_context(default_value=0)
+numbers = itertools.count(1)
+
+
+# ------------------------------------------------------------------------------------------------ the functions
+
+
+def functions_of(*parts: Any, rules: bool = True) -> list[FunctionType]:
+    """The functions that some parts are made of: themselves, what they call by name, and what they close over.
+
+    `rules`: whether the functions that give a derivative belong to it.
+    """
+    found: dict[int, FunctionType] = {}
+    seen: set[int] = set()
+    queue = list(parts)
+    while queue and len(seen) < MOST_OBJECTS:
+        each = queue.pop(0)
+        if id(each) in seen or isinstance(each, ModuleType | str | bytes | int | float | np.ndarray | jax.Array):
+            continue
+        seen.add(id(each))
+        if isinstance(each, FunctionType):
+            if is_library(each.__code__.co_filename):
+                queue += closed_over(each)  # a wrapper of the author's function
+                continue
+            found[id(each)] = each
+            queue += [*closed_over(each), *called(each), *(each.__defaults__ or ()), getattr(each, "__wrapped__", None)]
+        elif isinstance(each, MethodType):
+            queue += [each.__func__, each.__self__]
+        elif isinstance(each, partial):
+            queue += [each.func, *each.args, *each.keywords.values()]
+        elif isinstance(each, tuple | list):
+            queue += each
+        elif isinstance(each, dict):
+            queue += each.values()
+        elif isinstance(each, type):
+            if not is_library(getattr(inspect.getmodule(each), "__file__", None) or ""):
+                queue += [f for f in vars(each).values() if isinstance(f, FunctionType)]
+        else:
+            queue += [type(each), getattr(each, "__wrapped__", None)]
+            if isinstance(each, jax.custom_vjp | jax.custom_jvp):
+                queue += [getattr(each, name, None) for name in ("fwd", "bwd", "jvp")] if rules else []
+            else:
+                queue += getattr(each, "__dict__", {}).values()
+    return list(found.values())
+
+
+@lru_cache(maxsize=4096)
+def is_library(file: str) -> bool:
+    """Whether a file belongs to Python, JAX or NumPy, or is none."""
+    return not file or file.startswith("<") or os.path.realpath(file).startswith(LIBRARIES)
+
+
+def closed_over(function: FunctionType) -> list:
+    """What a function closes over."""
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # a cell that is not filled yet
+            continue
+    return found
+
+
+def called(function: FunctionType) -> list:
+    """The globals that a function's code names, and the attributes of modules that it names."""
+    names = {name for code in codes_in(function.__code__) for name in code.co_names}
+    found = [function.__globals__[name] for name in names if name in function.__globals__]
+    for module in [each for each in found if isinstance(each, ModuleType)]:
+        if not is_library(getattr(module, "__file__", None) or ""):
+            found += [vars(module)[name] for name in names if name in vars(module)]
+    return found
+
+
+def codes_in(code: CodeType) -> list[CodeType]:
+    """A code object and those inside it, in order."""
+    return [code, *(inner for const in code.co_consts if isinstance(const, CodeType) for inner in codes_in(const))]
+
+
+# ------------------------------------------------------------------------------------------------------ the text
+
+
+class Source(NamedTuple):
+    """A file: its text, its tree, the byte at which each line starts, the code objects of each statement in order."""
+
+    file: str
+    text: bytes
+    tree: ast.Module
+    starts: tuple[int, ...]
+    codes: tuple[tuple[CodeType, ...], ...]
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        """The modules that the file imports, by the name that it gives them."""
+        found = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for each in node.names:
+                    name = each.name if each.asname else each.name.partition(".")[0]
+                    found[each.asname or name] = sys.modules.get(name)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                for each in node.names:
+                    found[each.asname or each.name] = sys.modules.get(f"{node.module}.{each.name}")
+        return found
+
+    def span(self, node: Any) -> tuple[int, int]:
+        """The bytes that a node takes."""
+        start = self.starts[node.lineno - 1] + node.col_offset
+        return start, self.starts[node.end_lineno - 1] + node.end_col_offset
+
+    def segment(self, node: Any) -> str:
+        """A node's text on one line."""
+        start, end = self.span(node)
+        return " ".join(line.strip() for line in self.text[start:end].decode().splitlines())
+
+    def statement_at(self, start: int) -> int:
+        """Which statement of the file a byte stands in."""
+        line = bisect.bisect_right(self.starts, start)
+        return next(k for k, node in enumerate(self.tree.body) if line <= (node.end_lineno or 0))
+
+    def statement(self, k: int, text: bytes | None = None) -> ast.Module:
+        """A statement of the file as a module, with its own lines; `text` in the place of the file's."""
+        first, last = self.lines(k)
+        if text is None:
+            text = self.text[self.starts[first] : self.starts[last]]
+        return ast.parse(b"\n" * first + text)
+
+    def lines(self, k: int) -> tuple[int, int]:
+        """The lines of a statement, decorators included: the first, and the one after the last."""
+        node = self.tree.body[k]
+        decorators = [each.lineno for each in getattr(node, "decorator_list", [])]
+        return min([node.lineno, *decorators]) - 1, node.end_lineno or 0
+
+    def compiled(self, tree: ast.Module) -> tuple[CodeType, ...]:
+        """The code objects of a statement, in order."""
+        future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in self.tree.body)
+        flags = __future__.annotations.compiler_flag if future else 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return tuple(codes_in(compile(tree, self.file, "exec", flags=flags, dont_inherit=True)))
+
+
+@lru_cache(maxsize=64)
+def source_of(file: str) -> Source | None:
+    """A file's source; None where it cannot be read."""
+    lines = linecache.getlines(file)
+    text = "".join(lines)
+    starts = tuple(itertools.accumulate((len(line.encode()) for line in lines), initial=0))
+    try:
+        source = Source(file, text.encode(), ast.parse(text), starts, ())
+        return source._replace(codes=tuple(map(source.compiled, map(source.statement, range(len(source.tree.body))))))
+    except (SyntaxError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=4096)
+def place_of(code: CodeType) -> tuple[Source, int, int] | None:
+    """A code object's source, the statement that it stands in, and which of the statement's code objects it is."""
+    source = source_of(code.co_filename)
+    if source is None:
+        return None
+    same = [
+        (k, i)
+        for k, codes in enumerate(source.codes)
+        for i, other in enumerate(codes)
+        if (other.co_qualname, other.co_firstlineno) == (code.co_qualname, code.co_firstlineno)
+    ]
+    if len(same) > 1:
+        positions = list(code.co_positions())
+        same = [(k, i) for k, i in same if list(source.codes[k][i].co_positions()) == positions]
+    return (source, *same[0]) if same else None
+
+
+Codes = dict[tuple[str, int], tuple[CodeType, ...]]
+"""Code objects by the file and the statement that they stand in."""
+
+
+@contextmanager
+def with_code(functions: Iterable[FunctionType], codes: Codes) -> Iterator[None]:
+    """Inside, the functions of some statements run other code. Nothing that JAX has traced before is used again.
+
+    Raises `ValueError` where the new code reads a variable that the function does not close over.
+    """
+    before = []
+    try:
+        for function in functions:
+            place = place_of(function.__code__)
+            if place is not None and (place[0].file, place[1]) in codes:
+                new = codes[place[0].file, place[1]][place[2]]
+                if new.co_freevars != function.__code__.co_freevars:
+                    raise ValueError(f"{function.__name__} closes over {function.__code__.co_freevars}, "
+                                     f"its new code over {new.co_freevars}")  # fmt: skip
+                before.append((function, function.__code__))
+                function.__code__ = new
+        with trace_number(next(numbers)):
+            yield
+    finally:
+        for function, code in before:
+            function.__code__ = code
+
+
+# ----------------------------------------------------------------------------------------------------- the marks
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One expression of a source, or a variable where it gets its value.
+
+    `path`: the functions around it, from the outside; `defines`: whether it is a variable that gets its value here,
+    `is_argument`: by the function's call.
+    """
+
+    number: int
+    source: Source
+    node: Any
+    text: str
+    path: tuple[int, ...]
+    defines: bool = False
+    is_argument: bool = False
+    until: int = 0  # the byte after which its statement ends, or, for an argument, the unpacking that comes first
+
+
+class Marker(ast.NodeTransformer):
+    """Puts a call of `see` around every expression of every function of a source."""
+
+    def __init__(self, source: Source, marks: list[Mark]):
+        self.source, self.marks = source, marks
+        self.path: tuple[int, ...] = ()
+
+    def mark(self, node: Any, text: str = "", **options: Any) -> ast.Constant:
+        """The number of a new mark."""
+        number = len(self.marks)
+        self.marks.append(Mark(number, self.source, node, text or self.source.segment(node), self.path, **options))
+        return ast.copy_location(ast.Constant(number), node)
+
+    def seen(self, node: Any, value: Any, number: ast.Constant) -> ast.expr:
+        """The call of `see`."""
+        name = ast.copy_location(ast.Name(SEE, ast.Load()), node)
+        return ast.copy_location(ast.Call(name, [number, value], []), node)
+
+    def defined(self, names: list[str], after: Any, **options: Any) -> list[ast.stmt]:
+        """Statements that mark variables, each by its name."""
+        found = []
+        for name in names:
+            load = ast.copy_location(ast.Name(name, ast.Load()), after)
+            value = self.seen(after, load, self.mark(after, name, defines=True, **options))
+            found.append(
+                ast.copy_location(ast.Assign([ast.copy_location(ast.Name(name, ast.Store()), after)], value), after)
+            )
+        return found
+
+    def visit(self, node: Any) -> Any:
+        """An expression that is read is marked once its parts are."""
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return self.function(node)
+        if not self.path:
+            return self.generic_visit(node)
+        if isinstance(node, ast.JoinedStr | ast.Constant | ast.Starred | ast.Slice | ast.Tuple | ast.List | ast.Dict):
+            return node if isinstance(node, ast.JoinedStr | ast.Constant) else self.generic_visit(node)
+        if isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+            number = self.mark(node)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                node.args = [self.visit(each) for each in node.args]
+                node.keywords = [self.visit(each) for each in node.keywords]
+                return self.seen(node, node, number)
+            return self.seen(node, self.generic_visit(node), number)
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            node = self.generic_visit(node)
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name for target in targets for name in stored(target)]
+            return [node, *self.defined(names, node, until=self.source.span(node)[1])]
+        if isinstance(node, ast.For):
+            names = stored(node.target)
+            node = self.generic_visit(node)
+            node.body = [*self.defined(names, node.target), *node.body]
+            return node
+        return self.generic_visit(node)
+
+    def function(self, node: Any) -> Any:
+        """A function: its arguments are marked before its body."""
+        outer, self.path = self.path, (*self.path, node.lineno * 1000 + node.col_offset)
+        arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        if isinstance(node, ast.Lambda):
+            marks = [self.mark(node, name, defines=True, is_argument=True) for name in arguments]
+            body = self.visit(node.body)
+            names = [ast.copy_location(ast.Name(name, ast.Load()), node) for name in arguments]
+            seen = [self.seen(node, name, mark) for name, mark in zip(names, marks, strict=True)]
+            index = ast.UnaryOp(ast.USub(), ast.Constant(1))
+            node.body = ast.copy_location(ast.Subscript(ast.List([*seen, body], ast.Load()), index, ast.Load()), node)
+        else:
+            unpacking = list(itertools.takewhile(is_unpacking, node.body))
+            until = self.source.span(unpacking[-1])[1] if unpacking else 0
+            first = self.defined(arguments, node.body[0], is_argument=True, until=until)
+            body = [each for statement in node.body for each in as_list(self.visit(statement))]
+            node.body = [*first, *body]
+        self.path = outer
+        return node
+
+
+def is_unpacking(statement: ast.stmt) -> bool:
+    """Whether a statement only gives names to what is there; a docstring counts."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name | ast.Subscript | ast.Attribute)
+
+
+def as_list(found: Any) -> list:
+    """What a visit gives, as a list of statements."""
+    return found if isinstance(found, list) else [found]
+
+
+def stored(target: Any) -> list[str]:
+    """The names that a target gives a value."""
+    return [n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+
+
+class Marked(NamedTuple):
+    """The marks of some files, and their code with calls of `see`."""
+
+    marks: list[Mark]
+    codes: Codes
+
+
+def marked(functions: Iterable[FunctionType]) -> Marked:
+    """The statements that some functions stand in, with every expression marked."""
+    marks: list[Mark] = []
+    codes: Codes = {}
+    places = [place_of(function.__code__) for function in functions]
+    for source, k in dict.fromkeys(place[:2] for place in places if place is not None):
+        tree = Marker(source, marks).visit(source.statement(k))
+        codes[source.file, k] = source.compiled(ast.fix_missing_locations(tree))
+    return Marked(marks, codes)
+
+
+@dataclass
+class SeenConstants:
+    """What the marks saw that was not traced: by a mark's number, numbers and constant arrays."""
+
+    constants: dict[int, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def seeing(functions: list[FunctionType], with_marks: Marked) -> Iterator[SeenConstants]:
+    """Inside, functions mark what their expressions give: a traced array by an operation `name` in the program."""
+    seen = SeenConstants()
+
+    def see(number: int, value: Any) -> Any:
+        if isinstance(value, Tracer):
+            return named(value, f"{MARK}{number}")
+        if isinstance(value, int | float | np.ndarray | np.generic | jax.Array) and not isinstance(value, bool):
+            seen.constants[number] = value
+        elif with_marks.marks[number].defines and isinstance(value, tuple | list | dict):
+            leaves, tree = jax.tree_util.tree_flatten_with_path(value)
+            return jax.tree.unflatten(tree, [
+                named(leaf, f"{MARK}{number} {jax.tree_util.keystr(path)}") if isinstance(leaf, Tracer) else leaf
+                for path, leaf in leaves
+            ])  # fmt: skip
+        return value
+
+    setattr(builtins, SEE, see)
+    try:
+        with with_code(functions, with_marks.codes):
+            yield seen
+    finally:
+        delattr(builtins, SEE)
+
+
+def named(value: Any, name: str) -> Any:
+    """A traced array with a name; one without a gradient's dtype as it is."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or dtype == jax.dtypes.float0 or jnp.issubdtype(dtype, jax.dtypes.extended):
+        return value
+    return checkpoint_name(value, name)
+
+
+def marked_by(operation: Any) -> tuple[int, str] | None:
+    """The mark that an operation of a program is, and the path of the leaf; None for any other operation."""
+    if operation.name != "name" or not str(operation.eqn.params["name"]).startswith(MARK):
+        return None
+    number, _, path = operation.eqn.params["name"].removeprefix(MARK).partition(" ")
+    return int(number), path
+
+
+# ----------------------------------------------------------------------------------------------------- the change
+
+
+class Change(NamedTuple):
+    """`text` in place of the bytes from `start` to `end` of a source."""
+
+    source: Source
+    start: int
+    end: int
+    text: str
+
+    @property
+    def line(self) -> int:
+        """The line where it starts."""
+        return self.source.text[: self.start].count(b"\n") + 1
+
+
+def changed_text(source: Source, changes: Iterable[Change]) -> bytes:
+    """A source's text with changes that do not overlap."""
+    text = source.text
+    for change in sorted(changes, key=lambda c: -c.start):
+        text = text[: change.start] + change.text.encode() + text[change.end :]
+    return text
+
+
+def changed_statement(source: Source, k: int, changes: Iterable[Change]) -> ast.Module:
+    """A statement with changes of its text."""
+    changes = list(changes)
+    first, last = source.lines(k)
+    more = sum(len(change.text.encode()) - (change.end - change.start) for change in changes)
+    text = changed_text(source, changes)
+    return source.statement(k, text[source.starts[first] : source.starts[last] + more])
+
+
+def same_variables(change: Change) -> Change:
+    """The same change with every variable still read, since a function keeps what it closes over."""
+    before = change.source.text[change.start : change.end].decode()
+    try:
+        old, new = (
+            {node.id for node in ast.walk(ast.parse(text.strip())) if isinstance(node, ast.Name)}
+            for text in (f"({before})", f"({change.text})")
+        )
+    except SyntaxError:  # a statement
+        return change
+    lost = sorted(old - new)
+    return change._replace(text=f"[{change.text}, {', '.join(lost)}][0]") if lost else change
+
+
+@contextmanager
+def changed(functions: list[FunctionType], changes: Iterable[Change]) -> Iterator[None]:
+    """Inside, functions run their changed source.
+
+    Raises `SyntaxError` or `ValueError` where the changed source is no program of the same functions.
+    """
+    by_statement: dict[tuple[str, int], list[Change]] = {}
+    for change in changes:
+        by_statement.setdefault((change.source.file, change.source.statement_at(change.start)), []).append(change)
+    codes: Codes = {}
+    for (file, k), some in by_statement.items():
+        source = some[0].source
+        codes[file, k] = source.compiled(changed_statement(source, k, some))
+        if len(codes[file, k]) != len(source.codes[k]):
+            raise ValueError("a change must not add or remove a function")
+    with with_code(functions, codes):
+        yield
