@@ -1,23 +1,16 @@
-"""Convolution and pooling: against `jax.vjp` of their forward passes, in the loop over examples, on bad input."""
-
-from contextlib import nullcontext
-from functools import partial
+"""Convolution: the loop over examples, sharded batches, dtypes, shapes, bad input."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AxisType
 
 import jaxnet
 from jaxnet import (
-    average_pool,
     conv1d,
     conv2d,
     dense,
     flatten,
-    global_average_pool,
-    global_max_pool,
     max_pool,
     pair,
     per_example,
@@ -30,18 +23,10 @@ from jaxnet import (
 )
 from jaxnet.layers import conv_transpose2d
 from jaxnet.lowering import conv as patches
-from jaxnet.lowering import plain_forms
 from jaxnet.lowering.chunks import sum_over_chunks
-from jaxnet.models import cnn, lenet5, residual_cnn
 from tests.agreement import assert_agree, cast, normal
-from tests.implementations import by_autodiff as by_autodiff_of
-from tests.implementations import check_against_autodiff, check_one_by_one, check_precision, read
-from tests.problems import IMAGE_LAYERS, IMAGE_MODELS
 from tests.test_sharding import assert_close, by_autodiff, exchanges, over
 
-# Of the uncompiled and the narrow runs, which cost most, one of each kind of layer.
-KINDS = [p for p in IMAGE_LAYERS if p.id.split("-")[0] in ("conv1d", "conv_transpose2d", "max_pool", "average_pool")]
-KINDS = list({p.net.name: p for p in KINDS}.values())
 NET = serial(conv2d(3, 3, padding="SAME"), relu, max_pool(2), conv2d(4, 2, groups=1), flatten(), dense(5))
 
 
@@ -55,51 +40,6 @@ def images(n: int = 5, dtype=jnp.float64):
     """Parameters of NET, pictures and labels."""
     xs = normal(1, (n, 6, 6, 2)).astype(dtype)
     return NET.init(jax.random.key(0), xs[0]), xs, jnp.arange(n) % 5
-
-
-@pytest.mark.parametrize("problem", IMAGE_LAYERS, ids=lambda p: p.id)
-def test_every_implementation_agrees_with_autodiff(problem, x64):
-    check_against_autodiff(problem)
-
-
-@pytest.mark.parametrize("problem", KINDS, ids=lambda p: p.id)
-def test_one_by_one_agrees_with_compiled(problem, x64):
-    check_one_by_one(problem)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("problem", KINDS, ids=lambda p: p.id)
-def test_narrow_dtypes_are_as_exact_as_autodiffs(problem, dtype, x64):
-    check_precision(problem, dtype)
-
-
-@pytest.mark.parametrize("problem", IMAGE_MODELS, ids=lambda p: p.id)
-def test_models_agree_with_autodiff(problem, x64):
-    """As they are trained: what they are composed of is held against autodiff in all other ways."""
-    both = jax.jit(lambda *inputs: (read(problem, *inputs), by_autodiff_of(problem, *inputs)))
-    assert_agree(*both(*problem.inputs(jnp.float64)))
-
-
-def test_models_refuse_what_they_cannot_be_made_of(unchecked):
-    for make in (
-        lambda: lenet5(pool="median"),
-        lambda: cnn([], [4], 2),
-        lambda: residual_cnn([], 1, 2),
-        lambda: residual_cnn([4], 1, 2, norm="layer"),
-        lambda: cnn([4], [], 2, activation="step"),
-    ):
-        with pytest.raises(
-            ValueError, match=r"takes at least one|must be a whole number|by one of|an activation is one of"
-        ):
-            make()
-
-
-def test_lenet5_has_as_many_parameters_as_published_less_the_weights_of_its_pooling():
-    shapes = jax.eval_shape(lenet5().init, jax.random.key(0), jax.ShapeDtypeStruct((28, 28, 1), jnp.float32))
-    assert sum(p.size for p in jax.tree.leaves(shapes)) == 61_706
-
-
-# ------------------------------------------------------------------------------------------------- the loop
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 9])
@@ -148,48 +88,6 @@ def test_bfloat16_kernels_take_and_give_float32():
     assert_agree((out, dx, grads["W"].astype(jnp.float32)), (exact_out, exact_dx, exact_grads["W"]), 0.02)
 
 
-# ------------------------------------------------------------------------------------------------- pooling
-
-
-@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, "VALID"), (3, 2, "SAME")])
-def test_the_winner_on_ties_is_jaxs(window, stride, padding):
-    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (7, 6, 2)), jnp.float32)
-    sizes = {"window_dimensions": (window, window, 1), "window_strides": (stride, stride, 1), "padding": padding}
-    expected, theirs = jax.vjp(partial(jax.lax.reduce_window, init_value=-jnp.inf, computation=jax.lax.max, **sizes), x)
-    out, ours = jaxnet.vjp(max_pool(window, stride=stride, padding=padding))((), x)
-    d_out = normal(1, out.shape)
-    np.testing.assert_array_equal(out, expected)
-    np.testing.assert_allclose(ours(d_out)[1], theirs(d_out)[0], rtol=1e-6)
-
-
-def test_a_maximum_saves_a_byte_for_each_output_and_passes_on_a_nan():
-    x = jnp.arange(16.0).reshape(4, 4, 1).at[0, 0].set(jnp.nan)
-    out, (winner, _) = max_pool(2).forward((), x)
-    assert winner.dtype == jnp.uint8
-    np.testing.assert_array_equal(out[..., 0], [[np.nan, 7], [13, 15]])
-    wide = jnp.arange(17.0**2).reshape(17, 17, 1)
-    dx = jax.jit(lambda x: jaxnet.vjp(max_pool(17))((), x)[1](jnp.ones((1, 1, 1)))[1])(wide)
-    assert dx[16, 16] == 1  # the 289th tap: more than a byte counts
-
-
-@pytest.mark.parametrize("forms", [plain_forms, nullcontext])
-@pytest.mark.parametrize("tap", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_a_nan_stays_at_its_tap(tap, forms):
-    """A NaN wins at whatever tap it stands; a NaN that comes back reaches the winner alone, not 0 · NaN the others."""
-    x = jnp.arange(16.0).reshape(4, 4, 1).at[tap].set(jnp.nan)
-    with forms():
-        out, pullback = jaxnet.vjp(max_pool(2))((), x)
-        dx = pullback(jnp.ones((2, 2, 1)).at[0, 0].set(jnp.nan))[1]
-    np.testing.assert_array_equal(out[..., 0], [[np.nan, 7], [13, 15]])
-    expected = np.zeros((4, 4))
-    expected[1::2, 1::2] = 1  # the greatest of a window is its last
-    expected[1, 1], expected[tap] = 0, np.nan
-    np.testing.assert_array_equal(dx[..., 0], expected)
-
-
-# ------------------------------------------------------------------------------------------------- what they begin as
-
-
 @pytest.mark.parametrize(
     ("init", "variance"),
     [
@@ -213,8 +111,6 @@ def test_a_kernel_begins_as_the_matrix_of_its_patches(init, variance):
         (conv1d(3, 2, dilation=3), (8, 1), (5, 3)),
         (conv_transpose2d(3, 3, stride=2), (4, 4, 1), (9, 9, 3)),
         (conv_transpose2d(3, 2, stride=3, padding="SAME"), (4, 5, 1), (12, 15, 3)),
-        (max_pool(3, stride=2), (7, 8, 1), (3, 3, 1)),
-        (max_pool(2), (7, 3), (3, 3)),
     ],
     ids=lambda value: value.name if isinstance(value, jaxnet.Layer) else "",
 )
@@ -223,9 +119,6 @@ def test_output_shapes(net, shape, out):
     assert (
         jax.eval_shape(lambda key: net.forward(net.init(key, x), jnp.zeros(shape))[0], jax.random.key(0)).shape == out
     )
-
-
-# ------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -243,23 +136,12 @@ def test_output_shapes(net, shape, out):
         (conv2d(4, 5), (4, 9, 1), r"conv2d 4@5×5 spans 5×5 places, more than its input has: 4×9; take a smaller"),
         (conv2d(4, 5, padding=((0, 0), (1, 1))), (4, 2, 1), r"its input has: 4×2, 4×4 with its padding"),
         (serial(conv2d(4, 3), conv2d(4, 4)), (5, 5, 1), r"layer 2 of 2: conv2d 4@4×4 spans 4×4 places"),
-        (max_pool(2), (4,), r"max_pool 2 takes \(\*places, channels\), got shape \(4,\): put it before flatten\(\)"),
-        (max_pool((2, 2)), (4, 3), r"max_pool 2×2 takes 2 axes of places and one of channels, got shape \(4, 3\)"),
-        (average_pool(3), (2, 5, 1), r"average_pool 3 spans 3×3 places, more than its input has: 2×5"),
-        (global_max_pool(), (4,), r"global_max_pool takes \(\*places, channels\)"),
-        (global_average_pool(), (), r"global_average_pool takes \(\*places, channels\)"),
     ],
     ids=lambda value: value.name if isinstance(value, jaxnet.Layer) else "",
 )
 def test_inputs_that_do_not_fit_are_refused_with_the_mend(net, shape, message):
     with pytest.raises(jaxnet.ShapeError, match=message):
         net.init(jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
-
-
-def test_parameters_of_another_input_are_refused():
-    params = conv2d(4, 3).init(jax.random.key(0), jnp.zeros((5, 5, 3)))
-    with pytest.raises(jaxnet.ShapeError, match=r"has W of shape \(4, 3, 3, 3\), which takes 3 channels, got 1: init"):
-        conv2d(4, 3).forward(params, jnp.zeros((5, 5, 1)))
 
 
 @pytest.mark.parametrize(
@@ -274,10 +156,14 @@ def test_parameters_of_another_input_are_refused():
             r'padding must be "SAME", "VALID", a number, or 2 pairs .* got \'same\'',
         ),
         (lambda: conv1d(4, 3, padding=((1, 1), (1, 1))), "conv1d: padding must be .* 1 pairs"),
-        (lambda: max_pool(2, padding=2), "max_pool: padding must be below the window's length, 2, got 2"),
-        (lambda: max_pool(0), "max_pool: window must be"),
     ],
 )
 def test_options_that_do_not_hold_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_parameters_of_another_input_are_refused():
+    params = conv2d(4, 3).init(jax.random.key(0), jnp.zeros((5, 5, 3)))
+    with pytest.raises(jaxnet.ShapeError, match=r"has W of shape \(4, 3, 3, 3\), which takes 3 channels, got 1: init"):
+        conv2d(4, 3).forward(params, jnp.zeros((5, 5, 1)))
