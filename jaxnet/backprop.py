@@ -36,7 +36,7 @@ def initialize(net: Layer, loss: Loss | None, key: jax.Array, x: Tree) -> Tree:
     """Fresh parameters for inputs of the shape and dtype of `x`, one example.
 
     The network's; or the pair (the network's, the loss's) where the loss has parameters of its own. Where a layer
-    keeps state (`batch_norm`), take it apart by `split_state`: what is trained, and what is not.
+    keeps state (`batch_norm`), `split_state` takes parameters and state apart.
 
     >>> params = initialize(dense(3), quadratic, jax.random.key(0), jnp.zeros(5))
     >>> jax.tree.map(jnp.shape, params)
@@ -52,7 +52,7 @@ def initialize(net: Layer, loss: Loss | None, key: jax.Array, x: Tree) -> Tree:
 
 
 def one_example(net: Layer, loss: Loss, read: Reading, train: bool = False) -> Callable:
-    """(params, x, y, weight, key) -> weight · cost, what was read: forward, the turn, backward, of one example."""
+    """(params, x, y, weight, key) -> weight · cost, readings: forward, the turn, backward, of one example."""
 
     def one(params, x, y, weight, key):
         net_params, loss_params = (params, ()) if loss.init is None else params
@@ -79,8 +79,8 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     and where a layer couples the examples (`batch_norm` in training) in several chunks or for a reading of each
     example by itself. Outside `jax.jit` it raises `LabelError` for a class label outside the network's classes, and
     `ValueError` for weights that sum to 0; under `jax.jit` value and readings are then NaN. `ShapeError` for weights
-    of another shape, batches of different sizes, and parameters of another network; `TypeError` for what is no `Layer`
-    or no `Loss`.
+    of another shape, batches of different sizes, and parameters of another network; `TypeError` for anything but a
+    `Layer` and a `Loss`.
 
     >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
     >>> params = net.init(jax.random.key(0), xs[0])
@@ -180,7 +180,7 @@ def keys_for(key: jax.Array | None, batch: Tree) -> jax.Array | None:
 
 
 def sharded_as(array: jax.Array, batch: Tree) -> jax.Array:
-    """`array`, its leading axis sharded as the batch's where types carry shardings: what vmap maps must agree."""
+    """`array`, its leading axis sharded as the batch's where types carry shardings: all that vmap maps must agree."""
     sharding = explicit_sharding(jax.tree.leaves(batch)[0])
     if sharding is None:
         return array
@@ -238,7 +238,7 @@ def value_and_grad(net: Layer, loss: Loss, *, chunks: int = 1) -> Callable:
 
 
 def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
-    """Each example's own cost C_x and what `read` reads in its backward pass: by default its own gradient.
+    """Each example's own cost C_x and the readings of its backward pass: by default its own gradient.
 
     Returns `(params, xs, ys, *, state=None, key=None, train=False) -> costs (batch,), readings`, each with the batch as
     leading axis. Nothing is divided by the batch's size; a sequence's cost is the mean over its terms.

@@ -2,7 +2,7 @@
 
 ∇_W C of a dense layer is δ aᵀ: two vectors that say all that a matrix would. A factor sums over its first `sums` axes
 (positions of a sequence, time steps, examples). It is bilinear: scaling its leaves by c scales the gradient by c²,
-so factors never leave the library; what users get are arrays.
+so factors never leave the library; users get arrays.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Plain(Factor):
 
 @dataclass_tree
 class Sum(Factor):
-    """The gradient of a parameter with several uses: the sum of what each use gives."""
+    """The gradient of a parameter with several uses: the sum over the uses."""
 
     uses: tuple[Factor, ...]
 
@@ -123,7 +123,7 @@ class Sum(Factor):
         return Sum(tuple(use.summed_once_more() for use in self.uses))
 
     def gram(self, other):
-        # ‖f + g‖² = ‖f‖² + 2⟨f, g⟩ + ‖g‖²: the cross terms are what a norm use by use would miss.
+        # ‖f + g‖² = ‖f‖² + 2⟨f, g⟩ + ‖g‖²: the norms of the uses alone would miss the cross terms.
         others = other.uses if isinstance(other, Sum) else (other,)
         return sum((use.gram(another) for use in self.uses for another in others), start=jnp.zeros(()))
 

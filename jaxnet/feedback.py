@@ -100,7 +100,7 @@ class Way(NamedTuple):
 
         return leaf._replace(forward=forward, backward=backward)
 
-    # ------------------------------------------------------------------------------------------ what stands where
+    # ------------------------------------------------------------------------------------------ the matrices
 
     def beside(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> Tree:
         """The network's parameters with B beside each W that this way back is for (None where nothing is drawn).
@@ -131,7 +131,7 @@ class Way(NamedTuple):
         return jax.tree.flatten(found, is_leaf=_is_place)
 
     def is_for(self, about: "About") -> None:
-        """Raises `ValueError` for a layer without a W alone, `ShapeError` for an inverse of what is no such matrix."""
+        """Raises `ValueError` for a layer without a W alone, `ShapeError` for an inverse of a W that is not square."""
         if about.weights != ("W",):
             raise ValueError(
                 f"feedback {self.name} is for layers whose weights are one W, got {about.name} with "
@@ -189,7 +189,7 @@ class Sent:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class About:
-    """What is known of a leaf layer: its name, its weights' names, the shapes of W, of what it takes and gives."""
+    """A leaf layer: its name, its weights' names, the shapes of W, of its input and its output."""
 
     name: str
     weights: tuple[str, ...]
@@ -219,7 +219,7 @@ def each_own(change: Callable[[Layer], Layer], net: Layer) -> Layer:
 
 
 def bare(params: Tree) -> Tree:
-    """A leaf layer's own parameters, without what stands beside them."""
+    """A leaf layer's own parameters, without B."""
     if isinstance(params, dict) and BESIDE in params:
         return {name: value for name, value in params.items() if name != BESIDE}
     return params
@@ -233,7 +233,7 @@ def weights_of(params: Tree) -> tuple[str, ...]:
 
 
 def _asked(leaf: Layer) -> Layer:
-    """A leaf layer that hands over what is known of it, in the place of what it saved."""
+    """A leaf layer that hands over its `About` instead of its saved values."""
 
     def backward(params, saved, d_out, read):
         weights = weights_of(params)
@@ -283,7 +283,7 @@ def transpose() -> Way:
 
 @maker
 def inverse(*, layers: Sequence[int] | None = None) -> Way:
-    """W⁻¹ δ, for each W of shape (n, n); where W is orthogonal that is Wᵀ δ. A singular W gives what is not finite.
+    """W⁻¹ δ, for each W of shape (n, n); where W is orthogonal that is Wᵀ δ. A singular W gives infinities or NaN.
 
     `layers`: places among the layers with weights, from 0; None for all.
 
@@ -335,7 +335,7 @@ def sign(*, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
 def direct(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
     """B e in the place of all that a layer sends back: e the δ of the last layer with weights, (outputs,).
 
-    B: (shape of what the layer takes, outputs), fixed, its entries N(0, scale²/n), n the count of numbers that the
+    B: (shape of the layer's input, outputs), fixed, its entries N(0, scale²/n), n the count of numbers that the
     layer takes. At each position of a sequence the same. `layers`: as `inverse`'s. Source: Nøkland, 2016.
 
     >>> direct(layers=[0])(serial(dense(5), tanh, dense(3)))
@@ -383,7 +383,7 @@ def feedback(block: Layer, way: str | Way, *, seed: int | None = None, scale: fl
     return way.around(block)
 
 
-# ------------------------------------------------------------------------------------------------ what is known of it
+# ------------------------------------------------------------------------------------------------ looking at it
 
 
 def ways_in(net: Layer) -> list[Way]:
@@ -400,7 +400,7 @@ def by_transpose(net: Layer) -> Layer:
 
 
 def watched(net: Layer) -> Layer:
-    """The same network, in which each layer with another way back hands a `Sent` to whoever reads, as what it saved."""
+    """The same network, in which each layer with another way back hands a `Sent` to readings as its saved value."""
     if isinstance(net.rebuild, Way):
         return net.rebuild._replace(watched=True)(watched(net.parts[0]))
     return net if net.rebuild is None else net.rebuild(*map(watched, net.parts))

@@ -28,7 +28,7 @@ from jaxnet.registry import maker
 
 @maker(configs=False, examples={"in_chunks(per_position(dense(7)), chunks=3)": "float32[5,6], int32[5]<7"})
 def in_chunks(head: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 8) -> Loss:
-    """`loss` of what `head` makes of a sequence x: (time, …), in `chunks` pieces of it.
+    """`loss` of head(x) for a sequence x: (time, …), in `chunks` pieces of the sequence.
 
     `head`: a layer that works position by position, without randomness. `loss`: without parameters, of a sequence's
     class labels y: (time,). Parameters: the head's.
@@ -108,7 +108,7 @@ def without_params(loss: Loss) -> None:
 
 
 def through(head: Layer, loss: Loss, chunks: int, params: Tree, x, y, weight, read: Reading):
-    """Cost, dx and what was read: forward through the head, the turn, and back through it."""
+    """Cost, dx and readings: forward through the head, the turn, and back through it."""
     y = jnp.asarray(y)
     if x.ndim < 1 or y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise ShapeError(
@@ -154,7 +154,7 @@ def cut(t: jax.Array, fill, chunks: int) -> jax.Array:
 
 @dataclass_tree
 class Held:
-    """What goes into the head, and the head, for the loss to go through."""
+    """The head and its input, for the loss to go through."""
 
     x: Any
     params: Any
@@ -163,7 +163,7 @@ class Held:
 
 @dataclass_tree
 class Read:
-    """What the loss gives back of a head that it has gone back through: dx, and what was read there."""
+    """dx and readings of a head that the loss has gone back through."""
 
     dx: Any
     reading: Any
@@ -171,7 +171,7 @@ class Read:
 
 @dataclass_tree
 class Unread:
-    """What the loss gives back of a head that is still to be gone back through: what it saved, and δ."""
+    """The saved values and δ of a head that is still to be gone back through."""
 
     saved: Any
     delta: Any
@@ -179,7 +179,7 @@ class Unread:
 
 @maker(configs=False)
 def unfinished(head: Layer) -> Layer:
-    """A layer that hands its input to the loss, and takes from it what the loss has read. Parameters: the head's."""
+    """A layer that hands its input to the loss, and takes the readings from it. Parameters: the head's."""
 
     def forward(params, x, key=None, train=False):
         return Held(x, params, head), ()

@@ -1,4 +1,4 @@
-"""The contract: what a layer, a loss and a reading are. All of jaxnet is made of these."""
+"""The contract of layers, losses and readings."""
 
 import html
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +35,10 @@ class Layer(NamedTuple):
 
     - `init(key, x) -> params`: fresh parameters for inputs with the shape and dtype of `x` (an array or a
       `jax.ShapeDtypeStruct`); `()` where there are none.
-    - `forward(params, x, key=None, train=False) -> out, saved`: the layer's value, and what backward will need.
+    - `forward(params, x, key=None, train=False) -> out, saved`: the layer's value, and what backward needs.
       `key` is for randomness, `train` for the mode.
     - `backward(params, saved, d_out, read) -> dx, readings`: from d_out = ∂C/∂out (the shape of `out`) to
-      dx = ∂C/∂x, and what `read` reads on the way, with the structure of `params`.
+      dx = ∂C/∂x and the readings of `read`, with the structure of `params`.
     - `parts`: the layers inside, first to last, for whoever walks the network.
     - `rebuild(*parts) -> Layer`: the same combination of other layers; None for a leaf.
     - `origin`: put there by `maker`; read `made`.
@@ -80,7 +80,7 @@ class Layer(NamedTuple):
 
 
 class SummaryRow(NamedTuple):
-    """One layer of a network: what it is, the shape of its output, the count of its parameters."""
+    """One layer of a network: its text, the shape of its output, the count of its parameters."""
 
     layer: str
     shape: tuple[int, ...] | None = None
@@ -152,7 +152,7 @@ class Passing(NamedTuple):
     d_out: Tree
     dx: Tree
     factors: Tree  # ∂C/∂params, with the structure of params, not multiplied out
-    state: Tree = None  # what the layer keeps after this step, as `split_state` gives it; None of most layers
+    state: Tree = None  # the layer's state after this step, as `split_state` gives it; None for most layers
 
 
 class Reading(NamedTuple):
@@ -213,7 +213,7 @@ def no_params(key, x) -> tuple[()]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Untrained:
-    """What a layer keeps among its parameters that is not trained: a pytree of arrays, a number for each channel."""
+    """Non-trainable state among the parameters: a pytree of arrays, such as a running mean for each channel."""
 
     value: Tree
 
@@ -236,7 +236,7 @@ def split_state(params: Tree) -> tuple[Tree, Tree]:
 
 
 def with_state(params: Tree, state: Tree) -> Tree:
-    """Parameters with their state in its place: what `forward` takes of one example in evaluation mode."""
+    """Parameters with their state in its place, as `forward` takes them."""
     if state is None:
         return params
     return jax.tree.map(lambda p, s: p if s is None else s, params, state, is_leaf=is_untrained)
@@ -257,7 +257,7 @@ def leaves(net: Layer) -> list[Layer]:
 
 
 def output(net: Layer, params: Tree, x: Tree, train: bool = False) -> Tree:
-    """Shape and dtype of what `net` makes of an `x`; nothing is computed."""
+    """Shape and dtype of the output for an input `x`; nothing is computed."""
     return jax.eval_shape(lambda p, x: net.forward(p, x, None, train)[0], params, x)
 
 

@@ -1,4 +1,4 @@
-"""Readings: what is read at each layer as the error passes. A new quantity is a new reading, never a second backward.
+"""Readings: quantities taken at each layer as the error passes. A new quantity is a new reading, not a new backward.
 
 `total` is the gradient; `product` each example's own; `squared_norm` its length, without forming it; `deltas` every δ.
 """
@@ -93,7 +93,7 @@ deltas = Reading(lambda passing: passing.d_out, out_axes=0, coupled=True)
 new_state = Reading(
     lambda p: jax.tree.map(lambda _: None, p.params) if p.state is None else p.state, out_axes=None, coupled=True
 )
-"""What the layers keep after this step of the whole batch, in the structure of `split_state`'s second."""
+"""The layers' state after a step on the whole batch, in the structure of `split_state`'s second."""
 
 whole = Reading(lambda passing: passing, out_axes=0)
 """All that meets at a layer, factors not multiplied out; for combinators that read later."""
@@ -119,7 +119,7 @@ sum_of_deltas = Reading(
 
 @dataclass_tree
 class Together:
-    """What several readings read at one layer."""
+    """The results of several readings at one layer."""
 
     read: tuple
 
@@ -143,7 +143,7 @@ def pair(*readings: Reading) -> Reading:
 
 
 def in_each(f: Callable, *readings: Tree) -> Tree:
-    """`f` of what one reading read, or of what each of a `pair` did, at one layer."""
+    """`f` of one reading's result at a layer, or of each result of a `pair`."""
     if not isinstance(readings[0], Together):
         return f(*readings)
     return Together(tuple(in_each(f, *each) for each in zip(*(t.read for t in readings), strict=True)))
@@ -163,7 +163,7 @@ def apart(readings: Tree, out_axes) -> Tree:
 def over_positions(read: Reading) -> Reading:
     """`read` for a layer that vmap applies at every position of a sequence, its factors summed over them.
 
-    The layer hands over what it has at one position; the rule of this vmap sees all positions, and reads them once.
+    The layer hands over one position; the rule of this vmap sees all positions, and reads them once.
     So every layer inside is read by itself, whatever combinators stand between, a scan included.
     """
 

@@ -1,6 +1,6 @@
 """Makers: functions that make layers, losses, models and feedback, each known by name with an example input.
 
-A layer says what it is by `made`: the name of its maker and the options. `@maker` puts it there, and enters the maker
+`Layer.made` holds the name of a layer's maker and its options. `@maker` puts them there, and enters the maker
 here. Configs, `check --all`, the tests, `jaxnet layers` and `explain` read this registry; there is no other list.
 """
 
@@ -41,7 +41,7 @@ class Maker:
     """One entry of the registry.
 
     - `name`: the function's name; `module:name` for one outside of jaxnet.
-    - `kind`: what it makes.
+    - `kind`: layer, model, loss or feedback.
     - `make`: the function, or the thing itself for a row of a table (`sigmoid`), which has no options.
     - `examples`: calls of it, as text, each with the inputs at which it is checked.
     - `axes`: for each parameter the names of its axes, `{"W": "out in"}`.
@@ -142,7 +142,7 @@ class Made:
 
     @property
     def root(self) -> "Made":
-        """The form of the form, down to the last: what a model or a layer is, whatever other name it has."""
+        """The innermost form: `serial` of an mlp."""
         return self if self.form is None else self.form.root
 
     @functools.cached_property
@@ -157,12 +157,12 @@ class Made:
         return hash(self.key)
 
     def own_options(self) -> dict[str, Any]:
-        """The options that are not what they are by default."""
+        """The options that differ from their defaults."""
         options = self.by.options.items()
         return {name: self.options[name] for name, option in options if not self.is_default(option)}
 
     def is_default(self, option: inspect.Parameter) -> bool:
-        """Whether an option is what it is by default."""
+        """Whether an option has its default."""
         return comparable(self.options[option.name]) == comparable(option.default)
 
     def __repr__(self) -> str:
@@ -220,7 +220,7 @@ def maker(
     kind: Kind | None = None,
     configs: bool = True,
 ) -> Any:
-    """Enters a function into the registry, and lets what it returns say what it was made of.
+    """Enters a function into the registry. The layers that it returns carry its name and options as `made`.
 
     The function's return annotation is `Layer`, `Loss` or `Way`. `examples`: calls as text, each with the inputs at
     which it is checked: `{"dense(4)": "float32[6]"}`; they are evaluated late, in the function's module, where every
@@ -257,7 +257,7 @@ def maker(
 
 
 def check_option(entry: Maker, name: str, value: Any) -> None:
-    """Raises `TypeError` for what is no layer where a layer belongs, `ValueError` for a count below 1."""
+    """Raises `TypeError` where an option must be a layer and is none, `ValueError` for a count below 1."""
     option = entry.options[name]
     allowed = [each for each in (option.annotation, *get_args(option.annotation)) if isinstance(each, type)]
     kinds = [each for each in allowed if hasattr(each, "made")]
@@ -304,11 +304,11 @@ def entered(module: str, name: str, kind: Kind, make: Any, examples, axes, confi
 
 
 def stamped(thing: Any, entry: Maker, options: Mapping[str, Any]) -> Any:
-    """The same, saying what it was made of."""
+    """The same with its maker and options."""
     return thing._replace(origin=Made(entry, MappingProxyType(dict(options)), thing[1:-1], thing.made))
 
 
-# ------------------------------------------------------------------------- what layers, losses and ways share by it
+# ------------------------------------------------------------------------- shared by layers, losses and ways back
 
 
 def made_of(self: Any) -> Made | None:
@@ -346,14 +346,14 @@ def hashed(self: Any) -> int:
 
 
 def itself(self: T, memo: Any = None) -> T:
-    """The copy of what never changes."""
+    """A copy: itself, since it never changes."""
     return self
 
 
 def reduced(self: Any) -> tuple:
     """For pickle: the maker's name and the options.
 
-    Raises `TypeError` for what no maker made, or a maker that cannot be imported.
+    Raises `TypeError` where there is no maker, or it cannot be imported.
     """
     made = made_of(self)
     if made is None:
@@ -412,14 +412,14 @@ def found(kind: Kind, name: str) -> Maker:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean "mnist"?`, or what there is where nothing comes close."""
+    """`did you mean "mnist"?`, or all names where none is close."""
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.55)
     return f'did you mean "{lowered[close[0]]}"?' if close else f"there is {', '.join(lowered.values())}"
 
 
 def listed(*names: str) -> Iterator[str]:
-    """The lines of `jaxnet layers`: of each maker the call with its defaults, what it is, what it takes.
+    """The lines of `jaxnet layers`: each maker's call with its defaults, its first line, its example inputs.
 
     Raises `LookupError` for a name that is none.
     """

@@ -1,6 +1,6 @@
 """Activations: a = g(z), entry by entry, so the Jacobian is diagonal and the error passes as da ⊙ g′(z).
 
-One table of g and g′. g′ is written in z and a = g(z), whichever is shorter, and only what it names is saved: a for
+One table of g and g′. g′ is written in z and a = g(z), whichever is shorter, and only that one is saved: a for
 the sigmoid, since σ′ = a (1 − a); one bit an entry for relu.
 """
 

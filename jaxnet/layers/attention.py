@@ -1,4 +1,4 @@
-"""Attention: what each position of a sequence takes from those that it sees.
+"""Attention: each position of a sequence takes a weighted mean of those that it sees.
 
     one head          q_t = W_q x_t,  k_s = W_k x_s,  v_s = W_v x_s          of width d each
     scores            S_ts = q_t·k_s / √d                                   t: a query, s: a key it sees

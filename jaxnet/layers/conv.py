@@ -135,7 +135,7 @@ class Patches(Factor):
     sums: int = field(default=0, metadata={"static": True})
 
     def ends(self):
-        """What is at the positions, and what the patches are cut from, with one leading axis of examples."""
+        """The array at the positions, and the one that patches are cut from, with one leading axis of examples."""
         delta, a = self.delta.astype(self.a.dtype), self.a
         small, large = (a, delta) if self.transposed else (delta, a)
         return tuple(t.reshape(-1, *t.shape[self.sums :]) for t in (small, large))
@@ -154,7 +154,7 @@ class Patches(Factor):
         return self.outer().gram(other.outer())
 
     def outer(self):
-        """The same with the patches made, each W_k as it is or transposed: what `Outer` knows of norms holds."""
+        """The same with the patches made, each W_k as it is or transposed, as an `Outer`."""
         small, large = self.ends()
         rows = jnp.concatenate(pieces(large, self.window), axis=-1)
         return Outer(small.reshape(-1, small.shape[-1]), rows.reshape(-1, rows.shape[-1]), sums=1)
@@ -267,7 +267,7 @@ def conv_transpose2d(
     bias: bool = True,
     init: str | Initializer | Callable = "lecun_normal",
 ) -> Layer:
-    """z_{sp+dk−l} = Σ W_k a_p + b over an image (height, width, in): what carries δ back through a convolution.
+    """z_{sp+dk−l} = Σ W_k a_p + b over an image (height, width, in): the transpose of a convolution.
 
     Arguments as `conv2d`'s, but that padding is cut off z: "VALID" leaves (n − 1) s + reach, "SAME" n s places of n.
     Parameters: `{"W": (channels, *kernel, in / groups), "b": (channels,)}`.
@@ -333,7 +333,7 @@ def window_from(positions, kernel, stride, dilation, padding) -> tuple[Window, t
     """The window of a transposed convolution from so many positions, and the places that it spreads them over."""
     bare = Window(kernel, stride, dilation, ((0, 0),) * len(kernel))
     if padding == "SAME":
-        # n s places: what reaches beyond is cut off, the odd one at the end; what is not reached is zero.
+        # n s places: beyond them z is cut off, the odd one at the end; places not reached are zero.
         cuts = [reach - s for reach, s in zip(bare.reach(), stride, strict=True)]
         padding = tuple((max(cut, 0) // 2, cut - max(cut, 0) // 2) for cut in cuts)
     window = bare if padding == "VALID" else bare._replace(padding=padding)

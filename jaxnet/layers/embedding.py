@@ -102,7 +102,7 @@ def embedding(vocab: Count, width: Count, *, init: str | Initializer | Callable 
     """out = W[token]: a vector of `width` for each token id; ids of any shape (…) give (…, width).
 
     `vocab`: how many ids there are. `init`: as of `dense`, by default N(0, 0.02²). Parameters: `{"W": (vocab, width)}`.
-    out has W's dtype, but float32 where that is narrower: what the following layers add up begins here.
+    out has W's dtype, but float32 where that is narrower: the residual stream begins here.
     Raises `ShapeError` for ids that are no integers, `ValueError` for an id outside the vocabulary. Inside `jit` and
     `vmap` values cannot raise: there the vector of such an id is NaN (JAX's own look-up would take the nearest row).
 

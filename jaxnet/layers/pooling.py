@@ -160,7 +160,7 @@ def global_max_pool() -> Layer:
 
 
 def pooling(name: str, window, stride, padding):
-    """The window over an input's places, what the layer accepts, and its title."""
+    """The window over an input's places, the layer's `accepts`, and its title."""
     given = [value for value in (window, stride, padding) if not isinstance(value, int | str | None)]
     rank = len(given[0]) if given else None  # any, where one number stands for all axes
     title = f"{name} {window if isinstance(window, int) else by(window)}"
@@ -173,7 +173,7 @@ def pooling(name: str, window, stride, padding):
             raise ValueError(f"{name}: padding must be below the window's length, {by(kernel)}, got {padding!r}")
         return window_over(places, kernel, strides, (1,) * len(places), pads)
 
-    over((1,) * (rank or 1))  # what does not hold is refused before there is an input
+    over((1,) * (rank or 1))  # bad options are refused before there is an input
 
     def accepts(x, params):
         if rank is not None and x.ndim != rank + 1:
@@ -188,7 +188,7 @@ def pooling(name: str, window, stride, padding):
 
 
 def has_places(title: str):
-    """What refuses an input without places."""
+    """`accepts` that refuses an input without places."""
 
     def accepts(x, params):
         if x.ndim < 2:

@@ -8,7 +8,7 @@ from jaxnet.registry import maker
 
 @maker(examples={"reshape(3, 2)": "float32[6]"})
 def reshape(*shape: int) -> Layer:
-    """The same numbers in another shape, in row-major order; one −1 stands for what remains.
+    """The same numbers in another shape, in row-major order; one −1 is filled in.
 
     Raises `ShapeError` where the numbers do not fill the shape.
 

@@ -1,4 +1,4 @@
-"""Two recurrences over one sequence, one from each end: what each step knows of both its past and its future.
+"""Two recurrences over one sequence, one from each end: each step sees its past and its future.
 
 out_t = (h_t, h′_t)    h from the first step on, h′ from the last step back
 """

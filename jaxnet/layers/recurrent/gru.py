@@ -26,7 +26,7 @@ from jaxnet.registry import Count, maker
 
 
 def step(params, Wx, carry):
-    """h ← (1 − z) ⊙ n + z ⊙ h: the carry after the step, and what back needs: u, z and n, and r."""
+    """h ← (1 − z) ⊙ n + z ⊙ h: the carry after the step; saved for back: u, z and n, and r."""
     [h] = wide(carry["h"])
     x_r, x_z, x_n = jnp.split(Wx + params["b"].astype(Wx.dtype), 3)
     h_r, h_z, h_n = jnp.split(times(params["U"], h), 3)
@@ -49,7 +49,7 @@ def back(params, gates, r, before, d):  # h ← (1 − z) ⊙ n + z ⊙ h
 
 
 def delta_U(r, delta):
-    """(δ_r, δ_z, δ_n ⊙ r): made again after the scan out of what is there, rather than kept beside δ."""
+    """(δ_r, δ_z, δ_n ⊙ r): computed after the scan from saved values, rather than kept beside δ."""
     delta_r, delta_z, delta_n = jnp.split(delta, 3, axis=-1)
     delta_c = delta_n * r
     return jnp.concatenate([delta_r, delta_z, delta_c], axis=-1)

@@ -33,7 +33,7 @@ def begin(units: int, dtype):
 
 
 def step(params, Wx, carry):
-    """c ← f ⊙ c + i ⊙ g, h ← o ⊙ tanh c: the carry after the step, and what back needs: the gates, c before."""
+    """c ← f ⊙ c + i ⊙ g, h ← o ⊙ tanh c: the carry after the step; saved for back: the gates, c before."""
     [h] = wide(carry["h"])
     z = Wx + (times(params["U"], h) + params["b"].astype(Wx.dtype))
     z_i, z_f, z_g, z_o = jnp.split(z, 4)
@@ -72,7 +72,7 @@ def lstm(
 
     A `Piece` it takes too, and gives (outputs, carry), the carry {"h": (units,), "c": (units,)}; c is float32 or
     better. `reverse`: from the last step to the first; `parallel(lstm(n), lstm(n, reverse=True), join="concatenate")`
-    is bidirectional. `forget_bias`: what b begins as at the forget gate. `init`, `recurrent_init`: of W and U at each
+    is bidirectional. `forget_bias`: the initial b of the forget gate. `init`, `recurrent_init`: of W and U at each
     gate, as `dense`'s.
     Parameters: `{"W": (4 · units, in), "U": (4 · units, units), "b": (4 · units,)}`, gates in the order i, f, g, o.
     Raises `ShapeError` for another input, carry or length.

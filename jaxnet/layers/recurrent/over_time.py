@@ -1,4 +1,4 @@
-"""What every recurrence shares: a cell run over the time steps of a sequence, and back again.
+"""Recurrences: a cell run over the time steps of a sequence, and back again.
 
     h_t = step(W x_t + b, U h_{t−1})    W: (blocks · units, in)   U: (blocks · units, units)   h: (units,)
     ∇_W C = Σ_t δ_t x_tᵀ                δ_t = ∂C/∂(W x_t + b)
@@ -48,7 +48,7 @@ class Cell(NamedTuple):
     """One time step of a recurrence.
 
     - `blocks`: how many gates of `units` entries W and U give.
-    - `step(params, Wx, carry) -> carry, gates, more`: `gates` is what back needs, as long as W x; `more` is the rest.
+    - `step(params, Wx, carry) -> carry, gates, more`: `gates` (as long as W x) and `more` are saved for back.
     - `back(params, gates, more, before, d_carry) -> d_carry before the step, δ`: `before` is h before it.
     - `begin(units, dtype) -> carry` of zeros, a dict with the output "h".
     - `at_state(more, δ) -> δᵁ` of all steps, from `more` of all of them; None where it is δ.

@@ -26,7 +26,7 @@ G_PRIME = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).astype(h.dtype)
 
 
 def step(name, params, Wx, carry):
-    """h ← g(W x + U h + b): the carry after the step, and what back needs: h as it was before it was rounded."""
+    """h ← g(W x + U h + b): the carry after the step; saved for back: h before it was rounded."""
     [h] = wide(carry["h"])
     h = G[name](Wx + times(params["U"], h) + params["b"].astype(Wx.dtype))
     return {"h": h.astype(carry["h"].dtype)}, h, ()
