@@ -10,7 +10,6 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 import jaxnet
 from jaxnet import readings
@@ -255,13 +254,6 @@ def check_readings_by_themselves(problem: Problem, one_delta: bool) -> None:
     found, right = jax.vmap(run)(jax.tree.map(lambda p: jnp.stack([0.5 * p, p]), params))
     for name in READINGS:
         assert_agree(found[name], right[name])
-
-
-# Of the two the narrower one shows every cast that is missing; both by `pytest -m "slow or not slow"`.
-NARROW = [
-    pytest.param(jnp.float32, id="float32", marks=pytest.mark.slow),
-    pytest.param(jnp.bfloat16, id="bfloat16"),
-]
 
 
 def check_precision(problem: Problem, dtype) -> None:
