@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from jaxnet.explaining.expressions import Transposed, written
-from jaxnet.explaining.lines import Chain, diagonal_entries, prime
+from jaxnet.explaining.lines import Chain, diagonal_entries
 from jaxnet.explaining.model import Answer, WhyTranspose
+from jaxnet.explaining.notes import prime
 from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import lowered_index, one, shape, vector
 
@@ -107,7 +108,7 @@ def four_shapes(
         taken = len(chain.places[max(0, below.index - 1)].item.x)
         product += f"·{into}×1·1×{taken}"
         mend = (
-            f", and {written(prime(below.item))} is a diagonal {into}×{into}, or its column with ⊙: "
+            f", and {written(prime(below.item.layer))} is a diagonal {into}×{into}, or its column with ⊙: "
             f"({into}×{out}·{out}×1)⊙{into}×1·1×{taken} → {into}×{taken}"
         )
     said = f"The first product: {delta} {out}×1 ends in 1, {W} {out}×{into} begins with {out}. "
@@ -124,7 +125,7 @@ def ones(
     if below is not None:
         taken, slopes = written(below.takes), diagonal_entries(below.item)
         said = (
-            f"{written(prime(below.item))}({taken}) is no column of ones: {written(below.gives)}ᵢ depends on {taken}ᵢ "
+            f"{written(prime(below.item.layer))}({taken}) is no column of ones: {written(below.gives)}ᵢ depends on {taken}ᵢ "
             f"alone, so the Jacobian is diag{slopes}, {n}×{n}, and multiplying by it is ⊙ with {slopes}ᵀ. Ones would "
             "say that every slope is 1."
         )

@@ -13,9 +13,12 @@ LINEAR = ("dense", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
 """Makers of layers that give a z: W a + b, at every position of a sequence or an image."""
 
 
-def maker_of(layer: Layer) -> str:
-    """The name of the maker, conv2d; nothing of a layer that none made, or that was changed."""
-    return layer.made.root.maker if layer.made is not None else ""
+def maker_of(layer: Layer, *, own: bool = False) -> str:
+    """The name of the maker, conv2d; nothing of a layer that none made, or that was changed.
+
+    own: the last maker's, relu, and not the one that it stands on, elementwise.
+    """
+    return "" if layer.made is None else layer.made.maker if own else layer.made.root.maker
 
 
 def options_of(layer: Layer) -> Mapping[str, Any]:

@@ -9,8 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from jaxnet.explaining.expressions import Call, Name, Partial, Transposed, Words, written
-from jaxnet.explaining.lines import Chain, loss_slope, prime, slope
+from jaxnet.explaining.lines import Chain, loss_slope
 from jaxnet.explaining.model import Jacobian, Layouts, Order, Tensor
+from jaxnet.explaining.notes import prime, slope
 from jaxnet.explaining.numbering import NumberedLayer
 
 LARGEST_TENSOR = 64  # entries of ∂z/∂W, beyond which it is not shown
@@ -70,7 +71,9 @@ def jacobian(chain: Chain, place: NumberedLayer) -> Jacobian:
         W = chain.notation.param("W", place.number)
         return Jacobian(Transposed(W) if chain.notation.rows else W, (n_out, n_in), "W")  # ∂z/∂a is (out, in)
     if place.kind == "activation":
-        return Jacobian(Call(Name("diag"), Call(prime(item), place.takes)), (n_out, n_in), "diagonal", slope(item))
+        return Jacobian(
+            Call(Name("diag"), Call(prime(item.layer), place.takes)), (n_out, n_in), "diagonal", slope(item)
+        )
     if place.kind == "softmax":
         return Jacobian(Words("(diag(p) − ppᵀ)"), (n_out, n_in), "full")
     return Jacobian(Partial(place.gives, place.takes), (n_out, n_in), "full")

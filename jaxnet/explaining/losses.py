@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 from jaxnet.explaining.expressions import (
@@ -63,13 +62,20 @@ VALUES: dict[str, Formula] = {
     "binary_cross_entropy_on_logits": logits,
     "softmax_cross_entropy": lambda z, y, d: Minus(BigSum("", Product((y, called("ln", called("softmax", z))), "⊙"))),
 }
-"""C as an equation, by the loss's name; of an output, its target, and how many features there are."""
+"""C as an equation, by the maker of the loss; of an output, its target, and how many features there are."""
 
 
-def held(loss: Loss) -> Number:
+def made_by(loss: Loss) -> str:
+    """The maker of a loss, of one that ignores a class that of the loss within; nothing of one that none made."""
+    while loss.made is not None and loss.made.maker == "ignoring":
+        loss = loss.made.options["loss"]
+    return loss.made.maker if loss.made is not None else ""
+
+
+def threshold(loss: Loss) -> float:
     """Huber's threshold."""
-    value = inspect.getclosurevars(inspect.unwrap(loss.turn)).nonlocals["value"]
-    return Number(f"{inspect.getclosurevars(value).nonlocals['threshold']:g}")
+    assert loss.made is not None
+    return float(loss.made.options["threshold"])
 
 
 def top(of: Expression) -> Call:
@@ -103,30 +109,32 @@ SAYS: dict[str, str] = {
 
 def said_of(loss: Loss) -> tuple[str, ...]:
     """What there is to say of a loss."""
-    if loss.name not in SAYS:
+    made = made_by(loss)
+    if made not in SAYS:
         return ()
-    t = float(held(loss).text) if loss.name == "huber" else 1.0
+    t = threshold(loss) if made == "huber" else 1.0
     beyond = f"{'' if t == 1 else f'{t:g}'}|e| − {t * t / 2:g}"
-    return (SAYS[loss.name].format(t=f"{t:g}", beyond=beyond),)
+    return (SAYS[made].format(t=f"{t:g}", beyond=beyond),)
 
 
 def value_of(loss: Loss, out: Expression, y: Expression, features: int, terms: float = 1) -> Expression:
     """C's right side; for a loss not in the table its name."""
-    if loss.name not in VALUES:
+    if (made := made_by(loss)) not in VALUES:
         return Call(Name(loss.name), out)
-    return over_terms(VALUES[loss.name](out, y, features), terms)
+    return over_terms(VALUES[made](out, y, features), terms)
 
 
 def slope_of(
     loss: Loss, out: Expression, y: Expression, features: int, terms: float = 1, one_hot: bool = True
 ) -> Expression | None:
     """∂C/∂out's right side; None for a loss not in the table. one_hot: whether the target's entries add up to 1."""
-    if loss.name == "huber":
-        clipped = Call(Name("clip", key="clip"), Listed((less(out, y), held(loss))))
+    made = made_by(loss)
+    if made == "huber":
+        clipped = Call(Name("clip", key="clip"), Listed((less(out, y), Number(f"{threshold(loss):g}"))))
         return over_terms(Fraction(clipped, Number(str(features))), terms)
-    if loss.name not in SLOPES:
+    if made not in SLOPES:
         return None
-    if loss.name == "softmax_cross_entropy" and not one_hot:
+    if made == "softmax_cross_entropy" and not one_hot:
         scaled = Product((called("sum", y), Call(Name("softmax", key="softmax"), out)), "×")
         return over_terms(Sum((scaled, Minus(y))), terms)
-    return over_terms(SLOPES[loss.name](out, y, features), terms)
+    return over_terms(SLOPES[made](out, y, features), terms)

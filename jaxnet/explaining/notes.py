@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnet.explaining.expressions import BigSum, Call, Expression, Fraction, Name, Number, Product, Transposed
-from jaxnet.explaining.kinds import is_activation
+from jaxnet.explaining.expressions import BigSum, Call, Expression, Fraction, Name, Number, Product, Transposed, Words
+from jaxnet.explaining.kinds import is_activation, maker_of
 from jaxnet.explaining.numbers import one
+from jaxnet.explaining.observe import Item
 from jaxnet.explaining.records import Record
 from jaxnet.explaining.site import Site
 from jaxnet.explaining.source_lines import Written
 from jaxnet.explaining.transcription import at
 from jaxnet.factors import Factor, Outer
-from jaxnet.layers.activations import relu
+from jaxnet.layer import Layer
 from jaxnet.layers.conv import Patches
 from jaxnet.layers.embedding import Rows
 from jaxnet.layers.windows import for_each_axis
 from jaxnet.program.evaluate import quickly
+from jaxnet.readings import product
 
 # -------------------------------------------------------------------------------------- the sentence beside a line
 
@@ -77,10 +80,30 @@ REMARKS: dict[tuple[str, str], str] = {
 
 def remark_of(record: Record, name: str) -> str:
     """The sentence beside a line."""
-    out = np.asarray(record.out)
-    if name == "out" and record.kind == "leaf" and record.layer == relu and (off := int((out == 0).sum())):
-        return f"{off:,} of {out.size:,} are off"
+    if name == "out" and record.kind == "leaf" and is_activation(record.layer):
+        return units_off(record)
     return REMARKS.get((record.word, name), "")
+
+
+SHOWN_UNITS = 6
+
+
+def units_off(of: Record) -> str:
+    """Units of an activation that are off: zero, with zero slope, so that no error passes."""
+    out = np.asarray(of.out)
+    off = (out == 0) & (slope(of) == 0) if np.any(out == 0) else np.zeros(out.shape, bool)
+    count = int(off.sum())
+    if count == 0:
+        return ""
+    if out.ndim != 1:
+        return f"{count:,} of {out.size:,} are off"
+    if count == len(out):
+        return "all units are off"
+    if count > SHOWN_UNITS:
+        return f"{count} of {len(out)} units are off"
+    one = count == 1
+    places = ", ".join(map(str, np.flatnonzero(off) + 1))
+    return f"unit{'' if one else 's'} {places} {'is' if one else 'are'} off"
 
 
 # ---------------------------------------------------------------------------------- numbers that show what is said
@@ -198,17 +221,51 @@ def by_hand(site: Site) -> ByHand | None:
         return None
     if is_activation(record.layer):
         return activation(site)
+    if record.word == "softmax" and np.ndim(record.out) == 1:
+        return softmax(site)
     return HANDS[record.word](site) if record.word in HANDS else None
+
+
+def named_function(layer: Layer) -> Name:
+    """An activation's symbol: σ, relu, softmax."""
+    name = layer.name.replace(" ", "_")
+    return Name("σ" if maker_of(layer, own=True) == "sigmoid" else name, key=name)
+
+
+def prime(layer: Layer) -> Name:
+    """The symbol of its derivative."""
+    name = named_function(layer)
+    return Name(f"{name.base}′", key=f"{name.key}'")
+
+
+@lru_cache(maxsize=256)
+def slope(of: Record | Item) -> np.ndarray:
+    """g′ at what an activation takes: what its own backward makes of ones."""
+
+    def at_ones(x, ones):
+        return of.layer.backward(of.params, of.layer.forward(of.params, x)[1], ones, product)[0]
+
+    return np.asarray(quickly(at_ones, (of.x, np.ones_like(of.out))))
 
 
 def activation(site: Site) -> ByHand:
     """a = g(z), and the error times g′(z)."""
-    z, name = site.takes[0], site.record.layer.name.replace(" ", "_")
+    z, layer = site.takes[0], site.record.layer
     if site.record.word == "identity":
         return ByHand((site.gives, z), (site.back[0], site.error))
-    g = Name("σ" if name == "sigmoid" else name, key=name)
-    slope = Call(Name(f"{g.base}′", key=f"{name}'"), z)
-    return ByHand((site.gives, Call(g, z)), (site.back[0], Product((site.error, slope), "⊙")))
+    back = Product((site.error, Call(prime(layer), z)), "⊙")
+    return ByHand((site.gives, Call(named_function(layer), z)), (site.back[0], back))
+
+
+def softmax(site: Site) -> ByHand:
+    """p = softmax(z), and the error times the whole Jacobian."""
+    out = (site.gives, Call(named_function(site.record.layer), site.takes[0]))
+    return ByHand(out, (site.back[0], Product((softmax_jacobian(site.record.out)[0], site.error))))
+
+
+def softmax_jacobian(p: np.ndarray) -> tuple[Expression, np.ndarray]:
+    """∂p/∂z of a softmax, in words, and its value."""
+    return Words("(diag(p) − ppᵀ)"), np.diag(p) - np.outer(p, p)
 
 
 def rotary(site: Site) -> ByHand:

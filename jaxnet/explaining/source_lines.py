@@ -426,6 +426,8 @@ class Writer:
             apart.append(ulps(value, other, beside))
             value = np.asarray(other) if len(apart) == 2 else value
         ulp = max(apart, key=lambda each: np.inf if np.isnan(each) else each)
+        if self.rows and line.factor is not None and value.ndim == 2:
+            value = value.T
         return replace(line, key=key_of(line.left), value=value, ulp=ulp)
 
 

@@ -26,7 +26,8 @@ from jaxnet.explaining.ulp import ulps
 class Inside:
     """An item's records with their symbols. below: the error at what the item takes, and its key.
 
-    alone: whether the item is the whole network, and one layer.
+    alone: whether the item is the whole network, and one layer. arrives: the error at what the item gives, where that
+    is written as the layer above sends it.
     """
 
     place: NumberedLayer
@@ -34,6 +35,7 @@ class Inside:
     records: tuple[Record, ...]
     below: tuple[Expression, str]
     alone: bool = False
+    arrives: Expression | None = None
 
     def number(self, n: int) -> Number:
         """A record's number: the item's own where there is but one."""
@@ -56,7 +58,8 @@ class Inside:
         if token == BLOCK:
             return self.below
         if token == len(self.records) - 1:
-            return error_at(self.notation, self.place)
+            left, key = error_at(self.notation, self.place)
+            return self.arrives or left, key
         if self.is_z(token):
             return self.notation.delta(self.number(token)), key_of("delta", self.notation, self.number(token))
         return self.notation.partial(self.gives(token)), f"d{self.gives(token).key}"
@@ -104,10 +107,12 @@ def numbers(records: tuple[Record, ...]) -> list[int]:
     return found
 
 
-def inside(place: NumberedLayer, notation: Notation, below: tuple[Expression, str], items: int) -> Inside:
+def inside(
+    place: NumberedLayer, notation: Notation, below: tuple[Expression, str], items: int, arrives: Expression | None
+) -> Inside:
     """What is inside an item, one of so many."""
     records = opened(place.item)
-    return Inside(place, notation, records, below, items == len(records) == 1)
+    return Inside(place, notation, records, below, items == len(records) == 1, arrives)
 
 
 def activates(record: Record) -> bool:
