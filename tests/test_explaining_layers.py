@@ -56,6 +56,20 @@ def test_a_convolution_is_a_product_at_each_patch(convolution):
     assert paths.startswith("a weight serves all 4 positions, one path by each; ")
 
 
+def test_a_convolution_says_how_far_its_padding_reaches():
+    found = of(j.conv1d(1, 3, padding=1), jnp.arange(4.0).reshape(4, 1))
+    assert {"z²ₚ = Σₖ W²ₖxₚ₊ₖ₋₁ + b²", "∇W²ₖ = Σₚ δ²ₚxₚ₊ₖ₋₁ᵀ", "∂C/∂xₚ = Σₖ W²ₖᵀδ²ₚ₊₁₋ₖ"} <= set(said(found))
+    W, delta, x = found.layers[0].params["W"].reshape(3), lines(found)["delta2"].value.reshape(4), np.arange(4.0)
+
+    def at(values, place):
+        return values[place] if 0 <= place < 4 else 0
+
+    z = [sum(W[k] * at(x, p + k - 1) for k in range(3)) for p in range(4)]
+    dx = [sum(W[k] * at(delta, p + 1 - k) for k in range(3)) for p in range(4)]
+    np.testing.assert_allclose(lines(found)["z2"].value.reshape(4), z, rtol=1e-5)
+    np.testing.assert_allclose(lines(found)["dx"].value.reshape(4), dx, rtol=1e-5)
+
+
 def test_its_source_stands_with_it(convolution):
     [quoted] = [line.quoted for line in convolution.forward if line.quoted]
     assert "correlate(a, W, window, groups)" in quoted.forward

@@ -30,7 +30,7 @@ from jaxnet.readings import product
 # -------------------------------------------------------------------------------------- the sentence beside a line
 
 BACK_IN_TIME = "from above, and from the step after it"
-CONVOLVED = "places p+k, all that the kernel sees at p"
+CONVOLVED = "over all places that the kernel sees at p"
 
 REMARKS: dict[tuple[str, str], str] = {
     ("softmax", "dx"): "every p depends on every z of its row",

@@ -445,7 +445,8 @@ class Marking(ast.NodeTransformer):
     def visit_FunctionDef(self, node):
         return node
 
-    visit_Lambda = visit_FunctionDef  # noqa: N815 - named by ast
+    def visit_Lambda(self, node):
+        return node
 
     def visit_Call(self, node):
         self.generic_visit(node)
@@ -481,15 +482,17 @@ class Marking(ast.NodeTransformer):
         turns = node.attr in ("T", "mT") and is_read(node)
         return self.to(node, "transposed", node.value, ast.Constant(node.attr)) if turns else node
 
-    def assigning(self, node):
+    def assigning(self, node: Any) -> Any:
         """A statement whose value is kept on its way; x += y as x = x + y."""
         if node.value is None or (isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Name)):
             return self.generic_visit(node)
         targets: list[Any] = node.targets if isinstance(node, ast.Assign) else [node.target]
         value = node.value
         if isinstance(node, ast.AugAssign):
-            value = ast.copy_location(ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, value), node)
-        names, line = ast.Constant(names_of(targets[0])), ast.Constant((self.file, node.lineno, node.col_offset))
+            old = ast.Name(targets[0].id, ast.Load())
+            value = ast.copy_location(ast.BinOp(old, node.op, value), node)
+        line: Any = (self.file, node.lineno, node.col_offset)
+        names, line = ast.Constant(names_of(targets[0])), ast.Constant(line)
         return ast.copy_location(ast.Assign(targets, self.to(node, "assigned", names, line, self.visit(value))), node)
 
     visit_Assign = visit_AugAssign = visit_AnnAssign = assigning  # noqa: N815 - named by ast

@@ -22,7 +22,15 @@ from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.recording import OWN, Operation, Recording, alike, close, record
 from jaxnet.explaining.records import Record
 from jaxnet.explaining.site import Site, param_name, parameter
-from jaxnet.explaining.transcription import INDICES, Transcription, UnwritableError, at, multiple
+from jaxnet.explaining.transcription import (
+    INDICES,
+    Transcription,
+    UnwritableError,
+    at,
+    multiple,
+    padding_before,
+    window_place,
+)
 from jaxnet.explaining.ulp import ulps
 from jaxnet.factors import Factor, Outer, Plain
 from jaxnet.factors import Sum as Uses
@@ -570,7 +578,9 @@ def _(factor: Rows, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
 
 @gradient_of.register
 def _(factor: Patches, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
-    place = f"{multiple(factor.window.stride)}p+{multiple(factor.window.dilation)}k"
+    window = factor.window
+    before = padding_before(window.padding)
+    place = window_place(multiple(window.stride), multiple(window.dilation), before)
     delta, a = writer.transcription.value(factor.delta), writer.transcription.value(factor.a)
     delta, a = (at(delta, place), at(a, "p")) if factor.transposed else (at(delta, "p"), at(a, place))
     return writer.computed(BigSum("p", writer.site.outer(delta, a)), grad), "k"

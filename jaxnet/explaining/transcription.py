@@ -226,12 +226,19 @@ class Transcription:
         return made
 
     def convolution(self, x: Array, kernel: Array, options: dict[str, Any], ref: int) -> Expression:
-        """Σₖ Wₖ xₚ₊ₖ, or Σₖ Wₖ xₚ₋ₖ of a kernel that is flipped; of strides and dilations s and d xₛₚ₊ₖ."""
+        """Σₖ Wₖ xₚ₊ₖ, or Σₖ Wₖ xₚ₋ₖ of a kernel that is flipped; of stride s, dilation d and padding l xₛₚ₊dₖ₋ₗ."""
         of = self.opened(kernel.ref)
         flipped = isinstance(of, Call)
         of = of.of if isinstance(of, Call) else of
         stride, spread = multiple(options.get("window_strides")), multiple(options.get("lhs_dilation"))
-        place = f"{stride}p{'−' if flipped else '+'}{multiple(options.get('rhs_dilation'))}k"
+        dilation, before = options.get("rhs_dilation"), padding_before(options.get("padding"))
+        if flipped and before:  # of the window that is turned round: what it reaches less what was put before
+            numbers = options.get("dimension_numbers")
+            letters = numbers[1] if isinstance(numbers, tuple) else ""
+            sizes = [size for letter, size in zip(letters, kernel.shape, strict=False) if letter not in "IO"]
+            reach = [(size - 1) * step for size, step in zip(sizes, dilation or [1] * len(sizes), strict=True)]
+            before = [length - low for length, low in zip(reach, before, strict=False)]
+        place = window_place(stride, multiple(dilation), before, flipped)
         place = f"({place})/{spread}" if spread else place
         made = BigSum("k", Product((at(of, "k"), at(self.of(x), place))))
         self.computed[made] = lambda value: value(ref)[0]
@@ -265,6 +272,20 @@ class Transcription:
             if operation.name == "sum"
             else Call(Name(operation.name, below=index), self.of(of))
         )
+
+
+def padding_before(padding: Any) -> list[int]:
+    """The padding before the first place, of each axis; nothing where it is given in words."""
+    return [] if isinstance(padding, str | None) else [low for low, _ in padding]
+
+
+def window_place(stride: str, dilation: str, before: list[int], flipped: bool = False) -> str:
+    """The place that a window at p sees at its tap k, sp + dk − l; turned round p + l − dk. Without l where the axes
+    differ."""
+    padding = before[0] if before and len(set(before)) == 1 else 0
+    if flipped:
+        return f"{stride}p{f'{padding:+d}'.replace('-', '−') if padding else ''}−{dilation}k"
+    return f"{stride}p+{dilation}k{f'{-padding:+d}'.replace('-', '−') if padding else ''}"
 
 
 def multiple(steps: Any) -> str:
