@@ -123,9 +123,9 @@ def ones(
     n = out if below is None else into
     said = f"∂{z}/∂b is the identity, {n}×{n}, no column of ones, so ∇b = {delta}."
     if below is not None:
-        taken, slopes = written(below.takes), diagonal_entries(below.item)
+        taken, slopes, g_prime = written(below.takes), diagonal_entries(below.item), written(prime(below.item.layer))
         said = (
-            f"{written(prime(below.item.layer))}({taken}) is no column of ones: {written(below.gives)}ᵢ depends on {taken}ᵢ "
+            f"{g_prime}({taken}) is no column of ones: {written(below.gives)}ᵢ depends on {taken}ᵢ "
             f"alone, so the Jacobian is diag{slopes}, {n}×{n}, and multiplying by it is ⊙ with {slopes}ᵀ. Ones would "
             "say that every slope is 1."
         )
