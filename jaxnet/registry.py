@@ -77,18 +77,23 @@ class Maker:
         return f"{self.title}({', '.join(shown)})"
 
     @functools.cached_property
-    def about(self) -> str:
-        """What it makes: the first line of the docstring, for a row the text under the line that defines it."""
+    def doc(self) -> str:
+        """The docstring; for a row the text under the line that defines it."""
         if inspect.isfunction(self.make):
-            return (inspect.getdoc(self.make) or "").partition("\n")[0]
+            return inspect.getdoc(self.make) or ""
         tree = ast.parse(inspect.getsource(sys.modules[self.module]))
         for line, after in itertools.pairwise(tree.body):
             names = [
                 node.id for node in ast.walk(line) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
             ]
             if self.title in names and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                return str(after.value.value).partition("\n")[0]
+                return inspect.cleandoc(str(after.value.value))
         return ""
+
+    @property
+    def about(self) -> str:
+        """What it makes: the first line of the docstring."""
+        return self.doc.partition("\n")[0]
 
     @functools.cached_property
     def options(self) -> Mapping[str, inspect.Parameter]:

@@ -109,3 +109,33 @@ def test_a_line_whose_text_does_not_give_its_value_is_not_shown():
     lines = said(explained(leaf("mixed", lambda key, x: (), forward, backward), (3, 3)))
     assert lines[0] == "a² = mixed(x)"  # the layer by its name, as no line of its own is true as text
     assert not any(line.startswith("s²") for line in lines)
+
+
+SOURCELESS = """
+def forward(params, x, key=None, train=False):
+    h = jax.nn.relu(params["W_1"] @ x + params["b_1"])
+    a = jnp.tanh(params["W_2"] @ h)
+    return a, (x, h, a)
+
+def backward(params, saved, d_out):
+    x, h, a = saved
+    delta_u = d_out * (1 - a**2)
+    delta_z = params["W_2"].T @ delta_u * (h > 0)
+    factors = {"W_1": Outer(delta_z, x), "b_1": Plain(delta_z), "W_2": Outer(delta_u, h)}
+    return params["W_1"].T @ delta_z, factors
+"""
+
+
+def test_a_layer_without_source_is_read_off_its_program():
+    names = {"jax": jax, "jnp": jnp, "Outer": Outer, "Plain": Plain}
+    exec(SOURCELESS, names)  # Python keeps no lines of it
+
+    def init(key, x):
+        first, second = jax.random.split(key)
+        W_1, W_2 = jax.random.normal(first, (4, 3)), jax.random.normal(second, (2, 4))
+        return {"W_1": W_1 / 4, "b_1": jnp.ones(4) / 4, "W_2": W_2 / 4}
+
+    found = explained(leaf("two", init, names["forward"], names["backward"]), (3,))
+    assert said(found)[0] == "a² = tanh(W_2²relu(W_1²x + b_1²))"
+    assert "∇W_2² = (∂C/∂a² ⊙ (1 − a²²))relu(W_1²x + b_1²)ᵀ" in said(found)
+    assert found.checked.ok

@@ -28,7 +28,8 @@ from jaxnet.explaining.expressions import (
     Sum,
     Transposed,
 )
-from jaxnet.explaining.transcription import ENTRYWISE, INDICES, at, rebuilt, transposed
+from jaxnet.explaining.recording import FUNCTIONS
+from jaxnet.explaining.transcription import INDICES, at, rebuilt, transposed
 
 Lead = tuple[int, ...]
 AXES = {index: axes for axes, index in INDICES.items()}
@@ -183,7 +184,7 @@ class Values:
             axis = -1 if value.shape[-1] > 1 else -2
             e = np.exp(value - value.max(axis, keepdims=True))
             return e / e.sum(axis, keepdims=True)
-        if name not in NUMPY and name not in ENTRYWISE.values():
+        if name not in NUMPY and name not in FUNCTIONS.values():
             raise MisfitError(f"{name} is not known")
         return NUMPY[name](value) if name in NUMPY else entrywise(name)(value)
 

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnet.explaining.program_operations import from_program
 from jaxnet.factors import Factor, is_factor
 from jaxnet.layer import Layer, Reading, Tree
 from jaxnet.lowering import plain_forms
@@ -35,6 +36,11 @@ OWN = 1  # how many calls deep a layer's own forward and backward are: `leaf` ca
 SAME = {"astype", "asarray", "array", "reshape", "ravel", "squeeze", "expand_dims", "broadcast_to", "stop_gradient",
         "convert_element_type", "block_until_ready", "float32", "float64", "copy"}  # fmt: skip
 """Functions that change no number, only its dtype or the shape."""
+FUNCTIONS = {"exp": "exp", "log": "ln", "sqrt": "√", "tanh": "tanh", "sigmoid": "σ", "logistic": "σ", "abs": "abs",
+             "absolute": "abs", "sign": "sign", "relu": "relu", "softplus": "softplus", "silu": "silu", "gelu": "gelu",
+             "erf": "erf", "sin": "sin", "cos": "cos", "log1p": "log1p", "expm1": "expm1",
+             "softmax": "softmax"}  # fmt: skip
+"""What a library's function of one array is called in an equation."""
 CAPTURE = Reading(lambda passing: passing, out_axes=0)
 OPERATORS: dict[str, tuple[str, Callable]] = {
     "Add": ("add", operator.add), "Sub": ("subtract", operator.sub), "Mult": ("multiply", operator.mul),
@@ -334,7 +340,11 @@ class Recorder:
             return f
         if id(plain) not in self.opened:
             code = recording_code(plain.__code__)
-            self.opened[id(plain)] = f if code is None else self.recording_function(plain, code)
+            if code is not None:
+                self.opened[id(plain)] = self.recording_function(plain, code)
+            else:  # a function of the layer itself is then read off its program
+                own = self.depth < OWN
+                self.opened[id(plain)] = from_program(plain, self.kept, tuple(FUNCTIONS)) if own else f
             self.alive.append(plain)
         return self.opened[id(plain)]
 

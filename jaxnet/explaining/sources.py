@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import textwrap
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import jaxnet.layers
 from jaxnet.explaining.model import Quoted
 from jaxnet.layer import Layer
 from jaxnet.layers.recurrent.over_time import Cell
+from jaxnet.registry import makers
 
-PACKAGE = Path(jaxnet.__file__).parent.parent
+PACKAGE = Path(__file__).parent.parent.parent
 
 
 def inner(layer: Layer) -> tuple[Callable, Callable]:
@@ -73,36 +70,13 @@ def place_of(function: Callable) -> str:
 
 
 def equations(layer: Layer, function: Callable) -> str:
-    """The layer's equations: those of its own docstring, or of its module's where that makes no other layer."""
-    name = layer.name.split(" ")[0]
-    public = getattr(jaxnet.layers, name, None)
-    module = inspect.getmodule(public if inspect.isfunction(public) else function)
-    documented = {maker: said for maker, said in makers(module).items() if not maker.startswith("_")}
-    own = documented.get(name) or documented.get(function.__qualname__.split(".")[0], "")
-    whole = inspect.getdoc(module) or ""
-    if len(documented) > 1 and own:
+    """The layer's equations: those of its maker's docstring, or of its module's where that makes no other layer."""
+    module, made = inspect.getmodule(function), layer.made
+    whole = (inspect.getdoc(module) if module is not None else None) or ""
+    own = (inspect.getdoc(function) or "") if made is None else made.by.doc
+    if made is not None and own and sum(each.module == made.by.module for each in makers("layer").values()) > 1:
         return indented(own) or first_paragraph(own)
     return indented(own) or indented(whole) or first_paragraph(own or whole)
-
-
-@cache
-def makers(module: ModuleType | None) -> dict[str, str]:
-    """What makes layers in a module, each with its docstring: functions that return one, and layers by themselves."""
-    try:
-        body = ast.parse(inspect.getsource(module)).body if module is not None else []
-    except (OSError, TypeError):
-        return {}
-    found = {}
-    for node, below in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns) == "Layer":
-            found[node.name] = ast.get_docstring(node) or ""
-        elif (
-            isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.targets[0], ast.Name)
-        ):
-            said = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(said, ast.Constant) and isinstance(said.value, str):
-                found[node.targets[0].id] = inspect.cleandoc(said.value)
-    return found
 
 
 def indented(text: str) -> str:

@@ -33,13 +33,7 @@ from jaxnet.explaining.expressions import (
     Words,
     raised,
 )
-from jaxnet.explaining.recording import SAME, Array, Operation, Recording, arrays_in
-
-ENTRYWISE = {"exp": "exp", "log": "ln", "sqrt": "√", "tanh": "tanh", "sigmoid": "σ", "logistic": "σ", "abs": "abs",
-             "absolute": "abs", "sign": "sign", "relu": "relu", "softplus": "softplus", "silu": "silu", "gelu": "gelu",
-             "erf": "erf", "sin": "sin", "cos": "cos", "log1p": "log1p", "expm1": "expm1",
-             "softmax": "softmax"}  # fmt: skip
-"""What a library's function of one array is called in an equation."""
+from jaxnet.explaining.recording import FUNCTIONS, SAME, Array, Operation, Recording, arrays_in
 
 KEYS = {"σ": "sigmoid", "√": "sqrt"}
 SEVERAL = {"maximum": "max", "minimum": "min", "where": "where", "clip": "clip"}
@@ -140,8 +134,8 @@ class Transcription:
             return self.of(args[0])
         if name in REDUCING:
             return self.reduced(operation)
-        if name in ENTRYWISE:
-            function = ENTRYWISE[name]
+        if name in FUNCTIONS:
+            function = FUNCTIONS[name]
             return Call(Name(function, key=KEYS.get(function, function)), self.of(args[0]))
         if name in SEVERAL:
             return Call(Name(SEVERAL[name], key=name), Listed(tuple(map(self.of, args))))
