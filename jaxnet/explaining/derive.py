@@ -9,6 +9,7 @@ import numpy as np
 from jaxnet.combinators import per_position, remat, serial
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.batches import batches
+from jaxnet.explaining.kinds import LINEAR, maker_of, options_of
 from jaxnet.explaining.layouts import layouts, order, tensor
 from jaxnet.explaining.lines import Chain, backward_lines, forward_lines
 from jaxnet.explaining.losses import value_of
@@ -134,23 +135,22 @@ def title(chain: tuple[NumberedLayer, ...]) -> str:
 
 def label(layer: LayerOf) -> str:
     """What a layer is, in a word or two, of which its shapes say the rest: conv2d 5×5, 4 blocks."""
-    word, *rest = layer.name.split(" ")
     while layer.rebuild in (per_position, remat) or (layer.rebuild is serial and len(layer.parts) == 1):
         (layer,) = layer.parts
-        word, *rest = layer.name.split(" ")
-    if word == "repeat":
-        block, times = layer.parts[0], int(rest[0])
-        inside = [each for each in leaves(block) if not each.name.startswith("dropout")]
+    made = maker_of(layer, own=True)
+    if made == "repeat":
+        block, times = layer.parts[0], options_of(layer)["times"]
+        inside = [each for each in leaves(block) if maker_of(each) != "dropout"]
         plain = len(inside) == 1 and block.rebuild in (None, serial, per_position)
-        one = inside[0].name.split(" ")[0] if plain else ""
+        one = maker_of(inside[0], own=True) if plain else ""
         many = f"{times} × {one}" if one else f"{times} blocks"
         return many if times > 1 else one or "a block"
-    if word.startswith("conv"):
-        return f"{word} {rest[0].split('@')[-1]}"
+    if made in LINEAR and made != "dense":
+        return f"{made} {layer.name.split('@')[-1]}"
     if layer.rebuild is serial:
         return ", ".join(label(part) for part in layer.parts)
     named = {"residual": "a residual block", "tied": "tied layers", "parallel": "parallel ways"}
-    return named.get(word, word if word in ("embedding", "dense", "reshape", "lstm", "gru", "rnn") else layer.name)
+    return named.get(made, made if made in ("embedding", "dense", "reshape", "lstm", "gru", "rnn") else layer.name)
 
 
 def drawn(chain: Chain) -> tuple[Layer, ...]:

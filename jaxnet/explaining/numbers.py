@@ -12,7 +12,7 @@ LONGEST = 8  # entries of a vector, beyond which it is shortened
 ENDS = (4, 2)  # how many of its entries are then shown at either end
 
 
-def places(values: np.ndarray, digits: int, least: int = LEAST) -> int:
+def decimals_of(values: np.ndarray, digits: int, least: int = LEAST) -> int:
     """How many decimals show these numbers: at most `digits`, fewer where all others are zeros or numbers are large."""
     finite = np.abs(values[np.isfinite(values)].astype(np.float64))
     if finite.size == 0:
@@ -71,7 +71,7 @@ def entries(values: np.ndarray, digits: int = 4, least: int = LEAST) -> tuple[li
         return [str(int(value)).replace("-", MINUS) for value in flat], ""
     power = exponent(flat, digits)
     scaled = flat.astype(np.float64) / 10.0**power
-    decimals = places(scaled, min(digits, 3) if power else digits, least)
+    decimals = decimals_of(scaled, min(digits, 3) if power else digits, least)
     texts = [number(float(value), decimals) for value in scaled]
     return texts, f"10{str(power).translate(SUPERSCRIPT)} × " if power else ""
 

@@ -310,7 +310,7 @@ class Writer:
         own = self.site.record.out if forward else self.site.record.dxs[0]
         if own.shape != value.shape:
             right, value = Call(Name("reshape"), right), value.reshape(own.shape)
-        return [self.held(Written("", left, right, value, forward, "out" if forward else "dx", shape(value.shape)))]
+        return [self.compared(Written("", left, right, value, forward, "out" if forward else "dx", shape(value.shape)))]
 
     def line(self, line: Operation) -> list[Written]:
         """A line as an equation; nothing where it has none, or where that is not its value."""
@@ -336,7 +336,7 @@ class Writer:
         if axis is not None and not gives and (part := value.squeeze()).ndim == len(index) == 3:  # one head of several
             shown, value = f"{index[axis]} = 1 of {part.shape[axis]}", np.take(part, 0, axis)
             sizes = shape(value.shape)
-        return [self.held(Written("", left, right, value, line.forward, gives, sizes, name=name, shown=shown))]
+        return [self.compared(Written("", left, right, value, line.forward, gives, sizes, name=name, shown=shown))]
 
     def at_positions(
         self, left: Expression, right: Expression, value: np.ndarray, least: int
@@ -415,7 +415,7 @@ class Writer:
         if got.shape != values.matrix(laid).shape or not close(got, values.matrix(laid), beside):
             return []
         text = values.subscripted(right, (), "")
-        return [self.held(Written("", at(left, index), text, value, False, name, sizes_of(values, right, (), value),
+        return [self.compared(Written("", at(left, index), text, value, False, name, sizes_of(values, right, (), value),
                                   factor=self.recording.factor_values(factor)))]  # fmt: skip
 
     def computed(self, made: Expression, value: np.ndarray) -> Expression:
@@ -423,7 +423,7 @@ class Writer:
         self.transcription.computed[made] = lambda _: value
         return made
 
-    def held(self, line: Written) -> Written:
+    def compared(self, line: Written) -> Written:
         """A line with its key, its value in the layer's dtype, and how far that is from what must be the same."""
         record = self.site.record
         dtype = np.asarray(record.out).dtype
