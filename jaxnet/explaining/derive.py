@@ -150,7 +150,8 @@ def label(layer: LayerOf) -> str:
     if layer.rebuild is serial:
         return ", ".join(label(part) for part in layer.parts)
     named = {"residual": "a residual block", "tied": "tied layers", "parallel": "parallel ways"}
-    return named.get(made, made if made in ("embedding", "dense", "reshape", "lstm", "gru", "rnn") else layer.name)
+    root = maker_of(layer)
+    return named.get(made, root if root in ("embedding", "dense", "reshape", "lstm", "gru", "rnn") else layer.name)
 
 
 def drawn(chain: Chain) -> tuple[Layer, ...]:
