@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxnet.explaining.derive import Derivation, chain_of
 from jaxnet.explaining.expressions import Transposed, written
-from jaxnet.explaining.lines import prime, slope
 from jaxnet.explaining.notation import ExplainError, Notation
+from jaxnet.explaining.notes import prime, slope
 from jaxnet.explaining.numbers import lowered_index, one, vector
 from jaxnet.explaining.observe import Observed
 from jaxnet.explaining.why import NUDGE, cost_from
@@ -121,7 +121,7 @@ def beyond_the_layer(observed: Observed, derivation: Derivation, n: Notation) ->
     sent, back = written(n.sent_back(why.W, why.delta)), vector(why.back)
     found: list[Step] = []
     if below is not None and below.kind == "activation":
-        z, g = written(below.takes), written(prime(below.item))
+        z, g = written(below.takes), written(prime(below.item.layer))
         slopes = slope(below.item)
         error = written(n.delta(below.number))
         off = int((slopes == 0).sum())

@@ -23,7 +23,7 @@ NAMES = {
 Kept = Callable[[str, Any, tuple, dict[str, Any]], Any]
 
 
-class Named(Evaluation):
+class HandedOn(Evaluation):
     """Runs a program, and hands each operation on: its name, result, operands and options."""
 
     def __init__(self, kept: Kept, functions: Sequence[str]):
@@ -79,7 +79,7 @@ def from_program(f: Callable, kept: Kept, functions: Sequence[str]) -> Callable:
 
         given = [leaves[i] for i in arrays]
         program, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*given)
-        outs = Named(kept, functions).run(graph_of(program), given)
+        outs = HandedOn(kept, functions).run(graph_of(program), given)
         return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
     return run
