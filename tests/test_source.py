@@ -248,7 +248,7 @@ AUTHORS_CODE = {
     "explaining.recording": "runs an author's function with its values kept",
 }
 """Modules that read functions, not layers."""
-TO_MEND = {f"explaining.{name}" for name in ("derive", "live", "losses", "sources")}
+TO_MEND = {f"explaining.{name}" for name in ("live", "sources")}
 """Whoever mends one takes it out here."""
 
 

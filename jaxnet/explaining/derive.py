@@ -21,6 +21,7 @@ from jaxnet.explaining.tables import loops, notation_rows
 from jaxnet.explaining.why import why_transpose
 from jaxnet.layer import Layer as LayerOf
 from jaxnet.layer import leaves
+from jaxnet.layers.windows import by, for_each_axis
 
 
 def derive(
@@ -146,7 +147,8 @@ def label(layer: LayerOf) -> str:
         many = f"{times} × {one}" if one else f"{times} blocks"
         return many if times > 1 else one or "a block"
     if made in LINEAR and made != "dense":
-        return f"{made} {layer.name.split('@')[-1]}"
+        kernel = for_each_axis("kernel", options_of(layer)["kernel"], 1 if "1d" in made else 2)
+        return f"{made} {by(kernel)}"
     if layer.rebuild is serial:
         return ", ".join(label(part) for part in layer.parts)
     named = {"residual": "a residual block", "tied": "tied layers", "parallel": "parallel ways"}
