@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import sys
 import traceback
@@ -92,6 +93,9 @@ def jaxnet() -> None:
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Begin with the trained parameters of this run.")
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print", help="Print the config with all defaults, and stop.")
     ] = False,
@@ -104,6 +108,7 @@ def train(
     from jaxnet.training.config import dump_toml, load_config
 
     changes = tuple(overrides or ())
+    changes += () if start_from is None else (f"start_from={json.dumps(str(start_from), ensure_ascii=False)}",)
     loaded = load_config(config, changes)
     if print_config:
         print(dump_toml(loaded), end="")
@@ -135,11 +140,14 @@ Step = Annotated[int | None, typer.Option(metavar="N", help="Read the checkpoint
 Fallback = Annotated[bool, typer.Option("--fallback", help="If the newest checkpoint is damaged, read an older one.")]
 
 
-def reading_of(step: int | None, fallback: bool) -> Any:
+Best = Annotated[bool, typer.Option("--best", help="Read the checkpoint of the best epoch (checkpoint.best).")]
+
+
+def reading_of(step: int | None, fallback: bool, best: bool) -> Any:
     """Which checkpoint is read; it is named on stderr."""
     from jaxnet.training.evaluate import Reading
 
-    return Reading(step, fallback, lambda line: print(f"jaxnet: {line}", file=sys.stderr))
+    return Reading(step, fallback, best, lambda line: print(f"jaxnet: {line}", file=sys.stderr))
 
 
 @app.command("eval")
@@ -152,12 +160,13 @@ def evaluate(
     step: Step = None,
     fallback: Fallback = False,
     allow_code: AllowCode = False,
+    best: Best = False,
 ) -> None:
     """Print the loss of a run's network, its accuracy, and which classes it confuses."""
     from jaxnet.training import evaluate
     from jaxnet.training.run_listing import console
 
-    found = evaluate.evaluate(run, data=data, data_dir=data_dir, reading=reading_of(step, fallback))
+    found = evaluate.evaluate(run, data=data, data_dir=data_dir, reading=reading_of(step, fallback, best))
     for line in evaluate.lines(found):
         print(line)
     for table in evaluate.confusion_tables(found):
@@ -172,12 +181,13 @@ def predict(
     step: Step = None,
     fallback: Fallback = False,
     allow_code: AllowCode = False,
+    best: Best = False,
 ) -> None:
     """Print the predictions of a run's network for your own examples."""
     from jaxnet.training import predict
     from jaxnet.training.run_listing import console
 
-    prediction = predict.predict(run, file, data_dir=data_dir, reading=reading_of(step, fallback))
+    prediction = predict.predict(run, file, data_dir=data_dir, reading=reading_of(step, fallback, best))
     for line in predict.lines(prediction):
         print(line)
     console().print(predict.prediction_table(prediction))
@@ -196,12 +206,13 @@ def sample(
     step: Step = None,
     fallback: Fallback = False,
     allow_code: AllowCode = False,
+    best: Best = False,
 ) -> None:
     """Generate text with a run's network, one character at a time."""
     from jaxnet.training import sample
 
     drawing = sample.Drawing(temperature, top_k, seed)
-    drawn = sample.sample(run, prompt, length=length, drawing=drawing, reading=reading_of(step, fallback))
+    drawn = sample.sample(run, prompt, length=length, drawing=drawing, reading=reading_of(step, fallback, best))
     first = next(drawn)  # what is refused is told before anything is shown
     for piece in chain((prompt, first), drawn):
         print(piece, end="", flush=True)
@@ -245,6 +256,24 @@ def diff(one: RunFolder, other: RunFolder) -> None:
 
 
 @app.command()
+def metrics(run: RunFolder) -> None:
+    """Print a run's metrics as CSV: a row for each epoch, a column for each layer where there are several."""
+    from jaxnet.training.run_listing import metrics_csv, read_run
+
+    print(metrics_csv(read_run(run)), end="")
+
+
+@app.command()
+def watch(run: RunFolder, port: Annotated[int, typer.Option(help="Port of the page; 0: any free one.")] = 0) -> None:
+    """Show a run's curves in the browser while it trains, on this machine alone; Ctrl-C ends it."""
+    from jaxnet.training.watching import address, server
+
+    with server(run, port) as serving:
+        print(f"{address(serving)} shows {run}; Ctrl-C ends it", flush=True)
+        serving.serve_forever()
+
+
+@app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file of a sweep, or a config.")],
     overrides: Annotated[
@@ -255,6 +284,7 @@ def sweep(
         bool | None,
         typer.Option("--together/--apart", help="Train all seeds of a setting in one vmapped program, or each alone."),
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes that share the runs.")] = 1,
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
@@ -264,9 +294,36 @@ def sweep(
 
     wanted = read_sweep(file, overrides or (), seeds=seeds, together=together)
     from jaxnet.training.run_listing import console
-    from jaxnet.training.sweep import run_sweep, sweep_table
+    from jaxnet.training.sweep import more_processes, run_sweep, sweep_table
 
-    console().print(sweep_table(run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir)))
+    if jobs > 1 and wanted.search is not None:
+        raise refused("--jobs must be 1 for a search by tpe, whose settings come one after another")
+    same: list[Any] = ["sweep", file, *(overrides or ()), "--runs-dir", runs_dir]
+    same += [] if data_dir is None else ["--data-dir", data_dir]
+    same += [] if seeds is None else ["--seeds", seeds]
+    same += [] if together is None else ["--together" if together else "--apart"]
+    with more_processes([str(each) for each in same], jobs - 1) as wait:
+        outcomes = run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir, wait=wait)
+    console().print(sweep_table(outcomes))
+
+
+@app.command("find-rate")
+def find_rate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-5,
+    high: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Number of training steps.")] = 100,
+    out: Annotated[Path, typer.Option(help="File for the curve, a PNG.")] = Path("learning_rates.png"),
+    data_dir: DataDir = None,
+) -> None:
+    """Train some steps with a growing learning rate, and draw the cost over it."""
+    from jaxnet.training.config import load_config
+    from jaxnet.training.learning_rates import range_test, write_curve
+
+    loaded = load_config(config, tuple(overrides or ()))
+    found = range_test(loaded, low=low, high=high, steps=steps, data_dir=data_dir)
+    print(*found.lines(), write_curve(found, out), sep="\n")
 
 
 @app.command()
@@ -441,8 +498,6 @@ def schema() -> None:
 
     `jaxnet schema > jaxnet.schema.json`, and `#:schema ./jaxnet.schema.json` as the first line of a config.
     """
-    import json
-
     from jaxnet.training.config import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

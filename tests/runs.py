@@ -42,11 +42,18 @@ def small(*overrides: str, **document: Any) -> Config:
     return make_config(DOCUMENT | document, overrides)
 
 
+def one_device() -> dict[str, str]:
+    """The environment of a process with one device, as most users have.
+
+    It compiles as this process does: runs of both are compared bit for bit.
+    """
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)}
+
+
 def command(*arguments: str | Path, **environment: str) -> subprocess.Popen:
     """`jaxnet …` in a process of its own, on one device."""
-    # One device, as most users have, compiled as in this process: runs of both are compared bit for bit.
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    surroundings = os.environ | {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)} | environment
+    surroundings = os.environ | one_device() | environment
     return subprocess.Popen(
         [sys.executable, "-m", "jaxnet", *map(str, arguments)],
         cwd=ROOT,
@@ -57,7 +64,7 @@ def command(*arguments: str | Path, **environment: str) -> subprocess.Popen:
     )
 
 
-def finished(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str, str]:
+def finished(process: subprocess.Popen, seconds: float = 600) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a process that ends by itself."""
     try:
         out, err = process.communicate(timeout=seconds)

@@ -1,12 +1,17 @@
 """Reading runs, listing them, and drawing their curves."""
 
+import csv
 import json
 import re
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -15,9 +20,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jaxnet.cli import app
-from jaxnet.training import plots, reports, run_listing
+from jaxnet.training import plots, reports, run_listing, watching
 from jaxnet.training.config import dump_toml, make_config
-from jaxnet.training.run_folder import RunError
+from jaxnet.training.run_folder import RunError, replace_file
 
 BASE = {
     "name": "digits",
@@ -409,12 +414,71 @@ def test_training_starts_without_matplotlib():
 def test_a_link_at_the_name_of_a_file_to_write_is_not_followed(tmp_path):
     for name in (".curves.png.new", "curves.png"):
         (tmp_path / name).symlink_to(tmp_path / "elsewhere")
-    reports.write(tmp_path / "curves.png", b"drawn")
+    replace_file(tmp_path / "curves.png", b"drawn")
     assert (tmp_path / "curves.png").read_bytes() == b"drawn"
     assert not (tmp_path / "curves.png").is_symlink()
     assert not (tmp_path / "elsewhere").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".curves.png.new", "curves.png"]
     (tmp_path / "folder").mkdir()
     with pytest.raises(RunError, match="cannot write"):
-        reports.write(tmp_path / "folder", b"")
+        replace_file(tmp_path / "folder", b"")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_metrics_as_csv(tmp_path):
+    record = run_listing.read_run(fake_run(tmp_path / "a", layers=3))
+    rows = list(csv.DictReader(StringIO(run_listing.metrics_csv(record))))
+    assert len(rows) == len(record.metrics)
+    for row, line in zip(rows, record.metrics, strict=True):
+        assert list(row)[:2] == ["epoch", "step"]
+        assert float(row["train_loss"]) == line["train_loss"]
+        assert [float(row[f"delta_norms.{i}"]) for i in (1, 2, 3)] == line["delta_norms"]
+
+
+# ------------------------------------------------------------------------------------------ watching
+
+
+@contextmanager
+def served(folder):
+    with watching.server(folder) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        try:
+            yield watching.address(serving)
+        finally:
+            serving.shutdown()
+            thread.join()
+
+
+def test_a_run_is_watched(tmp_path):
+    folder = fake_run(tmp_path / "a")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("")
+    with served(folder) as address:
+        with urlopen(address) as answer:
+            assert b"no epoch is done yet" in answer.read()
+            assert answer.headers["Refresh"] == "5"
+        (folder / "metrics.jsonl").write_text("".join(lines))
+        with urlopen(address) as answer:
+            assert b"data:image/svg+xml" in answer.read()
+        for request, status in (
+            (Request(f"{address}other"), 404),
+            (Request(address, headers={"Host": "example.org:80"}), 403),
+        ):
+            with pytest.raises(HTTPError) as refused:
+                urlopen(request)
+            assert refused.value.code == status
+            refused.value.close()
+        (folder / "environment.json").unlink()
+        with pytest.raises(HTTPError) as refused:
+            urlopen(address)
+        assert refused.value.code == 500
+        refused.value.close()
+
+
+def test_what_cannot_be_watched(tmp_path):
+    with pytest.raises(RunError, match="is not a run"):
+        watching.server(tmp_path)
+    folder = fake_run(tmp_path / "a")
+    with watching.server(folder) as serving, pytest.raises(RunError, match="--port must be free"):
+        watching.server(folder, serving.server_port)

@@ -15,6 +15,7 @@ from jaxnet.training import loop
 from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter, Progress
 from jaxnet.training.config import dump_toml
 from jaxnet.training.run_folder import Run, RunError
+from tests import runs
 from tests.runs import command, finished, killed, metrics, small, summary
 
 # Dropout, a schedule and accumulation have states of their own; a checkpoint after each of eight calls in an epoch.
@@ -49,11 +50,11 @@ def whole(tmp_path_factory):
     return folder / "run"
 
 
-def begin_or_go_on(folder, config, **environment):
+def begin_or_go_on(folder, config):
     """`train`, or `resume` where there is something to resume."""
     if (folder / "config.toml").exists():
-        return command("resume", folder, **environment)
-    return command("train", config, "--run-dir", folder, **environment)
+        return command("resume", folder)
+    return command("train", config, "--run-dir", folder)
 
 
 def cut_off(folder, config, kills, seed):
@@ -172,11 +173,20 @@ def test_a_changed_config_is_refused(half):
     assert metrics(half) == before
 
 
-def test_changed_data_are_refused(half):
-    environment = json.loads((half / "environment.json").read_text()) | {"data_sha256": "0"}
-    (half / "environment.json").write_text(json.dumps(environment))
+def test_changed_data_are_refused(half, monkeypatch):
+    other = runs.blobs(spread=2.0)
+    monkeypatch.setattr(runs, "blobs", lambda: other)
     with pytest.raises(RunError, match=r"the data of .* have changed"):
         loop.resume(half, quiet=True)
+
+
+def test_a_changed_environment_is_refused(half, whole, tmp_path):
+    finished_run = shutil.copytree(whole, tmp_path / "finished")
+    for folder in (half, finished_run):
+        environment = json.loads((folder / "environment.json").read_text()) | {"data_sha256": "0"}
+        (folder / "environment.json").write_text(json.dumps(environment))
+        with pytest.raises(RunError, match=r"or environment.json beside it, has changed since the run began"):
+            loop.resume(folder, quiet=True)
 
 
 def test_checkpoints_of_another_run_are_refused(half, tmp_path):
@@ -272,3 +282,17 @@ def test_what_a_resumption_cannot_change(tmp_path, override, words):
     with pytest.raises(ValueError, match=words):
         loop.resume(run, overrides=[override], quiet=True)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name in before} == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_metrics_of_a_finished_run_are_written_again(tmp_path, damage):
+    run = loop.train(small("train.epochs=2"), run_dir=tmp_path / "run", quiet=True)
+    before, path = metrics(run), run / "metrics.jsonl"
+    if damage == "gone":
+        path.unlink()
+    else:
+        text = path.read_text()
+        path.write_text(text[: len(text) // 2] if damage == "cut" else text.replace('"epoch": 1', '"epoch": 3'))
+    loop.resume(run, quiet=True)
+    assert metrics(run) == before
+    assert Run.open(run).ended_well()

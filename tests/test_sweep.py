@@ -1,6 +1,7 @@
 """Sweeps: what they go over, what they skip, and what they tell."""
 
 import json
+import math
 import statistics
 import time
 
@@ -329,3 +330,89 @@ def test_mean_and_spread(tmp_path):
     assert columns["test %"] == ["93.00 ± 3.00", "50.00", "—"]
     assert columns["best test %"] == ["95.00 ± 0.00", "95.00", "—"]
     assert columns["s"] == ["2.0 ± 1.0", "1.0", "—"]
+
+
+# ------------------------------------------------------------------------------------------- searches
+
+SEARCH = """
+seeds = 2
+[search]
+trials = 4
+sampler = "SAMPLER"
+[search.space]
+train.optimizer.learning_rate = { low = 1e-3, high = 1.0, log = true }
+model.0.dense = { low = 4, high = 8 }
+"train.batch" = [5, 10]
+"""
+
+
+def drawn(settings):
+    train = [setting.config.train for setting in settings]
+    dense = [setting.config.resolved()["model"][0]["dense"] for setting in settings]
+    return [each.optimizer["learning_rate"] for each in train], dense, [each.batch for each in train]
+
+
+def test_a_random_search_draws_its_settings_from_the_seed(sweep_file):
+    sweep = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "random").replace("trials = 4", "trials = 200")))
+    again = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "random").replace("trials = 4", "trials = 200")))
+    rates, dense, batches = drawn(sweep.settings)
+    assert (rates, dense, batches) == drawn(again.settings)
+    assert len(rates) == 200
+    assert all(1e-3 <= rate <= 1 for rate in rates)
+    assert 40 < sum(rate < 0.01 for rate in rates) < 95, "a third of a logarithmic range"
+    assert set(dense) == {4, 5, 6, 7, 8}
+    assert set(batches) == {5, 10}
+
+
+def test_a_search_by_tpe_goes_on_where_it_was(sweep_file, tmp_path):
+    sweep = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "tpe")))
+    said = []
+    whole = run_sweep(sweep, runs_dir=tmp_path / "whole", say=said.append)
+    assert said[0] == "trial 1 of 4"
+    assert [len(each.records) for each in whole] == [2] * 4
+    shorter = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "tpe").replace("trials = 4", "trials = 2")))
+    first = run_sweep(shorter, runs_dir=tmp_path / "cut", say=lambda line: None)
+    again = run_sweep(sweep, runs_dir=tmp_path / "cut", say=said.append)
+    assert sum("finished already, skipped" in line for line in said) == 4
+    assert drawn([each.setting for each in again]) == drawn([each.setting for each in whole])
+    assert drawn([each.setting for each in first]) == tuple(each[:2] for each in drawn([e.setting for e in whole]))
+    assert len(set(drawn([each.setting for each in whole])[0])) == 4
+
+
+def test_a_search_goes_towards_the_better_settings(sweep_file):
+    """Of a parabola, without training: the later half of the trials is nearer its lowest point."""
+    text = SEARCH.replace("SAMPLER", "tpe").replace("trials = 4", "trials = 100")
+    trials = read_sweep(sweep_file(text)).search
+
+    def off(setting):
+        return abs(math.log10(setting.config.train.optimizer["learning_rate"]) + 1.5)
+
+    found = [off(setting) for setting in trials.suggested(lambda setting: off(setting) ** 2)]
+    assert statistics.fmean(found[50:]) < 0.6 * statistics.fmean(found[:10])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("low = 1e-3", "low = 2.0"), "low must be below high, above 0, got 2 and 1"),
+        (("trials = 4", "trials = 0"), "search.trials: must be at least 1"),
+        (("[5, 10]", "5"), "a sweep takes a list of values"),
+        (("[search]", "[grid]\nseed = [1, 2]\n[search]"), "a sweep has a search or lists of values, got both"),
+        (("SAMPLER", "cma"), "search.sampler: must be 'random' or 'tpe'"),
+    ],
+)
+def test_a_search_that_cannot_be(sweep_file, change, words):
+    text = SEARCH.replace(*change).replace("SAMPLER", "random")
+    with pytest.raises(SweepError, match=words):
+        read_sweep(sweep_file(text))
+
+
+def test_jobs_share_the_runs(base, tmp_path):
+    runs = tmp_path / "runs"
+    arguments = ("sweep", base, "train.batch=[5,10]", "--seeds", 2, "--jobs", 2, "--runs-dir", runs)
+    status, out, err = finished(command(*map(str, arguments)))
+    assert status == 0, err
+    assert len(find_runs(runs)[0]) == 4
+    assert all(record.status == "finished" for record in find_runs(runs)[0])
+    table = out.splitlines()[-2:]
+    assert [line.split()[:2] for line in table] == [["5", "2"], ["10", "2"]]

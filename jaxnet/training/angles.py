@@ -1,4 +1,4 @@
-"""How far another way back than Wᵀ is from it, by layer, in degrees: of its gradient, and of what carries the error."""
+"""Angles in degrees, by layer, between feedback and backpropagation: of the gradients, and of the matrices."""
 
 from collections.abc import Callable, Iterator
 
@@ -47,7 +47,7 @@ def between(ranks: Ranks, got: Tree, right: Tree) -> list[jax.Array]:
 
 
 def _sent(sign: float, by_itself: float) -> Callable[[Passing], jax.Array]:
-    """Σ ‖u ± v‖² over the examples, of what was sent and of what would have been right; `by_itself` where it was."""
+    """Σ ‖u ± v‖² over the examples: u the signal sent back, v the one by Wᵀ; `by_itself` where both are the same."""
 
     def at(passing):
         if not isinstance(passing.saved, Sent):

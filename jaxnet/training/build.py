@@ -1,8 +1,8 @@
-"""From a config's names to what is trained: network, loss and optimizer, tried on the shapes of the data."""
+"""Builds network, loss and optimizer from a config, and tries them on the shapes of the data."""
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from jaxnet.training.names import (
 
 
 class Experiment(NamedTuple):
-    """What is trained. `example`: shape and dtype of one input, as `initialize` takes it."""
+    """Network, loss and optimizer. `example`: shape and dtype of one input, as `initialize` takes it."""
 
     net: Layer
     loss: Loss
@@ -64,13 +64,16 @@ def build(config: Config, dataset: Dataset) -> Experiment:
         make("train.head_chunks", lambda: fused_head(net, loss, chunks=chunks))
     example = one_input(config, dataset)
     with jax.enable_x64(True) if config.precision == "float64" else nullcontext():
-        fits(net, loss, example, dataset)
+        params = fits(net, loss, example, dataset)
         if config.train.chunks > 1 and keeps_state(net, loss, example):
             raise ConfigError(
                 f"train.chunks must be 1 with batch_norm, whose statistics are a whole batch's, got "
                 f"{config.train.chunks}: leave it out, or take layer_norm or group_norm"
             )
-    return Experiment(net, loss, optimizer_of(config, n), example)
+    optimizer = optimizer_of(config, n)
+    if config.train.freeze is not None:
+        optimizer = freezing(optimizer, list(map(str, config.train.freeze)), params)
+    return Experiment(net, loss, optimizer, example)
 
 
 def one_input(config: Config, dataset: Dataset) -> jax.ShapeDtypeStruct:
@@ -84,7 +87,7 @@ def one_input(config: Config, dataset: Dataset) -> jax.ShapeDtypeStruct:
 
 
 def make(where: str, of: Maker | Callable, /, **options: Any) -> Any:
-    """What a maker or a function makes of the options; what it refuses is told with its place in the config.
+    """Calls a maker or a function with options; its errors name the place in the config.
 
     Raises ConfigError.
     """
@@ -108,7 +111,7 @@ def make(where: str, of: Maker | Callable, /, **options: Any) -> Any:
 
 
 def own(where: str, name: str, kind: type, options: Mapping[str, Any]) -> Any:
-    """An object of one's own, or what a function of one's own makes of the options.
+    """An object of the user's, or the result of a user's function called with the options.
 
     Raises ConfigError where there is none, or it is of another kind.
     """
@@ -247,6 +250,38 @@ def optimizer_of(config: Config, n: int) -> optax.GradientTransformation:
     return promoting(chained)
 
 
+def freezing(
+    optimizer: optax.GradientTransformation, frozen: Sequence[str], params: Any
+) -> optax.GradientTransformation:
+    """The optimizer for the parameters outside the frozen places; those inside stay as they are.
+
+    Raises ConfigError for a place without parameters, and where nothing is left to train.
+    """
+    names = jax.tree.leaves(parameter_names(params))
+    for place in frozen:
+        if not any(is_inside(name, [place]) for name in names):
+            raise ConfigError(f'train.freeze: there is no parameter in "{place}": {did_you_mean(place, names)}')
+    if all(is_inside(name, frozen) for name in names):
+        raise ConfigError("train.freeze must leave a parameter to train, got all of them")
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda name: "frozen" if is_inside(name, frozen) else "trained", parameter_names(params))
+
+    return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def parameter_names(params: Any) -> Any:
+    """The dotted place of each parameter, such as `0.W`, in a tree like theirs."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="."), params
+    )
+
+
+def is_inside(name: str, places: Sequence[str]) -> bool:
+    """Whether a dotted name is one of these places or inside one."""
+    return any(f"{name}.".startswith(f"{place}.") for place in places)
+
+
 def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same optimizer where JAX is told to be strict: optax mixes floats with whole numbers and truth values."""
 
@@ -293,8 +328,8 @@ def is_weight(params: Any) -> Any:
 # -------------------------------------------------------------------------------------------- shapes
 
 
-def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset) -> None:
-    """Tries network and loss on the shapes of the data, forward and backward.
+def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset) -> Any:
+    """Tries network and loss on the shapes of the data, forward and backward; gives the parameters' shapes.
 
     Raises ShapeError with the layer, or ConfigError.
     """
@@ -319,6 +354,7 @@ def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset
         if 0 in leaf.shape:
             raise ShapeError(f"the parameter {jax.tree_util.keystr(path)} is empty, got shape {leaf.shape}: give units")
     enough_classes(last, dataset)
+    return params
 
 
 CALL = re.compile(r"\b(\w+)\(((?:[^()]|\([^()]*\))*)\)")
@@ -338,7 +374,7 @@ def in_toml(message: str) -> str:
 
 
 def keeps_state(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct) -> bool:
-    """Whether a layer keeps statistics beside its parameters, which couples the examples of a batch."""
+    """Whether a layer keeps statistics beside its parameters. Such a layer couples the examples of a batch."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return bool(jax.tree.leaves(jax.eval_shape(lambda k: split_state(initialize(net, loss, k, example))[1], key)))
 

@@ -29,11 +29,11 @@ ORDINARY = re.compile(r"[\w ./%#+,=@:-]+")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or none that can be read; the message says what is left."""
+    """A checkpoint cannot be written, or none can be read; the message names those that are left."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint whose content is not what was written: a hash proves it."""
+    """A checkpoint's content has changed since it was written: a hash proves it."""
 
 
 class Progress(NamedTuple):
@@ -160,17 +160,27 @@ class Checkpoints:
         Raises DamagedError where a hash proves a change, CheckpointError where it cannot be read for another reason.
         """
         folder, changed = self.folder / str(step), self.changed(step)
-        with self.damage_or_failure(step, changed):
-            about = dict(json.loads((folder / "progress" / "metadata").read_bytes()))
-            sha256, own = about.pop("sha256", None), about.pop("progress_sha256", None)
-            progress = Progress(**about)._replace(metrics=tuple(about["metrics"]))
+        progress, sha256 = self.progress(step, changed)
         if configs and progress.config not in configs and not changed:
             raise CheckpointError(f"{folder} is of another config: put it back into the run that it came from")
         with self.damage_or_failure(step, changed):
             restored = restored_state(folder / "state", jax.tree.map(plain_shape, shapes))
-        if sha256 != leaves_sha256(restored) or own not in (None, progress_sha256(about)):
+        if sha256 != leaves_sha256(restored):
             raise DamagedError(self.damage(step, changed or "its hash does not match"))
         return like(shapes, restored), progress
+
+    def progress(self, step: int, changed: str = "") -> tuple[Progress, str]:
+        """How far the run was at a checkpoint, and the hash of its state there.
+
+        changed: as the method of that name gives it. Raises as `read` does.
+        """
+        with self.damage_or_failure(step, changed):
+            about = dict(json.loads((self.folder / str(step) / "progress" / "metadata").read_bytes()))
+            sha256, own = about.pop("sha256", None), about.pop("progress_sha256", None)
+            progress = Progress(**about)._replace(metrics=tuple(about["metrics"]))
+        if own not in (None, progress_sha256(about)):
+            raise DamagedError(self.damage(step, changed or "its hash does not match"))
+        return progress, sha256
 
     def damage(self, step: int, what: str) -> str:
         """That a checkpoint is damaged, in words."""
@@ -249,9 +259,14 @@ class CheckpointWriter(Checkpoints):
                 f"{self.left(step)}: mend that, then resume"
             ) from error
 
-    def prune(self) -> None:
-        """Deletes all but the newest checkpoints. Each is renamed first, so that no reader meets half of one."""
+    def prune(self, best: int | None = None) -> None:
+        """Deletes all but the newest checkpoints and the one of step `best`.
+
+        Each is renamed first, so that no reader meets half of one.
+        """
         for step in self.steps()[self.keep :]:
+            if step == best:
+                continue
             with telling(f"cannot delete the checkpoint of step {step:,} in {self.folder}"):
                 shutil.rmtree((self.folder / str(step)).rename(self.folder / f"{DELETED}{step}"))
 
@@ -328,7 +343,7 @@ def plain_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def telling(what: str) -> Iterator[None]:
-    """Turns an `OSError` inside into a CheckpointError that says what could not be done."""
+    """Turns an `OSError` inside into a CheckpointError. what: the failed action, in words."""
     try:
         yield
     except OSError as error:
@@ -342,13 +357,13 @@ def free(path: Path) -> Path:
 
 
 def plain_shape(shape: Any) -> Any:
-    """An array of the shape and dtype in which `plain` stores a leaf; orbax restores as it to NumPy."""
+    """An array of the shape and dtype that `plain` gives a leaf; orbax restores the leaf as a NumPy array like it."""
     if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
         shape = jax.eval_shape(jax.random.key_data, shape)
     return np.empty(shape.shape, shape.dtype)
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The error in one line."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a config file says: its fields, their types and defaults, and how it is read, refused and written again."""
+"""Config files: their fields, types and defaults; reading, checking and writing them."""
 
 import re
 import tomllib
@@ -28,7 +28,21 @@ from jaxnet.training.overrides import UNREADABLE, OverrideError, apply
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run; the message says what must hold, what came, and how to mend it."""
+    """A config cannot be run. The message has the requirement, the value given, and the repair."""
+
+
+METRIC = r"^(train|validation|test)_(loss|accuracy)$"
+
+
+class EarlyStop(Table):
+    """When training ends before its last epoch."""
+
+    metric: str = Field(pattern=METRIC)
+    """A loss that should fall or an accuracy that should rise: validation_loss, test_accuracy."""
+    patience: int = Field(default=5, ge=1)
+    """Training ends after this many epochs without a better value."""
+    least_change: float = Field(default=0.0, ge=0)
+    """A value is better if it differs from the best one by more than this."""
 
 
 class Train(Table):
@@ -56,15 +70,19 @@ class Train(Table):
     """Equal pieces in which each batch is run, one after the other, to save memory."""
     head_chunks: int = Field(default=1, ge=1)
     """Pieces of each sequence in which the last layer and the loss are run together: the logits are never whole."""
+    freeze: list[int | str] | None = Field(default=None, min_length=1)
+    """Layers or parameters that are not trained, by the numbers and names of their place: [0, "2.b"]."""
+    stop_early: EarlyStop | None = None
+    """Ends training where a metric no longer gets better."""
 
 
 class Monitor(Table):
-    """What is measured on the way."""
+    """Measurements during training."""
 
     delta_norms: bool = True
     """The root mean square over the examples of each layer's norm of delta."""
     mean_delta: int = Field(default=0, ge=0)
-    """The first so many training examples, over which each layer's mean delta is taken after each epoch."""
+    """Number of training examples, from the first, for each layer's mean delta after each epoch."""
     gradient_norms: bool = False
     """Each layer's norm of the gradient."""
     update_ratios: bool = False
@@ -74,7 +92,7 @@ class Monitor(Table):
     class_accuracy: bool | None = None
     """The accuracy of each class, and their mean, the balanced accuracy, after each epoch."""
     angles: int = Field(default=0, ge=0)
-    """The first so many training examples, over which each layer's angles to backpropagation are taken each epoch.
+    """Number of training examples, from the first, for each layer's angles to backpropagation after each epoch.
 
     Of its gradient to the true one, and of what carries the error back to the transpose of W; in degrees."""
 
@@ -83,20 +101,22 @@ class Checkpoint(Table):
     """How many checkpoints are kept, and how often one is written."""
 
     keep: int = Field(default=3, ge=1)
-    """The newest so many are kept."""
+    """Number of checkpoints that are kept: the newest."""
     every_seconds: float = Field(default=30.0, ge=0)
     """The least time between two; one is always written at the end."""
+    best: str | None = Field(default=None, pattern=METRIC)
+    """A metric; the checkpoint of its best epoch is kept besides. `jaxnet eval RUN --best` reads it."""
 
 
 class Mesh(Table):
-    """The devices over which the work is spread."""
+    """The devices that share the work."""
 
     data: int = Field(default=1, ge=1)
-    """Devices over which each batch is sharded."""
+    """Number of devices that share each batch."""
 
 
 class Promise(Table):
-    """What the recipe promises. Accuracies, at least so much, are fractions."""
+    """The results that the recipe promises. Accuracies are fractions; a run reaches them or more."""
 
     test_accuracy: float | None = Field(default=None, ge=0, le=1)
     """After the last epoch, of the test set."""
@@ -133,10 +153,12 @@ class Config(Table):
     """A loss by name, with its options."""
     init: Init | None = None
     """The initialiser of each layer that names none of its own."""
+    start_from: str | None = None
+    """A run's folder. Parameters of the same name and shape begin with that run's trained values."""
     model: ModelSpec
     """A list of layers, a model by name with its options, or package.module:object."""
     feedback: FeedbackSpec = "transpose"
-    """What carries the error back instead of the transpose of W, in all layers with weights or in some."""
+    """The feedback path in place of the transpose of W, in all layers with weights or in some."""
     train: Train
     monitor: Monitor = Monitor()
     checkpoint: Checkpoint = Checkpoint()
@@ -154,7 +176,7 @@ class Config(Table):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """All of it as plain data, defaults written out; what is not set is left out."""
+        """The config as plain data with all defaults; fields that are not set are left out."""
         return self.model_dump(exclude_none=True)
 
 
@@ -198,7 +220,7 @@ def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, w
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file says.
+    """The data of a TOML file.
 
     Raises ConfigError.
     """
@@ -241,7 +263,7 @@ MUST = {
 
 
 def told_error(error: ErrorDetails) -> str:
-    """One error: the place, what must hold, what came, and how to mend it."""
+    """One error in words: the place, the requirement, the value given, the repair."""
     place = ".".join(str(part) for part in error["loc"] if not is_tag(part))
     kind, came = error["type"], error["input"]
     context = {key: f"{value:g}" if isinstance(value, float) else value for key, value in error.get("ctx", {}).items()}
@@ -257,7 +279,7 @@ def told_error(error: ErrorDetails) -> str:
 
 
 def mend(kind: str, came: Any) -> str:
-    """How a value is written in TOML, where it is plain what was meant."""
+    """The value in correct TOML, where the intention is clear."""
     if not isinstance(came, str):
         return ""
     if kind == "bool_type" and came.lower() in ("true", "false"):

@@ -23,7 +23,7 @@ class Trouble(NamedTuple):
 
 
 def first_trouble(session: Session, seed: int, before: State, call: Call, order: jax.Array) -> Trouble:
-    """The first step of a call after which the state is not sound, and the first place in it.
+    """The first step of a call that leaves an unsound state, and the first place in it.
 
     before: one seed's state before the call, sound. order: that seed's order of the epoch.
     """

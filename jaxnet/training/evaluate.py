@@ -18,7 +18,8 @@ from jaxnet.training.data.tables import ALL_FOR_TRAINING
 from jaxnet.training.data.text import in_vocabulary
 from jaxnet.training.display import percent
 from jaxnet.training.run_folder import Run, RunError, data_sha256, quoted
-from jaxnet.training.run_listing import table_of
+from jaxnet.training.run_listing import read_metrics, table_of
+from jaxnet.training.run_summary import best_line
 from jaxnet.training.session import Session
 
 
@@ -34,13 +35,15 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """Which checkpoint of a run is read. say: told which one it is, and what is passed over.
+    """The choice of a run's checkpoint. say: called with the one read and those passed over.
 
     step: that one; None reads the newest. fallback: an older one is read where newer ones are damaged.
+    best: that of the best epoch, by the metric of the config's `checkpoint.best`.
     """
 
     step: int | None = None
     fallback: bool = False
+    best: bool = False
     say: Callable[[str], None] = lambda line: None
 
 
@@ -88,12 +91,11 @@ def saved(run: Run, shapes: Tree, reading: Reading) -> tuple[int, Any, Progress]
     mend = f"jaxnet resume {quoted(folder)}"
     if not steps:
         raise RunError(f"{folder} has no checkpoint yet: resume it first, {mend}")
-    if reading.step is not None:
-        if reading.step not in steps:
-            raise RunError(
-                f"{folder} has no checkpoint of step {reading.step:,}: there are {', '.join(map(str, steps))}"
-            )
-        return reading.step, *checkpoints.read(reading.step, shapes)
+    wanted = best_step(run) if reading.best else reading.step
+    if wanted is not None:
+        if wanted not in steps:
+            raise RunError(f"{folder} has no checkpoint of step {wanted:,}: there are {', '.join(map(str, steps))}")
+        return wanted, *checkpoints.read(wanted, shapes)
 
     def older(what: str) -> str:
         return (
@@ -115,8 +117,20 @@ def saved(run: Run, shapes: Tree, reading: Reading) -> tuple[int, Any, Progress]
     return found
 
 
+def best_step(run: Run) -> int:
+    """The step of a run's best epoch.
+
+    Raises RunError where its config keeps no checkpoint of that, or no epoch is done.
+    """
+    metric, metrics = run.config().checkpoint.best, read_metrics(run.folder / "metrics.jsonl")
+    if metric is None or not metrics:
+        why = "no epoch is done" if metric else 'train it with checkpoint.best = "validation_loss" or another metric'
+        raise RunError(f"{run.folder} has no checkpoint of a best epoch: {why}")
+    return best_line(metrics, metric)["step"]
+
+
 def for_evaluation(config: Config) -> Config:
-    """The config without what binds it to devices, to the size of its training set, or to monitors."""
+    """The config without its devices, its batch size and its monitors."""
     train = config.train.model_copy(update={"batch": 1, "chunks": 1})
     off = {"mean_delta": 0, "angles": 0, "train_accuracy": False}
     monitor = config.monitor.model_copy(update={**off, "class_accuracy": True})

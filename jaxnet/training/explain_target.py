@@ -34,7 +34,7 @@ def subject_of(
     inputs: str | None = None,
     data_dir: Path | None = None,
 ) -> Subject:
-    """What a target names: a config, a run's folder, a name that jaxnet ships, or "package.module:object".
+    """The subject that a target names: a config, a run's folder, one of jaxnet's names, or "package.module:object".
 
     batch: so many examples as one. Raises ExplainError, and what configs, runs and data raise.
     """
@@ -76,7 +76,7 @@ def config_subject(
 
 
 def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Path | None = None) -> Subject:
-    """The network of a run as it was last saved, with what is kept of how it came there.
+    """The network of a run at its last checkpoint, with the checkpoints and metrics before it.
 
     Raises as `evaluate.restore` does, and ExplainError for an example that there is not.
     """
@@ -134,5 +134,5 @@ def chosen(x: np.ndarray, y: np.ndarray, example: int, batch: int) -> tuple[np.n
 
 
 def typed(array: np.ndarray, wide: str) -> np.ndarray:
-    """Floats in the precision in which they are computed with."""
+    """Floats in the precision of the computation."""
     return array.astype(wide) if np.issubdtype(array.dtype, np.floating) else array

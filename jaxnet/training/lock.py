@@ -1,4 +1,4 @@
-"""A lock by which one process alone writes a run's folder; the system releases it when the process ends."""
+"""A lock: one process at a time writes a run's folder. The system releases it when the process ends."""
 
 import errno
 import os

@@ -13,22 +13,23 @@ import numpy as np
 
 from jaxnet.training import devices
 from jaxnet.training.checkpoint import CheckpointWriter, Progress, leaves_sha256, plain
-from jaxnet.training.config import Config
+from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import load
 from jaxnet.training.display import Display, row
 from jaxnet.training.divergence import first_trouble
-from jaxnet.training.run_folder import Run, about_data, config_sha256, data_sha256, quoted, versions
+from jaxnet.training.fine_tuning import Start, trained_start
+from jaxnet.training.run_folder import Run, RunError, about_data, config_sha256, data_sha256, quoted, versions
+from jaxnet.training.run_summary import best_line, epochs_without_gain, result_lines, summarize
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
 from jaxnet.training.step import State
-from jaxnet.training.summary import result_lines, summarize
 from jaxnet.training.tensorboard import Events
 
 MAY_DIFFER = {"versions", "platform", "device", "devices", "threads"}
 
 
 class DivergedError(ValueError):
-    """Loss or gradient became NaN or infinite; the message says where first, and what is kept."""
+    """Loss or gradient became NaN or infinite; the message names the first place and the last good checkpoint."""
 
 
 # ----------------------------------------------------------------------------------------- entrances
@@ -79,8 +80,10 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quie
     dataset = load(config.resolved()["data"], data_dir=data_dir)
     with stopping() as stop, devices.precision(config.precision), ExitStack() as locks:
         session = Session(config, dataset, seeds, stop.patiently)
-        data = data_sha256(dataset)
+        has_its_metrics(session)
+        start, data = trained_start(session, data_dir), data_sha256(dataset)
         beside = {"data_dir": str(data_dir) if data_dir else None, "together": seeds}
+        beside |= {"started_from": start.source} if start is not None else {}
         runs = []
         for seed in session.seeds:
             own = config.model_copy(update={"seed": seed})
@@ -98,7 +101,7 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quie
             )
             locks.enter_context(run.locked())
             runs.append(Single(run, own, config_sha256(own, data), stop, quiet or seeds is not None))
-        return Loop(session, runs, stop, began, quiet).go(None)
+        return Loop(session, runs, stop, began, quiet).go(None, start)
 
 
 def resume(folder: Path, *, data_dir: Path | None = None, overrides: Sequence[str] = (), quiet: bool = False) -> Path:
@@ -128,6 +131,7 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
         for run in runs:
             locks.enter_context(run.locked())
             run.extend(overrides)
+            run.unchanged(run.config())
         config, environment = runs[0].config(), runs[0].environment()
         if all(run.ended_well() for run in runs):
             for run in runs:
@@ -146,18 +150,36 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
             for single in singles:
                 for line in differences(environment, now):
                     single.display.say(line)
-            return Loop(session, singles, stop, began, quiet).go(restored(session, singles))
+            has_its_metrics(session)
+            states = restored(session, singles)
+            start = trained_start(session, data_dir) if states is None else None
+            if start is not None and start.source != environment.get("started_from"):
+                raise RunError(f"{start.source['run']}, from which {folders[0]} starts, has changed: train a new run")
+            return Loop(session, singles, stop, began, quiet).go(states, start)
+
+
+def has_its_metrics(session: Session) -> None:
+    """Checks that the metrics for early stopping and for the best checkpoint are measured.
+
+    Raises ConfigError.
+    """
+    stop, measured = session.config.train.stop_early, session.measures()
+    for key, metric in (
+        ("train.stop_early.metric", stop.metric if stop is not None else None),
+        ("checkpoint.best", session.config.checkpoint.best),
+    ):
+        if metric is not None and metric not in measured:
+            raise ConfigError(f"{key} must be measured in this run, one of {', '.join(measured)}, got {metric}")
 
 
 def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
-    """Each run's state at the newest step of which all have a whole checkpoint; None for the beginning.
+    """Each run's state at the newest step for which all have a whole checkpoint; None if there is no such step.
 
-    Sets the runs' progress and metrics to that step. A run that diverged lends its place to another's state.
+    Sets the runs' progress and metrics to that step. A run that has ended lends its place to another's state.
     """
-    for single in singles:
-        if (single.run.summary() or {}).get("status") == "diverged" and len(singles) > 1:
-            single.trouble = DivergedError(f"{single.run.folder} diverged before")
-    alive = [single for single in singles if single.trouble is None]
+    for single in singles if len(singles) > 1 else ():
+        single.ended = single.run.ended_well() or (single.run.summary() or {}).get("status") == "diverged"
+    alive = [single for single in singles if not single.ended]
     found = {single: single.checkpoints.resumable(session.shapes(), single.run.configs()) for single in alive}
     steps = [each[0] for each in found.values() if each is not None]
     begun = len(steps) == len(alive)
@@ -180,7 +202,7 @@ def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What makes a resumed run differ in its last bits, in words."""
+    """Changes since the run began that alter its last bits, in words."""
     changed = [
         f"{name} {before.get(name)} → {now.get(name)}"
         for name in sorted(MAY_DIFFER - {"versions"})
@@ -199,12 +221,13 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 class Single:
-    """One seed's run: its folder, its checkpoints, how far it is, and whether it has ended."""
+    """One seed's run: its folder, its checkpoints, how far it is, whether it has ended, and of what trouble."""
 
     def __init__(self, run: Run, config: Config, config_sha256: str, stop: Stop, quiet: bool):
         self.run, self.config, self.config_sha256 = run, config, config_sha256
         self.display = Display(run.log, stop.output_lost, quiet=quiet)
         self.progress = Progress(config=config_sha256)
+        self.ended = False
         self.trouble: DivergedError | None = None
         self._checkpoints: CheckpointWriter | None = None
         self._events: Events | None = None
@@ -216,6 +239,11 @@ class Single:
             keep = self.config.checkpoint.keep
             self._checkpoints = CheckpointWriter(self.run.checkpoints.folder, keep, self.display.say)
         return self._checkpoints
+
+    def prune(self) -> None:
+        """Deletes older checkpoints but that of the best epoch, if the config asks for it."""
+        metric, lines = self.config.checkpoint.best, self.progress.metrics
+        self.checkpoints.prune(best_line(lines, metric)["step"] if metric is not None and lines else None)
 
     def record(self, line: dict[str, Any]) -> None:
         """Adds an epoch's line of metrics."""
@@ -250,19 +278,24 @@ class Loop:
         for single in self.runs:
             single.run.log(line)
 
-    def go(self, states: list[Any] | None) -> list[Path]:
-        """Trains to the end from the runs' states, or from the beginning; gives the runs' folders."""
+    def go(self, states: list[Any] | None, start: Start | None) -> list[Path]:
+        """Trains to the end from the runs' states, or from the beginning with a trained start; gives the folders."""
         session, folders = self.session, [single.run.folder for single in self.runs]
         for line in (session.title(), *session.dataset.notes):
             self.display.say(line)
         for folder in folders:
             self.display.say(f"→ {folder}")
+        if start is not None:
+            self.display.say(start.line())
         epochs, progress = session.config.train.epochs, self.runs[0].progress
         self.display.start(epochs * session.steps_per_epoch, self.step_at(progress.epoch, progress.call))
         try:
-            state = self.latest = session.begin() if states is None else session.restored(states)
+            begin = None if start is None else start.given
+            state = self.latest = session.begin(begin) if states is None else session.restored(states)
+            self.end_early(state)
             for epoch in range(progress.epoch, epochs):
-                state = self.epoch(epoch, progress.call if epoch == progress.epoch else 0, state)
+                if self.alive():
+                    state = self.epoch(epoch, progress.call if epoch == progress.epoch else 0, state)
             self.finish(state)
         except StillRunningError:
             if self.latest is not None:
@@ -287,6 +320,8 @@ class Loop:
             done += call.count * call.batch
             if not good.all():
                 self.diverged(good, state, i, order)
+                if not self.alive():
+                    return state
             state = after
             self.show(epoch, i + 1, state, done)
             if i + 1 < len(session.calls):
@@ -296,11 +331,28 @@ class Loop:
         self.latest = state
         self.measure(epoch, state, done)
         self.move(epoch + 1, 0)
-        self.pause(state)
+        self.end_early(state)
+        self.pause(state, [single for single in self.alive() if self.is_best(single)])
         return state
 
+    def is_best(self, single: Single) -> bool:
+        """Whether the last epoch is the best so far by the metric `checkpoint.best`."""
+        metric, lines = single.config.checkpoint.best, single.progress.metrics
+        return metric is not None and best_line(lines, metric) is lines[-1]
+
+    def end_early(self, state: State) -> None:
+        """Ends the runs whose metric has not become better for so long as the config allows."""
+        stop = self.session.config.train.stop_early
+        for seed, single in enumerate(self.runs):
+            lines = single.progress.metrics
+            if stop is None or single.ended or single.progress.call or not lines:
+                continue
+            if epochs_without_gain(lines, stop) >= stop.patience:
+                self.save_one(seed, single, state)
+                self.finish_one(seed, single, state)
+
     def step_at(self, epoch: int, call: int) -> int:
-        """Steps done when so many epochs and calls of the next are."""
+        """Number of steps in `epoch` whole epochs and `call` calls of the next one."""
         return epoch * self.session.steps_per_epoch + sum(each.count for each in self.session.calls[:call])
 
     def step_of(self, single: Single) -> int:
@@ -314,8 +366,8 @@ class Loop:
             single.progress = single.progress._replace(epoch=epoch, call=call, seconds=seconds)
 
     def alive(self) -> list[Single]:
-        """The runs that have not diverged."""
-        return [single for single in self.runs if single.trouble is None]
+        """The runs that have not ended."""
+        return [single for single in self.runs if not single.ended]
 
     def measure(self, epoch: int, state: State, done: int) -> None:
         """An epoch's metrics, into every run."""
@@ -323,7 +375,7 @@ class Loop:
         found = session.averages(state, session.examples, session.steps_per_epoch) | session.watch(state.whole)
         step = self.step_at(epoch + 1, 0)
         for seed, single in enumerate(self.runs):
-            if single.trouble is not None:
+            if single.ended:
                 continue
             line = {
                 **{name: value[seed].tolist() for name, value in found.items() if not name.endswith("_confusion")},
@@ -357,22 +409,25 @@ class Loop:
 
     # -------------------------------------------------------------------------- checkpoints and ends
 
-    def pause(self, state: State) -> None:
-        """Between calls: stops where that was asked for, and writes a checkpoint where it is time."""
+    def pause(self, state: State, best: Sequence[Single] = ()) -> None:
+        """Between calls: stops where that was asked for, and writes a checkpoint where it is time.
+
+        best: runs of which one is written in any case.
+        """
         self.latest = state
         if self.stop.status is not None:
             self.save(state)
             self.stopped()
-        elif time.monotonic() - self.saved_at >= self.session.config.checkpoint.every_seconds:
+        elif time.monotonic() - self.saved_at >= self.session.config.checkpoint.every_seconds or best:
             self.save(state)
 
     def save(self, state: State) -> None:
         """A checkpoint of every run that is alive. Older ones go after all are written, so that all share a step."""
         for seed, single in enumerate(self.runs):
-            if single.trouble is None:
+            if not single.ended:
                 self.save_one(seed, single, state)
         for single in self.alive():
-            single.checkpoints.prune()
+            single.prune()
         self.saved_at = time.monotonic()
 
     def save_one(self, seed: int, single: Single, state: State) -> None:
@@ -387,7 +442,7 @@ class Loop:
             folder = quoted(single.run.folder)
             if self.latest is None:
                 self.display_of(single).say(f"stopped before the first step; jaxnet resume {folder}")
-            elif single.trouble is None:
+            elif not single.ended:
                 params = self.session.one(plain(self.latest.whole), seed)
                 single.summary("interrupted", params, self.step_of(single))
                 said = f"stopped; checkpoint of step {single.checkpoints.steps()[0]:,} written"
@@ -405,7 +460,7 @@ class Loop:
         Raises DivergedError where none is left.
         """
         for seed, single in enumerate(self.runs):
-            if good[seed] or single.trouble is not None:
+            if good[seed] or single.ended:
                 continue
             call, one = self.session.calls[i], self.session.one
             self.save_one(seed, single, before)
@@ -415,13 +470,14 @@ class Loop:
                 f"first in {trouble.where}: lower the learning rate, or clip by train.clip_norm; "
                 f"the last good checkpoint is of step {single.checkpoints.steps()[0]:,} in {single.run.folder}"
             )
+            single.ended = True
             single.run.log(str(single.trouble))
             single.summary("diverged", self.session.one(plain(before.whole), seed), self.step_of(single))
-        if not self.alive():
+        if all(single.trouble is not None for single in self.runs):
             raise next(single.trouble for single in self.runs if single.trouble is not None)
 
     def finish(self, state: State) -> None:
-        """The last checkpoint, the summary, and what came of it."""
+        """Writes the last checkpoint and the summary, and shows the result."""
         self.latest = state
         epochs = self.session.config.train.epochs
         self.move(epochs, 0)
@@ -432,12 +488,18 @@ class Loop:
                 single.progress = single.progress._replace(metrics=({"epoch": 0, **found},))
         self.display.end()
         for seed, single in enumerate(self.runs):
-            if single.trouble is None:
-                params = self.session.one(plain(state.whole), seed)
-                summary = single.summary("finished", params, self.step_of(single), self.first)
-                for line in result_lines(single.config, summary, single.run.folder):
-                    self.display_of(single).say(line)
+            if not single.ended:
+                self.finish_one(seed, single, state)
         from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax
 
-        for single in self.alive():
-            write_curves(single.run.folder)
+        for single in self.runs:
+            if single.trouble is None:
+                write_curves(single.run.folder)
+
+    def finish_one(self, seed: int, single: Single, state: State) -> None:
+        """Writes a run's summary and shows the result."""
+        params = self.session.one(plain(state.whole), seed)
+        summary = single.summary("finished", params, self.step_of(single), self.first)
+        for line in result_lines(single.config, summary, single.run.folder):
+            self.display_of(single).say(line)
+        single.ended = True

@@ -1,4 +1,4 @@
-"""What is watched by layer while a network trains: norms of δ, of gradients, and of updates beside their weights.
+"""Monitors by layer during training: norms of δ and of gradients, and ratios of updates to weights.
 
 Numbers come first layer first; of a block inside `repeat`, time by time.
 """
@@ -73,7 +73,7 @@ def by_layer(ranks: Ranks, tree: Tree) -> list[jax.Array]:
 
 
 def in_order(net: Layer, numbers: Tree) -> jax.Array:
-    """What was read at each leaf layer as one vector, first layer first; of a stack, time by time."""
+    """The readings of all leaf layers as one vector, first layer first; of a stack, block by block."""
     return _in_order(net, iter(jax.tree.leaves(numbers)))
 
 

@@ -21,16 +21,16 @@ def offered(kind: Kind) -> Mapping[str, Maker]:
 
 # The first option of each is its argument: { dense = 30 } is { dense = { units = 30 } }.
 LAYERS = offered("layer")
-"""What `model = [...]` may be made of."""
+"""The layers for `model = [...]`."""
 
 LOSSES = offered("loss")
-"""What `loss` may be."""
+"""The losses."""
 
 FEEDBACK = offered("feedback")
-"""What `feedback` may be."""
+"""The feedback paths."""
 
 MODELS = offered("model")
-"""What `model.name` may be."""
+"""The models for `model.name`."""
 
 # lbfgs and polyak_sgd need the cost beside the gradient, noisy_sgd a random key, which no file can give;
 # optimistic_adam is deprecated; the scale_by_* are parts of optimizers.
@@ -45,7 +45,7 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = MappingP
         and name not in NOT_OFFERED
     }
 )
-"""What `train.optimizer.name` may be: optax's optimizers."""
+"""The optimizers for `train.optimizer.name`, from optax."""
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
     {
@@ -56,7 +56,7 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
         and not name.startswith(("scale_by_", "inject_"))
     }
 )
-"""What `learning_rate.schedule` may be: optax's schedules, counted in steps."""
+"""The schedules for `learning_rate.schedule`, from optax, counted in steps."""
 
 
 def parameters(of: Maker | Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -1,4 +1,4 @@
-"""From the tables of names to the types by which pydantic checks a config: a table for each name's options."""
+"""The types by which pydantic checks a config, made from the tables of names: one type for each name's options."""
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,7 +102,7 @@ PLAIN = (AfterValidator(as_written), PlainSerializer(lambda value: value))
 
 
 def by_type(kind: type, yes: str, no: str) -> Discriminator:
-    """Chooses by what kind of value stands there."""
+    """Chooses by the type of the value."""
     return Discriminator(lambda value: f"<{yes if isinstance(value, kind) else no}>")
 
 
@@ -233,7 +233,7 @@ def shown(value: Any) -> str:
 
 
 def named(names: Mapping[str, Any], what: str, key: str = "name", own: bool = True) -> Any:
-    """The type of what a config names: a name, or a table with a name and its options, each as its signature says."""
+    """The type of a named value: a name, or a table with a name and the options of its signature."""
     tables = {
         name: table_of(f"{name} ({what})", {key: (Literal[name], ...), **options(of)}) for name, of in names.items()
     }
@@ -292,7 +292,7 @@ BARE_LAYERS = [name for name, of in LAYERS.items() if not required(of)]
 
 
 def layer_is_known(value: Any) -> Any:
-    """Refuses what names no layer."""
+    """Refuses a value that names no layer."""
     if not isinstance(value, str) and not (isinstance(value, dict) and len(value) == 1):
         raise refuse(f'must be one layer: "relu", or {{ dense = 30 }}, got {shown(value)}{keys(value)}')
     name = value if isinstance(value, str) else next(iter(value))

@@ -81,6 +81,20 @@ def apply(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
     return changed
 
 
+def value_at(document: Any, key: str) -> Any:
+    """The value of a dotted key in plain data; None where there is none.
+
+    Raises OverrideError for a key that cannot be read.
+    """
+    node = document
+    for part in parse_key(key, key):
+        if isinstance(node, list):
+            node = node[int(part)] if part.isdecimal() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
 def index(node: Any, part: str, override: str) -> Any:
     """The key of a table, or the position in a list."""
     if isinstance(node, dict):

@@ -56,7 +56,7 @@ DARK = Theme(
 
 
 class Panel(NamedTuple):
-    """One plot: its name, its title, what it shows in words, and how it is drawn."""
+    """One plot: name, title, description, and the function that draws it."""
 
     name: str
     title: str
@@ -68,7 +68,7 @@ class Panel(NamedTuple):
 
 
 def series(record: Record, name: str, layer: int | None = None) -> tuple[list[int], list[float]]:
-    """Epochs and values of a metric, of one layer where it is a list; what is missing or not finite leaves a gap."""
+    """Epochs and values of a metric, of one layer where it is a list; missing and infinite values leave gaps."""
     epochs, values = [], []
     for i, line in enumerate(record.metrics, 1):
         value = line.get(name)
@@ -164,7 +164,7 @@ def by_layer(name: str, log: bool = True) -> Callable[[Axes, Sequence[Record], T
 
 
 def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes each curve's name beside its end, apart from the one below it; what would be far off is left out."""
+    """Writes each curve's name beside its end, apart from the one below; names that would be far off are skipped."""
     log = axes.get_yscale() == "log"
     height_of, value_at = (math.log, math.exp) if log else (float, float)
     low, high = map(height_of, axes.get_ylim())
@@ -220,7 +220,7 @@ PANELS = (
 
 
 def panels_of(records: Sequence[Record]) -> list[Panel]:
-    """The panels for which any of the runs has numbers."""
+    """The panels that have numbers in any of the runs."""
 
     def names(panel: Panel) -> list[str]:
         return [panel.name, *(f"{split}_{panel.name}" for split in SPLITS)]

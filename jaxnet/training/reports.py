@@ -8,9 +8,8 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, PackageLoader
 
-from jaxnet.training.atomic_write import write_whole
 from jaxnet.training.plots import DARK, LIGHT, Panel, overview, panel_svg, panels_of, png
-from jaxnet.training.run_folder import Run, RunError, writing
+from jaxnet.training.run_folder import Run, RunError, replace_file, writing
 from jaxnet.training.run_listing import (
     Record,
     differing,
@@ -34,7 +33,7 @@ def write_curves(folder: Path) -> Path | None:
     record = read_run(folder)
     if not record.metrics:
         return None
-    return write(folder / CURVES, png(overview([record], [record.name], about([record]))))
+    return replace_file(folder / CURVES, png(overview([record], [record.name], about([record]))))
 
 
 def report(places: Sequence[Path], out: Path | None = None, say: Callable[[str], None] = print) -> list[Path]:
@@ -51,13 +50,13 @@ def report(places: Sequence[Path], out: Path | None = None, say: Callable[[str],
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     return [
-        write(out / PAGE, page(records, names).encode()),
-        write(out / CURVES, png(overview(records, names, title))),
+        replace_file(out / PAGE, page(records, names).encode()),
+        replace_file(out / CURVES, png(overview(records, names, title))),
     ]
 
 
 def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[Record]:
-    """The runs in some places, each once. say: told of each that is damaged or has no epoch yet, which is left out.
+    """The runs in some places, each once. Damaged runs and runs without an epoch are left out; say: called for each.
 
     Raises RunError where a place holds no run, or none is left.
     """
@@ -80,13 +79,6 @@ def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[Record]
     return list(found.values())
 
 
-def write(path: Path, content: bytes) -> Path:
-    """Writes a file anew, whole or not at all."""
-    with writing(path):
-        write_whole(path, content)
-    return path
-
-
 # ---------------------------------------------------------------------------------------------- words
 
 
@@ -107,7 +99,7 @@ def phrase(name: str, value: float | None) -> str:
 
 
 def surroundings(record: Record) -> str:
-    """Where and from what a run was made: device, versions, revision, command."""
+    """Device, versions, revision and command of a run."""
     environment = record.environment
     versions = environment.get("versions", {})
     parts = [

@@ -31,7 +31,7 @@ PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "scikit-learn
 
 
 class RunError(ValueError):
-    """A run's folder that cannot be made, written or read; the message says what holds and how to mend it."""
+    """A run's folder cannot be made, written or read. The message has the requirement and the repair."""
 
 
 class TakenError(RunError):
@@ -40,7 +40,7 @@ class TakenError(RunError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Says of an `OSError` inside what could not be written, and that nothing is lost.
+    """Turns an `OSError` inside into a RunError that names the file.
 
     Raises RunError.
     """
@@ -80,7 +80,7 @@ def about_data(dataset: Dataset) -> dict[str, str]:
 
 
 def config_sha256(config: Config, data: str) -> str:
-    """sha256 of the resolved config and of the data's hash: what a resumption must not change."""
+    """sha256 of the resolved config and of the data's hash. It must be the same when a run is resumed."""
     return hashlib.sha256(f"{json.dumps(config.resolved(), sort_keys=True)} {data}".encode()).hexdigest()
 
 
@@ -111,7 +111,7 @@ def checkout() -> tuple[str, str] | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of jaxnet, and of what it computes with."""
+    """Versions of Python, jaxnet and its main dependencies."""
     found = {"python": platform.python_version(), "jaxnet": jaxnet.__version__}
     for package in PACKAGES:
         try:
@@ -206,11 +206,11 @@ class Run:
         return load_config(self.folder / "config.toml")
 
     def environment(self) -> dict[str, Any]:
-        """What environment.json says."""
+        """The content of environment.json."""
         return self.json("environment.json")
 
     def summary(self) -> dict[str, Any] | None:
-        """What summary.json says; None before the run has ended in any way.
+        """The content of summary.json; None before the run has ended in any way.
 
         Raises RunError where it cannot be read, or a value is of another type.
         """
@@ -258,14 +258,18 @@ class Run:
         return Checkpoints(self.folder / "checkpoints")
 
     def ended_well(self) -> bool:
-        """Whether the run is finished, and its last checkpoint is there with every file as written."""
+        """Whether the run is finished, and its last checkpoint and its metrics are there as they were written."""
         summary = self.summary() or {}
         if summary.get("status") != "finished":
             return False
-        if summary.get("epochs", 0) < self.config().train.epochs:
+        if summary.get("epochs", 0) < self.config().train.epochs and not summary.get("stopped_early"):
             return False  # it was extended
         steps = self.checkpoints.steps()
-        return bool(steps) and summary.get("step", steps[0]) == steps[0] and not self.checkpoints.changed(steps[0])
+        if not steps or summary.get("step", steps[0]) != steps[0] or self.checkpoints.changed(steps[0]):
+            return False
+        metrics = self.folder / "metrics.jsonl"
+        written = "".join(map(line_of, self.checkpoints.progress(steps[0])[0].metrics)).encode()
+        return metrics.is_file() and metrics.read_bytes() == written
 
     def unchanged(self, config: Config, data: str | None = None) -> None:
         """Checks that the config, and the data if their hash is given, are those that the run began with.
@@ -278,8 +282,8 @@ class Run:
         if config_sha256(config, str(began.get("data_sha256"))) not in self.configs():
             file = self.folder / "config.toml"
             raise RunError(
-                f"{file} has changed since the run began: undo that, or train it as a new run: "
-                f"jaxnet train {quoted(file)}"
+                f"{file}, or environment.json beside it, has changed since the run began: undo that, or train it "
+                f"as a new run: jaxnet train {quoted(file)}"
             )
 
     def configs(self) -> list[str]:
@@ -336,9 +340,17 @@ class Run:
 
     def replace(self, name: str, text: str) -> None:
         """A file anew, whole or not at all."""
-        path = self.folder / name
-        with writing(path):
-            write_whole(path, text.encode())
+        replace_file(self.folder / name, text.encode())
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Writes a file anew, whole or not at all.
+
+    Raises RunError where it cannot be written.
+    """
+    with writing(path):
+        write_whole(path, content)
+    return path
 
 
 def environment_text(environment: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Runs as they lie on disk: read, set beside each other, and listed in a table. Nothing here writes."""
 
+import csv
+import io
 import json
 import operator
 import re
@@ -14,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxnet.training.config import ConfigError, read_toml
-from jaxnet.training.overrides import UNREADABLE, OverrideError, parse_key, parse_value
+from jaxnet.training.overrides import UNREADABLE, OverrideError, parse_value, value_at
 from jaxnet.training.run_folder import Run, RunError
 
 SPLITS = ("train", "validation", "test")
@@ -103,8 +105,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def metrics_csv(record: Record) -> str:
+    """A run's metrics as CSV. Of a list by layers each layer has a column, `delta_norms.1` that nearest the input."""
+
+    def flat(line: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        for name, value in line.items():
+            if isinstance(value, list):
+                yield from ((f"{name}.{i}", each) for i, each in enumerate(value, 1))
+            else:
+                yield name, value
+
+    rows = [dict(flat(line)) for line in record.metrics]
+    names = {name: None for row in rows for name in row}
+    columns = ["epoch", "step", *(name for name in names if name not in ("epoch", "step"))]
+    written = io.StringIO()
+    table = csv.DictWriter(written, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return written.getvalue()
+
+
 def find_runs(folder: Path) -> tuple[list[Record], list[str]]:
-    """The runs in a folder and in the folders within it, by name, and what is wrong with those that cannot be read.
+    """The runs in a folder and in the folders within it, by name, and the errors of those that cannot be read.
 
     Raises RunError where there is no such folder.
     """
@@ -141,7 +163,7 @@ def by_number(path: Path) -> list[int | str]:
 
 
 def differing(records: Sequence[Record]) -> dict[str, list[str]]:
-    """The config's keys in which the runs differ, in the notation of overrides, with each run's value."""
+    """The keys whose values differ between the runs' configs, as overrides name them, with each run's value."""
     configs = [{key: value for key, value in each.config.items() if key not in SAYS_NOTHING} for each in records]
     return dict(differences(configs, "")) if len(records) > 1 else {}
 
@@ -190,20 +212,13 @@ def value_of(record: Record, key: str) -> Any:
     if (found := record.result(key)) is not None:
         return found
     try:
-        path = parse_key(key, key)
+        return value_at(record.config, key)
     except OverrideError as error:
         raise RunError(str(error)) from None
-    value: Any = record.config
-    for part in path:
-        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def sortable(value: Any) -> tuple[int, float, str]:
-    """A key that sorts what is absent before numbers and numbers before text."""
+    """A sort key: absent values come first, then numbers, then text."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, inline(value))
@@ -254,7 +269,7 @@ def difference_lines(records: Sequence[Record]) -> list[str]:
 
 
 def short_names(records: Sequence[Record]) -> list[str]:
-    """What tells the runs apart in a legend: the values in which they differ, or their folders where those do not."""
+    """Names for a legend: the values that differ between the runs, or their folders if none do."""
     keys = differing(records)
     if keys:
         rows = zip(*keys.values(), strict=True)
@@ -302,7 +317,7 @@ def short_keys(keys: Iterable[str]) -> list[str]:
 
 
 def table_of(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]]) -> Table:
-    """A table for the terminal: the first so many columns hold words, the others numbers, which are never folded."""
+    """A table for the terminal: the first `words` columns hold words, the others numbers, never folded."""
     rows = list(rows)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, name in enumerate(headings):
@@ -318,7 +333,7 @@ def table_of(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]])
 
 
 def runs_table(records: Sequence[Record], labels: Sequence[str]) -> Table:
-    """The runs' results and the keys in which they differ; labels: what each is called."""
+    """A table of the runs' results and of the keys that differ. labels: a name for each run."""
     names, keys = results(records), differing(records)
 
     def row(i: int, record: Record) -> list[str]:
@@ -362,7 +377,7 @@ def print_runs(records: Sequence[Record], to: Console) -> None:
 
 
 def show_runs(folder: Path, *, where: Sequence[str] = (), sort: str | None = None) -> None:
-    """Prints the table of a folder's runs, and what is wrong with those that cannot be read.
+    """Prints the table of a folder's runs, and the errors of those that cannot be read.
 
     where: conditions that a run must meet, such as `test_accuracy>0.9` or `train.batch=10`. sort: the figure or key by
     which the runs are sorted, the largest last; those without it come first. Raises RunError where there is no run, or

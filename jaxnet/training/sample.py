@@ -1,4 +1,4 @@
-"""Text from a trained network: token after token, each drawn from what the network gives for the one that follows."""
+"""Text from a trained network: each token is drawn from the network's distribution for the next one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from jaxnet.training.run_folder import VOCABULARY, Run
 
 
 class SampleError(ValueError):
-    """A sample that cannot be drawn; the message says what must hold, what came, and how to mend it."""
+    """A sample cannot be drawn. The message has the requirement, the value given, and the repair."""
 
 
 class Drawing(NamedTuple):
@@ -130,7 +130,7 @@ def continued(
 
     @jax.jit
     def following(params, held, last, key):
-        """The token after place `last` of the window: what stands beyond it is not seen."""
+        """The token after place `last` of the window; the network sees nothing beyond it."""
         z = jax.lax.dynamic_index_in_dim(net.forward(params, held)[0], last, keepdims=False)[:vocab]
         z = z.astype(jnp.float32)
         if temperature == 0:

@@ -1,14 +1,14 @@
 """A config's data, network and compiled programs on the devices: for one seed, or for several, vmapped."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.layer import Layer, Loss, Tree
+from jaxnet.layer import Layer, Loss, Tree, with_state
 from jaxnet.training import monitors, step
 from jaxnet.training.angles import angles
 from jaxnet.training.build import build
@@ -23,7 +23,7 @@ SHUFFLED = 2  # tells the stream of orders from others with the same seed
 
 
 class Session:
-    """What a run computes with. Enter `devices.precision` before making one, and stay inside.
+    """The arrays and compiled programs of a run. Make and use one inside `devices.precision`.
 
     seeds: None for the config's own seed; else a state has a leading axis of so many seeds throughout.
     patiently: makes the long calls, compilations and computations, so that a signal may be heard meanwhile.
@@ -128,10 +128,21 @@ class Session:
             self.programs[name] = self.patiently(jax.jit(function, **out).lower(*arguments).compile)
         return self.programs[name]
 
-    def begin(self) -> State:
-        """The state before the first step."""
-        start = self.over_seeds(step.begin(self.recipe), (0,))
-        return self.program("begin", start, self.key)(self.key)
+    def begin(self, given: Mapping[str, np.ndarray] | None = None) -> State:
+        """The state before the first step. given: parameters by their dotted places, in place of the initial ones."""
+        start = self.over_seeds(step.begin(self.recipe), (0, None))
+        arguments = self.key, placed(dict(given or {}), self.mesh)
+        return self.program("begin", start, *arguments)(*arguments)
+
+    def params(self) -> Tree:
+        """Shapes and dtypes of one seed's parameters and non-trainable state."""
+        return with_state(*step.whole_shapes(self.recipe))
+
+    def measures(self) -> list[str]:
+        """The losses and accuracies that each epoch's metrics have."""
+        counted = [name for name in self.arrays if name != "train" or self.config.monitor.train_accuracy]
+        losses = [f"{name}_loss" for name in self.arrays]
+        return losses + [f"{name}_accuracy" for name in counted if self.classified]
 
     def shapes(self) -> State:
         """Shapes and dtypes of one seed's state."""
@@ -151,7 +162,7 @@ class Session:
         return state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
 
     def watch(self, params: Tree) -> dict[str, np.ndarray]:
-        """What is measured after an epoch: loss and accuracy of each split, norms of the mean δ; for each seed."""
+        """The measurements after an epoch, for each seed: loss and accuracy of each split, norms of the mean δ."""
         monitor = self.config.monitor
         splits = {name: split for name, split in self.arrays.items() if name != "train" or monitor.train_accuracy}
         confusion = bool(monitor.class_accuracy)
@@ -184,7 +195,7 @@ class Session:
         return rows
 
     def beside(self) -> dict[str, Callable]:
-        """What is measured over the first training examples, by the option of `[monitor]` that counts them."""
+        """The measurements over the first training examples, by the option of `[monitor]` that counts these."""
         monitor, recipe = self.config.monitor, self.recipe
         found: dict[str, Callable] = {}
         if monitor.mean_delta:
@@ -236,7 +247,7 @@ class Session:
 
 
 def counts_right(dataset: Dataset, loss: Loss) -> bool:
-    """Whether right answers are counted: targets are classes, of which the network itself gives the likeliest.
+    """Whether right answers are counted: targets are classes, and the largest output is the answer.
 
     A text is measured by its loss, in nats a character.
     """

@@ -48,7 +48,7 @@ class Stop:
         return self.status is not None and time.monotonic() - self.since > GRACE_SECONDS
 
     def patiently(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives, done in another thread so that a signal is heard meanwhile.
+        """The result of `work`, computed in another thread so that signals are heard meanwhile.
 
         Raises StillRunningError where a stop was asked for and the work did not end within the grace.
         """

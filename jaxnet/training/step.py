@@ -1,9 +1,10 @@
 """The training step: backward pass by hand, optimiser, and many steps as one scan over data that stay on the device."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +17,13 @@ from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
 from jaxnet.readings import new_state, pair, total
 from jaxnet.training import monitors
+from jaxnet.training.build import parameter_names
 from jaxnet.training.flops import products
 from jaxnet.training.text_windows import examples_at
 
 STEP_SECONDS = 5e-5
 FLOPS_PER_SECOND = 5e10
+EMPTY: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 class State(NamedTuple):
@@ -37,7 +40,7 @@ class State(NamedTuple):
 
     @property
     def whole(self) -> Tree:
-        """The parameters with what is kept beside them, as a network takes them in evaluation mode."""
+        """The parameters with the non-trainable state in its place, as a network takes them in evaluation mode."""
         return with_state(self.params, self.kept)
 
 
@@ -50,7 +53,7 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """What the training step is made of.
+    """The parts of the training step.
 
     example, target: shape and dtype of one x and one y. chunks: pieces of a whole `batch`, run one after
     another; head_chunks: of each sequence, for the last layer and the loss.
@@ -107,7 +110,7 @@ def in_precision(net: Layer, precision: str) -> Layer:
 
 
 def key_data(seed: int) -> Any:
-    """The seed as the two words of a key: plain numbers, which may be stacked, sharded and exported."""
+    """The seed as the two words of a key: plain numbers that can be stacked, sharded and exported."""
     return jax.random.key_data(jax.random.key(seed))
 
 
@@ -124,9 +127,14 @@ def step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
 # ---------------------------------------------------------------------------------------------- steps
 
 
-def fresh(recipe: Recipe, key: jax.Array) -> tuple[Tree, Tree]:
-    """Parameters, and what layers keep beside them; None where none does."""
-    params, kept = split_state(initialize(recipe.net, recipe.loss, key, recipe.example))
+def fresh(recipe: Recipe, key: jax.Array, given: Mapping[str, jax.Array] = EMPTY) -> tuple[Tree, Tree]:
+    """Parameters and non-trainable state; None where there is none.
+
+    given: values by the dotted place of a parameter, in place of the initial ones.
+    """
+    whole = initialize(recipe.net, recipe.loss, key, recipe.example)
+    whole = jax.tree.map(lambda name, initial: given.get(name, initial), parameter_names(whole), whole)
+    params, kept = split_state(whole)
     return params, kept if jax.tree.leaves(kept) else None
 
 
@@ -136,22 +144,22 @@ def shapes(recipe: Recipe) -> Tree:
 
 
 def whole_shapes(recipe: Recipe) -> tuple[Tree, Tree]:
-    """Shapes and dtypes of the parameters, and of what is kept beside them."""
+    """Shapes and dtypes of the parameters and of the non-trainable state."""
     return jax.eval_shape(lambda key: fresh(recipe, key), jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def begin(recipe: Recipe) -> Callable[[jax.Array], State]:
-    """seed -> the state before the first step."""
+def begin(recipe: Recipe) -> Callable[..., State]:
+    """(seed, given) -> the state before the first step; given: as `fresh` takes it."""
 
-    def of(seed):
-        params, kept = fresh(recipe, init_key(seed))
+    def of(seed, given=EMPTY):
+        params, kept = fresh(recipe, init_key(seed), given)
         return strong(State(params, recipe.optimizer.init(params), jnp.zeros((), jnp.int32), zero_sums(recipe), kept))
 
     return of
 
 
 def strong(tree: Tree) -> Tree:
-    """Without weak types, which an update would make strong: a scan's state must keep its type."""
+    """The tree without weak types. An update would make them strong, and a scan's state must keep its type."""
     return jax.tree.map(lambda t: jax.lax.convert_element_type(t, t.dtype) if hasattr(t, "dtype") else t, tree)
 
 
@@ -171,7 +179,7 @@ def layer_ranks(recipe: Recipe) -> monitors.Ranks:
 
 
 def measured(recipe: Recipe) -> Callable:
-    """(params, kept, xs, ys, key) -> the gradients of a batch's mean cost, what the epoch sums, what is then kept.
+    """(params, kept, xs, ys, key) -> gradients of a batch's mean cost, terms of the epoch's sums, new state.
 
     All of it from one backward pass.
     """
@@ -203,7 +211,7 @@ def measured(recipe: Recipe) -> Callable:
 
 @contextmanager
 def optax_promotion() -> Iterator[None]:
-    """JAX's usual promotion of dtypes, on which optax relies, also where the rest is held to a strict one."""
+    """JAX's usual promotion of dtypes inside: optax relies on it, and the rest may be strict."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -305,7 +313,7 @@ def epoch_calls(examples: int, batch: int, most: int) -> list[Call]:
 
 
 def even(steps: int, most: int) -> int:
-    """The largest call that divides the steps, if one in the upper half of what is allowed does: it compiles once."""
+    """The largest call in the upper half of the allowed sizes that divides the steps, if any: it compiles once."""
     most = min(most, steps)
     return next((size for size in range(most, most // 2, -1) if steps % size == 0), most)
 
@@ -325,7 +333,7 @@ def steps_per_call(recipe: Recipe) -> int:
 
 
 def at_once(recipe: Recipe) -> int:
-    """How many examples are evaluated at a time: 1,000, or of sequences of tokens so many as make 16,384 tokens."""
+    """Number of examples evaluated at a time: 1,000; for sequences of tokens, as many as make 16,384 tokens."""
     x = recipe.example
     return min(1000, max(1, 16_384 // max(1, x.size))) if jnp.issubdtype(x.dtype, jnp.integer) else 1000
 

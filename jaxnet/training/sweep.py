@@ -1,9 +1,11 @@
 """Going through a sweep: a run's folder for each setting and seed, finished ones skipped, a table over the seeds."""
 
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +18,8 @@ from jaxnet.training.data import load
 from jaxnet.training.lock import LockedError
 from jaxnet.training.run_folder import Run, TakenError, config_sha256, data_sha256
 from jaxnet.training.run_listing import Record, find_runs, heading, read_run, results, short_keys, table_of, told
-from jaxnet.training.summary import result_lines
-from jaxnet.training.sweep_file import Setting, Sweep
+from jaxnet.training.run_summary import result_lines
+from jaxnet.training.sweep_file import Setting, SettingSearch, Sweep
 
 Say = Callable[[str], None]
 ENDED = ("finished", "diverged")
@@ -25,7 +27,7 @@ ENDED = ("finished", "diverged")
 
 @dataclass
 class Outcome:
-    """What came of a setting: its finished runs, and the seeds that did not come to an end."""
+    """The results of a setting: its finished runs, and the seeds that did not finish."""
 
     setting: Setting
     records: list[Record] = field(default_factory=list)
@@ -46,14 +48,23 @@ class Earlier(NamedTuple):
 
 
 def run_sweep(
-    sweep: Sweep, *, runs_dir: Path = Path("runs"), data_dir: Path | None = None, say: Say = print
+    sweep: Sweep,
+    *,
+    runs_dir: Path = Path("runs"),
+    data_dir: Path | None = None,
+    say: Say = print,
+    wait: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """Trains what is not finished yet, a run's folder for each; a run that was interrupted or killed is resumed.
+    """Trains the runs that are not finished, each in a folder; interrupted and killed runs are resumed.
 
     Runs that another process trains are left to it, so two sweeps at once share the work out. A run that diverges, or
-    cannot be resumed, is told and left, the others go on. Raises ConfigError, DataError and ShapeError before anything
-    is trained, and RunError and CheckpointError as `loop.train` does; Stopped as `loop.train` does.
+    cannot be resumed, is told and left, the others go on.
+    wait: called before the results are gathered, so that other processes of the sweep may end.
+    Raises ConfigError, DataError and ShapeError before anything is trained, SweepError for a search without optuna;
+    RunError, CheckpointError and Stopped as `loop.train` does.
     """
+    if sweep.search is not None:
+        return run_search(sweep, sweep.search, runs_dir=runs_dir, data_dir=data_dir, say=say)
     data = tried(sweep, data_dir)
     hashes = [
         {seed: config_sha256(setting.of_seed(seed), of) for seed in sweep.seeds_of(setting)}
@@ -72,8 +83,47 @@ def run_sweep(
             if some:
                 say(f"[{number}/{total}] {title(setting, some)}")
                 train(setting, some, runs_dir, data_dir, say)
+    wait()
     after = earlier(runs_dir)
     return [outcome(setting, seeds, after) for setting, seeds in zip(sweep.settings, hashes, strict=True)]
+
+
+def run_search(
+    sweep: Sweep, trials: SettingSearch, *, runs_dir: Path, data_dir: Path | None, say: Say
+) -> list[Outcome]:
+    """Trains each setting as it is suggested; else as `run_sweep`."""
+    found: list[Outcome] = []
+
+    def result(setting: Setting) -> float | None:
+        values = found[-1].values(trials.search.metric)
+        return statistics.fmean(values) if values else None
+
+    for i, setting in enumerate(trials.suggested(result), 1):
+        say(f"trial {i} of {trials.search.trials}")
+        found += run_sweep(
+            replace(sweep, settings=[setting], search=None), runs_dir=runs_dir, data_dir=data_dir, say=say
+        )
+    return found
+
+
+@contextmanager
+def more_processes(arguments: Sequence[str], count: int) -> Iterator[Callable[[], None]]:
+    """Runs the same sweep in `count` more processes. They share the runs by their locks.
+
+    arguments: of the command. Gives what waits for them; those that are left at the end are stopped by SIGTERM.
+    """
+    started = [subprocess.Popen([sys.executable, "-m", "jaxnet", *arguments]) for _ in range(count)]
+
+    def wait() -> None:
+        for process in started:
+            process.wait()
+
+    try:
+        yield wait
+    finally:
+        for process in started:
+            process.terminate()
+        wait()
 
 
 def groups(there: dict[int, Earlier]) -> list[list[int]]:
@@ -87,7 +137,7 @@ def groups(there: dict[int, Earlier]) -> list[list[int]]:
         if any(seed in some for some in found):
             continue
         members = [there[each] for each in group if each in there and there[each].together == group]
-        steps = [set(Run.open(each.folder).checkpoints.steps()) for each in members if each.status != "diverged"]
+        steps = [set(Run.open(each.folder).checkpoints.steps()) for each in members if each.status not in ENDED]
         begun = len(members) == len(group) > 1 and any(each.status not in ENDED for each in members)
         found.append(group if begun and (set.intersection(*steps) or not all(steps)) else [seed])
     return found
@@ -110,7 +160,7 @@ def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
 
 
 def earlier(runs_dir: Path) -> dict[str, Earlier]:
-    """The runs in a folder by the hash of config and data; of several with one hash that which has come furthest."""
+    """The runs in a folder by the hash of config and data; of several with one hash the one that is furthest."""
     found: dict[str, Earlier] = {}
     for record in find_runs(runs_dir)[0] if runs_dir.is_dir() else ():
         sha256, together = record.environment.get("config_sha256"), record.environment.get("together")
@@ -179,7 +229,7 @@ def tell(folder: Path, say: Say) -> None:
 
 
 def outcome(setting: Setting, seeds: dict[int, str], runs: dict[str, Earlier]) -> Outcome:
-    """What came of a setting, by the hashes of its seeds' runs."""
+    """The results of a setting, by the hashes of its seeds' runs."""
     found = Outcome(setting)
     for seed, sha256 in seeds.items():
         there = runs.get(sha256)
@@ -202,7 +252,7 @@ def spread(name: str, values: Sequence[float]) -> str:
 
 
 def sweep_table(outcomes: Sequence[Outcome]) -> Table:
-    """A row for each setting: what was varied, how many runs, and their results, mean ± standard deviation."""
+    """A row for each setting: its values, the number of runs, and their results, mean ± standard deviation."""
     keys = list(outcomes[0].setting.varied)
     names = results([record for each in outcomes for record in each.records])
 

@@ -1,25 +1,59 @@
-"""What a sweep goes over: one config in several settings, each with several seeds."""
+"""Sweep files: one config in several settings, each with several seeds."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from jaxnet.training.config import Config, load_config, read_toml, told_error
+from jaxnet.training.config import METRIC, Config, load_config, read_toml, told_error
 from jaxnet.training.options import Table as Checked
+from jaxnet.training.options import refuse
 from jaxnet.training.overrides import OverrideError, parse, parse_value
 from jaxnet.training.run_listing import inline
 
 
 class SweepError(ValueError):
-    """A sweep that cannot be run; the message says what must hold, what came, and how to mend it."""
+    """A sweep cannot be run. The message has the requirement, the value given, and the repair."""
+
+
+class Range(Checked):
+    """Numbers from low to high, both included: whole ones where both bounds are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Whether the logarithm is spread evenly."""
+
+    @model_validator(mode="after")
+    def has_an_inside(self) -> "Range":
+        """low stands below high, above 0 where logarithms are taken."""
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise refuse(f"low must be below high{', above 0' if self.log else ''}, got {self.low:g} and {self.high:g}")
+        return self
+
+
+class SearchTable(Checked):
+    """How settings are searched for."""
+
+    trials: int = Field(ge=1)
+    """How many settings."""
+    sampler: Literal["random", "tpe"] = "tpe"
+    """random: each setting by itself. tpe: optuna's tree-structured Parzen estimator, from earlier results."""
+    metric: str = Field(default="validation_loss", pattern=METRIC)
+    """The metric that tpe optimises, as a mean over the seeds: a loss is minimised, an accuracy maximised."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draws."""
+    space: dict[str, Any]
+    """Keys of the config, each with a list of values or a range { low, high, log }."""
 
 
 class SweepFile(Checked):
-    """What a sweep's file says."""
+    """The fields of a sweep's file."""
 
     base: str
     """The config that is varied; its path from the sweep's file."""
@@ -31,6 +65,8 @@ class SweepFile(Checked):
     """Keys of the config with lists of values: every combination."""
     zip: dict[str, Any] = Field(default={})
     """Keys with lists of one length: their first values, then their second ones, and so on."""
+    search: SearchTable | None = None
+    """Draws settings in place of a grid."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +84,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The settings, how many seeds each has, and whether these are trained together."""
+    """The settings, how many seeds each has, and whether these are trained together.
+
+    search: draws the settings one after another by what came of the earlier ones; None where all are known.
+    """
 
     settings: list[Setting]
     seeds: int
     together: bool
+    search: "SettingSearch | None" = None
 
     def seeds_of(self, setting: Setting) -> range:
         """A setting's seeds, from its config's own on."""
@@ -71,12 +111,12 @@ def read_sweep(
     Raises SweepError, and ConfigError for a setting that does not hold.
     """
     document = read_toml(path)
-    if not document.keys() & {"base", "grid", "zip", "seeds"}:
+    if not document.keys() & {"base", "grid", "zip", "seeds", "search"}:
         said, base = SweepFile(base=path.name), path
     else:
         said = checked(document, path)
         base = path.parent / said.base
-    grid, zipped = values_of(said.grid, f"{path}: grid"), values_of(said.zip, f"{path}: zip")
+    grid, zipped = by_key(said.grid, f"{path}: grid", swept), by_key(said.zip, f"{path}: zip", swept)
     fixed: list[str] = []
     for override in overrides:
         key, value = parsed(override)
@@ -91,8 +131,88 @@ def read_sweep(
     twice = sorted(grid.keys() & zipped.keys())
     if twice:
         raise SweepError(f"{path}: {', '.join(twice)} must be in grid or in zip, not in both")
-    settings = [make_setting(base, fixed, varied) for varied in combinations(grid, zipped)]
-    return Sweep(settings, seeds or said.seeds, said.together if together is None else together)
+    seeds, together = seeds or said.seeds, said.together if together is None else together
+    if said.search is None:
+        settings = [make_setting(base, fixed, varied) for varied in combinations(grid, zipped)]
+        return Sweep(settings, seeds, together)
+    if grid or zipped:
+        raise SweepError(f"{path}: a sweep has a search or lists of values, got both")
+    trials = SettingSearch(
+        base, tuple(fixed), said.search, by_key(said.search.space, f"{path}: search.space", range_or_list)
+    )
+    if said.search.sampler == "random":
+        return Sweep(list(trials.random()), seeds, together)
+    return Sweep([], seeds, together, trials)
+
+
+@dataclass(frozen=True)
+class SettingSearch:
+    """The settings of a search: base and fixed overrides as in a sweep; the values or the range of each key."""
+
+    base: Path
+    fixed: tuple[str, ...]
+    search: SearchTable
+    space: dict[str, list[Any] | Range]
+
+    def random(self) -> Iterator[Setting]:
+        """So many settings, each key's value drawn by itself."""
+        dice = random.Random(self.search.seed)
+        for _ in range(self.search.trials):
+            yield make_setting(self.base, self.fixed, {key: drawn(of, dice) for key, of in self.space.items()})
+
+    def suggested(self, results: Callable[[Setting], float | None]) -> Iterator[Setting]:
+        """The settings that optuna suggests, each by the results of those before.
+
+        results: the metric of a setting that has been trained; None where no seed came to its end. The same results
+        give the same settings, so a search that was cut off goes on where it was. Raises SweepError without optuna.
+        """
+        try:
+            import optuna
+        except ModuleNotFoundError:
+            raise SweepError('sampler = "tpe" needs optuna: install jaxnet with its extra [search]') from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        direction = "minimize" if self.search.metric.endswith("loss") else "maximize"
+        study = optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=self.search.seed))
+        for _ in range(self.search.trials):
+            trial = study.ask()
+            setting = make_setting(
+                self.base, self.fixed, {key: suggested(trial, key, of) for key, of in self.space.items()}
+            )
+            yield setting
+            value = results(setting)
+            study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+
+
+def range_or_list(value: Any, where: str) -> list[Any] | Range:
+    """The list or the range of a key of a search.
+
+    Raises SweepError.
+    """
+    if not isinstance(value, dict):
+        return swept(value, where)
+    try:
+        return Range.model_validate(value)
+    except ValidationError as error:
+        raise SweepError(f"{where}: {'; '.join(map(told_error, error.errors()))}") from None
+
+
+def drawn(of: list[Any] | Range, dice: random.Random) -> Any:
+    """A value of a list, or of a range."""
+    if isinstance(of, list):
+        return dice.choice(of)
+    if isinstance(of.low, int) and isinstance(of.high, int):
+        if not of.log:
+            return dice.randint(of.low, of.high)
+        return min(of.high, int(math.exp(dice.uniform(math.log(of.low), math.log(of.high + 1)))))
+    return math.exp(dice.uniform(math.log(of.low), math.log(of.high))) if of.log else dice.uniform(of.low, of.high)
+
+
+def suggested(trial: Any, key: str, of: list[Any] | Range) -> Any:
+    """The value that optuna suggests; of a list, its place is suggested, since lists may hold tables."""
+    if isinstance(of, list):
+        return of[trial.suggest_categorical(key, list(range(len(of))))]
+    whole = isinstance(of.low, int) and isinstance(of.high, int)
+    return (trial.suggest_int if whole else trial.suggest_float)(key, of.low, of.high, log=of.log)
 
 
 def checked(document: Mapping[str, Any], path: Path) -> SweepFile:
@@ -118,15 +238,15 @@ def parsed(override: str) -> tuple[str, Any]:
     return ".".join(part if "." not in part else inline(part) for part in path), value
 
 
-def values_of(table: Mapping[str, Any], where: str, above: str = "") -> dict[str, list[Any]]:
-    """The lists of values by dotted key, whether the table is written with dots or nested."""
-    found: dict[str, list[Any]] = {}
+def by_key(table: Mapping[str, Any], where: str, read: Callable[[Any, str], Any], above: str = "") -> dict[str, Any]:
+    """The value of each dotted key, read by `read`; tables may be nested or written with dots. A range is a value."""
+    found: dict[str, Any] = {}
     for key, value in table.items():
         name = f"{above}.{key}" if above else key
-        if isinstance(value, dict):
-            found |= values_of(value, where, name)
+        if isinstance(value, dict) and "low" not in value:
+            found |= by_key(value, where, read, name)
         else:
-            found[name] = swept(value, f"{where}.{name}")
+            found[name] = read(value, f"{where}.{name}")
     return found
 
 

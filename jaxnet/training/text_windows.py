@@ -12,7 +12,7 @@ from jaxnet.layer import Tree
 
 @dataclass_tree
 class Windows:
-    """A text of which every window of a length is an example: its place is that of its first token.
+    """A text whose windows of one length are the examples. The place of a window is that of its first token.
 
     tokens: (characters,). length: of x and of y, which is the token after each.
     """

@@ -1,16 +1,31 @@
-"""What came of a run: its summary, and how that stands beside what the recipe promised."""
+"""A run's summary, and its results beside the recipe's promise."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxnet.training.checkpoint import Progress
-from jaxnet.training.config import Config
+from jaxnet.training.config import Config, EarlyStop
 from jaxnet.training.display import percent
 from jaxnet.training.run_folder import VOCABULARY, quoted
 
 PROMISED = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
 LAST = ("test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "validation_loss", "train_loss")
+
+
+def best_line(lines: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The first line of metrics with the lowest loss or the highest accuracy."""
+    return (min if metric.endswith("loss") else max)(lines, key=lambda line: line[metric])
+
+
+def epochs_without_gain(lines: Sequence[dict[str, Any]], stop: EarlyStop) -> int:
+    """How many epochs ago the metric was last better than before."""
+    best, since = math.inf, 0
+    for line in lines:
+        value = line[stop.metric] if stop.metric.endswith("loss") else -line[stop.metric]
+        best, since = (value, 0) if value < best - stop.least_change or best == math.inf else (best, since + 1)
+    return since
 
 
 def summarize(config: Config, progress: Progress, status: str, params_sha256: str | None, step: int) -> dict[str, Any]:
@@ -22,13 +37,15 @@ def summarize(config: Config, progress: Progress, status: str, params_sha256: st
     lines = progress.metrics
     found = {name: lines[-1][name] for name in LAST if lines and name in lines[-1]}
     if "validation_loss" in found and "validation_accuracy" not in found:
-        best = min(lines, key=lambda line: line["validation_loss"])
+        best = best_line(lines, "validation_loss")
         found |= {"best_validation_loss": best["validation_loss"], "best_epoch": best["epoch"]}
     for split in ("validation", "test"):
         name = f"{split}_accuracy"
         if name in found:
-            best = max(lines, key=lambda line: line[name])
+            best = best_line(lines, name)
             found |= {f"best_{name}": best[name], "best_epoch": best["epoch"]}
+    if status == "finished" and progress.epoch < config.train.epochs:
+        found["stopped_early"] = True
     return found | {
         "name": config.name,
         "seed": config.seed,
@@ -41,7 +58,7 @@ def summarize(config: Config, progress: Progress, status: str, params_sha256: st
 
 
 def result_lines(config: Config, summary: dict[str, Any], folder: Path) -> Iterator[str]:
-    """The result beside the promise, and what one may type next."""
+    """The result beside the promise, and commands to type next."""
     parts = []
     for split in ("validation", "test"):
         name = f"{split}_accuracy"
@@ -51,6 +68,9 @@ def result_lines(config: Config, summary: dict[str, Any], folder: Path) -> Itera
             best = f" (best {summary[name]:.4f})" if (name := f"best_{split}_loss") in summary else ""
             parts.append(f"{split} loss {summary[f'{split}_loss']:.4f}{best}")
     yield "  ".join([*parts, f"{summary['epochs']} epochs in {summary['seconds']:.1f} s"])
+    stop = config.train.stop_early
+    if stop is not None and summary.get("stopped_early"):
+        yield f"stopped early: {stop.metric} has not been better for {stop.patience} of {config.train.epochs} epochs"
     yield from promised(config, summary)
     run = quoted(folder)
     last = f"sample {run} --prompt TEXT" if (folder / VOCABULARY).is_file() else f"predict {run} FILE"
@@ -58,7 +78,7 @@ def result_lines(config: Config, summary: dict[str, Any], folder: Path) -> Itera
 
 
 def promised(config: Config, summary: dict[str, Any]) -> Iterator[str]:
-    """Each promise of the recipe beside what came, and whether it is kept."""
+    """Each promise of the recipe beside the result, and whether it is kept."""
     promise = config.promise
     within = promise.within or 0.0
     for name in PROMISED:
