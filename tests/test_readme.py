@@ -1,5 +1,6 @@
 """README and the guides keep their word: every command in them runs, and every example does what it says."""
 
+import json
 import os
 import re
 import shlex
@@ -8,7 +9,9 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from sklearn import datasets
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -114,6 +117,20 @@ def test_the_wrong_layer_norm_is_found_out_as_printed(tmp_path):
     [cause] = [line for line in shown.splitlines() if line.startswith("cause")]
     assert cause in done.stdout
     assert "my_layer_norm.py:7   v = ((x - m) ** 2).mean(-1, keepdims=True)" in done.stdout
+
+
+def test_the_regression_of_the_guide_trains(tmp_path):
+    (tmp_path / "diabetes.toml").write_text(blocks("docs/run.md", "toml")[0])
+    table = datasets.load_diabetes()
+    target = (table.target - table.target.mean()) / table.target.std()
+    rows = np.column_stack([np.arange(len(target)), table.data, target])
+    np.savetxt(
+        tmp_path / "diabetes.csv", rows, delimiter=",", comments="", header=f"row,{','.join(table.feature_names)},y"
+    )
+    done = command_line("jaxnet train diabetes.toml --run-dir run", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert found["test_loss"] < 0.4  # half the target's variance is 0.5
 
 
 @pytest.mark.parametrize("page", PAGES)
