@@ -5,8 +5,8 @@
 
 from jaxnet.checking.checks import assert_backward, check
 from jaxnet.checking.compare import Leaf
-from jaxnet.checking.held import Held
+from jaxnet.checking.properties import Property
 from jaxnet.checking.report import Report
 from jaxnet.checking.subject import CannotCheckError
 
-__all__ = ["CannotCheckError", "Held", "Leaf", "Report", "assert_backward", "check"]
+__all__ = ["CannotCheckError", "Leaf", "Property", "Report", "assert_backward", "check"]

@@ -13,10 +13,10 @@ import numpy as np
 
 from jaxnet.checking import points
 from jaxnet.checking.compare import Leaf, compare, drift
-from jaxnet.checking.held import Held
 from jaxnet.checking.kinks import kinked
 from jaxnet.checking.noise import Exact, coarsest, exact_at, scale_of, unit_of
 from jaxnet.checking.points import Points
+from jaxnet.checking.properties import Property
 from jaxnet.checking.reference import Runs, WidenedFunction, in_float64, widened
 from jaxnet.checking.rules import short
 from jaxnet.checking.subject import leaves_of
@@ -54,7 +54,7 @@ class Findings:
     leaves: list[Leaf] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    held: list[Held] = field(default_factory=list)
+    properties: list[Property] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     witness: tuple | None = None  # args, cotangent, paths and allowed of the first wrong point
 
@@ -221,7 +221,7 @@ def raised_under_jit(runs: Runs, values, d_out, error: Exception, found: Finding
     except Exception as plainly:
         found.problems.append(f"the rule raises {short(plainly)}")
         return False
-    found.held.append(Held("jit", False, f"the rule runs eagerly, but under jit it raises {short(error)}"))
+    found.properties.append(Property("jit", False, f"the rule runs eagerly, but under jit it raises {short(error)}"))
     return True
 
 

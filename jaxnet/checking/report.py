@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxnet.checking.compare import Leaf
-from jaxnet.checking.held import STRUCTURE, Held
+from jaxnet.checking.properties import STRUCTURE, Property
 from jaxnet.checking.repair import Repair
 
 MOST_ROWS = 40
@@ -36,7 +36,7 @@ class Report:
     where: str
     seed: int
     leaves: tuple[Leaf, ...] = ()
-    held: tuple[Held, ...] = ()
+    properties: tuple[Property, ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     passed_over: dict[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong, here or inside."""
-        here = all(leaf.ok for leaf in self.leaves) and all(h.ok is not False for h in self.held)
+        here = all(leaf.ok for leaf in self.leaves) and all(h.ok is not False for h in self.properties)
         return here and not self.problems and all(report.ok for report in self.inside)
 
     @property
@@ -71,13 +71,13 @@ class Report:
         """Why it is wrong, in words; empty where it is right."""
         if self.problems:
             return self.problems[0]
-        if (structure := next((h for h in self.held if h.name == STRUCTURE and h.ok is False), None)) is not None:
+        if (structure := next((h for h in self.properties if h.name == STRUCTURE and h.ok is False), None)) is not None:
             return structure.words
         if self.repair is not None:
             return self.repair.cause
         if self.best is not None:
             return self.best.cause
-        if (failed := next((h for h in self.held if h.ok is False), None)) and not self.wrong:
+        if (failed := next((h for h in self.properties if h.ok is False), None)) and not self.wrong:
             return f"{failed.name}: {failed.words}"
         if self.diagnosis is not None and self.diagnosis.known:
             return self.diagnosis.known
@@ -118,7 +118,7 @@ class Report:
             "others": [] if self.diagnosis is None else [other.cause for other in self.diagnosis.others],
             "leaves": [leaf_dict(leaf) for leaf in self.leaves],
             "passed_over": self.passed_over,
-            "held": [{"name": h.name, "ok": h.ok, "words": h.words} for h in self.held],
+            "properties": [{"name": h.name, "ok": h.ok, "words": h.words} for h in self.properties],
             "problems": list(self.problems),
             "notes": list(self.notes),
             "cannot_tell": None if self.blind is None else list(self.blind),
@@ -268,11 +268,11 @@ def cause(report: Report) -> list[str]:
 def about(report: Report) -> list[str]:
     """What else was held, what this point cannot tell, and how to run it again."""
     lines = []
-    if failed := [h for h in report.held if h.ok is False]:
+    if failed := [h for h in report.properties if h.ok is False]:
         lines += [f"{'FAILED':8}{h.name}: {h.words}" for h in failed]
-    if fine := [h for h in report.held if h.ok]:
+    if fine := [h for h in report.properties if h.ok]:
         lines.append(f"{'also held':14}{', '.join(h.name + (f' ({h.words})' if h.words else '') for h in fine)}")
-    lines += [f"{'not asked':14}{h.name}: {h.words}" for h in report.held if h.ok is None]
+    lines += [f"{'not asked':14}{h.name}: {h.words}" for h in report.properties if h.ok is None]
     if report.blind is not None:
         lines.append(
             f"{'cannot tell':14}{clipped(report.blind, 6) if report.blind else 'nothing: every mutant differs here'}"

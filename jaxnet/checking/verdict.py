@@ -13,7 +13,6 @@ from jaxnet.checking import points
 from jaxnet.checking.adequacy import adequacy, grouped
 from jaxnet.checking.compare import Leaf, worst
 from jaxnet.checking.diagnose import Problem, diagnose
-from jaxnet.checking.held import STRUCTURE, Held, held
 from jaxnet.checking.judging import (
     NOT_FINITE,
     Findings,
@@ -27,12 +26,13 @@ from jaxnet.checking.judging import (
 )
 from jaxnet.checking.noise import scale_of
 from jaxnet.checking.points import Points, points_of
+from jaxnet.checking.properties import STRUCTURE, Property, properties_of
 from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.repair import Repair, repaired
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import differentiated, inside_out, mode_of, only_arrays, short
 from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
-from jaxnet.program import Site, custom_sites
+from jaxnet.program import RuleUse, rules_inside
 
 MOST_INSIDE = 64
 REPAIR = 0.5  # of the budget, for the repair; where there is none, the diagnosis has the whole
@@ -58,7 +58,7 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
         if options.also and all(leaf.ok for leaf in found.leaves):
             with found.phase("also held"):
                 smooth = autodiff and all(leaf.verdict != "kink" for leaf in found.leaves)
-                found.held += held(runs, *first, smooth=smooth)
+                found.properties += properties_of(runs, *first, smooth=smooth)
         if autodiff and options.shapes and where.fresh and all(leaf.ok for leaf in found.leaves):
             with found.phase("other points"):
                 judge_elsewhere(runs, where, options, found)
@@ -69,13 +69,13 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
     leaves = tuple(worst(found.leaves))
     found.notes += unseen(leaves, options)
     if runs.problems:
-        found.held.append(Held(STRUCTURE, False, "; ".join(runs.problems)))
+        found.properties.append(Property(STRUCTURE, False, "; ".join(runs.problems)))
     report = Report(
         name=subject.name,
         where=where.words,
         seed=options.seed,
         leaves=leaves,
-        held=tuple(found.held),
+        properties=tuple(found.properties),
         problems=tuple(found.problems),
         notes=tuple(dict.fromkeys(found.notes)),
         passed_over={subject.label(path): why for path, why in leaves_of(args, subject.fixed).passed_over.items()},
@@ -141,13 +141,13 @@ def check_inside(subject: Subject, where: Points, options: Options, found: Findi
         return runs_flat(function, leaves, values)
 
     try:
-        sites = custom_sites(call, leaves.values)
+        sites = rules_inside(call, leaves.values)
     except Exception as error:
         if right:
             raise CannotCheckError(f"every rule inside must be found: {short(error)}") from error
         found.notes.append(f"the rules inside could not be followed: {short(error)}")
         return []
-    groups: dict[tuple, list[Site]] = {}
+    groups: dict[tuple, list[RuleUse]] = {}
     for site in sites:
         if IMPLICIT in site.where:
             found.notes.append(f"{site.name} is differentiated implicitly: held in what surrounds it")
@@ -189,7 +189,7 @@ def right_without_rules(subject: Subject, where: Points, options: Options) -> bo
     return check_subject(subject, where, few).ok
 
 
-def check_site(site: Site, options: Options) -> Report | None:
+def check_site(site: RuleUse, options: Options) -> Report | None:
     """One use of a custom rule; None where none of its inputs has a gradient."""
     subject = Subject(
         site.name,
@@ -214,7 +214,7 @@ def check_site(site: Site, options: Options) -> Report | None:
     return replace(report, layer="" if report.ok else " › ".join(part for part in (site.path, site.name) if part))
 
 
-def site_mode(site: Site) -> str:
+def site_mode(site: RuleUse) -> str:
     """How autodiff follows a rule's primal: in float64 too, where the rules inside it are opened."""
     mode = mode_of(site.primal, site.inputs, site.fixed)
     if mode != "reverse":

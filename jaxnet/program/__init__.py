@@ -1,7 +1,14 @@
 """Programs as data: any JAX function as operations with source lines, run anew with changes or in float64."""
 
 from jaxnet.program.calls import UnknownPrimitiveError, has_custom, inner_programs, opened
-from jaxnet.program.custom_rules import CannotOpenError, Site, custom_sites, draws_numbers, float_dtypes, without_rules
+from jaxnet.program.custom_rules import (
+    CannotOpenError,
+    RuleUse,
+    draws_numbers,
+    float_dtypes,
+    rules_inside,
+    without_rules,
+)
 from jaxnet.program.evaluate import Evaluation
 from jaxnet.program.graph import Graph, Operation, graph_of
 from jaxnet.program.not_finite import first_not_finite
@@ -15,10 +22,9 @@ __all__ = [
     "Graph",
     "Operation",
     "Position",
-    "Site",
+    "RuleUse",
     "Tape",
     "UnknownPrimitiveError",
-    "custom_sites",
     "draws_numbers",
     "first_not_finite",
     "float_dtypes",
@@ -28,6 +34,7 @@ __all__ = [
     "opened",
     "record",
     "replay",
+    "rules_inside",
     "widened_program",
     "without_rules",
 ]

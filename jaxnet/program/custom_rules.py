@@ -26,7 +26,7 @@ class CannotOpenError(TypeError):
 
 
 @dataclass(frozen=True)
-class Site:
+class RuleUse:
     """A rule in a program, with the inputs that reach it.
 
     - `function`: (*inputs) -> tuple of outputs, with the rule; `primal`: the same without any rule.
@@ -124,15 +124,15 @@ def identity(eqn: Any) -> int:
     return id(getattr(rule, "f", rule))
 
 
-def custom_sites(function: Callable, args: tuple, limit: int = 4096) -> list[Site]:
+def rules_inside(function: Callable, args: tuple, limit: int = 4096) -> list[RuleUse]:
     """Every rule in `function(*args)`, at any depth, with the inputs that reach it there; at most `limit`.
 
     Raises `UnknownPrimitiveError` for a primitive with programs inside that is not known, `CannotOpenError` for a rule
     inside what cannot be opened.
 
     >>> import jax, jax.numpy as jnp
-    >>> from jaxnet.program import custom_sites
-    >>> [site.name for site in custom_sites(lambda x: 2 * jax.nn.relu(x), (jnp.ones(3),))]
+    >>> from jaxnet.program import rules_inside
+    >>> [site.name for site in rules_inside(lambda x: 2 * jax.nn.relu(x), (jnp.ones(3),))]
     ['relu']
     """
     program = jax.make_jaxpr(function)(*args)
@@ -144,7 +144,7 @@ def custom_sites(function: Callable, args: tuple, limit: int = 4096) -> list[Sit
     moving = dependents(uses(graph.everything(), differentiable), floats)
     reaching = Reaching(turns_of(graph, flat))
     kept = quickly(lambda *a: reaching.body(graph, a)[1], flat)
-    sites: list[Site] = []
+    sites: list[RuleUse] = []
     for each in nested(graph):
         operation = each.operation
         if (operation.number, INPUTS) not in kept:
@@ -155,7 +155,7 @@ def custom_sites(function: Callable, args: tuple, limit: int = 4096) -> list[Sit
             if len(sites) == limit:
                 return sites
             sites.append(
-                Site(
+                RuleUse(
                     operation.name,
                     place_of(operation),
                     by_itself(each),

@@ -86,7 +86,7 @@ class Tape:
         return uses(self.operations)
 
 
-class Recording(Keeping):
+class KeepingAll(Keeping):
     """Keeps every value, but not those that a body takes in unchanged."""
 
     def __init__(self, graph: Graph, turns: dict[int, int]):
@@ -135,7 +135,7 @@ def record(function: Callable, *args: Any) -> Tape:
     """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     graph, flat = graph_of(program), jax.tree.leaves(args)
-    recording = Recording(graph, turns_of(graph, flat))
+    recording = KeepingAll(graph, turns_of(graph, flat))
     kept = quickly(lambda *flat: recording.body(graph, flat)[1], flat)
     return Tape(graph, tuple(flat), jax.tree.structure(shapes), kept)
 

@@ -29,7 +29,7 @@ def test_a_wrong_leaf_of_a_custom_vjp_is_named(mistake):
 def test_a_right_custom_vjp_passes_with_all_that_is_held_beside_the_values():
     report = check(layer_norm(), shapes(), seeds=2, diagnose=False)
     assert report.ok, str(report)
-    assert [h.name for h in report.held if h.ok] == [
+    assert [h.name for h in report.properties if h.ok] == [
         "2 runs bitwise equal",
         "jit = eager",
         "linear in the cotangent",
@@ -101,7 +101,7 @@ def test_no_cotangent_and_symbolic_zeros():
     f.defvjp(forward, backward, symbolic_zeros=True)
     report = check(f, VECTORS, seeds=1, shapes=False, diagnose=False)
     assert report.ok, str(report)
-    assert "each output by itself" in [h.name for h in report.held]
+    assert "each output by itself" in [h.name for h in report.properties]
 
 
 def test_none_for_a_gradient_that_is_not_zero_is_wrong():

@@ -135,7 +135,7 @@ def test_a_rule_that_names_its_dtype(wrong):
     )
     report = check(look_up, "float32[5,3], int32[8]<5", diagnose=False, shapes=False)
     assert report.ok is not wrong
-    assert not any(held.name == "structure and dtypes" for held in report.held)
+    assert not any(held.name == "structure and dtypes" for held in report.properties)
 
 
 @BOTH

@@ -10,10 +10,10 @@ from jaxnet.program import (
     CannotOpenError,
     UnknownPrimitiveError,
     calls,
-    custom_sites,
     draws_numbers,
     first_not_finite,
     graph_of,
+    rules_inside,
     widened_program,
     without_rules,
 )
@@ -53,7 +53,7 @@ def test_rules_are_found_in_loops_with_the_inputs_that_reach_them():
 
         return lax.while_loop(lambda c: c.sum() < 1e6, step, x)
 
-    sites = custom_sites(function, (X,))
+    sites = rules_inside(function, (X,))
     assert [site.path.split(", square")[0] for site in sites] == [
         "while step 0, scan step 0", "while step 0, scan step 1", "while step 1, scan step 0",
         "while step 1, scan step 1", "while step 0, branch 1", "while step 1, branch 1",
@@ -66,7 +66,7 @@ def test_a_rule_inside_shard_map_is_opened():
     mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("d")
     sharded = jax.shard_map(square, mesh=mesh, in_specs=spec, out_specs=spec)
-    assert [site.path for site in custom_sites(sharded, (X,))] == ["shard 0"]
+    assert [site.path for site in rules_inside(sharded, (X,))] == ["shard 0"]
     assert jax.grad(lambda x: without_rules(sharded)(x).sum())(X).tolist() == [2.0, 4.0, 6.0]
 
 
@@ -91,7 +91,7 @@ def test_a_rule_inside_a_reducer_cannot_be_opened():
         return jax.lax.reduce(x, jnp.float32(0), lambda a, b: jax.nn.relu(a) + b, (0,))
 
     x = jnp.asarray([1.0, -2.0, 3.0])
-    for ask in (lambda: custom_sites(reduced, (x,)), lambda: without_rules(reduced)(x)):
+    for ask in (lambda: rules_inside(reduced, (x,)), lambda: without_rules(reduced)(x)):
         with pytest.raises(CannotOpenError, match=r"stands inside `reduce`.*give `reference=`"):
             ask()
     with pytest.raises(CannotCheckError, match="cannot be opened"):
@@ -110,7 +110,7 @@ def test_a_rule_says_which_of_its_inputs_do_not_depend_on_the_arguments():
         steps = jnp.where(x > 0, 1.0, 0.0)  # a comparison has no derivative
         return rule(carry, rule(steps.sum(), x.max(), n.astype(x.dtype)), jnp.sign(steps).sum())
 
-    sites = custom_sites(function, (jnp.asarray([1.0, -2.0]), jnp.int32(3)))
+    sites = rules_inside(function, (jnp.asarray([1.0, -2.0]), jnp.int32(3)))
     assert [site.fixed for site in sites] == [(1, 2), (1, 2), (1, 2), (0, 2), (2,)]
     assert not any(site.inside_rule for site in sites)
 

@@ -18,7 +18,7 @@ STRUCTURE = "structure and dtypes"
 
 
 @dataclass(frozen=True)
-class Held:
+class Property:
     """One property of a backward pass. `ok` is None where it could not be tested; `words` give the measurement."""
 
     name: str
@@ -26,14 +26,14 @@ class Held:
     words: str = ""
 
 
-def held(
+def properties_of(
     runs: Runs, values: Sequence, seed: Sequence, got: Sequence[np.ndarray], exact: Exact, smooth: bool = True
-) -> list[Held]:
+) -> list[Property]:
     """Tests every property at one point. `got` are the rule's gradients there.
 
     Where the point is not `smooth` for autodiff, forward mode may give another derivative: it is not asked.
     """
-    asked: list[tuple[str, Callable[[], Held | None]]] = [
+    asked: list[tuple[str, Callable[[], Property | None]]] = [
         ("2 runs", lambda: two_runs(runs, values, seed, got)),
         ("jit = eager", lambda: jit_is_eager(runs, values, seed, got, exact)),
         ("linear in the cotangent", lambda: linear(runs, values, seed, got, exact)),
@@ -46,35 +46,35 @@ def held(
         try:
             answer = ask()
         except Exception as error:
-            answer = Held(name, False if name == "jit = eager" else None, f"raises {short(error)}")
+            answer = Property(name, False if name == "jit = eager" else None, f"raises {short(error)}")
         if answer is not None:
             found.append(answer)
     return found
 
 
-def within(name: str, labels, got, other, allowed, words: str = "") -> Held:
+def within(name: str, labels, got, other, allowed, words: str = "") -> Property:
     """Whether two lists of leaves agree within `allowed`; NaN agrees with nothing."""
     for label, a, b, limit in zip(labels, got, other, allowed, strict=True):
         bad = ~(np.abs(a - b) <= limit)
         if bad.any():
             if (strange := ~np.isfinite(a) & np.isfinite(b)).any():
-                return Held(name, False, f"{label} is NaN or infinite in {int(strange.sum())} of {a.size} entries")
+                return Property(name, False, f"{label} is NaN or infinite in {int(strange.sum())} of {a.size} entries")
             with np.errstate(invalid="ignore"):
                 size = float(np.nanmax(np.abs(a - b))) / (scale_of(b) or 1.0)
-            return Held(name, False, f"{label} differs by {size:.1e}{words}")
-    return Held(name, True)
+            return Property(name, False, f"{label} differs by {size:.1e}{words}")
+    return Property(name, True)
 
 
-def two_runs(runs: Runs, values, seed, got) -> Held:
+def two_runs(runs: Runs, values, seed, got) -> Property:
     """The same inputs give the same bits twice; noise between two runs is reported, and is no error."""
     _, again = runs.run("rule", values, seed)
     noise = max(largest(again, got), default=0.0)
     if noise == 0:
-        return Held("2 runs bitwise equal", True)
-    return Held("2 runs differ", True, f"by up to {noise:.1e}: noise of the rule itself, not counted as an error")
+        return Property("2 runs bitwise equal", True)
+    return Property("2 runs differ", True, f"by up to {noise:.1e}: noise of the rule itself, not counted as an error")
 
 
-def jit_is_eager(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+def jit_is_eager(runs: Runs, values, seed, got, exact: Exact) -> Property | None:
     """The compiled and the eager rule give the same gradients."""
     if not runs.subject.transforms:
         return None
@@ -82,7 +82,7 @@ def jit_is_eager(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
     return within("jit = eager", runs.labels(), [widened(g) for g in eager], got, [2 * a for a in exact.grads_allowed])
 
 
-def linear(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+def linear(runs: Runs, values, seed, got, exact: Exact) -> Property | None:
     """backward(2 d − 3 d′) = 2 backward(d) − 3 backward(d′)."""
     if runs.subject.seed_one or runs.subject.declared is not None:
         return None
@@ -99,7 +99,7 @@ def linear(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
     return within("linear in the cotangent", runs.labels(), together, sums, allowed, " from the sum of its parts")
 
 
-def adjoint(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+def adjoint(runs: Runs, values, seed, got, exact: Exact) -> Property | None:
     """⟨d_out, J v⟩ = ⟨backward(d_out), v⟩ for a random v, J v by forward mode in float64."""
     subject = runs.subject
     if subject.tangents or subject.mode == "differences" or subject.declared is not None:
@@ -111,11 +111,11 @@ def adjoint(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
     right = sum((g * widened(v)).sum().real for g, v in zip(got, direction, strict=True))
     allowed = sum(a * np.sqrt(g.size) * 4 for a, g in zip(exact.grads_allowed, got, strict=True))
     if abs(left - right) <= allowed:
-        return Held("⟨d_out, J v⟩ = ⟨backward(d_out), v⟩", True)
-    return Held("⟨d_out, J v⟩ = ⟨backward(d_out), v⟩", False, f"{left:.6g} against {right:.6g}")
+        return Property("⟨d_out, J v⟩ = ⟨backward(d_out), v⟩", True)
+    return Property("⟨d_out, J v⟩ = ⟨backward(d_out), v⟩", False, f"{left:.6g} against {right:.6g}")
 
 
-def mapped(runs: Runs, values, seed, exact: Exact) -> Held | None:
+def mapped(runs: Runs, values, seed, exact: Exact) -> Property | None:
     """vmap over two sets of inputs gives what each gives by itself."""
     if not runs.subject.transforms:
         return None
@@ -131,10 +131,10 @@ def mapped(runs: Runs, values, seed, exact: Exact) -> Held | None:
         answer = within("vmap", runs.labels(), [widened(t)[i] for t in two], one, allowed, " from the unmapped rule")
         if not answer.ok:
             return answer
-    return Held("vmap", True)
+    return Property("vmap", True)
 
 
-def outputs_apart(runs: Runs, values, seed, got, exact: Exact) -> Held | None:
+def outputs_apart(runs: Runs, values, seed, got, exact: Exact) -> Property | None:
     """The gradients of single outputs (the others have symbolic zeros) add up to the gradient of all outputs."""
     subject = runs.subject
     if subject.custom is None or subject.tangents or subject.declared is not None or len(runs.outs.where) < 2:
