@@ -7,7 +7,8 @@
 equations as trees: `written` makes text of one, `formula` the form that `--try` reads, `mathml` MathML. `numbers`
 formats numbers for the terminal and for pages.
 
-From the bottom up: expressions, model; notation, numbers, losses; observe; recording and writing of any layer's lines;
+From the bottom up: expressions, model; notation, numbers, losses; observe; recording (program_operations where there is
+no source), transcription, evaluation, source_lines, writing: the lines of any layer;
 numbering, lines; why, layouts, answers, tables, batches; derive; formulas, guided_walk, exercise, terminal, page.
 """
 
