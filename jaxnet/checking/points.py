@@ -15,6 +15,7 @@ from jaxnet.checking.subject import CannotCheckError, Tree, on_device, why_passe
 
 SPEC = re.compile(r"^(?P<dtype>[a-z_]+\d*)(?:\[(?P<shape>[\d\s,]*)\])?\s*(?P<bounds>(?:[<>]\s*[-+\d.e]+\s*)*)$")
 SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i32": "int32", "c64": "complex64"}
+LONG = 8  # an axis that `smaller` leaves as it is, at most
 SMALL = 3e-3  # a scale at which a variance is of the size of the usual ε = 1e-5
 
 
@@ -247,6 +248,23 @@ def other_shapes(args: Tree) -> list[tuple[str, Tree]]:
     return [each for i, each in enumerate(unlike) if each[1] not in [shape for _, shape in unlike[:i]]]
 
 
+def smaller(args: Tree) -> Tree | None:
+    """`args` with every axis longer than 8 cut to 5 or a little more, axes of one length alike; None where none is."""
+    shapes = [np.shape(leaf) if not is_spec(leaf) else leaf.shape for leaf in jax.tree.leaves(args, is_leaf=is_spec)]
+    lengths = sorted({n for shape in shapes for n in shape})
+    short = [n for n in range(5, 5 + len(lengths)) if n not in lengths]
+    sizes = dict(zip([n for n in lengths if n > LONG], short, strict=False))
+    if not sizes or len(sizes) > len(short):
+        return None
+
+    def cut(leaf: Any) -> Any:
+        if is_spec(leaf):
+            return replace(leaf, shape=tuple(sizes.get(n, n) for n in leaf.shape))
+        return leaf[tuple(slice(sizes.get(n, n)) for n in np.shape(leaf))] if np.shape(leaf) else leaf
+
+    return jax.tree.map(cut, args, is_leaf=is_spec)
+
+
 def described(args: Tree) -> str:
     """Dtype and shape of the leaves of `args`, the dtype once where it is the same."""
     words, last = [], None
@@ -265,8 +283,8 @@ def described(args: Tree) -> str:
 class Points:
     """Where a rule is checked: `draw(seed, how)` gives the arguments, `elsewhere()` the same at other shapes, by name.
 
-    `ranks()` gives those of another rank, which the rule may not be meant for. `fresh` says whether another seed gives
-    other arguments; `words` describes them.
+    `ranks()` gives those of another rank, which the rule may not be meant for, `smaller()` those of short axes, None
+    where all are. `fresh` says whether another seed gives other arguments; `words` describes them.
     """
 
     draw: Callable[[int, str], tuple]
@@ -274,6 +292,7 @@ class Points:
     words: str
     elsewhere: Callable[[], list[tuple[str, Points]]] = list
     ranks: Callable[[], list[tuple[str, Points]]] = list
+    smaller: Callable[[], Points | None] = lambda: None
 
 
 def points_of(template: tuple) -> Points:
@@ -286,7 +305,11 @@ def points_of(template: tuple) -> Points:
     def ranks():
         return [(how, points_of(other)) for how, other in other_ranks(template)]
 
+    def shorter():
+        args = smaller(template)
+        return None if args is None else points_of(args)
+
     def at(seed, how="plain"):
         return draw(template, seed, how)
 
-    return Points(at, fresh, described(template), *((elsewhere, ranks) if fresh else ()))
+    return Points(at, fresh, described(template), *((elsewhere, ranks) if fresh else (list, list)), shorter)

@@ -299,8 +299,20 @@ def repair_of(subject: Subject, where: Points, options: Options, found: Findings
         return at
 
     elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
+    seconds = REPAIR * options.budget
+    small = where.smaller()
+    if small is not None:  # there more is tried in the same time; it is proved at the user's own shape
+        draw = fresh(small)
+        try:
+            first = draw(options.seed)
+        except Exception:  # a rule may refuse other shapes in any way: then it is looked for at the user's own
+            first = None
+        if first is not None:
+            found_there, _ = repaired(subject, first, draw, lambda seed: (args, cotangent), seconds=seconds)
+            if found_there is not None:
+                return found_there, ""
     redraw = None if elsewhere is None else fresh(elsewhere)
-    return repaired(subject, (args, cotangent), fresh(where), redraw, seconds=REPAIR * options.budget)
+    return repaired(subject, (args, cotangent), fresh(where), redraw, seconds=seconds)
 
 
 def diagnosed(subject: Subject, where: Points, options: Options, found: Findings) -> Any:

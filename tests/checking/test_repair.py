@@ -171,3 +171,31 @@ def test_a_gradient_of_zeros_or_a_multiple_is_called_so(times):
 
     report = check(layer(backward), "float32[4,3], float32[3]", **QUICK, diagnose=False)
     assert report.cause == ("∂x is zero" if not times else "∂x is 3 times what it should be")
+
+
+def rms_norm_back(g, x_hat, r):
+    """Without the part of g along x̂."""
+    dx = g * r
+    return dx
+
+
+@jax.custom_vjp
+def rms_norm(x):
+    return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3)
+
+
+def rms_norm_forward(x):
+    r = 1 / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3)
+    return x * r, (x * r, r)
+
+
+rms_norm.defvjp(rms_norm_forward, lambda saved, g: (rms_norm_back(g, *saved),))
+
+
+@pytest.mark.parametrize("given", ["shapes", "arrays"])
+def test_large_arrays_are_searched_at_a_smaller_shape(given):
+    x = jax.random.normal(jax.random.key(0), (9, 300))
+    report = check(rms_norm, "float32[9,300]" if given == "shapes" else x, **QUICK)
+    assert not report.ok
+    assert report.repair is not None
+    assert "x_hat * (dx * x_hat).mean(-1, keepdims=True)" in report.repair.patch
