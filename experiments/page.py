@@ -19,11 +19,12 @@ from pydantic import ValidationError
 from experiments.typeset import Equal, formula, typeset
 from jaxnet.explaining.expressions import Expression
 from jaxnet.explaining.mathml import Shapes
+from jaxnet.training.atomic_write import write_whole
 from jaxnet.training.config import ConfigError, read_toml, told_error
 from jaxnet.training.options import Table as Settings
 from jaxnet.training.overrides import apply
 from jaxnet.training.plots import DARK, LIGHT, Theme, svg
-from jaxnet.training.reports import data_uri, write
+from jaxnet.training.reports import data_uri
 
 HERE = Path(__file__).parent
 Kind = TypeVar("Kind", bound=Settings)
@@ -151,7 +152,7 @@ def part(text: str | Expression | Equal | tuple[Expression | Equal, Shapes]) -> 
 def write_page(path: Path, text: str) -> None:
     """Writes a page, whole or not at all, and says where."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, text.encode())
+    write_whole(path, text.encode())
     print(path)
 
 
