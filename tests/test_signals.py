@@ -139,7 +139,7 @@ def test_a_call_that_does_not_end_is_left_behind(monkeypatch, tmp_path):
 def test_before_the_first_step(monkeypatch, tmp_path, capsys):
     """A compilation that takes long is left behind; there is nothing to save yet, and the run begins anew."""
 
-    def begin(self):
+    def begin(self, given):
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         self.patiently(lambda: time.sleep(30))
 
