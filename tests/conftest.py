@@ -1,6 +1,12 @@
 """What every test runs under: eight CPU devices, float64 where asked for, strict dtypes and ranks, checked shapes."""
 
 import os
+import signal
+
+# nohup and a shell's & have these ignored, and a process of a test would inherit it.
+for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 # Tests run each small program once or twice: to compile it quickly is worth more than to run it quickly.
 os.environ["XLA_FLAGS"] = (
