@@ -3,11 +3,6 @@
 import os
 import signal
 
-# nohup and a shell's & have these ignored, and a process of a test would inherit it.
-for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, default)
-
 # Tests run each small program once or twice: to compile it quickly is worth more than to run it quickly.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
@@ -20,6 +15,11 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
+
+# nohup and a shell's & have these ignored, and a process of a test would inherit it.
+for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 # The rooms that take arrays of known shapes: there beartype holds every annotated argument. The rooms above take what
 # users write, check it by themselves, and their tests hand them the wrong things. An int is taken where a float is.
