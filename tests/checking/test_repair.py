@@ -58,9 +58,9 @@ def test_two_mistakes_in_two_gradients():
         return jnp.outer(delta, delta), W @ delta
 
     repair = repaired(backward).repair
-    assert [line for line in repair.patch.splitlines() if line.startswith("+")] == [
-        "+ return jnp.outer(delta, saved[1]), W.T @ delta"
-    ]
+    added = " ".join(line for line in repair.patch.splitlines() if line.startswith("+"))
+    assert "jnp.outer(delta, saved[1])" in added
+    assert "W.T @ delta" in added or "saved[0].T" in added  # Wᵀ where it is used, or where W gets its name
     assert "; and " in repair.cause
 
 
