@@ -37,6 +37,10 @@ class Factor(abc.ABC):
     def summed_once_more(self) -> Factor:
         """The factor whose leaves have got one more leading axis, summed over."""
 
+    def squared(self) -> Factor:
+        """The factor of (∂C/∂p)², entry by entry."""
+        return Plain(jnp.square(self.multiply()))
+
     def squared_norm(self) -> jax.Array:
         """‖∂C/∂p‖²."""
         return self.gram(self)
@@ -84,6 +88,10 @@ class Outer(Factor):
 
     def summed_once_more(self):
         return replace(self, sums=self.sums + 1)
+
+    def squared(self):
+        # (δ aᵀ)² = δ² (a²)ᵀ, of one term.
+        return super().squared() if self.sums else Outer(jnp.square(self.delta), jnp.square(self.a))
 
     def gram(self, other):
         delta, a = self.rows()

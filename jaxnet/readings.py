@@ -1,6 +1,7 @@
 """Readings: quantities taken at each layer as the error passes. A new quantity is a new reading, not a new backward.
 
-`total` is the gradient; `product` each example's own; `squared_norm` its length, without forming it; `deltas` every δ.
+`total` is the gradient; `product` each example's own; `squared_norm` its length, without forming it; `second_moment`
+the sum of their squares; `deltas` every δ.
 """
 
 from collections.abc import Callable
@@ -78,6 +79,16 @@ squared_norm = Reading(each(lambda factor, p: factor.squared_norm()), out_axes=0
 >>> _, norms = per_example(net, softmax_cross_entropy, squared_norm)(params, xs, ys)
 >>> norms["W"].shape
 (3,)
+"""
+
+second_moment = Reading(each(lambda factor, p: total_of(factor.squared(), p)), out_axes=None, additive=True)
+"""Σ (∂C_x/∂p)² over the examples, entry by entry: δ² (a²)ᵀ for a dense W, one matrix product.
+
+>>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+>>> params = net.init(jax.random.key(0), xs[0])
+>>> _, squares = backpropagate(net, softmax_cross_entropy, second_moment)(params, xs, ys)
+>>> squares["W"].shape
+(2, 4)
 """
 
 deltas = Reading(lambda passing: passing.d_out, out_axes=0, coupled=True)

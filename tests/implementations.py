@@ -109,6 +109,10 @@ READINGS: dict[str, tuple[jaxnet.Reading, Callable]] = {
         readings.squared_norm,
         lambda grads, delta, times: jax.tree.map(lambda g: squares(g, 1 + times), grads),
     ),
+    "second_moment": (
+        readings.second_moment,
+        lambda grads, delta, times: jax.tree.map(lambda g: jnp.square(g).sum(0), grads),
+    ),
     "deltas": (readings.deltas, lambda grads, delta, times: delta),
     "squared_delta": (readings.squared_delta, where_params(lambda delta, times: squares(delta, 1 + times))),
     "sum_of_deltas": (readings.sum_of_deltas, where_params(lambda delta, times: delta.sum(0))),
