@@ -297,7 +297,7 @@ def strings(node) -> set[str]:
 
 def test_the_schema_names_all_that_a_config_may_name():
     schema = json_schema()
-    assert list(schema["properties"]) == list(Config.model_fields)
+    assert list(schema["properties"]) == [*Config.model_fields, "include"]
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["loss", "model", "train"]
     found = strings(schema) | {key for table in schema["$defs"].values() for key in table.get("properties", ())}
@@ -315,3 +315,58 @@ def test_a_value_too_deep_or_too_long_is_told(tmp_path, value):
     (tmp_path / "a.toml").write_text(dump_toml(small()))
     with pytest.raises(ConfigError, match="seed"):
         load_config(tmp_path / "a.toml", [f"seed={value}"])
+
+
+# -------------------------------------------------------------------------------------- links and includes
+
+
+def config_of(tmp_path, text: str, *overrides: str) -> Config:
+    (tmp_path / "c.toml").write_text(text + '[train]\nbatch = 20\nepochs = 1\noptimizer = "sgd_of"\n')
+    return load_config(tmp_path / "c.toml", ["train.optimizer={name='sgd', learning_rate=0.1}", *overrides])
+
+
+MODEL = 'loss = "quadratic"\n'
+
+
+def test_a_value_may_be_that_of_another_key(tmp_path):
+    text = MODEL + 'name = "b${train.batch}"\nmodel = [{ dense = 7 }, { dense = "${model.0.dense}" }, "${feedback}"]\n'
+    config = config_of(tmp_path, text + 'feedback = "sign"\nseed = "${train.batch}"\n', "model.2='relu'")
+    assert (config.name, config.seed) == ("b20", 20)
+    assert config.model == [{"dense": 7}, {"dense": 7}, "relu"]
+    assert "${" not in dump_toml(config)
+    assert config_of(tmp_path, text, "model.0.dense=9", "model.2='relu'").model[1] == {"dense": 9}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("${train.bath}", '"${train.bath}" must name a key that this config sets: there is no bath'),
+        ("${HOME}", "there is no HOME"),
+        ("${seed}", "the links seed → seed lead back to themselves"),
+        ("${}", "must be dotted"),
+        ("x${train}", "has a table or a list inside of text"),
+        ("${model.5}", "there is no 5"),
+    ],
+)
+def test_links_that_lead_nowhere(tmp_path, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config_of(tmp_path, MODEL + f'model = [{{ dense = 7 }}]\nseed = "{value}"\n')
+
+
+def test_a_config_may_include_another(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "whole.toml").write_text(dump_toml(small()))
+    (tmp_path / "base" / "middle.toml").write_text('include = "whole.toml"\nseed = 3\n[train]\nbatch = 5\n')
+    (tmp_path / "top.toml").write_text('include = "base/middle.toml"\nmodel = [{ dense = 3 }]\n[train]\nepochs = 9\n')
+    whole, config = small(), load_config(tmp_path / "top.toml", ["seed=4"])
+    assert config.train == whole.train.model_copy(update={"batch": 5, "epochs": 9})
+    assert (config.seed, config.model, config.loss) == (4, [{"dense": 3}], whole.loss)
+    (tmp_path / "top.toml").write_text('include = "base/middle.toml"\ndata = { name = "digits", limit = 9 }\n')
+    assert load_config(tmp_path / "top.toml").data == {"name": "digits", "limit": 9}
+    (tmp_path / "base" / "whole.toml").write_text('include = "middle.toml"\n')
+    with pytest.raises(ConfigError, match="include must not come back to a file that includes it"):
+        load_config(tmp_path / "top.toml")
+    for text, message in {"include = 3": "include must be a path", 'include = "no.toml"': "there is no config"}.items():
+        (tmp_path / "top.toml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(tmp_path / "top.toml")

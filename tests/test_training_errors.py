@@ -54,7 +54,10 @@ def test_divergence_names_step_and_layer_and_keeps_the_last_good_state(tmp_path)
             [{"dense": 4}, "tests.test_training_errors:bad_forward", {"dense": 3}],
             r"value of layer 2 of 3 \(bad value\)",
         ),
-        ([{"dense": 4}, "tests.test_training_errors:bad_backward", {"dense": 3}], r"δ at layer 1 of 3 \(dense 4\)"),
+        (
+            [{"dense": 4}, "tests.test_training_errors:bad_backward", {"dense": 3}],
+            r"the backward pass of layer 2 of 3 \(bad delta\)",
+        ),
     ],
 )
 def test_the_layer_is_found_forward_and_backward(tmp_path, model, where):

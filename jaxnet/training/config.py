@@ -24,7 +24,7 @@ from jaxnet.training.options import (
     refuse,
     shown,
 )
-from jaxnet.training.overrides import UNREADABLE, OverrideError, apply
+from jaxnet.training.overrides import UNREADABLE, OverrideError, apply, linked
 
 
 class ConfigError(ValueError):
@@ -187,7 +187,13 @@ def dump_toml(config: Config) -> str:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a config file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    schema = Config.model_json_schema()
+    about = {"type": "string", "description": "Another config beside this one, over which this one is laid."}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "properties": schema["properties"] | {"include": about},
+    }
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -196,8 +202,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError: no such file, no TOML, or a field that does not hold.
     """
     path = Path(path)
-    ALLOWED.read_beside(path)
-    document = {"name": re.sub(r"^\W+|[^\w.+-]", "_", path.stem)} | read_toml(path)
+    document = {"name": re.sub(r"^\W+|[^\w.+-]", "_", path.stem)} | with_included(path)
     return make_config(document, overrides, where=str(path))
 
 
@@ -207,7 +212,7 @@ def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, w
     Raises ConfigError.
     """
     try:
-        changed = apply(document, overrides)
+        changed = linked(apply(document, overrides))
     except OverrideError as error:
         raise ConfigError(str(error)) from None
     try:
@@ -217,6 +222,34 @@ def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, w
     beside = f" with {' '.join(overrides)}" if overrides else ""
     separator = "\n  " if len(told) > 1 else " "
     raise ConfigError(f"{where}{beside}:{separator}" + separator.join(told))
+
+
+def with_included(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a TOML file says, over what the file says that it includes: `include = "base.toml"`, a path beside it.
+
+    A table is merged key by key, any other value replaces the included one. Raises ConfigError.
+    """
+    ALLOWED.read_beside(path)
+    document = read_toml(path)
+    if "include" not in document:
+        return document
+    included = document.pop("include")
+    if not isinstance(included, str):
+        raise ConfigError(f'{path}: include must be a path, such as include = "base.toml", got {shown(included)}')
+    other = path.parent / included
+    if other.resolve() in (inside := (*inside, path.resolve())):
+        raise ConfigError(f"{path}: include must not come back to a file that includes it, got {shown(included)}")
+    return merged(with_included(other, inside), document)
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """One table over another."""
+    both = {
+        key: merged(below[key], above[key])
+        for key in above
+        if isinstance(below.get(key), dict) and isinstance(above[key], dict) and "name" not in above[key]
+    }
+    return below | above | both
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def place(session: Session, before: State, after: State, xs: jax.Array, ys: jax.
     if not finite(seen.cost):
         return f"the loss ({loss.name})"
     for i, layer in reversed([*enumerate(steps)]):
-        if not finite(layer.delta):
-            return f"δ at {named(steps, i)}"
+        if not finite(layer.delta):  # δ of a layer's value is what the next one's backward pass gives
+            return f"the backward pass of {named(steps, i + 1) if i + 1 < len(steps) else f'the loss ({loss.name})'}"
     _, grads = jax.jit(lambda *args, key: value_and_grad(net, loss)(*args, key=key, train=True))(
         before.whole, xs, ys, key=key
     )

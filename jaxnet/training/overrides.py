@@ -116,3 +116,46 @@ def opened(node: Any, where: tuple[str, ...], override: str) -> Any:
     raise OverrideError(
         f"{override}: {'.'.join(where)} is {node!r} and has nothing inside: set {'.'.join(where)} itself"
     )
+
+
+# ---------------------------------------------------------------------------------------------- links
+
+LINK = re.compile(r"\$\{([^{}]*)\}")
+
+
+def linked(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's plain data with the value of another key in the place of each `"${train.batch}"`.
+
+    Inside other text a number or a text is put in: `"batch-${train.batch}"`. Environment variables are not read.
+    Raises OverrideError for a key that is not set, or links that lead back to themselves.
+    """
+
+    def value(node: Any, trail: tuple[str, ...]) -> Any:
+        if isinstance(node, dict):
+            return {key: value(each, trail) for key, each in node.items()}
+        if isinstance(node, list):
+            return [value(each, trail) for each in node]
+        if not isinstance(node, str) or "${" not in node:
+            return node
+        whole = LINK.fullmatch(node)
+        return follow(whole[1], trail) if whole else LINK.sub(lambda link: inner(follow(link[1], trail), node), node)
+
+    def follow(key: str, trail: tuple[str, ...]) -> Any:
+        if key in trail:
+            raise OverrideError(f"the links {' → '.join((*trail, key))} lead back to themselves: write the value once")
+        node: Any = document
+        for part in parse_key(key, f"${{{key}}}"):
+            if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+                node = node[int(part)]
+            elif isinstance(node, dict) and part in node:
+                node = node[part]
+            else:
+                raise OverrideError(f'"${{{key}}}" must name a key that this config sets: there is no {part}')
+        return value(node, (*trail, key))
+
+    def inner(found: Any, text: str) -> str:
+        if isinstance(found, dict | list):
+            raise OverrideError(f'"{text}" has a table or a list inside of text: let the link stand alone')
+        return str(found)
+
+    return value(dict(document), ())
