@@ -61,6 +61,19 @@ def test_which_layout():
     assert self_contained(page)
 
 
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ([0.93, 1.1], "the transpose costs no time either: Wᵀδ took 0.93 to 1.10 times"),
+        ([0.93, 14.03], "slower at some widths and faster at others"),
+        ([1.1, 14.03], "costs time all the same, Wᵀδ took 1.10 to 14.03 times as long: XLA's product is slower"),
+        ([0.2, 0.9], "XLA's product is faster"),
+    ],
+)
+def test_the_words_about_time_are_those_of_the_numbers(ratios, said):
+    assert said in which_layout.time_of(ratios)
+
+
 def test_general_network():
     found = general_network.measure(["networks=3", "layers=[1,3]", "widths=[1,4]", 'activations=["tanh","relu"]'])
     page = general_network.render(found, "a test")

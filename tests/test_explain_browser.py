@@ -55,6 +55,9 @@ def files(tmp_path_factory):
     write_page(
         folder / "wide.html", observe(wide, softmax_cross_entropy, params, jnp.ones(20), jnp.asarray(3)), notation()
     )
+    square = jaxnet.serial(dense(8), relu, dense(8))
+    params = jaxnet.initialize(square, quadratic, jax.random.key(0), jnp.ones(8))
+    write_page(folder / "square.html", observe(square, quadratic, params, jnp.ones(8), jnp.zeros(8)), notation())
     return folder
 
 
@@ -345,6 +348,21 @@ def test_no_page_is_wider_than_its_window(browser, files, name):
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.close()
     assert problems == []
+
+
+@pytest.mark.parametrize("width", [1000, 1100, 1600])
+def test_no_value_lies_on_its_remark(browser, files, width):
+    """Matrices of eight columns among them."""
+    tab = browser.new_page(viewport={"width": width, "height": 800})
+    tab.goto((files / "square.html").as_uri())
+    overlaps = tab.evaluate(
+        """[...document.querySelectorAll(".line")].filter(line => line.querySelector(".remark")).map(line =>
+        [Math.max(...[...line.querySelectorAll(".value *")].map(each => each.getBoundingClientRect().right)),
+         line.querySelector(".remark").getBoundingClientRect().left])"""
+    )
+    tab.close()
+    assert len(overlaps) > 8
+    assert [each for each in overlaps if each[0] > each[1]] == []
 
 
 @pytest.mark.parametrize(
