@@ -8,7 +8,7 @@ import pytest
 import jaxnet
 from jaxnet import dense, feedback, parallel, per_position, remat, repeat, residual, serial, tanh, tied
 from jaxnet.checking import check, network_subjects
-from jaxnet.checking.deviations import declared, deviation
+from jaxnet.checking.feedback_reference import declared, deviation
 from jaxnet.feedback import by_transpose, ways_in
 from jaxnet.layer import ShapeError, on_leaves
 from jaxnet.registry import makers

@@ -199,7 +199,7 @@ activations attention cells command conv convolutions factors heads images losse
 """
 TO_RENAME = """
 evaluate pictures points repair report sources summary tables tape text
-Call Case Checked Columns Drawing Evaluation Factor Layer Line Loop Name Op Operation Options Reading Record
+Call Case Checked Columns Drawing Evaluation Factor Layer Line Loop Name Op Operation Reading Record
 Recorder Repair Rows Rule Scope Sizes Step Subject Sum Tape Trial Words Writer Written
 """
 

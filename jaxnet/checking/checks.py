@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxnet.checking import points
-from jaxnet.checking.judging import Options
+from jaxnet.checking.agreement import CheckOptions
 from jaxnet.checking.networks import check_network, is_network
 from jaxnet.checking.points import points_of
 from jaxnet.checking.report import Report
@@ -71,7 +71,7 @@ def check(
 
     Returns a `Report`. Raises `CannotCheckError` where there is nothing to compare, or nothing to compare it with.
     """
-    options = Options(seed, seeds, tolerance, precise, also, shapes, inside, diagnose, adequacy, budget, again)
+    options = CheckOptions(seed, seeds, tolerance, precise, also, shapes, inside, diagnose, adequacy, budget, again)
     template = points.expand(args, rule.nondiff_argnums if is_custom(rule) else ())
     with settings(template):
         if is_network(rule):

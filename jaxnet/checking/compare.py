@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jaxnet.checking.noise import scale_of
+from jaxnet.checking.rounding import scale_of
 
 
 @dataclass(frozen=True)

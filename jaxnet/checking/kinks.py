@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxnet.checking.noise import Exact
 from jaxnet.checking.points import generator
 from jaxnet.checking.reference import Runs, in_float64, widened
+from jaxnet.checking.rounding import Exact
 from jaxnet.checking.subject import on_device
 
 DRAWS = 48

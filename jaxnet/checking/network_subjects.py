@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxnet.backprop import vjp
 from jaxnet.checking import points
-from jaxnet.checking.deviations import declared, deviation
+from jaxnet.checking.feedback_reference import declared, deviation
 from jaxnet.checking.points import Points
 from jaxnet.checking.rules import declared_by, mode_of
 from jaxnet.checking.subject import CannotCheckError, Subject, Tree, on_device, why_passed_over

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from jaxnet.backprop import initialize, value_and_grad
 from jaxnet.checking import points
-from jaxnet.checking.bisection import bisected
-from jaxnet.checking.judging import Options
+from jaxnet.checking.agreement import CheckOptions
 from jaxnet.checking.network_subjects import (
     Use,
     as_declared,
@@ -27,6 +26,7 @@ from jaxnet.checking.report import Report
 from jaxnet.checking.rules import mode_of
 from jaxnet.checking.subject import CannotCheckError, Subject
 from jaxnet.checking.verdict import check_subject
+from jaxnet.checking.wrong_layer import bisected
 from jaxnet.layer import Layer, Loss, Static
 from jaxnet.readings import product
 
@@ -39,7 +39,7 @@ def is_network(rule: Any) -> bool:
 
 
 def check_network(
-    rule: Any, template: tuple, options: Options, *, name: str | None = None, reference: Callable | None = None
+    rule: Any, template: tuple, options: CheckOptions, *, name: str | None = None, reference: Callable | None = None
 ) -> Report:
     """The check of a layer or network at (x) or (params, x), of a loss at (x, y), of a pair at (xs, ys)."""
     if isinstance(rule, Loss):
@@ -50,7 +50,7 @@ def check_network(
 
 
 def check_layer(
-    net: Layer, template: tuple, options: Options, name: str | None = None, reference: Callable | None = None
+    net: Layer, template: tuple, options: CheckOptions, name: str | None = None, reference: Callable | None = None
 ) -> Report:
     """A layer or a network, in evaluation mode, and in training mode where that is another program."""
     if len(template) not in (1, 2):
@@ -75,7 +75,7 @@ def check_layer(
     return replace(reports[0], notes=(*reports[0].notes, "right in training mode too"))
 
 
-def check_loss(loss: Loss, template: tuple, options: Options, name: str | None) -> Report:
+def check_loss(loss: Loss, template: tuple, options: CheckOptions, name: str | None) -> Report:
     """A loss of one example: δ and the gradients of its own parameters, where it has some."""
     own = loss.init is not None
     count = 3 if own else 2
@@ -119,7 +119,7 @@ def mean_cost(net: Layer, loss: Loss) -> Callable:
     return cost
 
 
-def check_pair(net: Layer, loss: Loss, template: tuple, options: Options, name: str | None) -> Report:
+def check_pair(net: Layer, loss: Loss, template: tuple, options: CheckOptions, name: str | None) -> Report:
     """A network with its loss, on a batch: every entry of the gradient of the mean cost."""
     if len(template) not in (2, 3):
         raise CannotCheckError(
@@ -152,7 +152,7 @@ def check_pair(net: Layer, loss: Loss, template: tuple, options: Options, name: 
     return replace(report, **placed(net, loss, template, args, options))
 
 
-def placed(net: Layer, loss: Loss, template: tuple, args: tuple, options: Options) -> dict[str, Any]:
+def placed(net: Layer, loss: Loss, template: tuple, args: tuple, options: CheckOptions) -> dict[str, Any]:
     """Layer and repair of a wrong gradient: the network by itself, the loss by itself, or what joins them."""
     inner = replace(options, shapes=False, also=False)
     at_net = check_layer(net, template[:-1] if loss.init is None else (template[-2],), inner)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking.noise import Exact, largest, scale_of
 from jaxnet.checking.points import random_like
 from jaxnet.checking.reference import Runs, in_float64, widened
+from jaxnet.checking.rounding import Exact, largest, scale_of
 from jaxnet.checking.rules import short
 
 STRUCTURE = "structure and dtypes"

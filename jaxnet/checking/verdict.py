@@ -11,12 +11,10 @@ import jax
 
 from jaxnet.checking import points
 from jaxnet.checking.adequacy import adequacy, grouped
-from jaxnet.checking.compare import Leaf, worst
-from jaxnet.checking.diagnose import Problem, diagnose
-from jaxnet.checking.judging import (
+from jaxnet.checking.agreement import (
     NOT_FINITE,
+    CheckOptions,
     Findings,
-    Options,
     ask_differences,
     asks_finer,
     judge_elsewhere,
@@ -24,12 +22,14 @@ from jaxnet.checking.judging import (
     judge_seeds,
     point,
 )
-from jaxnet.checking.noise import scale_of
+from jaxnet.checking.compare import Leaf, worst
+from jaxnet.checking.diagnose import Problem, diagnose
 from jaxnet.checking.points import Points, points_of
 from jaxnet.checking.properties import STRUCTURE, Property, properties_of
 from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.repair import Repair, repaired
 from jaxnet.checking.report import Report
+from jaxnet.checking.rounding import scale_of
 from jaxnet.checking.rules import differentiated, inside_out, mode_of, only_arrays, short
 from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
 from jaxnet.program import RuleUse, rules_inside
@@ -40,7 +40,7 @@ BLIND, COARSE = 0.5, 5e-3  # relative to a leaf's largest entry: nothing is seen
 IMPLICIT = "jax/_src/lax/control_flow/solves.py"  # custom_root: its gradients are not those of its iterations
 
 
-def check_subject(subject: Subject, where: Points, options: Options) -> Report:
+def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Report:
     """The whole check of one rule at some points."""
     found = Findings(notes=list(subject.notes))
     args = where.draw(options.seed, "plain")
@@ -88,7 +88,7 @@ def check_subject(subject: Subject, where: Points, options: Options) -> Report:
     return explained(report, subject, where, options, found)
 
 
-def unseen(leaves: Sequence[Leaf], options: Options) -> list[str]:
+def unseen(leaves: Sequence[Leaf], options: CheckOptions) -> list[str]:
     """Where rounding allows so much that mistakes pass: leaves no larger than it, half precision by itself."""
     gradients = [leaf for leaf in leaves if not leaf.forward and leaf.ok]
     blind = [
@@ -111,7 +111,7 @@ def unseen(leaves: Sequence[Leaf], options: Options) -> list[str]:
     return notes
 
 
-def reference_words(subject: Subject, options: Options) -> str:
+def reference_words(subject: Subject, options: CheckOptions) -> str:
     """The reference in words."""
     how = {
         "reverse": "autodiff of its primal",
@@ -126,7 +126,7 @@ def reference_words(subject: Subject, options: Options) -> str:
     )
 
 
-def check_inside(subject: Subject, where: Points, options: Options, found: Findings) -> list[Report]:
+def check_inside(subject: Subject, where: Points, options: CheckOptions, found: Findings) -> list[Report]:
     """Checks the custom rules inside a function at the inputs that reach them; at most three uses of each."""
     function = subject.custom.__wrapped__ if subject.custom is not None else subject.plain
     if function is None:
@@ -180,7 +180,7 @@ def runs_flat(function: Callable, leaves, values):
     return [leaf for leaf in jax.tree.leaves(function(*leaves.tree(values))) if hasattr(leaf, "dtype")]
 
 
-def right_without_rules(subject: Subject, where: Points, options: Options) -> bool:
+def right_without_rules(subject: Subject, where: Points, options: CheckOptions) -> bool:
     """Whether a rule is the derivative of its primal, with the rules inside the primal left out."""
     if subject.custom is None:
         return False
@@ -189,7 +189,7 @@ def right_without_rules(subject: Subject, where: Points, options: Options) -> bo
     return check_subject(subject, where, few).ok
 
 
-def check_site(site: RuleUse, options: Options) -> Report | None:
+def check_site(site: RuleUse, options: CheckOptions) -> Report | None:
     """One use of a custom rule; None where none of its inputs has a gradient."""
     subject = Subject(
         site.name,
@@ -222,7 +222,7 @@ def site_mode(site: RuleUse) -> str:
     return in_float64(lambda *inputs: mode_of(site.primal, inputs, site.fixed), *site.inputs)
 
 
-def explained(report: Report, subject: Subject, where: Points, options: Options, found: Findings) -> Report:
+def explained(report: Report, subject: Subject, where: Points, options: CheckOptions, found: Findings) -> Report:
     """The report with layer, repair or diagnosis, and adequacy."""
     changes: dict[str, Any] = {}
     wrong_inside = next((inner for inner in report.inside if not inner.ok), None)
@@ -283,7 +283,7 @@ def arrays_alone(function: Callable, subject: Subject, args: tuple) -> tuple[Cal
     return restored, arrays
 
 
-def repair_of(subject: Subject, where: Points, options: Options, found: Findings) -> tuple[Repair | None, str]:
+def repair_of(subject: Subject, where: Points, options: CheckOptions, found: Findings) -> tuple[Repair | None, str]:
     """The change of the author's source that makes every gradient right; in words why it could not be looked for."""
     assert found.witness is not None
     args, cotangent, _, _ = found.witness
@@ -315,7 +315,7 @@ def repair_of(subject: Subject, where: Points, options: Options, found: Findings
     return repaired(subject, (args, cotangent), fresh(where), redraw, seconds=seconds)
 
 
-def diagnosed(subject: Subject, where: Points, options: Options, found: Findings) -> Any:
+def diagnosed(subject: Subject, where: Points, options: CheckOptions, found: Findings) -> Any:
     """What the diagnosis says of the first wrong point."""
     assert found.witness is not None
     args, cotangent, wrong, allowed = found.witness

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet.checking import CannotCheckError, assert_backward, check, judging
+from jaxnet.checking import CannotCheckError, agreement, assert_backward, check
 from jaxnet.program import Evaluation, graph_of, has_custom, widened_program, without_rules
 from tests.checking.rules import cube, layer_norm, layer_norm_reference, product, shapes
 
@@ -313,7 +313,7 @@ def test_a_gradient_of_zeros_is_diagnosed():
 
 
 def test_another_rank_is_tried_and_only_warned_of(monkeypatch):
-    monkeypatch.setattr(judging, "ELSEWHERE_SECONDS", 600)  # whatever else the machine does
+    monkeypatch.setattr(agreement, "ELSEWHERE_SECONDS", 600)  # whatever else the machine does
 
     def scaled(over):
         @jax.custom_vjp

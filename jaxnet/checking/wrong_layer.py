@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.checking import points
-from jaxnet.checking.judging import Findings, Options, asks_finer, judge_finer, judge_seeds
+from jaxnet.checking.agreement import CheckOptions, Findings, asks_finer, judge_finer, judge_seeds
 from jaxnet.checking.network_subjects import Use, layer_subject
 from jaxnet.checking.points import Points
 from jaxnet.checking.reference import Runs
@@ -48,7 +48,7 @@ def all_but(node: Layer, kept: int | None, part: Layer | None = None) -> Layer:
     return node.rebuild(*parts)
 
 
-def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: Use, options: Options) -> Report:
+def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: Use, options: CheckOptions) -> Report:
     """The report of a wrong network with the first wrong layer, and the repair of that layer."""
 
     whole = Runs.at(subject, where.draw(options.seed, "plain"))
@@ -100,7 +100,7 @@ def couples(node: Layer, x: Any) -> bool:
     return bool(jax.tree.leaves(split_state(params)[1]))
 
 
-def alone(net: Layer, node: Layer, subject: Subject, where: Points, use: Use, options: Options) -> Report | None:
+def alone(net: Layer, node: Layer, subject: Subject, where: Points, use: Use, options: CheckOptions) -> Report | None:
     """The report of one layer by itself, at fresh inputs of the shape that reaches it in the network."""
     options = replace(options, shapes=False, also=False)
     if node is net:

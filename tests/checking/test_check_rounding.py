@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxnet.checking import check
+from jaxnet.checking.agreement import CheckOptions, asks_finer
 from jaxnet.checking.compare import pattern_of
-from jaxnet.checking.judging import Options, asks_finer
 from jaxnet.checking.report import summary
 from tests.checking.rules import layer_norm, product, shapes
 
@@ -147,7 +147,7 @@ def test_a_warning_is_said_of_a_right_rule_inside_too():
 
 
 def test_float64_is_asked_how_far_a_little_rounding_goes():
-    off = Options(precise=False)
+    off = CheckOptions(precise=False)
     assert not asks_finer(off, [np.ones(2, np.float32)], [np.ones(2, np.float64)])
     assert asks_finer(off, [np.ones(2, np.float64)], [np.ones(2, np.float64)])
 
@@ -173,7 +173,7 @@ def test_not_finite_on_both_sides_is_a_failure_with_its_first_term():
     report = check(f, jnp.asarray([0.5, 2.0]), **QUICK)
     assert not report.ok
     assert "`log`" in report.problems[0]
-    assert "test_check_noise.py" in report.problems[0]
+    assert "test_check_rounding.py" in report.problems[0]
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import numpy as np
 from jaxnet.checking import points
 from jaxnet.checking.compare import Leaf, compare, drift
 from jaxnet.checking.kinks import kinked
-from jaxnet.checking.noise import Exact, coarsest, exact_at, scale_of, unit_of
 from jaxnet.checking.points import Points
 from jaxnet.checking.properties import Property
 from jaxnet.checking.reference import Runs, WidenedFunction, in_float64, widened
+from jaxnet.checking.rounding import Exact, coarsest, exact_at, scale_of, unit_of
 from jaxnet.checking.rules import short
 from jaxnet.checking.subject import leaves_of
 from jaxnet.program import first_not_finite, float_dtypes
@@ -30,7 +30,7 @@ NOT_FINITE = "not finite in the reference itself"
 
 
 @dataclass(frozen=True)
-class Options:
+class CheckOptions:
     """How a check is run."""
 
     seed: int = 0
@@ -89,7 +89,7 @@ def inside_unit(runs: Runs, values: Sequence, seed: Sequence) -> float | None:
     return max((unit_of(dtype) for dtype in float_dtypes(program)), default=unit_of(jnp.float64))
 
 
-def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) -> tuple | None:
+def judge_seeds(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> tuple | None:
     """Compares the rule in its own dtype at every seed. Returns the first point and its gradients, or None."""
     first = None
     values, d_out = point(runs, where, options.seed)
@@ -128,7 +128,7 @@ def judge_seeds(runs: Runs, where: Points, options: Options, found: Findings) ->
     return first
 
 
-def ask_differences(runs: Runs, where: Points, options: Options, found: Findings) -> bool:
+def ask_differences(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> bool:
     """Asks finite differences in float64 where rule and autodiff disagree; whether they agree with the rule alone.
 
     Autodiff follows a primal step by step: through bisection, whose steps only compare, it gives zero.
@@ -180,7 +180,7 @@ def not_finite_anywhere(runs: Runs, values, d_out, exact: Exact, found: Findings
     found.problems.append(f"{NOT_FINITE}: {term or 'only in float64'}")
 
 
-def plain_forward(runs: Runs, values, exact: Exact, options: Options, found: Findings) -> None:
+def plain_forward(runs: Runs, values, exact: Exact, options: CheckOptions, found: Findings) -> None:
     """The function gives the same output with and without differentiation."""
     if runs.subject.plain is None or not runs.subject.transforms:
         return
@@ -196,7 +196,7 @@ def plain_forward(runs: Runs, values, exact: Exact, options: Options, found: Fin
             found.leaves.append(leaf)
 
 
-def loose_tolerance(options: Options, exact: Exact, found: Findings) -> None:
+def loose_tolerance(options: CheckOptions, exact: Exact, found: Findings) -> None:
     """A tolerance looser than rounding asks for is a warning."""
     if options.tolerance is None:
         return
@@ -233,7 +233,7 @@ def unit_name(unit: float) -> str:
 
 
 def judge(
-    runs: Runs, values, d_out, got, exact: Exact, unit: float, options: Options, *, finer: float = 0.0,
+    runs: Runs, values, d_out, got, exact: Exact, unit: float, options: CheckOptions, *, finer: float = 0.0,
     ties: bool = False, dtype: str = "",
 ) -> list[Leaf]:  # fmt: skip
     """Compares outputs and gradients with the exact ones. `finer`: the least relative error that is allowed."""
@@ -278,12 +278,12 @@ def note(found: Findings, leaves: list[Leaf], runs: Runs, values: Sequence, d_ou
     found.witness = runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out), paths, allowed
 
 
-def asks_finer(options: Options, values: Sequence, d_out: Sequence) -> bool:
+def asks_finer(options: CheckOptions, values: Sequence, d_out: Sequence) -> bool:
     """Whether a finer dtype is asked, or there is none: in float64 only how far a little rounding goes is asked."""
     return options.precise or coarsest([*values, *d_out]) <= unit_of(jnp.float64)
 
 
-def judge_finer(runs: Runs, where: Points, options: Options, found: Findings) -> None:
+def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> None:
     """The rule in float64 (or float32, for one in half precision that casts to it): mistakes that rounding would hide.
 
     Where it is right there, an error a little beyond what is allowed in the user's dtype is loss of precision only.
@@ -315,7 +315,7 @@ def judge_finer(runs: Runs, where: Points, options: Options, found: Findings) ->
         found.witness = None
 
 
-def finer_leaves_at(runs: Runs, values, d_out, unit: float, finer: float, options: Options) -> list[Leaf]:
+def finer_leaves_at(runs: Runs, values, d_out, unit: float, finer: float, options: CheckOptions) -> list[Leaf]:
     """The verdicts of the rule in a finer dtype at one point."""
     got = runs.run("rule", values, d_out)
     exact = exact_at(runs, values, d_out, unit)
@@ -331,7 +331,7 @@ def imprecise(leaf: Leaf, slack: float, unit: float) -> Leaf:
     return replace(leaf, verdict="imprecise", pattern=f"{leaf.error / leaf.allowed:.1f} times what is allowed")
 
 
-def judge_elsewhere(runs: Runs, where: Points, options: Options, found: Findings) -> None:
+def judge_elsewhere(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> None:
     """Small inputs, inputs with ties, rows of zeros and of equal entries, and other shapes, while time lasts."""
     kinds = ("small inputs", "small"), ("inputs with ties", "ties"), ("a row of zeros", "zeros")
     places = [(how, where, kind) for how, kind in kinds]
@@ -354,7 +354,7 @@ def judge_elsewhere(runs: Runs, where: Points, options: Options, found: Findings
         found.notes.append(f"no time for: {', '.join(dict.fromkeys(left))}")
 
 
-def judge_there(runs: Runs, how: str, there: Points, kind: str, options: Options, found: Findings) -> bool:
+def judge_there(runs: Runs, how: str, there: Points, kind: str, options: CheckOptions, found: Findings) -> bool:
     """The rule at another kind of point; False where the reference does not take it, or is not finite there."""
     seed = options.seed + 1000
     try:
@@ -379,7 +379,7 @@ def judge_there(runs: Runs, how: str, there: Points, kind: str, options: Options
     return True
 
 
-def judge_rank(runs: Runs, how: str, there: Points, options: Options, found: Findings) -> list[str]:
+def judge_rank(runs: Runs, how: str, there: Points, options: CheckOptions, found: Findings) -> list[str]:
     """The rule at a rank that it may not be meant for: right, passed over where it does not take it, or a warning."""
     apart = Findings(seconds=dict(found.seconds))
     if not judge_there(runs, how, there, "plain", options, apart):
