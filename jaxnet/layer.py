@@ -122,6 +122,8 @@ class Loss(NamedTuple):
       batch, n the sum of these. A number of all terms that depends on no value comes as `Static`.
     - `init(key, x) -> params` where the loss has parameters of its own; parameters of the whole are then the pair
       (the network's, the loss's). None for most.
+    - `root(x, y, weight, u, transposed=False) -> S u`, or Sᵀ u: S Sᵀ is the Hessian of weight · cost in x, weights not
+      negative, u of the shape of x. None where the loss gives none.
     - `origin`: as of a `Layer`.
 
     >>> cost, delta, _ = quadratic.turn((), jnp.array([2.0, 0.0]), jnp.array([1.0, 0.0]), 1.0, total)
@@ -133,6 +135,7 @@ class Loss(NamedTuple):
     turn: Callable[..., tuple[jax.Array, Tree, Tree]]
     terms: Callable[..., Any]
     init: Callable[..., Tree] | None = None
+    root: Callable[..., Tree] | None = None
     origin: Made | None = None
 
     @property

@@ -74,12 +74,19 @@ def one_hot(y, x) -> Float[Array, "..."]:
 
 
 def pointwise(
-    name: str, value: Callable[..., Array], delta: Callable[..., Array], of_index: Callable | None = None
+    name: str,
+    value: Callable[..., Array],
+    delta: Callable[..., Array],
+    curvature: Callable[..., Array] | None = None,
+    *,
+    of_index: Callable | None = None,
+    root: Callable[..., Array] | None = None,
 ) -> Loss:
-    """A loss without parameters, of its two formulas for one term: `value(x, y)` a number, `delta(x, y)` = ∂value/∂x.
+    """A loss without parameters, of its formulas for one term: `value(x, y)` a number, `delta(x, y)` = ∂value/∂x.
 
-    x and y are (…, features), labels as one-hot rows; value gives (…). `of_index(x, y)`: value and delta together for
-    labels y: (…), where that is less work.
+    x and y are (…, features), labels as one-hot rows; value gives (…). `curvature(x, y)`: ∂delta/∂x of a loss whose
+    features do not mix, its Hessian's diagonal; of another loss `root(x, y, u, transposed)`: S u or Sᵀ u, S Sᵀ the
+    Hessian. `of_index(x, y)`: value and delta together for labels y: (…), where that is less work.
     The turn raises `ShapeError` for a target or a weight that does not fit x, `LabelError` for a label outside.
     """
 
@@ -107,7 +114,15 @@ def pointwise(
             values, deltas = value(wide, target), delta(wide, target)
         return jnp.sum(weights * values), (weights[..., None] * deltas).astype(x.dtype), ()
 
-    return Loss(name, turn, terms)
+    def root_times(x, y, weight, u, transposed=False):
+        accepts(x, jnp.asarray(y), weight)
+        wide = x.astype(accumulated(x.dtype))
+        target = one_hot(jnp.asarray(y), wide)
+        found = root(wide, target, u, transposed) if root else jnp.sqrt(curvature(wide, target)) * u
+        weights = jnp.broadcast_to(jnp.asarray(weight, wide.dtype), x.shape[:-1])
+        return (jnp.sqrt(weights)[..., None] * found).astype(x.dtype)
+
+    return Loss(name, turn, terms, root=root_times if root or curvature else None)
 
 
 @maker(configs=False, examples={"ignoring(softmax_cross_entropy, 0)": "float32[5,6], int32[5]<6"})
@@ -137,7 +152,10 @@ def ignoring(loss: Loss, label: int = -100) -> Loss:
     def counted(y, weight=None):
         return loss.terms(*of_counted(y, 1.0 if weight is None else weight))
 
-    return loss._replace(turn=turn, terms=counted)
+    def root(x, y, weight, u, transposed=False):
+        return loss.root(x, *of_counted(y, weight), u, transposed)
+
+    return loss._replace(turn=turn, terms=counted, root=root if loss.root else None)
 
 
 def total(of) -> Array:
@@ -151,7 +169,11 @@ INPUTS = ("float32[6], float32[6]", "float32[6], int32[]<6", "float32[5,6], int3
 PROBABILITIES = ("float32[6]<1>0, float32[6]<1>0", "float32[6]<1>0, int32[]<6")
 """The same for a loss that takes probabilities."""
 
-quadratic = row(pointwise("quadratic", lambda a, y: total((a - y) ** 2) / 2, lambda a, y: a - y), __name__, *INPUTS)
+quadratic = row(
+    pointwise("quadratic", lambda a, y: total((a - y) ** 2) / 2, lambda a, y: a - y, lambda a, y: jnp.ones_like(a)),
+    __name__,
+    *INPUTS,
+)
 """C = ½‖a − y‖², δ = a − y. Source: Nielsen, ch. 1, (6).
 
 >>> x, y = jnp.array([[2.0, 0.5]]), jnp.array([[1.0, 0.0]])
@@ -165,6 +187,7 @@ mean_squared_error = row(
         "mean_squared_error",
         lambda a, y: jnp.mean((a - y) ** 2, axis=-1),
         lambda a, y: 2 * (a - y) / a.shape[-1],
+        lambda a, y: jnp.full_like(a, 2 / a.shape[-1]),
     ),
     __name__,
     *INPUTS,
@@ -182,6 +205,7 @@ mean_absolute_error = row(
         "mean_absolute_error",
         lambda a, y: jnp.mean(jnp.abs(a - y), axis=-1),
         lambda a, y: jnp.sign(a - y) / a.shape[-1],
+        lambda a, y: jnp.zeros_like(a),
     ),
     __name__,
     *INPUTS,
@@ -213,6 +237,7 @@ def huber(threshold: float = 1.0) -> Loss:
         "huber",
         lambda a, y: jnp.mean(jnp.asarray(optax.losses.huber_loss(a, y, delta=threshold)), axis=-1),
         lambda a, y: jnp.clip(a - y, -threshold, threshold) / a.shape[-1],
+        lambda a, y: jnp.where(jnp.abs(a - y) < threshold, 1 / a.shape[-1], 0.0),
     )
 
 
@@ -227,6 +252,11 @@ def _binary_delta(a, y):
     return (a - y) / (a * (1 - a))
 
 
+def _binary_curvature(a, y):
+    c = _inside(a)
+    return jnp.where(a == c, y / c**2 + (1 - y) / (1 - c) ** 2, 0.0)
+
+
 def _binary_value(a, y):
     # Beyond the clip the cost goes on along its tangent there: finite, and δ stays its derivative, also at 0 and 1.
     c = _inside(a)
@@ -234,7 +264,9 @@ def _binary_value(a, y):
     return total(cost + _binary_delta(a, y) * (a - c))
 
 
-binary_cross_entropy = row(pointwise("binary_cross_entropy", _binary_value, _binary_delta), __name__, *PROBABILITIES)
+binary_cross_entropy = row(
+    pointwise("binary_cross_entropy", _binary_value, _binary_delta, _binary_curvature), __name__, *PROBABILITIES
+)
 """C = −Σ [y ln a + (1 − y) ln(1 − a)] of probabilities a, δ = (a − y) / (a (1 − a)).
 
 a is clipped into [ε, 1 − ε] (ε = 1.2e-7 in float32, 2.2e-16 in float64) in value and δ alike, the value going on along
@@ -251,6 +283,7 @@ binary_cross_entropy_on_logits = row(
         "binary_cross_entropy_on_logits",
         lambda z, y: total(jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))),
         lambda z, y: jax.nn.sigmoid(z) - y,
+        lambda z, y: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z),
     ),
     __name__,
     *INPUTS,
@@ -273,12 +306,21 @@ def _cross_entropy_of_class(z, y):
     return highest + jnp.log(sums) - z_y, powers / sums[..., None] - one_hot(y, z)
 
 
+def _root_of_softmax(z, y, u, transposed):
+    """S = (diag(√p) − p √pᵀ) √Σy, since diag(p) − p pᵀ = S Sᵀ. Source: Dangel et al., BackPACK, 2020, appendix."""
+    p = jax.nn.softmax(z, axis=-1)
+    size = jnp.sqrt(total(y))[..., None]
+    mixed = total(p * u) if transposed else total(jnp.sqrt(p) * u)
+    return size * (jnp.sqrt(p) * u - (jnp.sqrt(p) if transposed else p) * mixed[..., None])
+
+
 softmax_cross_entropy = row(
     pointwise(
         "softmax_cross_entropy",
         lambda z, y: total(y) * jax.nn.logsumexp(z, axis=-1) - total(y * z),
         lambda z, y: total(y)[..., None] * jax.nn.softmax(z, axis=-1) - y,
-        _cross_entropy_of_class,
+        of_index=_cross_entropy_of_class,
+        root=_root_of_softmax,
     ),
     __name__,
     *INPUTS,
@@ -306,7 +348,14 @@ def _hinge_delta(z, y):
 
 
 multiclass_hinge = row(
-    pointwise("multiclass_hinge", lambda z, y: jnp.maximum(_runner_up(z, y)[1], 0), _hinge_delta), __name__, *INPUTS
+    pointwise(
+        "multiclass_hinge",
+        lambda z, y: jnp.maximum(_runner_up(z, y)[1], 0),
+        _hinge_delta,
+        lambda z, y: jnp.zeros_like(z),
+    ),
+    __name__,
+    *INPUTS,
 )
 """C = maxᵢ (zᵢ − z_y + 1 − yᵢ), at least 0; δ = e_rival − y where the margin is violated.
 

@@ -49,6 +49,26 @@ def test_delta_is_the_derivative_of_the_value(problem, x64):
         assert_agree(result, expected)
 
 
+@pytest.mark.parametrize("problem", LOSS_PROBLEMS, ids=lambda p: p.id)
+def test_root_of_the_hessian(problem, x64):
+    """S Sᵀ is the Hessian of weight · cost, and the transposed one is the transpose."""
+    x, y, weight = (t[0] for t in problem.inputs(jnp.float64))
+
+    @jax.jit
+    def matrices(x):
+        hessian = jax.hessian(lambda x: turn(problem.loss, x, y, weight)[0])(x).reshape(x.size, x.size)
+        basis = jnp.eye(x.size).reshape(x.size, *x.shape)
+
+        def matrix(transposed):
+            return jax.vmap(lambda u: problem.loss.root(x, y, weight, u, transposed).ravel())(basis).T
+
+        return hessian, matrix(False), matrix(True)
+
+    hessian, S, S_transposed = matrices(x)
+    assert_agree(S @ S.T, hessian)
+    assert_agree(S_transposed, S.T)
+
+
 @pytest.mark.parametrize(
     "dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16], ids=["float32", "bfloat16"]
 )

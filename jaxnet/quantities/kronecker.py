@@ -1,0 +1,216 @@
+"""Kronecker-factored curvature: the block of G for each W as A ⊗ B, from the two sides of its factor δ aᵀ.
+
+    A = mean of a aᵀ over examples and positions       (in, in)
+    B = Σ of s sᵀ over examples, positions and columns (out, out)     s: the backward pass of S u in the place of δ
+    KFLR: every column; KFAC: random ones               G ≈ A ⊗ B: exact of one example, and where all layers are linear
+    EKFAC: A and B give the axes, the second moment along them the lengths
+
+Of a bias, B alone is its block (exact); of anything else (scales of a norm, rows of an embedding) the diagonal stands.
+
+Sources: Martens and Grosse, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, 2015; Grosse and
+Martens, A Kronecker-factored approximate Fisher matrix for convolution layers, 2016; Botev, Ritter and Barber,
+Practical Gauss-Newton Optimisation for Deep Learning, 2017; George et al., Fast Approximate Natural Gradient Descent in
+a Kronecker-factored Eigenbasis, 2018.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.backprop import size
+from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
+from jaxnet.layer import Layer, Loss, Reading, Tree, on_leaves
+from jaxnet.layers.conv import Patches
+from jaxnet.quantities.curvature import over_columns
+from jaxnet.readings import each, sum_over_examples, total_of
+
+
+@dataclass_tree
+class Block:
+    """The curvature of one parameter. As a matrix (out, in): A ⊗ B; a vector: B; else None and the diagonal."""
+
+    A: Any = None  # (in, in)
+    B: Any = None  # (out, out)
+    diagonal: Any = None  # the shape of the parameter
+
+
+def as_outer(factor: Factor) -> Outer | None:
+    """A factor as δ aᵀ, of a bias with a = 1; None where it is not of this form."""
+    if isinstance(factor, Patches) and factor.groups == 1:
+        return factor.outer()
+    if isinstance(factor, Plain) and factor.delta.ndim - factor.sums == 1:
+        return Outer(factor.multiply(), jnp.ones(1, factor.delta.dtype))
+    return factor if isinstance(factor, Outer) else None
+
+
+def _block(factor, p):
+    outer = as_outer(factor)
+    if outer is None:
+        return Block(diagonal=total_of(factor.squared(), p))
+    summed = sum_over_examples(None)
+    B = summed(Outer(outer.delta, outer.delta, outer.sums))
+    if isinstance(factor, Plain):
+        return Block(B=B)
+    return Block(summed(Outer(outer.a, outer.a, outer.sums)) / math.prod(outer.a.shape[: outer.sums]), B)
+
+
+blocks = Reading(each(_block), out_axes=None, additive=True)
+"""For each parameter Σ a aᵀ / positions and Σ δ δᵀ over the examples."""
+
+
+def is_block(node: Any) -> bool:
+    """Whether a node of a tree is a `Block`."""
+    return isinstance(node, Block)
+
+
+def kronecker(net: Layer, loss: Loss, *, samples: int | None = 1) -> Callable:
+    """A and B for each parameter, as a tree of `Block`s: by `samples` random columns (KFAC), None for all (KFLR).
+
+    Returns `(params, xs, ys, *, key=None, state=None, train=False, weights=None) -> blocks`.
+    Raises `ValueError` for a loss without a root, and for samples without a key.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> found = kronecker(net, softmax_cross_entropy)(params, xs, ys, key=jax.random.key(1))
+    >>> found["W"].A.shape, found["W"].B.shape, found["b"].B.shape
+    ((4, 4), (2, 2), (2, 2))
+    """
+    columns = over_columns(net, loss, blocks, samples)
+
+    def batch(params, xs, ys, **given):
+        found = columns(params, xs, ys, **given)
+        # A does not depend on the column: the sum over all of them counted it so often.
+        out = jax.eval_shape(lambda p, x: net.forward(p, x)[0], params, jax.tree.map(lambda t: t[0], xs))
+        times = size(xs) * (out.size if samples is None else 1)
+        return jax.tree.map(
+            lambda t: t if t.A is None else Block(t.A / times, t.B, t.diagonal), found, is_leaf=is_block
+        )
+
+    return batch
+
+
+# ------------------------------------------------------------------------------------------------ axes and lengths
+
+
+@dataclass_tree
+class Axes:
+    """The curvature of one parameter in a basis of its own: W′ = Bᵀ W A, and along each entry of W′ its length."""
+
+    A: Any  # (in, in), orthogonal; None where the parameter's own axes stand
+    B: Any  # (out, out)
+    lengths: Any  # of W′, in the shape of the parameter
+
+    def turned(self, g: jax.Array, back: bool = False) -> jax.Array:
+        """g in this basis, or back from it; leading axes are stacks of layers."""
+        if self.B is None:
+            return g
+        A, B = (self.A, self.B) if not back else (self.A if self.A is None else self.A.mT, self.B.mT)
+        rows = g.reshape(*B.shape[:-1], -1)  # (…, out, in)
+        rows = jnp.matmul(B.mT, rows)
+        return (rows if A is None else jnp.matmul(rows, A)).reshape(g.shape)
+
+    def solved(self, g: jax.Array, damping) -> jax.Array:
+        """(G + damping)⁻¹ g."""
+        return self.turned(self.turned(g) / (self.lengths + damping), back=True)
+
+
+def is_axes(node: Any) -> bool:
+    """Whether a node of a tree is an `Axes`."""
+    return isinstance(node, Axes)
+
+
+def axes(blocks: Tree, params: Tree) -> Tree:
+    """The eigenvectors of A and B for each parameter, and a_i b_j as the lengths: of A ⊗ B as it stands."""
+
+    def of(block, p):
+        if block.B is None:
+            return Axes(None, None, block.diagonal)
+        b, B = jnp.linalg.eigh(block.B)
+        if block.A is None:
+            return Axes(None, B, b.reshape(p.shape))
+        a, A = jnp.linalg.eigh(block.A)
+        lengths = jnp.maximum(b, 0)[..., :, None] * jnp.maximum(a, 0)[..., None, :]
+        return Axes(A, B, lengths.reshape(p.shape))
+
+    return jax.tree.map(of, blocks, params, is_leaf=is_block)
+
+
+def solve(axes: Tree, grads: Tree, damping: float | jax.Array) -> Tree:
+    """(G + damping)⁻¹ grads, block by block.
+
+    >>> blocks = {"b": Block(B=jnp.diag(jnp.array([1.0, 3.0])))}
+    >>> g = {"b": jnp.array([4.0, 4.0])}
+    >>> print(solve(axes(blocks, g), g, 1.0)["b"])
+    [2. 1.]
+    """
+    return jax.tree.map(lambda a, g: a.solved(g, damping), axes, grads, is_leaf=is_axes)
+
+
+@dataclass_tree
+class Beside:
+    """A parameter with what stands beside it, for a reading that takes both."""
+
+    p: Any
+    own: Any
+
+
+def with_beside(net: Layer) -> Layer:
+    """The network for a tree of `Beside`s in the place of its parameters; a reading meets them as they are."""
+
+    def bare(params):
+        return jax.tree.map(lambda node: node.p, params, is_leaf=lambda node: isinstance(node, Beside))
+
+    def change(layer: Layer) -> Layer:
+        def forward(params, x, key=None, train=False):
+            return layer.forward(bare(params), x, key, train)
+
+        def backward(params, saved, d_out, read):
+            both = read._replace(at=lambda passing: read.at(passing._replace(params=params)))
+            return layer.backward(bare(params), saved, d_out, both)
+
+        return layer._replace(forward=forward, backward=backward)
+
+    return on_leaves(change, net)
+
+
+def _turned(factor, beside):
+    """(Bᵀ δ (Aᵀ a)ᵀ)², the second moment along the axes."""
+    own, outer = beside.own, as_outer(factor)
+    if own.B is None or outer is None:
+        return sum_over_examples(None)(factor.squared())
+    if own.A is None:
+        return sum_over_examples(None)(Plain(jnp.square(outer.delta @ own.B)))
+    turned = Outer(outer.delta @ own.B, outer.a @ own.A, outer.sums)
+    return sum_over_examples(None)(turned.squared()).reshape(beside.p.shape)
+
+
+along_axes = Reading(each(_turned), out_axes=None, additive=True)
+"""Σ (∂C/∂W′)² over the examples, W′ = Bᵀ W A: for parameters with their `Axes` beside them."""
+
+
+def ekfac(net: Layer, loss: Loss, *, samples: int | None = 1) -> Callable:
+    """The eigenvalue-corrected `Axes` of each parameter: the axes of A ⊗ B, the lengths the second moment along them.
+
+    Returns `(params, xs, ys, blocks=None, *, key=None, state=None, train=False, weights=None) -> axes`; `blocks`: those
+    of `kronecker`, of other data, made of this batch where there are none.
+    Raises `ValueError` for a loss without a root, and for samples without a key. Source: George et al., 2018.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> found = ekfac(net, softmax_cross_entropy, samples=None)(params, xs, ys)
+    >>> found["W"].lengths.shape
+    (2, 4)
+    """
+    factors = kronecker(net, loss, samples=samples)
+    squares = over_columns(with_beside(net), loss, along_axes, samples)
+
+    def batch(params, xs, ys, blocks=None, **given):
+        basis = axes(factors(params, xs, ys, **given) if blocks is None else blocks, params)
+        both = jax.tree.map(Beside, params, basis)
+        lengths = squares(both, xs, ys, **given)
+        return jax.tree.map(lambda a, t: Axes(a.A, a.B, t), basis, lengths, is_leaf=is_axes)
+
+    return batch
