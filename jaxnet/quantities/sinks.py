@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal, Var
 
-from jaxnet.factors import Factor, Outer, Plain, Sum, dataclass_tree, is_factor
+from jaxnet.factors import Factor, Outer, Plain, Sum, dataclass_tree
 from jaxnet.layer import Passing, Reading, Tree
 from jaxnet.layers.conv import Patches
 from jaxnet.layers.embedding import Rows
@@ -80,7 +81,7 @@ class Stacked(Factor):
 # --------------------------------------------------------------------------------------------------- uses of parameters
 
 
-class View(NamedTuple):
+class ParameterView(NamedTuple):
     """A value that is a parameter, reshaped or transposed; `steps` take a gradient of it back to the parameter."""
 
     param: int
@@ -88,8 +89,8 @@ class View(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Use:
-    """One linear use of a parameter. `sink`: shape and dtype of its result; `factor(δ, x)`; `saved`: which input x is."""
+class LinearUse:
+    """A linear use of a parameter. `sink`: shape and dtype of the result; `factor(δ, x)`; `saved`: which input is x."""
 
     param: int
     sink: Any
@@ -111,11 +112,11 @@ class Plan:
 
     program: Any
     at: dict[int, Any]
-    uses: tuple[Use, ...]
+    uses: tuple[LinearUse, ...]
     formed: tuple[Formed, ...]
 
 
-def rearranged(use: Use, view: View) -> Use:
+def rearranged(use: LinearUse, view: ParameterView) -> LinearUse:
     """A use of a view as a use of its parameter."""
     steps = view.steps
     if not steps:
@@ -128,7 +129,7 @@ def inverse(permutation: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(permutation)), key=lambda i: permutation[i]))
 
 
-def seen_through(eqn: Any, view: View) -> View | None:
+def seen_through(eqn: Any, view: ParameterView) -> ParameterView | None:
     """The view that an operation gives of a view: reshaped, transposed, or in another floating dtype; else None."""
     before, after, name = eqn.invars[0].aval, eqn.outvars[0].aval, eqn.primitive.name
     if name == "transpose":
@@ -142,7 +143,7 @@ def seen_through(eqn: Any, view: View) -> View | None:
     return None
 
 
-def of_product(eqn: Any, at: int) -> Use:
+def of_product(eqn: Any, at: int) -> LinearUse:
     """Σ over the contracted axes, p one of the two operands: ∇_p = Σ δ xᵀ over the free axes of x."""
     contracted, batched = eqn.params["dimension_numbers"]
     p, x = eqn.invars[at].aval, eqn.invars[1 - at].aval
@@ -164,10 +165,10 @@ def of_product(eqn: Any, at: int) -> Use:
             result = Stacked(result)
         return Rearranged(result, steps)
 
-    return Use(0, eqn.outvars[0].aval, 1 - at, factor)
+    return LinearUse(0, eqn.outvars[0].aval, 1 - at, factor)
 
 
-def of_convolution(eqn: Any, at: int) -> Use | None:
+def of_convolution(eqn: Any, at: int) -> LinearUse | None:
     """A kernel over an image or a sequence: ∇_W = Σ over the positions of δ and the patch that it saw."""
     numbers, rank = eqn.params["dimension_numbers"], len(eqn.params["window_strides"])
     if at != 1 or rank > 2 or eqn.params["batch_group_count"] > 1 or set(eqn.params["lhs_dilation"]) - {1}:
@@ -185,25 +186,54 @@ def of_convolution(eqn: Any, at: int) -> Use | None:
         patches = Patches(delta, a, window, eqn.params["feature_group_count"], sums=1)
         return Rearranged(patches, (("transpose", inverse(last(numbers.rhs_spec))),))
 
-    return Use(0, eqn.outvars[0].aval, 0, factor)
+    return LinearUse(0, eqn.outvars[0].aval, 0, factor)
 
 
-def of_gather(eqn: Any, at: int) -> Use | None:
-    """Whole rows of W by their number: ∇_W = Σ of δ in the row of its token."""
-    numbers, W, out = eqn.params["dimension_numbers"], eqn.invars[0].aval, eqn.outvars[0].aval
-    rows = numbers.start_index_map == (0,) and tuple(eqn.params["slice_sizes"]) == (1, *W.shape[1:])
-    if at != 0 or not rows or numbers.operand_batching_dims:
-        return None
-    clipped = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
-    places = [i for i in range(out.ndim) if i not in numbers.offset_dims]
+def rows(eqn: Any, saved: int | None, tokens_of: Callable, offsets: Sequence[int] | None = None) -> LinearUse:
+    """Whole rows of W by their number: ∇_W = Σ of δ in the row of its token. `offsets`: the result's axes of a row."""
+    W, out = eqn.invars[0].aval, eqn.outvars[0].aval
+    offsets = range(out.ndim) if offsets is None else offsets
+    places = [i for i in range(out.ndim) if i not in offsets]
 
-    def factor(delta, tokens):
-        tokens = tokens[..., 0]
-        tokens = jnp.clip(tokens, 0, W.shape[0] - 1) if clipped else tokens
-        delta = delta.transpose(*places, *numbers.offset_dims).reshape(*tokens.shape, -1)
+    def factor(delta, indices):
+        tokens = tokens_of(indices)
+        delta = delta.transpose(*places, *offsets).reshape(*tokens.shape, -1)
         return Rearranged(Rows(tokens, delta, W.shape[0]), (("reshape", tuple(W.shape)),))
 
-    return Use(0, out, 1, factor)
+    return LinearUse(0, out, saved, factor)
+
+
+def of_gather(eqn: Any, at: int) -> LinearUse | None:
+    """Rows by an array of tokens."""
+    W, numbers, mode = eqn.invars[0].aval, eqn.params["dimension_numbers"], eqn.params["mode"]
+    held = mode in (jax.lax.GatherScatterMode.CLIP, jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+    # An index into another axis, which is taken whole, can only be 0 where it is held within its range.
+    ours = 0 in numbers.start_index_map and (held or numbers.start_index_map == (0,))
+    whole = tuple(eqn.params["slice_sizes"]) == (1, *W.shape[1:]) and not numbers.operand_batching_dims
+    if at != 0 or not ours or not whole:
+        return None
+
+    def tokens_of(indices):
+        tokens = indices[..., numbers.start_index_map.index(0)]
+        return jnp.clip(tokens, 0, W.shape[0] - 1) if held else tokens
+
+    return rows(eqn, 1, tokens_of, numbers.offset_dims)
+
+
+def of_dynamic_slice(eqn: Any, at: int) -> LinearUse | None:
+    """One row by its number."""
+    W = eqn.invars[0].aval
+    if at != 0 or tuple(eqn.params["slice_sizes"]) != (1, *W.shape[1:]):
+        return None
+    return rows(eqn, 1, lambda index: jnp.clip(index, 0, W.shape[0] - 1))
+
+
+def of_slice(eqn: Any, at: int) -> LinearUse | None:
+    """Rows one after another: learned positions."""
+    W, out = eqn.invars[0].aval, eqn.outvars[0].aval
+    if eqn.params["strides"] is not None or out.shape[1:] != W.shape[1:]:
+        return None
+    return rows(eqn, None, lambda _: eqn.params["start_indices"][0] + jnp.arange(out.shape[0]))
 
 
 ADDED = {"add", "add_any", "sub", "neg", "broadcast_in_dim"}
@@ -215,24 +245,26 @@ def smallest(eqn: Any, at: int) -> bool:
     return eqn.primitive.name in ADDED or max(shape, default=1) == math.prod(shape)
 
 
-RULES: dict[str, Callable[[Any, int], Use | None]] = {
+RULES: dict[str, Callable[[Any, int], LinearUse | None]] = {
     "dot_general": of_product,
     "conv_general_dilated": of_convolution,
     "gather": of_gather,
+    "dynamic_slice": of_dynamic_slice,
+    "slice": of_slice,
 }
 """For a primitive the use that it makes of the parameter at one of its inputs; None where it is used otherwise."""
 
 # ----------------------------------------------------------------------------------------------------------- the plan
 
 
-def plan(program: Any, views: dict[Any, View]) -> Plan:
+def plan(program: Any, views: dict[Any, ParameterView]) -> Plan:
     """What to do at each equation of a program in which some variables are views of parameters."""
     program, views = as_closed(program), dict(views)
     at: dict[int, Any] = {}
-    uses: list[Use] = []
+    uses: list[LinearUse] = []
     formed: list[Formed] = []
     for index, eqn in enumerate(program.jaxpr.eqns):
-        mine = {i: views[v] for i, v in enumerate(eqn.invars) if isinstance(v, jax.extend.core.Var) and v in views}
+        mine = {i: views[v] for i, v in enumerate(eqn.invars) if isinstance(v, Var) and v in views}
         if not mine:
             continue
         if 0 in mine and (seen := seen_through(eqn, mine[0])) is not None:
@@ -241,7 +273,7 @@ def plan(program: Any, views: dict[Any, View]) -> Plan:
         found = planned(eqn, mine)
         if found is not None:
             at[index] = found
-        if isinstance(found, Use):
+        if isinstance(found, LinearUse):
             uses.append(found)
         elif found is not None:
             uses += found.uses
@@ -249,12 +281,12 @@ def plan(program: Any, views: dict[Any, View]) -> Plan:
         else:
             formed += [Formed(view.param, eqn.primitive.name, smallest(eqn, i)) for i, view in mine.items()]
     formed += [Formed(views[v].param, "result", True) for v in program.jaxpr.outvars
-               if isinstance(v, jax.extend.core.Var) and v in views]  # fmt: skip
+               if isinstance(v, Var) and v in views]  # fmt: skip
     return Plan(program, at, tuple(uses), tuple(formed))
 
 
-def planned(eqn: Any, mine: dict[int, View]) -> Use | Plan | None:
-    """The use that an equation makes of one view, or the plan of the program that it runs; None where no rule covers."""
+def planned(eqn: Any, mine: dict[int, ParameterView]) -> LinearUse | Plan | None:
+    """The use that an equation makes of a view, or the plan of the program that it runs; None where no rule covers."""
     call = opened(eqn)
     if call is None or call.kind not in ("call", "scan"):
         [(at, view), *others] = mine.items()
@@ -264,7 +296,7 @@ def planned(eqn: Any, mine: dict[int, View]) -> Use | Plan | None:
     [program] = call.programs
     consts, carries = scan_counts(eqn) if call.kind == "scan" else (len(eqn.invars), 0)
     inside = {i: v for i, v in mine.items() if not consts <= i < consts + carries}
-    inner = plan(program, {program.jaxpr.invars[i]: View(i) for i in inside})
+    inner = plan(program, {program.jaxpr.invars[i]: ParameterView(i) for i in inside})
     if call.kind == "scan":
         inner = replace(inner, uses=tuple(over_steps(use, use.param < consts, eqn.params["length"])
                                           for use in inner.uses))  # fmt: skip
@@ -276,7 +308,7 @@ def planned(eqn: Any, mine: dict[int, View]) -> Use | Plan | None:
     )
 
 
-def over_steps(use: Use, shared: bool, length: int) -> Use:
+def over_steps(use: LinearUse, shared: bool, length: int) -> LinearUse:
     """A use in the body of a scan: its gradients summed over the steps where they share the parameter, else stacked."""
 
     def factor(delta, x):
@@ -298,11 +330,11 @@ def run(made: Plan, values: Sequence[Any], sinks: Iterator[Any]) -> tuple[list[A
     jaxpr, saved = made.program.jaxpr, []
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*made.program.consts, *values), strict=True))
     for index, eqn in enumerate(jaxpr.eqns):
-        inputs = [v.val if isinstance(v, jax.extend.core.Literal) else env[v] for v in eqn.invars]
+        inputs = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
         found = made.at.get(index)
         if found is None:
             outs = bind(eqn, inputs)
-        elif isinstance(found, Use):
+        elif isinstance(found, LinearUse):
             # The gradient of this use goes into its own sink alone.
             own = 0 if found.saved is None else 1 - found.saved
             inputs[own] = jax.lax.stop_gradient(inputs[own])
@@ -314,7 +346,7 @@ def run(made: Plan, values: Sequence[Any], sinks: Iterator[Any]) -> tuple[list[A
             outs, inner = (scanned if eqn.primitive.name == "scan" else called)(found, eqn, inputs, mine)
             saved += inner
         env.update(zip(eqn.outvars, outs, strict=True))
-    results = [v.val if isinstance(v, jax.extend.core.Literal) else env[v] for v in jaxpr.outvars]
+    results = [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
     return results, saved
 
 
@@ -392,7 +424,7 @@ def traced(loss: Callable, params: Tree, example: Sequence[Tree]) -> Traced:
         ) from error
     if getattr(out, "shape", None) != ():
         raise ValueError(f"the loss of one example must be a number, got {jax.tree.map(lambda t: t.shape, out)}")
-    views = {v: View(i) for i, v in enumerate(program.jaxpr.invars[: len(at)])}
+    views = {v: ParameterView(i) for i, v in enumerate(program.jaxpr.invars[: len(at)])}
     paths = [jax.tree_util.keystr(with_paths[i][0]) for i in at]
     return Traced(trained, paths, rebuild, plan(program, views))
 
@@ -412,11 +444,12 @@ def coverage(loss: Callable) -> Callable[..., list[Covered]]:
 
     `loss(params, *example) -> number`. Returns `(params, *example) -> rows`, of one example.
 
+    >>> import jax.numpy as jnp
     >>> def loss(params, x):
-    ...     return jnp.sum(params["W"] @ x) + jnp.linalg.det(params["M"])
+    ...     return jnp.sum(params["W"] @ x) + jnp.sort(params["M"])[0, 0]
     >>> for row in coverage(loss)({"W": jnp.ones((3, 4)), "M": jnp.eye(2)}, jnp.ones(4)):
     ...     print(row.path, row.share, "factors" if row.factors else "formed: " + ", ".join(row.by))
-    ['M'] 0.25 formed: lu
+    ['M'] 0.25 formed: sort
     ['W'] 0.75 factors
     """
 
@@ -443,6 +476,8 @@ def read(loss: Callable, reading: Reading, *, form: bool = False) -> Callable:
     Raises `ValueError` for a loss that couples the examples, one that is no number, and, without `form`, for a
     parameter that no rule covers.
 
+    >>> import jax.numpy as jnp
+    >>> from jaxnet import squared_norm
     >>> def loss(params, x, y):
     ...     return jnp.sum((params["W"] @ jnp.tanh(params["W"] @ x) - y) ** 2)
     >>> params, xs, ys = {"W": jnp.eye(3)}, jnp.ones((5, 3)), jnp.zeros((5, 3))
@@ -485,7 +520,7 @@ def one_example(found: Traced, reading: Reading) -> Callable:
             {i: jnp.zeros_like(params[i]) for i in found.own_sinks},
         )
         value, pullback, saved = jax.vjp(cost, sinks, has_aux=True)
-        deltas, formed = pullback(jnp.asarray(weight, value.dtype))[0]
+        deltas, formed = pullback(weight.astype(value.dtype))[0]
         factors: list[list[Factor]] = [[] for _ in params]
         for use, delta, x in zip(made.uses, deltas, saved, strict=True):
             factors[use.param].append(use.factor(delta, x))
@@ -497,6 +532,6 @@ def one_example(found: Traced, reading: Reading) -> Callable:
         ]
         tree = found.rebuild(sums)
         seen = reading.at(Passing(found.rebuild(params), saved, deltas, None, tree))
-        return value * weight, apart(seen, reading.out_axes)
+        return value * weight.astype(value.dtype), apart(seen, reading.out_axes)
 
     return one
