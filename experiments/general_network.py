@@ -25,11 +25,10 @@ from jaxnet.combinators import serial
 from jaxnet.explaining.expressions import (
     BigSum,
     Call,
+    Derivative,
     Expression,
-    Gradient,
     Minus,
     Name,
-    Partial,
     Product,
     Sum,
     Transposed,
@@ -63,9 +62,9 @@ def equations() -> list[tuple[str | Equal, ...]]:
          Equal(of("δ", "L", "j"), Product((Sum((of("a", "L", "j"), Minus(y_j))), passed(of("z", "L", "j")))))),
         (Equal(of("δ"), Product((Product((Transposed(of("W", above)), of("δ", above))), passed(of("z"))), "⊙")),
          Equal(of("δ", "l", "i"), Product((column, passed(of("z", "l", "i"))), "·")), "the sum runs down a column"),
-        (Equal(Gradient(of("W")), Product((of("δ"), Transposed(of("a", below))))),
-         Equal(Partial(C, of("W", "l", "ji")), Product((of("δ", "l", "j"), of("a", below, "i")))), "no sum"),
-        (Equal(Gradient(of("b")), of("δ")), Equal(Partial(C, of("b", "l", "j")), of("δ", "l", "j"))),
+        (Equal(Derivative(of("W")), Product((of("δ"), Transposed(of("a", below))))),
+         Equal(Derivative(of("W", "l", "ji"), C), Product((of("δ", "l", "j"), of("a", below, "i")))), "no sum"),
+        (Equal(Derivative(of("b")), of("δ")), Equal(Derivative(of("b", "l", "j"), C), of("δ", "l", "j"))),
     ]  # fmt: skip
 
 

@@ -5,8 +5,19 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from jaxnet.explaining.expressions import Expression, Gradient, Inverse, Name, Partial, Product, Transposed, written
-from jaxnet.explaining.mathml import Shapes, equation, math, mathml
+from jaxnet.explaining.expressions import (
+    Derivative,
+    Expression,
+    Name,
+    Power,
+    Product,
+    Shapes,
+    Transposed,
+    equation,
+    math,
+    mathml,
+    written,
+)
 
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹ˡᴸ⁺⁻", "0123456789lL+−", strict=True))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉ᵢⱼₖ", "0123456789ijk", strict=True))
@@ -47,7 +58,7 @@ def typeset(text: str | Expression | Equal) -> Markup:
 
 def inline(of: Expression) -> Markup:
     """A tree within a line of text: a derivative in one line, ∂C/∂x, which as a fraction would be too small."""
-    if not isinstance(of, Partial):
+    if not isinstance(of, Derivative) or of.of is None:
         return formula(of)
     sign, over = Markup('<mi mathvariant="normal">∂</mi>'), Markup('<mo lspace="0" rspace="0">/</mo>')
     element = math(sign, mathml(of.of), over, sign, mathml(of.by))
@@ -58,9 +69,9 @@ def tree(text: str) -> Expression:
     """The tree of a symbol or of several in a row."""
     if text.startswith("∂"):
         of, by = text.removeprefix("∂").split("/∂")
-        return Partial(symbol(of), symbol(by))
+        return Derivative(symbol(by), symbol(of))
     if text.startswith("∇"):
-        return Gradient(symbol(text[1:]))
+        return Derivative(symbol(text[1:]))
     factors = tuple(symbol(each) for each in re.findall(SYMBOL, text))
     return factors[0] if len(factors) == 1 else Product(factors)
 
@@ -75,4 +86,4 @@ def symbol(text: str) -> Expression:
     above = "".join(RAISED[each] for each in marks if each in RAISED)
     below = "".join(LOWERED[each] for each in marks if each in LOWERED)
     name = Name(base.group(), above, below)
-    return Inverse(name) if inverted else Transposed(name) if "ᵀ" in marks else name
+    return Power(name, "−1") if inverted else Transposed(name) if "ᵀ" in marks else name

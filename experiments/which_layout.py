@@ -18,7 +18,7 @@ from pydantic import Field
 
 from experiments.page import Formulas, Section, Settings, Table, Words, page, settings_of, write_page
 from jaxnet.explaining import Derivation, derive, notation, observe
-from jaxnet.explaining.expressions import Expression, Minus, Name, Partial, Sum, Transposed, written
+from jaxnet.explaining.expressions import Derivative, Expression, Minus, Name, Sum, Transposed, written
 from jaxnet.explaining.expressions import Product as Chain
 from jaxnet.explaining.model import Jacobian, Layouts
 from jaxnet.explaining.numbers import shape, vector
@@ -225,7 +225,7 @@ def tensors(derivation: Derivation) -> list:
     lines = []
     for k in range(out):
         slices = [vector(row) for row in tensor.value[k]]
-        of = Partial(Name("z", tensor.layer, str(k + 1)), Name("W", tensor.layer))
+        of = Derivative(Name("W", tensor.layer), Name("z", tensor.layer, str(k + 1)))
         lines.append((of, "= " + " │ ".join(slices)))
     collapsed = [" ".join(f"{v + 0.0:.6f}" for v in row) for row in tensor.collapsed]
     outer = np.outer(tensor.delta, tensor.a)

@@ -16,21 +16,22 @@ from jaxnet.explaining import observe as observed_of
 from jaxnet.explaining.expressions import (
     BigSum,
     Call,
+    Derivative,
     Fraction,
-    Gradient,
-    Inverse,
     Minus,
     Name,
     Number,
-    Partial,
+    Power,
     Product,
     SquaredNorm,
     Sum,
     Transposed,
     Words,
+    entry,
+    math,
+    mathml,
 )
 from jaxnet.explaining.history import History, Moment
-from jaxnet.explaining.mathml import entry, math, mathml
 from jaxnet.explaining.notation import notation
 from jaxnet.explaining.page import page, write_page
 from jaxnet.explaining.variants import merged, varying
@@ -197,13 +198,13 @@ W = Name("W", "3", key="W3")
         (Transposed(W), "W3T"),
         (Transposed(Name("x")), "xT"),
         (Transposed(Sum((Name("a"), Minus(Name("y"))))), "(a−y)T"),
-        (Inverse(W), "W3−1"),
-        (Inverse(W, pseudo=True), "W3+"),
+        (Power(W, "−1"), "W3−1"),
+        (Power(W, "+"), "W3+"),
         (Product((Sum((Name("a"), Minus(Name("y")))), Call(Name("σ′"), Name("z"))), "⊙"), "(a−y)⊙σ′(z)"),
         (Fraction(Number("1"), Number("2")), "12"),
-        (Partial(Name("C"), Name("a", "2")), "∂C∂a2"),
-        (Gradient(W), "∇W3"),
-        (Gradient(W, Name("J")), "∇W3J"),
+        (Derivative(Name("a", "2"), Name("C")), "∂C∂a2"),
+        (Derivative(W), "∇W3"),
+        (Derivative(W, Name("J"), nabla=True), "∇W3J"),
         (SquaredNorm(Name("a")), "‖a‖2"),
         (BigSum("i", Sum((Name("a"), Name("b")))), "∑i(a+b)"),
         (Minus(Sum((Name("a"), Name("b")))), "−(a+b)"),

@@ -17,15 +17,14 @@ from jaxnet.explaining.derive import chain_of
 from jaxnet.explaining.expressions import (
     BigSum,
     Call,
+    Derivative,
     Entry,
     Fraction,
-    Gradient,
-    Inverse,
     Listed,
     Minus,
     Name,
     Number,
-    Partial,
+    Power,
     Product,
     SquaredNorm,
     Sum,
@@ -399,11 +398,11 @@ def test_expressions_as_text_and_as_formulas():
     W, a = Name("W", "3", key="W3"), Name("a", "2", key="a2")
     table = {
         "(W³a²)ᵀ": Transposed(Product((W, a))),
-        "W³⁺a²": Product((Inverse(W, pseudo=True), a)),
+        "W³⁺a²": Product((Power(W, "+"), a)),
         "(W³ + a²b)/2": Fraction(Sum((W, Product((a, Name("b"))))), Number("2")),
         "−Σ (a²−W³)": Minus(BigSum("", Sum((a, Minus(W))))),
-        "∂‖a²‖²/∂W³": Partial(SquaredNorm(a), W),
-        "∇_W³ J": Gradient(W, Name("J")),
+        "∂‖a²‖²/∂W³": Derivative(W, SquaredNorm(a)),
+        "∇_W³ J": Derivative(W, Name("J"), nabla=True),
         "σ(a² ⊙ (1−a²))": Call(Name("σ"), Product((a, Sum((Number("1"), Minus(a)))), "⊙")),
     }
     assert {text: written(expression) for text, expression in table.items()} == {text: text for text in table}

@@ -4,7 +4,7 @@
     derivation = derive(observed, notation("ng"))    # equations and answers in one notation
 
 `model` holds the results: frozen dataclasses of arrays and equations, independent of any renderer. `expressions` holds
-equations as trees: `written` makes text of one, `formula` the form that `--try` reads, `mathml` MathML. `numbers`
+equations as trees, and their forms: text, formulas for `--try`, LaTeX and MathML. `numbers`
 formats numbers for the terminal and for pages.
 
 From the bottom up: expressions, model; notation, numbers, losses; observe; recording (program_operations where there is

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxnet.explaining.expressions import Expression
-from jaxnet.explaining.mathml import entry
+from jaxnet.explaining.expressions import Expression, entry
 from jaxnet.explaining.numbering import NumberedLayer
 
 MOST_UNITS = 12  # of a layer that is drawn

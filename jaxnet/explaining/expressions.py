@@ -1,14 +1,16 @@
-"""Equations as small trees, from which text, MathML and formulas for `--try` are made.
+"""Equations as small trees, and their forms: unicode text, formulas for `--try`, LaTeX and MathML.
 
-A tree is made of the frozen dataclasses below. A renderer is one function over them: `written` here gives unicode
-text, `formula` what `jaxnet explain --try` reads. Brackets are nowhere in the trees: a renderer sets them where an
-operand binds more loosely than what stands around it (`binds`).
+A tree is made of the frozen dataclasses below, without brackets: these are set where an operand binds more loosely
+than what stands around it (`binds`). `TEMPLATES` says how each node is written in each form.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,18 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Power:
+    """x², W⁻¹, or W⁺ (the pseudo-inverse), by its `exponent` "2", "−1" or "+"."""
+
+    of: Expression
+    exponent: str
+
+
+@dataclass(frozen=True)
 class Transposed:
     """Wᵀ."""
 
     of: Expression
-
-
-@dataclass(frozen=True)
-class Inverse:
-    """W⁻¹, or where `pseudo` W⁺."""
-
-    of: Expression
-    pseudo: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,19 +91,12 @@ class Fraction:
 
 
 @dataclass(frozen=True)
-class Partial:
-    """∂C/∂a²: the derivative of `of` by `by`."""
-
-    of: Expression
-    by: Expression
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """∇W³; with `of`, the cost, written below: ∇_{W³} J."""
+class Derivative:
+    """∂C/∂a²; ∇W³ where `of` is None; with `nabla` too ∇_{W³} J."""
 
     by: Expression
     of: Expression | None = None
+    nabla: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,14 +130,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Power:
-    """x²."""
-
-    of: Expression
-    exponent: str
-
-
-@dataclass(frozen=True)
 class Comparison:
     """h > 0: 1 where it holds, 0 elsewhere."""
 
@@ -152,25 +139,10 @@ class Comparison:
 
 
 Expression = (
-    Name
-    | Number
-    | Words
-    | Transposed
-    | Inverse
-    | Product
-    | Sum
-    | Minus
-    | Call
-    | Fraction
-    | Partial
-    | Gradient
-    | SquaredNorm
-    | BigSum
-    | Listed
-    | Entry
-    | Power
-    | Comparison
-)
+    Name | Number | Words | Power | Transposed | Product | Sum | Minus | Call | Fraction | Derivative | SquaredNorm
+    | BigSum | Listed | Entry | Comparison
+)  # fmt: skip
+Shapes = Mapping[Expression, str]
 
 LOOSE, PRODUCT, MATRIX_PRODUCT, TIGHT = range(4)
 
@@ -202,115 +174,297 @@ def lowered(text: str) -> str:
     return text.translate(SUBSCRIPTS)
 
 
-def within(expression: Expression, least: int) -> str:
-    """The text of an operand, in brackets where it binds more loosely than `least`."""
-    text = written(expression)
-    return f"({text})" if binds(expression) < least else text
+# ------------------------------------------------------------------------------------------------ the forms
+
+FENCE = '<mo stretchy="false">{}</mo>'
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "Number": ("{text}", "{text}", "{text}", "<mn>{text}</mn>"),
+    "Words": ("{text}", "", "{text}", "<mtext>{text}</mtext>"),
+    "Transposed": ("{of:t}ᵀ", "{of:t}.T", r"{{{of:t}}}^\top", "<msup><mrow>{of:t}</mrow>{sign}</msup>"),
+    "Power": ("{of:t}{sign}", "{of:t} ** {sign}", "{{{of:t}}}^{{{sign}}}", "<msup><mrow>{of:t}</mrow>{sign}</msup>"),
+    "Power −1": ("{of:t}⁻¹", "inv({of})", "{{{of:t}}}^{{-1}}", "<msup><mrow>{of:t}</mrow>{sign}</msup>"),
+    "Power +": ("{of:t}⁺", "pinv({of})", "{{{of:t}}}^+", "<msup><mrow>{of:t}</mrow>{sign}</msup>"),
+    "Call": ("{function}({of})", "{function}({of})", r"{function}\left({of}\right)",
+             f"{{function}}<mrow>{FENCE.format('(')}{{of}}{FENCE.format(')')}</mrow>"),
+    "Call of several": ("{function}{of}",) * 4,
+    "Root": ("√{of}", "sqrt({of})", r"\sqrt{{{of}}}", "<msqrt>{of}</msqrt>"),
+    "Fraction": ("{above:m}/{below:t}", "({above}) / ({below})", r"\frac{{{above}}}{{{below}}}",
+                 "<mfrac><mrow>{above}</mrow><mrow>{below}</mrow></mfrac>"),
+    "Derivative": ("∂{of}/∂{by}", "d{by}", r"\frac{{\partial {of}}}{{\partial {by}}}",
+                   "<mfrac><mrow><mrow>{d}{of}</mrow></mrow><mrow><mrow>{d}{by}</mrow></mrow></mfrac>"),
+    "Nabla": ("∇{by}", "d{by}", r"\nabla {by}", "{nabla}{by}"),
+    "Nabla of": ("∇_{by} {of}", "d{by}", r"\nabla_{{{by}}} {of}", "<msub>{nabla}<mrow>{by}</mrow></msub>{of}"),
+    "SquaredNorm": ("‖{of}‖²", "sum(({of}) ** 2)", r"\left\lVert {of} \right\rVert^2",
+                    f"<msup><mrow>{FENCE.format('‖')}{{of}}{FENCE.format('‖')}</mrow><mn>2</mn></msup>"),
+    "BigSum": ("Σ {of:p}", "", r"\sum {of:p}", "<mo>∑</mo>{of:p}"),
+    "BigSum over": ("Σ{index} {of:p}", "", r"\sum_{{{index}}} {of:p}",
+                    "<munder><mo>∑</mo><mi>{index}</mi></munder>{of:p}"),
+    "Entry": ("{of}[{index}]", "", "{of}[{index}]", f"{{of}}{FENCE.format('[')}{{index}}{FENCE.format(']')}"),
+    "Comparison": ("{left} {sign} {right}", "", "{left} {sign} {right}", "{left}<mo>{sign}</mo>{right}"),
+    "brackets": ("({text})", "({text})", r"\left({text}\right)",
+                 f"<mrow>{FENCE.format('(')}{{text}}{FENCE.format(')')}</mrow>"),
+}  # fmt: skip
+"""How each node is written as text, formula, LaTeX and MathML; {of:t}: in brackets unless it binds tightly. ""
+where a formula has no such node."""
+LEAST = {"": LOOSE, "p": PRODUCT, "m": MATRIX_PRODUCT, "t": TIGHT}
+MATHML_SIGNS = {"T": '<mi mathvariant="normal">T</mi>', "+": "<mo>+</mo>", "−1": "<mrow><mo>−</mo><mn>1</mn></mrow>",
+                "d": '<mi mathvariant="normal">∂</mi>', "nabla": '<mi mathvariant="normal">∇</mi>'}  # fmt: skip
 
 
-def written(expression: Expression) -> str:
-    """The expression as one line of unicode: `W³ᵀδ³ ⊙ relu′(z²)`."""
+def template_of(expression: Expression) -> str:
+    """The row of `TEMPLATES` of a node."""
     match expression:
-        case Name(base, above, below):
-            return f"{base}{raised(above)}{lowered(below)}"
-        case Number(text) | Words(text):
-            return text
-        case Transposed(of):
-            return f"{within(of, TIGHT)}ᵀ"
-        case Inverse(of, pseudo):
-            return f"{within(of, TIGHT)}{'⁺' if pseudo else '⁻¹'}"
-        case Product(factors, sign):
-            least = MATRIX_PRODUCT if sign else TIGHT
-            return (f" {sign} " if sign else "").join(within(factor, least) for factor in factors)
-        case Sum(terms):
-            return signed(terms)
-        case Minus(of):
-            return f"−{within(of, PRODUCT)}"
-        case Call(function, Listed(parts)):
-            return f"{written(function)}({', '.join(map(written, parts))})"
-        case Call(Name("√"), Number() as of):
-            return f"√{written(of)}"
-        case Call(function, of):
-            return f"{written(function)}({written(of)})"
-        case Fraction(above, below):
-            return f"{within(above, MATRIX_PRODUCT)}/{within(below, TIGHT)}"
-        case Partial(of, by):
-            return f"∂{written(of)}/∂{written(by)}"
-        case Gradient(by, of):
-            return f"∇{written(by)}" if of is None else f"∇_{written(by)} {written(of)}"
-        case SquaredNorm(of):
-            return f"‖{written(of)}‖²"
-        case BigSum(index, of):
-            return f"Σ{lowered(index)} {within(of, PRODUCT)}"
-        case Listed(parts):
-            return f"({', '.join(map(written, parts))})"
-        case Entry(of, index):
-            return f"{written(of)}[{written(index)}]"
-        case Power(of, exponent):
-            return f"{within(of, TIGHT)}{raised(exponent)}"
-        case Comparison(left, sign, right):
-            return f"{within(left, LOOSE)} {sign} {within(right, LOOSE)}"
+        case Power(_, "−1" | "+" as exponent):
+            return f"Power {exponent}"
+        case Call(Name("√"), Number()):
+            return "Root"
+        case Call(_, Listed()):
+            return "Call of several"
+        case Derivative(_, None):
+            return "Nabla"
+        case Derivative(nabla=True):
+            return "Nabla of"
+        case BigSum(index) if index:
+            return "BigSum over"
+    return type(expression).__name__
 
 
-def signed(terms: tuple[Expression, ...]) -> str:
-    """A sum: without blanks about the signs where the terms are symbols, a³−y."""
-    symbols = all(isinstance(term.of if isinstance(term, Minus) else term, Name | Number) for term in terms)
-    blank = "" if symbols else " "
-    text = ""
-    for term in terms:
-        minus, of = (True, term.of) if isinstance(term, Minus) else (False, term)
-        sign = ("−" if minus else "+") if text else ("−" if minus else "")
-        text += f"{blank}{sign}{blank}{within(of, PRODUCT)}" if text else f"{sign}{within(of, PRODUCT)}"
-    return text
+class AsText:
+    """A way to write expressions: as text, and what the other forms do otherwise."""
+
+    column = 0
+
+    def row(self, expression: Expression) -> Any:
+        """The expression written out. Raises `ValueError` for what has no such form."""
+        match expression:
+            case Name():
+                return self.name(expression)
+            case Product(factors, sign):
+                return self.product(factors, sign)
+            case Sum(terms):
+                return self.signed(terms)
+            case Minus():
+                return self.signed((expression,))
+            case Listed(parts):
+                return self.filled("brackets", text=self.sign(",").join(map(self.row, parts)))
+        values = {each.name: getattr(expression, each.name) for each in fields(expression)}
+        shown = {name: self.script(name, each) if isinstance(each, str) else Bracketed(self, each)
+                 for name, each in values.items()}  # fmt: skip
+        return self.filled(template_of(expression), **shown | self.signs(expression))
+
+    def filled(self, template: str, **parts: Any) -> Any:
+        text = TEMPLATES[template][self.column]
+        if not text:
+            raise ValueError(f"a {template.split()[0].lower()} has no form in a formula")
+        return text.format_map(parts)
+
+    def within(self, expression: Expression, least: int) -> Any:
+        """An operand, in brackets where it binds more loosely than `least`."""
+        text = self.row(expression)
+        return self.filled("brackets", text=text) if binds(expression) < least else text
+
+    def signs(self, expression: Expression) -> dict[str, Any]:
+        """What a template writes beside a node's own fields."""
+        return {"sign": self.script("exponent", expression.exponent)} if isinstance(expression, Power) else {}
+
+    def name(self, of: Name) -> Any:
+        return f"{of.base}{raised(of.above)}{lowered(of.below)}"
+
+    def script(self, field: str, text: str) -> str:
+        return {"exponent": raised, "index": lowered}.get(field, str)(text)
+
+    def sign(self, sign: str) -> Any:
+        return f" {sign} " if sign not in ("", ",") else sign and ", "
+
+    def product(self, factors: Sequence[Expression], sign: str) -> Any:
+        return self.sign(sign).join(self.within(each, MATRIX_PRODUCT if sign else TIGHT) for each in factors)
+
+    def signed(self, terms: Sequence[Expression]) -> Any:
+        """A sum: as text without blanks about the signs where the terms are symbols, a³−y."""
+        bare = [term.of if isinstance(term, Minus) else term for term in terms]
+        blank = "" if self.column == 0 and all(isinstance(each, Name | Number) for each in bare) else " "
+        text = ""
+        for term, of in zip(terms, bare, strict=True):
+            sign = self.script("", "−" if isinstance(term, Minus) else "+")
+            text += f"{blank}{sign}{blank}" if text else sign.strip("+")
+            text += self.within(of, PRODUCT)
+        return text
 
 
-def formula(expression: Expression) -> str:
-    """The expression as `jaxnet explain --try` reads it: `W3.T @ delta3 * relu'(z2)` with brackets everywhere.
+class Bracketed:
+    """A node's operand in a template: {of:t} is `within(of, TIGHT)`."""
 
-    Raises `ValueError` for a symbol that has no name there.
-    """
-    match expression:
-        case Name(base, key=key):
-            if not key:
-                raise ValueError(f"{base} has no name in a formula")
-            return key
-        case Number(text):
-            return {"½": "0.5"}.get(text, text.replace("−", "-"))
-        case Transposed(of):
-            return f"({formula(of)}).T" if binds(of) < TIGHT else f"{formula(of)}.T"
-        case Inverse(of, pseudo):
-            return f"{'pinv' if pseudo else 'inv'}({formula(of)})"
-        case Product(factors, sign):
-            parts = [f"({formula(each)})" if binds(each) < TIGHT else formula(each) for each in factors]
-            numbers = all(isinstance(each, Number | Fraction) for each in factors[:-1])
-            return (" * " if sign in ("⊙", "×") or numbers else " @ ").join(parts)
-        case Sum(terms):
-            return added([(isinstance(term, Minus), term.of if isinstance(term, Minus) else term) for term in terms])
-        case Minus(of):
-            return f"-({formula(of)})"
-        case Call(function, Listed(parts)):
-            return f"{function.key or function.base}({', '.join(map(formula, parts))})"
-        case Call(function, of):
-            return f"{function.key or function.base}({formula(of)})"
-        case Fraction(above, below):
-            return f"({formula(above)}) / ({formula(below)})"
-        case Partial(by=by) | Gradient(by=by):
-            return f"d{formula(by)}"
-        case SquaredNorm(of):
-            return f"sum(({formula(of)}) ** 2)"
-        case Power(of, exponent):
-            return f"{formula(of)} ** {exponent}" if binds(of) == TIGHT else f"({formula(of)}) ** {exponent}"
-        case _:
-            raise ValueError(f"{written(expression)} has no form in a formula")
+    def __init__(self, form: AsText, of: Any):
+        self.form, self.of = form, of
+
+    def __format__(self, least: str) -> Any:
+        return self.form.within(self.of, LEAST[least])
+
+    __html_format__ = __format__
 
 
-def added(terms: list[tuple[bool, Expression]]) -> str:
-    """A sum's formula, of terms each with whether it is subtracted."""
-    text = ""
-    for minus, term in terms:
-        part = f"({formula(term)})" if binds(term) < PRODUCT else formula(term)
-        if text:
-            text += f" {'-' if minus else '+'} {part}"
+class AsFormula(AsText):
+    """As `jaxnet explain --try` reads it: W3.T @ delta3 * relu'(z2), every operand in brackets that is no symbol."""
+
+    column = 1
+
+    def name(self, of: Name) -> str:
+        if not of.key:
+            raise ValueError(f"{of.base} has no name in a formula")
+        return of.key
+
+    def script(self, field: str, text: str) -> str:
+        return {"½": "0.5"}.get(text, text.replace("−", "-"))
+
+    def signs(self, expression: Expression) -> dict[str, Any]:
+        called = (
+            {"function": expression.function.key or expression.function.base} if isinstance(expression, Call) else {}
+        )
+        return super().signs(expression) | called
+
+    def product(self, factors: Sequence[Expression], sign: str) -> str:
+        numbers = all(isinstance(each, Number | Fraction) for each in factors[:-1])
+        return (" * " if sign in ("⊙", "×") or numbers else " @ ").join(self.within(each, TIGHT) for each in factors)
+
+
+class AsLatex(AsText):
+    r"""LaTeX: `{W^{3}}^\top \delta^{3} \odot \mathrm{relu}'(z^{2})`."""
+
+    column = 2
+
+    def name(self, of: Name) -> str:
+        base, _, own = of.base.rstrip("′").partition("_")
+        text = commands(base)
+        if base[-1:] in MARKS:
+            text = f"\\{MARKS[base[-1]]}{{{commands(base[:-1])}}}"
+        elif len(base) > 1 and base.isascii() and not (len(base) == 2 and base[0] == "d"):
+            text = f"\\mathrm{{{base}}}"
+        below = f"{own}{',' if own and of.below else ''}{of.below}"
+        text += "'" * of.base.count("′") + (f"_{{{commands(below)}}}" if below else "")
+        return text + (f"^{{{of.above}}}" if of.above else "")
+
+    def script(self, field: str, text: str) -> str:
+        return commands(text)
+
+    def sign(self, sign: str) -> str:
+        return ", " if sign == "," else f" {commands(sign)} "
+
+
+class AsMathML(AsText):
+    """A row of MathML. shapes: what is set below a part of it: {Name("W", "3"): "2×3"}."""
+
+    column = 3
+
+    def __init__(self, shapes: Shapes | None = None):
+        self.shapes = shapes or {}
+
+    def row(self, expression: Expression) -> Markup:
+        of = expression.of if isinstance(expression, Power | Transposed) else None
+        if isinstance(of, Name) and of.above:  # beside the number that stands there already: W³ᵀ
+            space = Markup('<mrow>{}<mspace width="0.08em"></mspace>{}</mrow>')
+            text = scripted(of, space.format(upper(of.above), self.signs(expression)["sign"]))
         else:
-            text = f"-{part}" if minus else part
-    return text
+            text = super().row(expression)
+        if expression not in self.shapes:
+            return text
+        below = Markup('<mtext class="shape">{}</mtext>').format(self.shapes[expression])
+        return Markup("<munder><mrow>{}</mrow>{}</munder>").format(text, below)
+
+    def filled(self, template: str, **parts: Any) -> Markup:
+        return Markup(TEMPLATES[template][3]).format_map(parts)
+
+    def signs(self, expression: Expression) -> dict[str, Any]:
+        exponent = expression.exponent if isinstance(expression, Power) else "T"
+        signs = {name: Markup(each) for name, each in MATHML_SIGNS.items()}
+        return signs | ({} if isinstance(expression, Comparison) else
+                        {"sign": signs.get(exponent, Markup("<mn>{}</mn>").format(exponent))})  # fmt: skip
+
+    def script(self, field: str, text: str) -> str:
+        return text
+
+    def name(self, of: Name) -> Markup:
+        return scripted(of, upper(of.above) if of.above else None)
+
+    def sign(self, sign: str) -> Markup:
+        return Markup("<mo>{}</mo>").format(sign) if sign else Markup('<mspace width="0.12em"></mspace>')
+
+    def signed(self, terms: Sequence[Expression]) -> Markup:
+        text = Markup("")
+        for term in terms:
+            minus, of = (True, term.of) if isinstance(term, Minus) else (False, term)
+            if text or minus:
+                form = "infix" if text else "prefix"
+                text += Markup('<mo form="{}">{}</mo>').format(form, "−" if minus else "+")
+            text += self.within(of, PRODUCT)
+        return text
+
+
+MARKS = {"\u0302": "hat", "\u0304": "bar", "\u0303": "tilde"}
+COMMANDS = {
+    "σ": "\\sigma", "δ": "\\delta", "γ": "\\gamma", "β": "\\beta", "α": "\\alpha", "ε": "\\varepsilon", "μ": "\\mu",
+    "λ": "\\lambda", "θ": "\\theta", "ρ": "\\rho", "τ": "\\tau", "φ": "\\varphi", "ω": "\\omega", "η": "\\eta",
+    "⊙": "\\odot", "·": "\\cdot", "×": "\\times", "≥": "\\ge", "≤": "\\le", "≠": "\\ne", "−": "-", "∞": "\\infty",
+    "½": "\\tfrac12", "ᵀ": "^\\top", "²": "^2", "√": "\\sqrt", "diag": "\\operatorname{diag}",
+}  # fmt: skip
+
+
+def commands(text: str) -> str:
+    """Text with LaTeX's commands for its signs."""
+    for sign, command in COMMANDS.items():
+        text = text.replace(sign, f"{command} " if command[-1].isalpha() else command)
+    return text.strip()
+
+
+def scripted(symbol: Name, above: Markup | None) -> Markup:
+    """A symbol's letters with a superscript and its subscript; what has a key is found by it on the page."""
+    base, _, own = symbol.base.partition("_")
+    below = f"{own}{',' if own and symbol.below else ''}{symbol.below}"
+    kind = {(True, True): "msubsup", (True, False): "msup", (False, True): "msub"}.get((above is not None, bool(below)))
+    key = Markup(' data-k="{}"').format(symbol.key) if symbol.key else Markup("")
+    if kind is None and not key:
+        return letters(base)
+    lower = Markup("<mn>{}</mn>" if below.replace(",", "").isdigit() else "<mi>{}</mi>").format(below)
+    parts = letters(base) + (lower if below else Markup("")) + (above or Markup(""))
+    return Markup("<{0}{1}>{2}</{0}>").format(kind or "mrow", key, parts)
+
+
+def letters(base: str) -> Markup:
+    """A symbol's own letters: one in italics, dz as two of them, relu and σ′ as they are."""
+    if len(base) == 2 and base[0] == "d":
+        return Markup("<mrow><mi>d</mi><mi>{}</mi></mrow>").format(base[1])
+    if base.endswith("′"):
+        return Markup("<mrow><mi>{}</mi><mo lspace='0' rspace='0'>′</mo></mrow>").format(base[:-1])
+    text = len(base) > 8 or " " in base
+    return Markup("<mtext>{}</mtext>" if text else "<mi>{}</mi>").format(base)
+
+
+def upper(text: str) -> Markup:
+    """A layer's number above a symbol: 3, 3.2, (3), [3]."""
+    return Markup("<mn>{}</mn>" if text.replace(".", "").isdigit() else "<mtext>{}</mtext>").format(text)
+
+
+written, formula, latex = AsText().row, AsFormula().row, AsLatex().row
+"""An expression as text, as a formula for `--try` and as LaTeX."""
+
+
+def mathml(expression: Expression, shapes: Shapes | None = None) -> Markup:
+    """The expression as MathML, with `shapes` below its parts."""
+    return AsMathML(shapes).row(expression)
+
+
+def math(*rows: Markup, block: bool = False) -> Markup:
+    """A whole formula of some rows; block: with large fractions."""
+    style = Markup(' displaystyle="true"') if block else Markup("")
+    return Markup("<math{}><mrow>{}</mrow></math>").format(style, Markup("").join(rows))
+
+
+def equation(left: Expression, right: Expression, shapes: Shapes | None = None) -> Markup:
+    """left = right as MathML, with shapes below where they are given."""
+    writer = AsMathML(shapes)
+    return math(writer.row(left), Markup("<mo>=</mo>"), writer.row(right), block=True)
+
+
+def entry(symbol: Expression, *indices: int) -> Expression:
+    """A symbol with subscripts, counted from 1; of what is no name, the subscripted whole."""
+    below = ("," if any(index > 9 for index in indices) else "").join(map(str, indices))
+    return Name(symbol.base, symbol.above, below, symbol.key) if isinstance(symbol, Name) else symbol

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from jaxnet.explaining.expressions import Call, Name, Partial, Transposed, Words, written
+from jaxnet.explaining.expressions import Call, Derivative, Name, Transposed, Words, written
 from jaxnet.explaining.lines import Chain, loss_slope
 from jaxnet.explaining.model import Jacobian, Layouts, Order, Tensor
 from jaxnet.explaining.notes import prime, slope
@@ -76,7 +76,7 @@ def jacobian(chain: Chain, place: NumberedLayer) -> Jacobian:
         )
     if place.kind == "softmax":
         return Jacobian(Words("(diag(p) − ppᵀ)"), (n_out, n_in), "full")
-    return Jacobian(Partial(place.gives, place.takes), (n_out, n_in), "full")
+    return Jacobian(Derivative(place.takes, place.gives), (n_out, n_in), "full")
 
 
 def tensor(chain: Chain, place: NumberedLayer) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxnet.explaining.expressions import Expression, Gradient, Name, Partial, Product, Sum, Transposed
+from jaxnet.explaining.expressions import Derivative, Expression, Name, Product, Sum, Transposed
 
 NOTATIONS = ("nielsen", "ng", "cs229")
 WEIGHTS = ("out-in", "in-out")
@@ -79,13 +79,13 @@ class Notation:
         """∂C of a parameter."""
         if self.name == "ng":
             return Name(f"d{of.base}", of.above, key=f"d{of.key}")
-        return Gradient(of, self.cost if self.name == "cs229" else None)
+        return Derivative(of, self.cost if self.name == "cs229" else None, nabla=True)
 
     def partial(self, by: Name) -> Expression:
         """∂C/∂a of an activation, or of the input."""
         if self.name == "ng":
             return Name(f"d{by.base}", by.above, key=f"d{by.key}")
-        return Gradient(by, self.cost) if self.name == "cs229" else Partial(self.cost, by)
+        return Derivative(by, self.cost, nabla=self.name == "cs229")
 
     def affine(self, W: Expression, a: Expression, b: Expression | None) -> Expression:
         """W a + b, or a W + b."""

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxnet.explaining.evaluation import MisfitError, Values, symbols
-from jaxnet.explaining.expressions import BigSum, Call, Expression, Gradient, Name, Partial, Product, Sum, Transposed
+from jaxnet.explaining.expressions import BigSum, Call, Derivative, Expression, Name, Product, Sum, Transposed
 from jaxnet.explaining.notation import GREEK
 from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.recording import OWN, Operation, Recording, alike, close, record
@@ -275,10 +275,8 @@ class Writer:
         match symbol:
             case Name(base, above, _, key):
                 return Name(base, above, "", key)
-            case Partial(of, by):
-                return Partial(of, self.plain(by))
-            case Gradient(by, of):
-                return Gradient(self.plain(by), of)
+            case Derivative(by, of, nabla):
+                return Derivative(self.plain(by), of, nabla)
         return symbol
 
     def indices(self) -> None:
@@ -486,7 +484,7 @@ def key_of(symbol: Expression) -> str:
     match symbol:
         case Name(key=key):
             return key
-        case Partial(by=by) | Gradient(by=by):
+        case Derivative(by):
             return f"d{key_of(by)}"
     return ""
 

@@ -17,15 +17,14 @@ from jaxnet.explaining.expressions import (
     BigSum,
     Call,
     Comparison,
+    Derivative,
     Entry,
     Expression,
     Fraction,
-    Gradient,
     Listed,
     Minus,
     Name,
     Number,
-    Partial,
     Power,
     Product,
     Sum,
@@ -99,7 +98,7 @@ class Transcription:
 
     def move(self, expression: Any, steps: int) -> Any:
         """An expression at a step before or after: hₜ₋₁."""
-        if isinstance(expression, Name | Partial | Gradient) and expression in self.symbols.values():
+        if isinstance(expression, Name | Derivative) and expression in self.symbols.values():
             if expression in self.fixed:
                 return expression
             moved = at(expression, f"t{'+' if steps > 0 else '−'}{abs(steps)}")
@@ -210,7 +209,7 @@ class Transcription:
             sizes |= dict(zip(letters, each.shape, strict=True))
         alone = {ord(letter): None for letter, size in sizes.items() if size == 1}
         own, result = inputs.translate(alone).split(","), result.translate(alone)
-        if not all(isinstance(each, Name | Partial | Gradient) for each in factors):
+        if not all(isinstance(each, Name | Derivative) for each in factors):
             raise UnwritableError("a product with indices of what has no symbol")
         over = "".join(letter for letter in dict.fromkeys("".join(own)) if letter not in result)
         made: Expression = Product(tuple(at(each, letters) for each, letters in zip(factors, own, strict=True)))
@@ -293,10 +292,8 @@ def at(symbol: Expression, below: str) -> Expression:
     match symbol:
         case Name(base, above, own, key):
             return Name(base, above, f"{own}{',' if own and below else ''}{below}", key)
-        case Partial(of, by):
-            return Partial(of, at(by, below))
-        case Gradient(by, of):
-            return Gradient(at(by, below), of)
+        case Derivative(by, of, nabla):
+            return Derivative(at(by, below), of, nabla)
         case Transposed(of):
             return Transposed(at(of, below))
     return symbol

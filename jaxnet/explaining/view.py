@@ -15,10 +15,21 @@ from markupsafe import Markup, escape
 from jaxnet.explaining import cells
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.drawing import Drawing, drawing
-from jaxnet.explaining.expressions import Expression, Inverse, Name, Partial, Product, Sum, Transposed
+from jaxnet.explaining.expressions import (
+    Derivative,
+    Expression,
+    Name,
+    Power,
+    Product,
+    Sum,
+    Transposed,
+    entry,
+    equation,
+    math,
+    mathml,
+)
 from jaxnet.explaining.layouts import layouts, tensor
 from jaxnet.explaining.lines import Chain, oriented
-from jaxnet.explaining.mathml import entry, equation, math, mathml
 from jaxnet.explaining.model import Answer, Batch, Derivation, Layouts, Line, NotationRow, Tensor, WhyTranspose
 from jaxnet.explaining.notation import NOTATIONS, WHO, Notation
 from jaxnet.explaining.numbering import NumberedLayer
@@ -47,7 +58,7 @@ def words(content: str) -> Markup:
 
 FUNCTIONS: dict[str, Any] = {
     "m": m, "words": words, "entry": entry, "shape": shape, "one": one, "number": number, "varying": varying,
-    "T": Transposed, "Product": Product, "Partial": Partial,
+    "T": Transposed, "Product": Product, "Derivative": Derivative,
     "who": [(name, WHO[name]) for name in NOTATIONS], "Name": Name,
     "transposes": Markup("(AB)ᵀ = BᵀAᵀ"),
 }  # fmt: skip
@@ -270,7 +281,7 @@ class View:
 
     def inverse(self, why: WhyTranspose) -> Product:
         """W⁻¹δ as the notation writes it."""
-        turned = Inverse(why.W)
+        turned = Power(why.W, "−1")
         return Product((why.delta, turned) if self.n.rows else (turned, why.delta))
 
     def weight(self, W: Expression, out: int, into: int) -> Expression:
