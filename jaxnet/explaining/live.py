@@ -7,23 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from jaxnet.explaining.kinds import maker_of
+from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.model import WhyTranspose
 from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.observe import Observed
 
-ACTIVATIONS = frozenset(
-    ["identity", "sigmoid", "tanh", "relu", "softplus", "silu", "gelu", "gelu_tanh", "leaky_relu", "elu"]
-)  # those of network.js
-LOSSES = frozenset(
-    [
-        "quadratic",
-        "mean_squared_error",
-        "mean_absolute_error",
-        "binary_cross_entropy",
-        "binary_cross_entropy_on_logits",
-        "softmax_cross_entropy",
-    ]
-)
+ACTIVATIONS = {"identity", "sigmoid", "tanh", "relu", "softplus", "silu", "gelu", "gelu_tanh", "leaky_relu", "elu"}
+LOSSES = {
+    "quadratic", "mean_squared_error", "mean_absolute_error", "binary_cross_entropy", "binary_cross_entropy_on_logits",
+    "softmax_cross_entropy",
+}  # fmt: skip
+"""Those that network.js knows."""
 MOST_WEIGHTS = 64
 WIDEST = 8
 
@@ -34,26 +29,21 @@ def specification(
     """The network as the script takes it; None where it is too large or has what the script does not know."""
     layers = [layer_of(place) for place in places]
     weights = sum(place.item.params["W"].size for place in places if place.kind == "dense")
-    if None in layers or observed.loss.name not in LOSSES or not 0 < weights <= MOST_WEIGHTS:
+    if None in layers or made_by(observed.loss) not in LOSSES or not 0 < weights <= MOST_WEIGHTS:
         return None
     if observed.x.ndim != 1 or max(len(observed.x), *(len(place.item.out) for place in places)) > WIDEST:
         return None
     return {
-        "loss": observed.loss.name,
+        "loss": made_by(observed.loss),
         "x": plain(observed.x),
         "y": plain(observed.target),
         "layers": layers,
         "asked": [
-            {
-                "item": each.item,
-                "unit": each.nudge.unit,
-                "by": each.nudge.by,
-                "step": each.sent_back.step,
-                "v": plain(each.adjoint.v),
-            }
+            {"item": each.item, "unit": each.nudge.unit, "by": each.nudge.by, "step": each.sent_back.step,
+             "v": plain(each.adjoint.v)}
             for each in why
         ],
-    }
+    }  # fmt: skip
 
 
 def layer_of(place: NumberedLayer) -> dict[str, Any] | None:
@@ -64,9 +54,10 @@ def layer_of(place: NumberedLayer) -> dict[str, Any] | None:
         return {"kind": "dense", "W": plain(params["W"]), "b": plain(params["b"]) if "b" in params else None}
     if place.kind == "softmax":
         return {"kind": "softmax"}
-    name, *options = item.layer.name.split(" ")
-    if place.kind == "activation" and name in ACTIVATIONS and item.x.ndim == 1:
-        return {"kind": "activation", "name": name, "option": float(options[0]) if options else 0.0}
+    name, made = maker_of(item.layer, own=True), item.layer.made
+    if made is not None and place.kind == "activation" and name in ACTIVATIONS and item.x.ndim == 1:
+        option = next((float(each) for each in made.options.values() if isinstance(each, int | float)), 0.0)
+        return {"kind": "activation", "name": name, "option": option}
     return None
 
 

@@ -1,79 +1,80 @@
-"""Lines of a layer's own source: the equations of its module's docstring, its forward and its backward."""
+"""Lines of a layer's own source: the equations of its docstring, its forward and its backward."""
 
 from __future__ import annotations
 
+import ast
 import inspect
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Collection, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jaxnet.explaining.model import Quoted
 from jaxnet.layer import Layer
-from jaxnet.layers.recurrent.over_time import Cell
 from jaxnet.registry import makers
 
 PACKAGE = Path(__file__).parent.parent.parent
+WAYS = {"forward": ("forward", "step"), "backward": ("backward", "back")}
+"""What the functions are called that a layer, or a recurrence's cell, is made of."""
 
 
-def inner(layer: Layer) -> tuple[Callable, Callable]:
-    """The forward and the backward as written, without what `leaf` puts around them."""
-    return unwrapped(layer.forward, "forward"), unwrapped(layer.backward, "backward")
+def quoted(layer: Layer, lines: Collection[tuple]) -> Quoted:
+    """What the source of a layer says; empty where Python has no source of it.
+
+    lines: (file, line, …) of what it assigns, by which the source of a layer that no maker made is found.
+    """
+    made = None if layer.made is None else layer.made.root.by
+    file, at = next(iter(lines), ("", 0))[:2]
+    if made is not None:
+        file, at = getattr(sys.modules.get(made.module), "__file__", None) or "", made.title
+    text, tree = parsed(file)
+    found = {way: next(functions(tree, at, names), None) for way, names in WAYS.items()}
+    code = {way: "" if node is None else source_of(text, node) for way, node in found.items()}
+    back = found["backward"]
+    path = Path(file)
+    where = f"{path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path}:{back.lineno}" if back else ""
+    return Quoted(equations(layer, ast.get_docstring(tree) or "", code["backward"]), **code, where=where)
 
 
-def unwrapped(function: Any, name: str) -> Callable:
-    """The function `name` that `leaf` closed over, or the function itself."""
-    plain = inspect.unwrap(function)
-    if getattr(plain, "__module__", "") == "jaxnet.layer":
-        held = inspect.getclosurevars(plain).nonlocals.get(name)
-        if callable(held):
-            return inspect.unwrap(held)
-    return plain
+@lru_cache(maxsize=64)
+def parsed(file: str) -> tuple[str, ast.Module]:
+    """A file's text and tree; of no file, nothing."""
+    text = Path(file).read_text(encoding="utf-8") if Path(file).is_file() else ""
+    return text, ast.parse(text)
 
 
-def quoted(layer: Layer) -> Quoted:
-    """What the source of a layer says; empty where Python has no source of it."""
-    forward, backward = of_step(*inner(layer))
-    return Quoted(
-        equations=equations(layer, backward),
-        forward=lines_of(forward),
-        backward=lines_of(backward),
-        where=place_of(backward),
-    )
+def functions(tree: ast.Module, at: str | int, names: tuple[str, ...]) -> Iterator[Any]:
+    """The functions of these names in the statement that defines `at` (or has that line), then in those it names."""
+    waiting = [each for each in tree.body if defines(each, at)]
+    for statement in waiting:
+        yield from (node for node in ast.walk(statement) if isinstance(node, ast.FunctionDef)
+                    and any(node.name == name or node.name.endswith(f"_{name}") for name in names))  # fmt: skip
+        named = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        waiting += [each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name in named
+                    and each not in waiting]  # fmt: skip
 
 
-def of_step(forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
-    """Of a recurrence one step and its way back, of another layer its own functions."""
-    cell = inspect.getclosurevars(forward).nonlocals.get("cell")
-    if not isinstance(cell, Cell):
-        return forward, backward
-    step, back = (getattr(each, "func", each) for each in (cell.step, cell.back))
-    return step, back
+def defines(statement: ast.stmt, at: str | int) -> bool:
+    """Whether a statement defines a name, or has a line."""
+    if isinstance(at, int):
+        return statement.lineno <= at <= (statement.end_lineno or 0)
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    names = [getattr(each, "id", "") for each in targets]
+    return at in (getattr(statement, "name", ""), *names)
 
 
-def lines_of(function: Callable) -> str:
+def source_of(text: str, node: ast.FunctionDef) -> str:
     """A function's source, its indent taken off."""
-    try:
-        return textwrap.dedent(inspect.getsource(function)).rstrip()
-    except (OSError, TypeError):
-        return ""
+    return textwrap.dedent("\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]))
 
 
-def place_of(function: Callable) -> str:
-    """file:line of a function, from the package's folder where it lies in there."""
-    try:
-        file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
-    except (OSError, TypeError):
-        return ""
-    path = Path(file or "")
-    return f"{path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path}:{line}"
-
-
-def equations(layer: Layer, function: Callable) -> str:
+def equations(layer: Layer, whole: str, backward: str) -> str:
     """The layer's equations: those of its maker's docstring, or of its module's where that makes no other layer."""
-    module, made = inspect.getmodule(function), layer.made
-    whole = (inspect.getdoc(module) if module is not None else None) or ""
-    own = (inspect.getdoc(function) or "") if made is None else made.by.doc
+    made = layer.made
+    own = made.by.doc if made is not None else ast.get_docstring(ast.parse(backward).body[0]) if backward else ""
+    own = inspect.cleandoc(own or "")
     if made is not None and own and sum(each.module == made.by.module for each in makers("layer").values()) > 1:
         return indented(own) or first_paragraph(own)
     return indented(own) or indented(whole) or first_paragraph(own or whole)

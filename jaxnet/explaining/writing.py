@@ -17,7 +17,7 @@ from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import one, shape
 from jaxnet.explaining.records import BLOCK, Record, opened
 from jaxnet.explaining.site import Site, param_name
-from jaxnet.explaining.source_lines import readable, written_lines
+from jaxnet.explaining.source_lines import readable, recorded, written_lines
 from jaxnet.explaining.sources import quoted
 from jaxnet.explaining.ulp import ulps
 
@@ -129,7 +129,8 @@ def forward_lines(within: Inside) -> list[Line]:
     for n, record in enumerate(within.records):
         lines = lines_of(within, n, forward=True)
         if record.kind == "leaf":
-            lines[-1] = replace(lines[-1], quoted=quoted(record.layer))
+            read = recorded(record) if record.layer.made is None else None
+            lines[-1] = replace(lines[-1], quoted=quoted(record.layer, read.lines.values() if read else ()))
         found += lines
     return found
 
