@@ -114,15 +114,17 @@ def pointwise(
             values, deltas = value(wide, target), delta(wide, target)
         return jnp.sum(weights * values), (weights[..., None] * deltas).astype(x.dtype), ()
 
-    def root_times(x, y, weight, u, transposed=False):
+    def of_diagonal(x, y, u, transposed):
+        return jnp.sqrt(curvature(x, y)) * u if curvature else u
+
+    def weighted_root(x, y, weight, u, transposed=False):
         accepts(x, jnp.asarray(y), weight)
         wide = x.astype(accumulated(x.dtype))
-        target = one_hot(jnp.asarray(y), wide)
-        found = root(wide, target, u, transposed) if root else jnp.sqrt(curvature(wide, target)) * u
+        found = (root or of_diagonal)(wide, one_hot(jnp.asarray(y), wide), u, transposed)
         weights = jnp.broadcast_to(jnp.asarray(weight, wide.dtype), x.shape[:-1])
         return (jnp.sqrt(weights)[..., None] * found).astype(x.dtype)
 
-    return Loss(name, turn, terms, root=root_times if root or curvature else None)
+    return Loss(name, turn, terms, root=weighted_root if root or curvature else None)
 
 
 @maker(configs=False, examples={"ignoring(softmax_cross_entropy, 0)": "float32[5,6], int32[5]<6"})
@@ -152,10 +154,12 @@ def ignoring(loss: Loss, label: int = -100) -> Loss:
     def counted(y, weight=None):
         return loss.terms(*of_counted(y, 1.0 if weight is None else weight))
 
-    def root(x, y, weight, u, transposed=False):
-        return loss.root(x, *of_counted(y, weight), u, transposed)
+    own = loss.root
 
-    return loss._replace(turn=turn, terms=counted, root=root if loss.root else None)
+    def root(x, y, weight, u, transposed=False):
+        return own(x, *of_counted(y, weight), u, transposed) if own else None
+
+    return loss._replace(turn=turn, terms=counted, root=root if own else None)
 
 
 def total(of) -> Array:

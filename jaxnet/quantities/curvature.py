@@ -24,24 +24,33 @@ from jaxnet.layer import Layer, Loss, Reading, output, with_state
 from jaxnet.readings import second_moment, total
 
 
-def with_root(loss: Loss) -> Loss:
-    """The loss, if its Hessian has a root; else `ValueError`."""
+def root_of(loss: Loss) -> Callable:
+    """The root of the loss's Hessian; `ValueError` where it gives none."""
     if loss.root is None or loss.init is not None:
         raise ValueError(
             f"curvature takes a loss without parameters that gives a root of its Hessian (`Loss.root`), got {loss!r}: "
             "take one of jaxnet.losses, its head in the network"
         )
-    return loss
+    return loss.root
 
 
 def sent(loss: Loss) -> Loss:
     """The loss that sends S u back in the place of δ, for targets (y, u); its cost is 0."""
 
+    root = root_of(loss)
+
     def turn(params, x, target, weight, read):
         y, u = target
-        return jnp.zeros(()), loss.root(x, y, weight, u), ()
+        return jnp.zeros(()), root(x, y, weight, u), ()
 
     return Loss(f"root of {loss.name}", turn, lambda target, weight=None: loss.terms(target[0], weight))
+
+
+def signs(key: jax.Array | None, shape: tuple[int, ...], dtype) -> jax.Array:
+    """Random numbers ±1; `ValueError` without a key."""
+    if key is None:
+        raise ValueError("what is random is drawn by a key: give key = jax.random.key(…), or samples = None")
+    return jax.random.rademacher(key, shape, dtype)
 
 
 def over_columns(net: Layer, loss: Loss, read: Reading, samples: int | None) -> Callable:
@@ -50,18 +59,16 @@ def over_columns(net: Layer, loss: Loss, read: Reading, samples: int | None) -> 
     Returns `(params, xs, ys, *, key=None, state=None, train=False, weights=None) -> readings`. `key` draws u, and what
     the network draws in training mode.
     """
-    back = backpropagate(net, sent(with_root(loss)), read)
+    back = backpropagate(net, sent(loss), read)
 
     def batch(params, xs, ys, *, key=None, state=None, train=False, weights=None):
-        if samples is not None and key is None:
-            raise ValueError("random columns are drawn by a key: give key = jax.random.key(…), or samples = None")
         out = output(net, with_state(params, state), jax.tree.map(lambda t: t[0], xs), train)
         shape = (size(xs), *out.shape)
         if samples is None:
             units = jnp.eye(out.size, dtype=out.dtype).reshape(out.size, 1, *out.shape)
             us = jnp.broadcast_to(units, (out.size, *shape))
         else:
-            us = jax.random.rademacher(key, (samples, *shape), out.dtype)
+            us = signs(key, (samples, *shape), out.dtype)
 
         def column(u):
             return back(params, xs, (ys, u), state=state, key=key, train=train, weights=weights)[1]
@@ -99,8 +106,7 @@ def ggn_product(net: Layer, loss: Loss) -> Callable:
     >>> print(ggn_product(net, softmax_cross_entropy)(params, xs, ys, {"W": jnp.ones((2, 4))})["W"][0])
     [0. 0. 0. 0.]
     """
-    root = with_root(loss).root
-    assert root is not None
+    root = root_of(loss)
     back = backpropagate(net, sent(loss), total)
 
     def batch(params, xs, ys, v, *, key=None, state=None, train=False, weights=None):
@@ -154,8 +160,6 @@ def hessian_diagonal(net: Layer, loss: Loss, *, samples: int | None = None) -> C
     product = hessian_product(net, loss)
 
     def batch(params, xs, ys, *, key=None, **given):
-        if samples is not None and key is None:
-            raise ValueError("random directions are drawn by a key: give key = jax.random.key(…), or samples = None")
         flat, tree_of = ravel_pytree(params)
 
         def along(v):
@@ -165,7 +169,6 @@ def hessian_diagonal(net: Layer, loss: Loss, *, samples: int | None = None) -> C
             return tree_of(
                 jax.lax.map(lambda i: along(jax.nn.one_hot(i, flat.size, dtype=flat.dtype))[i], jnp.arange(flat.size))
             )
-        signs = jax.random.rademacher(key, (samples, flat.size), flat.dtype)
-        return tree_of(jnp.mean(jax.lax.map(along, signs), axis=0))
+        return tree_of(jnp.mean(jax.lax.map(along, signs(key, (samples, flat.size), flat.dtype)), axis=0))
 
     return batch

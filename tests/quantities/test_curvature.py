@@ -175,5 +175,5 @@ def test_errors():
     net, params, xs, ys = problem("dense")
     with pytest.raises(ValueError, match=r"drawn by a key: give key = jax.random.key"):
         curvature.ggn_diagonal(net, cross_entropy, samples=1)(params, xs, ys)
-    with pytest.raises(ValueError, match=r"drawn by a key"):
+    with pytest.raises(ValueError, match="drawn by a key"):
         curvature.hessian_diagonal(net, cross_entropy, samples=1)(params, xs, ys)
