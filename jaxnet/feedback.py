@@ -3,7 +3,9 @@
     transpose   Wᵀ δ                                        backpropagation
     inverse     W⁻¹ δ, pinv: W⁺ δ                           undoing the layer, for a square W, or any
     random      Bᵀ δ      B: the shape of W, fixed          feedback alignment
-    sign        s sign(W)ᵀ δ                                sign-symmetry
+    sign        (M ⊙ sign W)ᵀ δ   M: equal, fixed or new    sign-symmetry
+    kolen_pollack  Bᵀ δ   B: learned by ∇_W, as W is        Kolen and Pollack's way to W = B
+    straight_through  δ                                     of a layer without weights, as if it were the identity
     direct      B e       B: (shape of a, outputs), fixed   direct feedback alignment; e = δ of the last layer with a W
 
 δ = ∂C/∂z of a layer, or what another way back made of it. Gradients stay what they are, ∇_W C = δ aᵀ: only δ is another
@@ -14,18 +16,21 @@ matrix); `direct` replaces all that a layer sends back. Layers with other weight
 
 Sources: Lillicrap et al., Random synaptic feedback weights support error backpropagation for deep learning, 2016;
 Nøkland, Direct Feedback Alignment Provides Learning in Deep Neural Networks, 2016; Liao, Leibo and Poggio, How
-Important Is Weight Symmetry in Backpropagation?, 2016.
+Important Is Weight Symmetry in Backpropagation?, 2016; Moskovitz, Litwin-Kumar and Abbott, Feedback alignment in deep
+convolutional networks, 2018; Akrout et al., Deep Learning without Weight Transport, 2019; Bengio, Léonard and
+Courville, Estimating or Propagating Gradients Through Stochastic Neurons, 2013.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxnet import registry
+from jaxnet.combinators import same_shape
 from jaxnet.factors import dataclass_tree
 from jaxnet.layer import Layer, Passing, Reading, ShapeError, Tree
 from jaxnet.lowering.products import accumulated
@@ -39,7 +44,8 @@ class Way(NamedTuple):
 
     `matrix(W, B, scale)`: what stands in W's place as the error passes; B is None where nothing is drawn, and `direct`
     has no matrix. `layers`: places among the layers with weights, from 0, first to last; None for all. A layer that has
-    a way back of its own already keeps it, and is not counted.
+    a way back of its own already keeps it, and is not counted. `learned`: B is a parameter, whose gradient is ∇_W C.
+    `through`: δ passes the network as it is.
     """
 
     name: str
@@ -48,6 +54,8 @@ class Way(NamedTuple):
     seed: int = 0
     scale: float = 1.0
     layers: tuple[int, ...] | None = None
+    learned: bool = False
+    through: bool = False
     watched: bool = False
     origin: Made | None = None
 
@@ -64,17 +72,42 @@ class Way(NamedTuple):
 
     def around(self, net: Layer) -> Layer:
         """The layer that `feedback` makes."""
+        if self.through:
+            return self.passed_by(net)
+
+        def init(key, x):
+            params = net.init(key, x)
+            out, saved = jax.eval_shape(lambda p, x: net.forward(p, x, key, True), params, x)
+            return self.beside(net, params, saved, out)
+
+        def forward(params, x, key=None, train=False):
+            return each_own(self.fed, net).forward(params, x, key, train)
 
         def backward(params, saved, d_out, read):
-            beside = self.beside(net, params, saved, d_out)
+            beside = params if self.learned else self.beside(net, params, saved, d_out)
             error = self.error(net, params, saved, d_out) if self.matrix is None else None
             fed = each_own(lambda leaf: self.fed(leaf, error), net)
             own = read._replace(at=lambda passing: read.at(passing._replace(params=bare(passing.params))))
-            return fed.backward(beside, saved, d_out, own)
+            return fed.backward(beside, saved, d_out, read if self.learned else own)
 
-        return Layer(f"feedback {self.name}", net.init, net.forward, backward, (net,), self)
+        functions = (init, forward) if self.learned else (net.init, net.forward)
+        return Layer(f"feedback {self.name}", *functions, backward, (net,), self)
 
-    def fed(self, leaf: Layer, error: Any) -> Layer:
+    def passed_by(self, net: Layer) -> Layer:
+        """The network whose dx is d_out."""
+
+        def forward(params, x, key=None, train=False):
+            out, saved = net.forward(params, x, key, train)
+            same_shape(f"feedback {self.name}", x, out)
+            return out, saved
+
+        def backward(params, saved, d_out, read):
+            passed = read._replace(at=lambda passing: read.at(passing._replace(dx=d_out)))
+            return d_out, net.backward(params, saved, d_out, passed)[1]
+
+        return Layer(f"feedback {self.name}", net.init, forward, backward, (net,), self)
+
+    def fed(self, leaf: Layer, error: Any = None) -> Layer:
         """A leaf layer with this way back where a B stands beside its parameters. `error`: e of `direct`, a vector."""
 
         def forward(params, x, key=None, train=False):
@@ -94,7 +127,10 @@ class Way(NamedTuple):
                 sent = Sent(instead, own["W"])
 
             def at(passing):
-                return read.at(passing._replace(dx=dx, saved=sent if self.watched else passing.saved))
+                passing = passing._replace(dx=dx, saved=sent if self.watched else passing.saved)
+                if self.learned:
+                    passing = passing._replace(params=params, factors=passing.factors | {BESIDE: passing.factors["W"]})
+                return read.at(passing)
 
             return dx, leaf.backward(own, saved, d_out, read._replace(at=at))[1]
 
@@ -316,19 +352,77 @@ def random(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = 
     return Way("random", lambda W, B, scale: B, True, seed, scale, chosen(layers))
 
 
-@maker
-def sign(*, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
-    """sign(W)ᵀ δ · scale/√n, n the numbers that a unit takes in: of W only the signs come back. `layers`: as above.
+MAGNITUDES: dict[str, Callable] = {
+    "equal": lambda W, B, key: jnp.ones_like(W),
+    "fixed": lambda W, B, key: jnp.abs(B) * math.sqrt(W[0].size),
+    "new": lambda W, B, key: jnp.abs(jax.random.normal(jax.random.fold_in(key, bits_of(W)), W.shape, W.dtype)),
+}
+"""|M| of sign-symmetry, times √n: all 1 (uSF), drawn once (frSF), drawn anew whenever W has changed (brSF)."""
 
-    Source: Liao, Leibo and Poggio, 2016, uniform sign-concordant feedback.
+
+@maker
+def sign(
+    *,
+    magnitudes: Literal["equal", "fixed", "new"] = "equal",
+    seed: int = 0,
+    scale: float = 1.0,
+    layers: Sequence[int] | None = None,
+) -> Way:
+    """(M ⊙ sign W)ᵀ δ · scale/√n, n the numbers that a unit takes in: of W only the signs come back.
+
+    `magnitudes`: of M, "equal": 1; "fixed": |N(0, 1)|, drawn once; "new": drawn anew after each change of W, so for
+    each batch. `seed`: of the drawn ones. `layers`: as `inverse`'s.
+    Raises `ValueError` for other magnitudes.
+    Sources: Liao, Leibo and Poggio, 2016, uSF and brSF; Moskovitz, Litwin-Kumar and Abbott, 2018, frSF.
 
     >>> _, back = vjp(sign()(dense(2)))({"W": jnp.array([[2.0, 0.0], [0.0, -4.0]]), "b": jnp.zeros(2)}, jnp.ones(2))
     >>> print(np.asarray(back(jnp.ones(2))[1]).round(3))
     [ 0.707 -0.707]
     """
-    return Way(
-        "sign", lambda W, B, scale: jnp.sign(W) * (scale / math.sqrt(W[0].size)), scale=scale, layers=chosen(layers)
-    )
+    if magnitudes not in MAGNITUDES:
+        raise ValueError(f"magnitudes are one of {', '.join(MAGNITUDES)}, got {magnitudes!r}")
+
+    def matrix(W, B, scale):
+        found = jnp.sign(W) * MAGNITUDES[magnitudes](W, B, jax.random.key(seed))
+        return found * ((1 if magnitudes == "fixed" else scale) / math.sqrt(W[0].size))  # B has the scale already
+
+    return Way("sign", matrix, magnitudes == "fixed", seed, scale, chosen(layers))
+
+
+def bits_of(W: jax.Array) -> jax.Array:
+    """A number of 32 bits that changes with any entry of W."""
+    bits = jax.lax.bitcast_convert_type(W.astype(jnp.float32).ravel(), jnp.uint32)
+    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+@maker
+def kolen_pollack(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+    """Bᵀ δ, B learned beside W: its gradient is ∇_W C too, so with weight decay on both W − B goes to 0.
+
+    Each layer's parameters get B by the name "feedback", begun as `random`'s. `layers`: as `inverse`'s.
+    Sources: Kolen and Pollack, Backpropagation without weight transport, 1994; Akrout et al., 2019.
+
+    >>> net, x = kolen_pollack()(dense(2, bias=False)), jnp.ones(3)
+    >>> params = net.init(jax.random.key(0), x)
+    >>> grads, _ = vjp(net)(params, x)[1](jnp.ones(2))
+    >>> sorted(grads), bool((grads["W"] == grads["feedback"]).all())
+    (['W', 'feedback'], True)
+    """
+    return Way("kolen_pollack", lambda W, B, scale: B, True, seed, scale, chosen(layers), learned=True)
+
+
+@maker
+def straight_through() -> Way:
+    """δ itself, as if the block were the identity: for a step or a rounding, whose derivative is 0 or none.
+
+    The block keeps the shape of its input; gradients of its own parameters stay what they are.
+    Source: Bengio, Léonard and Courville, 2013.
+
+    >>> _, back = vjp(straight_through()(relu))((), jnp.array([-1.0, 2.0]))
+    >>> print(back(jnp.ones(2))[1])
+    [1. 1.]
+    """
+    return Way("straight_through", None, through=True)
 
 
 @maker

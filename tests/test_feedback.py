@@ -10,14 +10,14 @@ from jaxnet import dense, feedback, parallel, per_position, remat, repeat, resid
 from jaxnet.checking import check, network_subjects
 from jaxnet.checking.feedback_reference import declared, deviation
 from jaxnet.feedback import by_transpose, ways_in
-from jaxnet.layer import ShapeError, on_leaves
+from jaxnet.layer import ShapeError, leaf, no_params, on_leaves
 from jaxnet.registry import makers
 from jaxnet.training.step import in_precision
 from tests.agreement import normal
 
 QUICK = {"seeds": 1, "precise": False, "also": False, "shapes": False, "inside": False}
 WAYS = makers("feedback")
-OTHERS = [name for name in WAYS if name != "transpose"]
+OTHERS = [name for name in WAYS if name not in ("transpose", "straight_through", "kolen_pollack")]
 
 
 def drawn(seed, number, shape, count):
@@ -97,6 +97,73 @@ def test_as_declared(network, name, x64):
     np.testing.assert_allclose(out, value, rtol=1e-12)
     jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-9, atol=1e-12), got, expected)
     assert not np.allclose(got[1], truth[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("magnitudes", ["fixed", "new"])
+def test_magnitudes_of_sign_symmetry(magnitudes, x64):
+    way, x = feedback.sign(magnitudes=magnitudes, seed=4, scale=2.0), jnp.ones(3)
+    net = way(dense(3, bias=False))
+    params = initialized(net, x)
+
+    def instead(params):  # its rows, by unit errors
+        pullback = jaxnet.vjp(net)(params, x)[1]
+        return np.stack([pullback(row)[1] for row in jnp.eye(3)])
+
+    M, W = instead(params), params["W"]
+    np.testing.assert_array_equal(np.sign(M), np.sign(W))
+    assert len(np.unique(np.abs(M).round(6))) == 9
+    np.testing.assert_array_equal(M, instead(params))
+    changed = instead({"W": W.at[0, 0].multiply(1.01)})
+    assert np.allclose(np.abs(changed), np.abs(M)) == (magnitudes == "fixed")
+    wide = initialized(way(dense(300, bias=False)), jnp.ones(100))
+    [sent] = [jaxnet.vjp(way(dense(300, bias=False)))(wide, jnp.ones(100))[1](jnp.eye(300)[0])[1]]
+    np.testing.assert_allclose(np.mean(sent**2), 2.0**2 / 100, rtol=0.5)  # E[M²] = scale²/n
+
+
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "own"])
+def test_kolen_pollack_as_declared(network, x64):
+    net, shape = NETWORKS[network]
+    fed, x = feedback.kolen_pollack(seed=2)(net), normal(1, shape).astype(float)
+    params = initialized(fed, x)
+    assert all("feedback" in p for p in jax.tree.leaves(params, is_leaf=lambda p: isinstance(p, dict)) if "W" in p)
+
+    @jax.jit
+    def both(params, x):
+        out, pullback = jaxnet.vjp(fed)(params, x)
+        delta = jnp.cos(1.0 + jnp.arange(float(out.size))).reshape(out.shape)
+        return pullback(delta), jax.vjp(lambda p, x: declared(fed).forward(p, x)[0], params, x)[1](delta)
+
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-9, atol=1e-12), *both(params, x))
+
+
+def test_kolen_pollack_brings_W_and_B_together(x64):
+    """Both get the same ∇, and the same decay: their difference shrinks by 1 − decay in each step."""
+    net = feedback.kolen_pollack()(serial(dense(4), tanh, dense(2)))
+    xs, ys = normal(1, (8, 3)).astype(float), normal(2, (8, 2)).astype(float)
+    params = initialized(net, xs[0])
+    gradient = jax.jit(jaxnet.value_and_grad(net, jaxnet.quadratic))
+
+    def apart(params):
+        return np.linalg.norm(params[2]["W"] - params[2]["feedback"])
+
+    begun = apart(params)
+    for _ in range(20):
+        _, grads = gradient(params, xs, ys)
+        params = jax.tree.map(lambda p, g: 0.95 * p - 0.1 * g, params, grads)
+    np.testing.assert_allclose(apart(params), begun * 0.95**20)
+
+
+def test_straight_through(x64):
+    """∂/∂x is 1, also of a step; the checker holds it against what is declared."""
+    step = leaf("step", no_params, lambda p, x, key=None, train=False: (jnp.sign(x), ()), lambda p, s, d: (0 * d, ()))
+    net = serial(dense(4), feedback.straight_through()(step), dense(2))
+    params, x = initialized(net, jnp.ones(3)), normal(1, (3,)).astype(float)
+    delta = jnp.array([0.3, -0.7])
+    got = jaxnet.vjp(net)(params, x)[1](delta)
+    np.testing.assert_allclose(got[1], params[0]["W"].T @ params[2]["W"].T @ delta)
+    assert check(net, "float32[3]", **QUICK).ok
+    with pytest.raises(ShapeError, match="takes a layer that gives back the shape it takes"):
+        feedback.straight_through()(dense(4)).forward(dense(4).init(jax.random.key(0), x), x)
 
 
 def test_each_layer_of_a_stack_has_its_own_B():

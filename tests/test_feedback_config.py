@@ -96,16 +96,18 @@ def test_by_the_transpose_all_angles_are_zero():
     np.testing.assert_array_equal(found["feedback_angles"], [0, 0])
 
 
-@pytest.mark.parametrize("way", ["random", "sign", "pinv"])
+@pytest.mark.parametrize("way", ["random", "sign", "pinv", "kolen_pollack"])
 def test_angles_are_those_to_the_gradient_and_to_the_transpose(way):
     net = makers("feedback")[way]()(NET)
     found, params, xs, ys = taken(net)
-    grads, right = (j.value_and_grad(each, j.quadratic)(params, xs, ys)[1] for each in (net, NET))
-    expected = [angle(*(tuple(each[i].values()) for each in (grads, right))) for i in (0, 2)]
+    own = tuple({name: p for name, p in each.items() if name != "feedback"} if each else each for each in params)
+    grads, right = (j.value_and_grad(each, j.quadratic)(p, xs, ys)[1] for each, p in ((net, params), (NET, own)))
+    expected = [angle(*([each[i]["W"], each[i]["b"]] for each in (grads, right))) for i in (0, 2)]
     np.testing.assert_allclose(found["update_angles"], expected, atol=0.05)
     assert found["update_angles"][0] > 1
     W = np.asarray(params[2]["W"])
     sent = np.linalg.pinv(W) if way == "pinv" else np.sign(W).T if way == "sign" else None
+    sent = params[2]["feedback"].T if way == "kolen_pollack" else sent
     if sent is not None:
         np.testing.assert_allclose(found["feedback_angles"][1], angle([sent], [W.T]), atol=0.05)
 

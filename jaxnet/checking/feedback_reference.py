@@ -3,7 +3,9 @@
 The stand-in of a layer has its value, and for its derivative the declared one:
 
     z = f(W, sg(a)) + f(sg(B), a) − sg(f(sg(B), a))        sg: a constant for autodiff
+    + f(B, sg(a)) − sg(f(B, sg(a)))                        where B is learned, f linear in W: by ∇_W
     out = last layer's + Σ (Bᵀ a − sg(Bᵀ a))                `direct`: every a sends its part to the last layer's δ
+    out = f(sg(a)) + a − sg(a)                             `straight_through`
 
 So ∇_W C is taken at W and ∂C/∂a at B, by JAX's rules alone; of the hand-written backward pass nothing is used.
 """
@@ -47,8 +49,11 @@ def stand_in(way: Way, net: Layer) -> Layer:
     sinking = each_own(with_sink, inner)
 
     def forward(params, x, key=None, train=False):
+        if way.through:
+            out, saved = inner.forward(params, constant(x), key, train)
+            return out + (x - constant(x)), saved
         out, saved = jax.eval_shape(lambda p, x: net.forward(p, x, key, train), params, x)
-        beside = way.beside(net, params, saved, out)
+        beside = params if way.learned else way.beside(net, params, saved, out)
         if way.matrix is not None:
             return swapped.forward(beside, x, key, train)
         _, sinks = sinking.forward(beside, x, key, train)
@@ -59,7 +64,7 @@ def stand_in(way: Way, net: Layer) -> Layer:
         ending = each_own(lambda leaf: with_constant_input(leaf, sum(sums) if next(number) == last else None), inner)
         return ending.forward(beside, x, key, train)
 
-    return Layer(f"feedback {way.name}", net.init, forward, net.backward, (inner,), way)
+    return Layer(f"feedback {way.name}", way.around(net).init, forward, net.backward, (inner,), way)
 
 
 def by_matrix(way: Way, leaf: Layer) -> Layer:
@@ -72,6 +77,8 @@ def by_matrix(way: Way, leaf: Layer) -> Layer:
         instead = own | {"W": way.matrix(own["W"], params[BESIDE], way.scale)}
         out, saved = leaf.forward(own, constant(x), key, train)
         through, _ = leaf.forward(constant(instead), x, key, train)
+        if way.learned:
+            through = through + leaf.forward(constant(own) | {"W": params[BESIDE]}, constant(x), key, train)[0]
         return out + (through - constant(through)), saved
 
     return leaf._replace(forward=forward)

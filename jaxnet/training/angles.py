@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxnet.backprop import backpropagate
 from jaxnet.factors import Plain
-from jaxnet.feedback import Sent, by_transpose, watched
+from jaxnet.feedback import BESIDE, Sent, bare, by_transpose, watched
 from jaxnet.layer import Layer, Loss, Passing, Reading, Tree
 from jaxnet.lowering.products import accumulated
 from jaxnet.readings import pair, sum_over_examples, total
@@ -62,6 +62,20 @@ _apart = Reading(_sent(-1.0, 0.0), out_axes=None, coupled=True)
 _together = Reading(_sent(1.0, 1.0), out_axes=None, coupled=True)
 
 
+def on_dicts(change: Callable, *trees: Tree) -> Tree:
+    """Trees with `change(node, …)` for each layer's parameters."""
+    return jax.tree.map(change, *trees, is_leaf=lambda node: isinstance(node, dict))
+
+
+def without_B(tree: Tree, like: Tree | None = None) -> Tree:
+    """A tree in which the gradient of a learned B is 0, at the places where `like` has one."""
+
+    def zeroed(p, q):
+        return p | {BESIDE: jnp.zeros_like(q[BESIDE])} if isinstance(q, dict) and BESIDE in q else p
+
+    return on_dicts(lambda q, p: zeroed(p, q), tree if like is None else like, tree)
+
+
 def angles(net: Layer, loss: Loss, ranks: Ranks) -> Callable[[Tree, jax.Array, jax.Array], dict[str, jax.Array]]:
     """(params, xs, ys) -> angles by layer, in degrees, over these examples in evaluation mode.
 
@@ -73,10 +87,10 @@ def angles(net: Layer, loss: Loss, ranks: Ranks) -> Callable[[Tree, jax.Array, j
     fed = backpropagate(watched(net), loss, pair(total, _apart, _together))
 
     def of(params, xs, ys):
-        _, right = gradient(params, xs, ys)
+        _, right = gradient(on_dicts(bare, params), xs, ys)
         _, (got, apart, together) = fed(params, xs, ys)
         return {
-            "update_angles": in_order(net, between(ranks, got, right)),
+            "update_angles": in_order(net, between(ranks, without_B(got), without_B(right, got))),
             "feedback_angles": degrees(jnp.sqrt(in_order(net, apart)), jnp.sqrt(in_order(net, together))),
         }
 
