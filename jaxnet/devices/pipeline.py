@@ -93,16 +93,25 @@ def cut(net: Layer) -> Cut:
 
 
 def pipeline(
-    net: Layer, loss: Loss, mesh: Mesh, *, microbatches: int, schedule_name: str = "zb-h1", axis: str = "stage"
+    net: Layer,
+    loss: Loss,
+    mesh: Mesh,
+    *,
+    microbatches: int,
+    schedule_name: str = "zb-h1",
+    axis: str = "stage",
+    data: tuple[str, ...] | None = None,
 ) -> Callable:
     """As `value_and_grad`, with the blocks of the network's `repeat` shared out over an axis of the mesh.
 
     Returns `(params, xs, ys, *, key=None, train=False, weights=None) -> value, grads`. The layers before the `repeat`
     run on the first stage, those after it and the loss on the last. Parameters as `net`'s; those of the `repeat` come
-    back sharded along `axis` by their leading axis. All other axes of the mesh share out each microbatch's examples.
+    back sharded along `axis` by their leading axis.
 
     - `microbatches`: into how many the batch is cut.
     - `schedule_name`: one of `SCHEDULES`.
+    - `data`: the axes of the mesh that share out each microbatch's examples; by default all others. The compiler shares
+      out each stage's layers along an axis that is left, as the parameters lie.
 
     Raises `PipelineError` for a network without one `repeat`, a loss with parameters, a depth that the stages do not
     divide, a batch that microbatches and devices do not divide, layers that keep state, or a mesh without the axis.
@@ -113,7 +122,7 @@ def pipeline(
     if axis not in mesh.shape:
         raise PipelineError(f"the mesh has no axis {axis!r}: it has {', '.join(mesh.axis_names)}")
     stages = mesh.shape[axis]
-    data = tuple(name for name in mesh.axis_names if name != axis)
+    data = tuple(name for name in mesh.axis_names if name != axis) if data is None else data
     shared_by = int(np.prod([mesh.shape[name] for name in data], dtype=int))
     plan = schedule(schedule_name, stages, microbatches)
 
@@ -134,7 +143,12 @@ def pipeline(
         if AxisType.Explicit in mesh.axis_types:  # there shard_map takes arrays only as they lie
             given = jax.reshard(given, jax.tree.map(partial(NamedSharding, mesh), (by_layer, each)))
         value, grads = jax.shard_map(
-            stage.run, mesh=mesh, in_specs=(by_layer, each), out_specs=(PartitionSpec(), by_layer), check_vma=False
+            stage.run,
+            mesh=mesh,
+            axis_names={axis, *data},
+            in_specs=(by_layer, each),
+            out_specs=(PartitionSpec(), by_layer),
+            check_vma=False,
         )(*given)
         return value, parts.together(*grads)
 

@@ -113,6 +113,18 @@ class Mesh(Table):
 
     data: int = Field(default=1, ge=1)
     """Number of devices that share each batch."""
+    fsdp: int = Field(default=1, ge=1)
+    """Number of devices that share each batch, each matrix, and the optimiser's state of it."""
+    tensor: int = Field(default=1, ge=1)
+    """Number of devices that share each layer's outputs, inputs or heads."""
+    pipeline: int = Field(default=1, ge=1)
+    """Number of devices that share the layers of a repeat."""
+    microbatches: int = Field(default=8, ge=1)
+    """Pieces of a batch that go through a pipeline one after another."""
+    schedule: Literal["gpipe", "1f1b", "zb-h1", "zb-h2"] = "zb-h1"
+    """The order of a pipeline's tasks; `jaxnet pipeline` shows them."""
+    rules: dict[str, Literal["tensor", ""]] = {}
+    """Which axes of the parameters are cut, by name or maker.name: { "dense.out" = "" } leaves those whole."""
 
 
 class Promise(Table):
@@ -170,9 +182,20 @@ class Config(Table):
     @model_validator(mode="after")
     def pieces_are_equal(self) -> "Config":
         """Chunks and devices share a batch evenly."""
-        for key, count in (("train.chunks", self.train.chunks), ("mesh.data", self.mesh.data)):
+        shares = self.mesh.data * self.mesh.fsdp
+        which = "mesh.data" if self.mesh.fsdp == 1 else "mesh.data · mesh.fsdp"
+        if self.mesh.pipeline > 1:
+            shares, which = shares * self.mesh.microbatches, f"mesh.microbatches · {which}"
+            asked = [name for name in ("delta_norms", "gradient_norms") if getattr(self.monitor, name)]
+            if asked or self.train.chunks > 1:
+                told = f"monitor.{asked[0]} = false" if asked else "train.chunks = 1"
+                raise refuse(f"mesh.pipeline = {self.mesh.pipeline} reads gradients alone, batch by batch: set {told}")
+        for key, count in (("train.chunks", self.train.chunks), (which, shares)):
             if self.train.batch % count:
-                raise refuse(f"train.batch must be a multiple of {key} = {count}, got {self.train.batch}")
+                more = -(-self.train.batch // count) * count
+                raise refuse(
+                    f"train.batch must be a multiple of {key} = {count}, got {self.train.batch}: take {more}"
+                )
         return self
 
     def resolved(self) -> dict[str, Any]:

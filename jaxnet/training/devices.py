@@ -1,15 +1,17 @@
 """Devices and precision: whatever JAX sees is used; no code here names a kind of device."""
 
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxnet.devices.sharding import AXES, make_mesh
 from jaxnet.layer import Tree
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import cache_folder
@@ -32,26 +34,32 @@ def keep_compiled() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def data_mesh(config: Config) -> Mesh | None:
-    """The mesh over which each batch is sharded; None for one device.
+def mesh_sizes(config: Config) -> dict[str, int]:
+    """The size of each axis of the mesh, without those of one device."""
+    return {axis: size for axis in AXES if (size := getattr(config.mesh, axis)) > 1}
+
+
+def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh that a config asks for; None for one device. devices: by default those that JAX sees.
 
     Raises ConfigError where there are fewer devices.
     """
-    wanted = config.mesh.data
-    if wanted == 1:
+    sizes = mesh_sizes(config)
+    if not sizes:
         return None
-    devices = jax.devices()
+    wanted, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
     if wanted > len(devices):
+        asked = " · ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items())
         raise ConfigError(
-            f"mesh.data: takes at most as many devices as there are, {len(devices)} ({devices[0].platform}), "
-            f"got {wanted}: for CPU devices set XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
+            f"{asked}: takes at most as many devices as there are, {len(devices)} ({devices[0].platform}), got {wanted}: "
+            f"for CPU devices set XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
         )
-    return jax.make_mesh((wanted,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:wanted])
+    return make_mesh(sizes, devices[:wanted])
 
 
-def placed(tree: Tree, mesh: Mesh | None) -> Tree:
-    """The arrays on the device, or whole on every device of a mesh."""
-    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+def placed(tree: Tree, mesh: Mesh | None, shardings: Tree = None) -> Tree:
+    """The arrays on the device; on a mesh, as the shardings say, or whole on every device."""
+    return jax.device_put(tree, None if mesh is None else shardings or NamedSharding(mesh, PartitionSpec()))
 
 
 def threads() -> int:

@@ -7,15 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxnet.devices.sharding import RULES, batch_shares, check_rules, forms_for, layout, stacked
 from jaxnet.layer import Layer, Loss, Tree, with_state
 from jaxnet.training import monitors, step
 from jaxnet.training.angles import angles
-from jaxnet.training.build import build
+from jaxnet.training.build import build, make
 from jaxnet.training.config import Config
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
-from jaxnet.training.devices import data_mesh, placed
+from jaxnet.training.devices import mesh_of, placed
 from jaxnet.training.step import Arrays, Call, Recipe, State
 from jaxnet.training.text_windows import Windows, shifted
 
@@ -40,23 +42,12 @@ class Session:
         self.config, self.dataset, self.patiently = config, dataset, patiently
         self.together = seeds is not None
         self.seeds = [config.seed] if seeds is None else list(seeds)
-        self.mesh = data_mesh(config)
-        experiment = build(config, dataset)
-        self.classified = counts_right(dataset, experiment.loss)
-        self.recipe = Recipe(
-            step.in_precision(experiment.net, config.precision),
-            experiment.loss,
-            experiment.optimizer,
-            experiment.example,
-            jax.eval_shape(lambda y: y[0], self.typed(dataset.train.y[:1])),
-            batch=config.train.batch,
-            chunks=config.train.chunks,
-            head_chunks=config.train.head_chunks,
-            delta_norms=config.monitor.delta_norms,
-            gradient_norms=config.monitor.gradient_norms,
-            update_ratios=config.monitor.update_ratios,
-            mesh=self.mesh,
-        )
+        self.mesh = mesh_of(config)
+        self.recipe = recipe_of(config, dataset, self.mesh)
+        self.classified = counts_right(dataset, self.recipe.loss)
+        self.layout = None if self.mesh is None else step.state_shardings(self.recipe)
+        if self.layout is not None and self.together:
+            self.layout = jax.tree.map(stacked, self.layout)
         self.calls = step.epoch_calls(
             self.examples, config.train.batch, config.train.steps_per_call or self.usual_steps_per_call()
         )
@@ -83,9 +74,8 @@ class Session:
         return max(1, step.steps_per_call(self.recipe) // len(self.seeds))
 
     def typed(self, array: np.ndarray) -> np.ndarray:
-        """The array in the precision of the run; whole numbers stay."""
-        wide = np.float64 if self.config.precision == "float64" else np.float32
-        return array.astype(wide, copy=False) if np.issubdtype(array.dtype, np.floating) else array
+        """See `typed`."""
+        return typed(self.config, array)
 
     def on_device(self, split: Split) -> Arrays:
         """A split, whole on every device."""
@@ -121,18 +111,23 @@ class Session:
         """The function, or its vmap over the seeds."""
         return jax.vmap(function, in_axes=in_axes) if self.together else function
 
-    def program(self, name: Any, function: Callable, *arguments: Tree) -> Callable:
-        """The function compiled for arguments of these shapes, once for each name."""
+    def program(self, name: Any, function: Callable, *arguments: Tree, out: Tree = None) -> Callable:
+        """The function compiled for arguments of these shapes, once for each name.
+
+        out: how the results lie on the mesh; by default whole on every device.
+        """
         if name not in self.programs:
-            out = {} if self.mesh is None else {"out_shardings": self.key.sharding}
-            self.programs[name] = self.patiently(jax.jit(function, **out).lower(*arguments).compile)
+            options = {} if self.mesh is None else {"out_shardings": self.key.sharding if out is None else out}
+            with forms_for(self.mesh):
+                lowered = jax.jit(function, **options).lower(*arguments)
+            self.programs[name] = self.patiently(lowered.compile)
         return self.programs[name]
 
     def begin(self, given: Mapping[str, np.ndarray] | None = None) -> State:
         """The state before the first step. given: parameters by their dotted places, in place of the initial ones."""
         start = self.over_seeds(step.begin(self.recipe), (0, None))
         arguments = self.key, placed(dict(given or {}), self.mesh)
-        return self.program("begin", start, *arguments)(*arguments)
+        return self.program("begin", start, *arguments, out=self.layout)(*arguments)
 
     def params(self) -> Tree:
         """Shapes and dtypes of one seed's parameters and non-trainable state."""
@@ -152,7 +147,8 @@ class Session:
         """Makes a call: the next state, for each seed whether it is sound, and the seconds without compilation."""
         arguments = (state, self.training, order, np.int32(call.start), self.key)
         function = self.over_seeds(step.many_steps(self.recipe, call.count, call.batch), (0, None, 0, None, 0))
-        program = self.program((call.count, call.batch), function, *arguments)
+        out = None if self.layout is None else (self.layout, self.key.sharding)
+        program = self.program((call.count, call.batch), function, *arguments, out=out)
         began = time.perf_counter()
         state, good = self.patiently(lambda: jax.block_until_ready(program(*arguments)))
         return state, self.rows(good), time.perf_counter() - began
@@ -215,8 +211,8 @@ class Session:
 
     def restored(self, states: list[Tree]) -> State:
         """States of the seeds, on the devices."""
-        stacked = jax.tree.map(lambda *t: jnp.stack(t), *states) if self.together else states[0]
-        return placed(stacked, self.mesh)
+        together = jax.tree.map(lambda *t: jnp.stack(t), *states) if self.together else states[0]
+        return placed(together, self.mesh, self.layout)
 
     # ------------------------------------------------------------------------------------------ words
 
@@ -244,6 +240,41 @@ class Session:
                 f"seed{'s' if self.together else ''} {seeds}",
             )
         )
+
+
+def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
+    """The parts of the training step of a config on a mesh.
+
+    Raises ConfigError and ShapeError as `build` does, and where the mesh does not divide the network.
+    """
+    net, loss, optimizer, example = build(config, dataset)
+    shardings = None
+    if mesh is not None and mesh.size > batch_shares(mesh) // mesh.shape["fsdp"]:
+        make("mesh.rules", check_rules, net=net, mesh=mesh, rules=config.mesh.rules)
+        net, shardings = layout(net, loss, example, mesh, RULES | config.mesh.rules)
+    return Recipe(
+        step.in_precision(net, config.precision),
+        loss,
+        optimizer,
+        example,
+        jax.eval_shape(lambda y: y[0], typed(config, dataset.train.y[:1])),
+        batch=config.train.batch,
+        chunks=config.train.chunks,
+        head_chunks=config.train.head_chunks,
+        delta_norms=config.monitor.delta_norms,
+        gradient_norms=config.monitor.gradient_norms,
+        update_ratios=config.monitor.update_ratios,
+        mesh=mesh,
+        shardings=shardings,
+        microbatches=config.mesh.microbatches,
+        schedule=config.mesh.schedule,
+    )
+
+
+def typed(config: Config, array: np.ndarray) -> np.ndarray:
+    """The array in the precision of the run; whole numbers stay."""
+    wide = np.float64 if config.precision == "float64" else np.float32
+    return array.astype(wide, copy=False) if np.issubdtype(array.dtype, np.floating) else array
 
 
 def counts_right(dataset: Dataset, loss: Loss) -> bool:

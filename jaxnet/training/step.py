@@ -13,6 +13,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnet.backprop import backpropagate, initialize, predict
+from jaxnet.devices.pipeline import pipeline
+from jaxnet.devices.sharding import batch_axes, batch_shares, like_params
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
 from jaxnet.readings import new_state, pair, total
@@ -57,7 +59,8 @@ class Recipe:
 
     example, target: shape and dtype of one x and one y. chunks: pieces of a whole `batch`, run one after
     another; head_chunks: of each sequence, for the last layer and the loss.
-    mesh: the devices over which a batch is sharded, along "data"; None for one device.
+    mesh: the devices that share the work; None for one device. shardings: how each parameter lies on them; None where
+    all lie whole on every device. microbatches, schedule: of a pipeline over the mesh's axis of that name.
     """
 
     net: Layer
@@ -72,6 +75,9 @@ class Recipe:
     gradient_norms: bool = False
     update_ratios: bool = False
     mesh: Mesh | None = None
+    shardings: Tree = None
+    microbatches: int = 1
+    schedule: str = "zb-h1"
 
 
 # ------------------------------------------------------------------------------------------- precision
@@ -193,10 +199,14 @@ def measured(recipe: Recipe) -> Callable:
     if keeps:
         readings["kept"] = new_state
     backward = backpropagate(net, loss, pair(*readings.values()), chunks=recipe.chunks)
+    staged = in_stages(recipe, net, loss)
     layers = layer_ranks(recipe) if recipe.gradient_norms else []
 
     def of(params, kept, xs, ys, key):
         n = len(xs)
+        if staged is not None and n % (recipe.microbatches * batch_shares(recipe.mesh)) == 0:
+            value, grads = staged(params, xs, ys, key=key, train=True)
+            return grads, {"loss": value * n}, None
         value, found = backward(params, xs, ys, state=kept, key=key, train=True)
         read = dict(zip(readings, found, strict=True))
         sums = {"loss": value * n}
@@ -207,6 +217,18 @@ def measured(recipe: Recipe) -> Callable:
         return read["grads"], sums, read.get("kept")
 
     return of
+
+
+def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> Callable | None:
+    """The gradients of a batch by a pipeline; None where the mesh has none. A remainder runs without.
+
+    Raises PipelineError for a network or a mesh that cannot be one.
+    """
+    mesh = recipe.mesh
+    if mesh is None or mesh.shape.get("pipeline", 1) == 1:
+        return None
+    options = {"microbatches": recipe.microbatches, "schedule_name": recipe.schedule}
+    return pipeline(net, loss, mesh, axis="pipeline", data=batch_axes(mesh), **options)
 
 
 @contextmanager
@@ -234,6 +256,8 @@ def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.
 
     def step(state, xs, ys, seed):
         grads, sums, kept = gradients(state.params, state.kept, xs, ys, step_key(seed, state.step))
+        if recipe.shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, split_state(recipe.shardings)[0])
         with optax_promotion():
             updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
         if ratio is not None:
@@ -286,9 +310,22 @@ def pieces(batch: int, recipe: Recipe) -> int:
 
 def sharded(mesh: Mesh | None, batch: int) -> Callable[[jax.Array], jax.Array]:
     """Puts a batch's leading axis over the mesh; a remainder that it does not divide stays whole on every device."""
-    if mesh is None or batch % mesh.shape["data"]:
+    if mesh is None or batch % batch_shares(mesh):
         return lambda t: t
-    return lambda t: jax.lax.with_sharding_constraint(t, NamedSharding(mesh, PartitionSpec("data")))
+    return lambda t: jax.lax.with_sharding_constraint(t, NamedSharding(mesh, PartitionSpec(batch_axes(mesh))))
+
+
+def state_shardings(recipe: Recipe) -> State:
+    """How the state lies on the mesh."""
+    assert recipe.mesh is not None
+    shapes = jax.eval_shape(begin(recipe), jax.eval_shape(lambda: key_data(0)))
+    whole = NamedSharding(recipe.mesh, PartitionSpec())
+    everywhere = jax.tree.map(lambda _: whole, shapes)
+    if recipe.shardings is None:
+        return everywhere
+    params, kept = split_state(recipe.shardings)
+    optimizer = like_params(shapes.optimizer, shapes.params, params, recipe.mesh)
+    return everywhere._replace(params=params, optimizer=optimizer, kept=None if shapes.kept is None else kept)
 
 
 # ------------------------------------------------------------------------------------------ the plan
