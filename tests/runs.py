@@ -28,14 +28,6 @@ def blobs(train: int = 103, rest: int = 40, classes: int = 3, features: int = 5,
     return {"x_train": x, "y_train": y, "x_validation": vx, "y_validation": vy, "x_test": tx, "y_test": ty}
 
 
-def tokens(train: int = 40, time: int = 6, vocab: int = 16) -> dict[str, Any]:
-    """Sequences that count up from a random token, as an own data set: each target is the next token."""
-    starts = np.random.RandomState(3).randint(vocab, size=(train, 1))
-    counted = ((starts + np.arange(time + 1)) % vocab).astype(np.int32)
-    x, y = counted[:, :-1], counted[:, 1:]
-    return {"x_train": x, "y_train": y, "x_test": x[:16], "y_test": y[:16]}
-
-
 DOCUMENT: dict[str, Any] = {
     "name": "small",
     "data": "tests.runs:blobs",

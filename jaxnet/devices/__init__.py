@@ -1,6 +1,19 @@
-"""Networks over many devices: pipelines and their schedules."""
+"""Networks over many devices: how parameters lie on a mesh, pipelines and their schedules."""
 
 from jaxnet.devices.pipeline import PipelineError, pipeline
+from jaxnet.devices.sharding import RULES, Layout, layout, make_mesh
 from jaxnet.devices.schedules import SCHEDULES, Schedule, ScheduleError, Times, schedule
 
-__all__ = ["SCHEDULES", "PipelineError", "Schedule", "ScheduleError", "Times", "pipeline", "schedule"]
+__all__ = [
+    "RULES",
+    "SCHEDULES",
+    "Layout",
+    "PipelineError",
+    "Schedule",
+    "ScheduleError",
+    "Times",
+    "layout",
+    "make_mesh",
+    "pipeline",
+    "schedule",
+]

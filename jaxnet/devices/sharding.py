@@ -100,10 +100,16 @@ def layout(
     def sharding(p: Any) -> NamedSharding:
         if not isinstance(p, Placed):  # of a loss
             return NamedSharding(mesh, PartitionSpec())
-        stacked = [None] * (p.value.ndim - len(p.spec))  # by `repeat`
-        if stacked and mesh.shape.get("pipeline", 1) > 1:
-            stacked[0] = "pipeline"
-        return NamedSharding(mesh, PartitionSpec(*stacked, *p.spec))
+        layers: list[str | None] = [None] * (p.value.ndim - len(p.spec))  # of `repeat`
+        if layers and (stages := mesh.shape.get("pipeline", 1)) > 1:
+            if p.shape[0] % stages:
+                fitting = ", ".join(map(str, divisors(p.shape[0])))
+                raise ShapeError(
+                    f"{p.shape[0]} layers of a repeat must be a multiple of the mesh's pipeline = {stages}: take "
+                    f"pipeline from {fitting}"
+                )
+            layers[0] = "pipeline"
+        return NamedSharding(mesh, PartitionSpec(*layers, *p.spec))
 
     shardings = jax.tree.map(sharding, params, is_leaf=is_placed)
     numbers = count()
@@ -201,12 +207,17 @@ def divides(layer: Layer, made: Made | None, axis: str, lengths: list[int], on: 
     counts = counts or {axis: math.gcd(*lengths)}
     for name, n in counts.items():
         if n % mesh.shape[on]:
-            fitting = ", ".join(str(size) for size in range(1, n + 1) if n % size == 0)
             more = -(-n // mesh.shape[on]) * mesh.shape[on]
             raise ShapeError(
-                f"{layer!r} has {name} = {n}, a multiple of the mesh's {on} = {mesh.shape[on]} is needed: take {on} "
-                f"from {fitting}, or {name} = {more}, or leave it whole by the rule {axis} = \"\""
+                f"{layer!r}: {name} = {n} must be a multiple of the mesh's {on} = {mesh.shape[on]}: take {on} from "
+                f"{', '.join(map(str, divisors(n)))}, or {name} = {more}, or leave it whole by [mesh.rules] "
+                f'"{made.by.title if made else layer.name}.{axis}" = ""'
             )
+
+
+def divisors(n: int) -> list[int]:
+    """The numbers that divide n."""
+    return [size for size in range(1, n + 1) if n % size == 0]
 
 
 def check_rules(net: Layer, mesh: Mesh, rules: Mapping[str, str]) -> None:
@@ -274,5 +285,3 @@ def platform(mesh: Mesh) -> str:
 def stacked(sharding: NamedSharding) -> NamedSharding:
     """The sharding of several such arrays in one."""
     return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-
-

@@ -208,7 +208,9 @@ def self_attended(name: str, heads: int, rotary: bool, seen: Seen) -> Callable:
         "attention(3, bias=True)": "float32[5,6]",
         "attention(2, causal=False, kv_heads=1, rotary=True)": "float32[5,8]",
     },
-    axes={f"W_{of}": "heads in" for of in "qkv"} | {f"b_{of}": "heads" for of in "qkv"} | {"W_o": "out heads", "b_o": "out"},
+    axes={f"W_{of}": "heads in" for of in "qkv"}
+    | {f"b_{of}": "heads" for of in "qkv"}
+    | {"W_o": "out heads", "b_o": "out"},
 )
 def attention(
     heads: Count,

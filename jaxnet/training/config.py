@@ -123,7 +123,7 @@ class Mesh(Table):
     """Pieces of a batch that go through a pipeline one after another."""
     schedule: Literal["gpipe", "1f1b", "zb-h1", "zb-h2"] = "zb-h1"
     """The order of a pipeline's tasks; `jaxnet pipeline` shows them."""
-    rules: dict[str, Literal["tensor", ""]] = {}
+    rules: dict[str, Literal["tensor", ""]] = Field(default_factory=dict)
     """Which axes of the parameters are cut, by name or maker.name: { "dense.out" = "" } leaves those whole."""
 
 
@@ -193,9 +193,7 @@ class Config(Table):
         for key, count in (("train.chunks", self.train.chunks), (which, shares)):
             if self.train.batch % count:
                 more = -(-self.train.batch // count) * count
-                raise refuse(
-                    f"train.batch must be a multiple of {key} = {count}, got {self.train.batch}: take {more}"
-                )
+                raise refuse(f"train.batch must be a multiple of {key} = {count}, got {self.train.batch}: take {more}")
         return self
 
     def resolved(self) -> dict[str, Any]:

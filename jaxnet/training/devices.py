@@ -51,8 +51,8 @@ def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh | None
     if wanted > len(devices):
         asked = " · ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items())
         raise ConfigError(
-            f"{asked}: takes at most as many devices as there are, {len(devices)} ({devices[0].platform}), got {wanted}: "
-            f"for CPU devices set XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
+            f"{asked}: takes at most as many devices as there are, {len(devices)} ({devices[0].platform}), got {wanted}"
+            f": for CPU devices set XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
         )
     return make_mesh(sizes, devices[:wanted])
 
