@@ -13,7 +13,7 @@ import pytest
 
 from jaxnet.backprop import initialize, mean_weights, one_example
 from jaxnet.combinators import repeat, residual, serial
-from jaxnet.devices.sharding import RULES, layout, make_mesh
+from jaxnet.devices.placement import RULES, layout, make_mesh
 from jaxnet.layers import ACTIVATIONS, attention, dense
 from jaxnet.readings import total
 from jaxnet.training import devices, loop, step

@@ -1,7 +1,7 @@
 """Networks over many devices: how parameters lie on a mesh, pipelines and their schedules."""
 
 from jaxnet.devices.pipeline import PipelineError, pipeline
-from jaxnet.devices.sharding import RULES, Layout, layout, make_mesh
+from jaxnet.devices.placement import RULES, Layout, layout, make_mesh
 from jaxnet.devices.schedules import SCHEDULES, Schedule, ScheduleError, Times, schedule
 
 __all__ = [

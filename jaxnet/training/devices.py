@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnet.devices.sharding import AXES, make_mesh
+from jaxnet.devices.placement import AXES, make_mesh
 from jaxnet.layer import Tree
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import cache_folder

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxnet.devices.sharding import RULES, batch_shares, check_rules, forms_for, layout, stacked
+from jaxnet.devices.placement import RULES, batch_shares, check_rules, forms_for, layout, stacked
 from jaxnet.layer import Layer, Loss, Tree, with_state
 from jaxnet.training import monitors, step
 from jaxnet.training.angles import angles
@@ -251,7 +251,7 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
     shardings = None
     if mesh is not None and mesh.size > batch_shares(mesh) // mesh.shape["fsdp"]:
         make("mesh.rules", check_rules, net=net, mesh=mesh, rules=config.mesh.rules)
-        net, shardings = layout(net, loss, example, mesh, RULES | config.mesh.rules)
+        net, shardings = layout(net, loss, example, mesh, {**RULES, **config.mesh.rules})
     return Recipe(
         step.in_precision(net, config.precision),
         loss,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnet.backprop import backpropagate, initialize, predict
 from jaxnet.devices.pipeline import pipeline
-from jaxnet.devices.sharding import batch_axes, batch_shares, like_params
+from jaxnet.devices.placement import batch_axes, batch_shares, like_params
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
 from jaxnet.readings import new_state, pair, total
@@ -199,12 +199,12 @@ def measured(recipe: Recipe) -> Callable:
     if keeps:
         readings["kept"] = new_state
     backward = backpropagate(net, loss, pair(*readings.values()), chunks=recipe.chunks)
-    staged = in_stages(recipe, net, loss)
+    staged, whole = in_stages(recipe, net, loss)
     layers = layer_ranks(recipe) if recipe.gradient_norms else []
 
     def of(params, kept, xs, ys, key):
         n = len(xs)
-        if staged is not None and n % (recipe.microbatches * batch_shares(recipe.mesh)) == 0:
+        if staged is not None and n % whole == 0:
             value, grads = staged(params, xs, ys, key=key, train=True)
             return grads, {"loss": value * n}, None
         value, found = backward(params, xs, ys, state=kept, key=key, train=True)
@@ -219,16 +219,17 @@ def measured(recipe: Recipe) -> Callable:
     return of
 
 
-def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> Callable | None:
-    """The gradients of a batch by a pipeline; None where the mesh has none. A remainder runs without.
+def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> tuple[Callable | None, int]:
+    """The gradients of a batch by a pipeline, and what must divide the batch; None where the mesh has no pipeline.
 
     Raises PipelineError for a network or a mesh that cannot be one.
     """
     mesh = recipe.mesh
     if mesh is None or mesh.shape.get("pipeline", 1) == 1:
-        return None
+        return None, 1
     options = {"microbatches": recipe.microbatches, "schedule_name": recipe.schedule}
-    return pipeline(net, loss, mesh, axis="pipeline", data=batch_axes(mesh), **options)
+    staged = pipeline(net, loss, mesh, axis="pipeline", data=batch_axes(mesh), **options)
+    return staged, recipe.microbatches * batch_shares(mesh)
 
 
 @contextmanager

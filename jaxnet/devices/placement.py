@@ -85,9 +85,7 @@ def layout(
             params = layer.init(key, x)
             specs = layer_specs(layer, params, mesh, rules)
             cuts[number] = specs
-            return jax.tree_util.tree_map_with_path(
-                lambda path, p: Placed(p, specs.get(name_of(path), (None,) * p.ndim)), params
-            )
+            return jax.tree_util.tree_map_with_path(lambda path, p: Placed(p, specs[name_of(path)]), params)
 
         def forward(params, x, key=None, train=False):
             return layer.forward(jax.tree.map(lambda p: p.value, params, is_leaf=is_placed), x, key, train)
@@ -166,7 +164,7 @@ def layer_specs(layer: Layer, params: Tree, mesh: Mesh, rules: Mapping[str, str]
     for name, axes in named.items():
         for axis, length in zip(axes, shapes[name], strict=True):
             lengths.setdefault(axis, []).append(length)
-    found = {name: [None] * len(shape) for name, shape in shapes.items()}
+    found: dict[str, list[str | None]] = {name: [None] * len(shape) for name, shape in shapes.items()}
     for on in dict.fromkeys(rules.values()):
         if mesh.shape.get(on, 1) == 1:
             continue
