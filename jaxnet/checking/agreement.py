@@ -23,7 +23,7 @@ from jaxnet.checking.subject import leaves_of
 from jaxnet.program import first_not_finite, float_dtypes
 
 MOST_ASKED = 256  # numbers that finite differences are taken in
-SLACK = 32  # a correct rule may lose so many times what is allowed: then it is called imprecise
+SLACK = 32  # a rule that is right in float64 may lose so many times what rounding allows
 ELSEWHERE_SECONDS = 4.0
 TIED = "ties", "zeros"  # kinds of points at which many branches are open at once
 NOT_FINITE = "not finite in the reference itself"
@@ -299,6 +299,8 @@ def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Finding
         why = "does not run there" if inner is None else f"rounds to {unit_name(inner)} inside"
         if own > unit_of(jnp.float64):
             found.notes.append(f"not run in float64: the rule {why}")
+        if inner is not None and not right_unrounded(runs, where, inner, options, found):
+            return
     else:
         # A constant in the rule may be given to the user's dtype only: finer than that nothing is asked.
         finer, finer_leaves = (4 * own if own < 1e-4 else own / 8), []
@@ -310,9 +312,25 @@ def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Finding
             note(found, [leaf for leaf in leaves if not leaf.ok], at, values, d_out)
         if any(not leaf.ok for leaf in finer_leaves):
             return
-    found.leaves = [imprecise(leaf, slack, own) for leaf in found.leaves]
-    if all(leaf.ok for leaf in found.leaves):
+    found.leaves = [imprecise(leaf, slack, own, options) for leaf in found.leaves]
+    if all(leaf.verdict != "WRONG" for leaf in found.leaves):
         found.witness = None
+
+
+def right_unrounded(runs: Runs, where: Points, unit: float, options: CheckOptions, found: Findings) -> bool:
+    """Whether a wrong rule's own program is right with every float in it widened, so that it rounds nowhere inside."""
+    if all(leaf.ok for leaf in found.leaves):
+        return False
+    runs = runs.moved(where.draw(options.seed, "plain"))
+    unrounded = runs.widened_function(runs.rule, runs.seed_shapes())
+    if unrounded is None:
+        return False
+
+    def leaves(values, d_out):
+        got = tuple([widened(x) for x in part] for part in unrounded(values, d_out, runs.leaves.rest))
+        return judge(runs, values, d_out, got, exact_at(runs, values, d_out, unit), unit, options)
+
+    return all(leaf.ok for leaf in in_float64(leaves, *point(runs, where, options.seed)))
 
 
 def finer_leaves_at(runs: Runs, values, d_out, unit: float, finer: float, options: CheckOptions) -> list[Leaf]:
@@ -324,11 +342,14 @@ def finer_leaves_at(runs: Runs, values, d_out, unit: float, finer: float, option
     return judge(runs, values, d_out, got, exact, unit, options, finer=finer, dtype=unit_name(unit))
 
 
-def imprecise(leaf: Leaf, slack: float, unit: float) -> Leaf:
-    """A wrong leaf that is a little off, where the algebra is known to be right: loss of precision."""
-    if leaf.ok or not leaf.error <= min(slack * leaf.allowed, 0.25) or leaf.cosine < (0.999 if unit < 1e-4 else 0.98):
+def imprecise(leaf: Leaf, slack: float, unit: float, options: CheckOptions) -> Leaf:
+    """A wrong leaf where the algebra is known to be right: within `slack` it is allowed, beyond it is imprecise."""
+    if leaf.ok or not np.isfinite(leaf.error):
         return leaf
-    return replace(leaf, verdict="imprecise", pattern=f"{leaf.error / leaf.allowed:.1f} times what is allowed")
+    slack = 1.0 if options.tolerance is not None else slack
+    near = leaf.error <= min(slack * leaf.allowed, 0.25) and leaf.cosine >= (0.999 if unit < 1e-4 else 0.98)
+    words = f"{leaf.error / leaf.allowed:.1f} times what rounding allows" if leaf.allowed else ""
+    return replace(leaf, verdict="ok" if near else "imprecise", pattern=words)
 
 
 def judge_elsewhere(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> None:
@@ -374,7 +395,7 @@ def judge_there(runs: Runs, how: str, there: Points, kind: str, options: CheckOp
         return False
     leaves = judge(runs, values, d_out, got, exact, unit, options, ties=kind in TIED, dtype=f"{how}, {there.words}")
     if known_right(found):
-        leaves = [imprecise(leaf, SLACK if unit < 1e-4 else 4.0, unit) for leaf in leaves]
+        leaves = [imprecise(leaf, SLACK if unit < 1e-4 else 4.0, unit, options) for leaf in leaves]
     note(found, leaves, runs, values, d_out)
     return True
 

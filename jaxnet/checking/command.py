@@ -131,7 +131,7 @@ def line(report: Report, seconds: float) -> str:
     gradients = [leaf for leaf in report.leaves if not leaf.forward and leaf.verdict != "kink"]
     leaf = max(gradients, key=lambda each: each.error, default=None)
     error, allowed = (sized(leaf.error), sized(leaf.allowed)) if leaf else ("", "")
-    words = "ok" if report.ok else f"WRONG   {report.layer + ': ' if report.layer else ''}{report.cause}"
+    words = "ok" if report.ok else f"{report.verdict}   {report.layer + ': ' if report.layer else ''}{report.cause}"
     verdict, _, why = words.partition(" ")
     blind = f"   cannot tell: {clipped(report.blind, 2)}" if report.blind else ""
     sizes = f"{len(report.leaves):>7}{error:>10}{allowed:>10}{seconds:>9.1f}"

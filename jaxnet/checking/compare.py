@@ -14,9 +14,9 @@ from jaxnet.checking.rounding import scale_of
 class Leaf:
     """The verdict on one output or one gradient. Errors are relative to the leaf's largest expected entry.
 
-    `verdict`: "ok", "WRONG", "imprecise" (the algebra is right in a finer dtype, but this one loses more than the
-    reference does), "kink" (the entries that differ stand at a branch that flips within rounding), "differences" (the
-    rule agrees with finite differences, and autodiff of the primal does not).
+    `verdict`: "ok", "WRONG", "imprecise" (right in float64, but here it loses more than rounding allows: a failure
+    too), "kink" (the entries that differ stand at a branch that flips within rounding), "differences" (the rule agrees
+    with finite differences, and autodiff of the primal does not).
     """
 
     path: str
@@ -36,7 +36,7 @@ class Leaf:
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong with it."""
-        return self.verdict != "WRONG"
+        return self.verdict not in ("WRONG", "imprecise")
 
 
 def compare(
@@ -160,8 +160,8 @@ def ordinal(n: int) -> str:
 
 
 def worse(leaf: Leaf, other: Leaf) -> Leaf:
-    """The verdict to show of two on one leaf: the first wrong one, else the one nearest to its limit."""
-    if leaf.verdict == "WRONG":
+    """The verdict to show of two on one leaf: the first that failed, else the one nearest to its limit."""
+    if not leaf.ok:
         return leaf
     order = {"ok": 0, "kink": 1, "differences": 2, "imprecise": 3, "WRONG": 4}
 

@@ -7,6 +7,7 @@ by the smallest change from one step to the next, as in Ridders (1982).
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -158,7 +159,9 @@ class Runs:
             return function
         own = self.leaves.values if which == "pushed" else self.seed_shapes()
         try:
-            program = jax.jit(function).trace(list(values), list(seed), self.leaves.rest).jaxpr
+            with warnings.catch_warnings():  # casts back to the user's own dtype: noted where it counts
+                warnings.simplefilter("ignore", FutureWarning)
+                program = jax.jit(function).trace(list(values), list(seed), self.leaves.rest).jaxpr
         except CannotCheckError:
             raise
         except Exception:  # a function may be for its own dtypes alone: widened, it is asked again

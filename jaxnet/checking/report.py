@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -62,6 +62,12 @@ class Report:
         return tuple(leaf for leaf in self.leaves if not leaf.ok)
 
     @property
+    def verdict(self) -> str:
+        """What it comes to: "ok", "imprecise" (right in float64, but precision is lost), or "WRONG"."""
+        lost = self.wrong and all(leaf.verdict == "imprecise" for leaf in self.wrong)
+        return "ok" if self.ok else "imprecise" if lost and replace(self, leaves=()).ok else "WRONG"
+
+    @property
     def best(self) -> Any:
         """The best explanation, or None."""
         return None if self.diagnosis is None else self.diagnosis.best
@@ -107,6 +113,7 @@ class Report:
         return {
             "name": self.name,
             "ok": self.ok,
+            "verdict": self.verdict,
             "at": self.where,
             "seed": self.seed,
             "reference": self.reference,
@@ -163,6 +170,8 @@ def leaf_dict(leaf: Leaf) -> dict[str, Any]:
 
 def known(leaf: Leaf) -> str:
     """What a wrong leaf shows by itself: it is zero, a multiple, transposed; else its angle and its worst entry."""
+    if leaf.verdict == "imprecise":
+        return f"{leaf.path} loses precision: right in float64, here {leaf.pattern} (error {sized(leaf.error)})"
     if leaf.arrays is not None:
         got, expected = leaf.arrays
         if not np.any(got):
@@ -182,8 +191,7 @@ def known(leaf: Leaf) -> str:
 
 def table(report: Report) -> str:
     """The report's table and what stands under it."""
-    verdict = "ok" if report.ok else "WRONG"
-    lines = [f"{report.name}: backward {verdict}".ljust(35) + f"{report.where}   seed {report.seed}"]
+    lines = [f"{report.name}: backward {report.verdict}".ljust(35) + f"{report.where}   seed {report.seed}"]
     if report.leaves:
         lines += rows(report.leaves)
     lines.append("")

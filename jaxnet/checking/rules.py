@@ -138,7 +138,7 @@ def of_custom(rule: Any, args: tuple, reference: Callable | None, kwargs: dict) 
         except Exception:  # a jvp may refuse to be transposed in any way: noted below
             tangents = True
             notes.append("its jvp cannot be transposed: tangents are compared, not gradients")
-    return Subject(
+    subject = Subject(
         name_of(rule),
         args,
         pushed_forward(function, fixed) if tangents else differentiated(function, fixed),
@@ -150,6 +150,34 @@ def of_custom(rule: Any, args: tuple, reference: Callable | None, kwargs: dict) 
         names=argument_names(rule.__wrapped__, len(args)),
         custom=rule,
         notes=tuple(notes),
+    )
+    alone = isinstance(rule, jax.custom_vjp) and rule.fwd is None  # `defremat` is the only derivative that it has
+    return (recomputed(rule, subject) if alone else None) or subject
+
+
+def recomputed(rule: Any, subject: Subject) -> Subject | None:
+    """The rule as it runs under `jax.checkpoint`, where `defremat` gave it a forward pass that is run again; else None.
+
+    fwd(*args) -> out, saved;  rem(saved, *args) -> out, saved₂;  bwd(saved₂, d_out) -> grads
+    """
+    if getattr(rule, "remat_rules", None) is None:
+        return None
+    forward, again, backward, logs = rule.remat_rules
+
+    def run(args, d_out):
+        static = [args[place] for place in subject.fixed]
+        out, saved = again(forward(*args)[1], *args)
+        grads = backward(*static, saved, d_out)
+        given = iter(grads[0] if logs else grads)
+        return out, tuple(None if i in subject.fixed else next(given) for i in range(len(args)))
+
+    return replace(
+        subject,
+        name=f"{subject.name}, recomputed",
+        run=run,
+        plain=lambda *args: forward(*args)[0],
+        custom=None,
+        parts=(forward, again, backward),
     )
 
 

@@ -30,7 +30,7 @@ from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.repair import Repair, repaired
 from jaxnet.checking.report import Report
 from jaxnet.checking.rounding import scale_of
-from jaxnet.checking.rules import differentiated, inside_out, mode_of, only_arrays, short
+from jaxnet.checking.rules import differentiated, inside_out, mode_of, only_arrays, recomputed, short
 from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
 from jaxnet.program import RuleUse, rules_inside
 
@@ -66,6 +66,8 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
     if options.inside:
         with found.phase("inside"):
             inside = check_inside(subject, where, options, found)
+            if (again := recomputed(subject.custom, subject)) is not None:
+                inside.append(check_subject(again, where, options))
     leaves = tuple(worst(found.leaves))
     found.notes += unseen(leaves, options)
     if runs.problems:
@@ -206,6 +208,8 @@ def check_site(site: RuleUse, options: CheckOptions) -> Report | None:
             options, precise=False, shapes=False, inside=False, adequacy=False, seeds=1, also=False, again=""
         )
         report = check_subject(subject, points_of(site.inputs), inner)
+        if report.wrong:  # in float64 it shows whether precision alone is lost
+            report = check_subject(subject, points_of(site.inputs), replace(inner, precise=True))
     except CannotCheckError:
         return None
     # A branch that is computed and not chosen may be NaN; one that is chosen makes the whole function NaN.

@@ -375,3 +375,42 @@ def test_a_sum_carried_in_half_precision(wrong):
     report = check(product, w, x, diagnose=False)
     assert report.ok is not wrong
     assert [leaf.path for leaf in report.wrong] == (["∂w"] if wrong else [])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_right_rule_that_loses_precision_is_imprecise_and_fails(dtype):
+    """A sum over 2,048 rows that is carried in bfloat16, in float32 too."""
+
+    def backward(W, x, g):
+        def add(total, row):
+            return (total + jnp.outer(*row)).astype(jnp.bfloat16), None
+
+        return lax.scan(add, jnp.zeros(W.shape, jnp.bfloat16), (x, g))[0].astype(W.dtype), g @ W.T
+
+    product = rule(lambda W, x: x @ W, backward)
+    rng = np.random.default_rng(0)
+    report = check(
+        product, jnp.asarray(rng.uniform(1, 2, (4, 3)), dtype), jnp.asarray(rng.uniform(1, 2, (2048, 4)), dtype)
+    )
+    assert (report.ok, report.verdict, [leaf.path for leaf in report.wrong]) == (False, "imprecise", ["∂W"])
+    assert "times what rounding allows" in report.cause
+    assert report.repair is None is report.diagnosis
+
+
+@pytest.mark.parametrize(
+    ("saved", "out", "also", "ok"),
+    [(1, 1, True, True), (1.5, 1, True, False), (1, 2, True, False), (1, 1, False, True), (1.5, 1, False, False)],
+)
+def test_a_rule_that_is_run_again_under_checkpoint(saved, out, also, ok):
+    """`defremat`: a right rule for the forward pass and a second one for its recomputation."""
+
+    def backward(args, g):
+        return 2 * args[1] * args[0] * g, (args[0] ** 2 * g).sum()
+
+    def square(x, n):
+        return n * x * x
+
+    function = rule(square, lambda x, n, g: backward((x, n), g)) if also else jax.custom_vjp(square)
+    again = lambda *args: (square(*args), ()), lambda _, x, n: (out * square(x, n), (saved * x, n)), backward
+    vars(function)["remat_rules"] = (*again, False)  # as `defremat` of newer releases of JAX does
+    assert check(function, X, jnp.float32(0.7), diagnose=False).ok is ok
