@@ -493,6 +493,23 @@ def pipeline(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    devices: Annotated[str, typer.Option(help="cpu:8, cuda:h100:8, tpu:v5e:16x16; they need not be here.")] = "cpu:1",
+    program: Annotated[Path | None, typer.Option(help="Write the compiled step's text to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file.")] = None,
+    data_dir: DataDir = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Compile a config's step for devices: memory, exchanges, operations, launches and time of each step."""
+    from jaxnet.training.config import load_config
+    from jaxnet.training.plan import run
+
+    run(load_config(config, tuple(overrides or ())), devices, data_dir, program, json_file)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.
 

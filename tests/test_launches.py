@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from jaxnet.bench.launches import AIM, STEPS, launches
+from jaxnet.bench.launches import AIM, STEPS
+from jaxnet.devices.program_text import Program, array_bytes
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
@@ -38,12 +39,40 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 
 def test_a_loop_counts_as_often_as_it_runs():
     trips = 'backend_config={"known_trip_count":{"n":"7"}}'
-    assert launches(PROGRAM.replace("TRIPS", trips)) == 1 + 7 * 2
+    program = Program.read(PROGRAM.replace("TRIPS", trips))
+    assert program.launches() == 1 + 7 * 2
+    assert program.traffic() == (1 + 7 * 2) * 2 * 16
 
 
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match="known number of steps"):
-        launches(PROGRAM.replace("TRIPS", ""))
+        Program.read(PROGRAM.replace("TRIPS", "")).launches()
+
+
+SLICES = """
+%part (p: f32[9,4], i: s32[]) -> f32[4] {
+  %p = f32[9,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %s = f32[1,4]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,4}
+}
+
+ENTRY %main (a: f32[9,4], i: s32[]) -> f32[8] {
+  %a = f32[9,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %row = f32[1,4]{1,0} fusion(%a, %i), kind=kLoop, calls=%part
+  %put = f32[9,4]{1,0} dynamic-update-slice(%a, %row, %i, %i)
+  %begun = (f32[1,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%row), dimensions={0}
+  ROOT %all = f32[8,4]{1,0} all-gather-done(%begun)
+}
+"""
+
+
+def test_of_an_array_that_a_kernel_slices_or_updates_the_part_is_moved():
+    program = Program.read(SLICES)
+    row, index = 4 * 4, 4
+    assert program.traffic() == (row + row + index) + (row + row + 2 * index) + (row + row + 8 * row)
+    assert program.exchanges() == {"all-gather": (1, 8 * row)}
+    assert array_bytes("(bf16[2,8]{1,0}, s32[], pred[3])") == 32 + 4 + 3
 
 
 @pytest.mark.launches
