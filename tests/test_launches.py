@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jaxnet.bench.launches import AIM, STEPS
-from jaxnet.devices.program_text import Program, array_bytes
+from jaxnet.devices.program_text import CompiledText, array_bytes
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
@@ -39,14 +39,26 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 
 def test_a_loop_counts_as_often_as_it_runs():
     trips = 'backend_config={"known_trip_count":{"n":"7"}}'
-    program = Program.read(PROGRAM.replace("TRIPS", trips))
+    program = CompiledText.read(PROGRAM.replace("TRIPS", trips))
     assert program.launches() == 1 + 7 * 2
     assert program.traffic() == (1 + 7 * 2) * 2 * 16
 
 
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match="known number of steps"):
-        Program.read(PROGRAM.replace("TRIPS", "")).launches()
+        CompiledText.read(PROGRAM.replace("TRIPS", "")).launches()
+
+
+def test_a_loop_runs_from_0_to_the_constant_of_its_condition():
+    condition = """
+%c (state: (s32[], f32[4])) -> pred[] {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  %bound = s32[] constant(7)
+  %i = s32[] get-tuple-element(%state), index=0
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+"""
+    assert CompiledText.read(PROGRAM.replace("TRIPS", "") + condition).launches() == 1 + 7 * 2
 
 
 SLICES = """
@@ -68,7 +80,7 @@ ENTRY %main (a: f32[9,4], i: s32[]) -> f32[8] {
 
 
 def test_of_an_array_that_a_kernel_slices_or_updates_the_part_is_moved():
-    program = Program.read(SLICES)
+    program = CompiledText.read(SLICES)
     row, index = 4 * 4, 4
     assert program.traffic() == (row + row + index) + (row + row + 2 * index) + (row + row + 8 * row)
     assert program.exchanges() == {"all-gather": (1, 8 * row)}

@@ -14,8 +14,8 @@ from jax.sharding import SingleDeviceSharding
 from jaxnet.bench import core
 from jaxnet.bench.cases import attention, convolution, gpt, recurrent
 from jaxnet.bench.measure import Case
-from jaxnet.devices.program_text import Program
-from jaxnet.devices.targets import target
+from jaxnet.devices.chips import target
+from jaxnet.devices.program_text import CompiledText
 from jaxnet.lowering import compiling_for
 
 AIM = 1.1  # our launches over those of autodiff
@@ -76,7 +76,7 @@ def counted(case: Case) -> Iterator[Counted]:
         if variant.source is not None and variant.name.startswith(("hand", "autodiff"))
     )
     texts = {
-        name: (Program.read(p.as_text()).launches(), p.memory_analysis().temp_size_in_bytes)
+        name: (CompiledText.read(p.as_text()).launches(), p.memory_analysis().temp_size_in_bytes)
         for name, p in (ours, *others)
     }
     for name, _ in others:

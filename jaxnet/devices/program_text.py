@@ -32,14 +32,14 @@ class Instruction(NamedTuple):
         return found[0] if found else ""
 
 
-class Program(NamedTuple):
+class CompiledText(NamedTuple):
     """The instructions of each computation of a program's text, by name."""
 
     entry: str
     bodies: dict[str, list[Instruction]]
 
     @staticmethod
-    def read(text: str) -> "Program":
+    def read(text: str) -> "CompiledText":
         """The program of a text."""
         bodies: dict[str, list[Instruction]] = {}
         entry, body = "", []
@@ -50,7 +50,7 @@ class Program(NamedTuple):
             elif found := INSTRUCTION.match(line):
                 operands = tuple(re.findall(r"%([\w.\-]+)", found[4].partition(")")[0]))
                 body.append(Instruction(found[1], found[2], found[3], operands, line))
-        return Program(entry, bodies)
+        return CompiledText(entry, bodies)
 
     def added_up(self, of: Callable[[Instruction, dict[str, str]], Counter]) -> Counter:
         """The sum of `of(instruction, type by name)`. A loop counts as often as it runs, of branches the largest.
@@ -64,10 +64,8 @@ class Program(NamedTuple):
             types = {each.name: each.type for each in self.bodies[name]}
             for each in self.bodies[name]:
                 if each.operation == "while":
-                    steps = re.search(r'known_trip_count":\{"n":"(\d+)"', each.line)
-                    if steps is None:
-                        raise ValueError("loops of a known number of steps are counted, got a while without")
-                    total.update({key: int(steps[1]) * n for key, n in count(each.called("body")).items()})
+                    steps = self.steps(each)
+                    total.update({key: steps * n for key, n in count(each.called("body")).items()})
                 elif each.operation == "call":
                     total.update(count(each.called("to_apply")))
                 elif each.operation == "conditional":
@@ -79,6 +77,21 @@ class Program(NamedTuple):
             return total
 
         return count(self.entry)
+
+    def steps(self, loop: Instruction) -> int:
+        """How often a loop runs: as its line says, or from 0 to the constant that its condition compares with.
+
+        Raises `ValueError` where neither is so.
+        """
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.line):
+            return int(known[1])
+        condition = {each.name: each for each in self.bodies.get(loop.called("condition"), [])}
+        ends = [each for each in condition.values() if "ROOT" in each.line and "direction=LT" in each.line]
+        bounds = [condition[name].line for end in ends for name in end.operands[1:] if name in condition]
+        found = [int(number) for bound in bounds for number in re.findall(r" constant\((\d+)\)", bound)]
+        if len(found) != 1:
+            raise ValueError(f"loops of a known number of steps are counted, got {loop.name} without")
+        return found[0]
 
     def launches(self) -> int:
         """Kernel launches. Raises `ValueError` as `added_up`."""

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnet.devices.chips import DeviceTarget, target
 from jaxnet.devices.placement import batch_axes, batch_shares, forms_for, make_mesh
-from jaxnet.devices.program_text import Program
-from jaxnet.devices.targets import Target, target
+from jaxnet.devices.program_text import CompiledText
 from jaxnet.layer import Tree
 from jaxnet.lowering import compiling_for, plain_forms
 from jaxnet.training import step
@@ -33,7 +33,7 @@ class PlanError(ValueError):
     """A step that the devices' memory does not hold."""
 
 
-class Array(NamedTuple):
+class StepArray(NamedTuple):
     """An array of a step on one device: what it is, its shape there, its bytes."""
 
     name: str
@@ -41,7 +41,7 @@ class Array(NamedTuple):
     bytes: int
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """A step on each device: bytes, operations and seconds. None where the program does not say."""
 
     devices: str
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     launches: int | None
     exchanges: dict[str, tuple[int, int]] | None
     seconds: dict[str, float] | None
-    largest: list[Array]
+    largest: list[StepArray]
 
     def lines(self) -> Iterator[str]:
         """The plan as text."""
@@ -100,22 +100,22 @@ def run(config: Config, devices: str, data_dir: Path | None, program: Path | Non
         raise too_large(plan.devices, plan.memory, f"{size(plan.peak)}", plan.largest)
 
 
-def planned(config: Config, dataset: Dataset, aim: Target, devices: Any = None) -> tuple[Plan, str]:
+def planned(config: Config, dataset: Dataset, aim: DeviceTarget, devices: Any = None) -> tuple[StepPlan, str]:
     """The plan of a config's step on devices, and the compiled program's text.
 
     Raises ConfigError where the config's mesh takes another number of devices, PlanError where the compiler finds too
-    little memory; else as `recipe_of` and `Target.devices`.
+    little memory; else as `recipe_of` and `DeviceTarget.devices`.
     """
     sizes = mesh_sizes(config)
-    if math.prod(sizes.values()) != aim.count:
+    if math.prod(sizes.values()) != aim.total:
         asked = " · ".join(f"mesh.{axis} = {n}" for axis, n in sizes.items()) or "one device"
-        raise ConfigError(f"{aim.text} has {aim.count} devices, the config asks for {asked}: set mesh.data={aim.count}")
+        raise ConfigError(f"{aim.text} has {aim.total} devices, the config asks for {asked}: set mesh.data={aim.total}")
     mesh = make_mesh(sizes, aim.devices() if devices is None else devices)
     with precision(config.precision):
         recipe = recipe_of(config, dataset, mesh)
         arguments = shapes_of_step(recipe)
         with plain_forms():
-            flops = products(jax.make_jaxpr(step.training_step(recipe))(*arguments)) / aim.count
+            flops = products(jax.make_jaxpr(step.training_step(recipe))(*arguments)) / aim.total
         largest = sorted(arrays(recipe, arguments), key=lambda each: -each.bytes)
         layout = jax.tree.map(lambda t: t.sharding, arguments[0])
         with compiling_for(aim.platform), forms_for(mesh):
@@ -127,8 +127,10 @@ def planned(config: Config, dataset: Dataset, aim: Target, devices: Any = None) 
                 raise
             raise too_large(aim.text, aim.chip.memory, "more", largest) from error
     text, held = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None
+    assert held is not None
     peak = held.argument_size_in_bytes + held.output_size_in_bytes + held.temp_size_in_bytes - held.alias_size_in_bytes
-    program = Program.read(text)
+    program = CompiledText.read(text)
     try:
         launches, traffic, exchanges = program.launches(), program.traffic(), program.exchanges()
     except ValueError:
@@ -145,7 +147,7 @@ def planned(config: Config, dataset: Dataset, aim: Target, devices: Any = None) 
     activations = sum(each.bytes for each in largest if each.name.startswith("saved"))
     peak = max(peak, getattr(held, "peak_memory_in_bytes", 0))  # a TPU's program gives this alone
     of_step = (flops, traffic, launches, exchanges, seconds)
-    return Plan(aim.text, params, optimizer, activations, peak, *of_step, largest[:LARGEST]), text
+    return StepPlan(aim.text, params, optimizer, activations, peak, *of_step, largest[:LARGEST]), text
 
 
 def shapes_of_step(recipe: Recipe) -> tuple:
@@ -166,26 +168,26 @@ def shapes_of_step(recipe: Recipe) -> tuple:
     return state, *batch, placed(key, whole)
 
 
-def arrays(recipe: Recipe, arguments: tuple) -> Iterator[Array]:
+def arrays(recipe: Recipe, arguments: tuple) -> Iterator[StepArray]:
     """Parameters, optimiser's state, and what a chunk of one device's examples saves for its backward pass."""
     state = arguments[0]
     for kind, tree in (("parameter", state.params), ("optimiser", state.optimizer)):
         names = jax.tree.leaves(parameter_names(tree))
         for name, leaf in zip(names, jax.tree.leaves(tree), strict=True):
-            yield Array(f"{kind} {name}", shown(leaf, leaf.sharding.shard_shape(leaf.shape)), local(leaf))
+            yield StepArray(f"{kind} {name}", shown(leaf, leaf.sharding.shard_shape(leaf.shape)), local(leaf))
     assert recipe.mesh is not None
     each = max(1, recipe.batch // batch_shares(recipe.mesh) // recipe.chunks)
     x = jax.ShapeDtypeStruct((each, *recipe.example.shape), recipe.example.dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole = state.whole if recipe.loss.init is None else state.whole[0]
 
-    def kept(params: Tree, x: jax.Array, key: jax.Array) -> Tree:
+    def kept(params: Tree, x: jax.StepArray, key: jax.StepArray) -> Tree:
         return jax.vmap(lambda x: recipe.net.forward(params, x, key, True)[1], axis_name="examples")(x)
 
     with plain_forms():
         saved = jax.eval_shape(kept, whole, x, key)
     for name, leaf in zip(jax.tree.leaves(parameter_names(saved)), jax.tree.leaves(saved), strict=True):
-        yield Array(f"saved {name}", shown(leaf, leaf.shape), math.prod(leaf.shape) * leaf.dtype.itemsize)
+        yield StepArray(f"saved {name}", shown(leaf, leaf.shape), math.prod(leaf.shape) * leaf.dtype.itemsize)
 
 
 def local(t: Any) -> int:
@@ -204,7 +206,7 @@ def size(bytes: float) -> str:
     return f"{bytes / 2 ** (10 * power):,.4g} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-def too_large(devices: str, memory: float, needed: str, largest: list[Array]) -> PlanError:
+def too_large(devices: str, memory: float, needed: str, largest: list[StepArray]) -> PlanError:
     """That a step does not fit, with the largest arrays and what makes them smaller."""
     told = "; ".join(f"{each.name} {each.shape}, {size(each.bytes)}" for each in largest[:LARGEST])
     saved = sum(each.bytes for each in largest if each.name.startswith("saved"))

@@ -63,7 +63,7 @@ CHIPS = MappingProxyType(
 )
 
 
-class Target(NamedTuple):
+class DeviceTarget(NamedTuple):
     """Devices of one kind: `chip`, and how many along each axis of their network."""
 
     text: str
@@ -72,7 +72,7 @@ class Target(NamedTuple):
     shape: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """How many devices there are."""
         return math.prod(self.shape)
 
@@ -82,7 +82,7 @@ class Target(NamedTuple):
         Raises `TargetError` where the compiler for them is not installed.
         """
         if self.platform == "cpu":
-            return cpus(self.count)
+            return cpus(self.total)
         plugin = {"cuda": "jax_cuda12_plugin", "tpu": "libtpu"}[self.platform]
         extra = {"cuda": "launches", "tpu": "tpu"}[self.platform]
         if find_spec(plugin) is None:
@@ -96,7 +96,7 @@ class Target(NamedTuple):
             return described(self.text, platform="tpu", topology_name=name)
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it asks for a driver's libraries
         config = GPU.format(bandwidth=self.chip.bandwidth, memory=self.chip.memory, title=self.chip.title)
-        options = {"topology": f"1x1x{self.count}", "target_config": config}
+        options = {"topology": f"1x1x{self.total}", "target_config": config}
         return described(self.text, platform="cuda", topology_name="gpus", **options)
 
 
@@ -119,8 +119,9 @@ def cpus(count: int) -> Sequence[Any]:
 
     Raises `TargetError` where there are fewer.
     """
-    with suppress(RuntimeError):  # JAX has begun already
-        jax.config.update("jax_num_cpu_devices", count)
+    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with suppress(RuntimeError):  # JAX has begun already
+            jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise TargetError(
@@ -130,12 +131,12 @@ def cpus(count: int) -> Sequence[Any]:
     return devices[:count]
 
 
-def target(text: str) -> Target:
+def target(text: str) -> DeviceTarget:
     """The devices of a text: `cpu:8`, `cuda:h100:8`, `tpu:v5e:16x16`.
 
     Raises `TargetError` for a text that names none.
 
-    >>> target("tpu:v5e:16x16").count
+    >>> target("tpu:v5e:16x16").total
     256
     """
     platform, *rest = text.split(":")
@@ -146,9 +147,9 @@ def target(text: str) -> Target:
     if platform == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         # One core with AVX-512, measured: products of 155 GFLOP/s, copies of 11 GB/s.
-        return Target(text, platform, Chip("CPU", memory / shape[0], 1.1e10, (1.5e11, 3e11), 1e10), shape)
+        return DeviceTarget(text, platform, Chip("CPU", memory / shape[0], 1.1e10, (1.5e11, 3e11), 1e10), shape)
     known = {name: chip for (of, name), chip in CHIPS.items() if of == platform}
     if len(rest) != 2 or rest[0] not in known:
         kind = rest[0] if len(rest) == 2 else ""
         raise TargetError(f'"{text}" names no {platform} device known here: {did_you_mean(kind, known)}')
-    return Target(text, platform, known[rest[0]], shape)
+    return DeviceTarget(text, platform, known[rest[0]], shape)

@@ -1,0 +1,98 @@
+"""Plans: what a step takes on devices, from its compiled program, and how a step that does not fit is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnet.devices.chips import CHIPS, DeviceTarget, TargetError, target
+from jaxnet.training.config import ConfigError
+from jaxnet.training.data import load
+from jaxnet.training.plan import PlanError, planned, run
+from tests.runs import small
+
+
+def plan_of(*overrides, devices="cpu:1", **document):
+    config = small(*overrides, **document)
+    return planned(config, load(config.resolved()["data"]), target(devices))
+
+
+def test_a_plan_counts_what_a_step_takes():
+    batch, sizes = 16, [(8, 5), (3, 8)]
+    optimizer = {"name": "adam", "learning_rate": 0.1}
+    plan, text = plan_of(train={"epochs": 1, "batch": batch, "optimizer": optimizer})
+    numbers = sum(out * inputs + out for out, inputs in sizes)
+    assert plan.parameters == 4 * numbers
+    assert plan.optimizer == 2 * 4 * numbers + 4  # two moments and a count
+    assert plan.activations == 4 * batch * (5 + 8 + 8)  # what a, tanh and b save
+    assert plan.flops == pytest.approx(2 * batch * 3 * sum(o * i for o, i in sizes))  # forward, dx and dW
+    assert plan.exchanges == {}
+    assert plan.peak >= plan.parameters + plan.optimizer
+    assert "ENTRY" in text
+
+
+def test_a_plan_on_a_mesh_is_of_each_device():
+    overrides = ["train.batch=16", "mesh.fsdp=8", 'model=[{dense = 8}, "tanh", {dense = 8}]']
+    one, _ = plan_of(overrides[0], overrides[2])
+    plan, _ = plan_of(*overrides, devices="cpu:8")
+    biases = 2 * 8
+    assert plan.parameters == (one.parameters - 4 * biases) / 8 + 4 * biases
+    assert plan.flops == pytest.approx(one.flops / 8)
+    assert plan.exchanges["all-gather"][0] >= 2
+    assert next(iter(plan.lines())) == "cpu:8, each device, each step:"
+
+
+def test_a_step_that_does_not_fit_is_refused_with_its_largest_arrays(monkeypatch):
+    aim = target("cpu:1")
+    tiny = aim._replace(chip=aim.chip._replace(memory=1000.0))
+    monkeypatch.setattr("jaxnet.training.plan.target", lambda text: tiny)
+    with pytest.raises(PlanError, match=r"must fit into 1,000 bytes .* The largest arrays: saved .*float32\[10, 8\]"):
+        run(small(), "cpu:1", None, None, None)
+
+
+def test_the_text_and_the_plan_are_written(tmp_path, capsys):
+    run(small(), "cpu:1", None, tmp_path / "step.hlo", tmp_path / "plan.json")
+    assert "ENTRY" in (tmp_path / "step.hlo").read_text()
+    assert json.loads((tmp_path / "plan.json").read_text())["devices"] == "cpu:1"
+    assert "peak memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gpu", "devices are written cpu:8"),
+        ("cpu:0", "devices are written"),
+        ("cuda:h10:8", 'names no cuda device known here: did you mean "h100"'),
+        ("tpu:16x16", "names no tpu device"),
+    ],
+)
+def test_a_text_that_names_no_devices_is_refused(text, told):
+    with pytest.raises(TargetError, match=told):
+        target(text)
+
+
+def test_more_cpus_than_there_are_are_refused():
+    with pytest.raises(TargetError, match="device_count=100"):
+        target("cpu:100").devices()
+
+
+def test_a_mesh_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match=r"cpu:8 has 8 devices, the config asks for one device: set mesh.data=8"):
+        plan_of(devices="cpu:8")
+
+
+@pytest.mark.parametrize("plugin", [("cuda:h100:8", "jax_cuda12_plugin", "launches"), ("tpu:v5e:2x2", "libtpu", "tpu")])
+def test_a_missing_compiler_is_named_with_its_extra(monkeypatch, plugin):
+    text, module, extra = plugin
+    monkeypatch.setattr("jaxnet.devices.chips.find_spec", lambda name: None)
+    with pytest.raises(TargetError, match=rf"needs {module}: pip install 'jaxnet-backprop\[{extra}\]'"):
+        target(text).devices()
+
+
+def test_every_chip_has_its_numbers():
+    for chip in CHIPS.values():
+        assert np.all(np.array([chip.memory, chip.bandwidth, chip.link, *chip.flops]) > 1e9)
+    assert isinstance(target("tpu:v5e:4x4"), DeviceTarget)
+    assert target("tpu:v5e:4x4").total == 16
+    assert jax.device_count() == 8
