@@ -181,7 +181,7 @@ def arrays(recipe: Recipe, arguments: tuple) -> Iterator[StepArray]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     whole = state.whole if recipe.loss.init is None else state.whole[0]
 
-    def kept(params: Tree, x: jax.StepArray, key: jax.StepArray) -> Tree:
+    def kept(params: Tree, x: jax.Array, key: jax.Array) -> Tree:
         return jax.vmap(lambda x: recipe.net.forward(params, x, key, True)[1], axis_name="examples")(x)
 
     with plain_forms():
