@@ -267,7 +267,7 @@ def ratio_of(own: np.ndarray, exact: np.ndarray) -> float:
 
 
 def note(found: Findings, leaves: list[Leaf], runs: Runs, values: Sequence, d_out: Sequence) -> None:
-    """Keeps the verdicts of one point, and the first wrong point for the diagnosis."""
+    """Keeps the verdicts of one point, and the first wrong point, for the cause."""
     found.leaves += leaves
     wrong = [leaf for leaf in leaves if not leaf.ok and not leaf.forward]
     if not wrong or found.witness is not None or runs.subject.tangents:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -85,6 +86,14 @@ def run_at(graph: Graph, flat: Sequence) -> tuple[list[np.ndarray], Values]:
     """The outputs of a program, and all its values."""
     evaluation = NumpyEvaluation()
     return [np.asarray(out) for out in evaluation.run(graph, flat)], evaluation.values
+
+
+def every_value(graph: Graph, flat: Sequence, changes: dict[int, Callable]) -> Values:
+    """All values of a program with changes."""
+    evaluation = NumpyEvaluation(changes=changes)
+    evaluation.keeping = True
+    evaluation.run(graph, flat)
+    return evaluation.values
 
 
 def close(got: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
@@ -175,6 +184,8 @@ class Aligned:
     right: list[list[np.ndarray]]
     tolerance: float
     primal: list[Expression]
+    reference: Graph
+    reference_values: list[Values]
 
     @cached_property
     def primal_names(self) -> dict[str, ast.expr]:
@@ -243,6 +254,26 @@ class Aligned:
 
         walk(self.graph, ())
         return found
+
+    @cached_property
+    def loops(self) -> dict[int, tuple[Operation, ...]]:
+        """By a value's number, the loops that its operation stands in, from the outside."""
+        found: dict[int, tuple[Operation, ...]] = {}
+
+        def walk(graph: Graph, around: tuple[Operation, ...]) -> None:
+            for operation in graph.operations:
+                found.update(dict.fromkeys(operation.outputs, around))
+                inside = (*around, operation) if operation.kind in ("scan", "while") else around
+                for body in operation.bodies:
+                    walk(body, inside)
+
+        walk(self.graph, ())
+        return found
+
+    def steps(self, place: MarkedPlace) -> int:
+        """How many steps the loop around a place has; 0 where there is none."""
+        around = self.loops[place.number]
+        return int(around[-1].eqn.params["length"]) if around else 0
 
     @cached_property
     def uses(self) -> dict[int, set[int]]:
@@ -365,6 +396,18 @@ class Effect:
         self.run(point, {each.outputs[0]: noting(each) for each in self.place.operations})
         return found
 
+    def given(self, point: int, value: Callable[[Any, Any], Any], array: np.ndarray) -> dict[int, Callable]:
+        """The change that gives the place an array, or in a loop the array's entry for each step.
+
+        `value(v, u)`: what stands at the place, of what stood there and of the array's entry.
+        """
+        (operation,) = self.place.operations
+        number = operation.outputs[0]
+        around = self.aligned.loops[number]
+        backwards = bool(around) and around[-1].eqn.params.get("reverse", False)
+        steps = iter(array[::-1] if backwards else array) if around else itertools.repeat(array)
+        return {number: lambda values: value(values[number], next(steps))}
+
     def at(self, point: int, vector: np.ndarray) -> np.ndarray:
         """The outputs as one vector, with other values at the place, one after another for each time that it runs."""
         start = 0
@@ -451,16 +494,19 @@ def aligned(subject: Subject, points: Sequence[tuple[tuple, Any]], functions: li
     with author.seeing(functions, marks) as seen:
         graph = inputs[0].trace(rule)
     other = inputs[0].trace(reference)
-    values, got, right = [], [], []
+    values, got, right, reference_values = [], [], [], []
     for each in inputs:
         outs, found = run_at(graph, each.flat)
         values.append(found)
         got.append(outs)
-        right.append(run_at(other, each.flat)[0])
+        outs, found = run_at(other, each.flat)
+        right.append(outs)
+        reference_values.append(found)
     rough = any(v.dtype != np.float64 for vs in got for v in vs if v.dtype.kind == "f")
     expressions = primal_expressions(subject, inputs)
     tolerance = 1e-3 if rough else TOLERANCE
-    return Aligned(subject, inputs, graph, marks.marks, seen.constants, values, got, right, tolerance, expressions)
+    return Aligned(subject, inputs, graph, marks.marks, seen.constants, values, got, right, tolerance, expressions,
+                   other, reference_values)  # fmt: skip
 
 
 def primal_expressions(subject: Subject, inputs: list[Inputs]) -> list[Expression]:

@@ -467,6 +467,19 @@ def same_variables(change: Change) -> Change:
     return change._replace(text=f"[{change.text}, {', '.join(lost)}][0]") if lost else change
 
 
+def the_same(before: tuple[CodeType, ...], after: tuple[CodeType, ...]) -> tuple[CodeType, ...]:
+    """The functions of a changed statement in the places of the old ones; a comprehension may be there more.
+
+    Raises `ValueError` where a function was added or taken away.
+    """
+    if len(before) == len(after):
+        return after
+    kept = [code for code in after if not code.co_name.endswith(("comp>", "genexpr>"))]
+    if [code.co_qualname for code in before] != [code.co_qualname for code in kept]:
+        raise ValueError("a change must not add or remove a function")
+    return tuple(kept)
+
+
 @contextmanager
 def changed(functions: list[FunctionType], changes: Iterable[Change]) -> Iterator[None]:
     """Inside, functions run their changed source.
@@ -479,8 +492,6 @@ def changed(functions: list[FunctionType], changes: Iterable[Change]) -> Iterato
     codes: Codes = {}
     for (file, k), some in by_statement.items():
         source = some[0].source
-        codes[file, k] = source.compiled(changed_statement(source, k, some))
-        if len(codes[file, k]) != len(source.codes[k]):
-            raise ValueError("a change must not add or remove a function")
+        codes[file, k] = the_same(source.codes[k], source.compiled(changed_statement(source, k, some)))
     with with_code(functions, codes):
         yield

@@ -159,6 +159,15 @@ class Scope:
     @cached_property
     def atoms(self) -> list[Atom]:
         """Arrays in scope, the variables first; of equal ones the one with the shortest text."""
+        return self.of_kinds("fb")
+
+    @cached_property
+    def integers(self) -> list[Atom]:
+        """Arrays of integers in scope."""
+        return self.of_kinds("iu")
+
+    def of_kinds(self, kinds: str) -> list[Atom]:
+        """Arrays in scope of some kinds of numbers."""
         found: dict[tuple, Atom] = {}
         aligned = self.aligned
         every = sorted(
@@ -176,14 +185,14 @@ class Scope:
                     continue
                 numbers = [place.number]
             value = np.asarray(aligned.values[0].get(numbers[0] or 0, 0.0))
-            if value.dtype.kind not in "fb" or not value.size:
+            if value.dtype.kind not in kinds or not value.size:
                 continue
             aval = place.operations[0].eqn.outvars[0].aval
             key = (aval.shape, value.shape, value.tobytes(), numbers[0] in self.inside)
             found.setdefault(key, Atom(place.mark.text + place.path, tuple(aval.shape), place))
         for number, constant in aligned.constants.items():
             mark = aligned.marks[number]
-            if np.ndim(constant) and self.visible(mark) and np.asarray(constant).dtype.kind in "fb":
+            if np.ndim(constant) and self.visible(mark) and np.asarray(constant).dtype.kind in kinds:
                 value = np.asarray(constant)
                 found.setdefault(
                     (value.shape, value.tobytes()), Atom(mark.text, value.shape, None, (value,) * len(aligned.points))

@@ -157,11 +157,11 @@ def placed(net: Layer, loss: Loss, template: tuple, args: tuple, options: CheckO
     inner = replace(options, shapes=False, also=False)
     at_net = check_layer(net, template[:-1] if loss.init is None else (template[-2],), inner)
     if not at_net.ok:
-        return {"layer": at_net.layer, "repair": at_net.repair, "diagnosis": at_net.diagnosis}
+        return {"layer": at_net.layer, "repair": at_net.repair, "planted": at_net.planted}
     params = args[0] if loss.init is None else args[0][0]
     out = jax.eval_shape(lambda p, x: net.forward(p, x)[0], params, example_of(args[1], True))
     y = jax.tree.map(lambda t: t[0], args[2])
     at_loss = check_loss(loss, (points.Spec(str(out.dtype), out.shape), y), inner, None)
     if not at_loss.ok:
-        return {"layer": f"the loss, {loss.name}", "repair": at_loss.repair, "diagnosis": at_loss.diagnosis}
+        return {"layer": f"the loss, {loss.name}", "repair": at_loss.repair, "planted": at_loss.planted}
     return {"layer": "between network and loss, each right by itself (the mean over the batch?)"}

@@ -159,13 +159,17 @@ def draw(args: Tree, seed: int, how: str = "plain") -> Tree:
 def alike(values: Sequence, seed: int) -> tuple:
     """Other numbers in the range of the given ones: each array's entries in another order, each 0.7 to 1.3 times.
 
-    A constant array (γ = 1, β = 0) gets random entries, since there another order is the same again.
+    A constant array (γ = 1, β = 0) gets random entries, since there another order is the same again. Of zeros and ones
+    (masks, one-hot rows) whole rows change places.
     """
     fresh = []
     for i, value in enumerate(values):
         rng, host = generator(seed, 101, i), np.asarray(value, None if value.dtype.itemsize > 2 else np.float32)
         if host.size > 1 and np.all(host == host.flat[0]):
             fresh.append(on_device(host + 0.3 * rng.standard_normal(host.shape), value.dtype))
+            continue
+        if host.ndim and np.all((host == 0) | (host == 1)):
+            fresh.append(on_device(rng.permutation(host), value.dtype))
             continue
         mixed = rng.permutation(host.reshape(-1)).reshape(host.shape) * rng.uniform(0.7, 1.3, host.shape)
         fresh.append(on_device(mixed, value.dtype))

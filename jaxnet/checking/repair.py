@@ -23,15 +23,19 @@ import jax
 import numpy as np
 
 from jaxnet.checking import author
-from jaxnet.checking.alignment import Aligned, Effect, Inputs, aligned, close, run_at, runs
+from jaxnet.checking.alignment import Aligned, Effect, Inputs, aligned, close, every_value, run_at, runs
 from jaxnet.checking.author import Change, Source
-from jaxnet.checking.edits import OTHER, Edit, Scope, changes, distance, tidy
+from jaxnet.checking.edits import EXACT, MISSING, OTHER, Edit, Scope, bracketed, changes, distance, tidy
+from jaxnet.checking.grafts import CannotWriteError, OtherShape, Reference, plain, writer_at
 from jaxnet.checking.reference import in_float64
 from jaxnet.checking.rules import short
 from jaxnet.checking.subject import Subject, leaves_of, on_device
 
 FRESH = (501, 502)
+GRAFTS = {"replaced": lambda v, u: u, "added": lambda v, u: v + u, "taken": lambda v, u: v - u}
 MOST_EQUAL, MOST_CONFIRMED = 3, 24
+LONG, CLEAR = 10**6, 20  # tokens: a longer edit is another expression, and its cause says so
+LONGEST_CAUSE = 120  # letters of the two expressions in a cause
 SHORT = 3  # tokens: a longer repair is looked for in the text too
 
 
@@ -71,7 +75,8 @@ class RepairSearch:
     """The search for the repair of one rule."""
 
     def __init__(self, subject: Subject, points: Sequence[tuple], elsewhere: Sequence[tuple], seconds: float):
-        self.subject, self.seconds, self.until = subject, seconds, time.process_time() + seconds
+        self.subject = subject
+        self.end = self.until = time.process_time() + seconds
         self.functions = editable(subject)
         self.points, self.elsewhere = points, elsewhere
 
@@ -91,6 +96,17 @@ class RepairSearch:
         inputs = [Inputs(self.subject, *point) for point in self.elsewhere]
         _, reference = runs(self.subject)
         return [(each, run_at(each.trace(reference), each.flat)[0]) for each in inputs]
+
+    @cached_property
+    def other_shape(self) -> OtherShape | None:
+        """Both programs at another shape; None where there is none."""
+        if not self.elsewhere:
+            return None
+        rule, reference = runs(self.subject)
+        there = Inputs(self.subject, *self.elsewhere[0])
+        with author.seeing(self.functions, author.marked(self.functions)):
+            graph = there.trace(rule)
+        return OtherShape.of(graph, there.trace(reference))
 
     # ------------------------------------------------------------------------------------------------- candidates
 
@@ -114,8 +130,8 @@ class RepairSearch:
             isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         )
 
-    def found(self, goal: Sequence[int]) -> list[Found]:
-        """The edits that make a goal right at every point, the shortest first."""
+    def found(self, goal: Sequence[int], most: int) -> list[Found]:
+        """The edits that make a goal right at every point and cost at most so much, the shortest first."""
         hits: list[Found] = []
         likely: list[tuple[Edit, Effect]] = []
         others: list[tuple[Edit, Effect]] = []
@@ -130,17 +146,18 @@ class RepairSearch:
                 likely += [(edit, effect) for edit in scope.singles()]
             else:
                 hits += [self.hit(edit, effect) for edit in scope.exact(effect, *linear) if self.holds(edit, effect)]
-        for some, share in ((likely, 0.6), (others, 0.7)):
-            until = self.until - (1 - share) * self.seconds
+        start = time.process_time()
+        for some, share in ((likely, 0.5), (others, 0.6)):
+            until = start + share * (self.until - start)
             for edit, effect in sorted(some, key=lambda each: (each[0].cost, each[0].rank)):
-                best = min((hit.cost for hit in hits), default=10**6)
+                best = min((hit.cost for hit in hits), default=most)
                 if time.process_time() > until or edit.cost > best:
                     break
                 if self.holds(edit, effect, first=0):
                     hits.append(self.hit(edit, effect))
-            if min((hit.cost for hit in hits), default=10**6) <= SHORT:
+            if min((hit.cost for hit in hits), default=most) <= SHORT:
                 break
-        best = min((hit.cost for hit in hits), default=10**6)
+        best = min((hit.cost for hit in hits), default=most)
         if best > SHORT:
             hits += self.found_in_text(goal, SHORT if hits else best)
         return sorted(hits, key=lambda hit: hit[:4])
@@ -219,6 +236,84 @@ class RepairSearch:
                 hits.append(option)
         return hits
 
+    def grafts(self, goal: Sequence[int]) -> list[Found]:
+        """Autodiff's values in the place of an expression, added to it or taken from it, the shortest first."""
+        reference = Reference(self.aligned.reference, self.aligned.reference_values)
+        hits: list[Found] = []
+        for effect in self.places(goal):
+            around = self.aligned.loops[effect.place.number]
+            if len(effect.place.operations) > 1 or len(around) > 1 or any(each.kind != "scan" for each in around):
+                continue
+            for number, kind in self.grafted(effect, reference):
+                hits += self.written(effect, reference, number, kind)
+        return sorted(hits, key=lambda hit: hit[:4])
+
+    def grafted(self, effect: Effect, reference: Reference) -> Iterator[tuple[int, str]]:
+        """The values of autodiff that make the goal right at a place, and how they stand there."""
+        place, linear = effect.place, effect.linear
+        if linear is False:
+            return
+        here = self.aligned.values[0][place.number]
+        for number in reference.numbers:
+            u = np.asarray(reference.values[0][number])
+            inside = reference.loop[number] is not None
+            if plain(u.shape) != plain(here.shape) or inside != bool(self.aligned.steps(place)):
+                continue
+            for kind, function in GRAFTS.items():
+                if isinstance(linear, tuple):
+                    A, b = linear
+                    new = function(here, u.reshape(here.shape))
+                    step = (new - here)[::-1] if self.backwards(place) else new - here
+                    if not np.max(np.abs(A @ step.ravel() - b), initial=0.0) <= EXACT * max(1.0, np.linalg.norm(b)):
+                        continue
+                if self.late:
+                    return
+                if self.right_with(effect, reference, number, function):
+                    yield number, kind
+
+    def backwards(self, place: Any) -> bool:
+        """Whether the loop around a place runs from the end."""
+        around = self.aligned.loops[place.number]
+        return bool(around) and around[-1].eqn.params["reverse"]
+
+    def right_with(self, effect: Effect, reference: Reference, number: int, function: Callable) -> bool:
+        """Whether the goal is right with a value of autodiff at a place."""
+        shape = self.aligned.values[0][effect.place.number].shape
+        return all(
+            effect.rights(
+                point, effect.given(point, function, np.asarray(reference.values[point][number]).reshape(shape))
+            )
+            for point in range(len(self.points))
+        )
+
+    def written(self, effect: Effect, reference: Reference, number: int, kind: str) -> Iterator[Found]:
+        """A value of autodiff at a place, in the author's names."""
+        place, values = effect.place, self.aligned.values
+        shape = values[0][place.number].shape
+        if self.aligned.steps(place):  # what the loop carries is then right too
+            values = [
+                every_value(
+                    self.aligned.graph,
+                    self.aligned.points[point].flat,
+                    effect.given(point, GRAFTS[kind], np.asarray(reference.values[point][number]).reshape(shape)),
+                )
+                for point in range(len(self.points))
+            ]
+        scope = Scope(self.aligned, place)
+        try:
+            writer = writer_at(scope, reference, values, self.other_shape)
+            written = writer.write(number)
+            text = writer.broadcast(written, scope.shape) if kind == "replaced" else written.text
+        except CannotWriteError:
+            return
+        v = bracketed(scope.text)
+        new = {"replaced": text, "added": f"{v} + {text}", "taken": f"{v} - {bracketed(text)}"}[kind]
+        why, what = kind_of(scope.text, new)
+        yield self.hit(
+            Edit(distance(scope.text, new), OTHER if why == "replaced" else MISSING, new, (), lambda v: v, why, what),
+            effect,
+        )
+
     # --------------------------------------------------------------------------------------------------- the proof
 
     def confirmed(self, some: Iterable[Change], goal: Sequence[int], *, first_only: bool = False) -> bool:
@@ -241,11 +336,18 @@ class RepairSearch:
             return False
         return True
 
-    def shortest(self, goal: Sequence[int]) -> list[Found]:
-        """The shortest edits that are proved, all as short as the first."""
+    def shortest(self, goal: Sequence[int], share: float) -> list[Found]:
+        """The shortest edits that are proved, all as short as the first, found in a share of the time that is left."""
+        now = time.process_time()
+        self.until = now + share * (self.end - now)
+        right = self.proved(self.grafts(goal), goal)
+        return self.proved(self.found(goal, right[0].cost if right else LONG), goal) or right
+
+    def proved(self, hits: Iterable[Found], goal: Sequence[int]) -> list[Found]:
+        """The shortest of some edits that are proved, all as short as the first."""
         right: list[Found] = []
         seen: set[tuple] = set()
-        for hit in self.found(goal):
+        for hit in hits:
             if (right and (hit.cost, hit.rank) > (right[0].cost, right[0].rank)) or len(right) > MOST_EQUAL:
                 break
             key = shown(hit.change)[1:]
@@ -260,14 +362,14 @@ class RepairSearch:
         wrong = self.aligned.wrong
         if not self.functions or not wrong:
             return None
-        whole = self.shortest(wrong)
+        whole = self.shortest(wrong, 0.5 if len(wrong) > 1 else 1.0)
         if whole:
             return as_repair([whole[0]], whole[1:])
         if len(wrong) == 1:
             return None
         apart: list[Found] = []
-        for k in wrong:
-            alone = self.shortest([k])
+        for i, k in enumerate(wrong):
+            alone = self.shortest([k], 1 / (len(wrong) - i))
             if not alone:
                 return None
             apart += [] if any(alone[0].change == each.change for each in apart) else [alone[0]]
@@ -328,19 +430,39 @@ def everywhere(source: Source, function: FunctionType) -> Iterator[Found]:
 # ------------------------------------------------------------------------------------------------------------ the words
 
 
+def kind_of(before: str, after: str) -> tuple[str, str]:
+    """How an expression differs from another: a sign, a term or a factor is missing, or it is replaced; and by what."""
+    v = bracketed(before)
+    if after in (f"-{v}", f"-{before}"):
+        return "sign", after
+    for sign, kind in ((" + ", "term"), (" - ", "term"), (" * ", "factor")):
+        for text in (v, before):
+            rest = after.removeprefix(text + sign)
+            node = ast.parse(after, mode="eval").body
+            if rest != after and isinstance(node, ast.BinOp):
+                if kind == "term" and isinstance(node.op, ast.Add | ast.Sub):
+                    return kind, rest
+                if kind == "factor" and isinstance(node.op, ast.Mult | ast.Div):
+                    return kind, rest
+    return "replaced", after
+
+
 def cause(edit: Edit, before: str) -> str:
     """What was wrong, in words."""
+    brief = len(edit.what) + len(before) <= LONGEST_CAUSE
     match edit.kind:
         case "sign":
             return f"{before} has the wrong sign"
         case "transposed":
             return f"{before} is not transposed"
-        case "factor":
-            return f"the factor {edit.what} is missing in {before}"
+        case "factor" if brief:
+            return f"the factor {bracketed(edit.what)} is missing in {before}"
         case "term":
-            return f"a term is missing in {before}: {edit.what}"
+            return f"a term is missing in {before}" + (f": {edit.what}" if brief else "")
         case "order":
             return f"the entries of {before} are in another order"
+    if edit.cost > CLEAR or not brief:
+        return f"{before} is not the right value; the patch gives it"
     return f"{before} stands in the place of {edit.what or edit.text}"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxnet.checking.compare import Leaf
+from jaxnet.checking.planting import Cause
 from jaxnet.checking.properties import STRUCTURE, Property
 from jaxnet.checking.repair import Repair
 
@@ -28,7 +29,7 @@ class Report:
     - `leaves`: one verdict for each output and each gradient (path, ok, error, index, got, expected, allowed, cosine).
     - `layer`: the first wrong layer; `cause`: what was wrong, in words.
     - `repair`: the change of the author's source that makes it right.
-    - `diagnosis`, `equation`: where there is no repair, what mistake in autodiff's program gives the same gradients.
+    - `planted`: where there is no repair, the mistake in autodiff's program that gives the same gradients.
     - `inside`: the reports of custom rules found inside.
     """
 
@@ -41,7 +42,7 @@ class Report:
     notes: tuple[str, ...] = ()
     passed_over: dict[str, str] = field(default_factory=dict)
     layer: str = ""
-    diagnosis: Any = None
+    planted: Cause | None = None
     repair: Repair | None = None
     blind: tuple[str, ...] | None = None
     inside: tuple[Report, ...] = ()
@@ -68,11 +69,6 @@ class Report:
         return "ok" if self.ok else "imprecise" if lost and replace(self, leaves=()).ok else "WRONG"
 
     @property
-    def best(self) -> Any:
-        """The best explanation, or None."""
-        return None if self.diagnosis is None else self.diagnosis.best
-
-    @property
     def cause(self) -> str:
         """Why it is wrong, in words; empty where it is right."""
         if self.problems:
@@ -81,29 +77,29 @@ class Report:
             return structure.words
         if self.repair is not None:
             return self.repair.cause
-        if self.best is not None:
-            return self.best.cause
+        if self.planted is not None and self.planted.exact:
+            return self.planted.words
         if (failed := next((h for h in self.properties if h.ok is False), None)) and not self.wrong:
             return f"{failed.name}: {failed.words}"
-        if self.diagnosis is not None and self.diagnosis.known:
-            return self.diagnosis.known
         if self.wrong:
-            return "; ".join(map(known, self.wrong))
+            found = [self.planted.words] if self.planted is not None else []
+            explained = () if self.planted is None else self.planted.leaves
+            return "; ".join([*found, *(known(leaf) for leaf in self.wrong if leaf.path not in explained)])
         return next((report.cause for report in self.inside if not report.ok), "")
 
     @property
-    def equation(self) -> str:
-        """The equation mended, where it is known."""
-        if self.best is not None:
-            return self.best.equation
-        return next((report.equation for report in self.inside if not report.ok and report.equation), "")
+    def exact(self) -> bool:
+        """Whether the cause is proved: it mends the gradients on fresh draws, or gives the rule's own."""
+        if self.repair is None and self.planted is None:
+            return any(report.exact for report in self.inside if not report.ok)
+        return self.repair is not None or (self.planted is not None and self.planted.exact)
 
     @property
     def line(self) -> str:
         """The line to change, or the primal's line that the mistake belongs to."""
         if self.repair is not None:
             return f"{os.path.basename(self.repair.file)}:{self.repair.line}"
-        return "" if self.best is None else self.best.where
+        return "" if self.planted is None else self.planted.where
 
     def __str__(self) -> str:
         return table(self)
@@ -119,10 +115,10 @@ class Report:
             "reference": self.reference,
             "layer": self.layer,
             "cause": self.cause,
-            "equation": self.equation,
+            "exact": self.exact,
             "line": self.line,
             "repair": None if self.repair is None else asdict(self.repair),
-            "others": [] if self.diagnosis is None else [other.cause for other in self.diagnosis.others],
+            "others": [] if self.planted is None else list(self.planted.others),
             "leaves": [leaf_dict(leaf) for leaf in self.leaves],
             "passed_over": self.passed_over,
             "properties": [{"name": h.name, "ok": h.ok, "words": h.words} for h in self.properties],
@@ -245,7 +241,7 @@ def short(value: complex) -> str:
 
 
 def cause(report: Report) -> list[str]:
-    """Layer, cause, the author's line and the patch; without one, the evidence for the cause."""
+    """Layer, cause, the author's line and the patch; without one, why the cause is believed."""
     lines = [f"{'layer':8}{report.layer}"] if report.layer else []
     if report.repair is not None:
         lines += [f"{'cause':8}{report.cause}", f"{'line':8}{report.line}"]
@@ -255,21 +251,13 @@ def cause(report: Report) -> list[str]:
         for other in others:
             lines += [f"{'' if i else 'or':8}{line}" for i, line in enumerate(other.splitlines())]
         return lines
-    best = report.best
-    if best is None:
-        if not report.problems and report.cause:
-            lines.append(f"{'cause':8}{report.cause}")
-        return lines
-    lines.append(f"{'cause':8}{best.cause}" + ("" if best.exact else "   (consistent with: it is not the only one)"))
-    if best.where:
-        lines.append(f"{'':8}{best.where}")
-    evidence = best.evidence or f"explains {', '.join(best.leaves)} to {best.residual:.0e}"
-    lines.append(f"{'':8}{evidence}")
-    if best.equation:
-        lines.append(f"{'mended':8}{best.equation}")
-    others = report.diagnosis.others
-    fitted = "; ".join(other.cause for other in others[:3])
-    lines.append(f"{'others':8}{fitted if others else f'none of {report.diagnosis.tried:,} mutants fits as well'}")
+    if not report.problems and report.cause:
+        lines.append(f"{'cause':8}{report.cause}")
+    if report.planted is not None:
+        lines += [f"{'or':8}{other}" for other in report.planted.others]
+        lines += [f"{'':8}{report.line}"] if report.line else []
+        if report.exact:
+            lines.append(f"{'':8}autodiff's gradient with this mistake is the rule's, on fresh draws too")
     return lines
 
 

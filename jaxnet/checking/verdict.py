@@ -23,19 +23,19 @@ from jaxnet.checking.agreement import (
     point,
 )
 from jaxnet.checking.compare import Leaf, worst
-from jaxnet.checking.diagnose import Problem, diagnose
+from jaxnet.checking.planting import Cause, planted
 from jaxnet.checking.points import Points, points_of
 from jaxnet.checking.properties import STRUCTURE, Property, properties_of
 from jaxnet.checking.reference import Runs, in_float64
-from jaxnet.checking.repair import Repair, repaired
+from jaxnet.checking.repair import FRESH, Repair, repaired
 from jaxnet.checking.report import Report
 from jaxnet.checking.rounding import scale_of
-from jaxnet.checking.rules import differentiated, inside_out, mode_of, only_arrays, recomputed, short
+from jaxnet.checking.rules import differentiated, inside_out, mode_of, recomputed, short
 from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
 from jaxnet.program import RuleUse, rules_inside
 
 MOST_INSIDE = 64
-REPAIR = 0.5  # of the budget, for the repair; where there is none, the diagnosis has the whole
+REPAIR = 0.7  # of the budget, for the repair; where there is none, the rest is for a mistake in autodiff's program
 BLIND, COARSE = 0.5, 5e-3  # relative to a leaf's largest entry: nothing is seen; a per cent may not be
 IMPLICIT = "jax/_src/lax/control_flow/solves.py"  # custom_root: its gradients are not those of its iterations
 
@@ -227,19 +227,19 @@ def site_mode(site: RuleUse) -> str:
 
 
 def explained(report: Report, subject: Subject, where: Points, options: CheckOptions, found: Findings) -> Report:
-    """The report with layer, repair or diagnosis, and adequacy."""
+    """The report with layer, repair or cause, and adequacy."""
     changes: dict[str, Any] = {}
     wrong_inside = next((inner for inner in report.inside if not inner.ok), None)
     if wrong_inside is not None:
-        changes |= {"layer": wrong_inside.layer or wrong_inside.name, "diagnosis": wrong_inside.diagnosis}
+        changes |= {"layer": wrong_inside.layer or wrong_inside.name, "planted": wrong_inside.planted}
     if found.witness is not None and options.diagnose and can_be_taken_apart(subject):
         with found.phase("repair"):
             changes["repair"], failure = repair_of(subject, where, options, found)
             changes["notes"] = (*report.notes, *([failure] if failure else []))
         if changes["repair"] is None and wrong_inside is None:
-            with found.phase("diagnosis"):
+            with found.phase("cause"):
                 try:
-                    changes["diagnosis"] = diagnosed(subject, where, options, found)
+                    changes["planted"] = planted_in(subject, where, options, found)
                 except Exception as error:  # whatever fails here costs the cause, never the verdict
                     changes["notes"] = (*changes["notes"], f"the cause could not be looked for: {short(error)}")
     if options.adequacy and report.ok and can_be_taken_apart(subject):
@@ -287,26 +287,28 @@ def arrays_alone(function: Callable, subject: Subject, args: tuple) -> tuple[Cal
     return restored, arrays
 
 
+def fresh_points(subject: Subject, there: Points) -> Callable[[int], tuple[tuple, Any]]:
+    """(seed) -> fresh arguments and cotangent."""
+
+    def at(seed: int) -> tuple[tuple, Any]:
+        args = there.draw(seed, "plain")
+        runs = Runs.at(replace(subject, args=args), args)
+        values, d_out = point(runs, there, seed)
+        values = values if there.fresh else points.alike(values, seed)
+        return runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out)
+
+    return at
+
+
 def repair_of(subject: Subject, where: Points, options: CheckOptions, found: Findings) -> tuple[Repair | None, str]:
     """The change of the author's source that makes every gradient right; in words why it could not be looked for."""
     assert found.witness is not None
     args, cotangent, _, _ = found.witness
-
-    def fresh(there: Points):
-        def at(seed: int):
-            args = there.draw(seed, "plain")
-            runs = Runs.at(replace(subject, args=args), args)
-            values, d_out = point(runs, there, seed)
-            values = values if there.fresh else points.alike(values, seed)
-            return runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out)
-
-        return at
-
     elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
     seconds = REPAIR * options.budget
     small = where.smaller()
     if small is not None:  # there more is tried in the same time; it is proved at the user's own shape
-        draw = fresh(small)
+        draw = fresh_points(subject, small)
         try:
             first = draw(options.seed)
         except Exception:  # a rule may refuse other shapes in any way: then it is looked for at the user's own
@@ -315,41 +317,13 @@ def repair_of(subject: Subject, where: Points, options: CheckOptions, found: Fin
             found_there, _ = repaired(subject, first, draw, lambda seed: (args, cotangent), seconds=seconds)
             if found_there is not None:
                 return found_there, ""
-    redraw = None if elsewhere is None else fresh(elsewhere)
-    return repaired(subject, (args, cotangent), fresh(where), redraw, seconds=seconds)
+    redraw = None if elsewhere is None else fresh_points(subject, elsewhere)
+    return repaired(subject, (args, cotangent), fresh_points(subject, where), redraw, seconds=seconds)
 
 
-def diagnosed(subject: Subject, where: Points, options: CheckOptions, found: Findings) -> Any:
-    """What the diagnosis says of the first wrong point."""
+def planted_in(subject: Subject, where: Points, options: CheckOptions, found: Findings) -> Cause | None:
+    """The mistake in autodiff's program that gives what the rule gave at the first wrong point and at fresh ones."""
     assert found.witness is not None
-    args, cotangent, wrong, allowed = found.witness
-    primal, arrays = arrays_alone(subject.primal, subject, args)
-    whole, _ = arrays_alone(lambda *args: args, subject, args)
-
-    def backward(args: tuple, d_out: Any) -> Any:
-        return only_arrays(subject.run(whole(*args), d_out)[1])
-
-    untraced = any(getattr(leaf, "dtype", None) == jax.dtypes.float0 for leaf in jax.tree.leaves(cotangent))
-
-    def fresh(there: Points):
-        def at(seed: int):
-            args = there.draw(seed, "plain")
-            runs = Runs.at(replace(subject, args=args), args)
-            _, d_out = point(runs, there, seed)
-            values = runs.leaves.values if there.fresh else points.alike(runs.leaves.values, seed)
-            return arrays(runs.leaves.tree(values)), runs.outs.zeros_elsewhere(d_out)
-
-        return at
-
-    elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
-    problem = Problem(
-        primal=primal,
-        backward=jax.jit(backward) if subject.transforms and not untraced else backward,
-        args=arrays(args),
-        cotangent=cotangent,
-        draw=fresh(where),
-        redraw=None if elsewhere is None else fresh(elsewhere),
-        wrong=wrong,
-        tolerance=max(allowed, 1e-6) if options.tolerance is None else options.tolerance,
-    )
-    return diagnose(problem, budget=options.budget)
+    args, cotangent, _, _ = found.witness
+    fresh = fresh_points(subject, where)
+    return planted(subject, [(args, cotangent), *map(fresh, FRESH)], seconds=(1 - REPAIR) * options.budget)

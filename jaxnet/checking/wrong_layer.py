@@ -80,7 +80,7 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
     notes = (*report.notes, *([f"wrong by themselves too: {', '.join(others)}"] if others else []))
     found = alone(net, node, subject, where, use, options) if options.diagnose else None
     report = replace(report, layer=" › ".join([*path, node.name]), notes=notes)
-    return report if found is None else replace(report, repair=found.repair, diagnosis=found.diagnosis)
+    return report if found is None else replace(report, repair=found.repair, planted=found.planted)
 
 
 def itself(part: Layer) -> Layer:

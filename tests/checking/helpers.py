@@ -1,4 +1,4 @@
-"""From a case of the corpus to a diagnosis, and whether that names the cause."""
+"""A case of the corpus at a point, and the gradients that are wrong there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.checking.corpus.case import gaussian
-from jaxnet.checking.diagnose import Diagnosis, Problem
 
 
 def drawn(case, size, seed, dtype=jnp.float32):
@@ -46,28 +45,3 @@ def wrong_leaves(case, backward, args, ct):
             if not np.max(np.abs(a - b)) <= 1e-4 * max(float(np.max(np.abs(a))), 1e-30):
                 found.append(f"[{k}]{jax.tree_util.keystr(path)}")
     return tuple(found)
-
-
-def problem(case, size, seed, dtype=jnp.float32):
-    """The problem that a checker would hand on, and the leaves found wrong."""
-    args, ct = drawn(case, size, seed, dtype)
-    backward = backward_of(case)
-    wrong = wrong_leaves(case, backward, args, ct)
-    other = 1 if size == 0 else 0
-    tolerance = 2e-6 if dtype == jnp.float32 else 1e-12
-
-    def draw(seed):
-        return drawn(case, size, seed, dtype)
-
-    def redraw(seed):
-        return drawn(case, other, seed, dtype)
-
-    return Problem(case.primal, backward, args, ct, draw, redraw, wrong, tolerance), wrong
-
-
-def named(case, diagnosis: Diagnosis) -> bool:
-    """Whether the best explanation explains every wrong leaf and says each of the words."""
-    best = diagnosis.best
-    if best is None or set(best.leaves) != set(case.wrong_leaves):
-        return False
-    return case.named_by(f"{best.cause} {best.equation}")

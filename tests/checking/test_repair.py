@@ -135,17 +135,46 @@ def test_a_rule_inside_a_function():
     assert report.repair.patch == "- delta = d_out * (1 + a**2)\n+ delta = d_out * (1 - a**2)"
 
 
-def test_no_repair_is_shown_where_none_is_right():
+def test_what_no_edit_mends_is_written_anew():
     def backward(saved, d_out):
         W, x, a = saved
         delta = jnp.cos(7 * d_out + a) * jnp.sin(3 * a * d_out)
         return jnp.outer(delta, x) * jnp.cos(W), jnp.sin(W.T @ delta * 5)
 
-    report = check(layer(backward), "float32[4,3], float32[3]", **QUICK, budget=3.0)
+    repair = check(layer(backward), "float32[4,3], float32[3]", **QUICK, budget=6.0).repair
+    assert repair is not None
+    assert "is not the right value" in repair.cause
+    assert "@ W" in repair.patch
+
+
+def test_a_missing_projection_is_written_in_the_authors_names():
+    @jax.custom_vjp
+    def unit(x):
+        return x / jnp.sqrt((x * x).sum())
+
+    def saving(x):
+        n = jnp.sqrt((x * x).sum())
+        return x / n, (x, n)
+
+    unit.defvjp(saving, lambda saved, g: (g / saved[1],))
+    repair = check(unit, "float32[5]", **QUICK).repair
+    assert repair is not None
+    assert repair.cause.startswith("a term is missing in g / saved[1]")
+    assert "saved[0]" in repair.patch
+
+
+def test_no_repair_is_shown_where_none_is_right():
+    @jax.custom_vjp
+    def widths(x):
+        return jnp.linalg.eigvalsh(x @ x.T)
+
+    widths.defvjp(lambda x: (widths(x), x), lambda x, g: (jnp.cos(x) * g.sum(),))
+    report = check(widths, "float32[3,3]", **QUICK, budget=3.0)
     assert not report.ok
     assert report.repair is None
+    assert not report.exact
     assert "patch" not in str(report)
-    assert "∂W" in report.cause
+    assert "∂x" in report.cause
 
 
 def test_a_search_that_fails_costs_the_repair_and_says_so(monkeypatch):
