@@ -510,6 +510,21 @@ def plan(
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or a config's TOML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("network.jax"),
+    platforms: Annotated[str, typer.Option(help="For which the file is: cpu, cuda, rocm, tpu.")] = "cpu,cuda,tpu",
+    data_dir: DataDir = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Write a run's network, or a config's training step, as one file that JAX runs without jaxnet."""
+    from jaxnet.training.exporting import run
+
+    run(source, out, platforms, overrides or (), data_dir)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.
 

@@ -1,0 +1,126 @@
+"""A run's network, or a config's training step, as one file that JAX runs without jaxnet: `jax.export`.
+
+The file is read back and run on the first examples, and must give what the original gives.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jaxnet.backprop import predict
+from jaxnet.layer import Tree
+from jaxnet.lowering import plain_forms
+from jaxnet.training import step
+from jaxnet.training.atomic_write import write_whole
+from jaxnet.training.config import Config, load_config
+from jaxnet.training.data import load
+from jaxnet.training.devices import precision
+from jaxnet.training.evaluate import for_evaluation, restore
+from jaxnet.training.session import Session
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+EXAMPLES = 8
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float64": 1e-12}
+"""How far an output may lie from the original's, over the largest of it: each is compiled on its own."""
+
+
+class ExportError(ValueError):
+    """A program that cannot be exported, or whose file does not give what the original gives."""
+
+
+def export_run(folder: Path, out: Path, platforms: Sequence[str], data_dir: Path | None = None) -> str:
+    """Writes a run's network in evaluation mode: (any number of examples, …) to its outputs. Its parameters are inside.
+
+    Returns what was written, in words. Raises ExportError, and as `evaluate.restore`.
+    """
+    trained = restore(folder, data_dir=data_dir)
+    recipe = trained.session.recipe
+    params = trained.params if recipe.loss.init is None else trained.params[0]
+    with precision(trained.config.precision):
+        xs = trained.session.arrays["train"].x[:EXAMPLES]
+        [n] = export.symbolic_shape("n")
+        shape = jax.ShapeDtypeStruct((n, *recipe.example.shape), recipe.example.dtype)
+        network = predict(recipe.net)
+        return written(out, lambda xs: network(params, xs), (shape,), (xs,), platforms, trained.config.precision)
+
+
+def export_step(config: Config, out: Path, platforms: Sequence[str], data_dir: Path | None = None) -> str:
+    """Writes a config's training step: (leaves of the state, xs, ys, seed) to the leaves of the next state.
+
+    The leaves stand as `jax.tree.leaves` gives them. Returns what was written, in words. Raises ExportError, and as
+    `build`.
+    """
+    config = config.model_copy(update={"mesh": for_evaluation(config).mesh})
+    with precision(config.precision):
+        session = Session(config, load(config.resolved()["data"], data_dir=data_dir))
+        state, recipe = session.begin(), session.recipe
+        leaves, structure = jax.tree.flatten(state)
+        one = step.training_step(recipe)
+        batch = [t[: recipe.batch] for t in step.examples_at(session.training, session.order(0)[: recipe.batch])]
+
+        def of_leaves(leaves: list, xs: jax.Array, ys: jax.Array, seed: jax.Array) -> list:
+            return jax.tree.leaves(one(jax.tree.unflatten(structure, leaves), xs, ys, seed))
+
+        arguments = (leaves, *batch, session.key)
+        return written(out, of_leaves, arguments, arguments, platforms, config.precision)
+
+
+def written(
+    out: Path, function: Callable, shapes: tuple, arguments: tuple, platforms: Sequence[str], precision: str
+) -> str:
+    """Exports a function, reads the file back, and compares both on the arguments.
+
+    Raises ExportError where flatbuffers is missing, a platform is unknown, or the outputs differ.
+    """
+    if find_spec("flatbuffers") is None:
+        raise ExportError("jax.export needs flatbuffers: pip install flatbuffers")
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise ExportError(f'a platform is one of {", ".join(PLATFORMS)}, got "{platform}"')
+    compiled = jax.jit(function)
+    with plain_forms() if [*platforms] != ["cpu"] else nullcontext():  # one program for all has the plain equations
+        exported = export.export(compiled, platforms=[*platforms])(*shapes)
+    write_whole(out, bytes(exported.serialize()))
+    told = f"{out}: {out.stat().st_size:,} bytes for {', '.join(platforms)}"
+    if jax.default_backend() not in [*platforms, *({"gpu"} if {"cuda", "rocm"} & {*platforms} else ())]:
+        return f"{told}; not run, since no such device is here"
+    again = export.deserialize(bytearray(out.read_bytes())).call(*arguments)
+    off = difference(again, compiled(*arguments))
+    if not off <= TOLERANCE[precision]:
+        raise ExportError(
+            f"{out} must give the original's outputs within {TOLERANCE[precision]:g}, got {off:.2g}: do not use it"
+        )
+    return f"{told}; read back and run, its outputs differ by {off:.2g} of the largest"
+
+
+def difference(one: Tree, other: Tree) -> float:
+    """The largest difference of two trees' leaves, each over the largest entry of the other's."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max((distance(jnp.asarray(a), jnp.asarray(b)) for a, b in pairs), default=0.0)
+
+
+def distance(one: Any, other: Any) -> float:
+    """The same of two arrays; NaN where one has a NaN."""
+    a, b = (np.asarray(t, np.float64) for t in (one, other))
+    return float(np.max(np.abs(a - b), initial=0.0) / (np.max(np.abs(b), initial=0.0) or 1.0))
+
+
+def run(source: Path, out: Path, platforms: str, overrides: Sequence[str], data_dir: Path | None) -> None:
+    """Exports a run's folder or a config's file, and prints what was written.
+
+    Raises as `export_run` and `export_step`.
+    """
+    chosen = [name.strip() for name in platforms.split(",")]
+    if source.is_dir():
+        if overrides:
+            raise ExportError(f"a run is exported as it was trained, got {' '.join(overrides)}: give its config file")
+        print(export_run(source, out, chosen, data_dir))
+    else:
+        print(export_step(load_config(source, overrides), out, chosen, data_dir))
