@@ -54,7 +54,7 @@ def test_a_file_that_gives_other_outputs_is_refused(tmp_path, monkeypatch):
     x, file = np.ones(3, np.float32), tmp_path / "f.jax"
     other = export.export(jax.jit(lambda x: 1.25 * x), platforms=["cpu"])(x).serialize()
     monkeypatch.setattr("jaxnet.training.exporting.write_whole", lambda path, content: path.write_bytes(other))
-    with pytest.raises(ExportError, match="must give the original's outputs within 1e-05, got 0.25"):
+    with pytest.raises(ExportError, match=r"must give the original.s outputs within 1e-05, got 0\.25"):
         written(file, lambda x: x, (x,), (x,), ["cpu"], "float32")
 
 
