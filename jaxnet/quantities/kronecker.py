@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jaxnet.backprop import size
 from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
-from jaxnet.layer import Layer, Loss, Reading, Tree, on_leaves
+from jaxnet.layer import Layer, Loss, Reading, Tree, on_leaves, output, with_state
 from jaxnet.layers.conv import Patches
 from jaxnet.quantities.curvature import over_columns
 from jaxnet.readings import each, sum_over_examples, total_of
@@ -80,10 +80,10 @@ def kronecker(net: Layer, loss: Loss, *, samples: int | None = 1) -> Callable:
     """
     columns = over_columns(net, loss, blocks, samples)
 
-    def batch(params, xs, ys, **given):
-        found = columns(params, xs, ys, **given)
+    def batch(params, xs, ys, *, key=None, state=None, train=False, weights=None):
+        found = columns(params, xs, ys, key=key, state=state, train=train, weights=weights)
         # A does not depend on the column: the sum over all of them counted it so often.
-        out = jax.eval_shape(lambda p, x: net.forward(p, x)[0], params, jax.tree.map(lambda t: t[0], xs))
+        out = output(net, with_state(params, state), jax.tree.map(lambda t: t[0], xs), train)
         times = size(xs) * (out.size if samples is None else 1)
         return jax.tree.map(
             lambda t: t if t.A is None else Block(t.A / times, t.B, t.diagonal), found, is_leaf=is_block

@@ -16,6 +16,7 @@ from jaxnet.combinators import serial
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, ShapeError, output, split_state
 from jaxnet.losses import ignoring
+from jaxnet.quantities.kronecker import kronecker
 from jaxnet.readings import total
 from jaxnet.registry import Maker, did_you_mean, maker_of, makers
 from jaxnet.training.config import Config, ConfigError
@@ -30,6 +31,7 @@ from jaxnet.training.names import (
     SCHEDULES,
     gives_options,
     layers_in,
+    parameters,
 )
 
 
@@ -70,10 +72,33 @@ def build(config: Config, dataset: Dataset) -> Experiment:
                 f"train.chunks must be 1 with batch_norm, whose statistics are a whole batch's, got "
                 f"{config.train.chunks}: leave it out, or take layer_norm or group_norm"
             )
-    optimizer = optimizer_of(config, n)
+    optimizer = optimizer_of(config, n, blocks_of(config, net, loss, example, dataset))
     if config.train.freeze is not None:
         optimizer = freezing(optimizer, list(map(str, config.train.freeze)), params)
     return Experiment(net, loss, optimizer, example)
+
+
+def takes_curvature(config: Config) -> bool:
+    """Whether the optimizer of a config asks for the curvature of each batch."""
+    name, _ = split_name(config.train.optimizer)
+    return name in OPTIMIZERS and "shapes" in parameters(OPTIMIZERS[name])
+
+
+def blocks_of(config: Config, net: Layer, loss: Loss, example: Any, dataset: Dataset) -> Callable | None:
+    """(params) -> the Kronecker-factored curvature of a batch of one, of which the shapes are asked for.
+
+    Raises ConfigError for what has none.
+    """
+    if not takes_curvature(config):
+        return None
+    if config.train.chunks > 1 or config.train.head_chunks > 1 or keeps_state(net, loss, example):
+        raise ConfigError(
+            "train.optimizer: kfac takes the curvature of each example of a whole batch: leave out train.chunks and "
+            "train.head_chunks, and take layer_norm or group_norm for batch_norm, which couples the examples"
+        )
+    curvature = make("train.optimizer", lambda: kronecker(net, loss))
+    xs, ys = jnp.zeros((1, *example.shape), example.dtype), jnp.asarray(dataset.train.y[:1])
+    return lambda params: curvature(params, xs, ys, key=jax.random.key(0))
 
 
 def one_input(config: Config, dataset: Dataset) -> jax.ShapeDtypeStruct:
@@ -225,8 +250,10 @@ def loss_of(spec: Any) -> Loss:
 # --------------------------------------------------------------------------------------------- optimizer
 
 
-def optimizer_of(config: Config, n: int) -> optax.GradientTransformation:
+def optimizer_of(config: Config, n: int, blocks: Callable | None = None) -> optax.GradientTransformation:
     """Clipping, the optimizer, Nielsen's L2 and accumulation, in that order; n is the training set's size.
+
+    blocks: the curvature at given parameters, for an optimizer that takes it.
 
     Raises ConfigError.
     """
@@ -234,7 +261,7 @@ def optimizer_of(config: Config, n: int) -> optax.GradientTransformation:
     name, given = split_name(train.optimizer)
     options = {key: argument(value, f"train.optimizer.{key}") for key, value in given.items()}
     if name in OPTIMIZERS:
-        optimizer = make("train.optimizer", OPTIMIZERS[name], **options)
+        optimizer = make("train.optimizer", OPTIMIZERS[name], **options, **({"shapes": blocks} if blocks else {}))
     else:
         optimizer = own("train.optimizer", name, optax.GradientTransformation, options)
     steps = [optimizer]
@@ -285,11 +312,11 @@ def is_inside(name: str, places: Sequence[str]) -> bool:
 def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same optimizer where JAX is told to be strict: optax mixes floats with whole numbers and truth values."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):
-            return optimizer.update(updates, state, params)
+            return optax.with_extra_args_support(optimizer).update(updates, state, params, **extra)
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def argument(value: Any, where: str) -> Any:

@@ -1,6 +1,6 @@
 """The names that a config may use, and the options of each, as its signature has them.
 
-Layers, losses, models and feedback come from the registry; optimizers and schedules are optax's.
+Layers, losses, models and feedback come from the registry; optimizers and schedules are optax's, and K-FAC.
 """
 
 import inspect
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import optax
 
 from jaxnet.layer import Layer
+from jaxnet.quantities.kfac import kfac
 from jaxnet.registry import Kind, Maker, makers
 
 
@@ -44,8 +45,9 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = MappingP
         and "learning_rate" in inspect.signature(function).parameters
         and name not in NOT_OFFERED
     }
+    | {"kfac": kfac}
 )
-"""The optimizers for `train.optimizer.name`, from optax."""
+"""The optimizers for `train.optimizer.name`: optax's, and K-FAC."""
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
     {

@@ -13,7 +13,7 @@ from jaxnet.devices.placement import RULES, batch_shares, check_rules, forms_for
 from jaxnet.layer import Layer, Loss, Tree, with_state
 from jaxnet.training import monitors, step
 from jaxnet.training.angles import angles
-from jaxnet.training.build import build, make
+from jaxnet.training.build import build, make, takes_curvature
 from jaxnet.training.config import Config
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
@@ -264,6 +264,7 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
         delta_norms=config.monitor.delta_norms,
         gradient_norms=config.monitor.gradient_norms,
         update_ratios=config.monitor.update_ratios,
+        curvature=takes_curvature(config),
         mesh=mesh,
         shardings=shardings,
         microbatches=config.mesh.microbatches,

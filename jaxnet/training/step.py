@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxnet.devices.pipeline import pipeline
 from jaxnet.devices.placement import batch_axes, batch_shares, like_params
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
+from jaxnet.quantities.kronecker import kronecker
 from jaxnet.readings import new_state, pair, total
 from jaxnet.training import monitors
 from jaxnet.training.build import parameter_names
@@ -59,6 +61,7 @@ class Recipe:
 
     example, target: shape and dtype of one x and one y. chunks: pieces of a whole `batch`, run one after
     another; head_chunks: of each sequence, for the last layer and the loss.
+    curvature: whether the optimizer takes the Kronecker-factored curvature of each batch.
     mesh: the devices that share the work; None for one device. shardings: how each parameter lies on them; None where
     all lie whole on every device. microbatches, schedule: of a pipeline over the mesh's axis of that name.
     """
@@ -74,6 +77,7 @@ class Recipe:
     delta_norms: bool = False
     gradient_norms: bool = False
     update_ratios: bool = False
+    curvature: bool = False
     mesh: Mesh | None = None
     shardings: Tree = None
     microbatches: int = 1
@@ -254,13 +258,16 @@ def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.
     """(state, xs, ys, seed) -> the state after one step on one batch."""
     gradients = measured(recipe)
     ratio = ratios(recipe) if recipe.update_ratios else None
+    blocks = kronecker(recipe.net, recipe.loss) if recipe.curvature else None
 
     def step(state, xs, ys, seed):
-        grads, sums, kept = gradients(state.params, state.kept, xs, ys, step_key(seed, state.step))
+        key = step_key(seed, state.step)
+        grads, sums, kept = gradients(state.params, state.kept, xs, ys, key)
         if recipe.shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, split_state(recipe.shardings)[0])
+        extra = {} if blocks is None else {"curvature": partial(blocks, state.params, xs, ys, key=key, train=True)}
         with optax_promotion():
-            updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
+            updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params, **extra)
         if ratio is not None:
             sums |= {"update_ratios": ratio(updates, state.params)}
         params = optax.apply_updates(state.params, updates)

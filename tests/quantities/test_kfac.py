@@ -1,0 +1,127 @@
+"""K-FAC: each step against its formula, the optimiser in a config, exact resume."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxnet
+from jaxnet import dense, layer_norm, repeat, serial, tanh
+from jaxnet.quantities.kfac import kfac, scale_by_kfac
+from jaxnet.quantities.kronecker import kronecker
+from jaxnet.training import loop
+from jaxnet.training.config import ConfigError
+from jaxnet.training.data import load
+from jaxnet.training.session import Session
+from tests.agreement import assert_agree, cast, integers, normal, random_like
+from tests.runs import metrics, small
+
+NET, LOSS = serial(dense(4), repeat(serial(dense(4), tanh), 2), layer_norm(), dense(3)), jaxnet.softmax_cross_entropy
+XS, YS = normal(2, (6, 5)), integers(3, (6,), 3)
+
+
+@pytest.fixture
+def at(x64):
+    shapes = jax.eval_shape(NET.init, jax.random.key(0), jnp.zeros(5))
+    params = cast(random_like(1, shapes), jnp.float64)
+    return params, jaxnet.value_and_grad(NET, LOSS)(params, cast(XS, jnp.float64), YS)[1]
+
+
+def blocks(params, scale=1.0):
+    found = kronecker(NET, LOSS, samples=None)(params, cast(XS, jnp.float64), YS)
+    return jax.tree.map(lambda t: scale * t, found)
+
+
+def by_hand(block, g, damping):
+    """The step of one parameter, its matrices written out."""
+    if block.B is None:
+        return g / (block.diagonal + damping)
+    eye = np.eye(len(block.B))
+    if block.A is None:
+        return np.linalg.solve(block.B + damping * eye, g)
+    pi = np.sqrt(np.linalg.eigvalsh(block.A).mean() / np.linalg.eigvalsh(block.B).mean())
+    A = block.A + pi * np.sqrt(damping) * np.eye(len(block.A))
+    return np.linalg.solve(block.B + np.sqrt(damping) / pi * eye, g) @ np.linalg.inv(A)
+
+
+def test_a_step_is_its_formula(at):
+    params, grads = at
+    found = blocks(params)
+    optimizer = scale_by_kfac(blocks, damping=0.03, limit=1e9)
+    step, _ = optimizer.update(grads, optimizer.init(params), curvature=lambda: found)
+    for layer in (0, 2, 3):
+        for name, g in grads[layer].items():
+            assert_agree(step[layer][name], by_hand(found[layer][name], g, 0.03))
+    for i in range(2):  # each layer of the stack has its own
+        own = jax.tree.map(lambda t, i=i: t[i], found[1][0]["W"])
+        assert_agree(step[1][0]["W"][i], by_hand(own, grads[1][0]["W"][i], 0.03))
+
+
+def test_of_what_has_no_matrices_the_diagonal_is_taken(x64):
+    net, xs = jaxnet.serial(jaxnet.embedding(5, 3), jaxnet.flatten(), dense(3)), jnp.array([[0, 1], [1, 4]])
+    params = net.init(jax.random.key(0), xs[0])
+    found = kronecker(net, LOSS, samples=None)(params, xs, jnp.array([0, 2]))
+    grads = jaxnet.value_and_grad(net, LOSS)(params, xs, jnp.array([0, 2]))[1]
+    optimizer = scale_by_kfac(lambda _: found, damping=0.03, limit=1e9)
+    step, _ = optimizer.update(grads, optimizer.init(params), curvature=lambda: found)
+    assert_agree(step[0]["W"], by_hand(found[0]["W"], grads[0]["W"], 0.03), 1e-5)
+
+
+def test_running_means_and_when_they_are_taken(at):
+    params, grads = at
+    optimizer = scale_by_kfac(blocks, decay=0.6, every=2)
+    state = optimizer.init(params)
+    for scale in (1.0, 7.0, 3.0, 7.0, 5.0):  # the sevens are never asked for
+        _, state = optimizer.update(grads, state, curvature=lambda scale=scale: blocks(params, scale))
+    mean = 0.6 * (0.5 * 1.0 + 0.5 * 3.0) + 0.4 * 5.0  # of k the mean, until 1 − 1/k is above the decay
+    assert_agree(state.blocks[0]["W"].A, mean * blocks(params)[0]["W"].A, 1e-6)  # steps are counted in float32
+
+
+def test_the_limit(at):
+    params, grads = at
+    optimizer = scale_by_kfac(blocks, limit=1e-4)
+    step, _ = optimizer.update(grads, optimizer.init(params), curvature=lambda: blocks(params))
+    free = scale_by_kfac(blocks, limit=1e9)
+    whole, _ = free.update(grads, free.init(params), curvature=lambda: blocks(params))
+    ratio = step[0]["W"] / whole[0]["W"]
+    np.testing.assert_allclose(ratio, ratio[0, 0])
+    np.testing.assert_allclose(optax.tree.vdot(whole, grads) * ratio[0, 0] ** 2, 1e-4)
+
+
+def test_shapes_must_be_given():
+    with pytest.raises(ValueError, match="give shapes = kronecker"):
+        kfac(0.1)
+
+
+KFAC = {"train": {"epochs": 3, "batch": 10, "optimizer": {"name": "kfac", "learning_rate": 0.05, "every": 3}}}
+
+
+def test_a_config_trains_by_it(tmp_path):
+    run = loop.train(small(**KFAC), run_dir=tmp_path / "r", quiet=True)
+    losses = [line["train_loss"] for line in metrics(run)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (["train.chunks=2"], "leave out train.chunks"),
+        (['model=[{dense=8}, "batch_norm", {dense=3}]'], "take layer_norm or group_norm for batch_norm"),
+        (['train.optimizer={name="kfac"}'], "learning_rate: is missing"),
+    ],
+)
+def test_what_it_is_not_for_is_refused(changes, what):
+    with pytest.raises(ConfigError, match=what):
+        Session(config := small(*changes, **KFAC), load(config.data))
+
+
+def test_a_linear_network_is_solved_in_one_step(x64):
+    """There A ⊗ B is the Hessian's block, and of one layer all of it: one step of length 1 is Newton's."""
+    net, xs = dense(2, bias=False), normal(1, (8, 3)).astype(jnp.float64)
+    ys, params = normal(2, (8, 2)).astype(jnp.float64), {"W": jnp.zeros((2, 3))}
+    curvature = kronecker(net, jaxnet.quadratic, samples=None)
+    optimizer = kfac(1.0, momentum=0.0, damping=1e-14, limit=1e9, shapes=lambda p: curvature(p, xs, ys))
+    _, grads = jaxnet.value_and_grad(net, jaxnet.quadratic)(params, xs, ys)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params, curvature=lambda: curvature(params, xs, ys))
+    np.testing.assert_allclose(params["W"] + updates["W"], np.linalg.lstsq(xs, ys)[0].T, atol=1e-5)
