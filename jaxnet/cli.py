@@ -28,6 +28,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:  # older typer makes it 1
             raise typer.Exit(130) from None
+        except typer.Abort:
+            raise refused("nothing was done: the question was not answered") from None
         except ValueError as error:
             if type(error).__module__.partition(".")[0] != "jaxnet":
                 raise
@@ -237,7 +239,8 @@ def report(
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds the runs.")] = Path("runs"),
     where: Annotated[
-        list[str] | None, typer.Option(help="List only runs with this: test_accuracy>0.9, train.batch=10. Repeatable.")
+        list[str] | None,
+        typer.Option(help="List only runs with this: test_accuracy>0.9, train.batch=10, tag=good."),
     ] = None,
     sort: Annotated[str | None, typer.Option(help="Sort by a result or a config key, largest last.")] = None,
 ) -> None:
@@ -245,6 +248,39 @@ def runs(
     from jaxnet.training.run_listing import show_runs
 
     show_runs(folder, where=where or (), sort=sort)
+
+
+@app.command()
+def note(
+    run: RunFolder,
+    text: Annotated[str | None, typer.Argument(help="A note to add.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag to add. Repeatable.")] = None,
+    untag: Annotated[list[str] | None, typer.Option(help="A tag to take away. Repeatable.")] = None,
+) -> None:
+    """Add a note or tags to a run, and print all that it has."""
+    from jaxnet.training.run_folder import Run
+
+    noted = Run.open(run)
+    if text or tag or untag:
+        noted.note([text] if text else [], tag or (), untag or ())
+    found = noted.notes()
+    print(*found["notes"], f"tags: {' '.join(found['tags']) or 'none'}", sep="\n")
+
+
+@app.command()
+def delete(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Ask no question.")] = False,
+) -> None:
+    """Delete runs, with their checkpoints."""
+    from jaxnet.training.run_folder import Run
+
+    found = [Run.open(folder) for folder in dict.fromkeys(runs)]
+    if not (yes or typer.confirm(f"Delete {', '.join(map(str, dict.fromkeys(runs)))}?")):
+        raise refused("nothing was deleted")
+    for run in found:
+        run.delete()
+        print(f"deleted {run.folder}")
 
 
 @app.command()

@@ -55,6 +55,7 @@ def build(config: Config, dataset: Dataset) -> Experiment:
         "train.batch": config.train.batch,
         "monitor.mean_delta": config.monitor.mean_delta,
         "monitor.angles": config.monitor.angles,
+        "monitor.dead_units": config.monitor.dead_units or 0,
     }
     for key, value in counts.items():
         if value > n:

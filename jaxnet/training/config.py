@@ -91,6 +91,10 @@ class Monitor(Table):
     """Accuracy and loss over the whole training set after each epoch."""
     class_accuracy: bool | None = None
     """The accuracy of each class, and their mean, the balanced accuracy, after each epoch."""
+    dead_units: int | None = Field(default=None, ge=1)
+    """Number of training examples, from the first, for each activation's share of dead units after each epoch.
+
+    A unit is dead if it is 0 for all of them."""
     angles: int = Field(default=0, ge=0)
     """Number of training examples, from the first, for each layer's angles to backpropagation after each epoch.
 

@@ -132,7 +132,7 @@ def best_step(run: Run) -> int:
 def for_evaluation(config: Config) -> Config:
     """The config without its devices, its batch size and its monitors."""
     train = config.train.model_copy(update={"batch": 1, "chunks": 1})
-    off = {"mean_delta": 0, "angles": 0, "train_accuracy": False}
+    off = {"mean_delta": 0, "angles": 0, "dead_units": None, "train_accuracy": False}
     monitor = config.monitor.model_copy(update={**off, "class_accuracy": True})
     return config.model_copy(update={"mesh": Mesh(), "train": train, "monitor": monitor})
 

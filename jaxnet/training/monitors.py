@@ -1,4 +1,4 @@
-"""Monitors by layer during training: norms of δ and of gradients, and ratios of updates to weights.
+"""Monitors by layer during training: norms of δ and of gradients, ratios of updates to weights, dead units.
 
 Numbers come first layer first; of a block inside `repeat`, time by time.
 """
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.backprop import backpropagate
-from jaxnet.factors import Plain
-from jaxnet.layer import Layer, Loss, Passing, Reading, Static, Tree
+from jaxnet.factors import Plain, dataclass_tree
+from jaxnet.layer import Layer, Loss, Passing, Reading, Static, Tree, on_leaves
 from jaxnet.lowering.products import accumulated
 from jaxnet.readings import sum_over_examples
 
@@ -91,4 +91,38 @@ def _in_order(net: Layer, numbers: Iterator[jax.Array]) -> jax.Array:
 def mean_delta_norms(net: Layer, loss: Loss) -> Callable[[Tree, jax.Array, jax.Array], jax.Array]:
     """(params, xs, ys) -> ‖1/n Σ δ‖ over these examples, by layer, in evaluation mode."""
     read = backpropagate(net, loss, length_of_sum)
+    return lambda params, xs, ys: in_order(net, read(params, xs, ys)[1])
+
+
+@dataclass_tree
+class WithValue:
+    """The saved values of a layer, and its output beside them."""
+
+    saved: Tree
+    out: jax.Array
+
+
+def _dead(passing):
+    if not isinstance(passing.saved, WithValue):
+        return jnp.zeros((0,))
+    alive = (passing.saved.out != 0).astype(jnp.float32)
+    within = alive.sum(axis=tuple(range(alive.ndim - 1)))  # of a picture: a channel anywhere in it
+    return jnp.mean(sum_over_examples(None)(Plain(within)) == 0, dtype=jnp.float32)[None]
+
+
+def dead_units(net: Layer, loss: Loss) -> Callable[[Tree, jax.Array, jax.Array], jax.Array]:
+    """(params, xs, ys) -> of each activation the share of its units that are 0 for all of these examples."""
+
+    def watched(layer: Layer) -> Layer:
+        def forward(params, x, key=None, train=False):
+            out, saved = layer.forward(params, x, key, train)
+            return out, WithValue(saved, out)
+
+        def backward(params, saved, d_out, read):
+            seen = read._replace(at=lambda passing: read.at(passing._replace(saved=saved)))
+            return layer.backward(params, saved.saved, d_out, seen)
+
+        return layer._replace(forward=forward, backward=backward) if layer.maker == "elementwise" else layer
+
+    read = backpropagate(on_leaves(watched, net), loss, Reading(_dead, out_axes=None, coupled=True))
     return lambda params, xs, ys: in_order(net, read(params, xs, ys)[1])

@@ -56,12 +56,13 @@ DARK = Theme(
 
 
 class Panel(NamedTuple):
-    """One plot: name, title, description, and the function that draws it."""
+    """One plot: name, title, description, the function that draws it, and whether its x axis is that of epochs."""
 
     name: str
     title: str
     words: str
     draw: Callable[[Axes, Sequence[Record], Theme], None]
+    epochs: bool = True
 
 
 # ------------------------------------------------------------------------------------------- series
@@ -139,7 +140,7 @@ def log_axis(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(plain)
 
 
-def by_layer(name: str, log: bool = True) -> Callable[[Axes, Sequence[Record], Theme], None]:
+def by_layer(name: str, log: bool = True, factor: float = 1.0) -> Callable[[Axes, Sequence[Record], Theme], None]:
     """Draws one curve for each layer, its number at its end: for one run in colours by layer, for several by run."""
 
     def draw(axes: Axes, records: Sequence[Record], theme: Theme) -> None:
@@ -150,7 +151,7 @@ def by_layer(name: str, log: bool = True) -> Callable[[Axes, Sequence[Record], T
             colors = theme.colors(count) if alone else [theme.colors(len(records))[i]] * count
             for layer in range(count):
                 xs, ys = series(record, name, layer)
-                ys = [y if y > 0 or not log else math.nan for y in ys]  # a log axis has no zero
+                ys = [factor * y if y > 0 or not log else math.nan for y in ys]  # a log axis has no zero
                 fade = 1.0 if alone or count == 1 else 1 - 0.45 * layer / (count - 1)
                 line(axes, xs, ys, color=colors[layer], alpha=fade)
                 seen = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
@@ -215,6 +216,12 @@ PANELS = (
     Panel("update_ratios", "‖update‖ / ‖parameters‖ by layer", NUMBERED, by_layer("update_ratios")),
     Panel("update_angles", "gradient to the true gradient, °", NUMBERED, by_layer("update_angles", log=False)),
     Panel("feedback_angles", "way back to Wᵀ, °", NUMBERED, by_layer("feedback_angles", log=False)),
+    Panel(
+        "dead_units",
+        "dead units, %",
+        f"share of an activation's units that are 0 for all examples looked at; {NUMBERED}",
+        by_layer("dead_units", log=False, factor=100),
+    ),
     Panel("examples_per_second", "examples/s", "trained, without evaluation and compilation", speed),
 )
 
@@ -231,14 +238,15 @@ def panels_of(records: Sequence[Record]) -> list[Panel]:
 # ------------------------------------------------------------------------------------------- figures
 
 
-def dress(axes: Axes, theme: Theme) -> None:
-    """Colours, grid and whole epochs."""
+def dress(axes: Axes, theme: Theme, epochs: bool = True) -> None:
+    """Colours; for an axis of epochs its name, whole numbers and a grid."""
     axes.set_facecolor(theme.paper)
-    axes.grid(True, color=theme.grid, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=theme.quiet, labelsize=10)
-    axes.set_xlabel("epoch", color=theme.quiet, fontsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.tick_params(which="both", colors=theme.quiet, labelsize=10 if epochs else 8)
+    if epochs:
+        axes.grid(True, color=theme.grid, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("epoch", color=theme.quiet, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.quiet)
@@ -249,7 +257,7 @@ def panel_svg(panel: Panel, records: Sequence[Record], theme: Theme) -> str:
     figure = Figure(figsize=(4.3, 2.8), layout="constrained", facecolor=theme.paper)
     axes = figure.add_subplot()
     panel.draw(axes, records, theme)
-    dress(axes, theme)
+    dress(axes, theme, panel.epochs)
     return svg(figure)
 
 

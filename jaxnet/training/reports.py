@@ -8,6 +8,11 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, PackageLoader
 
+from jaxnet.layer import ShapeError
+from jaxnet.training.checkpoint import CheckpointError
+from jaxnet.training.config import ConfigError
+from jaxnet.training.data import DataError
+from jaxnet.training.mistakes import mistakes
 from jaxnet.training.plots import DARK, LIGHT, Panel, overview, panel_svg, panels_of, png
 from jaxnet.training.run_folder import Run, RunError, replace_file, writing
 from jaxnet.training.run_listing import (
@@ -37,10 +42,10 @@ def write_curves(folder: Path) -> Path | None:
 
 
 def report(places: Sequence[Path], out: Path | None = None, say: Callable[[str], None] = print) -> list[Path]:
-    """Writes report.html and curves.png of some runs; gives both files.
+    """Writes report.html and curves.png of some runs; gives both files. The page of one run has its mistakes.
 
     places: runs, or folders with runs in them. out: the folder to write to; if none is given the run's own, or
-    `report` for several. say: told which runs are left out. Raises RunError where no run is left.
+    `report` for several. say: told what is left out. Raises RunError where no run is left.
     """
     records = gathered(places, say)
     if out is None:
@@ -50,9 +55,21 @@ def report(places: Sequence[Path], out: Path | None = None, say: Callable[[str],
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     return [
-        replace_file(out / PAGE, page(records, names).encode()),
+        replace_file(out / PAGE, page(records, names, mistake_panels(records, say)).encode()),
         replace_file(out / CURVES, png(overview(records, names, title))),
     ]
+
+
+def mistake_panels(records: Sequence[Record], say: Callable[[str], None]) -> list[Panel]:
+    """The mistakes of one run's network. say: told why they are left out where the network cannot be evaluated."""
+    if len(records) > 1:
+        return []
+    try:
+        found = mistakes(records[0].folder)
+    except (RunError, CheckpointError, ConfigError, DataError, ShapeError) as error:
+        say(f"left out: the examples that the network gets wrong: {error}")
+        return []
+    return [] if found is None else found.panels()
 
 
 def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[Record]:
@@ -99,7 +116,7 @@ def phrase(name: str, value: float | None) -> str:
 
 
 def surroundings(record: Record) -> str:
-    """Device, versions, revision and command of a run."""
+    """Device, versions and revision of a run, its tags and its notes."""
     environment = record.environment
     versions = environment.get("versions", {})
     parts = [
@@ -108,11 +125,13 @@ def surroundings(record: Record) -> str:
         f"revision {environment['git_revision'][:12]}" if environment.get("git_revision") else "",
         f"parameters {record.summary['params_sha256'][:12]}" if record.summary.get("params_sha256") else "",
     ]
-    return ", ".join(filter(None, parts))
+    return ", ".join(filter(None, parts)) + "".join(f"; {note}" for note in (*record.tags, *record.notes))
 
 
 def alt(panel: Panel, records: Sequence[Record]) -> str:
     """A panel in words, for whoever does not see it."""
+    if not panel.epochs:
+        return f"{panel.title}; {panel.words}"
     epochs = max(record.epochs() for record in records)
     whose = "one run" if len(records) == 1 else f"{len(records)} runs"
     return f"{panel.title} by epoch, {whose}, {epochs} epochs; the results are in the table below"
@@ -121,8 +140,8 @@ def alt(panel: Panel, records: Sequence[Record]) -> str:
 # ----------------------------------------------------------------------------------------------- page
 
 
-def page(records: Sequence[Record], names: Sequence[str]) -> str:
-    """A self-contained page, light and dark. names: the runs' in the legend."""
+def page(records: Sequence[Record], names: Sequence[str], more: Sequence[Panel] = ()) -> str:
+    """A self-contained page, light and dark. names: the runs' in the legend. more: panels after the curves."""
     keys, figures = differing(records), results(records)
     colors = zip(LIGHT.colors(len(records)), DARK.colors(len(records)), strict=True)
     runs = [
@@ -138,7 +157,7 @@ def page(records: Sequence[Record], names: Sequence[str]) -> str:
         }
         for i, (record, (light, dark)) in enumerate(zip(records, colors, strict=True))
     ]
-    panels = panels_of(records)
+    panels = [*panels_of(records), *more]
     first, *lines = about(records).split("\n")
     environment = Environment(loader=PackageLoader("jaxnet.training"), autoescape=True, trim_blocks=True)
     return environment.get_template(f"{PAGE}.j2").render(

@@ -26,7 +26,7 @@ from jaxnet.training.lock import FILE as LOCK
 from jaxnet.training.lock import Lock
 from jaxnet.training.overrides import UNREADABLE
 
-VOCABULARY, CLASSES = "vocabulary.json", "classes.json"
+VOCABULARY, CLASSES, NOTES = "vocabulary.json", "classes.json", "notes.json"
 PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -237,6 +237,26 @@ class Run:
         if not (self.folder / CLASSES).is_file():
             return None
         return list(map(str, self.json(CLASSES)["classes"]))
+
+    def notes(self) -> dict[str, list[str]]:
+        """The run's notes and tags."""
+        found = self.json(NOTES) if (self.folder / NOTES).is_file() else {}
+        return {key: list(map(str, found.get(key, []))) for key in ("notes", "tags")}
+
+    def note(self, notes: Sequence[str] = (), tags: Sequence[str] = (), untag: Sequence[str] = ()) -> None:
+        """Adds notes and tags, and takes tags away. A run may be noted while it trains."""
+        found = self.notes()
+        tags = [tag for tag in dict.fromkeys([*found["tags"], *tags]) if tag not in untag]
+        self.replace(NOTES, json.dumps({"notes": [*found["notes"], *notes], "tags": tags}, ensure_ascii=False) + "\n")
+
+    def delete(self) -> None:
+        """Deletes the folder with all that is in it.
+
+        Raises LockedError where a process writes it, RunError where it cannot be deleted.
+        """
+        folder = self.folder.resolve()
+        with self.locked(), writing(folder):
+            shutil.rmtree(folder.rename(free(folder.with_name(f".{folder.name}.deleted"))))
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder.

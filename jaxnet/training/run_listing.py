@@ -42,6 +42,8 @@ class Record:
     metrics: list[dict[str, Any]]
     summary: dict[str, Any]
     environment: dict[str, Any]
+    notes: list[str]
+    tags: list[str]
 
     @property
     def name(self) -> str:
@@ -76,7 +78,8 @@ def read_run(folder: Path) -> Record:
         config = read_toml(folder / "config.toml")
     except ConfigError as error:
         raise RunError(str(error)) from error
-    return Record(folder, config, read_metrics(folder / "metrics.jsonl"), run.summary() or {}, run.environment())
+    metrics = read_metrics(folder / "metrics.jsonl")
+    return Record(folder, config, metrics, run.summary() or {}, run.environment(), **run.notes())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -203,12 +206,12 @@ def inline(value: Any) -> str:
 
 
 def value_of(record: Record, key: str) -> Any:
-    """A figure of a run, its status, or the value of a dotted key of its config; None where it has none.
+    """A figure of a run, its status, its tags, or the value of a dotted key of its config; None where it has none.
 
     Raises RunError where the key cannot be read.
     """
-    if key == "status":
-        return record.status
+    if key in ("status", "tag"):
+        return record.status if key == "status" else record.tags
     if (found := record.result(key)) is not None:
         return found
     try:
@@ -227,6 +230,8 @@ def sortable(value: Any) -> tuple[int, float, str]:
 def condition(text: str) -> Callable[[Record], bool]:
     """The test that `KEY=VALUE`, or with `!=`, `<`, `<=`, `>` or `>=`, stands for. A run without the key fails it.
 
+    A list equals each of its values: `tag=good`.
+
     Raises RunError.
     """
     parts = CONDITION.fullmatch(text)
@@ -243,7 +248,7 @@ def condition(text: str) -> Callable[[Record], bool]:
         if value is None:
             return False
         if sign in ("=", "!="):
-            return (value == wanted) == (sign == "=")
+            return (value == wanted or (isinstance(value, list) and wanted in value)) == (sign == "=")
         ours, theirs = sortable(value), sortable(wanted)
         return ours[0] == theirs[0] and SIGNS[sign](ours, theirs)
 
@@ -335,6 +340,8 @@ def table_of(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]])
 def runs_table(records: Sequence[Record], labels: Sequence[str]) -> Table:
     """A table of the runs' results and of the keys that differ. labels: a name for each run."""
     names, keys = results(records), differing(records)
+    if any(record.tags for record in records):
+        keys["tags"] = [" ".join(record.tags) for record in records]
 
     def row(i: int, record: Record) -> list[str]:
         settings = [values[i] for values in keys.values()]

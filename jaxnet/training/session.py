@@ -197,6 +197,9 @@ class Session:
         if monitor.mean_delta:
             norms = monitors.mean_delta_norms(recipe.net, recipe.loss)
             found["mean_delta"] = lambda *of: {"mean_delta_norms": norms(*of)}
+        if monitor.dead_units:
+            shares = monitors.dead_units(recipe.net, recipe.loss)
+            found["dead_units"] = lambda *of: {"dead_units": shares(*of)}
         if monitor.angles:
             found["angles"] = angles(recipe.net, recipe.loss, step.layer_ranks(recipe))
         return found

@@ -106,7 +106,7 @@ def lowered(dtype: Any) -> Callable[[Layer], Layer]:
             seen = read._replace(at=lambda passing: read.at(passing._replace(params=own)))
             return layer.backward(cast(params), saved, d_out, seen)
 
-        return layer._replace(forward=forward, backward=backward)
+        return layer if layer.maker == "elementwise" else layer._replace(forward=forward, backward=backward)
 
     return change
 
