@@ -321,6 +321,10 @@ def sweep(
         typer.Option("--together/--apart", help="Train all seeds of a setting in one vmapped program, or each alone."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes that share the runs.")] = 1,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End at the first run that fails.")] = False,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write a picture to this file: importance of keys, parallel coordinates.")
+    ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
@@ -338,9 +342,14 @@ def sweep(
     same += [] if data_dir is None else ["--data-dir", data_dir]
     same += [] if seeds is None else ["--seeds", seeds]
     same += [] if together is None else ["--together" if together else "--apart"]
+    same += ["--allow-code"] if allow_code else []
     with more_processes([str(each) for each in same], jobs - 1) as wait:
-        outcomes = run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir, wait=wait)
+        outcomes = run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir, wait=wait, fail_fast=fail_fast)
     console().print(sweep_table(outcomes))
+    if figure is not None:
+        from jaxnet.training.sweep_figure import write_figure
+
+        print(write_figure(outcomes, figure, wanted.search.search.metric if wanted.search else None))
 
 
 @app.command("find-rate")

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -111,7 +112,15 @@ def load_own(x):
 def test_dead_units_are_those_that_are_0_for_all_examples(net, shape):
     xs = jax.random.normal(jax.random.key(1), (6, *shape))
     params = backprop.initialize(net, mean_squared_error, jax.random.key(3), xs[0])
-    params = jax.tree.map(lambda p: p - 0.9, params)  # so that some units die
+
+    def lowered(path, p):
+        return (
+            jnp.subtract(*jnp.broadcast_arrays(p, 3.0 * jnp.arange(p.shape[-1], dtype=p.dtype)))
+            if path[-1].key == "b"
+            else p
+        )
+
+    params = jax.tree_util.tree_map_with_path(lowered, params)  # some units die
     ys = 1 + backprop.predict(net)(params, xs)
     found = jax.jit(monitors.dead_units(net, mean_squared_error))(params, xs, ys)
     expected = []

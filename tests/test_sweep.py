@@ -5,15 +5,19 @@ import math
 import statistics
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from jaxnet.cli import app
 from jaxnet.training import loop
 from jaxnet.training.config import ConfigError, dump_toml
 from jaxnet.training.lock import Lock
+from jaxnet.training.run_folder import Run
 from jaxnet.training.run_listing import find_runs, read_run
 from jaxnet.training.sweep import Outcome, run_sweep, sweep_table
+from jaxnet.training.sweep_figure import importances, places
 from jaxnet.training.sweep_file import SweepError, read_sweep
 from tests.runs import command, finished, killed, metrics, small
 
@@ -405,6 +409,92 @@ def test_a_search_that_cannot_be(sweep_file, change, words):
     text = SEARCH.replace(*change).replace("SAMPLER", "random")
     with pytest.raises(SweepError, match=words):
         read_sweep(sweep_file(text))
+
+
+def test_halving_trains_all_a_little_and_the_best_to_the_end(sweep_file, tmp_path):
+    """With learning rates that differ in size the better ones go on, to the bits of a run of that length."""
+    text = """
+    [search]
+    trials = 6
+    sampler = "random"
+    halving = 2
+    metric = "validation_loss"
+    [search.space]
+    train.optimizer.learning_rate = { low = 1e-6, high = 0.1, log = true }
+    """
+    sweep = read_sweep(sweep_file(text), ["train.epochs=4"])
+    said = []
+    whole = run_sweep(sweep, runs_dir=tmp_path / "whole", say=said.append)
+    epochs = [each.epochs for each in whole]
+    assert len(whole) == len(find_runs(tmp_path / "whole")[0]) == 6
+    assert set(epochs) == {1, 2, 4}
+    first = [each.records[0].metrics[0]["validation_loss"] for each in whole]
+    assert min(epochs[i] for i in range(6) if first[i] == min(first)) == 4
+    assert min(e for e, cost in zip(epochs, first, strict=True) if cost == max(first)) < 4
+    for each in whole:
+        assert len(metrics(each.records[0].folder)) == each.epochs
+    longest = whole[epochs.index(4)]
+    alone = loop.train(longest.setting.config, run_dir=tmp_path / "alone", quiet=True)
+    assert metrics(alone) == metrics(longest.records[0].folder)
+    assert read_run(alone).summary["params_sha256"] == longest.records[0].summary["params_sha256"]
+    said.clear()
+    again = run_sweep(sweep, runs_dir=tmp_path / "whole", say=said.append)
+    assert not any("resumed" in line for line in said)
+    assert [each.epochs for each in again] == epochs
+    assert [str(column.header) for column in sweep_table(again).columns][:3] == ["learning_rate", "epochs", "runs"]
+
+
+def test_an_extended_run_is_not_finished(base, tmp_path):
+    [outcome] = run_sweep(read_sweep(base), runs_dir=tmp_path, say=lambda line: None)
+    run = outcome.records[0].folder
+    assert read_run(run).status == "finished"
+    Run.open(run).extend(["train.epochs=2"])
+    assert read_run(run).status == "unfinished"
+
+
+def test_a_sweep_that_fails_fast_ends_at_the_first_failure(base, tmp_path):
+    changes = ["train.optimizer.learning_rate=[1e39,0.1]", "loss=quadratic", "precision=float64"]
+    arguments = ["sweep", base, *changes, "--runs-dir", tmp_path / "runs"]
+    found = run_command(*arguments, "--fail-fast")
+    assert found.exit_code == 2
+    assert [record.status for record in find_runs(tmp_path / "runs")[0]] == ["diverged"]
+    assert run_command(*arguments).exit_code == 0
+    assert len(find_runs(tmp_path / "runs")[0]) == 2
+
+
+# ------------------------------------------------------------------------------------------ the picture
+
+
+def test_importance_is_the_share_of_the_variance():
+    random = np.random.RandomState(0)
+    rates = (10.0 ** random.uniform(-4, 0, size=60)).tolist()
+    other = random.choice(["a", "b", "c"], size=60).tolist()
+    batches = random.choice([5, 10, 20], size=60).tolist()
+    costs = [math.log10(rate) + 2 * (batch == 10) for rate, batch in zip(rates, batches, strict=True)]
+    of_rate, of_other, of_batch = importances([rates, other, batches], costs)
+    assert of_rate + of_other + of_batch == pytest.approx(1)
+    assert of_rate > of_batch > 5 * of_other
+    assert importances([rates], [1.0] * 60) == [0.0]
+
+
+def test_a_sweep_is_drawn(base, tmp_path):
+    picture = tmp_path / "sweep.png"
+    arguments = ["sweep", base, "train.optimizer.learning_rate=[0.001,0.1]", 'feedback=["random","transpose"]']
+    found = run_command(*arguments, "--runs-dir", tmp_path / "runs", "--figure", picture)
+    assert found.exit_code == 0
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+        assert len(np.unique(np.asarray(drawn.convert("RGB")).reshape(-1, 3), axis=0)) > 30
+    found = run_command("sweep", base, "--runs-dir", tmp_path / "runs", "--figure", tmp_path / "one.png")
+    assert found.exit_code == 2
+    assert not (tmp_path / "one.png").exists()
+
+
+def test_the_axes_of_a_picture_are_spread_by_the_values():
+    assert list(places([1, 2, 3])) == [0, 0.5, 1]
+    np.testing.assert_allclose(places([1e-3, 1e-2, 1e-1]), [0, 0.5, 1])
+    assert list(places(["b", "a", "c"])) == [0.5, 0, 1]
+    assert list(places([4, 4])) == [0, 0]
 
 
 def test_jobs_share_the_runs(base, tmp_path):

@@ -52,8 +52,10 @@ class Record:
 
     @property
     def status(self) -> str:
-        """finished, interrupted, diverged, or unfinished where the run has not said how it ended."""
-        return str(self.summary.get("status", "unfinished"))
+        """finished, interrupted, diverged, or unfinished: it has not said how it ended, or was extended since."""
+        status = str(self.summary.get("status", "unfinished"))
+        extended = self.epochs() < self.config.get("train", {}).get("epochs", 0)
+        return "unfinished" if status == "finished" and extended and not self.summary.get("stopped_early") else status
 
     def result(self, name: str) -> float | None:
         """A figure of the summary, or of the last line of metrics before there is one."""

@@ -33,6 +33,11 @@ class Outcome:
     records: list[Record] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs the setting has."""
+        return self.setting.config.train.epochs
+
     def values(self, name: str) -> list[float]:
         """A result of every run that has it."""
         return [value for record in self.records if (value := record.result(name)) is not None]
@@ -54,17 +59,18 @@ def run_sweep(
     data_dir: Path | None = None,
     say: Say = print,
     wait: Callable[[], None] = lambda: None,
+    fail_fast: bool = False,
 ) -> list[Outcome]:
     """Trains the runs that are not finished, each in a folder; interrupted and killed runs are resumed.
 
-    Runs that another process trains are left to it, so two sweeps at once share the work out. A run that diverges, or
-    cannot be resumed, is told and left, the others go on.
+    Runs that another process trains are left to it, so two sweeps at once share the work. A run that diverges or
+    cannot be resumed is named and left, and the others go on; with fail_fast its error ends the sweep.
     wait: called before the results are gathered, so that other processes of the sweep may end.
     Raises ConfigError, DataError and ShapeError before anything is trained, SweepError for a search without optuna;
     RunError, CheckpointError and Stopped as `loop.train` does.
     """
     if sweep.search is not None:
-        return run_search(sweep, sweep.search, runs_dir=runs_dir, data_dir=data_dir, say=say)
+        return run_search(sweep, sweep.search, runs_dir=runs_dir, data_dir=data_dir, say=say, fail_fast=fail_fast)
     data = tried(sweep, data_dir)
     hashes = [
         {seed: config_sha256(setting.of_seed(seed), of) for seed in sweep.seeds_of(setting)}
@@ -77,32 +83,44 @@ def run_sweep(
         waiting = [seed for seed in seeds if seed not in there]
         for some in groups(there):
             number += len(some)
-            go_on([there[seed] for seed in some], f"[{number}/{total}] {title(setting, some)}", data_dir, say)
+            with going_on(say, fail_fast):
+                go_on([there[seed] for seed in some], f"[{number}/{total}] {title(setting, some)}", data_dir, say)
         for some in [waiting] if sweep.together and len(waiting) > 1 else [[seed] for seed in waiting]:
             number += len(some)
             if some:
                 say(f"[{number}/{total}] {title(setting, some)}")
-                train(setting, some, runs_dir, data_dir, say)
+                with going_on(say, fail_fast):
+                    train(setting, some, runs_dir, data_dir, say)
     wait()
     after = earlier(runs_dir)
     return [outcome(setting, seeds, after) for setting, seeds in zip(sweep.settings, hashes, strict=True)]
 
 
 def run_search(
-    sweep: Sweep, trials: SettingSearch, *, runs_dir: Path, data_dir: Path | None, say: Say
+    sweep: Sweep, trials: SettingSearch, *, runs_dir: Path, data_dir: Path | None, say: Say, fail_fast: bool
 ) -> list[Outcome]:
-    """Trains each setting as it is suggested; else as `run_sweep`."""
+    """Trains each setting as it is suggested, the runs of one that goes on for longer; else as `run_sweep`."""
     found: list[Outcome] = []
 
     def result(setting: Setting) -> float | None:
-        values = found[-1].values(trials.search.metric)
+        lines = [record.metrics[: setting.config.train.epochs][-1] for record in found[-1].records]
+        values = [line[trials.search.metric] for line in lines if trials.search.metric in line]
         return statistics.fmean(values) if values else None
 
-    for i, setting in enumerate(trials.suggested(result), 1):
-        say(f"trial {i} of {trials.search.trials}")
-        found += run_sweep(
-            replace(sweep, settings=[setting], search=None), runs_dir=runs_dir, data_dir=data_dir, say=say
-        )
+    number = 0
+    for setting in trials.suggested(result):
+        epochs = setting.config.train.epochs
+        if found and found[-1].setting.overrides == setting.overrides and found[-1].epochs < epochs:
+            say(f"trial {number} goes on to {epochs} epochs")
+            for record in found.pop().records:
+                if record.config["train"]["epochs"] < epochs:
+                    with (run := Run.open(record.folder)).locked():
+                        run.extend([f"train.epochs={epochs}"])
+        else:
+            number += 1
+            say(f"trial {number} of {trials.search.trials}")
+        one = replace(sweep, settings=[setting], search=None)
+        found += run_sweep(one, runs_dir=runs_dir, data_dir=data_dir, say=say, fail_fast=fail_fast)
     return found
 
 
@@ -160,13 +178,17 @@ def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
 
 
 def earlier(runs_dir: Path) -> dict[str, Earlier]:
-    """The runs in a folder by the hash of config and data; of several with one hash the one that is furthest."""
+    """The runs in a folder by the hash of config and data; of several with one hash the one that is furthest.
+
+    A run that was extended stands by its earlier hashes too, as finished.
+    """
     found: dict[str, Earlier] = {}
     for record in find_runs(runs_dir)[0] if runs_dir.is_dir() else ():
-        sha256, together = record.environment.get("config_sha256"), record.environment.get("together")
-        other = found.get(str(sha256))
-        if other is None or rank(record.status) < rank(other.status):
-            found[str(sha256)] = Earlier(record.folder, record.status, together or [])
+        together = record.environment.get("together") or []
+        shorter = {str(each): "finished" for each in record.environment.get("extended_from", [])}
+        for sha256, status in {**shorter, str(record.environment.get("config_sha256")): record.status}.items():
+            if sha256 not in found or rank(status) < rank(found[sha256].status):
+                found[sha256] = Earlier(record.folder, status, together)
     return found
 
 
@@ -187,34 +209,36 @@ def go_on(runs: Sequence[Earlier], what: str, data_dir: Path | None, say: Say) -
         say(f"{what}: {first.status} already, skipped: {first.folder}")
         return
     say(f"{what}: {first.status}, resumed: {', '.join(str(run.folder) for run in runs)}")
-    with going_on(say):
-        if len(runs) == 1:
-            folders = [loop.resume(first.folder, data_dir=data_dir, quiet=True)]
-        else:
-            folders = loop.resume_together([run.folder for run in runs], data_dir=data_dir, quiet=True)
-        for folder in folders:
-            tell(folder, say)
+    if len(runs) == 1:
+        folders = [loop.resume(first.folder, data_dir=data_dir, quiet=True)]
+    else:
+        folders = loop.resume_together([run.folder for run in runs], data_dir=data_dir, quiet=True)
+    for folder in folders:
+        tell(folder, say)
 
 
 def train(setting: Setting, seeds: Sequence[int], runs_dir: Path, data_dir: Path | None, say: Say) -> None:
     """Trains one seed by itself, or several in one vmapped program."""
     options: dict[str, Any] = {"runs_dir": runs_dir, "data_dir": data_dir, "numbered": False, "quiet": True}
-    with going_on(say):
-        if len(seeds) > 1:
-            folders = loop.train_together(setting.config, seeds, overrides=setting.overrides, **options)
-        else:
-            overrides = (*setting.overrides, f"seed={seeds[0]}")
-            folders = [loop.train(setting.of_seed(seeds[0]), overrides=overrides, **options)]
-        for folder in folders:
-            tell(folder, say)
+    if len(seeds) > 1:
+        folders = loop.train_together(setting.config, seeds, overrides=setting.overrides, **options)
+    else:
+        overrides = (*setting.overrides, f"seed={seeds[0]}")
+        folders = [loop.train(setting.of_seed(seeds[0]), overrides=overrides, **options)]
+    for folder in folders:
+        tell(folder, say)
 
 
 @contextmanager
-def going_on(say: Say) -> Iterator[None]:
-    """Says of a run that diverges, that another process has, or whose checkpoints are damaged, that it is left."""
+def going_on(say: Say, fail_fast: bool) -> Iterator[None]:
+    """Names a run that another process has; one that diverges or is damaged too, if not fail_fast."""
     try:
         yield
-    except (loop.DivergedError, LockedError, TakenError, DamagedError) as error:
+    except (LockedError, TakenError) as error:
+        say(f"  {error}")
+    except (loop.DivergedError, DamagedError) as error:
+        if fail_fast:
+            raise
         say(f"  {error}")
 
 
@@ -254,14 +278,17 @@ def spread(name: str, values: Sequence[float]) -> str:
 def sweep_table(outcomes: Sequence[Outcome]) -> Table:
     """A row for each setting: its values, the number of runs, and their results, mean ± standard deviation."""
     keys = list(outcomes[0].setting.varied)
+    halved = len({each.epochs for each in outcomes}) > 1
     names = results([record for each in outcomes for record in each.records])
 
     def row(each: Outcome) -> list[str]:
         runs, seeds = len(each.records), len(each.records) + len(each.failed)
         return [
             *each.setting.varied.values(),
+            *([str(each.epochs)] if halved else []),
             str(runs) if runs == seeds else f"{runs} of {seeds}",
             *(spread(name, each.values(name)) for name in (*names, "seconds")),
         ]
 
-    return table_of([*short_keys(keys), "runs", *map(heading, names), "s"], len(keys), map(row, outcomes))
+    headings = [*short_keys(keys), *(["epochs"] if halved else []), "runs", *map(heading, names), "s"]
+    return table_of(headings, len(keys), map(row, outcomes))

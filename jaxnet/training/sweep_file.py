@@ -1,10 +1,8 @@
 """Sweep files: one config in several settings, each with several seeds."""
 
 import itertools
-import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +44,8 @@ class SearchTable(Checked):
     """random: each setting by itself. tpe: optuna's tree-structured Parzen estimator, from earlier results."""
     metric: str = Field(default="validation_loss", pattern=METRIC)
     """The metric that tpe optimises, as a mean over the seeds: a loss is minimised, an accuracy maximised."""
+    halving: int | None = Field(default=None, ge=2)
+    """η of successive halving: settings are tried for epochs/η, epochs/η² … first, and the best 1/η go on."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draws."""
     space: dict[str, Any]
@@ -76,6 +76,11 @@ class Setting:
     varied: dict[str, str]
     overrides: tuple[str, ...]
     config: Config
+
+    def of_epochs(self, count: int) -> "Setting":
+        """The same for so many epochs."""
+        train = self.config.train.model_copy(update={"epochs": count})
+        return replace(self, config=self.config.model_copy(update={"train": train}))
 
     def of_seed(self, seed: int) -> Config:
         """The config with a seed."""
@@ -137,11 +142,10 @@ def read_sweep(
         return Sweep(settings, seeds, together)
     if grid or zipped:
         raise SweepError(f"{path}: a sweep has a search or lists of values, got both")
-    trials = SettingSearch(
-        base, tuple(fixed), said.search, by_key(said.search.space, f"{path}: search.space", range_or_list)
-    )
-    if said.search.sampler == "random":
-        return Sweep(list(trials.random()), seeds, together)
+    space = by_key(said.search.space, f"{path}: search.space", range_or_list)
+    trials = SettingSearch(base, tuple(fixed), said.search, space)
+    if said.search.sampler == "random" and said.search.halving is None:
+        return Sweep(list(trials.suggested(lambda setting: 0.0)), seeds, together)
     return Sweep([], seeds, together, trials)
 
 
@@ -154,33 +158,47 @@ class SettingSearch:
     search: SearchTable
     space: dict[str, list[Any] | Range]
 
-    def random(self) -> Iterator[Setting]:
-        """So many settings, each key's value drawn by itself."""
-        dice = random.Random(self.search.seed)
-        for _ in range(self.search.trials):
-            yield make_setting(self.base, self.fixed, {key: drawn(of, dice) for key, of in self.space.items()})
-
     def suggested(self, results: Callable[[Setting], float | None]) -> Iterator[Setting]:
         """The settings that optuna suggests, each by the results of those before.
 
+        With halving a setting comes several times, for more epochs each time, as long as it is among the best.
         results: the metric of a setting that has been trained; None where no seed came to its end. The same results
         give the same settings, so a search that was cut off goes on where it was. Raises SweepError without optuna.
         """
         try:
             import optuna
         except ModuleNotFoundError:
-            raise SweepError('sampler = "tpe" needs optuna: install jaxnet with its extra [search]') from None
+            raise SweepError("a search needs optuna: install jaxnet with its extra [search]") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        direction = "minimize" if self.search.metric.endswith("loss") else "maximize"
-        study = optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=self.search.seed))
-        for _ in range(self.search.trials):
+        search, pruner = self.search, optuna.pruners.NopPruner()
+        if search.halving is not None:
+            pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=search.halving)
+        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+        direction = "minimize" if search.metric.endswith("loss") else "maximize"
+        study = optuna.create_study(
+            direction=direction, sampler=samplers[search.sampler](seed=search.seed), pruner=pruner
+        )
+        for _ in range(search.trials):
             trial = study.ask()
-            setting = make_setting(
-                self.base, self.fixed, {key: suggested(trial, key, of) for key, of in self.space.items()}
-            )
-            yield setting
-            value = results(setting)
-            study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+            varied = {key: suggested(trial, key, of) for key, of in self.space.items()}
+            value, states = None, optuna.trial.TrialState
+            rungs = self.rungs(make_setting(self.base, self.fixed, varied))
+            for rung, setting in enumerate(rungs):
+                yield setting
+                if (value := results(setting)) is None or setting is rungs[-1]:
+                    break
+                trial.report(value, (search.halving or 1) ** rung)
+                if trial.should_prune():
+                    break
+            state = states.FAIL if value is None else states.COMPLETE if setting is rungs[-1] else states.PRUNED
+            study.tell(trial, value if state == states.COMPLETE else None, state=state)
+
+    def rungs(self, setting: Setting) -> list[Setting]:
+        """The setting with fewer epochs and more, up to its own; alone without halving."""
+        epochs, factor = [setting.config.train.epochs], self.search.halving
+        while factor and epochs[0] >= factor:
+            epochs.insert(0, epochs[0] // factor)
+        return [setting.of_epochs(count) for count in epochs]
 
 
 def range_or_list(value: Any, where: str) -> list[Any] | Range:
@@ -194,17 +212,6 @@ def range_or_list(value: Any, where: str) -> list[Any] | Range:
         return Range.model_validate(value)
     except ValidationError as error:
         raise SweepError(f"{where}: {'; '.join(map(told_error, error.errors()))}") from None
-
-
-def drawn(of: list[Any] | Range, dice: random.Random) -> Any:
-    """A value of a list, or of a range."""
-    if isinstance(of, list):
-        return dice.choice(of)
-    if isinstance(of.low, int) and isinstance(of.high, int):
-        if not of.log:
-            return dice.randint(of.low, of.high)
-        return min(of.high, int(math.exp(dice.uniform(math.log(of.low), math.log(of.high + 1)))))
-    return math.exp(dice.uniform(math.log(of.low), math.log(of.high))) if of.log else dice.uniform(of.low, of.high)
 
 
 def suggested(trial: Any, key: str, of: list[Any] | Range) -> Any:
