@@ -292,11 +292,20 @@ def diff(one: RunFolder, other: RunFolder) -> None:
 
 
 @app.command()
-def metrics(run: RunFolder) -> None:
-    """Print a run's metrics as CSV: a row for each epoch, a column for each layer where there are several."""
-    from jaxnet.training.run_listing import metrics_csv, read_run
+def metrics(
+    run: RunFolder,
+    to: Annotated[str, typer.Option(help="csv prints them; tensorboard, wandb, mlflow write files.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="Folder for the files. Default: one named as the program.")] = None,
+) -> None:
+    """Print a run's metrics as CSV, a row for each epoch, or write them for another program."""
+    from jaxnet.training.run_listing import read_run
+    from jaxnet.training.trackers import export, metrics_csv
 
-    print(metrics_csv(read_run(run)), end="")
+    record = read_run(run)
+    if to == "csv":
+        print(metrics_csv(record), end="")
+    else:
+        print(export(record, to, out))
 
 
 @app.command()

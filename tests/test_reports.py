@@ -1,6 +1,5 @@
 """Reading runs, listing them, and drawing their curves."""
 
-import csv
 import json
 import re
 import subprocess
@@ -423,16 +422,6 @@ def test_a_link_at_the_name_of_a_file_to_write_is_not_followed(tmp_path):
     with pytest.raises(RunError, match="cannot write"):
         replace_file(tmp_path / "folder", b"")
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_metrics_as_csv(tmp_path):
-    record = run_listing.read_run(fake_run(tmp_path / "a", layers=3))
-    rows = list(csv.DictReader(StringIO(run_listing.metrics_csv(record))))
-    assert len(rows) == len(record.metrics)
-    for row, line in zip(rows, record.metrics, strict=True):
-        assert list(row)[:2] == ["epoch", "step"]
-        assert float(row["train_loss"]) == line["train_loss"]
-        assert [float(row[f"delta_norms.{i}"]) for i in (1, 2, 3)] == line["delta_norms"]
 
 
 # ------------------------------------------------------------------------------------------ watching

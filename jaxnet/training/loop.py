@@ -23,7 +23,7 @@ from jaxnet.training.run_summary import best_line, epochs_without_gain, result_l
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
 from jaxnet.training.step import State
-from jaxnet.training.tensorboard import Events
+from jaxnet.training.trackers import Events
 
 MAY_DIFFER = {"versions", "platform", "device", "devices", "threads"}
 

@@ -1,7 +1,5 @@
 """Runs as they lie on disk: read, set beside each other, and listed in a table. Nothing here writes."""
 
-import csv
-import io
 import json
 import operator
 import re
@@ -108,26 +106,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise RunError(f"{path}, line {number} must be a table of an epoch's metrics, got {line[:40]!r}")
         found.append(metrics)
     return found
-
-
-def metrics_csv(record: Record) -> str:
-    """A run's metrics as CSV. Of a list by layers each layer has a column, `delta_norms.1` that nearest the input."""
-
-    def flat(line: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        for name, value in line.items():
-            if isinstance(value, list):
-                yield from ((f"{name}.{i}", each) for i, each in enumerate(value, 1))
-            else:
-                yield name, value
-
-    rows = [dict(flat(line)) for line in record.metrics]
-    names = {name: None for row in rows for name in row}
-    columns = ["epoch", "step", *(name for name in names if name not in ("epoch", "step"))]
-    written = io.StringIO()
-    table = csv.DictWriter(written, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return written.getvalue()
 
 
 def find_runs(folder: Path) -> tuple[list[Record], list[str]]:
