@@ -229,10 +229,26 @@ def test_the_activation_that_a_config_names(tmp_path):
         np.testing.assert_array_equal(logits_of(tmp_path), jn.predict(net)(params, jnp.asarray(TOKENS)))
 
 
+def test_the_epsilon_that_a_config_names(tmp_path):
+    """Each norm has it: out = γ (x − μ)/√(variance + ε) + β; the first one's x is known."""
+    arrays = published()
+    save_file(arrays, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"n_head": HEADS, "layer_norm_epsilon": 0.5}))
+    net, params = load_gpt2(tmp_path)
+    steps = jn.trace(net, jn.softmax_cross_entropy)(params, jnp.asarray(TOKENS[0]), jnp.asarray(TARGETS[0])).steps
+    norms = [step for step in steps if step.layer.value.startswith("layer_norm")]
+    x = arrays["wte.weight"][TOKENS[0]] + arrays["wpe.weight"]
+    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.5)
+    expected = arrays["h.0.ln_1.weight"] * normed + arrays["h.0.ln_1.bias"]
+    np.testing.assert_allclose(norms[0].out[0], expected, rtol=1e-4, atol=1e-5)
+    assert str(net.parts).count("layer_norm(epsilon=0.5)") == len(norms) == 3
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"layer_norm_epsilon": 0.5}, "layer_norm_epsilon must be 1e-05, as in GPT-2, got 0.5"),
+        ({"layer_norm_epsilon": -1}, "layer_norm_epsilon must be a number of at least 0, got -1"),
+        ({"layer_norm_epsilon": "small"}, 'layer_norm_epsilon must be a number of at least 0, got "small"'),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx must be false, as in GPT-2"),
         ({"scale_attn_weights": False}, "scale_attn_weights must be true"),
         ({"activation_function": "quick_gelu"}, "activation_function must be one of gelu_new, "),

@@ -5,6 +5,7 @@ as (in, out), queries, keys and values side by side in one, and each block by it
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -39,7 +40,6 @@ PUBLISHED_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tan
 # keys of config.json: those that must have this value, and those that tell a size
 FIXED = {
     "model_type": "gpt2",
-    "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
@@ -115,10 +115,11 @@ def json_table(path: Path) -> dict[str, Any]:
 
 
 class Configuration(NamedTuple):
-    """What a config.json says: the number of heads, the activation by our name, and sizes by their name in it."""
+    """What a config.json says: heads, the activation by our name, the ε of layer norms, sizes by their name in it."""
 
     heads: int | None = None
     activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-5
     sizes: Mapping[str, int] = MappingProxyType({})
 
 
@@ -149,8 +150,11 @@ def config_beside(path: Path) -> Configuration:
     activation = PUBLISHED_ACTIVATIONS.get(named, named) if isinstance(named, str) else None
     if activation not in ACTIVATIONS:
         raise refuse("activation_function", f"be one of {', '.join((*PUBLISHED_ACTIVATIONS, *ACTIVATIONS))}")
+    epsilon = config.get("layer_norm_epsilon", PLAIN.norm_epsilon)
+    if not isinstance(epsilon, int | float) or isinstance(epsilon, bool) or not 0 <= epsilon < math.inf:
+        raise refuse("layer_norm_epsilon", "be a number of at least 0")
     sizes = {ours: config[key] for key, ours in SIZES.items() if key in config}
-    return Configuration(config.get("n_head"), activation, sizes)
+    return Configuration(config.get("n_head"), activation, float(epsilon), sizes)
 
 
 def from_arrays(
@@ -202,9 +206,11 @@ def from_arrays(
     strange = [name for name in named.keys() - taken - {HEAD} if not name.endswith(MASKS)]
     if strange:
         raise WeightsError(f"{where}: holds arrays that GPT-2 has not: {', '.join(sorted(strange)[:5])}")
-    if config.activation == "gelu_tanh":
+    published = {"activation": PLAIN.activation, "norm_epsilon": PLAIN.norm_epsilon}
+    given = {"activation": config.activation, "norm_epsilon": config.norm_epsilon}
+    if given == published:
         return gpt2(**sizes._asdict()), params
-    return gpt(**sizes._asdict(), activation=config.activation, tied_head=True), params
+    return gpt(**sizes._asdict(), tied_head=True, **given), params
 
 
 def sizes_of(where: str, named: Mapping[str, np.ndarray], heads: int | None) -> Sizes:

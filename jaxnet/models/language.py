@@ -11,6 +11,7 @@ Learners, 2019, §2.3 (norms first, one more at the end); Touvron et al., LLaMA,
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -41,7 +42,7 @@ GPT2_SIZES = {
 }
 """The published configurations of GPT-2, by their number of parameters. Source: Radford et al., 2019, table 2."""
 
-NORMS: dict[str, Callable[[], Layer]] = {"layer_norm": layer_norm, "rms_norm": rms_norm}
+NORMS: dict[str, Callable[..., Layer]] = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 remat_of = remat  # the combinator, where an option has its name
 
 
@@ -62,6 +63,7 @@ def gpt(
     hidden: Count | None = None,
     activation: str = "gelu",
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm",
+    norm_epsilon: float | None = None,
     gate: bool = False,
     rotary: bool = False,
     kv_heads: Count | None = None,
@@ -73,9 +75,10 @@ def gpt(
 ) -> Layer:
     """A transformer that sees backward alone: (time,) token ids to (time, vocab) logits, time at most `positions`.
 
-    `hidden`: the width inside the blocks' MLPs, four times `width` by default. `gate`: these are `gated`. `rotary`:
-    queries and keys turned by their positions, in place of a learned vector added for each. `kv_heads`: keys and values
-    of so many heads, shared by groups of queries' heads. `bias`: whether the blocks' products have a b.
+    `hidden`: the width inside the blocks' MLPs, four times `width` by default. `norm_epsilon`: ε of the norms, their
+    own by default. `gate`: the MLPs are `gated`. `rotary`: queries and keys turned by their positions, in place of a
+    learned vector added for each. `kv_heads`: keys and values of so many heads, shared by groups of queries' heads.
+    `bias`: whether the blocks' products have a b.
     `tied_head`: the embedding's W as the head's. `drop_rate`: of dropout after the embedding and in each branch.
     `remat`: keep each branch's input alone, and run the branch again in backward. `init`: as `dense`'s, of the blocks.
     LLaMA's form is norm "rms_norm", activation "silu", gate, rotary, bias=False.
@@ -88,7 +91,8 @@ def gpt(
     """
     if norm not in NORMS:
         raise ValueError(f"a norm is one of {', '.join(NORMS)}, got {norm!r}")
-    normed, inner = NORMS[norm], hidden or 4 * width
+    normed = partial(NORMS[norm], **({} if norm_epsilon is None else {"epsilon": norm_epsilon}))
+    inner = hidden or 4 * width
     drop = [dropout(drop_rate)] if drop_rate else []
     into_sum = Divided(init, (2 * depth) ** 0.5)  # as many branches are summed: Radford et al., 2019, §2.3
     mixed = attention(heads, kv_heads=kv_heads, rotary=rotary, bias=bias, init=init, out_init=into_sum)

@@ -61,7 +61,8 @@ def importances(columns: Sequence[list[Any]], values: Sequence[float]) -> list[f
         return [0.0] * len(columns)
     study = optuna.create_study()
     heights = [np.unique(places(column), return_inverse=True)[1] for column in columns]  # ranks: no key has a scale
-    of = {str(i): optuna.distributions.IntDistribution(0, int(max(ranks))) for i, ranks in enumerate(heights)}
+    whole = optuna.distributions.IntDistribution
+    of: dict[str, Any] = {str(i): whole(0, int(max(ranks))) for i, ranks in enumerate(heights)}
     for *ranks, value in zip(*heights, values, strict=True):
         params = {str(i): int(rank) for i, rank in enumerate(ranks)}
         study.add_trial(optuna.create_trial(params=params, distributions=of, value=value))

@@ -181,16 +181,16 @@ class SettingSearch:
         for _ in range(search.trials):
             trial = study.ask()
             varied = {key: suggested(trial, key, of) for key, of in self.space.items()}
-            value, states = None, optuna.trial.TrialState
+            value, state, states = None, None, optuna.trial.TrialState
             rungs = self.rungs(make_setting(self.base, self.fixed, varied))
-            for rung, setting in enumerate(rungs):
+            for rung, setting in enumerate(rungs, 1):
                 yield setting
-                if (value := results(setting)) is None or setting is rungs[-1]:
+                value = results(setting)
+                if value is not None and rung < len(rungs):
+                    trial.report(value, (search.halving or 1) ** (rung - 1))
+                state = states.FAIL if value is None else states.PRUNED if rung < len(rungs) else states.COMPLETE
+                if value is None or (state == states.PRUNED and trial.should_prune()):
                     break
-                trial.report(value, (search.halving or 1) ** rung)
-                if trial.should_prune():
-                    break
-            state = states.FAIL if value is None else states.COMPLETE if setting is rungs[-1] else states.PRUNED
             study.tell(trial, value if state == states.COMPLETE else None, state=state)
 
     def rungs(self, setting: Setting) -> list[Setting]:
