@@ -27,11 +27,12 @@ def first_trouble(session: Session, seed: int, before: State, call: Call, order:
 
     before: one seed's state before the call, sound. order: that seed's order of the epoch.
     """
-    recipe, train = session.recipe, session.training
+    recipe = session.recipe
+    train, order, begin = session.given(call, order)
     key = step.key_data(session.seeds[seed])
     one = jax.jit(step.many_steps(recipe, 1, call.batch))
     for i in range(call.count):
-        start = np.int32(call.start + i * call.batch)
+        start = begin + np.int32(i * call.batch)
         after, good = one(before, train, order, start, key)
         if not good:
             xs, ys = examples_at(train, order[start : start + call.batch])

@@ -14,9 +14,10 @@ from jaxnet.layer import Layer, Loss, Tree, with_state
 from jaxnet.training import monitors, step
 from jaxnet.training.angles import angles
 from jaxnet.training.build import build, make, takes_curvature
-from jaxnet.training.config import Config
+from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
+from jaxnet.training.data.on_disk import ReadAhead
 from jaxnet.training.devices import mesh_of, placed
 from jaxnet.training.step import Arrays, Call, Recipe, State
 from jaxnet.training.text_windows import Windows, shifted
@@ -54,12 +55,15 @@ class Session:
         self.steps_per_epoch = sum(call.count for call in self.calls)
         keys = np.stack([np.asarray(step.key_data(seed)) for seed in self.seeds])
         self.key = placed(keys if self.together else keys[0], self.mesh)
-        self.arrays = {
-            name: self.on_device(split)
-            for name in ("train", "validation", "test")
-            if len((split := getattr(dataset, name)).y)
-        }
-        self.training = self.arrays["train"] if dataset.text is None else self.windows(dataset.text)
+        if dataset.on_disk and (self.together or config.monitor.train_accuracy):
+            raise ConfigError(
+                "data on disk are trained on by one seed at a time, without monitor.train_accuracy: take these out"
+            )
+        looked_at = max(1, config.monitor.mean_delta, config.monitor.angles, config.monitor.dead_units or 0)
+        some = Split(*(t[:looked_at] for t in dataset.train)) if dataset.on_disk else dataset.train
+        splits = {"train": some, "validation": dataset.validation, "test": dataset.test}
+        self.arrays = {name: self.on_device(split) for name, split in splits.items() if len(split.y)}
+        self.training = self.arrays["train"] if dataset.text is None or dataset.on_disk else self.windows(dataset.text)
         self.programs: dict[Any, Callable] = {}
 
     # ------------------------------------------------------------------------------------------ data
@@ -85,7 +89,22 @@ class Session:
         """The text to train on, whole on every device."""
         return Windows(placed(text.tokens, self.mesh), self.dataset.train.x.shape[1])
 
-    def order(self, epoch: int) -> jax.Array:
+    def read(self, places: np.ndarray) -> Split:
+        """Examples of data on disk."""
+        (x, y), text = self.dataset.train, self.dataset.text
+        if text is None:
+            return Split(x[places], y[places])
+        windows = text.tokens[places[:, None] + np.arange(x.shape[1] + 1)[None]]
+        return Split(windows[:, :-1], windows[:, 1:])
+
+    def given(self, call: Call, order: jax.Array | ReadAhead) -> tuple[Tree, jax.Array, np.int32]:
+        """Training examples, their order, and the place in it where a call begins; of data on disk the call's own."""
+        if not isinstance(order, ReadAhead):
+            return self.training, order, np.int32(call.start)
+        places = np.arange(call.count * call.batch, dtype=np.int32)
+        return self.on_device(order.of(call)), placed(places, self.mesh), np.int32(0)
+
+    def order(self, epoch: int) -> jax.Array | ReadAhead:
         """The places of the examples in their order in an epoch, from the seed and the epoch alone; one for each seed.
 
         Of a text that is shuffled, the windows of an epoch begin elsewhere than those of another.
@@ -103,6 +122,8 @@ class Session:
             return order if text is None else shifted(order, random, len(text.tokens), length)
 
         orders = np.stack([of(seed) for seed in self.seeds])
+        if self.dataset.on_disk:
+            return ReadAhead(self.read, orders[0], self.calls)
         return placed(orders if self.together else orders[0], self.mesh)
 
     # -------------------------------------------------------------------------------------- programs
@@ -143,9 +164,9 @@ class Session:
         """Shapes and dtypes of one seed's state."""
         return jax.eval_shape(step.begin(self.recipe), jax.eval_shape(lambda: step.key_data(0)))
 
-    def steps(self, call: Call, state: State, order: jax.Array) -> tuple[State, np.ndarray, float]:
+    def steps(self, call: Call, state: State, order: jax.Array | ReadAhead) -> tuple[State, np.ndarray, float]:
         """Makes a call: the next state, for each seed whether it is sound, and the seconds without compilation."""
-        arguments = (state, self.training, order, np.int32(call.start), self.key)
+        arguments = (state, *self.given(call, order), self.key)
         function = self.over_seeds(step.many_steps(self.recipe, call.count, call.batch), (0, None, 0, None, 0))
         out = None if self.layout is None else (self.layout, self.key.sharding)
         program = self.program((call.count, call.batch), function, *arguments, out=out)

@@ -42,6 +42,7 @@ class Dataset:
     notes: for whoever trains on the data: what was changed in them, or looks like a mistake.
     picture: (height, width) of one example where x is a picture, flat or not.
     text: where x are windows of a text; training then shifts them in each epoch.
+    on_disk: whether the training examples stay on disk.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dataset:
     ignore: int | None = None
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    on_disk: bool = False
 
     def summary(self) -> str:
         """One line: `mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes`."""
@@ -68,7 +70,8 @@ class Dataset:
         else:
             some = f": {self.names[0]} … {self.names[-1]}" if self.names else ""
             kind = plural(self.classes, "class", "classes") + some
-        return f"{self.name}  {sizes}  {what} in {x.min():.4g}…{x.max():.4g}  {kind}"
+        range_ = "on disk" if self.on_disk else f"in {x.min():.4g}…{x.max():.4g}"
+        return f"{self.name}  {sizes}  {what} {range_}  {kind}"
 
     def text_summary(self) -> str:
         """One line, with the unit of the losses."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxnet.registry import did_you_mean
 from jaxnet.training.data.dataset import DataError, Dataset, Split
+from jaxnet.training.data.on_disk import load_folder
 from jaxnet.training.data.own import load_own
 from jaxnet.training.data.pictures import digits, mnist
 from jaxnet.training.data.tables import load_csv, load_npz
@@ -75,16 +76,18 @@ TAKES = {
     ".npz": (*OF_ARRAYS, "channels"),
     ".csv": (*OF_ARRAYS, "target", "drop", "header"),
     ".txt": ("window", "split", "limit"),
+    "/": ("window", "split", "limit", "task"),
 }
 MADE = {"digits": digits, "modular_addition": modular_addition}
 FETCHED = {"mnist": mnist, "tinyshakespeare": tinyshakespeare}
-READ = {".npz": load_npz, ".csv": load_csv, ".txt": load_text}
+READ = {".npz": load_npz, ".csv": load_csv, ".txt": load_text, "/": load_folder}
 
 
 def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, seed: int = 0) -> Dataset:
     """The data set that a config's `data` names.
 
-    spec: "digits", "mnist", "tinyshakespeare", "modular_addition", a path to an .npz, .csv or .txt file, or
+    spec: "digits", "mnist", "tinyshakespeare", "modular_addition", a path to an .npz, .csv or .txt file, a path to a
+        folder, with / at its end, whose data stay on disk (see `on_disk.load_folder`), or
         "package.module:object" (a Dataset, a mapping of arrays, or a function that gives one of them); or a mapping
         with that as its `name` and options beside it: split, limit (at most so many of each split), flat, of a text
         window, and for tables task, classes, scale, seed, for .csv also target, drop and header, for .npz channels. The
@@ -105,7 +108,7 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
     if kind not in TAKES:
         if ":" in name:
             return load_own(name, options)
-        known = [known for known in TAKES if not known.startswith(".")]
+        known = [known for known in TAKES if known.isidentifier()]
         raise DataError(
             f'data = "{name}" must be a data set\'s name, a path to a .npz, .csv or .txt file, '
             f'or "package.module:object": {did_you_mean(name, known)}'
@@ -123,7 +126,9 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
 
 
 def kind_of(name: str) -> str:
-    """A data set's own name, or the suffix of a file's, without that of its packing."""
+    """A data set's own name, or the suffix of a file's, without that of its packing; "/" of a folder's."""
+    if name.endswith("/"):
+        return "/"
     return name if name in TAKES else Path(name.lower().removesuffix(".gz")).suffix
 
 
@@ -148,14 +153,13 @@ def check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
 
 
 def existing_file(name: str, data_dir: str | Path | None) -> Path:
-    """The file of that name, in the current folder or in data_dir."""
+    """The file or folder of that name, in the current folder or in data_dir."""
     places = [Path(name).expanduser(), *([Path(data_dir).expanduser() / name] if data_dir is not None else [])]
     for path in places:
-        if path.is_file():
+        if path.is_dir() if name.endswith("/") else path.is_file():
             return path
-    raise DataError(
-        f'data = "{name}": there is no such file; looked for {" and ".join(str(p.absolute()) for p in places)}'
-    )
+    kind, tried = "folder" if name.endswith("/") else "file", " and ".join(str(each.absolute()) for each in places)
+    raise DataError(f'data = "{name}": there is no such {kind}; looked for {tried}')
 
 
 def limited(dataset: Dataset, most: int) -> Dataset:

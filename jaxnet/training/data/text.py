@@ -69,20 +69,28 @@ def load_text(path: Path, *, window: int = WINDOW, split: Sequence[int | float] 
 
 
 def from_text(where: str, text: str, *, window: int = WINDOW, split: Sequence[int | float] = SPLIT) -> Dataset:
-    """A text as token windows: train its first part, then validation, then test.
+    """A text as token windows, as `from_tokens` cuts them.
 
-    Token i stands for the i-th of the text's characters in the order of their code points. An
-    example is x, (window,) tokens, with y, (window,), the token after each. split: how many characters (counts or
+    Token i stands for the i-th of the text's characters in the order of their code points.
+    """
+    known = "".join(sorted(set(text)))
+    return from_tokens(where, encode(text, known), known, window=window, split=split)
+
+
+def from_tokens(
+    where: str, tokens: np.ndarray, known: str, *, window: int = WINDOW, split: Sequence[int | float] = SPLIT
+) -> Dataset:
+    """Tokens of the characters `known` as windows: train their first part, then validation, then test.
+
+    An example is x, (window,) tokens, with y, (window,), the token after each. split: how many characters (counts or
     fractions). Each part is cut into windows one after another; what does not fill a last one is left out. In training
     an epoch goes once through the text, its windows shifted together by a new random offset below `window`.
     Raises DataError for a part too short for a window.
     """
     name = Path(where).stem
-    known = "".join(sorted(set(text)))
-    tokens = encode(text, known)
     parts = []
     start = 0
-    for part, count in zip(("train", "validation", "test"), text_counts(where, split, len(text)), strict=True):
+    for part, count in zip(("train", "validation", "test"), text_counts(where, split, len(tokens)), strict=True):
         parts.append(tokens[start : start + count])
         start += count
         if len(parts[-1]) < window + 1 and (part == "train" or count):
