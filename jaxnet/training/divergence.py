@@ -1,7 +1,7 @@
 """Where NaN or infinity first appeared: the step, found by going through a call again, and the layer, by its trace."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class Trouble(NamedTuple):
     where: str
 
 
-def first_trouble(session: Session, seed: int, before: State, call: Call, order: jax.Array) -> Trouble:
+def first_trouble(session: Session, seed: int, before: State, call: Call, order: Any) -> Trouble:
     """The first step of a call that leaves an unsound state, and the first place in it.
 
     before: one seed's state before the call, sound. order: that seed's order of the epoch.

@@ -8,7 +8,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxnet.training import devices
@@ -454,7 +453,7 @@ class Loop:
             os._exit(self.stop.status)
         raise Stopped(self.stop.status)
 
-    def diverged(self, good: np.ndarray, before: State, i: int, order: jax.Array) -> None:
+    def diverged(self, good: np.ndarray, before: State, i: int, order: Any) -> None:
         """Ends the runs whose state is no longer sound, keeping their last good one.
 
         Raises DivergedError where none is left.
