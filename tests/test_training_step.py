@@ -12,6 +12,7 @@ from jaxnet.combinators import per_position, repeat, residual, serial, tied
 from jaxnet.layers import ACTIVATIONS, conv2d, dense, dropout, flatten
 from jaxnet.readings import total
 from jaxnet.training import monitors, step
+from jaxnet.training.build import promoting
 from jaxnet.training.flops import products
 from jaxnet.training.step import Arrays, Recipe
 from tests.problems import LOSSES
@@ -30,7 +31,7 @@ def recipe(net="plain", optimizer=None, dtype=jnp.float32, **options):
     return Recipe(
         NETS[net] if isinstance(net, str) else net,
         LOSSES["softmax_cross_entropy"],
-        optimizer or optax.adamw(optax.cosine_decay_schedule(0.1, 20)),
+        promoting(optimizer or optax.adamw(optax.cosine_decay_schedule(0.1, 20))),
         jax.ShapeDtypeStruct(shape, dtype),
         jax.ShapeDtypeStruct((), jnp.int32),
         **{"batch": 6} | options,
@@ -61,8 +62,7 @@ def by_autodiff(of, state, seed, train, order, batch):
     for i, start in enumerate(range(0, len(order), batch)):
         xs, ys = (t[order[start : start + batch]] for t in train)
         value, grads = gradient(params, xs, ys, step.step_key(seed, jnp.int32(i)))
-        with step.optax_promotion():
-            updates, optimizer = of.optimizer.update(grads, optimizer, params)
+        updates, optimizer = of.optimizer.update(grads, optimizer, params)
         params, loss = optax.apply_updates(params, updates), loss + value * len(xs)
     return params, optimizer, loss
 

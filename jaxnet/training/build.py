@@ -311,10 +311,10 @@ def is_inside(name: str, places: Sequence[str]) -> bool:
 
 
 def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer where JAX is told to be strict: optax mixes floats with whole numbers and truth values."""
+    """The same optimizer with JAX's usual promotion of dtypes and ranks, on which optax relies; the rest is strict."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        with jax.numpy_dtype_promotion("standard"):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return optax.with_extra_args_support(optimizer).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)

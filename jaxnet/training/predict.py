@@ -22,7 +22,6 @@ from jaxnet.training.run_listing import table_of
 ARRAYS = (".npy", ".npz", ".csv")
 BRIGHT = 127.5
 SHOWN = 10
-MOST_PIXELS = 1 << 26
 
 
 class PredictError(ValueError):
@@ -211,37 +210,14 @@ def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
         pixels, background = 255 - pixels, 255 - background
         notes.append("inverted: its background is bright, that of the training data dark")
     height, width = dataset.picture
-    padded = padded_size(pixels.shape, width / height)
-    if math.prod(padded) > MOST_PIXELS:
-        raise PredictError(
-            f"{file}: {came}, is {padded[0]:,}×{padded[1]:,} with the background that makes it {width}:{height}, "
-            f"more than {MOST_PIXELS:,} pixels: cut it"
-        )
-    pixels = squared(pixels, width / height, background, notes)
-    small = Image.fromarray(pixels).resize(
-        (width, height), Image.Resampling.BOX if pixels.shape[0] > height else Image.Resampling.BILINEAR
-    )
+    if grey.width * height != grey.height * width:
+        notes.append("background added at its sides")
+    method = Image.Resampling.BOX if max(pixels.shape) > height else Image.Resampling.BILINEAR
+    small = ImageOps.pad(Image.fromarray(pixels), (width, height), method, color=background)
     low, high = float(dataset.train.x.min()), float(dataset.train.x.max())
     x = low + np.asarray(small, np.float32) / 255 * (high - low)
     notes.append(f"grey, {width}×{height}, from 0…255 to {low:g}…{high:g}")
     return x.reshape(1, *wanted), notes
-
-
-def padded_size(shape: tuple[int, ...], aspect: float) -> tuple[int, int]:
-    """Width and height of a picture of (height, width) with its background added."""
-    height, width = shape
-    return max(width, round(height * aspect)), max(height, round(width / aspect))
-
-
-def squared(pixels: np.ndarray, aspect: float, background: float, notes: list[str]) -> np.ndarray:
-    """The picture with its background added at two sides, so that its width is `aspect` times its height."""
-    height, width = pixels.shape
-    wide, high = padded_size(pixels.shape, aspect)
-    if (high, wide) == (height, width):
-        return pixels
-    top, left = (high - height) // 2, (wide - width) // 2
-    notes.append(f"background added at its sides, to {wide}×{high}")
-    return np.pad(pixels, ((top, high - height - top), (left, wide - width - left)), constant_values=background)
 
 
 # --------------------------------------------------------------------------------------------- tables

@@ -1,8 +1,6 @@
 """The training step: backward pass by hand, optimiser, and many steps as one scan over data that stay on the device."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -236,13 +234,6 @@ def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> tuple[Callable | None, 
     return staged, recipe.microbatches * batch_shares(mesh)
 
 
-@contextmanager
-def optax_promotion() -> Iterator[None]:
-    """JAX's usual promotion of dtypes inside: optax relies on it, and the rest may be strict."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def ratios(recipe: Recipe) -> Callable[[Tree, Tree], jax.Array]:
     """(updates, params) -> ‖update‖ / ‖parameters‖ by layer; 0 where the parameters are 0."""
     layers = layer_ranks(recipe)
@@ -266,8 +257,7 @@ def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.
         if recipe.shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, split_state(recipe.shardings)[0])
         extra = {} if blocks is None else {"curvature": partial(blocks, state.params, xs, ys, key=key, train=True)}
-        with optax_promotion():
-            updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params, **extra)
+        updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params, **extra)
         if ratio is not None:
             sums |= {"update_ratios": ratio(updates, state.params)}
         params = optax.apply_updates(state.params, updates)
@@ -438,9 +428,3 @@ def evaluation(
         return found
 
     return of
-
-
-def count_params(recipe: Recipe) -> tuple[int, int]:
-    """How many numbers are learnt, and how many layers hold them."""
-    layers = [layer for layer in layer_ranks(recipe) if layer]
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(shapes(recipe))), len(layers)
