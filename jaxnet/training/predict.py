@@ -213,7 +213,8 @@ def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     if grey.width * height != grey.height * width:
         notes.append("background added at its sides")
     method = Image.Resampling.BOX if max(pixels.shape) > height else Image.Resampling.BILINEAR
-    small = ImageOps.pad(Image.fromarray(pixels), (width, height), method, color=background)
+    fill: Any = background  # Pillow takes a float for a picture of floats
+    small = ImageOps.pad(Image.fromarray(pixels), (width, height), method, color=fill)
     low, high = float(dataset.train.x.min()), float(dataset.train.x.max())
     x = low + np.asarray(small, np.float32) / 255 * (high - low)
     notes.append(f"grey, {width}×{height}, from 0…255 to {low:g}…{high:g}")
