@@ -196,6 +196,30 @@ def predict(
 
 
 @app.command()
+def influence(
+    run: RunFolder,
+    test: Annotated[int, typer.Option(help="Number of the test example, from 0.")] = 0,
+    most: Annotated[int, typer.Option(help="Number of training examples of each kind.", min=1)] = 8,
+    damping: Annotated[float, typer.Option(help="λ, added to the curvature.", min=0)] = 1e-3,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: the run's folder.")] = None,
+    data_dir: DataDir = None,
+    step: Step = None,
+    fallback: Fallback = False,
+    allow_code: AllowCode = False,
+    best: Best = False,
+) -> None:
+    """Show which training examples a prediction rests on: a page."""
+    from jaxnet.training import influence
+
+    found = influence.of_run(
+        run, test, most=most, damping=damping, data_dir=data_dir, reading=reading_of(step, fallback, best)
+    )
+    for line in found.lines():
+        print(line)
+    print(influence.write(found, out or run))
+
+
+@app.command()
 def sample(
     run: RunFolder,
     prompt: Annotated[str, typer.Option(help="Text that the network continues.")] = "\n",

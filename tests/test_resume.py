@@ -1,15 +1,18 @@
 """kill -9 at any moment, then resume: the same bits as a run that was never cut off. For real, in processes."""
 
+import hashlib
 import json
 import random
 import shutil
 import time
+import tomllib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tomli_w
 
 from jaxnet.training import loop
 from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter, Progress
@@ -171,6 +174,21 @@ def test_a_changed_config_is_refused(half):
     with pytest.raises(RunError, match="has changed since the run began"):
         loop.resume(half, quiet=True)
     assert metrics(half) == before
+
+
+def test_a_run_begun_before_jaxnet_got_a_key_goes_on(half, whole):
+    """Its file lacks the key, and its hash is of the file: no key with a default may make it another run."""
+    document, folder = tomllib.loads((half / "config.toml").read_text()), Run.open(half)
+    del document["mesh"], document["train"]["head_chunks"]
+    (half / "config.toml").write_text(tomli_w.dumps(document))
+    began = folder.environment()
+    older = hashlib.sha256(f"{json.dumps(document, sort_keys=True)} {began['data_sha256']}".encode()).hexdigest()
+    began |= {"config_sha256": older, "extended_from": [began["config_sha256"]]}  # the checkpoints are of that
+    (half / "environment.json").write_text(json.dumps(began))
+    loop.resume(half, quiet=True)
+    same_bits(half, whole)
+    loop.resume(half, overrides=["train.epochs=7"], quiet=True)
+    assert metrics(half)[-1]["epoch"] == 7
 
 
 def test_changed_data_are_refused(half, monkeypatch):

@@ -200,9 +200,9 @@ class Config(Table):
                 raise refuse(f"train.batch must be a multiple of {key} = {count}, got {self.train.batch}: take {more}")
         return self
 
-    def resolved(self) -> dict[str, Any]:
-        """The config as plain data with all defaults; fields that are not set are left out."""
-        return self.model_dump(exclude_none=True)
+    def resolved(self, *, written: bool = False) -> dict[str, Any]:
+        """The config as plain data without fields that are None: with all defaults, or what was `written` alone."""
+        return self.model_dump(exclude_none=True, exclude_unset=written)
 
 
 def dump_toml(config: Config) -> str:

@@ -145,7 +145,7 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
         with devices.precision(config.precision):
             session = Session(config, dataset, seeds, stop.patiently)
             now = {"versions": versions(), "together": seeds, **devices.described(session.mesh)}
-            singles = [Single(run, run.config(), config_sha256(run.config(), data), stop, quiet) for run in runs]
+            singles = [Single(run, run.config(), run.configs()[0], stop, quiet) for run in runs]
             for single in singles:
                 for line in differences(environment, now):
                     single.display.say(line)

@@ -79,9 +79,14 @@ def about_data(dataset: Dataset) -> dict[str, str]:
     return {VOCABULARY: json.dumps(about, ensure_ascii=False) + "\n"}
 
 
-def config_sha256(config: Config, data: str) -> str:
-    """sha256 of the resolved config and of the data's hash. It must be the same when a run is resumed."""
-    return hashlib.sha256(f"{json.dumps(config.resolved(), sort_keys=True)} {data}".encode()).hexdigest()
+def config_sha256(config: Config, data: str, *, written: bool = False) -> str:
+    """sha256 of the resolved config and of the data's hash. It must be the same when a run is resumed.
+
+    written: of what stands in the config's file alone: a run's file has every key that there was when it began, and
+    keys that jaxnet has got since do not change its hash.
+    """
+    resolved = json.dumps(config.resolved(written=written), sort_keys=True)
+    return hashlib.sha256(f"{resolved} {data}".encode()).hexdigest()
 
 
 def slug(name: str, overrides: Iterable[str], sha256: str) -> str:
@@ -299,7 +304,7 @@ class Run:
         began = self.environment()
         if data is not None and began.get("data_sha256") != data:
             raise RunError(f"the data of {self.folder} have changed since it began: put them back, or train a new run")
-        if config_sha256(config, str(began.get("data_sha256"))) not in self.configs():
+        if config_sha256(config, str(began.get("data_sha256")), written=True) not in self.configs():
             file = self.folder / "config.toml"
             raise RunError(
                 f"{file}, or environment.json beside it, has changed since the run began: undo that, or train it "
