@@ -15,7 +15,7 @@ from jaxnet.quantities.influence import self_influence
 from jaxnet.training import influence, loop
 from jaxnet.training.config import make_config
 from jaxnet.training.run_folder import RunError
-from tests.runs import command, finished, small
+from tests.runs import command, finished
 
 DIGITS = {
     "data": "digits",
@@ -23,12 +23,6 @@ DIGITS = {
     "model": [{"dense": 16}, "tanh", {"dense": 10}],
     "train": {"epochs": 2, "batch": 32, "optimizer": {"name": "adam", "learning_rate": 0.01}},
 }
-
-
-def line():
-    """A regression's data."""
-    x = np.linspace(0, 1, 30, dtype=np.float32)[:, None]
-    return {"x_train": x, "y_train": 2 * x, "x_test": x, "y_test": 2 * x}
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +64,16 @@ def test_an_example_that_is_none_is_refused(run, place):
 
 
 def test_a_regression_is_refused(tmp_path):
-    config = small("data=tests.test_influence:line", "loss=quadratic", model=[{"dense": 1}])
+    x = np.linspace(0, 1, 60, dtype=np.float32)[:, None]
+    np.savez(tmp_path / "line.npz", x=x, y=2.5 * x[:, 0])
+    data = {"name": str(tmp_path / "line.npz"), "task": "regression"}
+    config = make_config(DIGITS | {"data": data, "loss": "quadratic", "model": [{"dense": 1}]})
     with pytest.raises(RunError, match="influences are of examples with a class each"):
         influence.of_run(loop.train(config, run_dir=tmp_path / "r", quiet=True), 0)
 
 
 def test_wrong_labels_are_found():
-    """A tenth of the digits' labels are made wrong: 0.95 of right and wrong pairs are told apart, by the cost 0.9."""
+    """A tenth of the digits' labels are made wrong: influence tells 0.97 of the pairs apart, the cost 0.96."""
     x, right = load_digits(return_X_y=True)
     xs, random = jnp.asarray(x[:900] / 16, jnp.float32), np.random.RandomState(0)
     wrong = random.rand(900) < 0.1
@@ -96,5 +93,5 @@ def test_wrong_labels_are_found():
     by_influence = influence.in_batches(lambda x, y: self_influence(net, loss)(params, axes, x, y), xs, ys)
     costs, _ = jaxnet.per_example(net, loss)(params, xs, ys)
     found, by_cost = (roc_auc_score(wrong, values) for values in (by_influence, costs))
-    print(found, by_cost)
-    assert found > 0.9
+    assert found > 0.95
+    assert found >= by_cost - 0.01

@@ -95,11 +95,11 @@ def of_run(
         own = in_batches(lambda x, y: on_itself(params, axes, x, y), xs, ys)
         answer = int(jnp.argmax(predict(net)(params, query[0])[0]))
 
-    def named(label: int) -> str:
-        return dataset.names[label] if dataset.names else str(label)
+    def named(label: Any) -> str:
+        return dataset.names[int(label)] if dataset.names else str(label)
 
     def examples(order: np.ndarray, values: np.ndarray) -> list[Example]:
-        return [example(dataset, "train", int(i), named(dataset.train.y[i]), values[i]) for i in order[:most]]
+        return [example(dataset, "train", int(i), named(dataset.train.y[i]), float(values[i])) for i in order[:most]]
 
     order = np.argsort(-found)
     return Influences(
@@ -147,7 +147,7 @@ def example(dataset: Dataset, split: str, place: int, label: str, value: float) 
     """An example as it is shown."""
     x = getattr(dataset, split).x[place]
     shape = dataset.picture or (x.shape[:2] if x.ndim == 3 and x.shape[-1] in (1, 3) else None)
-    return Example(place, label, float(value), picture(x, shape) if shape else "")
+    return Example(place, label, value, picture(x, shape) if shape else "")
 
 
 def picture(x: np.ndarray, shape: tuple[int, ...]) -> str:
