@@ -18,6 +18,7 @@ from pydantic import Field
 from experiments.page import Section, Settings, Table, Words, page, plot, settings_of, write_page
 from experiments.which_layout import microseconds
 from jaxnet.explaining.layouts import multiplications
+from jaxnet.training.plots import log_axis
 
 FILE = Path(__file__).with_suffix(".toml")
 Counts = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
@@ -136,6 +137,7 @@ def curves(title: str, words: str, xlabel: str, xs: Sequence[int], chains: Seque
         axes.set(xlabel=xlabel, ylabel="µs")
         axes.set_xticks(xs, [f"{x}" for x in xs])
         axes.minorticks_off()
+        log_axis(axes)
         axes.legend()
 
     return plot(title, words, f"time from the loss and from the input over {xlabel}; numbers in the table", draw)

@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.table import Table
 
+from jaxnet.training.plots import log_axis
 from jaxnet.training.run_listing import Record, console
 from jaxnet.training.sweep import Outcome, run_sweep
 from jaxnet.training.sweep_file import Sweep, make_setting
@@ -81,7 +82,8 @@ def draw(record: Record, file: Path) -> None:
     *hidden, last = zip(*(line["delta_norms"] for line in record.metrics), strict=True)
     names = [f"hidden layer {i}" for i in range(1, len(hidden) + 1)]
     for name, norms in zip(["output layer", *reversed(names)], [last, *reversed(hidden)], strict=True):
-        above.semilogy(epochs, norms, label=name)
+        above.plot(epochs, norms, label=name)
+    log_axis(above)
     above.set(ylabel="‖δ‖ of an example")
     above.set_title("Three hidden layers of 30 sigmoids: the error on its way back", loc="left", fontsize=11)
     figure.legend(loc="outside right upper", frameon=False)

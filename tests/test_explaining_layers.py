@@ -230,3 +230,37 @@ def test_titles_say_what_changes_the_shape():
                                                            j.global_average_pool()),
     }  # fmt: skip
     assert [of(net, image(6, 6, 1)).header.title for net in titles.values()] == list(titles)
+
+
+@pytest.fixture(scope="module")
+def normalised():
+    """batch_norm over three examples, in training."""
+    subject = named("batch_norm", inputs="float32[4]")
+    return derive(observe(subject.net, subject.loss, subject.params, at(subject.xs, 0), subject.ys[0]))
+
+
+def test_batch_norm_in_training_is_every_step_over_a_batch(normalised):
+    equations = set(said(normalised))
+    assert {
+        "μ²·² = E(z²·¹)", "v²·² = E((z²·¹−μ²·²)²)", "σ²·² = √(v²·²+10⁻⁵)", "x̂²·²ᵢ = (z²·¹ᵢ−μ²·²)/σ²·²",
+        "∂C/∂x̂²·²ᵢ = γ²·² ⊙ ∂C/∂a²ᵢ", "∇γ²·² = Σᵢ ∂C/∂a²ᵢ ⊙ x̂²·²ᵢ",
+        "δ²·¹ᵢ = (∂C/∂x̂²·²ᵢ − E(∂C/∂x̂²·²) − x̂²·²ᵢ ⊙ E(∂C/∂x̂²·² ⊙ x̂²·²))/σ²·²",
+    } <= equations  # fmt: skip
+    found = lines(normalised)
+    np.testing.assert_allclose(found["mu2_2"].value, found["z2_1"].value.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found["delta2_1"].value.sum(0), 0, atol=1e-6)  # the mean is taken off
+    assert normalised.checked.ok
+
+
+def test_softmax_with_cross_entropy_is_the_output_minus_the_class():
+    subject = named("softmax_cross_entropy")
+    found = derive(observe(subject.net, subject.loss, subject.params, at(subject.xs, 0), subject.ys[0]))
+    assert "∂C/∂x = softmax(a²) − y" in said(found)
+    assert found.header.y.sum() == 1
+    assert "softmax's Jacobian turns −y/p, the slope by p, into p − y" in found.backward[0].remarks
+
+
+def test_a_weight_of_attention_serves_every_position():
+    found = of(j.attention(2), image(5, 6))
+    [note] = lines(found)["dW_o2"].notes
+    assert note.startswith("a weight serves all 5 positions, one path by each; ")

@@ -9,6 +9,7 @@ import numpy as np
 from jaxnet.combinators import per_position, remat, serial
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.batches import batches
+from jaxnet.explaining.coupled import in_training
 from jaxnet.explaining.kinds import LINEAR, maker_of, options_of
 from jaxnet.explaining.layouts import layouts, order, tensor
 from jaxnet.explaining.lines import Chain, backward_lines, forward_lines
@@ -136,7 +137,7 @@ def title(chain: tuple[NumberedLayer, ...]) -> str:
 
 def label(layer: LayerOf) -> str:
     """What a layer is, in a word or two, of which its shapes say the rest: conv2d 5×5, 4 blocks."""
-    while layer.rebuild in (per_position, remat) or (layer.rebuild is serial and len(layer.parts) == 1):
+    while layer.rebuild in (per_position, remat, in_training) or (layer.rebuild is serial and len(layer.parts) == 1):
         (layer,) = layer.parts
     made = maker_of(layer, own=True)
     if made == "repeat":

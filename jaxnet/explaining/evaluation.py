@@ -28,11 +28,12 @@ from jaxnet.explaining.expressions import (
     Sum,
     Transposed,
 )
+from jaxnet.explaining.kinds import INDICES
 from jaxnet.explaining.recording import FUNCTIONS
-from jaxnet.explaining.transcription import INDICES, at, rebuilt, transposed
+from jaxnet.explaining.transcription import EXPECTED, at, rebuilt, transposed
 
 Lead = tuple[int, ...]
-AXES = {index: axes for axes, index in INDICES.items()}
+AXES = {index: axes for axes, index in INDICES.items()} | {"i": 1}
 
 
 class MisfitError(Exception):
@@ -141,6 +142,8 @@ class Values:
                 return self.over(index, of, lead, np.sum)
             case Call(Name(name, below=index), of) if name in REDUCED and not isinstance(of, Listed):
                 return self.over(index, of, lead, REDUCED[name])
+            case Call(function, of) if function == EXPECTED:
+                return self.of(of, self.largest(of).shape[:1]).mean(0)
             case Call(function, of):
                 return self.called(function, of, lead)
             case Listed(parts):
@@ -218,6 +221,8 @@ class Values:
                 return at(expression, index[-part.ndim :])
             return at(expression, index) if self.sliced(expression, lead) is not None else expression
         match expression:
+            case Call(function) if function == EXPECTED:
+                return expression
             case BigSum(own, of) | Call(Name(below=own), of) if own in AXES and own:
                 inner = self.largest(of).shape[: AXES[own]]
                 return replace(expression, of=self.subscripted(of, inner, own))

@@ -12,6 +12,9 @@ from jaxnet.layer import Layer
 LINEAR = ("dense", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
 """Makers of layers that give a z: W a + b, at every position of a sequence or an image."""
 
+INDICES = {1: "t", 2: "p", 3: "q"}
+"""The index of a sum, by how many axes it runs over; over the examples of a batch it is "i"."""
+
 
 def maker_of(layer: Layer, *, own: bool = False) -> str:
     """The name of the maker, conv2d; nothing of a layer that none made, or that was changed.

@@ -102,6 +102,7 @@ def over_terms(expression: Expression, terms: float) -> Expression:
 
 SAYS: dict[str, str] = {
     "huber": "h(e) = ½e² up to |e| = {t}, {beyond} beyond; its slope is e held within ±{t}",
+    "softmax_cross_entropy": "softmax's Jacobian turns −y/p, the slope by p, into p − y",
     "multiclass_hinge": "top: 1 at the largest entry, the rival; where that is the class itself there is no error",
 }
 """What is to be said of a loss; {t} is Huber's threshold, {beyond} what h is from there on."""

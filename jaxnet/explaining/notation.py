@@ -110,7 +110,7 @@ NIELSEN = Notation()
 """The default."""
 
 GREEK = {"gamma": "γ", "beta": "β", "alpha": "α", "delta": "δ", "epsilon": "ε",
-         "mean": "μ", "variance": "σ²"}  # fmt: skip
+         "mean": "μ", "variance": "v"}  # fmt: skip
 
 
 def notation(name: str = "nielsen", numbering: int | None = None, weights: str = "out-in") -> Notation:

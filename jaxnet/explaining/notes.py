@@ -43,11 +43,13 @@ REMARKS: dict[tuple[str, str], str] = {
     ("rotary", "dx"): "turned back: here Rᵀ is R⁻¹",
     ("layer_norm", "g"): "ĝ: ∂C/∂x̂",
     ("group_norm", "mu"): "j: a group of channels, over all places",
-    ("batch_norm", "sigma"): "evaluation: μ and σ² of the population, numbers like any others",
+    ("batch_norm", "sigma"): "evaluation: μ and v, the variance, are the population's, numbers like any others",
     (
         "batch_norm",
         "dx",
     ): "while training μ and σ are the batch's own: then it loses its mean and its part along x̂",
+    ("batch_norm in training", "mu"): "E: the mean over the examples i of the batch",
+    ("batch_norm in training", "dx"): "every x moves μ and σ: so ∂C/∂x̂ loses its mean and its part along x̂",
     ("attention", "S"): "t: a query, s: a key; −∞ where t does not see s",
     ("attention", "P"): "softmax: each row sums to 1",
     ("attention", "dS"): "softmax's Jacobian, row by row: each row sums to 0",
@@ -82,7 +84,8 @@ def remark_of(record: Record, name: str) -> str:
     """The sentence beside a line."""
     if name == "out" and record.kind == "leaf" and is_activation(record.layer):
         return units_off(record)
-    return REMARKS.get((record.word, name), "")
+    training = " in training" if record.training else ""
+    return REMARKS.get((record.word + training, name), "")
 
 
 SHOWN_UNITS = 6
@@ -113,8 +116,12 @@ def notes_of(record: Record, line: Written) -> tuple[str, ...]:
     """The lines below an equation."""
     if (of := NOTES.get((record.word, line.gives or line.name))) is not None:
         return (of(record, line),)
-    told = line.gives == {"rnn": "U", "lstm": "U", "gru": "U"}.get(record.word, "W")
-    return many_paths(line.factor) if line.factor is not None and (told or not record.word) else ()
+    told = line.gives == {"attention": "W_o", **dict.fromkeys(("rnn", "lstm", "gru"), "U")}.get(record.word, "W")
+    return (
+        many_paths(line.factor, "examples" if record.training else "positions")
+        if line.factor is not None and (told or not record.word)
+        else ()
+    )
 
 
 def sum_of(terms: Any, digits: int = 4) -> str:
@@ -126,7 +133,7 @@ def sum_of(terms: Any, digits: int = 4) -> str:
     return f"{' + '.join(texts)} = {one(float(terms.sum()), digits)}".replace("+ −", "− ")
 
 
-def many_paths(factor: Factor) -> tuple[str, ...]:
+def many_paths(factor: Factor, places: str) -> tuple[str, ...]:
     """Why the gradient of a weight is a sum: it serves many positions, one path by each."""
     if isinstance(factor, Rows):
         return (rows_of(factor),)
@@ -137,7 +144,7 @@ def many_paths(factor: Factor) -> tuple[str, ...]:
         return ()
     delta, a = (np.asarray(each).reshape(-1, np.shape(each)[-1]) for each in (factor.delta, factor.a))
     j, i = np.unravel_index(np.abs(delta.T @ a).argmax(), (delta.shape[1], a.shape[1]))
-    said = f"a weight serves all {len(a)} positions, one path by each"
+    said = f"a weight serves all {len(a)} {places}, one path by each"
     return (f"{said}; of the one with the largest gradient, the largest first: {sum_of(delta[:, j] * a[:, i])}",)
 
 

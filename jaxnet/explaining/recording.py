@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxnet.explaining.program_operations import from_program
 from jaxnet.factors import Factor, is_factor
-from jaxnet.layer import Layer, Reading, Tree
+from jaxnet.layer import EXAMPLES, Layer, Reading, Tree
 from jaxnet.lowering import plain_forms
 
 LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "optax", "chex", "jaxtyping", "beartype"} | set(sys.stdlib_module_names)
@@ -535,14 +535,15 @@ def index_of(node: Any) -> ast.expr:
 # -------------------------------------------------------------------------------------------------- recording
 
 
-def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0) -> Recording:
+def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0, training: bool = False) -> Recording:
     """A layer's operations at one example, in float64.
 
-    positions: how many leading axes of x the layer is applied along; the values then have them in front.
+    positions: how many leading axes of x the layer is applied along; the values then have them in front. training:
+    whether the first of these are the examples of a batch in training.
     """
     with jax.enable_x64(True), plain_forms():
         wide = jax.tree.map(in_float64, (params, x, d_out))
-        run, plan = compiled(layer, positions, *hashable(jax.tree.map(jax.typeof, wide)))
+        run, plan = compiled(layer, positions, training, *hashable(jax.tree.map(jax.typeof, wide)))
         values, grads, slopes = jax.device_get(run(*wide))
         others, _, other_slopes = jax.device_get(run(elsewhere(wide[0], 1), wide[1], elsewhere(wide[2], 2)))
     summed = (np.asarray(value).sum(tuple(range(positions))) for value in grads)
@@ -551,10 +552,16 @@ def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0) -
         stacked={ref: plan.stacked.get(ref, 0) + positions for ref in values},
         grads=dict(zip(plan.factors, summed, strict=True)),
     )  # fmt: skip
+    if training:  # statistics of the batch are one for all examples
+        same = [ref for ref, value in values.items() if len(value) > 1 and (value == value[:1]).all()
+                and (others[ref] == others[ref][:1]).all()]  # fmt: skip
+        for ref in same:
+            values[ref], others[ref], recording.stacked[ref] = values[ref][0], others[ref][0], positions - 1
     link(recording)
     for ref, (kind, _) in recording.given.items():
-        if kind == "param":  # a parameter is one for all positions
-            recording.values[ref] = recording.values[ref].reshape(-1, *recording.values[ref].shape[positions:])[0]
+        if kind == "param" and recording.stacked[ref]:  # a parameter is one for all positions
+            value = recording.values[ref]
+            recording.values[ref] = value.reshape(-1, *value.shape[recording.stacked[ref] :])[0]
             recording.stacked[ref] = 0
     return recording
 
@@ -566,7 +573,9 @@ def hashable(tree: Tree) -> tuple[tuple, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def compiled(layer: Layer, positions: int, types_of: tuple, structure: Any) -> tuple[Callable, Recording]:
+def compiled(
+    layer: Layer, positions: int, training: bool, types_of: tuple, structure: Any
+) -> tuple[Callable, Recording]:
     """The program that gives all values of a layer, without optimisation, and the recording that lacks these values."""
     made: list[Recording] = []
 
@@ -576,7 +585,7 @@ def compiled(layer: Layer, positions: int, types_of: tuple, structure: Any) -> t
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             recording.given[recorder.ref(leaf)] = ("param", path)
         recording.given[recorder.ref(x)] = ("x", ())
-        out, saved = recorder.opens(layer.forward)(params, x)
+        out, saved = recorder.opens(layer.forward)(params, x, None, training)
         recording.out = recorder.ref(out)
         recorder.forward = False
         recording.given.setdefault(recorder.ref(d_out), ("d_out", ()))
@@ -586,7 +595,7 @@ def compiled(layer: Layer, positions: int, types_of: tuple, structure: Any) -> t
         recording.factors = {path: factor for path, factor in leaves if is_factor(factor)}
         for leaf in jax.tree.leaves(list(recording.factors.values())):
             recorder.ref(leaf)
-        slopes = slopes_of(layer, params, x, d_out, [each for _, each in recorder.probed])
+        slopes = slopes_of(layer, params, x, d_out, training, [each for _, each in recorder.probed])
         made.append(recording)
         return (
             recorder.arrays[-1],
@@ -595,8 +604,9 @@ def compiled(layer: Layer, positions: int, types_of: tuple, structure: Any) -> t
         )
 
     run = one
-    for _ in range(positions):
-        run = jax.vmap(run, (None, 0, 0))
+    for i in range(positions):
+        examples = EXAMPLES if training and i == positions - 1 else None
+        run = jax.vmap(run, (None, 0, 0), axis_name=examples)
     lowered = jax.jit(run).lower(*jax.tree.unflatten(structure, types_of))
     return lowered.compile({"xla_backend_optimization_level": "0"}), made[-1]
 
@@ -663,13 +673,13 @@ def close(got: np.ndarray, expected: np.ndarray, beside: float = 0.0) -> bool:
     return bool(np.allclose(got, expected, rtol=CLOSE, atol=CLOSE * (scale or 1), equal_nan=True))
 
 
-def slopes_of(layer: Layer, params: Tree, x: Any, d_out: Any, types_of: list[Any]) -> list[Any]:
+def slopes_of(layer: Layer, params: Tree, x: Any, d_out: Any, training: bool, types_of: list[Any]) -> list[Any]:
     """∂C/∂ of every forward value that a line names, in their order, by jax.grad: C is ⟨out, d_out⟩."""
 
     def cost(probes):
         recorder = Recorder()
         recorder.probes = probes
-        return jax.numpy.vdot(recorder.opens(layer.forward)(params, x)[0], d_out)
+        return jax.numpy.vdot(recorder.opens(layer.forward)(params, x, None, training)[0], d_out)
 
     return jax.grad(cost)([jax.numpy.zeros(each.shape, each.dtype) for each in types_of])
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.combinators import per_position, remat, residual, serial
-from jaxnet.explaining.kinds import maker_of, options_of
+from jaxnet.explaining.coupled import in_training
+from jaxnet.explaining.kinds import INDICES, maker_of, options_of
 from jaxnet.explaining.observe import Item
 from jaxnet.layer import Layer, Tree
 from jaxnet.program.evaluate import quickly
@@ -36,7 +37,8 @@ class Record:
     backward. reference: autodiff's ∂C/∂params and ∂C/∂x. positions: how many first axes are positions that the layer
     is applied at one by one. path: where its parameters stand in those of the whole. blocks: of "blocks" their number,
     and what comes out of each, and the errors there.
-    single: whether it takes and gives one array.
+    single: whether it takes and gives one array. training: whether the first of the positions are the examples of a
+    batch in training.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Record:
     grads: Tree = ()
     reference: tuple[Any, Any] = ((), None)
     positions: int = 0
+    training: bool = False
     within: str = ""
     blocks: tuple[Any, ...] = ()
     single: bool = True
@@ -64,6 +67,10 @@ class Record:
         """What it takes, where that is one array."""
         return self.xs[0]
 
+    def index(self, axes: int) -> str:
+        """The index of so many positions: i of the examples of a batch, else t, p, q."""
+        return "i" if self.training and axes == 1 else INDICES.get(axes, "")
+
     @property
     def word(self) -> str:
         """The maker of the layer, conv2d; of other records their kind."""
@@ -75,6 +82,7 @@ class Walk:
     """A forward pass through a composed layer that remembers how to come back."""
 
     records: list[Record] = field(default_factory=list)
+    training: bool = False
 
     def through(self, layer: Layer, params: Tree, x: Any, token: int, positions: int, within: str = "") -> Any:
         """What a layer gives, the record that gives it, and its way back: from ∂C/∂out to ∂C/∂x."""
@@ -84,7 +92,9 @@ class Walk:
             return self.one_after_the_other(layer.parts, params, x, token, positions, within)
         if layer.rebuild is residual:
             return self.residual(layer, params, x, token, positions, within)
-        if layer.rebuild is per_position:
+        if layer.rebuild is in_training:
+            self.training = True
+        if layer.rebuild in (per_position, in_training):
             return self.through(layer.parts[0], params, x, token, positions + 1, within)
         if layer.rebuild is remat:
             return self.through(layer.parts[0], params, x, token, positions, within)
@@ -109,13 +119,12 @@ class Walk:
         return len(self.records) - 1
 
     def leaf(self, layer: Layer, params, x, token: int, positions: int, within: str):
-        for _ in range(positions):
-            layer = per_position(layer)
-        out, saved = layer.forward(params, x)
         bare = layer
-        for _ in range(positions):
-            bare = bare.parts[0]
-        mine = self.put(Record("leaf", bare, (token,), params, (x,), out, positions=positions, within=within))
+        for i in range(positions):
+            layer = in_training(layer) if self.training and i == positions - 1 else per_position(layer)
+        out, saved = layer.forward(params, x)
+        mine = self.put(Record("leaf", bare, (token,), params, (x,), out, positions=positions, training=self.training,
+                               within=within))  # fmt: skip
 
         def back(d_out):
             dx, grads = layer.backward(params, saved, d_out, product)

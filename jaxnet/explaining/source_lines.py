@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnet.explaining.evaluation import MisfitError, Values, symbols
+from jaxnet.explaining.evaluation import AXES, MisfitError, Values, symbols
 from jaxnet.explaining.expressions import BigSum, Call, Derivative, Expression, Name, Product, Sum, Transposed
 from jaxnet.explaining.notation import GREEK
 from jaxnet.explaining.numbers import shape
@@ -23,7 +23,6 @@ from jaxnet.explaining.recording import OWN, Operation, Recording, alike, close,
 from jaxnet.explaining.records import Record
 from jaxnet.explaining.site import Site, param_name, parameter
 from jaxnet.explaining.transcription import (
-    INDICES,
     Transcription,
     UnwritableError,
     at,
@@ -72,7 +71,7 @@ def recorded(record_: Record) -> Recording | None:
     if record_.kind != "leaf" or not record_.single or record_.layer.rebuild is not None:
         return None
     try:
-        return record(record_.layer, record_.params, record_.x, record_.d_out, record_.positions)
+        return record(record_.layer, record_.params, record_.x, record_.d_out, record_.positions, record_.training)
     except Exception as error:  # an author's program may do anything; the layer is then explained as a whole
         said = f"{record_.layer.name} is explained without the lines of its source, which failed: {error}"
         warnings.warn(said, stacklevel=2)
@@ -112,10 +111,13 @@ class Writer:
     def given(self) -> None:
         """Symbols of what the layer takes and gives, and of its parameters."""
         site, recording = self.site, self.recording
+        taken = {each for ref in recording.operations for each in recording.operands(ref)}
         self.symbols[recording.out] = site.gives
         if recording.dx >= 0:
             self.symbols[recording.dx] = site.back[0]
         for ref, (kind, path) in recording.given.items():
+            if kind == "param" and ref not in taken:
+                continue
             if kind == "param":
                 symbol = param_name(site.notation, path, site.number)
                 self.fixed.add(symbol)
@@ -138,6 +140,8 @@ class Writer:
                 continue
             slope = None if made.forward or name.startswith("delta") else self.slope(ref, name)
             self.symbols[ref] = symbol = slope or self.symbol(name, made.forward)
+            if recording.stacked.get(ref, 0) < self.site.record.positions:  # statistics of a batch
+                self.fixed.add(symbol)
             if isinstance(symbol, Name) and ref in recording.slopes:
                 self.differentiated.add(symbol)
 
@@ -383,7 +387,7 @@ class Writer:
                 and len(letters) >= len(lead)
             ):
                 return letters[: len(lead)]
-        return INDICES.get(len(lead), "")
+        return self.site.record.index(len(lead))
 
     def gradients(self, waiting: dict[tuple, Factor], arrived: set[int] | None) -> list[Written]:
         """The gradients whose factors are all there; with None all that are left."""
@@ -443,7 +447,6 @@ NOTHING = {"out", "result"}
 MARKS = {"hat": "\u0302", "prime": "′", "bar": "\u0304", "tilde": "\u0303"}
 LETTERS = GREEK | {
     "mu": "μ", "sigma": "σ", "lambda": "λ", "theta": "θ", "rho": "ρ", "tau": "τ", "phi": "φ", "omega": "ω", "eta": "η",
-    "variance": "σ²",
 }  # fmt: skip
 """Greek letters and marks by the words of variables."""
 
@@ -496,7 +499,7 @@ def sizes_of(values: Values, right: Expression, lead: tuple[int, ...], value: np
         return shape(value.shape)  # a product with indices: they say it
     if isinstance(right, BigSum) and right.index:
         largest = max((values.known[each] for each in symbols_in(right.of, values)), key=np.ndim)
-        axes = next(axes for axes, index in INDICES.items() if index == right.index)
+        axes = AXES[right.index]
         lead, inner, over = largest.shape[:axes], right.of, f", {int(np.prod(largest.shape[:axes]))} terms"
     elif lead:
         over = f", {int(np.prod(lead))} times"
@@ -547,7 +550,7 @@ def gradient_of(factor: Factor, writer: Writer, grad: np.ndarray) -> tuple[Expre
 def summed(sums: int, of: Expression, writer: Writer) -> Expression:
     """Σ over leading axes, those of the positions among them."""
     axes = sums + writer.site.record.positions
-    return BigSum(INDICES[axes], of) if axes else of
+    return BigSum(writer.site.record.index(axes), of) if axes else of
 
 
 @gradient_of.register

@@ -14,12 +14,16 @@ from jaxnet.checking.network_subjects import takes_batch
 from jaxnet.checking.networks import is_network
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.checking.targets import Target, find
+from jaxnet.explaining.coupled import couples, in_training
 from jaxnet.explaining.history import History
+from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.notation import ExplainError
 from jaxnet.layer import Layer, Loss, Tree, output
 from jaxnet.layers import identity
 from jaxnet.losses import quadratic
 from jaxnet.program.evaluate import quickly
+
+BATCH = 3  # examples of a layer that couples them
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +74,9 @@ def of_target(target: Target, *, seed: int = 0) -> Subject:
     drawn = points.draw(points.expand(target.args), seed)
     if isinstance(target.rule, Loss):
         net, loss = identity, target.rule
-        xs, ys = (jnp.asarray(each)[None] for each in drawn[-2:])
+        xs, ys = (np.asarray(each)[None] for each in drawn[-2:])
+        if made_by(loss) == "softmax_cross_entropy" and ys.shape == xs.shape:  # one class, not a weight for each
+            ys = np.eye(ys.shape[-1], dtype=ys.dtype)[ys.argmax(-1)]
     elif isinstance(target.rule, Layer):
         net, loss = target.rule, quadratic
         batched = takes_batch(net, points.expand(target.args))
@@ -82,8 +88,13 @@ def of_target(target: Target, *, seed: int = 0) -> Subject:
     one = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape[1:], t.dtype), xs)
     params = quickly(lambda key: initialize(net, loss, key, one), (jax.random.key(seed),))
     notes = (f"x, y and the parameters are drawn at random, seed {seed}",)
+    if ys is None and couples(net, params, one):
+        net = in_training(net)
+        one = jax.tree.map(lambda t: jax.ShapeDtypeStruct((BATCH, *t.shape), t.dtype), one)
+        xs = jax.tree.map(lambda t: points.generator(seed, 2).standard_normal((1, *t.shape)).astype(t.dtype), one)
+        notes = (*notes, f"a batch of {BATCH} examples in training, each a row of x; C is the mean over them")
     if ys is None:
-        notes = (f"{notes[0]}; y is a target for what the layer gives, so that an error arrives at it",)
+        notes = (f"{notes[0]}; y is a target for what the layer gives, so that an error arrives at it", *notes[1:])
         ys = made_up(net, params, one, len(jax.tree.leaves(xs)[0]), seed)
     return Subject(net, loss, params, jax.tree.map(np.asarray, xs), np.asarray(ys), target.name, seed=seed, notes=notes)
 

@@ -32,6 +32,7 @@ from jaxnet.explaining.expressions import (
     Words,
     raised,
 )
+from jaxnet.explaining.kinds import INDICES
 from jaxnet.explaining.recording import FUNCTIONS, SAME, Array, Operation, Recording, arrays_in
 
 KEYS = {"σ": "sigmoid", "√": "sqrt"}
@@ -39,8 +40,7 @@ SEVERAL = {"maximum": "max", "minimum": "min", "where": "where", "clip": "clip"}
 SIGNS = {"greater": ">", "less": "<", "greater_equal": "≥", "less_equal": "≤", "equal": "=", "not_equal": "≠"}
 REDUCING = {"sum", "mean", "var", "max", "min"}
 FLIP = Name("flip")
-INDICES = {1: "t", 2: "p", 3: "q"}
-"""The index of a sum, by how many axes it runs over."""
+EXPECTED = Name("E", key="E")
 
 
 class UnwritableError(Exception):
@@ -168,6 +168,8 @@ class Transcription:
                 return transposed(self.of(of))
             case "concatenate", ([*parts], *_):
                 return Listed(tuple(map(self.of, parts)))
+            case "pmean", (of, *_):  # over the examples of a batch
+                return Call(EXPECTED, self.of(of))
             case "flip", (of, *_):
                 return Call(FLIP, self.of(of))
             case "getitem", (of, index):
@@ -258,6 +260,8 @@ class Transcription:
         if axes is not None and "keepdims" not in options:
             rank = len(of.shape)
             axes = tuple(sorted(each % rank for each in (axes if isinstance(axes, tuple | list | range) else (axes,))))
+            if all(of.shape[axis] == 1 for axis in axes):
+                return self.of(of)
             if axes == tuple(range(len(axes))) and len(axes) < rank:
                 index = INDICES.get(len(axes), "")
         return (

@@ -29,7 +29,7 @@ from jaxnet.explaining.expressions import (
     mathml,
 )
 from jaxnet.explaining.layouts import layouts, tensor
-from jaxnet.explaining.lines import Chain, oriented
+from jaxnet.explaining.lines import Chain, inside, oriented
 from jaxnet.explaining.model import Answer, Batch, Derivation, Layouts, Line, NotationRow, Tensor, WhyTranspose
 from jaxnet.explaining.notation import NOTATIONS, WHO, Notation
 from jaxnet.explaining.numbering import NumberedLayer
@@ -160,16 +160,20 @@ class View:
         """Heat maps of what each layer gives, of the error there, and of its parameters."""
         found: list[tuple[str, list[tuple[Expression, Markup]]]] = []
         for place in self.chain.places[:MOST_ITEMS]:
-            item = place.item
-            error = self.n.delta(place.number) if place.is_z else self.n.partial(place.gives)
-            maps = [
-                (place.gives, cells.heat(f"out.{place.index}", item.out)),
-                (error, cells.heat(f"err.{place.index}", item.d_out)),
-            ]
-            for path, leaf in jax.tree_util.tree_leaves_with_path(item.params):
-                if np.size(leaf) > LONGEST:
-                    maps.append((param_name(self.n, path, place.number), cells.heat("param", np.asarray(leaf))))
-            found.append((item.layer.name, maps))
+            within = inside(self.chain, place)
+            for n, record in enumerate(within.records):
+                if record.d_out is None or (len(within.records) > 1 and record.kind != "leaf"):
+                    continue
+                own = len(within.records) == 1
+                maps = [
+                    (within.gives(n), cells.heat(f"out.{place.index}" if own else "step", record.out)),
+                    (within.error(n)[0], cells.heat(f"err.{place.index}" if own else "step", record.d_out)),
+                ]
+                for path, leaf in jax.tree_util.tree_leaves_with_path(record.params):
+                    if np.size(leaf) > LONGEST:
+                        symbol = param_name(self.n, path, within.number(n))
+                        maps.append((symbol, cells.heat("param", np.asarray(leaf))))
+                found.append((f"{record.within and f'{record.within}: '}{record.layer.name}", maps))
         return found
 
     def single(self, name: str, value: float, digits: int = 0) -> Markup:

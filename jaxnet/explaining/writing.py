@@ -254,8 +254,9 @@ def title(record: Record) -> str:
     if activates(record) and record.word != "softmax":
         return ""
     ways = f"{'two' if len(record.takes) == 2 else len(record.takes)} ways"
+    where = "" if not record.positions else " over the batch" if record.training else " at every position"
     said = JOINED.get(record.kind, record.layer.name).format(ways)
-    return f"{said}{' at every position' if record.positions else ''}"
+    return f"{said}{where}"
 
 
 def meetings(within: Inside, n: int) -> list[Line]:
