@@ -465,7 +465,10 @@ def check(
 def explain(
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="A config, a run's folder, a layer or model by name, or module:object."),
+        typer.Argument(
+            metavar="TARGET",
+            help="A config, a run's folder, a layer or model by name, module:object or file.py:function.",
+        ),
     ],
     overrides: Overrides = None,
     example: Annotated[int, typer.Option(help="Index of the training example, from 0.")] = 0,
@@ -494,15 +497,17 @@ def explain(
     notation: Annotated[str, typer.Option(help="nielsen, ng or cs229.")] = "nielsen",
     numbering: Annotated[int | None, typer.Option(help="Number of the input layer: 0 or 1.")] = None,
     weights: Annotated[str, typer.Option(help="Layout of W: out-in, or in-out with examples as rows.")] = "out-in",
-    inputs: Annotated[str | None, typer.Option(help='Input shape for a layer: "float32[6]".')] = None,
+    inputs: Annotated[str | None, typer.Option(help='Shapes of the inputs: "float32[6]".')] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write everything to this file as JSON; - prints it.")
     ] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the equations as LaTeX.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Draw the network into this file: .svg, .png or .pdf.")] = None,
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Show a network's backward pass in symbols, shapes and numbers."""
+    """Show the backward pass of a network, or of any JAX function, in symbols, shapes and numbers."""
     from jaxnet.explaining import command
     from jaxnet.explaining.notation import notation as chosen
     from jaxnet.training.explain_target import subject_of
@@ -525,6 +530,8 @@ def explain(
         formula=try_,
         json_file=json_file,
         html_file=html_file,
+        latex=latex,
+        figure=figure,
     )
     command.run(found, options)
 

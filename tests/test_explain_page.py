@@ -256,7 +256,7 @@ def test_a_wide_network_says_that_it_is_not_drawn_and_shows_the_rest():
 
 def test_heat_maps_of_a_composed_layer_have_the_names_of_its_layers():
     net = jaxnet.serial(jaxnet.repeat(jaxnet.residual(jaxnet.serial(jaxnet.layer_norm(), jaxnet.attention(2))), 2))
-    text = page_of(net, quadratic, jnp.ones((5, 12)), jnp.zeros((5, 12)))
+    text = page_of(net, quadratic, jnp.arange(60.0).reshape(5, 12) % 7, jnp.zeros((5, 12)))
     assert "<h3>block 2 of 2: attention 2</h3>" in text
     assert "<h3>block 2 of 2: layer_norm</h3>" in text
 

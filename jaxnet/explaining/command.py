@@ -6,14 +6,17 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import jax
 
-from jaxnet.explaining.derive import derive
+from jaxnet.explaining.derive import chain_of, derive
 from jaxnet.explaining.exercise import exercise
+from jaxnet.explaining.expressions import latex
+from jaxnet.explaining.figures import write_figure
 from jaxnet.explaining.formulas import FormulaError, Tried, trial_lines, tried_on, try_formula
+from jaxnet.explaining.functions import FunctionSubject, derivation_of_function
 from jaxnet.explaining.guided_walk import walk_steps
 from jaxnet.explaining.history import History, at_moments, history_lines, movements
 from jaxnet.explaining.model import Derivation, Line, to_dict
@@ -50,18 +53,24 @@ class Options:
     table: bool = False
     batch: bool = False
     formula: str | None = None
+    latex: bool = False
     json_file: Path | None = None
     html_file: Path | None = None
+    figure: Path | None = None
     width: int | None = None
 
 
-def run(subject: Subject, options: Options) -> None:
+def run(subject: Subject | FunctionSubject, options: Options) -> None:
     """Prints the explanation of a subject, and writes the JSON and the page that the options name.
 
     Raises `ExplainError` for what cannot be explained, `FormulaError` for a formula that cannot be read.
     """
     if not 1 <= options.digits <= MOST_DIGITS:
         raise ExplainError(f"--digits must be from 1 to {MOST_DIGITS}, got {options.digits}")
+    width = options.width or max(NARROWEST, shutil.get_terminal_size((100, 24)).columns)
+    if isinstance(subject, FunctionSubject):
+        show_function(derivation_of_function(subject, options.notation), options, width)
+        return
     with jax.enable_x64(subject.precision == "float64"):
         observed = observe(subject.net, subject.loss, subject.params, at(subject.xs, 0), subject.ys[0])
         derivation = derivation_of(subject, observed, options)
@@ -73,14 +82,44 @@ def run(subject: Subject, options: Options) -> None:
                 seed=subject.seed, digits=options.digits, layer=options.layer, run=subject.history,
                 batch=(subject.xs, subject.ys) if options.batch else None, examples=examples_of(subject),
             )  # fmt: skip
+        if options.figure is not None:
+            write_figure(options.figure, chain_of(observed, options.notation))
         if options.json_file is not None:
             write_json(options.json_file, derivation)
             if str(options.json_file) == "-":
                 return
-        width = options.width or max(NARROWEST, shutil.get_terminal_size((100, 24)).columns)
         show(subject, observed, derivation, options, width)
-    if options.html_file is not None:
-        print(options.html_file)
+    for file in filter(None, (options.html_file, options.figure)):
+        print(file)
+
+
+def show_function(derivation: Derivation, options: Options, width: int) -> None:
+    """Prints the lines of a function, or writes them as JSON or LaTeX.
+
+    Raises `ExplainError` for an option that takes a network.
+    """
+    shown = {"notation", "digits", "json_file", "latex", "width"}
+    for each in fields(Options):
+        if each.name not in shown and getattr(options, each.name) != each.default:
+            raise ExplainError(
+                f"--{OPTION_NAMES.get(each.name, each.name)} is for networks: leave it out for a function"
+            )
+    if options.json_file is not None:
+        write_json(options.json_file, derivation)
+    if options.latex:
+        print(latex_of(derivation))
+    elif str(options.json_file) != "-":
+        write(overview(derivation, digits=options.digits, width=width).splitlines(), width)
+
+
+OPTION_NAMES = {"html_file": "html", "formula": "try"}
+
+
+def latex_of(derivation: Derivation) -> str:
+    """All equations, forward and backward, as LaTeX's `align*`."""
+    lines = (*derivation.forward, *derivation.backward)
+    rows = " \\\\\n".join(f"  {latex(line.left)} &= {latex(line.right)}" for line in lines)
+    return f"\\begin{{align*}}\n{rows}\n\\end{{align*}}"
 
 
 def derivation_of(subject: Subject, observed: Observed, options: Options) -> Derivation:
@@ -124,6 +163,9 @@ def show(subject: Subject, observed: Observed, derivation: Derivation, options: 
         return
     if options.step:
         walk(steps(derivation, digits=digits, width=width, layer=None if options.layer is None else str(options.layer)))
+        return
+    if options.latex:
+        print(latex_of(derivation))
         return
     if options.questions:
         write(question_lines(derivation, width), width)

@@ -40,13 +40,14 @@ class MisfitError(Exception):
     """Shapes that do not go together, or a function that is not known: an equation that has no value as it stands."""
 
 
-def entrywise(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of `jax.nn` or `jax.numpy`, in float64."""
+def entrywise(name: str, slope: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of `jax.nn` or `jax.numpy`, or its derivative, in float64."""
     found = getattr(jax.nn, name, None) or getattr(jax.numpy, name, None) or getattr(jax.lax, name)
 
     def of(values: np.ndarray) -> np.ndarray:
         with jax.enable_x64(True):
-            return np.asarray(found(values))
+            run = jax.grad(lambda values: found(values).sum()) if slope else found
+            return np.asarray(run(jax.numpy.asarray(values)))
 
     return of
 
@@ -187,6 +188,8 @@ class Values:
             axis = -1 if value.shape[-1] > 1 else -2
             e = np.exp(value - value.max(axis, keepdims=True))
             return e / e.sum(axis, keepdims=True)
+        if name.endswith("'"):
+            return entrywise(name.removesuffix("'"), slope=True)(value)
         if name not in NUMPY and name not in FUNCTIONS.values():
             raise MisfitError(f"{name} is not known")
         return NUMPY[name](value) if name in NUMPY else entrywise(name)(value)

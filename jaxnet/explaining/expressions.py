@@ -152,9 +152,9 @@ def binds(expression: Expression) -> int:
     match expression:
         case Sum() | Minus() | Comparison():
             return LOOSE
-        case Product(sign="") | Fraction() | BigSum():
+        case Product(sign="") | Fraction():
             return MATRIX_PRODUCT
-        case Product():
+        case Product() | BigSum():
             return PRODUCT
     return TIGHT
 

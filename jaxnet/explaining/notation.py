@@ -10,7 +10,7 @@ from jaxnet.explaining.expressions import Derivative, Expression, Name, Product,
 NOTATIONS = ("nielsen", "ng", "cs229")
 WEIGHTS = ("out-in", "in-out")
 FIRST = {"nielsen": 1, "ng": 0, "cs229": 1}  # the number of the input in each
-Number = int | tuple[int, int]  # a layer's, from the input as 0; of one inside another, both numbers
+Number = int | tuple[int, int] | None  # a layer's, from the input as 0; of one inside another, both; None: no layer
 WHO = {"nielsen": "Nielsen", "ng": "Ng", "cs229": "CS229"}
 
 
@@ -36,15 +36,21 @@ class Notation:
 
     def number(self, layer: Number) -> str:
         """A layer's number as written; 3.2 of the second one inside the third."""
+        if layer is None:
+            return ""
         return str(layer + self.first) if isinstance(layer, int) else f"{layer[0] + self.first}.{layer[1]}"
 
     def above(self, layer: Number) -> str:
         """A layer's number as it stands at a symbol."""
         number = self.number(layer)
-        return {"nielsen": number, "ng": f"[{number}]", "cs229": f"({number})"}[self.name]
+        marked = {"nielsen": number, "ng": f"[{number}]", "cs229": f"({number})"}
+        return marked[self.name] if number else ""
 
     def name_of(self, base: str, layer: Number, key: str = "") -> Name:
         """A symbol of a layer."""
+        if layer is None:  # W1 of a function is W₁
+            letters = base.rstrip("0123456789")
+            return Name(letters, below=base[len(letters) :], key=key or base)
         return Name(base, self.above(layer), key=f"{key or base}{self.number(layer).replace('.', '_')}")
 
     def z(self, layer: Number) -> Name:

@@ -15,6 +15,7 @@ from jaxnet.checking.networks import is_network
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.checking.targets import Target, find
 from jaxnet.explaining.coupled import couples, in_training
+from jaxnet.explaining.functions import FunctionSubject
 from jaxnet.explaining.history import History
 from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.notation import ExplainError
@@ -47,8 +48,8 @@ class Subject:
     notes: tuple[str, ...] = ()
 
 
-def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Subject:
-    """A layer, loss or network that jaxnet ships, or "package.module:object", at inputs drawn by the seed.
+def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Subject | FunctionSubject:
+    """A layer, loss or network that jaxnet ships, "package.module:object" or "file.py:object", at inputs by the seed.
 
     An object is a `Layer` with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as `jaxnet check` takes
     it. A layer by itself has the cost ½‖out − y‖² of a target drawn at random.
@@ -56,6 +57,8 @@ def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Subject:
     """
     try:
         first, *_ = find(target, inputs)
+        if callable(first.rule) and not is_network(first.rule):
+            return FunctionSubject(first.rule, points.draw(points.expand(first.args), seed), target, seed)
         return of_target(first, seed=seed)
     except CannotCheckError as error:
         raise ExplainError(str(error)) from None
@@ -68,8 +71,8 @@ def of_target(target: Target, *, seed: int = 0) -> Subject:
     """
     if not is_network(target.rule):
         raise ExplainError(
-            f"{target.name} must be a Layer, a Loss or a pair (network, loss) to be explained, got "
-            f"{type(target.rule).__name__}: a rule of another kind is checked by jaxnet check"
+            f"{target.name} must be a Layer, a Loss, a pair (network, loss) or a function to be explained, got "
+            f"{type(target.rule).__name__}"
         )
     drawn = points.draw(points.expand(target.args), seed)
     if isinstance(target.rule, Loss):

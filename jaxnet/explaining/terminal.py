@@ -75,9 +75,9 @@ def header_lines(header: Header, digits: int, width: int) -> list[str]:
     cost = f"{written(header.cost_left)} = {written(header.cost_right)}"
     x = f"x = {given(header.x, digits)}"
     y = f"y = {given(header.y, digits)}"
-    parts = [header.title, cost, f"{x}  {y}", header.numbering]
+    parts = [header.title, cost, f"{x}  {y}" if header.x.size else "", header.numbering]
     lines, line = [], ""
-    for part in parts:
+    for part in filter(None, parts):
         joined = f"{line}   {part}" if line else part
         if len(joined) > width and line:
             lines.append(line)

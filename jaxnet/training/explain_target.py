@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxnet.backprop import initialize
+from jaxnet.explaining.functions import FunctionSubject
 from jaxnet.explaining.history import History, Moment
 from jaxnet.explaining.notation import ExplainError
 from jaxnet.explaining.subjects import Subject, named, out_of_range
@@ -33,7 +34,7 @@ def subject_of(
     seed: int | None = None,
     inputs: str | None = None,
     data_dir: Path | None = None,
-) -> Subject:
+) -> Subject | FunctionSubject:
     """The subject that a target names: a config, a run's folder, one of jaxnet's names, or "package.module:object".
 
     batch: so many examples as one. Raises ExplainError, and what configs, runs and data raise.
@@ -50,6 +51,8 @@ def subject_of(
             raise ExplainError("a run has its own seed and trained parameters: leave --seed out, or name its config")
         return run_subject(Path(target), example=example, batch=count, data_dir=data_dir)
     found = named(target, inputs=inputs, seed=seed or 0)
+    if isinstance(found, FunctionSubject):
+        return found
     ys = chosen(found.ys, found.ys, example, count)[1]
     return replace(found, xs=jax.tree.map(lambda t: t[example : example + count], found.xs), ys=ys, example=example)
 

@@ -1,0 +1,260 @@
+"""Any JAX function of one number explained: its own lines forward, and the chain rule back through each of them.
+
+The lines come from the function's source, or from its program where there is none. Each is differentiated by the rules
+below, written out and evaluated from its text; a line that does not give what `jax.grad` gives is shown by value alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnet.explaining.derive import checked
+from jaxnet.explaining.evaluation import REDUCED, MisfitError
+from jaxnet.explaining.expressions import (
+    BigSum,
+    Call,
+    Expression,
+    Fraction,
+    Minus,
+    Name,
+    Number,
+    Power,
+    Product,
+    SquaredNorm,
+    Sum,
+    Transposed,
+)  # fmt: skip
+from jaxnet.explaining.model import Derivation, Header, Line
+from jaxnet.explaining.notation import ExplainError, Notation
+from jaxnet.explaining.numbers import shape
+from jaxnet.explaining.records import BLOCK, Record
+from jaxnet.explaining.site import Site
+from jaxnet.explaining.source_lines import Writer, recorded
+from jaxnet.layer import Layer, Passing
+
+ONE = Number("1")
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionSubject:
+    """A function of arrays that gives one number, and its arguments."""
+
+    function: Callable
+    args: tuple
+    source: str
+    seed: int
+
+
+def derivation_of_function(subject: FunctionSubject, notation: Notation) -> Derivation:
+    """The function's lines forward, and the derivative of its value by each of their values and each argument.
+
+    Raises `ExplainError` for a function that does not give one number.
+    """
+    names, given = named_leaves(subject)
+    leaves, structure = jax.tree.flatten(subject.args)
+
+    def whole(params):
+        return subject.function(
+            *structure.unflatten([params.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)])
+        )
+
+    out = jax.eval_shape(whole, given)
+    if not hasattr(out, "shape") or out.shape or not jnp.issubdtype(out.dtype, jnp.inexact):
+        raise ExplainError(
+            f"a function to be explained gives one number, {subject.source} gives {out}: explain its sum or its loss"
+        )
+
+    def forward(params, x, key=None, train=False):
+        return whole(params), None
+
+    def backward(params, saved, d_out, read):
+        return None, read.at(Passing(params, saved, d_out, None, ()))
+
+    layer = Layer(subject.source, lambda key, x: given, forward, backward)
+    value, d_out = jax.jit(whole)(given), np.ones((), out.dtype)
+    record = Record("leaf", layer, (BLOCK,), given, (np.zeros(1, out.dtype),), np.asarray(value), d_out, (None,))
+    recording = recorded(record)
+    if recording is None:
+        raise ExplainError(f"{subject.source} cannot be recorded: its lines failed when they were run in float64")
+    given = {name: given[name] for name in names}
+    floats = {name: leaf for name, leaf in given.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    with jax.enable_x64(True):
+        wide = {name: jnp.asarray(leaf, jnp.float64) for name, leaf in floats.items()}
+        exact = jax.device_get(jax.jit(jax.grad(lambda some: whole(given | some)))(wide))
+    site = Site(record, notation, None, (Name("x"),), notation.cost, ONE, (ONE,))
+    writer = Writer(site, recording)
+    writer.fixed.clear()  # any argument may have the examples in front
+    forward_lines = [line_of(each, subject.source) for each in writer.lines() if each.forward]
+    backward_lines = tuple(Backwards(writer, exact, subject.source).lines())
+    header = Header(
+        f"{subject.source}({', '.join(f'{name}: {shape(np.shape(leaf))}' for name, leaf in given.items())})",
+        subject.source, "", notation.cost, Call(Name(subject.function.__name__), Name("…")), float(value),
+        np.zeros(0), np.zeros(0), None, None, notation.name, "", notation.weights, str(out.dtype), subject.seed,
+    )  # fmt: skip
+    return Derivation(
+        header, tuple(forward_lines), backward_lines, (), (), (), (), None, (), (), (), checked(backward_lines)
+    )
+
+
+def named_leaves(subject: FunctionSubject) -> tuple[list[str], dict[str, Any]]:
+    """A name of each array among the arguments, its own key where no other has it; and the arrays by name."""
+    words = inspect.signature(subject.function).parameters
+    paths = [(word, *path) for word, arg in zip(words, subject.args, strict=False)
+             for path, _ in jax.tree_util.tree_leaves_with_path(arg)]  # fmt: skip
+    short = [str(getattr(path[-1], "key", getattr(path[-1], "idx", path[-1]))) for path in paths]
+    full = [
+        path[0] + "".join(f"_{getattr(each, 'key', getattr(each, 'idx', ''))}" for each in path[1:]) for path in paths
+    ]
+    names = [full[i] if short.count(each) > 1 or each.isdigit() else each for i, each in enumerate(short)]
+    leaves = jax.tree.leaves(subject.args)
+    return names, {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
+
+
+def line_of(each: Any, of: str) -> Line:
+    """A line read off the source as a line of the derivation."""
+    return Line(each.key, "step", 0, "", each.left, each.right, (), each.value.shape, each.value, sizes=each.sizes,
+                of=of, remarks=(each.shown,) if each.shown else ())  # fmt: skip
+
+
+class Backwards:
+    """The chain rule through the lines of a recording, the last first."""
+
+    def __init__(self, writer: Writer, exact: dict[str, np.ndarray], of: str):
+        self.writer, self.exact, self.of = writer, exact, of
+        self.errors: dict[Expression, list[Expression]] = {}
+
+    def lines(self) -> Iterator[Line]:
+        """∂C/∂ of each value that a line names and has a float, and of each argument."""
+        recording, symbols = self.writer.recording, self.writer.symbols
+        self.add(symbols[recording.out], ONE)
+        for ref in sorted(recording.operations, reverse=True):
+            root = recording.root(ref)
+            if root != ref or symbols.get(ref) is None:
+                continue
+            symbol = symbols[ref]
+            if ref != recording.out and ref in recording.slopes:
+                yield self.line(symbol, recording.slopes[ref])
+            right = self.writer.right(ref)
+            if right is not None and symbol in self.errors:
+                error = ONE if ref == recording.out else self.partial(symbol)
+                self.through(right, error)
+        for ref, (kind, path) in recording.given.items():
+            if kind == "param" and path[-1].key in self.exact and ref in symbols:
+                yield self.line(symbols[ref], self.exact[path[-1].key])
+
+    def partial(self, symbol: Expression) -> Expression:
+        """∂C/∂ of a symbol, whose value the following lines may name."""
+        return self.writer.site.notation.partial(symbol.of if isinstance(symbol, Transposed) else symbol)  # type: ignore[arg-type]
+
+    def line(self, symbol: Expression, value: np.ndarray) -> Line:
+        """One line back: the sum of what comes by each way, where its text gives the value."""
+        left, terms = self.partial(symbol), self.errors.get(symbol, [])
+        right: Expression = terms[0] if len(terms) == 1 else Sum(tuple(terms))
+        said, sizes, found = "", shape(value.shape), None
+        for each in (right, BigSum(self.writer.site.record.index(1), right)) if terms else ():
+            found = found or self.writer.at_positions(left, each, value, 0)
+        if found is None:
+            right, said = Call(Name("jax.grad"), self.writer.site.notation.cost), "no rule here for the lines above it"
+            text = left
+        else:
+            text, right, sizes = found
+        ref = -1 - len(self.writer.symbols)  # a value like any other from here on
+        self.writer.symbols[ref], self.writer.recording.values[ref], self.writer.known = left, np.asarray(value), None
+        narrow = np.asarray(value, self.writer.site.record.out.dtype)
+        return Line(f"d{getattr(symbol, 'key', '')}", "step", 0, "", text, right, (), value.shape, narrow, ulp=0.0,
+                    sizes=sizes, of=self.of, remarks=(said,) if said else ())  # fmt: skip
+
+    def add(self, symbol: Expression, error: Expression) -> None:
+        """One more way by which a value moves C."""
+        self.errors.setdefault(symbol, []).append(error)
+
+    def through(self, right: Expression, error: Expression) -> None:
+        """The error at a line's value sent back to what the line is made of."""
+        if self.size(right) == 1 < self.size(error):  # one number that moves every entry
+            error = BigSum("", error)
+        if right in self.writer.symbols.values():
+            self.add(right, error)
+            return
+        match right:
+            case Sum(terms):
+                for term in terms:
+                    self.through(term, error)
+            case Minus(of):
+                self.through(of, Minus(error))
+            case Transposed(of):
+                self.through(of, Transposed(error))
+            case Product((left, other), ""):
+                self.through(left, product(error, Transposed(other)))
+                self.through(other, product(Transposed(left), error))
+            case Product(factors):
+                for i, each in enumerate(factors):
+                    if not isinstance(each, Number):
+                        self.through(each, self.scaled(error, *factors[:i], *factors[i + 1 :]))
+            case Fraction(above, below):
+                self.through(above, Fraction(error, below))
+                if not isinstance(below, Number):
+                    self.through(below, Minus(Fraction(self.scaled(error, above), Power(below, "2"))))
+            case Power(of, exponent):
+                less = f"{float(exponent) - 1:g}"
+                self.through(of, self.scaled(error, self.number(exponent), of if less == "1" else Power(of, less)))
+            case SquaredNorm(of):
+                self.through(of, self.scaled(error, self.number("2"), of))
+            case BigSum(_, of):
+                self.through(of, error)
+            case Call(Name("mean"), of):
+                self.through(of, self.scaled(Fraction(error, self.number(str(self.size(of) or 1)))))
+            case Call(Name(name, key=key), of) if name not in REDUCED:
+                slopes = {"exp": right, "ln": Fraction(self.number("1"), of)}
+                self.through(
+                    of, self.scaled(error, slopes.get(name, Call(Name(f"{name}′", key=f"{key or name}'"), of)))
+                )
+
+    def size(self, of: Expression) -> int:
+        """How many entries an expression has; 0 where it has no value as a whole."""
+        try:
+            return self.writer.values().of(of).size
+        except (MisfitError, ValueError):
+            return 1 if of == ONE else 0
+
+    def scaled(self, *factors: Expression) -> Expression:
+        """A product entry by entry, its numbers multiplied into one: 2 × (A−Y)/15."""
+        above, below, rest = 1.0, 1.0, []
+        for each in factors:
+            while isinstance(each, Minus | Fraction):
+                if isinstance(each, Minus):
+                    above, each = -above, each.of
+                elif isinstance(each.below, Number):
+                    below, each = below * float(each.below.text), each.above
+                else:
+                    break
+            parts = each.factors if isinstance(each, Product) and each.sign in ("⊙", "×") else (each,)
+            for part in parts:
+                if isinstance(part, Number):
+                    above *= self.writer.transcription.numbers.get(part, 1.0)
+                else:
+                    rest.append(part)
+        sign, above = above < 0, abs(above)
+        if above and below % above == 0:
+            above, below = 1.0, below / above
+        made: Expression = Product(tuple(rest), "⊙") if len(rest) > 1 else rest[0] if rest else ONE
+        if above != 1:
+            made = self.number(f"{above:g}") if made == ONE else Product((self.number(f"{above:g}"), made), "×")
+        made = made if below == 1 else Fraction(made, self.number(f"{below:g}"))
+        return Minus(made) if sign else made
+
+    def number(self, text: str) -> Number:
+        """A number that the evaluation knows."""
+        self.writer.transcription.numbers[Number(text)] = float(text)
+        return Number(text)
+
+
+def product(left: Expression, right: Expression) -> Expression:
+    """A matrix product; 1 is left out."""
+    return right if left == ONE else left if right == ONE else Product((left, right))

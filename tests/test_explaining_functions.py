@@ -1,0 +1,148 @@
+"""Any JAX function is explained by its own lines, and by the chain rule through each of them."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from jaxnet import cli
+from jaxnet.explaining.expressions import latex, written
+from jaxnet.explaining.functions import FunctionSubject, derivation_of_function
+from jaxnet.explaining.notation import ExplainError, notation
+
+
+def network(params, x, y):
+    z1 = params["W1"] @ x + params["b1"]
+    h = jnp.tanh(z1)
+    z2 = params["W2"] @ h + params["b2"]
+    p = jax.nn.sigmoid(z2)
+    return 0.5 * jnp.sum((p - y) ** 2)
+
+
+def over_rows(W, b, X, Y):
+    Z = X @ W + b
+    A = jax.nn.relu(Z)
+    return jnp.mean((A - Y) ** 2)
+
+
+def entropy(W, x, y):
+    z = W @ x
+    log_p = z - jax.nn.logsumexp(z)
+    return -jnp.sum(y * log_p)
+
+
+def sorted_loss(x):
+    s = jnp.sort(x)
+    return jnp.sum(s**2 / jnp.arange(1.0, 5.0))
+
+
+def drawn(*shapes):
+    return tuple(np.random.default_rng(i).standard_normal(each).astype(np.float32) for i, each in enumerate(shapes))
+
+
+PARAMS = dict(zip(("W1", "b1", "W2", "b2"), drawn((3, 2), 3, (2, 3), 2), strict=True))
+CASES = {
+    "network": (network, (PARAMS, *drawn(2, 2))),
+    "over_rows": (over_rows, drawn((4, 3), 3, (5, 4), (5, 3))),
+    "entropy": (entropy, drawn((3, 2), 2, 3)),
+    "sorted_loss": (sorted_loss, drawn(4)),
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return {
+            name: derivation_of_function(FunctionSubject(function, args, name, 0), notation())
+            for name, (function, args) in CASES.items()
+        }
+
+
+def said(derivation):
+    return {f"{written(each.left)} = {written(each.right)}" for each in (*derivation.forward, *derivation.backward)}
+
+
+def test_a_network_in_plain_jax_has_the_equations_of_backpropagation(found):
+    assert {
+        "z₁ = W₁x + b₁", "h = tanh(z₁)", "p = σ(z₂)", "C = 0.5 × (Σ (p−y)²)", "∂C/∂z₂ = ∂C/∂p ⊙ σ′(z₂)",
+        "∂C/∂h = W₂ᵀ∂C/∂z₂", "∂C/∂z₁ = ∂C/∂h ⊙ tanh′(z₁)", "∂C/∂W₁ = ∂C/∂z₁xᵀ", "∂C/∂b₂ = ∂C/∂z₂",
+        "∂C/∂x = W₁ᵀ∂C/∂z₁", "∂C/∂p = p−y", "∂C/∂y = −(p−y)",
+    } <= said(found["network"])  # fmt: skip
+
+
+def test_rows_of_examples_have_an_index_and_a_sum(found):
+    assert {
+        "Zₜ = WᵀXₜ + b", "Aₜ = relu(Zₜ)", "∂C/∂Aₜ = (2 × (Aₜ−Yₜ))/15", "∂C/∂Zₜ = ∂C/∂Aₜ ⊙ relu′(Zₜ)",
+        "∂C/∂W = Xᵀ∂C/∂Z", "∂C/∂b = Σₜ ∂C/∂Zₜ",
+    } <= said(found["over_rows"])  # fmt: skip
+
+
+def test_a_number_that_moves_every_entry_gets_their_sum(found):
+    assert "∂C/∂z = ∂C/∂log_p − (Σ ∂C/∂log_p) ⊙ 1/(Σ exp(z)) ⊙ exp(z)" in said(found["entropy"])
+
+
+def test_a_line_without_a_rule_has_its_value_alone(found):
+    assert "∂C/∂x = jax.grad(C)" in said(found["sorted_loss"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_value_is_that_of_jax_grad(found, name):
+    function, args = CASES[name]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected = jax.grad(function, argnums=tuple(range(len(args))))(*args)
+    by_shape = [np.asarray(leaf) for leaf in jax.tree.leaves(expected)]
+    values = [line.value for line in found[name].backward]
+    for leaf in by_shape:
+        assert any(each.shape == leaf.shape and np.allclose(each, leaf, rtol=1e-5, atol=1e-6) for each in values)
+
+
+def test_a_function_of_several_numbers_is_refused():
+    with pytest.raises(ExplainError, match="gives one number, f gives"):
+        derivation_of_function(FunctionSubject(lambda x: x, drawn(3), "f", 0), notation())
+
+
+SOURCE = "import jax.numpy as jnp\n\n\ndef loss(W, x):\n    z = W @ x\n    return jnp.sum(z**2)\n"
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["explain", *map(str, arguments)], prog_name="jaxnet", env={"COLUMNS": "110"})
+
+
+def test_from_a_file_on_the_command_line(tmp_path):
+    file = tmp_path / "my_net.py"
+    file.write_text(SOURCE)
+    shown = run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]")
+    assert shown.exit_code == 0, shown.output
+    assert "∂C/∂W = ∂C/∂zxᵀ" in shown.stdout
+    assert (
+        "\\frac{\\partial C}{\\partial z} &= 2 \\times z"
+        in run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]", "--latex").stdout
+    )
+    refused = run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]", "--walk")
+    assert refused.exit_code == 2
+    assert "--walk is for networks" in refused.output
+    as_json = json.loads(run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]", "--json", "-").stdout)
+    assert as_json["checked"]["ok"]
+
+
+CONFIG = Path(__file__).parent.parent / "configs" / "two_three_two.toml"
+
+
+def test_equations_as_latex_and_the_network_as_a_picture(tmp_path):
+    shown = run(CONFIG, "--latex", "--figure", tmp_path / "net.svg").stdout
+    assert "\\delta^{2} &= {W^{3}}^\\top  \\delta^{3} \\odot \\mathrm{relu}'\\left(z^{2}\\right)" in shown
+    assert "<svg" in (tmp_path / "net.svg").read_text()
+    assert "--figure writes .svg, .png, .pdf" in run(CONFIG, "--figure", tmp_path / "net.txt").output
+    larger = run("conv2d", "--figure", tmp_path / "layer.png")
+    assert larger.exit_code == 0, larger.output
+    assert (tmp_path / "layer.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_latex_of_every_line_has_its_brackets_in_pairs(found):
+    for each in (line for derivation in found.values() for line in derivation.backward):
+        assert latex(each.right).count("{") == latex(each.right).count("}")
+        assert latex(each.right).count("\\left") == latex(each.right).count("\\right")
