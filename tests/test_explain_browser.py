@@ -277,12 +277,80 @@ def test_the_drawing_shows_weights_error_and_blame(tab):
         seen.append(widths())
     assert seen[0] != seen[1] != seen[2] != seen[0]
     plain = ~np.asarray(
-        tab.evaluate("[...document.querySelectorAll('.edge')].map(each => each.matches('.now, :hover'))")
+        tab.evaluate("[...document.querySelectorAll('.edge')].map(each => each.matches('.now, .lit, :hover'))")
     )
     blame = np.abs(np.concatenate([values(tab, "dW.0").reshape(-1), values(tab, "dW.2").reshape(-1)]))
     measured = [float(each.removesuffix("px")) for each in seen[1]]
     np.testing.assert_allclose(np.asarray(measured)[plain], (0.5 + 5 * blame / blame.max())[plain], atol=0.02)
     assert plain.sum() >= 10
+
+
+def test_a_unit_s_paths_have_their_products_and_sum_and_a_weight_has_one(tab):
+    said = tab.locator("#paths-said")
+    tab.locator('.unit[data-z="0"][data-k="0"]').click()
+    assert said.inner_text().endswith("−.139 × .200 + .128 × −.100 = −.041.")
+    assert tab.locator(".product").all_text_contents() == ["−.028", "−.013"]
+    assert tab.locator(".edge.lit").count() == 2
+    tab.locator('.unit[data-z="0"][data-k="1"]').click()
+    assert "Its gate is closed: g′ = 0" in said.inner_text()
+    tab.locator('[data-f="W.2"][data-k="2"]').focus()
+    assert said.inner_text().endswith("−.139 × 1.300 = −.181: no sum.")
+    assert tab.locator(".product").all_text_contents() == ["−.139 × 1.300"]
+    tab.locator('[data-f="x"][data-k="1"]').fill("3")  # what is lit follows the numbers
+    tab.locator('[data-f="W.2"][data-k="2"]').focus()
+    gradient = values(tab, "dW.2")[0, 2]
+    assert float(said.inner_text().split(" = ")[1].split(":")[0].replace("−", "-")) == pytest.approx(gradient, abs=6e-4)
+    tab.keyboard.press("Escape")
+    assert tab.locator(".lit").count() == tab.locator(".product").count() == 0
+
+
+def test_the_error_goes_back_step_by_step(tab):
+    said = tab.locator("#paths-said")
+    for n, lit in enumerate(((2, 0), (2, 6), (5, 6), (5, 12), (7, 12)), 1):
+        tab.locator("#stage-next").click()
+        assert said.inner_text().startswith(f"{n} of 5. ")
+        assert (tab.locator(".unit.lit").count(), tab.locator(".edge.lit").count()) == lit
+    assert not tab.locator("#play").is_visible(), "motion is not wanted here"
+    tab.locator("#stage").focus()
+    tab.keyboard.press("Home")
+    assert said.inner_text().startswith("1 of 5. ")
+    assert tab.locator('#backward .line.now [data-k="delta3"]').count() > 0
+    tab.locator('label:has(input[value="weights"])').click()
+    tab.keyboard.press("Escape")
+
+
+def test_the_error_plays_where_motion_is_welcome(browser, files):
+    moving = browser.new_page(reduced_motion="no-preference")
+    moving.goto((files / "small.html").as_uri())
+    moving.locator("#play").click()
+    assert moving.locator("#play").inner_text() == "Pause"
+    moving.wait_for_function("document.querySelector('#paths-said').textContent.startsWith('2 of 5')")
+    assert moving.evaluate("getComputedStyle(document.querySelector('.edge.flowing')).animationName") == "flow"
+    moving.emulate_media(reduced_motion="reduce")
+    moving.wait_for_function("document.querySelector('#play').hidden")
+    assert moving.locator(".flowing").count() == 0
+    moving.close()
+
+
+@pytest.mark.parametrize(
+    ("formula", "verdict"),
+    [
+        ("W3.T @ delta3", "Right: this is da2, 3×1: (−.0407 −.1768 .1361)."),
+        ("W3ᵀδ³ ⊙ relu′(z²)", "Right: this is delta2, 3×1: (−.0407 0 .1361)."),
+        ("dW3 = delta3 a2.T", "Right: this is dW3, 2×3"),
+        ("delta3 @ a2", "First misfit: 2×1 @ 3×1 does not fit"),
+        ("relu'(z2) * x", "First misfit: 3×1 * 2×1 needs equal shapes."),
+        ("(W3.T @ delta3).T", "The transpose of this is da2: 1×3 for 3×1."),
+        ("2 * delta3", "but the value is none of them"),
+        ("(a3-y*y)*a3*(1-a3)", "This is delta3 here by chance, and not at other numbers."),
+        ("W4 @ x", "The network has no W4: there are x, y, z2"),
+        ("W3 @ (", "The formula ends where a factor should follow."),
+        ("a2 $ y", "“$” has no meaning in a formula."),
+    ],
+)
+def test_a_formula_is_judged_at_once(tab, formula, verdict):
+    tab.locator("#formula").fill(formula)
+    assert verdict in tab.locator("#verdict").inner_text()
 
 
 def test_the_run_s_slider_shows_each_moment(tab):

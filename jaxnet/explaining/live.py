@@ -27,7 +27,7 @@ def specification(
     observed: Observed, places: Sequence[NumberedLayer], why: Sequence[WhyTranspose]
 ) -> dict[str, Any] | None:
     """The network as the script takes it; None where it is too large or has what the script does not know."""
-    layers = [layer_of(place) for place in places]
+    layers = [(made := layer_of(place)) and {**made, "number": place.number} for place in places]
     weights = sum(place.item.params["W"].size for place in places if place.kind == "dense")
     if None in layers or made_by(observed.loss) not in LOSSES or not 0 < weights <= MOST_WEIGHTS:
         return None

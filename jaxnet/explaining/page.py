@@ -64,7 +64,7 @@ def page(
     data = {"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames}
     return template("page.html.j2").render(
         title=chosen.header.title, body=Markup(body), style=text("style.css"), data=Markup(json_of(data)),
-        scripts=[text(name) for name in ("numbers.js", "network.js", "drawing.js", "page.js")],
+        scripts=[text(name) for name in ("numbers.js", "network.js", "drawing.js", "paths.js", "trying.js", "page.js")],
     )  # fmt: skip
 
 

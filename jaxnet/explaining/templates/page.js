@@ -65,6 +65,7 @@
     show();
     for (const element of all("[data-remark]")) element.textContent = remark(element.dataset.remark);
     drawing.update(values);
+    paths.update(values);
     for (const field of all("[data-f]")) {
       if (field !== typed) field.value = Number(get(field.dataset.f, field.dataset.k).toFixed(6));
     }
@@ -106,9 +107,18 @@
   function startFields() {
     values = network.compute(spec);
     window.jaxnet = {values, spec};
+    paths.update(values);
+    paths.start();
+    trying.start(spec, () => Number(picked("numbering") ?? data.first.split(" ")[1]),
+      () => (picked("lies") ?? data.first.split(" ")[2]) === "in-out");
     one("#cost-now").dataset.given = numbers.one(values.C, 4);
     for (const field of all("[data-f]")) {
-      field.addEventListener("focus", () => choose(field));
+      field.addEventListener("focus", () => {
+        const [what, item] = field.dataset.f.split(".");
+        choose(field);
+        if (what === "W") paths.choose("weight", item, field.dataset.k);
+        if (what === "x") paths.choose("unit", -1, field.dataset.k);
+      });
       field.addEventListener("input", () => { if (field.value !== "") change(field, Number(field.value), field); });
       field.addEventListener("blur", () => refresh());
       drawing.draggable(field, "x", 0.01, () => get(field.dataset.f, field.dataset.k), number => change(field, number));
@@ -124,6 +134,7 @@
     one("#reset").addEventListener("click", () => {
       const first = JSON.parse(given);
       Object.assign(spec, first);
+      paths.choose(null);
       refresh();
       one("#slider").focus();
     });

@@ -1,0 +1,156 @@
+"use strict";
+// On the drawing: the paths of a chosen weight or unit with their products, and the error on its way back, step by step.
+const paths = (() => {
+  const all = selector => [...document.querySelectorAll(selector)];
+  const one = selector => document.querySelector(selector);
+  const NAMESPACE = "http://www.w3.org/2000/svg";
+  let chosen = null, now = null, timer = null;
+
+  const columns = () => all(".edges").map(each => each.dataset.column);
+  const unitsOf = item => all(`.unit[data-z="${item}"]`);
+  const edgesOf = item => all(`.edge[data-e="${item}"]`);
+  const inputs = item => now[`W.${item}`][0].length;
+  const name = unit => unit.querySelector(".name").textContent;
+  const source = (item, k) => unitsOf(columns()[columns().indexOf(String(item)) - 1])[k % inputs(item)];
+  const target = (item, k) => unitsOf(item)[Math.floor(k / inputs(item))];
+  const short = number => numbers.one(number, 3);
+  const added = texts => texts.join(" + ").replaceAll("+ −", "− ");
+
+  function label(edge, text) {  // a product on an edge, nearer to its end than to the crowded middle
+    const at = axis => Number(edge.getAttribute(`${axis}1`)) * 0.35 + Number(edge.getAttribute(`${axis}2`)) * 0.65;
+    const made = document.createElementNS(NAMESPACE, "text");
+    made.setAttribute("class", "product");
+    made.setAttribute("x", at("x"));
+    made.setAttribute("y", at("y") + 3);
+    made.textContent = text;
+    edge.ownerSVGElement.append(made);
+  }
+
+  function clear() {
+    all(".product").forEach(each => each.remove());
+    all(".lit").forEach(each => each.classList.remove("lit"));
+    one(".drawing")?.classList.remove("following");
+  }
+
+  // Every path from a unit to the layer above, and their sum; the one path of a weight, and its product.
+  function show() {
+    if (!one("#paths-said")) return;
+    clear();
+    if (!chosen || !now) return;
+    const {kind, item, k} = chosen, lit = (...elements) => elements.forEach(each => each.classList.add("lit"));
+    one(".drawing").classList.add("following");
+    if (kind === "weight") {
+      const edge = edgesOf(item)[k], from = source(item, k), to = target(item, k);
+      const a = (columns().indexOf(item) === 1 ? now.x : now[`out.${Number(item) - 1}`])[k % inputs(item)];
+      const delta = now[`err.${item}`][Math.floor(k / inputs(item))], gradient = now[`dW.${item}`].flat()[k];
+      lit(edge, from, to);
+      label(edge, `${short(delta)} × ${short(a)}`);
+      one("#paths-said").textContent = `This weight has one path: from ${name(from)} to ${name(to)}. Its gradient is δ there times the activation here, ${short(delta)} × ${short(a)} = ${short(gradient)}: no sum.`;
+      return;
+    }
+    const next = columns()[columns().indexOf(item) + 1], unit = unitsOf(item)[k];
+    lit(unit);
+    if (next === undefined) {
+      one("#paths-said").textContent = `${name(unit)} is an output: its error comes from the cost alone, δ = ${short(now[`err.${item}`][k])}.`;
+      return;
+    }
+    const terms = now[`W.${next}`].map((row, j) => [now[`err.${next}`][j], row[k]]);
+    terms.forEach(([delta, weight], j) => {
+      const edge = edgesOf(next)[j * inputs(next) + k];
+      lit(edge, unitsOf(next)[j]);
+      label(edge, short(delta * weight));
+    });
+    const total = terms.reduce((sum, [delta, weight]) => sum + delta * weight, 0);
+    const products = added(terms.map(([delta, weight]) => `${short(delta)} × ${short(weight)}`));
+    const gate = item === "-1" ? "" : closed(item, k, total);
+    one("#paths-said").textContent = `${name(unit)} reaches the cost by ${terms.length} path${terms.length > 1 ? "s" : ""}, one by each unit above: ${products} = ${short(total)}.${gate}`;
+  }
+
+  function closed(item, k, total) {  // what the activation lets through
+    const delta = now[`err.${item}`][k];
+    if (delta === total) return "";
+    if (delta === 0 && total !== 0) return " Its gate is closed: g′ = 0, so δ here is 0, and nothing goes further back.";
+    return ` Times g′ that is δ = ${short(delta)}.`;
+  }
+
+  function choose(kind, item, k) {  // of kind null nothing is chosen
+    stop();
+    chosen = kind && {kind, item: String(item), k: Number(k)};
+    if (!chosen && one("#paths-said")) one("#paths-said").textContent = "";
+    show();
+  }
+
+  // ------------------------------------------------------------------------------- the error on its way back
+
+  let stage = -1;
+
+  function stages() {  // of each layer from the loss: δ at its units, then along its edges
+    const found = [];
+    for (const item of columns().slice(1).reverse()) {
+      const first = found.length === 0;
+      found.push({units: unitsOf(item), edges: [], item,
+        said: first ? `At the output: the slope of the cost times g′ is δ at ${unitsOf(item).map(name).join(" and ")}.`
+          : `The gate: times g′, entry by entry, that is δ at ${unitsOf(item).map(name).join(", ")}. Where g′ is 0 nothing goes on.`});
+      found.push({units: [], edges: edgesOf(item), item,
+        said: "Back along every edge: each δ times the weight. What meets at a unit is added up: this is Wᵀδ."});
+    }
+    found.push({units: unitsOf("-1"), edges: [], item: "-1", said: "At the input: how fast the cost rises with x. The error has arrived."});
+    return found;
+  }
+
+  function at(index) {
+    const found = stages();
+    chosen = null;
+    clear();
+    stage = Math.max(0, Math.min(found.length - 1, index));
+    one(".drawing").classList.add("following");
+    one('input[name="mode"][value="error"]').click();
+    found.slice(0, stage + 1).forEach(({units, edges}, i) => {
+      [...units, ...edges].forEach(each => each.classList.add("lit"));
+      edges.forEach(edge => edge.classList.toggle("flowing", i === stage));
+    });
+    all(".edge.flowing").forEach(edge => { if (!found[stage].edges.includes(edge)) edge.classList.remove("flowing"); });
+    all("#backward .line").forEach(line => line.classList.toggle("now", line.dataset.item === found[stage].item
+      && (line.classList.contains("dW") ? found[stage].edges.length > 0 : found[stage].units.length > 0)));
+    one("#stage").value = stage;
+    one("#paths-said").textContent = `${stage + 1} of ${found.length}. ${found[stage].said}`;
+  }
+
+  function stop() {
+    clearInterval(timer);
+    timer = null;
+    if (one("#play")) one("#play").textContent = "Play";
+    all(".flowing").forEach(each => each.classList.remove("flowing"));
+    all("#backward .line.now").forEach(each => each.classList.remove("now"));
+  }
+
+  function play() {
+    if (timer) return stop();
+    let next = stage >= stages().length - 1 ? 0 : stage + 1;
+    one("#play").textContent = "Pause";
+    at(next);
+    timer = setInterval(() => (++next < stages().length ? at(next) : stop()), 1600);
+  }
+
+  function start() {
+    if (!one("#play")) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)");
+    const motion = () => { one("#play").hidden = still.matches; if (still.matches) stop(); };
+    still.addEventListener("change", motion);
+    motion();
+    one("#stage").max = stages().length - 1;
+    one("#play").addEventListener("click", play);
+    one("#stage").addEventListener("input", event => { const to = Number(event.target.value); stop(); at(to); });
+    one("#stage-next").addEventListener("click", () => { stop(); at(stage >= stages().length - 1 ? 0 : stage + 1); });
+    addEventListener("keydown", event => { if (event.key === "Escape") choose(null); });
+    for (const edge of all(".edge")) edge.addEventListener("click", () => choose("weight", edge.dataset.e, edge.dataset.k));
+    for (const unit of all(".unit")) unit.addEventListener("click", () => choose("unit", unit.dataset.z, unit.dataset.k));
+  }
+
+  function update(values) {
+    now = values;
+    if (chosen) show();
+  }
+
+  return {start, update, choose};
+})();
