@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from experiments.typeset import Equal, formula, typeset
-from jaxnet.explaining.expressions import Expression, Shapes
+from jaxnet.explaining.expressions import Expression
+from jaxnet.explaining.mathml import Shapes
 from jaxnet.training.atomic_write import write_whole
 from jaxnet.training.config import ConfigError, read_toml, told_error
 from jaxnet.training.options import Table as Settings

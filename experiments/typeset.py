@@ -5,19 +5,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from jaxnet.explaining.expressions import (
-    Derivative,
-    Expression,
-    Name,
-    Power,
-    Product,
-    Shapes,
-    Transposed,
-    equation,
-    math,
-    mathml,
-    written,
-)
+from jaxnet.explaining.expressions import Derivative, Expression, Name, Power, Product, Transposed, written
+from jaxnet.explaining.mathml import Shapes, equation, math, mathml
 
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹ˡᴸ⁺⁻", "0123456789lL+−", strict=True))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉ᵢⱼₖ", "0123456789ijk", strict=True))

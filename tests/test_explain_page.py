@@ -28,10 +28,9 @@ from jaxnet.explaining.expressions import (
     Transposed,
     Words,
     entry,
-    math,
-    mathml,
 )
 from jaxnet.explaining.history import History, Moment
+from jaxnet.explaining.mathml import math, mathml
 from jaxnet.explaining.notation import notation
 from jaxnet.explaining.page import page, write_page
 from jaxnet.explaining.variants import merged, varying

@@ -6,11 +6,9 @@ than what stands around it (`binds`). `TEMPLATES` says how each node is written 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
-
-from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,6 @@ Expression = (
     Name | Number | Words | Power | Transposed | Product | Sum | Minus | Call | Fraction | Derivative | SquaredNorm
     | BigSum | Listed | Entry | Comparison
 )  # fmt: skip
-Shapes = Mapping[Expression, str]
 
 LOOSE, PRODUCT, MATRIX_PRODUCT, TIGHT = range(4)
 
@@ -207,8 +204,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 """How each node is written as text, formula, LaTeX and MathML; {of:t}: in brackets unless it binds tightly. ""
 where a formula has no such node."""
 LEAST = {"": LOOSE, "p": PRODUCT, "m": MATRIX_PRODUCT, "t": TIGHT}
-MATHML_SIGNS = {"T": '<mi mathvariant="normal">T</mi>', "+": "<mo>+</mo>", "−1": "<mrow><mo>−</mo><mn>1</mn></mrow>",
-                "d": '<mi mathvariant="normal">∂</mi>', "nabla": '<mi mathvariant="normal">∇</mi>'}  # fmt: skip
 
 
 def template_of(expression: Expression) -> str:
@@ -350,55 +345,6 @@ class AsLatex(AsText):
         return ", " if sign == "," else f" {commands(sign)} "
 
 
-class AsMathML(AsText):
-    """A row of MathML. shapes: what is set below a part of it: {Name("W", "3"): "2×3"}."""
-
-    column = 3
-
-    def __init__(self, shapes: Shapes | None = None):
-        self.shapes = shapes or {}
-
-    def row(self, expression: Expression) -> Markup:
-        of = expression.of if isinstance(expression, Power | Transposed) else None
-        if isinstance(of, Name) and of.above:  # beside the number that stands there already: W³ᵀ
-            space = Markup('<mrow>{}<mspace width="0.08em"></mspace>{}</mrow>')
-            text = scripted(of, space.format(upper(of.above), self.signs(expression)["sign"]))
-        else:
-            text = super().row(expression)
-        if expression not in self.shapes:
-            return text
-        below = Markup('<mtext class="shape">{}</mtext>').format(self.shapes[expression])
-        return Markup("<munder><mrow>{}</mrow>{}</munder>").format(text, below)
-
-    def filled(self, template: str, **parts: Any) -> Markup:
-        return Markup(TEMPLATES[template][3]).format_map(parts)
-
-    def signs(self, expression: Expression) -> dict[str, Any]:
-        exponent = expression.exponent if isinstance(expression, Power) else "T"
-        signs = {name: Markup(each) for name, each in MATHML_SIGNS.items()}
-        return signs | ({} if isinstance(expression, Comparison) else
-                        {"sign": signs.get(exponent, Markup("<mn>{}</mn>").format(exponent))})  # fmt: skip
-
-    def script(self, field: str, text: str) -> str:
-        return text
-
-    def name(self, of: Name) -> Markup:
-        return scripted(of, upper(of.above) if of.above else None)
-
-    def sign(self, sign: str) -> Markup:
-        return Markup("<mo>{}</mo>").format(sign) if sign else Markup('<mspace width="0.12em"></mspace>')
-
-    def signed(self, terms: Sequence[Expression]) -> Markup:
-        text = Markup("")
-        for term in terms:
-            minus, of = (True, term.of) if isinstance(term, Minus) else (False, term)
-            if text or minus:
-                form = "infix" if text else "prefix"
-                text += Markup('<mo form="{}">{}</mo>').format(form, "−" if minus else "+")
-            text += self.within(of, PRODUCT)
-        return text
-
-
 MARKS = {"\u0302": "hat", "\u0304": "bar", "\u0303": "tilde"}
 COMMANDS = {
     "σ": "\\sigma", "δ": "\\delta", "γ": "\\gamma", "β": "\\beta", "α": "\\alpha", "ε": "\\varepsilon", "μ": "\\mu",
@@ -415,53 +361,8 @@ def commands(text: str) -> str:
     return text.strip()
 
 
-def scripted(symbol: Name, above: Markup | None) -> Markup:
-    """A symbol's letters with a superscript and its subscript; what has a key is found by it on the page."""
-    base, _, own = symbol.base.partition("_")
-    below = f"{own}{',' if own and symbol.below else ''}{symbol.below}"
-    kind = {(True, True): "msubsup", (True, False): "msup", (False, True): "msub"}.get((above is not None, bool(below)))
-    key = Markup(' data-k="{}"').format(symbol.key) if symbol.key else Markup("")
-    if kind is None and not key:
-        return letters(base)
-    lower = Markup("<mn>{}</mn>" if below.replace(",", "").isdigit() else "<mi>{}</mi>").format(below)
-    parts = letters(base) + (lower if below else Markup("")) + (above or Markup(""))
-    return Markup("<{0}{1}>{2}</{0}>").format(kind or "mrow", key, parts)
-
-
-def letters(base: str) -> Markup:
-    """A symbol's own letters: one in italics, dz as two of them, relu and σ′ as they are."""
-    if len(base) == 2 and base[0] == "d":
-        return Markup("<mrow><mi>d</mi><mi>{}</mi></mrow>").format(base[1])
-    if base.endswith("′"):
-        return Markup("<mrow><mi>{}</mi><mo lspace='0' rspace='0'>′</mo></mrow>").format(base[:-1])
-    text = len(base) > 8 or " " in base
-    return Markup("<mtext>{}</mtext>" if text else "<mi>{}</mi>").format(base)
-
-
-def upper(text: str) -> Markup:
-    """A layer's number above a symbol: 3, 3.2, (3), [3]."""
-    return Markup("<mn>{}</mn>" if text.replace(".", "").isdigit() else "<mtext>{}</mtext>").format(text)
-
-
 written, formula, latex = AsText().row, AsFormula().row, AsLatex().row
 """An expression as text, as a formula for `--try` and as LaTeX."""
-
-
-def mathml(expression: Expression, shapes: Shapes | None = None) -> Markup:
-    """The expression as MathML, with `shapes` below its parts."""
-    return AsMathML(shapes).row(expression)
-
-
-def math(*rows: Markup, block: bool = False) -> Markup:
-    """A whole formula of some rows; block: with large fractions."""
-    style = Markup(' displaystyle="true"') if block else Markup("")
-    return Markup("<math{}><mrow>{}</mrow></math>").format(style, Markup("").join(rows))
-
-
-def equation(left: Expression, right: Expression, shapes: Shapes | None = None) -> Markup:
-    """left = right as MathML, with shapes below where they are given."""
-    writer = AsMathML(shapes)
-    return math(writer.row(left), Markup("<mo>=</mo>"), writer.row(right), block=True)
 
 
 def entry(symbol: Expression, *indices: int) -> Expression:

@@ -24,12 +24,10 @@ from jaxnet.explaining.expressions import (
     Sum,
     Transposed,
     entry,
-    equation,
-    math,
-    mathml,
 )
 from jaxnet.explaining.layouts import layouts, tensor
 from jaxnet.explaining.lines import Chain, inside, oriented
+from jaxnet.explaining.mathml import equation, math, mathml
 from jaxnet.explaining.model import Answer, Batch, Derivation, Layouts, Line, NotationRow, Tensor, WhyTranspose
 from jaxnet.explaining.notation import NOTATIONS, WHO, Notation
 from jaxnet.explaining.numbering import NumberedLayer
