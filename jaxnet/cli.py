@@ -504,6 +504,10 @@ def explain(
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print the equations as LaTeX.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Draw the network into this file: .svg, .png or .pdf.")] = None,
+    sheet: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="N exercise sheets with answers: --html FILE, or --latex."),
+    ] = None,
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -532,6 +536,7 @@ def explain(
         html_file=html_file,
         latex=latex,
         figure=figure,
+        sheet=sheet,
     )
     command.run(found, options)
 

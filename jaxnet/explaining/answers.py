@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from jaxnet.explaining.expressions import Transposed, written
 from jaxnet.explaining.lines import Chain, diagonal_entries
 from jaxnet.explaining.model import Answer, WhyTranspose
 from jaxnet.explaining.notes import prime
 from jaxnet.explaining.numbering import NumberedLayer
-from jaxnet.explaining.numbers import lowered_index, one, shape, vector
+from jaxnet.explaining.numbers import one, shape, vector
+from jaxnet.explaining.whytext import entry
+from jaxnet.explaining.whytext import weight as weight_of
 
 
 def answers(chain: Chain, place: NumberedLayer, why: WhyTranspose) -> tuple[Answer, ...]:
@@ -22,12 +26,7 @@ def answers(chain: Chain, place: NumberedLayer, why: WhyTranspose) -> tuple[Answ
     below = chain.places[place.index - 1] if place.index else None
     below = below if below is not None and below.kind == "activation" else None
 
-    def entry(symbol: str, *indices: int) -> str:
-        return f"{symbol}{lowered_index(*indices)}"
-
-    def weight(of_z: int, of_a: int) -> str:
-        return entry(W, *((of_a, of_z) if rows else (of_z, of_a)))
-
+    weight = partial(weight_of, why, rows)
     a_unit, d1, z1 = entry(a, unit), entry(delta, 1), entry(z, 1)
     has = {
         "none": f"{W} is {shape(laid)} and has none; its pseudo-inverse",

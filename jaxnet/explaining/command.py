@@ -32,7 +32,7 @@ from jaxnet.explaining.terminal import (
     notation_lines,
     overview,
     tensor_lines,
-)
+)  # fmt: skip
 
 NARROWEST = 60
 MOST_DIGITS = 12
@@ -57,6 +57,7 @@ class Options:
     json_file: Path | None = None
     html_file: Path | None = None
     figure: Path | None = None
+    sheet: int | None = None
     width: int | None = None
 
 
@@ -73,6 +74,9 @@ def run(subject: Subject | FunctionSubject, options: Options) -> None:
         return
     with jax.enable_x64(subject.precision == "float64"):
         observed = observe(subject.net, subject.loss, subject.params, at(subject.xs, 0), subject.ys[0])
+        if options.sheet is not None:
+            show_sheets(observed, subject.seed or 0, options)
+            return
         derivation = derivation_of(subject, observed, options)
         if options.html_file is not None:
             from jaxnet.explaining.page import write_page
@@ -91,6 +95,24 @@ def run(subject: Subject | FunctionSubject, options: Options) -> None:
         show(subject, observed, derivation, options, width)
     for file in filter(None, (options.html_file, options.figure)):
         print(file)
+
+
+def show_sheets(observed: Observed, seed: int, options: Options) -> None:
+    """Writes exercise sheets as a page, or prints them as LaTeX.
+
+    Raises `ExplainError` where neither is asked for.
+    """
+    from jaxnet.explaining import sheets
+    from jaxnet.explaining.page import template
+
+    if (options.html_file is None) == (not options.latex):
+        raise ExplainError("--sheet is written as a page, --html FILE, or printed as LaTeX, --latex: give one of them")
+    made = sheets.sheets(observed, options.notation, options.sheet or 1, seed)
+    if options.html_file is None:
+        print(sheets.whole(made, sheets.in_latex, template("sheet.tex.j2")))
+        return
+    write_text(options.html_file, sheets.whole(made, sheets.in_html, template("sheet.html.j2")), "--html")
+    print(options.html_file)
 
 
 def show_function(derivation: Derivation, options: Options, width: int) -> None:
@@ -126,17 +148,12 @@ def derivation_of(subject: Subject, observed: Observed, options: Options) -> Der
     """The derivation that the options ask for."""
     silent = options.table or (options.formula is not None and "inv" not in options.formula)
     one = 0 if silent else 1  # more layers are not shown, and each takes a while
+    asked = None if options.step or options.more or options.json_file is not None else one
     return derive(
-        observed,
-        options.notation,
-        layer=options.layer,
-        asked=None if options.step or options.more or options.json_file is not None else one,
+        observed, options.notation, layer=options.layer, asked=asked, examples=examples_of(subject),
         batch=(subject.xs, subject.ys) if options.batch else None,
-        examples=examples_of(subject),
-        source=subject.source,
-        example=subject.example,
-        seed=subject.seed,
-    )
+        source=subject.source, example=subject.example, seed=subject.seed,
+    )  # fmt: skip
 
 
 def examples_of(subject: Subject) -> tuple[int, ...]:
@@ -271,9 +288,17 @@ def write_json(path: Path, derivation: Derivation) -> None:
     if str(path) == "-":
         print(text)
         return
+    write_text(path, text + "\n", "--json")
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Writes a file that an option names.
+
+    Raises `ExplainError` where it cannot be written.
+    """
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ExplainError(
-            f"{path} cannot be written: {error.strerror or error}: give another file to --json"
+            f"{path} cannot be written: {error.strerror or error}: give another file to {option}"
         ) from None

@@ -55,11 +55,7 @@ def derive(
     why = tuple(why_transpose(chain, place) for place in about)
     tensors = [tensor(chain, place) for place in about]
     return Derivation(
-        header=header(chain, source, example, seed),
-        forward=forward,
-        backward=backward,
-        layers=drawn(chain),
-        why=why,
+        header(chain, source, example, seed), forward, backward, drawn(chain), why,
         layouts=layouts(chain, about[0]) if about else (),
         tensors=tuple(each for each in tensors if each is not None),
         order=order(chain),
@@ -68,7 +64,7 @@ def derive(
         loops=loops(notation.weights) if dense else (),
         checked=checked(backward),
         batch=batches(observed, dense, *batch, examples) if batch is not None else (),
-    )
+    )  # fmt: skip
 
 
 def chain_of(observed: Observed, notation: Notation) -> Chain:
@@ -99,22 +95,11 @@ def header(chain: Chain, source: str, example: int | None, seed: int | None) -> 
     out = observed.items[-1].out
     right = value_of(observed.loss, chain.places[-1].gives, notation.target, features(out), terms_of(observed))
     return Header(
-        title=title(chain.places),
-        source=source,
-        loss=observed.loss.name,
-        cost_left=notation.cost,
-        cost_right=right,
-        value=observed.cost,
-        x=observed.x,
-        y=observed.target,
-        target=as_class(observed.y),
-        example=example,
-        notation=notation.name,
-        numbering=notation.described(),
-        weights=notation.weights,
-        dtype=str(out.dtype),
+        title=title(chain.places), source=source, loss=observed.loss.name, cost_left=notation.cost, cost_right=right,
+        value=observed.cost, x=observed.x, y=observed.target, target=as_class(observed.y), example=example,
+        notation=notation.name, numbering=notation.described(), weights=notation.weights, dtype=str(out.dtype),
         seed=seed,
-    )
+    )  # fmt: skip
 
 
 def title(chain: tuple[NumberedLayer, ...]) -> str:
@@ -163,19 +148,9 @@ def drawn(chain: Chain) -> tuple[Layer, ...]:
     for place in chain.places:
         item = place.item
         named: dict[str, Any] = dict(item.params) if isinstance(item.params, dict) else {}
-        found.append(
-            Layer(
-                item=place.index,
-                kind=place.kind,
-                name=item.layer.name,
-                number=chain.notation.number(place.number),
-                shape=item.out.shape,
-                out=item.out,
-                delta=item.d_out,
-                params=named,
-                grads=dict(item.grads) if named else {},
-            )
-        )
+        number = chain.notation.number(place.number)
+        found.append(Layer(place.index, place.kind, item.layer.name, number, item.out.shape, item.out, item.d_out,
+                           named, dict(item.grads) if named else {}))  # fmt: skip
     return tuple(found)
 
 

@@ -27,7 +27,7 @@ from jaxnet.explaining.expressions import (
     Product,
     Sum,
     Transposed,
-)
+)  # fmt: skip
 from jaxnet.explaining.kinds import INDICES
 from jaxnet.explaining.recording import FUNCTIONS
 from jaxnet.explaining.transcription import EXPECTED, at, rebuilt, transposed

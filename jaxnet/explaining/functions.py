@@ -65,7 +65,11 @@ def derivation_of_function(subject: FunctionSubject, notation: Notation) -> Deri
             *structure.unflatten([params.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)])
         )
 
-    out = jax.eval_shape(whole, given)
+    try:
+        out = jax.eval_shape(whole, given)
+    except (TypeError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise ExplainError(f"{subject.source} cannot be run at these inputs: {said}: give others to --inputs") from None
     if not hasattr(out, "shape") or out.shape or not jnp.issubdtype(out.dtype, jnp.inexact):
         raise ExplainError(
             f"a function to be explained gives one number, {subject.source} gives {out}: explain its sum or its loss"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from jaxnet.explaining.derive import Derivation, chain_of
 from jaxnet.explaining.expressions import Transposed, written
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.notes import prime, slope
-from jaxnet.explaining.numbers import lowered_index, one, vector
+from jaxnet.explaining.numbers import one, vector
 from jaxnet.explaining.observe import Observed
 from jaxnet.explaining.why import NUDGE, cost_from
 from jaxnet.explaining.whytext import check_line, plus, some
+from jaxnet.explaining.whytext import entry as at
+from jaxnet.explaining.whytext import weight as weight_of
 
 Step = tuple[str, list[str]]  # its title; sentences, and calculations that begin with two blanks
 
@@ -46,12 +49,7 @@ def around_the_layer(observed: Observed, derivation: Derivation, n: Notation) ->
     delta, weights, inputs = why.rows.delta, why.rows.W, np.asarray(observed.items[why.item].x, np.float64)
     line, across = ("column", "row") if n.rows else ("row", "column")
 
-    def at(symbol: str, *indices: int) -> str:
-        return f"{symbol}{lowered_index(*indices)}"
-
-    def weight(j: int, i: int) -> str:
-        return at(W, *((i, j) if n.rows else (j, i)))
-
+    weight = partial(weight_of, why, n.rows)
     w11, a1, d1, z1 = weight(1, u + 1), at(a, u + 1), at(d, 1), at(z, 1)
     raised = weights.copy()
     raised[0, u] += NUDGE

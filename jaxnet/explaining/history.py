@@ -84,16 +84,13 @@ def movements(observed: Sequence[Observed], history: History, notation: Notation
             first.setdefault(place.index, place.item.params["W"])
         found.append(
             Movement(
-                moment.step,
-                moment.epoch,
-                seen.cost,
-                tuple(notation.number(place.number) for place in dense),
+                moment.step, moment.epoch, seen.cost, tuple(notation.number(place.number) for place in dense),
                 tuple(float(np.linalg.norm(place.item.d_out)) for place in dense),
                 tuple(float(np.linalg.norm(place.item.params["W"])) for place in dense),
                 tuple(float(np.linalg.norm(place.item.params["W"] - first[place.index])) for place in dense),
                 at_epoch(history.metrics, moment.epoch, ACCURACIES),
             )
-        )
+        )  # fmt: skip
     return tuple(found)
 
 

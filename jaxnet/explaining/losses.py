@@ -17,7 +17,7 @@ from jaxnet.explaining.expressions import (
     SquaredNorm,
     Sum,
     Transposed,
-)
+)  # fmt: skip
 from jaxnet.layer import Loss
 
 Formula = Callable[[Expression, Expression, int], Expression]

@@ -122,23 +122,11 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
     for i, layer in enumerate(layers):
         taken = x if i == 0 else outs[i - 1]
         dx = array(errors[i]) if exact(taken) and errors[i] is not None else None
-        made.append(
-            Item(
-                layer,
-                jax.tree.map(np.asarray, own[i]),
-                array(taken),
-                array(outs[i]),
-                array(errors[i + 1]),
-                dx,
-                jax.tree.map(np.asarray, grads[i]),
-                (
-                    array(found[1][i + 1]),
-                    None if dx is None else array(found[1][i]),
-                    jax.tree.map(np.asarray, found[0][i]),
-                ),
-                len(jax.tree.leaves((taken, outs[i]))) == 2,
-            )
-        )
+        numbers, slopes = jax.tree.map(np.asarray, (own[i], grads[i], found[0][i])), found[1]
+        expected = (array(slopes[i + 1]), None if dx is None else array(slopes[i]), numbers[2])
+        single = len(jax.tree.leaves((taken, outs[i]))) == 2
+        made.append(Item(layer, numbers[0], array(taken), array(outs[i]), array(errors[i + 1]), dx, numbers[1],
+                         expected, single))  # fmt: skip
     return Observed(net, loss, params, array(x), np.asarray(y), float(cost), tuple(made))
 
 

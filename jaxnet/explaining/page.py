@@ -92,8 +92,8 @@ def template(name: str) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("jaxnet.explaining"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=StrictUndefined,
+        loader=PackageLoader("jaxnet.explaining"), autoescape=lambda name: ".html." in (name or ""), trim_blocks=True,
+        lstrip_blocks=True, undefined=StrictUndefined,
     ).get_template(name)  # fmt: skip
 
 

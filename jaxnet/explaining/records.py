@@ -7,9 +7,9 @@ before it are one record.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -154,45 +154,29 @@ class Walk:
 
         return x, token, back
 
-    def residual(self, layer, params, x, token, positions, within):
-        f, of_f, back_f = self.through(layer.parts[0], params, x, token, positions, within)
-        mine = self.put(Record("sum", layer, (token, of_f), (), (x, f), x + f, within=within))
-
-        def back(d):
-            self.records[mine] = replace(self.records[mine], d_out=d, dxs=(d, d))
-            return d + back_f(d)
-
-        return x + f, mine, back
-
-    def parallel(self, layer, join, params, x, token, positions, within):
-        ways = [self.through(part, p, x, token, positions, within) for part, p in zip(layer.parts, params, strict=True)]
-        outs, tokens = tuple(out for out, _, _ in ways), tuple(each for _, each, _ in ways)
-        out = jnp.concatenate(outs, -1) if join == "concatenate" else outs[0]
-        for other in outs[1:] if join != "concatenate" else ():
-            out = out + other if join == "sum" else out * other
+    def joined(self, layer, join, ways, within):
+        """The record where ways meet: the join's own derivative says what goes back along each of them."""
+        outs, tokens, backs = zip(*ways, strict=True)
+        out, pieces = jax.vjp(JOINS[join], *outs)
         mine = self.put(Record(join, layer, tokens, (), outs, out, within=within))
-
-        def pieces(d):
-            if join == "concatenate":
-                ends = np.cumsum([each.shape[-1] for each in outs])[:-1]
-                return tuple(jnp.split(d, ends, axis=-1))
-            if join == "sum":
-                return (d,) * len(outs)
-            others = []
-            for i in range(len(outs)):
-                piece = d
-                for other in outs[:i] + outs[i + 1 :]:
-                    piece = piece * other
-                others.append(piece)
-            return tuple(others)
 
         def back(d):
             dxs = pieces(d)
             self.records[mine] = replace(self.records[mine], d_out=d, dxs=dxs)
-            found = [back(piece) for (_, _, back), piece in reversed([*zip(ways, dxs, strict=True)])]
-            return sum(found[1:], start=found[0])
+            found = [one(piece) for one, piece in reversed([*zip(backs, dxs, strict=True)])]
+            return functools.reduce(jnp.add, found)
 
         return out, mine, back
+
+    def parallel(self, layer, join, params, x, token, positions, within):
+        parts = zip(layer.parts, params, strict=True)
+        return self.joined(
+            layer, join, [self.through(part, p, x, token, positions, within) for part, p in parts], within
+        )
+
+    def residual(self, layer, params, x, token, positions, within):
+        way = self.through(layer.parts[0], params, x, token, positions, within)
+        return self.joined(layer, "sum", [(x, token, lambda d: d), way], within)
 
     def repeated(self, layer, times, params, x, token, positions, within):
         block = layer.parts[0]
@@ -221,11 +205,16 @@ class Walk:
         return out, token, back
 
 
+JOINS = {
+    "sum": lambda *ways: functools.reduce(jnp.add, ways),
+    "product": lambda *ways: functools.reduce(jnp.multiply, ways),
+    "concatenate": lambda *ways: jnp.concatenate(ways, -1),
+}
 ARRAYS: dict[str, Any] = {"params": (), "xs": (), "out": None, "d_out": None, "dxs": (), "grads": (),
                           "reference": ((), None), "blocks": ()}  # fmt: skip
 
 
-@lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)
 def opened(item: Item) -> tuple[Record, ...]:
     """The records of a composed layer, first to last; the one of itself of a leaf, or of what cannot be opened."""
     layer = item.layer

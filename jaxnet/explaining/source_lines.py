@@ -29,7 +29,7 @@ from jaxnet.explaining.transcription import (
     multiple,
     padding_before,
     window_place,
-)
+)  # fmt: skip
 from jaxnet.explaining.ulp import ulps
 from jaxnet.factors import Factor, Outer, Plain
 from jaxnet.factors import Sum as Uses

@@ -31,7 +31,7 @@ from jaxnet.explaining.expressions import (
     Transposed,
     Words,
     raised,
-)
+)  # fmt: skip
 from jaxnet.explaining.kinds import INDICES
 from jaxnet.explaining.recording import FUNCTIONS, SAME, Array, Operation, Recording, arrays_in
 

@@ -1,0 +1,155 @@
+"""Exercise sheets for a class: the same questions, other numbers on every sheet, and the answers; HTML or LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from markupsafe import Markup, escape
+
+from jaxnet.explaining.derive import Derivation, derive
+from jaxnet.explaining.expressions import Expression, Name, Product, Transposed, latex
+from jaxnet.explaining.lines import oriented
+from jaxnet.explaining.mathml import math, mathml
+from jaxnet.explaining.model import Line
+from jaxnet.explaining.notation import ExplainError, Notation
+from jaxnet.explaining.numbers import entries, one, shape
+from jaxnet.explaining.observe import Observed, observe
+
+WIDEST = 4  # units of a layer that is computed by hand
+Part = str | Expression | np.ndarray
+"""Of a sentence: words, a formula, or numbers."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question and its answer, each in parts."""
+
+    question: tuple[Part, ...]
+    answer: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What is given, as symbols and numbers, and the tasks."""
+
+    title: str
+    given: tuple[tuple[Expression, np.ndarray], ...]
+    tasks: tuple[Task, ...]
+
+
+def sheets(observed: Observed, notation: Notation, count: int, seed: int) -> list[Sheet]:
+    """So many sheets, each at numbers of its own with one decimal.
+
+    Raises `ExplainError` for a network that is too wide to be computed by hand, or has other layers than dense ones.
+    """
+    return [sheet(observed, notation, seed + i, f"Sheet {i + 1} of {count}") for i in range(count)]
+
+
+def sheet(observed: Observed, notation: Notation, seed: int, title: str) -> Sheet:
+    """One sheet."""
+    draw = np.random.default_rng(seed)
+    params = jax.tree.map(lambda p: np.round(draw.uniform(-0.6, 1, p.shape), 1).astype(p.dtype), observed.params)
+    x = draw.integers(1, 4, observed.x.shape).astype(observed.x.dtype)
+    derivation = derive(observe(observed.net, observed.loss, params, x, observed.y), notation, asked=1)
+    dense = [each for each in derivation.layers if each.kind == "dense"]
+    if not derivation.why or any(each.kind == "other" for each in derivation.layers) or max(
+        len(x), *(len(each.out) for each in dense)) > WIDEST:  # fmt: skip
+        raise ExplainError(f"--sheet takes dense layers of at most {WIDEST} units, which are computed by hand")
+    given: list[tuple[Expression, np.ndarray]] = [(Name("x"), x), (Name("y"), np.asarray(derivation.header.y))]
+    for place in dense:
+        number = int(place.number) - notation.first
+        given += [(notation.param(name, number), oriented(p, notation) if np.ndim(p) == 2 else p)
+                  for name, p in place.params.items()]  # fmt: skip
+    return Sheet(f"{title}: {derivation.header.title}", tuple(given), tuple(tasks(derivation, notation, draw)))
+
+
+def tasks(derivation: Derivation, notation: Notation, draw: np.random.Generator) -> list[Task]:
+    """Forward, shapes, the backward lines as equations, the numbers, and which of four is right."""
+    forward, backward = derivation.forward, derivation.backward
+    why, asked = derivation.why[0], backward[int(draw.integers(1, len(backward)))]
+    z = why.rows.delta @ why.rows.W  # Wᵀδ as numbers
+    back = notation.sent_back(why.W, why.delta)
+    wrong: list[Expression] = [Product(back.factors[::-1]), Product((why.W, why.delta)),
+                               Product((Transposed(why.delta), Transposed(why.W)))]  # fmt: skip
+    choices = [back, *(each for each in wrong if each != back)][:4]
+    order = draw.permutation(len(choices))
+    letters = "ABCD"
+    listed = [part for i, at in enumerate(order) for part in (f"   {letters[i]}: ", choices[at])]
+    symbols, errors = between([line.left for line in forward]), between([line.left for line in backward])
+    cost, sent = one(derivation.header.value), ", ".join(one(float(value)) for value in z)
+    shapes = tuple(part for line in backward for part in (line.left, f": {shape(line.shape)}   "))
+    return [
+        Task(("Compute ", *symbols, " and the cost."), (*values(forward), f"cost {cost}")),
+        Task(("Write down the shapes of ", *errors, "."), shapes),
+        Task(("Write ", asked.left, " by what it is made from."), (asked.left, " = ", asked.right)),
+        Task(("Compute ", *errors, "."), values(backward)),
+        Task(("Which of these is the error at ", why.a, "?", *listed),
+             (letters[int(np.argmin(order))], f": its entries are {sent}")),
+    ]  # fmt: skip
+
+
+def between(parts: list[Expression]) -> list[Part]:
+    """Symbols with commas between them."""
+    found: list[Part] = []
+    for each in parts:
+        found += [", ", each] if found else [each]
+    return found
+
+
+def values(lines: tuple[Line, ...]) -> tuple[Part, ...]:
+    """Each line's symbol and numbers."""
+    return tuple(part for line in lines for part in (line.left, " = ", line.value, "   "))
+
+
+# -------------------------------------------------------------------------------------------------- as a page, as LaTeX
+
+
+def rows_of(numbers: np.ndarray) -> list[list[str]]:
+    """An array's entries as a table, a vector as a column."""
+    table = np.atleast_2d(numbers.T).T
+    texts, power = entries(table, 4)
+    rows = np.reshape(texts, table.shape).tolist()
+    return [[power + cell if power else cell for cell in row] for row in rows]
+
+
+def in_latex(part: Part) -> str:
+    """A part of a sentence as LaTeX."""
+    if isinstance(part, str):
+        return part.replace("→", "$\\to$").replace("×", "$\\times$").replace("   ", "\\quad ")
+    if isinstance(part, np.ndarray):
+        rows = " \\\\ ".join(" & ".join(row) for row in rows_of(part)).replace("−", "-").replace("×", "\\times")
+        return f"$\\begin{{pmatrix}} {rows} \\end{{pmatrix}}$"
+    return f"${latex(part)}$"
+
+
+def in_html(part: Part) -> Markup:
+    """A part of a sentence as HTML."""
+    if isinstance(part, str):
+        return escape(part.replace("   ", "\N{EM SPACE}"))
+    if isinstance(part, np.ndarray):
+        cells = Markup("").join(
+            Markup("<mtr>{}</mtr>").format(
+                Markup("").join(Markup("<mtd><mn>{}</mn></mtd>").format(cell) for cell in row)
+            )
+            for row in rows_of(part)
+        )
+        return math(Markup("<mo>(</mo><mtable>{}</mtable><mo>)</mo>").format(cells))
+    return math(mathml(part))
+
+
+def whole(of: list[Sheet], form: Callable[[Part], Any], template: Any) -> str:
+    """All sheets, then their answers, by a template."""
+
+    def joined(parts: tuple[Part, ...]) -> Any:
+        return Markup("").join(map(form, parts)) if form is in_html else "".join(map(form, parts))
+
+    shown = [
+        {"title": form(each.title), "given": [joined((symbol, " = ", value)) for symbol, value in each.given],
+         "tasks": [(joined(task.question), joined(task.answer)) for task in each.tasks]}
+        for each in of
+    ]  # fmt: skip
+    return template.render(sheets=shown)
