@@ -25,7 +25,7 @@ Part = str | Expression | np.ndarray
 
 
 @dataclass(frozen=True)
-class Task:
+class Question:
     """A question and its answer, each in parts."""
 
     question: tuple[Part, ...]
@@ -38,7 +38,7 @@ class Sheet:
 
     title: str
     given: tuple[tuple[Expression, np.ndarray], ...]
-    tasks: tuple[Task, ...]
+    tasks: tuple[Question, ...]
 
 
 def sheets(observed: Observed, notation: Notation, count: int, seed: int) -> list[Sheet]:
@@ -67,7 +67,7 @@ def sheet(observed: Observed, notation: Notation, seed: int, title: str) -> Shee
     return Sheet(f"{title}: {derivation.header.title}", tuple(given), tuple(tasks(derivation, notation, draw)))
 
 
-def tasks(derivation: Derivation, notation: Notation, draw: np.random.Generator) -> list[Task]:
+def tasks(derivation: Derivation, notation: Notation, draw: np.random.Generator) -> list[Question]:
     """Forward, shapes, the backward lines as equations, the numbers, and which of four is right."""
     forward, backward = derivation.forward, derivation.backward
     why, asked = derivation.why[0], backward[int(draw.integers(1, len(backward)))]
@@ -83,11 +83,11 @@ def tasks(derivation: Derivation, notation: Notation, draw: np.random.Generator)
     cost, sent = one(derivation.header.value), ", ".join(one(float(value)) for value in z)
     shapes = tuple(part for line in backward for part in (line.left, f": {shape(line.shape)}   "))
     return [
-        Task(("Compute ", *symbols, " and the cost."), (*values(forward), f"cost {cost}")),
-        Task(("Write down the shapes of ", *errors, "."), shapes),
-        Task(("Write ", asked.left, " by what it is made from."), (asked.left, " = ", asked.right)),
-        Task(("Compute ", *errors, "."), values(backward)),
-        Task(("Which of these is the error at ", why.a, "?", *listed),
+        Question(("Compute ", *symbols, " and the cost."), (*values(forward), f"cost {cost}")),
+        Question(("Write down the shapes of ", *errors, "."), shapes),
+        Question(("Write ", asked.left, " by what it is made from."), (asked.left, " = ", asked.right)),
+        Question(("Compute ", *errors, "."), values(backward)),
+        Question(("Which of these is the error at ", why.a, "?", *listed),
              (letters[int(np.argmin(order))], f": its entries are {sent}")),
     ]  # fmt: skip
 
