@@ -165,7 +165,7 @@ def data_of(text):
 
 def test_the_script_gets_the_decimals_of_the_config(text):
     spec = data_of(text)["spec"]
-    assert spec["layers"][0] == {"kind": "dense", "W": W2, "b": b2}
+    assert spec["layers"][0] == {"kind": "dense", "W": W2, "b": b2, "number": 1}
     assert (spec["x"], spec["y"], spec["loss"]) == ([1.0, 2.0], [1.0, 0.0], "quadratic")
 
 

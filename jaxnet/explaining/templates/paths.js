@@ -3,7 +3,6 @@
 const paths = (() => {
   const all = selector => [...document.querySelectorAll(selector)];
   const one = selector => document.querySelector(selector);
-  const NAMESPACE = "http://www.w3.org/2000/svg";
   let chosen = null, now = null, timer = null;
 
   const columns = () => all(".edges").map(each => each.dataset.column);
@@ -18,7 +17,7 @@ const paths = (() => {
 
   function label(edge, text) {  // a product on an edge, nearer to its end than to the crowded middle
     const at = axis => Number(edge.getAttribute(`${axis}1`)) * 0.35 + Number(edge.getAttribute(`${axis}2`)) * 0.65;
-    const made = document.createElementNS(NAMESPACE, "text");
+    const made = document.createElementNS(edge.namespaceURI, "text");
     made.setAttribute("class", "product");
     made.setAttribute("x", at("x"));
     made.setAttribute("y", at("y") + 3);
