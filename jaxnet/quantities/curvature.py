@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxnet.backprop import backpropagate, mean_weights, size, value_and_grad
 from jaxnet.layer import Layer, Loss, Reading, output, with_state
-from jaxnet.readings import second_moment, total
+from jaxnet.readings import product, second_moment, total
 
 
 def root_of(loss: Loss) -> Callable:
@@ -53,8 +53,8 @@ def signs(key: jax.Array | None, shape: tuple[int, ...], dtype) -> jax.Array:
     return jax.random.rademacher(key, shape, dtype)
 
 
-def over_columns(net: Layer, loss: Loss, read: Reading, samples: int | None) -> Callable:
-    """Σ over the columns Jᵀ S u of what `read` reads, or the mean over `samples` of random u.
+def of_columns(net: Layer, loss: Loss, read: Reading, samples: int | None) -> Callable:
+    """What `read` reads of each column Jᵀ S u: of every unit vector u, or of `samples` random ones.
 
     Returns `(params, xs, ys, *, key=None, state=None, train=False, weights=None) -> readings`. `key` draws u, and what
     the network draws in training mode.
@@ -73,8 +73,40 @@ def over_columns(net: Layer, loss: Loss, read: Reading, samples: int | None) -> 
         def column(u):
             return back(params, xs, (ys, u), state=state, key=key, train=train, weights=weights)[1]
 
-        found = jax.vmap(column)(us)
+        return jax.vmap(column)(us)
+
+    return batch
+
+
+def over_columns(net: Layer, loss: Loss, read: Reading, samples: int | None) -> Callable:
+    """Σ of `of_columns` over the unit vectors, or the mean over the random ones."""
+    columns = of_columns(net, loss, read, samples)
+
+    def batch(*data, **given):
+        found = columns(*data, **given)
         return jax.tree.map(lambda t: t.sum(0) if samples is None else t.mean(0), found)
+
+    return batch
+
+
+def ggn_root(net: Layer, loss: Loss, *, samples: int | None = None) -> Callable:
+    """V with G = Σ over columns and examples of V Vᵀ, the square root of G; random columns give G on the mean.
+
+    Σ V² over the columns is each example's own diagonal, V V′ᵀ of two examples a block of the Gram matrix.
+    Returns `(params, xs, ys, *, key=None, state=None, train=False, weights=None) -> V`, in the structure of params with
+    the leading axes (columns, examples). Raises as `ggn_diagonal`.
+    Source: Dangel et al., BackPACK, 2020, SqrtGGNExact and SqrtGGNMC.
+
+    >>> net, xs, ys = dense(2, bias=False), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> ggn_root(net, softmax_cross_entropy)({"W": jnp.zeros((2, 4))}, xs, ys)["W"].shape
+    (2, 3, 2, 4)
+    """
+    columns = of_columns(net, loss, product, samples)
+    if samples is None:
+        return columns
+
+    def batch(*data, **given):  # the mean of the samples, as the sum of their outer products
+        return jax.tree.map(lambda t: t / samples**0.5, columns(*data, **given))
 
     return batch
 
@@ -157,13 +189,13 @@ def hessian_diagonal(net: Layer, loss: Loss, *, samples: int | None = None) -> C
     >>> print(hessian_diagonal(net, softmax_cross_entropy)(params, xs, ys)["W"][0].round(3))
     [0.25 0.25 0.25 0.25]
     """
-    product = hessian_product(net, loss)
+    along_v = hessian_product(net, loss)
 
     def batch(params, xs, ys, *, key=None, **given):
         flat, tree_of = ravel_pytree(params)
 
         def along(v):
-            return v * ravel_pytree(product(params, xs, ys, tree_of(v), **given))[0]
+            return v * ravel_pytree(along_v(params, xs, ys, tree_of(v), **given))[0]
 
         if samples is None:
             return tree_of(

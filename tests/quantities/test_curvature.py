@@ -76,7 +76,9 @@ def test_gauss_newton_of_every_kind_of_network(name, x64):
         G = gauss_newton(net, cross_entropy, params, xs, ys, weights)
         exact = curvature.ggn_diagonal(net, cross_entropy)(params, xs, ys, weights=weights)
         Gv = curvature.ggn_product(net, cross_entropy)(params, xs, ys, v, weights=weights)
-        return (exact, Gv), (diagonal(G, params), ravel_pytree(params)[1](G @ ravel_pytree(v)[0]))
+        V = curvature.ggn_root(net, cross_entropy)(params, xs, ys, weights=weights)
+        V = jax.vmap(jax.vmap(lambda tree: ravel_pytree(tree)[0]))(V).reshape(-1, len(G))
+        return (exact, Gv, V.T @ V), (diagonal(G, params), ravel_pytree(params)[1](G @ ravel_pytree(v)[0]), G)
 
     assert_agree(*both(params))
 
@@ -101,6 +103,14 @@ def test_the_hessian(name, x64):
     estimate = curvature.hessian_diagonal(net, cross_entropy, samples=4000)(params, xs, ys, key=jax.random.key(1))
     spread = jnp.sqrt(jnp.sum(H**2, 1) - jnp.diag(H) ** 2) / np.sqrt(4000)  # of the mean, by its formula
     assert jnp.all(jnp.abs(ravel_pytree(estimate)[0] - jnp.diag(H)) < 5 * spread + 1e-12)
+
+
+def test_random_columns_of_the_root_are_those_of_the_diagonal(x64):
+    net, params, xs, ys = problem("dense")
+    given = {"key": jax.random.key(4)}
+    V = curvature.ggn_root(net, cross_entropy, samples=3)(params, xs, ys, **given)
+    squares = jax.tree.map(lambda t: jnp.sum(t**2, (0, 1)), V)
+    assert_agree(squares, curvature.ggn_diagonal(net, cross_entropy, samples=3)(params, xs, ys, **given))
 
 
 @pytest.mark.parametrize("name", ["dense", "sequence"])

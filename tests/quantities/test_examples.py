@@ -36,4 +36,4 @@ def test_each_function_that_makes_another_has_an_example(module):
     }
     assert makers
     without = {name for name in makers if ">>>" not in inspect.getdoc(getattr(room, name))}
-    assert without <= {"over_columns"}
+    assert without <= {"of_columns"}
