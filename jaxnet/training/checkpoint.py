@@ -21,10 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.devices.processes import of_first, on_host
 from jaxnet.layer import Tree
 from jaxnet.training.atomic_write import write_whole
 
 DELETED = ".deleted-"
+NONE = -1  # the step of no checkpoint
 ORDINARY = re.compile(r"[\w ./%#+,=@:-]+")
 
 
@@ -82,7 +84,7 @@ def plain(tree: Tree) -> Tree:
 
     def of(leaf):
         typed = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if typed else leaf)
+        return on_host(jax.random.key_data(leaf) if typed else leaf)
 
     return jax.tree.map(of, tree)
 
@@ -283,7 +285,9 @@ class CheckpointWriter(Checkpoints):
 
     def resumable(self, shapes: Tree, configs: Sequence[str]) -> tuple[int, Tree, Progress] | None:
         """The newest whole checkpoint. Damaged ones are moved to `damaged/` beside the folder, and said."""
-        return self.newest(shapes, configs, passed_over=self.put_aside)
+        newest = self.newest(shapes, configs, passed_over=self.put_aside)
+        of_first(NONE if newest is None else newest[0])
+        return newest
 
     def put_aside(self, step: int, error: CheckpointError, after: int | None) -> None:
         """Moves a damaged checkpoint out of the way, so that its step may be written again."""
@@ -295,6 +299,21 @@ class CheckpointWriter(Checkpoints):
         self.say(f"{error}; moved to {place}; {going}")
 
 
+class CheckpointFollower(Checkpoints):
+    """The checkpoints of a run that another process writes: the states that this one goes on from."""
+
+    def save(self, step: int, state: Tree, progress: Progress) -> None:
+        """The first process writes."""
+
+    def prune(self, best: int | None = None) -> None:
+        """The first process deletes."""
+
+    def resumable(self, shapes: Tree, configs: Sequence[str]) -> tuple[int, Tree, Progress] | None:
+        """The checkpoint that the first process has chosen."""
+        step = of_first(NONE)
+        return None if step == NONE else (step, *self.read(step, shapes, configs))
+
+
 # ------------------------------------------------------------------------------------------- orbax
 
 
@@ -302,17 +321,26 @@ def restored_state(folder: Path, arrays: Tree) -> Tree:
     """The arrays in a folder that orbax wrote, of the shapes and dtypes of `arrays`."""
     ocp = orbax()
     with plain_path(folder) as path:
-        return ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(path, args=ocp.args.StandardRestore(arrays))
+        reader = ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone())
+        return reader.restore(path, args=ocp.args.StandardRestore(arrays))
 
 
 def save_state(folder: Path, arrays: Tree, about: dict[str, Any]) -> None:
     """Writes arrays and JSON to a new folder, whole or not at all."""
     ocp = orbax()
     with plain_path(folder) as path:
-        ocp.Checkpointer(ocp.CompositeCheckpointHandler()).save(
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone()).save(
             path,
             args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(about)),
         )
+
+
+def alone() -> Any:
+    """Options by which orbax waits for no other process."""
+    own = jax.process_index()
+    return orbax().options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=str(own)
+    )
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxnet.devices import processes
 from jaxnet.devices.placement import AXES, make_mesh
 from jaxnet.layer import Tree
 from jaxnet.training.config import Config, ConfigError
@@ -45,9 +46,14 @@ def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh | None
     Raises ConfigError where there are fewer devices.
     """
     sizes = mesh_sizes(config)
+    wanted, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
+    if processes.several() and wanted != len(devices):
+        raise ConfigError(
+            f"{jax.process_count()} processes have {len(devices)} devices together, and [mesh] must take all of them, "
+            f"got {wanted}: set mesh.data={len(devices)}"
+        )
     if not sizes:
         return None
-    wanted, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
     if wanted > len(devices):
         asked = " · ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items())
         raise ConfigError(
@@ -59,7 +65,9 @@ def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh | None
 
 def placed(tree: Tree, mesh: Mesh | None, shardings: Tree = None) -> Tree:
     """The arrays on the device; on a mesh, as the shardings say, or whole on every device."""
-    return jax.device_put(tree, None if mesh is None else shardings or NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return jax.device_put(tree)
+    return processes.on_devices(tree, shardings or NamedSharding(mesh, PartitionSpec()))
 
 
 def threads() -> int:

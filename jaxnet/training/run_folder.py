@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import jaxnet
+from jaxnet.devices.processes import writes
 from jaxnet.training.atomic_write import umask, write_whole
 from jaxnet.training.checkpoint import Checkpoints, free
 from jaxnet.training.config import Config, dump_toml, load_config
@@ -156,6 +157,8 @@ class Run:
         Raises TakenError where the folder is taken, RunError where nothing can be written there.
         """
         wanted = run_dir or runs_dir / slug(config.name, overrides, config_sha256(config, data))
+        if not writes():
+            return cls(wanted)
         if run_dir is not None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
             raise RunError(f"--run-dir must be a new or an empty folder, got {run_dir}, which has something in it")
         found = checkout()
@@ -197,6 +200,9 @@ class Run:
 
         Raises LockedError where another process writes the run.
         """
+        if not writes():
+            yield
+            return
         if self.lock is None:
             with writing(self.folder / LOCK):
                 self.lock = Lock(self.folder)
