@@ -86,6 +86,26 @@ DataDir = Annotated[
 ]
 
 
+def join_others(text: str | None) -> str | None:
+    """See `processes.join`."""
+    if text is None:
+        return None
+    from jaxnet.devices.processes import join
+
+    return join(text)
+
+
+Join = Annotated[
+    str | None,
+    typer.Option(
+        envvar="JAXNET_JOIN",
+        metavar="HOST:PORT,I,N",
+        callback=join_others,
+        help="Be process I of N that train together; detect: ask Slurm, Kubernetes or the TPU pod.",
+    ),
+]
+
+
 @app.callback()
 def jaxnet() -> None:
     """Backpropagation that you can read, check, change and run."""
@@ -104,6 +124,7 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Folder of this run. Must be new or empty.")] = None,
     runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
+    join: Join = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Train the network of a config."""
@@ -130,6 +151,7 @@ def resume(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="To train longer: train.epochs=60")
     ] = None,
     data_dir: DataDir = None,
+    join: Join = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Resume an interrupted run, or train a finished one longer."""
@@ -612,6 +634,18 @@ def export(
     from jaxnet.training.exporting import run
 
     run(source, out, platforms, overrides or (), data_dir)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def launch(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="train CONFIG …, or resume RUN …")],
+    processes: Annotated[int, typer.Option(help="Number of processes.")] = 2,
+    devices: Annotated[int | None, typer.Option(help="CPU devices of each process.")] = None,
+) -> None:
+    """Train in several processes on this machine; when one ends badly, all end."""
+    from jaxnet.devices.launch import launch
+
+    raise typer.Exit(launch(command, processes, devices))
 
 
 @app.command()

@@ -28,7 +28,7 @@ def launch(command: Sequence[str], processes: int, devices: int | None = None) -
     """Runs `jaxnet COMMAND` in so many processes that join each other; gives the exit status.
 
     devices: CPU devices of each process; None for what JAX finds. The first process has the terminal. SIGINT and
-    SIGTERM go to all.
+    SIGTERM go to all; a second one kills them.
     Raises LaunchError for less than one process or a command that does not train.
     """
     if processes < 1:
@@ -44,8 +44,11 @@ def launch(command: Sequence[str], processes: int, devices: int | None = None) -
         quiet = {} if i == 0 else {"stdout": subprocess.DEVNULL}
         running.append(subprocess.Popen([sys.executable, "-m", "jaxnet", *command], env=environment, **quiet))
 
+    asked: list[int] = []
+
     def pass_on(number: int, frame: FrameType | None) -> None:
-        send(running, number)
+        asked.append(number)
+        send(running, number if len(asked) == 1 else signal.SIGKILL)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

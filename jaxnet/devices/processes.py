@@ -86,7 +86,7 @@ def several() -> bool:
 
 def of_first(number: int) -> int:
     """A number of the first process, in every process."""
-    return int(multihost_utils.broadcast_one_to_all(np.int64(number))) if several() else number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if several() else number
 
 
 def largest(number: int) -> int:

@@ -321,7 +321,8 @@ def restored_state(folder: Path, arrays: Tree) -> Tree:
     """The arrays in a folder that orbax wrote, of the shapes and dtypes of `arrays`."""
     ocp = orbax()
     with plain_path(folder) as path:
-        reader = ocp.Checkpointer(ocp.StandardCheckpointHandler(), multiprocessing_options=alone())
+        options = {"multiprocessing_options": alone()}
+        reader = ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
         return reader.restore(path, args=ocp.args.StandardRestore(arrays))
 
 
@@ -329,7 +330,9 @@ def save_state(folder: Path, arrays: Tree, about: dict[str, Any]) -> None:
     """Writes arrays and JSON to a new folder, whole or not at all."""
     ocp = orbax()
     with plain_path(folder) as path:
-        ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone()).save(
+        options = {"multiprocessing_options": alone()}
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(**options))
+        ocp.Checkpointer(handler, **options).save(
             path,
             args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(about)),
         )

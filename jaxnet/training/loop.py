@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxnet.devices.processes import largest, of_first, writes
 from jaxnet.training import devices
-from jaxnet.training.checkpoint import CheckpointWriter, Progress, leaves_sha256, plain
+from jaxnet.training.checkpoint import CheckpointFollower, CheckpointWriter, Progress, leaves_sha256, plain
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import load
 from jaxnet.training.display import Display, row
@@ -74,6 +75,7 @@ def train_together(
 
 
 def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quiet) -> list[Path]:
+    quiet = quiet or not writes()
     devices.keep_compiled()
     began = time.perf_counter()
     dataset = load(config.resolved()["data"], data_dir=data_dir)
@@ -124,12 +126,15 @@ def resume_together(folders: Sequence[Path], *, data_dir: Path | None = None, qu
 
 
 def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
+    quiet = quiet or not writes()
     devices.keep_compiled()
     runs = [Run.open(folder) for folder in folders]
     with stopping() as stop, ExitStack() as locks:
         for run in runs:
             locks.enter_context(run.locked())
             run.extend(overrides)
+        of_first(0)  # the other processes read what the first one has written
+        for run in runs:
             run.unchanged(run.config())
         config, environment = runs[0].config(), runs[0].environment()
         if all(run.ended_well() for run in runs):
@@ -228,15 +233,16 @@ class Single:
         self.progress = Progress(config=config_sha256)
         self.ended = False
         self.trouble: DivergedError | None = None
-        self._checkpoints: CheckpointWriter | None = None
+        self._checkpoints: CheckpointWriter | CheckpointFollower | None = None
         self._events: Events | None = None
 
     @property
-    def checkpoints(self) -> CheckpointWriter:
+    def checkpoints(self) -> CheckpointWriter | CheckpointFollower:
         """Opened when first needed: small networks take their first steps before."""
         if self._checkpoints is None:
-            keep = self.config.checkpoint.keep
-            self._checkpoints = CheckpointWriter(self.run.checkpoints.folder, keep, self.display.say)
+            folder, keep = self.run.checkpoints.folder, self.config.checkpoint.keep
+            own = CheckpointWriter(folder, keep, self.display.say) if writes() else CheckpointFollower(folder)
+            self._checkpoints = own
         return self._checkpoints
 
     def prune(self) -> None:
@@ -414,10 +420,12 @@ class Loop:
         best: runs of which one is written in any case.
         """
         self.latest = state
+        self.stop.status = largest(self.stop.status or 0) or None
+        due = time.monotonic() - self.saved_at >= self.session.config.checkpoint.every_seconds
         if self.stop.status is not None:
             self.save(state)
             self.stopped()
-        elif time.monotonic() - self.saved_at >= self.session.config.checkpoint.every_seconds or best:
+        elif of_first(due) or best:
             self.save(state)
 
     def save(self, state: State) -> None:
@@ -444,7 +452,7 @@ class Loop:
             elif not single.ended:
                 params = self.session.one(plain(self.latest.whole), seed)
                 single.summary("interrupted", params, self.step_of(single))
-                said = f"stopped; checkpoint of step {single.checkpoints.steps()[0]:,} written"
+                said = f"stopped; checkpoint of step {self.step_of(single):,} written"
                 self.display_of(single).say(f"{said}; go on with: jaxnet resume {folder}")
         if hard:
             for stream in (sys.stdout, sys.stderr):
@@ -467,7 +475,7 @@ class Loop:
             single.trouble = DivergedError(
                 f"NaN or infinity at step {trouble.step:,} (epoch {single.progress.epoch + 1}), "
                 f"first in {trouble.where}: lower the learning rate, or clip by train.clip_norm; "
-                f"the last good checkpoint is of step {single.checkpoints.steps()[0]:,} in {single.run.folder}"
+                f"the last good checkpoint is of step {self.step_of(single):,} in {single.run.folder}"
             )
             single.ended = True
             single.run.log(str(single.trouble))
@@ -492,7 +500,7 @@ class Loop:
         from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax
 
         for single in self.runs:
-            if single.trouble is None:
+            if single.trouble is None and writes():
                 write_curves(single.run.folder)
 
     def finish_one(self, seed: int, single: Single, state: State) -> None:

@@ -328,6 +328,8 @@ class Run:
         The hash is written first, so that the folder is whole wherever the process dies.
         Raises ConfigError for an override that does not hold, RunError for one of another key or too few epochs.
         """
+        if not writes():
+            return
         config = self.config()
         changed = load_config(self.folder / "config.toml", overrides)
         if changed == config:
@@ -362,6 +364,8 @@ class Run:
     def append(self, name: str, text: str) -> None:
         """Adds to a file, as one write."""
         path = self.folder / name
+        if not writes():
+            return
         with writing(path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
 
@@ -371,7 +375,8 @@ class Run:
 
     def replace(self, name: str, text: str) -> None:
         """A file anew, whole or not at all."""
-        replace_file(self.folder / name, text.encode())
+        if writes():
+            replace_file(self.folder / name, text.encode())
 
 
 def replace_file(path: Path, content: bytes) -> Path:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jaxnet.devices.processes import several
+
 GRACE_SECONDS = 2.0
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SIGPIPE = 13
@@ -45,7 +47,8 @@ class Stop:
     @property
     def overdue(self) -> bool:
         """Whether the grace for a call under way is over."""
-        return self.status is not None and time.monotonic() - self.since > GRACE_SECONDS
+        # Of several processes none may leave a call that the others are in.
+        return not several() and self.status is not None and time.monotonic() - self.since > GRACE_SECONDS
 
     def patiently(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, computed in another thread so that signals are heard meanwhile.
