@@ -41,8 +41,8 @@ def launch(command: Sequence[str], processes: int, devices: int | None = None) -
         if devices is not None:
             flags = environment.get("XLA_FLAGS", "")
             environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
-        quiet = {} if i == 0 else {"stdout": subprocess.DEVNULL}
-        running.append(subprocess.Popen([sys.executable, "-m", "jaxnet", *command], env=environment, **quiet))
+        out = None if i == 0 else subprocess.DEVNULL
+        running.append(subprocess.Popen([sys.executable, "-m", "jaxnet", *command], env=environment, stdout=out))
 
     asked: list[int] = []
 

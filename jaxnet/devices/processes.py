@@ -51,9 +51,9 @@ def join(text: str | None) -> str | None:
                 "address"
             )
         named = {"coordinator_address": address, "process_id": process, "num_processes": count}
-    limits = {"initialization_timeout": TIMEOUT, "heartbeat_timeout_seconds": HEARTBEAT}
+    named |= {"initialization_timeout": TIMEOUT, "heartbeat_timeout_seconds": HEARTBEAT}
     try:
-        jax.distributed.initialize(**named, **limits)
+        jax.distributed.initialize(**named)
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ProcessError(f"the processes of --join {text} must meet within {TIMEOUT} s: {first}") from error
