@@ -287,7 +287,7 @@ def test_samples_are_drawn_by_their_seed(run):
     ("options", "message"),
     [
         (["--prompt", ""], "a prompt has at least one character"),
-        (["--prompt", "abcé"], "the prompt has 'é', which the run's text had not: it knows 'a', 'b'"),
+        (["--prompt", "abcé"], "the prompt has 'é', but the run's text has only 'a', 'b'"),
         (["--length", 0, "--prompt", "a"], "length must be at least 1, got 0"),
         (["--temperature", -1, "--prompt", "a"], "temperature must be at least 0 and finite, got -1"),
         (["--temperature", "nan", "--prompt", "a"], "temperature must be at least 0"),

@@ -51,7 +51,7 @@ class Train(Table):
     epochs: int = Field(ge=0)
     """How often the whole training set is gone through."""
     batch: int = Field(default=32, ge=1)
-    """Examples in one step; the last step of an epoch takes what remains."""
+    """Examples in one step; the last step of an epoch takes the rest."""
     optimizer: OptimizerSpec
     """One of optax's by name, with its arguments; learning_rate may be a schedule, counted in steps."""
     clip_norm: float | None = Field(default=None, gt=0)
@@ -98,7 +98,7 @@ class Monitor(Table):
     angles: int = Field(default=0, ge=0)
     """Number of training examples, from the first, for each layer's angles to backpropagation after each epoch.
 
-    Of its gradient to the true one, and of what carries the error back to the transpose of W; in degrees."""
+    Of its gradient to the true one, and of the feedback matrix to the transpose of W; in degrees."""
 
 
 class Checkpoint(Table):
@@ -250,7 +250,7 @@ def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, w
 
 
 def with_included(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a TOML file says, over what the file says that it includes: `include = "base.toml"`, a path beside it.
+    """The data of a TOML file, laid over those of the file that it includes: `include = "base.toml"`, a path beside it.
 
     A table is merged key by key, any other value replaces the included one. Raises ConfigError.
     """
@@ -299,7 +299,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} must be TOML: {error}") from None
 
 
-# what must hold, by pydantic's name of the error
+# the requirement, by pydantic's name of the error
 MUST = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",

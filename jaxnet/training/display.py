@@ -83,7 +83,7 @@ class Display:
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Ends what is shown where stdout fails inside."""
+        """Shows nothing more once stdout fails inside."""
         try:
             yield
         except OSError as error:

@@ -37,7 +37,7 @@ def subject_of(
 ) -> Subject | FunctionSubject:
     """The subject that a target names: a config, a run's folder, one of jaxnet's names, or "package.module:object".
 
-    batch: so many examples as one. Raises ExplainError, and what configs, runs and data raise.
+    batch: the number of examples. Raises ExplainError, and the errors of configs, runs and data.
     """
     count = 1 if batch is None else batch
     if target.endswith(".toml"):

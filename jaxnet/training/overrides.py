@@ -13,7 +13,7 @@ class OverrideError(ValueError):
     """An override that cannot be read, or whose place there is not."""
 
 
-# what tomllib and json raise: RecursionError where tables are too deep, ValueError for much else and for huge integers
+# the errors of tomllib and json: RecursionError where tables are too deep, ValueError for the rest
 UNREADABLE = (ValueError, RecursionError)
 
 # where a name may stand alone, to be made a table when an option is set beside it
@@ -51,7 +51,7 @@ def parse_key(key: str, override: str) -> tuple[str, ...]:
 
 
 def parse_value(text: str, override: str) -> Any:
-    """A TOML value; what is none is text, unless it begins as one that needs an end."""
+    """A TOML value, else text. Text that begins like a list, a table or a quoted string must be TOML."""
     try:
         document = tomllib.loads(f"value = {text}")
     except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""What a trained network says to examples from a file: arrays, or a picture made into what it was trained on."""
+"""Predictions of a trained network for examples from a file: arrays, or a picture in the form of the training data."""
 
 import math
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ SHOWN = 10
 
 
 class PredictError(ValueError):
-    """A file from which nothing can be predicted; the message says what must hold, what came, and how to mend it."""
+    """A file that the network cannot take. The message has the requirement, the value given, and the repair."""
 
 
 class Prediction(NamedTuple):
-    """What a network says to some examples.
+    """A network's answers to some examples.
 
-    outputs: (examples, …) what it gives, turned into probabilities where the loss says how. classes: (examples,) the
-    largest, None where the network knows no classes. kind: what the outputs are: "probability", "output" or "value".
-    notes: what was done to the file. names: of the classes, if they have any.
+    outputs: (examples, …), as probabilities where the loss defines them. classes: (examples,) of the largest output;
+    None without classes. kind: of the outputs: "probability", "output" or "value". notes: changes made to the file's
+    numbers. names: of the classes, if they have any.
     """
 
     outputs: np.ndarray
@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
 
 
 def predict(folder: Path, file: Path, *, data_dir: Path | None = None, reading: Reading = NEWEST) -> Prediction:
-    """What the network of a run says to the examples in a file: .npy, .npz, .csv, or a picture.
+    """The answers of a run's network to the examples in a file: .npy, .npz, .csv, or a picture.
 
     Raises PredictError for a file that does not fit, and as `evaluate.restore` does for the run.
     """
@@ -75,7 +75,7 @@ def data_options(trained: Trained) -> dict[str, Any]:
 
 
 def answers(trained: Trained, x: np.ndarray) -> tuple[np.ndarray, str]:
-    """The network's outputs, as probabilities where they are some, and what they are."""
+    """The network's outputs and their kind, see `Prediction`."""
     recipe = trained.session.recipe
     params = trained.params if recipe.loss.init is None else trained.params[0]
     turn, kind = AS_PROBABILITIES.get(recipe.loss.name, (None, "output"))
@@ -89,14 +89,14 @@ AS_PROBABILITIES = {
     "binary_cross_entropy_on_logits": (jax.nn.sigmoid, "probability"),
     "binary_cross_entropy": (jnp.asarray, "probability"),
 }
-"""By the loss: what makes probabilities of the network's outputs. Of the others they are shown as they are."""
+"""By loss: the function from outputs to probabilities. Outputs of other losses are shown as they are."""
 
 
 # ------------------------------------------------------------------------------------------ examples
 
 
 def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
-    """The file's examples in the shape and the range of the training data, and what was done to them.
+    """The file's examples in the shape and the range of the training data, and notes of the changes.
 
     Raises PredictError, DataError.
     """
@@ -129,7 +129,7 @@ def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
 
 
 def read_csv(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """The inputs in a table with the columns of the training data, and what they are.
+    """The inputs in a table with the columns of the training data, and their name in messages.
 
     Raises DataError.
     """
@@ -203,7 +203,7 @@ def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     pixels = np.asarray(grey, np.float32)
     if pixels.max() > 255:
         pixels = pixels * (255 / 65535)
-    notes = [f"{file}: {came}" + (", what is transparent taken as white" if clear else "")]
+    notes = [f"{file}: {came}" + (", transparent parts taken as white" if clear else "")]
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = float(np.median(border))
     if background > BRIGHT:
@@ -249,7 +249,7 @@ def number(value: float) -> str:
 
 
 def lines(prediction: Prediction) -> Sequence[str]:
-    """What was done to the file and, for one example, the answer in words."""
+    """The notes and, for one example, the answer in words."""
     said = list(prediction.notes)
     if prediction.classes is not None and len(prediction.classes) == 1:
         best = int(prediction.classes[0])

@@ -94,7 +94,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise RunError(f"{path} must be a file that can be read: {error.strerror or error}") from error
     found = []
-    for number, line in enumerate(lines[:-1], 1):  # what stands after the last newline is being written
+    for number, line in enumerate(lines[:-1], 1):  # the text after the last newline is being written
         try:
             metrics = json.loads(line)
         except UNREADABLE as error:

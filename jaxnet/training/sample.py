@@ -73,9 +73,7 @@ def prompt_tokens(prompt: str, characters: str) -> np.ndarray:
         raise SampleError("a prompt has at least one character, from which the network goes on: got an empty one")
     strange = "".join(sorted(set(prompt) - set(characters)))
     if strange:
-        raise SampleError(
-            f"the prompt has {shown(strange)}, which the run's text had not: it knows {shown(characters, most=200)}"
-        )
+        raise SampleError(f"the prompt has {shown(strange)}, but the run's text has only {shown(characters, most=200)}")
     return encode(prompt, characters)
 
 

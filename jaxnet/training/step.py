@@ -31,7 +31,7 @@ EMPTY: Mapping[str, jax.Array] = MappingProxyType({})
 class State(NamedTuple):
     """All that a step changes: parameters, the optimiser's state, steps done, and sums over the epoch so far.
 
-    kept: what layers keep that is not trained (`split_state`); None where none does.
+    kept: the non-trainable state of layers (`split_state`); None where there is none.
     """
 
     params: Tree

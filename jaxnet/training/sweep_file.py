@@ -91,7 +91,7 @@ class Setting:
 class Sweep:
     """The settings, how many seeds each has, and whether these are trained together.
 
-    search: draws the settings one after another by what came of the earlier ones; None where all are known.
+    search: draws each setting by the results of the earlier ones; None where all are known.
     """
 
     settings: list[Setting]
@@ -104,7 +104,7 @@ class Sweep:
         return range(setting.config.seed, setting.config.seed + self.seeds)
 
 
-# ------------------------------------------------------------------------------------------ what to run
+# ------------------------------------------------------------------------------------------ settings
 
 
 def read_sweep(
@@ -225,7 +225,7 @@ def suggested(trial: Any, key: str, of: list[Any] | Range) -> Any:
 def checked(document: Mapping[str, Any], path: Path) -> SweepFile:
     """The file's fields.
 
-    Raises SweepError with what must hold.
+    Raises SweepError.
     """
     try:
         return SweepFile.model_validate(document)

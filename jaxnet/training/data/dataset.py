@@ -1,4 +1,4 @@
-"""What a data set is, and what must hold for its numbers before a network sees them."""
+"""Data sets, and the checks of their numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on; the message says what must hold, what came, and how to mend it."""
+    """Data that cannot be trained on. The message has the requirement, the value given, and the repair."""
 
 
 class Split(NamedTuple):
@@ -23,7 +23,7 @@ class Split(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What windows of a text are cut from.
+    """A text from which windows are cut.
 
     tokens: (characters,) int32, those to train on in a row. characters: token i stands for the i-th of these.
     """
@@ -39,7 +39,7 @@ class Dataset:
     classes: how many classes the labels count, or None where y is a regression's target.
     ignore: the label that does not count; None where every label counts.
     names: of the classes; None where they are their numbers.
-    notes: for whoever trains on the data: what was changed in them, or looks like a mistake.
+    notes: for the user: changes made to the data, and likely mistakes in them.
     picture: (height, width) of one example where x is a picture, flat or not.
     text: where x are windows of a text; training then shifts them in each epoch.
     on_disk: whether the training examples stay on disk.

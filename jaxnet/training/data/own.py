@@ -160,7 +160,7 @@ def load_own(where: str, options: Mapping[str, Any]) -> Dataset:
 
 
 def checked(dataset: Dataset) -> Dataset:
-    """The same data set as float32 and int32, refused where x, y or their lengths are not what they must be."""
+    """The same data set as float32 and int32. Raises DataError where x, y or their lengths are wrong."""
 
     def check(part: str) -> Split:
         where, split = f"{dataset.name}, {part}", getattr(dataset, part)

@@ -1,4 +1,4 @@
-"""Handwritten digits: scikit-learn's, which come with it, and MNIST, from IDX files or public mirrors."""
+"""Handwritten digits: those of scikit-learn, and MNIST from IDX files or public mirrors."""
 
 import os
 from collections.abc import Sequence
@@ -139,7 +139,7 @@ def local_files(data_dir: str | Path | None) -> list[Path] | None:
 
 
 def named_folder(name: str | Path, what: str) -> Path:
-    """The folder that somebody named, which must be there."""
+    """The folder of this name. Raises DataError where there is none."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}: {what} must be a folder, got {'a file' if folder.exists() else 'nothing there'}")

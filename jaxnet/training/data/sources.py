@@ -1,4 +1,4 @@
-"""From what a config's `data` says to a data set."""
+"""Data sets by the value of a config's `data`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ def is_column(value: Any) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
 
 
-# option: what holds for it, in code and in words
+# by option: the test of its value, and the requirement in words
 OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "split": (is_split, "three counts, or three fractions of at most 1, for train, validation and test"),
     "limit": (is_count, "a whole number of at least 1: how many examples to keep of each split"),
@@ -62,7 +62,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "channels": (lambda value: value in ("first", "last"), '"first" or "last"'),
     "header": (lambda value: isinstance(value, bool), "true or false"),
     "task": (lambda value: value in ("classification", "regression"), '"classification" or "regression"'),
-    "scale": (lambda value: is_number(value) and value > 0, "a number above 0, which x is divided by"),
+    "scale": (lambda value: is_number(value) and value > 0, "a number above 0, the divisor of x"),
     "seed": (lambda value: is_count(value, 0) and value < 2**32, "a whole number from 0 to 2³² - 1"),
     "window": (is_count, "a whole number of at least 1: how many characters an example has"),
     "modulus": (lambda value: is_count(value, 2), "a whole number of at least 2"),
@@ -94,7 +94,7 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
         options of one's own function are its arguments.
     data_dir: where MNIST's files, Shakespeare's text, or a file that the current folder has not, lie.
     seed: shuffles a file of one's own before it is split; runs that are compared must share it.
-    Raises DataError with what must hold, what came, and how to mend it.
+    Raises DataError.
     """
     if isinstance(spec, str):
         name, options = spec, {}

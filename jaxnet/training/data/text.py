@@ -83,7 +83,7 @@ def from_tokens(
     """Tokens of the characters `known` as windows: train their first part, then validation, then test.
 
     An example is x, (window,) tokens, with y, (window,), the token after each. split: how many characters (counts or
-    fractions). Each part is cut into windows one after another; what does not fill a last one is left out. In training
+    fractions). Each part is cut into windows one after another; the rest is left out. In training
     an epoch goes once through the text, its windows shifted together by a new random offset below `window`.
     Raises DataError for a part too short for a window.
     """
@@ -106,7 +106,7 @@ def from_tokens(
 
 
 def text_counts(where: str, split: Sequence[int | float], n: int) -> tuple[int, int, int]:
-    """How many of n characters go to train, validation and test; what fractions leave over goes to the last of them."""
+    """The numbers of characters for train, validation and test; with fractions the last of them has the rest."""
     if all(isinstance(part, int) for part in split):
         counts = [int(part) for part in split]
     else:
