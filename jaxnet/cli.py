@@ -397,7 +397,7 @@ def sweep(
     same += [] if data_dir is None else ["--data-dir", data_dir]
     same += [] if seeds is None else ["--seeds", seeds]
     same += [] if together is None else ["--together" if together else "--apart"]
-    same += ["--allow-code"] if allow_code else []
+    same += [*(["--allow-code"] if allow_code else []), *(["--fail-fast"] if fail_fast else [])]
     with more_processes([str(each) for each in same], jobs - 1) as wait:
         outcomes = run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir, wait=wait, fail_fast=fail_fast)
     console().print(sweep_table(outcomes))

@@ -67,6 +67,8 @@ def restore(
     go with the network.
     """
     run = Run.open(folder)
+    if not run.checkpoints.steps():
+        raise RunError(f"{folder} has no checkpoint yet: resume it first, jaxnet resume {quoted(folder)}")
     config = run.config()
     with devices.precision(config.precision):
         data = None
@@ -87,10 +89,7 @@ def saved(run: Run, shapes: Tree, reading: Reading) -> tuple[int, Any, Progress]
     Raises RunError where there is none, CheckpointError where it is damaged or cannot be read.
     """
     folder, checkpoints = run.folder, run.checkpoints
-    steps = checkpoints.steps()
-    mend = f"jaxnet resume {quoted(folder)}"
-    if not steps:
-        raise RunError(f"{folder} has no checkpoint yet: resume it first, {mend}")
+    steps, mend = checkpoints.steps(), f"jaxnet resume {quoted(folder)}"
     wanted = best_step(run) if reading.best else reading.step
     if wanted is not None:
         if wanted not in steps:
