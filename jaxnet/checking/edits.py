@@ -381,14 +381,14 @@ class Scope:
                 "factor",
                 term.text,
             )
+            if term.text == self.text:
+                continue
             yield Edit(cost, MISSING, f"{v} / {t}", term.atoms, lambda v, *u, f=term.function: v / f(v, *u), "factor",
                        f"1 / {t}")  # fmt: skip
-            yield Edit(
-                cost, MISSING, f"{v} + {t}", term.atoms, lambda v, *u, f=term.function: v + f(v, *u), "term", term.text
-            )
-            yield Edit(
-                cost, MISSING, f"{v} - {t}", term.atoms, lambda v, *u, f=term.function: v - f(v, *u), "term", term.text
-            )
+            for sign, c in (("+", 1.0), ("-", -1.0)):
+                if f"{'-+'[c < 0]} {t}" not in self.text:  # else that part is left out instead
+                    yield Edit(cost, MISSING, f"{v} {sign} {t}", term.atoms,
+                               lambda v, *u, f=term.function, c=c: v + c * f(v, *u), "term", term.text)  # fmt: skip
             if term.cost > 1 and self.text != term.text:
                 yield Edit(distance(self.text, term.text), OTHER, term.text, term.atoms, term.function,
                            "replaced", term.text)  # fmt: skip
@@ -415,8 +415,8 @@ class Scope:
 
     # --------------------------------------------------------------------------------------- many edits at once
 
-    def exact(self, effect: Effect, A: np.ndarray, b: np.ndarray) -> Iterator[Edit]:
-        """The edits that make the outputs right, those with two terms included."""
+    def exact(self, effect: Effect, A: np.ndarray, b: np.ndarray, late: Callable[[], bool]) -> Iterator[Edit]:
+        """The edits that make the outputs right, those with two terms included, until it is late."""
         used = [*self.atoms, *self.borrowed]
         usable = [atom for atom in used if not self.depends(atom)]
         index = {id(atom): k for k, atom in enumerate(usable)}
@@ -442,16 +442,18 @@ class Scope:
         for edit in self.singles():
             if all(id(atom) in index for atom in edit.atoms):
                 got = vector(edit.function, edit.atoms)
-                if got is not None and np.max(np.abs(A @ (got - v) - b), initial=0.0) <= EXACT * size:
+                if got is None or not np.any(got):  # what is zero by chance mends many things
+                    continue
+                if np.max(np.abs(A @ (got - v) - b), initial=0.0) <= EXACT * size:
                     yield edit
         terms, rows = [], []
         for term in [*self.terms, *self.sums][:MOST_TERMS]:
             if all(id(atom) in index for atom in term.atoms):
                 got = vector(term.function, term.atoms)
-                if got is not None and np.all(np.isfinite(got)):
+                if got is not None and np.any(got) and np.all(np.isfinite(got)):
                     terms.append(term)
                     rows.append(got)
-        yield from self.products(terms, np.array(rows).reshape(len(rows), v.size), A, b, Av, fits)
+        yield from self.products(terms, np.array(rows).reshape(len(rows), v.size), A, b, Av, fits, late)
         yield from self.matrices(usable, vector, A, b, Av, size)
 
     def value(self, atom: Atom, point: int) -> Any:
@@ -463,12 +465,14 @@ class Scope:
         """Whether an atom's value depends on the place."""
         return any(self.aligned.number(atom, each) in self.inside for each in self.place.operations)
 
-    def products(self, terms: list[EditTerm], rows: np.ndarray, A, b, Av, fits) -> Iterator[Edit]:
+    def products(self, terms: list[EditTerm], rows: np.ndarray, A, b, Av, fits, late) -> Iterator[Edit]:
         """v ± t u, v ± t / u, t u, t / u, t ± u for two terms; v or a part of it with two terms more."""
         images = A @ rows.T  # of each term alone
         short = [k for k, term in enumerate(terms) if term.cost <= 9]
         every = [(image, term.text, (term,), "") for image, term in zip(images.T, terms, strict=True)]
         for i in short:
+            if late():
+                return
             t = bracketed(terms[i].text)
             for op, product in (("*", rows[i] * rows), ("/", rows[i] / np.where(rows == 0, np.nan, rows))):
                 image = A @ np.nan_to_num(product, nan=1e300, posinf=1e300, neginf=-1e300).T

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.checking.alignment import Atom
@@ -189,10 +190,10 @@ class Reference:
         """The different values of floating point, one number each."""
         found: dict[tuple, int] = {}
         for number in self.loop:
-            if number not in self.alias and all(number in values for values in self.values):
-                value = np.asarray(self.values[0][number])
-                if value.dtype.kind == "f":
-                    found.setdefault((self.loop[number] is None, value.shape, value.tobytes()), number)
+            value = self.values[0].get(number)
+            there = number not in self.alias and all(number in values for values in self.values)
+            if there and isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
+                found.setdefault((self.loop[number] is None, value.shape, value.tobytes()), number)
         return list(found.values())
 
 
@@ -225,7 +226,10 @@ class Writer:
         """Autodiff's value, over the steps of the place's loop."""
         number = self.reference.known(number)
         values = self.reference.values[point]
-        value = np.asarray(values[number] if number in values else self.reference.constants[number])
+        value = values[number] if number in values else self.reference.constants[number]
+        if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+            raise CannotWriteError("a random key")
+        value = np.asarray(value)
         loop = self.reference.loop.get(number)
         if loop is None:
             return np.broadcast_to(value, (self.steps, *value.shape)) if self.steps else value

@@ -27,6 +27,7 @@ from jaxnet.program import Operation
 EXACT = 1e-6
 MOST_OTHERS = 3
 LONGEST = 90  # letters of a value in a cause
+MISSING = {"mul": "factor", "add": "term", "add_any": "term"}
 JOINED: dict[str, tuple[int, Callable, str]] = {
     "replaced": (4, lambda v, w: w, "{w} stands in the place of {v}"),
     "added": (5, lambda v, w: v + w, "{w} is added to {v}"),
@@ -107,8 +108,12 @@ class Planting:
 
     @cached_property
     def operations(self) -> list[Operation]:
-        """The operations whose value may be wrong: of floating point, outside loops, in the order of the program."""
-        return [o for o in self.aligned.graph.operations if len(o.outputs) == 1 and self.kind(o.outputs[0]) in "fc"]
+        """The operations whose value may be wrong: of floating point, in the order of the program."""
+        return [
+            o
+            for o in self.aligned.everything
+            if o.kind == "operation" and len(o.outputs) == 1 and self.kind(o.outputs[0]) in ("f", "c")
+        ]
 
     @cached_property
     def flowing(self) -> set[int]:
@@ -118,7 +123,8 @@ class Planting:
 
     def kind(self, number: int) -> str:
         """What a value's entries are."""
-        return np.asarray(self.aligned.values[0].get(number, 0)).dtype.kind
+        value = self.aligned.values[0].get(number)
+        return value.dtype.kind if isinstance(value, np.ndarray | np.generic) else ""
 
     def name(self, number: int) -> str:
         """A value in words: an output, a name, an expression of the primal, or the line that it comes from."""
@@ -181,7 +187,7 @@ class Planting:
         number = operation.outputs[0]
 
         def changed(values: dict) -> Any:
-            return change(values[number], self.aligned.values[point])
+            return change(values[number], values)
 
         try:
             return effect.rights(point, {number: changed})
@@ -190,7 +196,11 @@ class Planting:
 
     def changes(self, operation: Operation, effect: Effect) -> Iterator[tuple[int, Callable, str]]:
         """Changes of a value that may give the rule's gradients: cost, function of (value, all values), words."""
-        number, linear = operation.outputs[0], effect.linear
+        number = operation.outputs[0]
+        if self.aligned.loops[number]:
+            yield from self.inside_a_loop(operation)
+            return
+        linear = effect.linear
         if linear is False:
             return
         here = np.asarray(self.aligned.values[0][number])
@@ -214,6 +224,18 @@ class Planting:
         for other in self.others(number, here, A, b):
             for cost, function, words in self.joined(operation, other, here, A, b, parts):
                 yield cost, lambda v, values, f=function, w=other: f(v, np.asarray(values[w]).reshape(v.shape)), words
+
+    def inside_a_loop(self, operation: Operation) -> Iterator[tuple[int, Callable, str]]:
+        """Changes of a value at every step of a loop: a sign, a number, a factor or a term that is missing."""
+        number, loops = operation.outputs[0], self.aligned.loops
+        for c in (0.0, -1.0, 2.0, 0.5):
+            yield self.scaled(c)
+        for part in operation.inputs if operation.name in MISSING else ():
+            if loops.get(part) == loops[number] and part in self.aligned.values[0]:
+                missing = [n for n in operation.inputs if n != part]
+                if missing and np.shape(self.aligned.values[0][part]) == np.shape(self.aligned.values[0][number]):
+                    what = f"the {MISSING[operation.name]} {self.name(missing[0])} is missing in {{v}}"
+                    yield 2, lambda v, values, part=part: values[part], what
 
     def scaled(self, c: float) -> tuple[int, Callable, str]:
         """A value times a number, in words."""
@@ -240,8 +262,8 @@ class Planting:
         found: dict[tuple, tuple[int, np.ndarray]] = {}
         graph, values = self.aligned.graph, self.aligned.values[0]
         for number in [*graph.inputs, *(n for o in graph.operations for n in o.outputs)]:
-            value = np.asarray(values[number])
-            if value.dtype.kind in "fc":
+            if self.kind(number) in ("f", "c"):
+                value = np.asarray(values[number])
                 found.setdefault((value.shape, value.tobytes()), (number, value))
         return list(found.values())
 

@@ -33,7 +33,7 @@ from jaxnet.checking.subject import Subject, leaves_of, on_device
 
 FRESH = (501, 502)
 GRAFTS = {"replaced": lambda v, u: u, "added": lambda v, u: v + u, "taken": lambda v, u: v - u}
-MOST_EQUAL, MOST_CONFIRMED = 3, 24
+MOST_EQUAL, MOST_CONFIRMED, MOST_AT_A_PLACE = 3, 24, 24
 LONG, CLEAR = 10**6, 20  # tokens: a longer edit is another expression, and its cause says so
 LONGEST_CAUSE = 120  # letters of the two expressions in a cause
 SHORT = 3  # tokens: a longer repair is looked for in the text too
@@ -145,7 +145,8 @@ class RepairSearch:
             elif effect.feeds_itself:
                 likely += [(edit, effect) for edit in scope.singles()]
             else:
-                hits += [self.hit(edit, effect) for edit in scope.exact(effect, *linear) if self.holds(edit, effect)]
+                exact = (edit for edit in scope.exact(effect, *linear, lambda: self.late) if self.holds(edit, effect))
+                hits += [self.hit(edit, effect) for edit in itertools.islice(exact, MOST_AT_A_PLACE)]
         start = time.process_time()
         for some, share in ((likely, 0.5), (others, 0.6)):
             until = start + share * (self.until - start)
