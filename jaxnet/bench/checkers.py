@@ -55,7 +55,7 @@ def by_jaxnet(rule: Callable, args: tuple) -> Verdict:
     places = frozenset(
         k for leaf in report.wrong if not leaf.forward for k, name in enumerate(names) if leaf.path == name
     )
-    return Verdict(report.ok, places, report.cause, report.repair is not None)
+    return Verdict(report.ok, places, report.cause, report.repair is not None and bool(report.repair.patch))
 
 
 def moving(rule: Callable, args: tuple) -> tuple[Callable, list[jax.Array]]:

@@ -33,7 +33,7 @@ CALLS = {
     name: name for name in ("exp", "log", "tanh", "sin", "cos", "sqrt", "sign", "abs", "log1p", "expm1", "square",
                             "floor", "ceil", "round", "conj", "real", "imag", "tan", "sinh", "cosh", "arctan2")
 } | {"max": "maximum", "min": "minimum", "atan2": "arctan2", "not": "logical_not", "is_finite": "isfinite"}  # fmt: skip
-REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "prod"}
+REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "prod", "psum": "sum"}
 UNCHANGED = (
     "copy",
     "copy_p",
@@ -382,7 +382,7 @@ class Writer:
         if name in LAX:
             written = self.write(inputs[0])
             return Written(f"{self.of_lax}.{name}({written.text})", written.shape)
-        if name in REDUCTIONS:
+        if name in REDUCTIONS and all(isinstance(axis, int) for axis in params["axes"]):
             return self.reduced(REDUCTIONS[name], self.write(inputs[0]), shapes[0], params["axes"])
         if writer is None:
             raise CannotWriteError(name)

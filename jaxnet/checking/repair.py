@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxnet.checking import author
-from jaxnet.checking.alignment import Aligned, Effect, Inputs, aligned, close, every_value, run_at, runs
+from jaxnet.checking.alignment import Aligned, Effect, Inputs, MarkedPlace, aligned, close, every_value, run_at, runs
 from jaxnet.checking.author import Change, Source
 from jaxnet.checking.edits import EXACT, MISSING, OTHER, Edit, Scope, bracketed, changes, distance, tidy
 from jaxnet.checking.grafts import CannotWriteError, OtherShape, Reference, plain, writer_at
@@ -41,7 +41,7 @@ SHORT = 3  # tokens: a longer repair is looked for in the text too
 
 @dataclass(frozen=True)
 class Repair:
-    """Changes of the author's source that make every gradient right.
+    """Changes of the author's source that make every gradient right; without a patch, the line alone.
 
     `file`, `line`: where the first stands; `before`, `after`: the expression and its replacement; `patch`: the changed
     lines, each after `- ` or `+ `; `cause`: what was wrong, in words; `equal`: patches as short that are right too.
@@ -77,6 +77,7 @@ class RepairSearch:
     def __init__(self, subject: Subject, points: Sequence[tuple], elsewhere: Sequence[tuple], seconds: float):
         self.subject = subject
         self.end = self.until = time.process_time() + seconds
+        self.located: MarkedPlace | None = None  # the first place at which autodiff's value makes a goal right
         self.functions = editable(subject)
         self.points, self.elsewhere = points, elsewhere
 
@@ -241,29 +242,35 @@ class RepairSearch:
         """Autodiff's values in the place of an expression, added to it or taken from it, the shortest first."""
         reference = Reference(self.aligned.reference, self.aligned.reference_values)
         hits: list[Found] = []
+        self.located = None
         for effect in self.places(goal):
             around = self.aligned.loops[effect.place.number]
             if len(effect.place.operations) > 1 or len(around) > 1 or any(each.kind != "scan" for each in around):
                 continue
             for number, kind in self.grafted(effect, reference):
                 hits += self.written(effect, reference, number, kind)
+                if self.located is None or effect.place.number < self.located.number:
+                    self.located = effect.place
         return sorted(hits, key=lambda hit: hit[:4])
 
     def grafted(self, effect: Effect, reference: Reference) -> Iterator[tuple[int, str]]:
         """The values of autodiff that make the goal right at a place, and how they stand there."""
-        place, linear = effect.place, effect.linear
-        if linear is False:
-            return
+        place = effect.place
         here = self.aligned.values[0][place.number]
+        inside = bool(self.aligned.steps(place))
+        alike = []
         for number in reference.numbers:
             u = np.asarray(reference.values[0][number])
-            inside = reference.loop[number] is not None
-            if plain(u.shape) != plain(here.shape) or inside != bool(self.aligned.steps(place)):
-                continue
+            if plain(u.shape) == plain(here.shape) and inside == (reference.loop[number] is not None):
+                alike.append((number, u.reshape(here.shape)))
+        linear = (
+            effect.linear if len(alike) * len(GRAFTS) > here.size else True
+        )  # else it takes more runs than it saves
+        for number, u in alike if linear is not False else ():
             for kind, function in GRAFTS.items():
                 if isinstance(linear, tuple):
                     A, b = linear
-                    new = function(here, u.reshape(here.shape))
+                    new = function(here, u)
                     step = (new - here)[::-1] if self.backwards(place) else new - here
                     if not np.max(np.abs(A @ step.ravel() - b), initial=0.0) <= EXACT * max(1.0, np.linalg.norm(b)):
                         continue
@@ -366,18 +373,21 @@ class RepairSearch:
         whole = self.shortest(wrong, 0.5 if len(wrong) > 1 else 1.0)
         if whole:
             return as_repair([whole[0]], whole[1:])
-        if len(wrong) == 1:
-            return None
+        places = [self.located] if self.located is not None or len(wrong) == 1 else []
         apart: list[Found] = []
-        for i, k in enumerate(wrong):
+        for i, k in enumerate(wrong if len(wrong) > 1 else ()):
             alone = self.shortest([k], 1 / (len(wrong) - i))
+            places += [] if self.located is None else [self.located]
             if not alone:
-                return None
+                return line_alone(places)
             apart += [] if any(alone[0].change == each.change for each in apart) else [alone[0]]
+        if not apart:
+            return line_alone(places)
         spans = sorted((each.change.source.file, each.change.start, each.change.end) for each in apart)
         if any(a[0] == b[0] and a[2] > b[1] for a, b in itertools.pairwise(spans)):
-            return None
-        return as_repair(apart, []) if self.confirmed([each.change for each in apart], wrong) else None
+            return line_alone(places)
+        right = self.confirmed([each.change for each in apart], wrong)
+        return as_repair(apart, []) if right else line_alone(places)
 
 
 def editable(subject: Subject) -> list[FunctionType]:
@@ -497,6 +507,17 @@ def as_repair(found: Sequence[Found], equal: Sequence[Found]) -> Repair:
         "; and ".join(each.cause for each in found),
         tuple(dict.fromkeys(patch([each.change]) for each in equal)),
     )
+
+
+def line_alone(places: Sequence[MarkedPlace | None]) -> Repair | None:
+    """The first of some places, with no patch; None where there is none."""
+    for place in places:
+        if place is not None:
+            mark = place.mark
+            said = f"{mark.text} is not the right value: with autodiff's in its place the gradient is right"
+            line = Change(mark.source, *mark.source.span(mark.node), mark.text).line
+            return Repair(mark.source.file, line, mark.text, "", "", said)
+    return None
 
 
 def patch(some: Sequence[Change]) -> str:

@@ -75,10 +75,12 @@ class Report:
             return self.problems[0]
         if (structure := next((h for h in self.properties if h.name == STRUCTURE and h.ok is False), None)) is not None:
             return structure.words
-        if self.repair is not None:
+        if self.repair is not None and self.repair.patch:
             return self.repair.cause
         if self.planted is not None and self.planted.exact:
             return self.planted.words
+        if self.repair is not None:
+            return self.repair.cause
         if (failed := next((h for h in self.properties if h.ok is False), None)) and not self.wrong:
             return f"{failed.name}: {failed.words}"
         if self.wrong:
@@ -92,7 +94,8 @@ class Report:
         """Whether the cause is proved: it mends the gradients on fresh draws, or gives the rule's own."""
         if self.repair is None and self.planted is None:
             return any(report.exact for report in self.inside if not report.ok)
-        return self.repair is not None or (self.planted is not None and self.planted.exact)
+        mended = self.repair is not None and bool(self.repair.patch)
+        return mended or (self.planted is not None and self.planted.exact)
 
     @property
     def line(self) -> str:
@@ -243,7 +246,7 @@ def short(value: complex) -> str:
 def cause(report: Report) -> list[str]:
     """Layer, cause, the author's line and the patch; without one, why the cause is believed."""
     lines = [f"{'layer':8}{report.layer}"] if report.layer else []
-    if report.repair is not None:
+    if report.repair is not None and report.repair.patch:
         lines += [f"{'cause':8}{report.cause}", f"{'line':8}{report.line}"]
         first, *others = (report.repair.patch, *report.repair.equal)
         lines += [f"{'' if i else 'patch':8}{line}" for i, line in enumerate(first.splitlines())]
@@ -255,10 +258,9 @@ def cause(report: Report) -> list[str]:
         lines.append(f"{'cause':8}{report.cause}")
     if report.planted is not None:
         lines += [f"{'or':8}{other}" for other in report.planted.others]
-        lines += [f"{'':8}{report.line}"] if report.line else []
         if report.exact:
             lines.append(f"{'':8}autodiff's gradient with this mistake is the rule's, on fresh draws too")
-    return lines
+    return [*lines, f"{'line':8}{report.line}"] if report.line else lines
 
 
 def about(report: Report) -> list[str]:

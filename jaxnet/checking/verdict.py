@@ -236,7 +236,8 @@ def explained(report: Report, subject: Subject, where: Points, options: CheckOpt
         with found.phase("repair"):
             changes["repair"], failure = repair_of(subject, where, options, found)
             changes["notes"] = (*report.notes, *([failure] if failure else []))
-        if changes["repair"] is None and wrong_inside is None:
+        mended = changes["repair"] is not None and changes["repair"].patch
+        if not mended and wrong_inside is None:
             with found.phase("cause"):
                 try:
                     changes["planted"] = planted_in(subject, where, options, found)
@@ -315,7 +316,7 @@ def repair_of(subject: Subject, where: Points, options: CheckOptions, found: Fin
             first = None
         if first is not None:
             found_there, _ = repaired(subject, first, draw, lambda seed: (args, cotangent), seconds=seconds)
-            if found_there is not None:
+            if found_there is not None and found_there.patch:
                 return found_there, ""
     redraw = None if elsewhere is None else fresh_points(subject, elsewhere)
     return repaired(subject, (args, cotangent), fresh_points(subject, where), redraw, seconds=seconds)

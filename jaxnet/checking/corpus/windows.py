@@ -73,20 +73,20 @@ def _(args, d):
 @wrong(edged, image, "9|largest|greatest", ("[0]",), "80 average pool divided by k² at the edge")
 def _(args, d):
     (x,) = args
-    return (to_places(d / 9, None, window(x, "SAME"), x.shape),)
+    return (to_places(d / 9, None, window=window(x, "SAME"), shape=x.shape),)
 
 
 @wrong(greatest, image, "mask|left out|missing|every", ("[0]",), "81 maximum's error to the whole window")
 def _(args, d):
     (x,) = args
-    return (to_places(d, None, window(x), x.shape),)
+    return (to_places(d, None, window=window(x), shape=x.shape),)
 
 
 @wrong(edged, image, "shift|pixel", ("[0]",), "82 average pool's padding at the wrong end")
 def _(args, d):
     (x,) = args
     at = window(x, "SAME")
-    dx = to_places(d / seen(at, x.shape, d.dtype), None, at, x.shape)
+    dx = to_places(d / seen(at, x.shape, d.dtype), None, window=at, shape=x.shape)
     return (jnp.concatenate([dx[1:], jnp.zeros_like(dx[:1])]),)
 
 
