@@ -204,8 +204,9 @@ def place_of(code: CodeType) -> tuple[Source, int, int] | None:
         if (other.co_qualname, other.co_firstlineno) == (code.co_qualname, code.co_firstlineno)
     ]
     if len(same) > 1:
-        positions = list(code.co_positions())
-        same = [(k, i) for k, i in same if list(source.codes[k][i].co_positions()) == positions]
+        # A name that the file imports is called by other instructions where a statement is compiled by itself.
+        positions = set(code.co_positions())
+        same = [(k, i) for k, i in same if set(source.codes[k][i].co_positions()) == positions]
     return (source, *same[0]) if same else None
 
 
