@@ -456,6 +456,9 @@ def check(
         Path | None, typer.Option("--json", help="Write the reports to this file; - prints them.")
     ] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with heat maps to this file.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a mended copy of the source to this file, and check it.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Check every layer, loss and model of jaxnet.")] = False,
     adequacy: Annotated[bool, typer.Option(help="List the mistakes that these inputs cannot reveal.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="First seed of the inputs and cotangents.")] = 0,
@@ -477,7 +480,7 @@ def check(
         of_config = {"inputs": inputs, "dtype": dtype, "data_dir": data_dir}
         found = [config_target(each, **of_config) if each.endswith(".toml") else each for each in found]
     options = {"adequacy": adequacy, "seed": seed, "seeds": seeds, "tolerance": tolerance, "dtype": dtype}
-    files = {"json_file": json_file, "html_file": html_file}
+    files = {"json_file": json_file, "html_file": html_file, "fix": fix}
     raise typer.Exit(
         command.run(found, inputs=inputs, reference=reference, intended=intended, all=everything, **files, **options)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxnet.checking.checks import check
-from jaxnet.checking.report import Report, clipped, page, sized
+from jaxnet.checking.report import Report, clipped, page, sized, summary
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.checking.targets import Target, find, in_dtype, load, shipped
 
@@ -26,6 +27,7 @@ def run(
     intended: str | None = None,
     json_file: Path | str | None = None,
     html_file: Path | str | None = None,
+    fix: Path | str | None = None,
     all: bool = False,
     adequacy: bool = False,
     seed: int = 0,
@@ -40,6 +42,7 @@ def run(
         inputs: shapes of their arguments, "float32[8,256], float32[256]".
         reference, intended: "module:object" of the reference, or of the declared deviation.
         json_file, html_file: where to write the reports; "-" prints the JSON instead of the tables.
+        fix: where to write a copy of the source with the patch, which is then checked; the file itself stays as it is.
         adequacy: list the mistakes that these points could not have seen; with `all` always, as far as time allows.
         seed, seeds, tolerance: as `check`'s. dtype: instead of float32, in shapes.
 
@@ -68,6 +71,11 @@ def run(
         return could_not(f"the report cannot be written: {error}")
     for name, why in failures if not all else []:
         could_not(f"{name}: {why}")
+    if fix is not None:
+        try:
+            print(fixed(found, reports, Path(fix), inputs, dtype, options), end="")
+        except (CannotCheckError, OSError) as error:
+            return could_not(f"no mended copy: {error}")
     if any(not report.ok for report in reports):
         return 1
     return 2 if failures else 0
@@ -92,6 +100,33 @@ def reported(
         if not quiet:
             print(line(report, time.perf_counter() - begun) if all else str(report))
     return reports, failures
+
+
+def fixed(
+    found: Sequence[Target], reports: Sequence[Report], path: Path, inputs: str | None, dtype: str | None, options: dict
+) -> str:
+    """Writes a mended copy of a wrong rule's source, checks it, and returns the difference and the verdict.
+
+    Raises `CannotCheckError` where there is no one patch, or a file at `path` already.
+    """
+    if len(found) != 1 or ":" not in found[0].typed:
+        raise CannotCheckError(f"--fix takes one target, file.py:object or package.module:object, got {len(found)}")
+    place, _, name = found[0].typed.rpartition(":")
+    repair = reports[0].repair if reports else None
+    if repair is None or not repair.patch:
+        why = "its backward pass is right" if reports and reports[0].ok else "no patch of its source is known"
+        raise CannotCheckError(f"{found[0].name}: {why}")
+    if not Path(load(place).__file__).samefile(repair.file):
+        raise CannotCheckError(f"the patch is for {repair.file}, which is not the target's own file")
+    if path.exists():
+        raise CannotCheckError(f"{path} is there already: give --fix a path where nothing stands")
+    path.write_text(repair.mended, encoding="utf-8")
+    before = Path(repair.file).read_text(encoding="utf-8").splitlines(keepends=True)
+    after = repair.mended.splitlines(keepends=True)
+    difference = "".join(difflib.unified_diff(before, after, repair.file, str(path)))
+    target = find(f"{path}:{name}", inputs, dtype)[0]
+    report = check(target.rule, *target.args, name=target.name, **{**options, **target.options})
+    return f"{difference}\n{summary(report) if report.ok else report}\n"
 
 
 def could_not(why: str) -> int:

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -44,7 +44,8 @@ class Repair:
     """Changes of the author's source that make every gradient right; without a patch, the line alone.
 
     `file`, `line`: where the first stands; `before`, `after`: the expression and its replacement; `patch`: the changed
-    lines, each after `- ` or `+ `; `cause`: what was wrong, in words; `equal`: patches as short that are right too.
+    lines, each after `- ` or `+ `; `cause`: what was wrong, in words; `equal`: patches as short that are right too;
+    `mended`: the text of the whole file with the patch.
     """
 
     file: str
@@ -54,6 +55,7 @@ class Repair:
     patch: str
     cause: str = ""
     equal: tuple[str, ...] = ()
+    mended: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line}   {self.before} → {self.after}"
@@ -506,6 +508,10 @@ def as_repair(found: Sequence[Found], equal: Sequence[Found]) -> Repair:
         patch([each.change for each in found]),
         "; and ".join(each.cause for each in found),
         tuple(dict.fromkeys(patch([each.change]) for each in equal)),
+        author.changed_text(
+            first.change.source,
+            [shown(each.change) for each in found if each.change.source.file == first.change.source.file],
+        ).decode(),
     )
 
 

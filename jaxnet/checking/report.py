@@ -120,7 +120,7 @@ class Report:
             "cause": self.cause,
             "exact": self.exact,
             "line": self.line,
-            "repair": None if self.repair is None else asdict(self.repair),
+            "repair": None if self.repair is None else {k: v for k, v in asdict(self.repair).items() if k != "mended"},
             "others": [] if self.planted is None else list(self.planted.others),
             "leaves": [leaf_dict(leaf) for leaf in self.leaves],
             "passed_over": self.passed_over,
