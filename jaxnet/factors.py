@@ -37,6 +37,10 @@ class Factor(abc.ABC):
     def summed_once_more(self) -> Factor:
         """The factor whose leaves have got one more leading axis, summed over."""
 
+    def scaled(self, by: jax.Array) -> Factor:
+        """The factor of `by` times the gradient: its δ is multiplied, and nothing else."""
+        return replace(self, delta=(self.delta * by).astype(self.delta.dtype))  # pyright: ignore
+
     def squared(self) -> Factor:
         """The factor of (∂C/∂p)², entry by entry."""
         return Plain(jnp.square(self.multiply()))
@@ -47,7 +51,7 @@ class Factor(abc.ABC):
 
     def gram(self, other: Factor) -> jax.Array:
         """The inner product ⟨∂C/∂p, ∂C′/∂p⟩ with another factor of the same parameter."""
-        return jnp.sum(self.multiply() * other.multiply())
+        return jnp.vdot(self.multiply(), other.multiply())
 
 
 def sum_of_outer_plain(delta, a, *, out_sharding) -> jax.Array:
@@ -129,6 +133,9 @@ class Sum(Factor):
 
     def summed_once_more(self):
         return Sum(tuple(use.summed_once_more() for use in self.uses))
+
+    def scaled(self, by):
+        return Sum(tuple(use.scaled(by) for use in self.uses))
 
     def gram(self, other):
         # ‖f + g‖² = ‖f‖² + 2⟨f, g⟩ + ‖g‖²: the norms of the uses alone would miss the cross terms.

@@ -52,6 +52,9 @@ class Rearranged(Factor):
     def summed_once_more(self):
         return replace(self, factor=self.factor.summed_once_more())
 
+    def scaled(self, by):
+        return replace(self, factor=self.factor.scaled(by))
+
     def gram(self, other):
         # An inner product does not depend on the order of the entries.
         if isinstance(other, Rearranged) and self.steps == other.steps:
@@ -71,6 +74,9 @@ class Stacked(Factor):
 
     def summed_once_more(self):
         return Stacked(self.factor.summed_once_more(), self.axis + 1)
+
+    def scaled(self, by):
+        return replace(self, factor=self.factor.scaled(by))
 
     def gram(self, other):
         if not isinstance(other, Stacked):

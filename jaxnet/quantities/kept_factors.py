@@ -1,0 +1,120 @@
+"""Each example's factors, kept after the backward pass: any weighted sum of the gradients without a second one.
+
+    Σ_x c_x ∇_W C_x = Σ_x (c_x δ_x) a_xᵀ        ⟨∇_W C_x, ∇_W C_x′⟩ = (δ_x·δ_x′)(a_x·a_x′)
+
+c may depend on what was read: on each example's norm, where gradients are clipped. The memory is that of every δ and
+of every layer's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnet.backprop import backpropagate, size
+from jaxnet.factors import dataclass_tree
+from jaxnet.layer import Layer, Loss, Reading, Static, Tree
+from jaxnet.quantities.sinks import read
+from jaxnet.readings import each
+
+Backward = Callable[[Reading], Callable]
+"""reading -> `(params, *batch) -> costs, readings` of a batch's mean cost: each example's δ has the factor 1/n."""
+
+
+def of_network(net: Layer, loss: Loss) -> Backward:
+    """The backward pass of a network of jaxnet, as the functions of this room take it.
+
+    >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> of_network(net, softmax_cross_entropy)(total)(params, xs, ys)[1]["W"].shape
+    (2, 4)
+    """
+    return partial(backpropagate, net, loss)
+
+
+def of_function(loss: Callable, *, form: bool = False) -> Backward:
+    """The same of any model: `loss(params, *example) -> number`; see `jaxnet.quantities.sinks.read`.
+
+    >>> backward = of_function(lambda W, x: jnp.sum(jnp.tanh(W @ x)))
+    >>> backward(total)(jnp.ones((2, 4)), jnp.ones((3, 4)))[1].shape
+    (2, 4)
+    """
+
+    def backward(reading):
+        def batch(params, *batch):
+            return read(loss, reading, form=form)(params, *batch, weights=jnp.full(size(batch), 1 / size(batch)))
+
+        return batch
+
+    return backward
+
+
+@dataclass_tree
+class Kept:
+    """A parameter's factor of one example, and the rank that the parameter has inside its layer: a stack adds axes."""
+
+    factor: Any
+    rank: Static
+
+    def stacks(self, p: jax.Array) -> int:
+        """In how many stacks (`repeat`) the parameter stands."""
+        return p.ndim - self.rank.value
+
+
+kept = Reading(each(lambda factor, p: Kept(factor, Static(p.ndim))), out_axes=0)
+"""Each example's factors, for the functions below.
+
+>>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+>>> params = net.init(jax.random.key(0), xs[0])
+>>> _, factors = backpropagate(net, softmax_cross_entropy, kept)(params, xs, ys)
+>>> weighted_total(factors, params, jnp.ones(3))["W"].shape
+(2, 4)
+"""
+
+
+def each_kept(f: Callable[[Kept, jax.Array], Any], factors: Tree, params: Tree) -> Tree:
+    """`f(kept factor, parameter)` at each parameter."""
+    return jax.tree.map(f, factors, params, is_leaf=lambda node: isinstance(node, Kept))
+
+
+def weighted_total(factors: Tree, params: Tree, weights: jax.Array) -> Tree:
+    """Σ_x c_x ∇_p C_x for each parameter, c of shape (batch,); one matrix product for each W."""
+
+    def of(one: Kept, p):
+        def contracted(factor):
+            return jax.vmap(lambda f, c: f.scaled(c))(factor, weights).summed_once_more().multiply()
+
+        for _ in range(one.stacks(p)):
+            contracted = jax.vmap(contracted, in_axes=1)
+        return contracted(one.factor).astype(p.dtype)
+
+    return each_kept(of, factors, params)
+
+
+def inner_products(factors: Tree, others: Tree, params: Tree, *, rows: int | None = None) -> jax.Array:
+    """⟨∇C_x, ∇C_x′⟩ over all parameters, for each x of `factors` and x′ of `others`: (batch, others).
+
+    rows: how many x are taken at once, to save memory.
+    """
+    kept_ones = jax.tree.leaves(each_kept(lambda one, p: (one, one.stacks(p)), factors, params),
+                                is_leaf=lambda node: isinstance(node, tuple))  # fmt: skip
+    others_ones = jax.tree.leaves(others, is_leaf=lambda node: isinstance(node, Kept))
+
+    def gram_of(stacks):
+        def gram(f, g):
+            return f.gram(g)
+
+        for _ in range(stacks):
+            gram = partial(lambda inner, f, g: jax.vmap(inner)(f, g).sum(), gram)
+        return gram
+
+    def row(mine):
+        return sum(jax.vmap(partial(gram_of(stacks), f))(other.factor)
+                   for f, (_, stacks), other in zip(mine, kept_ones, others_ones, strict=True))  # fmt: skip
+
+    mine = [one.factor for one, _ in kept_ones]
+    return jax.vmap(row)(mine) if rows is None else jax.lax.map(row, mine, batch_size=rows)
