@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxnet.backprop import per_example, size
 from jaxnet.factors import Factor, Outer, Plain
 from jaxnet.layer import Layer, Loss, Reading, Static, Tree, output
-from jaxnet.quantities.kept_factors import Backward, inner_products, kept, of_function, of_network  # noqa: F401
+from jaxnet.lowering.products import accumulated
+from jaxnet.quantities.kept_factors import Backward, inner_products, kept
 from jaxnet.readings import each, pair, second_moment, sum_over_examples, total
 
 
@@ -41,6 +42,7 @@ def gradient_moments(backward: Backward) -> Callable[..., Moments]:
 
     >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
     >>> params = net.init(jax.random.key(0), xs[0])
+    >>> from jaxnet.quantities.kept_factors import of_network
     >>> gradient_moments(of_network(net, softmax_cross_entropy))(params, xs, ys).variance["W"].shape
     (2, 4)
     """
@@ -62,6 +64,7 @@ def gradient_products(backward: Backward, *, rows: int | None = None) -> Callabl
 
     Returns `(params, *batch) -> products`. rows: how many examples are taken at once against all, to save memory.
 
+    >>> from jaxnet.quantities.kept_factors import of_function
     >>> backward = of_function(lambda W, x: jnp.sum(jnp.tanh(W @ x)))
     >>> gradient_products(backward)(jnp.ones((2, 4)), jnp.ones((3, 4))).shape
     (3, 3)
@@ -112,7 +115,7 @@ def squares_of(chosen: Callable[[Factor, jax.Array], bool]) -> Reading:
     def at(factor, p):
         used = chosen(factor, p)
         square = sum_over_examples(None)(Plain(factor.squared_norm())) if used else 0.0
-        return jnp.asarray([square, used], jnp.result_type(p, jnp.float32))
+        return jnp.asarray([square, used], accumulated(p.dtype))
 
     return Reading(each(at), out_axes=None, additive=True)
 
@@ -123,7 +126,7 @@ def is_cheap(factor: Factor, p: jax.Array) -> bool:
 
 
 class NoiseScale(NamedTuple):
-    """tr Σ / ‖G‖² of the whole and by parameter, and the two estimates: tr Σ and ‖G‖² by parameter."""
+    """tr Σ / ‖G‖² of the whole and by parameter, and both estimates by parameter: 0 where it was not chosen."""
 
     whole: jax.Array
     by_parameter: Tree
@@ -153,6 +156,7 @@ def noise_scale(
 
     >>> net, xs, ys = dense(2), jnp.eye(3), jnp.array([0, 1, 1])
     >>> params = net.init(jax.random.key(0), xs[0])
+    >>> from jaxnet.quantities.kept_factors import of_network
     >>> noise_scale(of_network(net, softmax_cross_entropy))(params, xs, ys).whole.shape
     ()
     """
@@ -164,7 +168,7 @@ def noise_scale(
             raise ValueError("the noise scale compares examples, so a batch has at least 2, got 1")
         _, (grads, squares) = run(params, *batch)
         noise, signal = noise_and_signal(grads, squares, n)
-        whole = sum(jax.tree.leaves(noise)) / sum(jax.tree.leaves(signal))
+        whole = jnp.stack(jax.tree.leaves(noise)).sum() / jnp.stack(jax.tree.leaves(signal)).sum()
         return NoiseScale(whole, jax.tree.map(jnp.divide, noise, signal), noise, signal)
 
     return of

@@ -76,23 +76,23 @@ kept = Reading(each(lambda factor, p: Kept(factor, Static(p.ndim))), out_axes=0)
 """
 
 
-def each_kept(f: Callable[[Kept, jax.Array], Any], factors: Tree, params: Tree) -> Tree:
-    """`f(kept factor, parameter)` at each parameter."""
-    return jax.tree.map(f, factors, params, is_leaf=lambda node: isinstance(node, Kept))
+def weighted_total(factors: Tree, params: Tree, weights: Tree) -> Tree:
+    """Σ_x c_x ∇_p C_x for each parameter; one matrix product for each W.
 
+    weights: c of shape (batch,); or a tree with one for each parameter, (batch, *stacks) for one in a stack.
+    """
+    if hasattr(weights, "shape"):
+        weights = jax.tree.map(lambda _: weights, params)
 
-def weighted_total(factors: Tree, params: Tree, weights: jax.Array) -> Tree:
-    """Σ_x c_x ∇_p C_x for each parameter, c of shape (batch,); one matrix product for each W."""
-
-    def of(one: Kept, p):
-        def contracted(factor):
-            return jax.vmap(lambda f, c: f.scaled(c))(factor, weights).summed_once_more().multiply()
+    def of(one: Kept, p, c):
+        def contracted(factor, c):
+            return jax.vmap(lambda f, c: f.scaled(c))(factor, c).summed_once_more().multiply()
 
         for _ in range(one.stacks(p)):
-            contracted = jax.vmap(contracted, in_axes=1)
-        return contracted(one.factor).astype(p.dtype)
+            contracted = jax.vmap(contracted, (1, 1 if c.ndim > 1 else None))
+        return contracted(one.factor, c).astype(p.dtype)
 
-    return each_kept(of, factors, params)
+    return jax.tree.map(of, factors, params, weights, is_leaf=lambda node: isinstance(node, Kept))
 
 
 def inner_products(factors: Tree, others: Tree, params: Tree, *, rows: int | None = None) -> jax.Array:
@@ -100,9 +100,11 @@ def inner_products(factors: Tree, others: Tree, params: Tree, *, rows: int | Non
 
     rows: how many x are taken at once, to save memory.
     """
-    kept_ones = jax.tree.leaves(each_kept(lambda one, p: (one, one.stacks(p)), factors, params),
-                                is_leaf=lambda node: isinstance(node, tuple))  # fmt: skip
-    others_ones = jax.tree.leaves(others, is_leaf=lambda node: isinstance(node, Kept))
+
+    def leaves(tree):
+        return jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Kept))
+
+    mine, theirs, ps = leaves(factors), leaves(others), jax.tree.leaves(params)
 
     def gram_of(stacks):
         def gram(f, g):
@@ -113,8 +115,10 @@ def inner_products(factors: Tree, others: Tree, params: Tree, *, rows: int | Non
         return gram
 
     def row(mine):
-        return sum(jax.vmap(partial(gram_of(stacks), f))(other.factor)
-                   for f, (_, stacks), other in zip(mine, kept_ones, others_ones, strict=True))  # fmt: skip
+        products = [
+            jax.vmap(partial(gram_of(one.stacks(p)), one.factor))(other.factor)
+            for one, other, p in zip(mine, theirs, ps, strict=True)
+        ]
+        return jnp.stack(products).sum(0)
 
-    mine = [one.factor for one, _ in kept_ones]
     return jax.vmap(row)(mine) if rows is None else jax.lax.map(row, mine, batch_size=rows)
