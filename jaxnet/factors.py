@@ -41,6 +41,10 @@ class Factor(abc.ABC):
         """The factor of `by` times the gradient: its δ is multiplied, and nothing else."""
         return replace(self, delta=(self.delta * by).astype(self.delta.dtype))  # pyright: ignore
 
+    def projected(self, P: jax.Array) -> Factor:
+        """The factor of PᵀG, P: (out, rank) on the first axis of the gradient G."""
+        return Plain(jnp.tensordot(P, self.multiply(), (0, 0)))
+
     def squared(self) -> Factor:
         """The factor of (∂C/∂p)², entry by entry."""
         return Plain(jnp.square(self.multiply()))
@@ -93,6 +97,9 @@ class Outer(Factor):
     def summed_once_more(self):
         return replace(self, sums=self.sums + 1)
 
+    def projected(self, P):
+        return replace(self, delta=self.delta @ P.astype(self.delta.dtype))
+
     def squared(self):
         # (δ aᵀ)² = δ² (a²)ᵀ, of one term.
         return super().squared() if self.sums else Outer(jnp.square(self.delta), jnp.square(self.a))
@@ -136,6 +143,9 @@ class Sum(Factor):
 
     def scaled(self, by):
         return Sum(tuple(use.scaled(by) for use in self.uses))
+
+    def projected(self, P):
+        return Sum(tuple(use.projected(P) for use in self.uses))
 
     def gram(self, other):
         # ‖f + g‖² = ‖f‖² + 2⟨f, g⟩ + ‖g‖²: the norms of the uses alone would miss the cross terms.

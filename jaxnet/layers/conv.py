@@ -148,6 +148,11 @@ class Patches(Factor):
     def summed_once_more(self):
         return replace(self, sums=self.sums + 1)
 
+    def projected(self, P):
+        if self.groups > 1 or self.transposed:
+            return super().projected(P)
+        return replace(self, delta=self.delta @ P.astype(self.delta.dtype))
+
     def gram(self, other):
         if self.groups > 1 or not isinstance(other, Patches):
             return super().gram(other)

@@ -59,6 +59,11 @@ class Rows(Factor):
     def summed_once_more(self):
         return self
 
+    def projected(self, P):
+        # Pᵀ Σ e_token δᵀ = Σ P[token] δᵀ
+        tokens, delta = self.flat()
+        return Outer(P.at[tokens].get(mode="fill", fill_value=0, wrap_negative_indices=False), delta, sums=1)
+
     def gram(self, other):
         tokens, delta = self.flat()
         if isinstance(other, Outer):  # Σₜₛ δ′ₛ[iₜ] (δₜ·aₛ): of a tied head

@@ -65,6 +65,11 @@ class Kept:
         return p.ndim - self.rank.value
 
 
+def is_kept(node: Any) -> bool:
+    """Whether a node of a tree is a kept factor: `is_leaf` for trees of them."""
+    return isinstance(node, Kept)
+
+
 kept = Reading(each(lambda factor, p: Kept(factor, Static(p.ndim))), out_axes=0)
 """Each example's factors, for the functions below.
 
@@ -74,6 +79,11 @@ kept = Reading(each(lambda factor, p: Kept(factor, Static(p.ndim))), out_axes=0)
 >>> weighted_total(factors, params, jnp.ones(3))["W"].shape
 (2, 4)
 """
+
+
+def ranks(factors: Tree) -> Tree:
+    """The rank that each parameter has inside its layer, of kept factors or of their shapes."""
+    return jax.tree.map(lambda one: one.rank.value, factors, is_leaf=is_kept)
 
 
 def weighted_total(factors: Tree, params: Tree, weights: Tree) -> Tree:
@@ -92,7 +102,7 @@ def weighted_total(factors: Tree, params: Tree, weights: Tree) -> Tree:
             contracted = jax.vmap(contracted, (1, 1 if c.ndim > 1 else None))
         return contracted(one.factor, c).astype(p.dtype)
 
-    return jax.tree.map(of, factors, params, weights, is_leaf=lambda node: isinstance(node, Kept))
+    return jax.tree.map(of, factors, params, weights, is_leaf=is_kept)
 
 
 def inner_products(factors: Tree, others: Tree, params: Tree, *, rows: int | None = None) -> jax.Array:
@@ -102,7 +112,7 @@ def inner_products(factors: Tree, others: Tree, params: Tree, *, rows: int | Non
     """
 
     def leaves(tree):
-        return jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Kept))
+        return jax.tree.leaves(tree, is_leaf=is_kept)
 
     mine, theirs, ps = leaves(factors), leaves(others), jax.tree.leaves(params)
 

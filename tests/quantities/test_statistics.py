@@ -18,8 +18,9 @@ from jaxnet.quantities.gradient_statistics import (
     noise_scale,
     tangent_kernel,
 )
-from jaxnet.quantities.kept_factors import of_function, of_network
+from jaxnet.quantities.kept_factors import kept, of_function, of_network, ranks
 from jaxnet.quantities.privacy import clipped_sum
+from jaxnet.quantities.projection import projected_gradient, random_projections
 from jaxnet.quantities.sinks import read
 from tests.agreement import assert_agree, cast, integers, normal
 from tests.implementations import brute_force, one_of_each
@@ -51,6 +52,21 @@ def clipped(rows, bound):
     return rows * jnp.minimum(1, bound / jnp.linalg.norm(rows, axis=1, keepdims=True))
 
 
+def projected_by_hand(axes, P, grads):
+    """PᵀG of the mean gradient, in each stack."""
+
+    def of(axes, P, g):
+        g = g.mean(0)
+        if P is None:
+            return g
+        product = partial(jnp.tensordot, axes=(0, 0))
+        for _ in range(g.ndim - axes):
+            product = jax.vmap(product)
+        return product(P, g)
+
+    return jax.tree.map(of, axes, P, grads, is_leaf=lambda node: node is None)
+
+
 def expected(grads):
     """All quantities of the gradients of the examples, (n, …) each."""
     n = len(jax.tree.leaves(grads)[0])
@@ -76,13 +92,15 @@ def test_of_every_network(problem, x64):
     params, xs, ds = problem.inputs(jnp.float64)
     options = {"key": problem.key(), "train": problem.train}
 
+    def backward(reading):
+        return partial(of_network(problem.net, LINEAR)(reading), **options)
+
+    axes = ranks(jax.eval_shape(backward(kept), params, xs, ds)[1])
+    P = random_projections(jax.random.key(3), params, axes, 2)
+
     @jax.jit
     def run(params, xs, ds):
         _, grads, _, _ = brute_force(problem, params, xs, ds)
-
-        def backward(reading):
-            return partial(of_network(problem.net, LINEAR)(reading), **options)
-
         moments = gradient_moments(backward)(params, xs, ds)
         own = partial(per_example, problem.net, LINEAR)
         _, bounded = clipped_sum(own, clip=CLIP)(params, xs, ds, **options)
@@ -94,7 +112,8 @@ def test_of_every_network(problem, x64):
             "noise": noise_scale(backward)(params, xs, ds).whole,
             "clipped": flat(jax.tree.map(lambda g: g[None], bounded))[0],
         }
-        return found, expected(grads)
+        found["projected"] = projected_gradient(backward)(params, P, xs, ds)[1]
+        return found, expected(grads) | {"projected": projected_by_hand(axes, P, grads)}
 
     found, right = run(params, xs, ds)
     for name, value in found.items():
