@@ -569,7 +569,7 @@ def explain(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="core, layers, models, growth, launches or checkers")
+        str, typer.Argument(metavar="NAME", help="core, layers, models, quantities, growth, launches or checkers")
     ] = "core",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file as Markdown.")] = None,

@@ -113,7 +113,7 @@ def low_rank(inner: optax.GradientTransformation, projections: Tree) -> optax.Gr
     summed there, in the small space. New projections go into the state by `_replace(projections=…)`; moments stay.
 
     >>> params, P = {"W": jnp.ones((2, 4)), "b": jnp.ones(2)}, {"W": jnp.ones((2, 1)), "b": None}
-    >>> optimizer = low_rank(optax.adam(1e-3), P)
+    >>> optimizer = low_rank(optax.sgd(1e-3), P)
     >>> state = optimizer.init(params)
     >>> updates, state = optimizer.update({"W": jnp.ones((1, 4)), "b": jnp.ones(2)}, state, params)
     >>> updates["W"].shape
