@@ -35,5 +35,5 @@ def test_a_run_keeps_its_population(tmp_path):
 
 def test_chunks_are_refused(tmp_path):
     config = small("train.epochs=1", "train.chunks=2", model=MODEL)
-    with pytest.raises(ConfigError, match=r"train\.chunks must be 1 with batch_norm"):
+    with pytest.raises(ConfigError, match=r"train\.chunks = 2 takes a batch apart"):
         loop.train(config, runs_dir=tmp_path)

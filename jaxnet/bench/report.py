@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from jaxnet.bench import cases, checkers, core, growth, launches, quantities
+from jaxnet.bench import cases, checkers, core, example_gradients, growth, launches
 from jaxnet.bench.measure import Row, machine
 from jaxnet.bench.summary import summary
 from jaxnet.training.run_listing import console
@@ -35,7 +35,7 @@ BENCHMARKS = {
     "core": Benchmark(f"core: {OVER}, in float32", core.rows),
     "layers": Benchmark(f"layers: {OVER}, forward and backward", cases.rows_of(cases.LAYERS), cases.LAYERS),
     "models": Benchmark(f"models: {OVER}, a step's cost and gradients", cases.rows_of(cases.MODELS), cases.MODELS),
-    "quantities": Benchmark(f"quantities of each example: {OVER}", quantities.rows),
+    "quantities": Benchmark(f"quantities of each example: {OVER}", example_gradients.rows),
     "growth": Benchmark("growth: a step's time over its operations", growth.rows),
     "launches": Benchmark("launches: a step's kernels on an H100, compiled without one", launches.rows, launches.STEPS),
     "checkers": Benchmark("checkers: mistakes and correct code through each", checkers.rows),

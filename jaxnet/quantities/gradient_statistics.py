@@ -110,7 +110,7 @@ def tangent_kernel(net: Layer, *, rows: int | None = None) -> Callable[..., jax.
 
 
 def squares_of(chosen: Callable[[Factor, jax.Array], bool]) -> Reading:
-    """For each parameter Σ_x ‖g_x‖² where `chosen(factor, p)`, and 1 there; (0, 0) elsewhere."""
+    """For each parameter Σ_x ‖g_x‖² where `chosen(factor, p)`, and a number above 0; (0, 0) elsewhere."""
 
     def at(factor, p):
         used = chosen(factor, p)
@@ -138,8 +138,8 @@ def noise_and_signal(grads: Tree, squares: Tree, n: int) -> tuple[Tree, Tree]:
     """tr Σ and ‖G‖² by parameter, unbiased, of the mean gradient and of `squares_of` with 1/n on each δ."""
 
     def of(g, read):
-        mean_square, used = n * read[..., 0].sum(), read[..., 1].reshape(-1)[0]
-        noise = (mean_square - used * jnp.vdot(g, g)) * n / (n - 1)
+        mean_square, used = n * read[..., 0].sum(), (read[..., 1].reshape(-1)[0] > 0).astype(read.dtype)
+        noise = (mean_square - used * jnp.vdot(g, g)) * n / max(n - 1, 1)
         return noise, used * jnp.vdot(g, g) - noise / n
 
     both = jax.tree.map(of, grads, squares)

@@ -68,10 +68,12 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     example = one_input(config, dataset)
     with jax.enable_x64(True) if config.precision == "float64" else nullcontext():
         params = fits(net, loss, example, dataset)
-        if config.train.chunks > 1 and keeps_state(net, loss, example):
+        asked = [f"train.chunks = {config.train.chunks}"] * (config.train.chunks > 1)
+        asked += ["monitor.noise_scale"] * config.monitor.noise_scale + ["[privacy]"] * (config.privacy is not None)
+        if asked and keeps_state(net, loss, example):
             raise ConfigError(
-                f"train.chunks must be 1 with batch_norm, whose statistics are a whole batch's, got "
-                f"{config.train.chunks}: leave it out, or take layer_norm or group_norm"
+                f"{asked[0]} takes a batch apart, and the statistics of batch_norm are a whole batch's: leave it out, "
+                "or take layer_norm or group_norm"
             )
     optimizer = optimizer_of(config, n, blocks_of(config, net, loss, example, dataset))
     if config.train.freeze is not None:

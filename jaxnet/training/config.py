@@ -1,5 +1,6 @@
 """Config files: their fields, types and defaults; reading, checking and writing them."""
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,10 @@ class Monitor(Table):
     """Each layer's norm of the gradient."""
     update_ratios: bool = False
     """Each layer's norm of the update over that of the parameters."""
+    noise_scale: bool = False
+    """The gradient noise scale, in examples: below it a larger batch pays.
+
+    Read from the parameters whose norms of each example cost next to nothing: vectors, and matrices used once."""
     train_accuracy: bool = False
     """Accuracy and loss over the whole training set after each epoch."""
     class_accuracy: bool | None = None
@@ -99,6 +104,21 @@ class Monitor(Table):
     """Number of training examples, from the first, for each layer's angles to backpropagation after each epoch.
 
     Of its gradient to the true one, and of the feedback matrix to the transpose of W; in degrees."""
+
+
+class Privacy(Table):
+    """Differentially private training, DP-SGD: each example's gradient is clipped, and noise is added to their sum.
+
+    Each example is in a step with probability batch / examples; the metrics have epsilon after each epoch."""
+
+    noise_multiplier: float = Field(gt=0)
+    """The noise over the clipping norm."""
+    clip_norm: float = Field(gt=0)
+    """The norm to which each example's gradient is clipped."""
+    per_layer: bool = False
+    """Whether each of L layers is clipped by itself, to clip_norm / sqrt(L)."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """The probability with which the bound epsilon may fail; below 1 / examples."""
 
 
 class Checkpoint(Table):
@@ -177,6 +197,7 @@ class Config(Table):
     """The feedback path in place of the transpose of W, in all layers with weights or in some."""
     train: Train
     monitor: Monitor = Monitor()
+    privacy: Privacy | None = None
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = Mesh()
     tensorboard: bool = False
@@ -190,7 +211,7 @@ class Config(Table):
         which = "mesh.data" if self.mesh.fsdp == 1 else "mesh.data · mesh.fsdp"
         if self.mesh.pipeline > 1:
             shares, which = shares * self.mesh.microbatches, f"mesh.microbatches · {which}"
-            asked = [name for name in ("delta_norms", "gradient_norms") if getattr(self.monitor, name)]
+            asked = [name for name in ("delta_norms", "gradient_norms", "noise_scale") if getattr(self.monitor, name)]
             if asked or self.train.chunks > 1:
                 told = f"monitor.{asked[0]} = false" if asked else "train.chunks = 1"
                 raise refuse(f"mesh.pipeline = {self.mesh.pipeline} reads gradients alone, batch by batch: set {told}")
@@ -198,6 +219,22 @@ class Config(Table):
             if self.train.batch % count:
                 more = -(-self.train.batch // count) * count
                 raise refuse(f"train.batch must be a multiple of {key} = {count}, got {self.train.batch}: take {more}")
+        return self
+
+    @model_validator(mode="after")
+    def privacy_is_kept(self) -> "Config":
+        """Nothing that the run writes of the training examples goes around the noise, but the mean loss."""
+        if self.privacy is None:
+            return self
+        beside = ("delta_norms", "gradient_norms", "noise_scale", "train_accuracy", "mean_delta", "angles")
+        reads = [f"monitor.{name} = {'0' if name in beside[4:] else 'false'}" for name in beside
+                 if getattr(self.monitor, name)]  # fmt: skip
+        devices = math.prod((self.mesh.data, self.mesh.fsdp, self.mesh.tensor, self.mesh.pipeline))
+        reads += ["train.head_chunks = 1"] * (self.train.head_chunks > 1) + ["one device in [mesh]"] * (devices > 1)
+        if reads:
+            raise refuse(
+                f"[privacy] reads each example's own gradient, on one device, and nothing else: set {reads[0]}"
+            )
         return self
 
     def resolved(self, *, written: bool = False) -> dict[str, Any]:

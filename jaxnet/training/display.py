@@ -29,6 +29,9 @@ def row(line: dict[str, Any], epochs: int) -> str:
             parts.append(f"{name} loss {line[f'{name}_loss']:.4g}")
     if line.get("delta_norms"):
         parts.append(f"‖δ‖ {numbers(line['delta_norms'])}")
+    for name, sign in (("epsilon", "ε"), ("noise_scale", "noise scale")):
+        if name in line:
+            parts.append(f"{sign} {line[name]:.3g}")
     return "  ".join([*parts, f"{line['examples_per_second']:,.0f} examples/s"])
 
 

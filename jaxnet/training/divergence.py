@@ -12,7 +12,6 @@ from jaxnet.layer import Tree
 from jaxnet.training import monitors, step
 from jaxnet.training.session import Session
 from jaxnet.training.step import Call, State
-from jaxnet.training.text_windows import examples_at
 
 
 class Trouble(NamedTuple):
@@ -35,7 +34,7 @@ def first_trouble(session: Session, seed: int, before: State, call: Call, order:
         start = begin + np.int32(i * call.batch)
         after, good = one(before, train, order, start, key)
         if not good:
-            xs, ys = examples_at(train, order[start : start + call.batch])
+            xs, ys, _ = step.batch_of(recipe, train, order[start : start + call.batch], key, before.step)
             return Trouble(int(after.step), place(session, before, after, xs, ys, step.step_key(key, before.step)))
         before = after
     return Trouble(int(before.step), "somewhere in this call; step by step it does not appear")

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxnet.devices.placement import RULES, batch_shares, check_rules, forms_for, layout, stacked
 from jaxnet.layer import Layer, Loss, Tree, with_state
+from jaxnet.quantities.privacy import epsilon
 from jaxnet.training import monitors, step
 from jaxnet.training.angles import angles
 from jaxnet.training.build import build, make, takes_curvature
@@ -19,7 +20,7 @@ from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
 from jaxnet.training.data.on_disk import ReadAhead
 from jaxnet.training.devices import mesh_of, placed
-from jaxnet.training.step import Arrays, Call, Recipe, State
+from jaxnet.training.step import Arrays, Call, Private, Recipe, State
 from jaxnet.training.text_windows import Windows, shifted
 
 SHUFFLED = 2  # tells the stream of orders from others with the same seed
@@ -246,6 +247,18 @@ class Session:
         found = {"train_loss": sums.pop("loss") / count}
         if "delta_norms" in sums:
             found["delta_norms"] = np.sqrt(sums.pop("delta_norms") / count)
+        if "noise_scale" in sums:
+            noise, signal = np.moveaxis(sums.pop("noise_scale"), -1, 0)
+            found["noise_scale"] = np.divide(noise, signal, out=np.full(noise.shape, np.inf), where=signal > 0)
+        if (private := self.config.privacy) is not None and self.recipe.private is not None:
+            rate = self.recipe.private.rate(self.recipe.batch)
+            spent = epsilon(
+                noise_multiplier=private.noise_multiplier,
+                rate=rate,
+                steps=int(self.rows(state.step)[0]),
+                delta=private.delta,
+            )
+            found["epsilon"] = np.full(len(self.seeds), spent)
         return found | {name: value / steps for name, value in sums.items()}
 
     def title(self) -> str:
@@ -289,11 +302,31 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
         gradient_norms=config.monitor.gradient_norms,
         update_ratios=config.monitor.update_ratios,
         curvature=takes_curvature(config),
+        noise_scale=config.monitor.noise_scale,
+        private=private_of(config, dataset),
         mesh=mesh,
         shardings=shardings,
         microbatches=config.mesh.microbatches,
         schedule=config.mesh.schedule,
     )
+
+
+def private_of(config: Config, dataset: Dataset) -> Private | None:
+    """What the step needs of `[privacy]`.
+
+    Raises ConfigError for a text, whose windows overlap from epoch to epoch, so that no example is fixed; for data on
+    disk, whose examples are read in an order; and for an optimizer that reads more than the private gradient.
+    """
+    if config.privacy is None:
+        return None
+    if dataset.text is not None:
+        raise ConfigError("privacy: the examples must be fixed, and the windows of a text are not: give it as arrays")
+    if dataset.on_disk:
+        raise ConfigError("privacy: each step draws from all examples, so they must fit into memory: take fewer")
+    if takes_curvature(config):
+        raise ConfigError("privacy: the curvature of a batch goes around the noise: take another train.optimizer")
+    own = config.privacy
+    return Private(own.noise_multiplier, own.clip_norm, own.per_layer, len(dataset.train.y))
 
 
 def typed(config: Config, array: np.ndarray) -> np.ndarray:

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnet.backprop import backpropagate, initialize, predict
+from jaxnet.backprop import backpropagate, initialize, per_example, predict
 from jaxnet.devices.pipeline import pipeline
 from jaxnet.devices.placement import batch_axes, batch_shares, like_params
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
+from jaxnet.quantities.gradient_statistics import is_cheap, noise_and_signal, squares_of
 from jaxnet.quantities.kronecker import kronecker
+from jaxnet.quantities.privacy import capacity, clipped_sum, poisson_sample, with_noise
 from jaxnet.readings import new_state, pair, total
 from jaxnet.training import monitors
 from jaxnet.training.build import parameter_names
@@ -25,6 +27,7 @@ from jaxnet.training.text_windows import examples_at
 
 STEP_SECONDS = 5e-5
 FLOPS_PER_SECOND = 5e10
+SAMPLED = 3  # tells the draw of a step's examples from its other random numbers
 EMPTY: Mapping[str, jax.Array] = MappingProxyType({})
 
 
@@ -53,6 +56,23 @@ class Arrays(NamedTuple):
     y: jax.Array
 
 
+@dataclass(frozen=True)
+class Private:
+    """Differentially private gradients: the noise over the clipping norm, that norm, and how it is taken.
+
+    examples: the size of the training set; each is in a step's batch with probability batch / examples.
+    """
+
+    noise_multiplier: float
+    clip_norm: float
+    per_layer: bool
+    examples: int
+
+    def rate(self, batch: int) -> float:
+        """The probability of an example to be in a batch of this expected size."""
+        return min(1.0, batch / self.examples)
+
+
 @dataclass(frozen=True, eq=False)
 class Recipe:
     """The parts of the training step.
@@ -62,6 +82,7 @@ class Recipe:
     curvature: whether the optimizer takes the Kronecker-factored curvature of each batch.
     mesh: the devices that share the work; None for one device. shardings: how each parameter lies on them; None where
     all lie whole on every device. microbatches, schedule: of a pipeline over the mesh's axis of that name.
+    private: how gradients are made private; None where they are plain.
     """
 
     net: Layer
@@ -76,6 +97,8 @@ class Recipe:
     gradient_norms: bool = False
     update_ratios: bool = False
     curvature: bool = False
+    noise_scale: bool = False
+    private: Private | None = None
     mesh: Mesh | None = None
     shardings: Tree = None
     microbatches: int = 1
@@ -191,6 +214,8 @@ def measured(recipe: Recipe) -> Callable:
 
     All of it from one backward pass.
     """
+    if recipe.private is not None:
+        return private_gradients(recipe, recipe.private)
     net, loss = recipe.net, recipe.loss
     if recipe.head_chunks > 1:
         net, loss = fused_head(net, loss, chunks=recipe.head_chunks)
@@ -198,13 +223,15 @@ def measured(recipe: Recipe) -> Callable:
     readings = {"grads": total}
     if recipe.delta_norms:
         readings["squares"] = monitors.sum_of_squares
+    if recipe.noise_scale:
+        readings["norms"] = squares_of(is_cheap)
     if keeps:
         readings["kept"] = new_state
     backward = backpropagate(net, loss, pair(*readings.values()), chunks=recipe.chunks)
     staged, whole = in_stages(recipe, net, loss)
     layers = layer_ranks(recipe) if recipe.gradient_norms else []
 
-    def of(params, kept, xs, ys, key):
+    def of(params, kept, xs, ys, key, counts=None):
         n = len(xs)
         if staged is not None and n % whole == 0:
             value, grads = staged(params, xs, ys, key=key, train=True)
@@ -216,9 +243,43 @@ def measured(recipe: Recipe) -> Callable:
             sums["delta_norms"] = monitors.in_order(recipe.net, read["squares"]) * n**2
         if recipe.gradient_norms:
             sums["gradient_norms"] = monitors.in_order(recipe.net, monitors.by_layer(layers, read["grads"]))
+        if recipe.noise_scale:
+            parts = noise_and_signal(read["grads"], read["norms"], n)
+            both = jnp.stack([jnp.stack(jax.tree.leaves(part)).sum() for part in parts])
+            sums["noise_scale"] = both if n > 1 else jnp.zeros_like(both)  # one example has nothing to differ from
         return read["grads"], sums, read.get("kept")
 
     return of
+
+
+def private_gradients(recipe: Recipe, private: Private) -> Callable:
+    """As `measured`, with the gradients clipped for each example, and noise; counts: 1 for what is in the batch."""
+    own = partial(per_example, recipe.net, recipe.loss)
+    clipped = clipped_sum(own, clip=private.clip_norm, per_layer=private.per_layer, chunks=recipe.chunks)
+
+    def of(params, kept, xs, ys, key, counts=None):
+        noise, dropout = jax.random.split(key)
+        counts = jnp.ones(len(xs)) if counts is None else counts
+        cost, sums = clipped(params, xs, ys, counts=counts, key=dropout, train=True)
+        options = {"noise_multiplier": private.noise_multiplier, "clip": private.clip_norm}
+        grads = with_noise(sums, noise, expected=recipe.batch, **options)
+        mean = cost / jnp.maximum(counts.sum(), 1).astype(cost.dtype)
+        return grads, {"loss": mean * recipe.batch}, None
+
+    return of
+
+
+def batch_of(recipe: Recipe, train: Tree, places: jax.Array, seed: jax.Array, step: jax.Array) -> tuple:
+    """x and y of a step's examples at these places of an epoch's order, and None.
+
+    Where gradients are private the examples are drawn for this step alone, and the third says which of them count.
+    """
+    if recipe.private is None:
+        return *examples_at(train, places), None
+    rate, examples = recipe.private.rate(recipe.batch), recipe.private.examples
+    key = jax.random.fold_in(step_key(seed, step), SAMPLED)
+    at, counts = poisson_sample(key, examples, rate, capacity(examples, rate, recipe.chunks))
+    return *examples_at(train, at), counts
 
 
 def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> tuple[Callable | None, int]:
@@ -245,15 +306,15 @@ def ratios(recipe: Recipe) -> Callable[[Tree, Tree], jax.Array]:
     return of
 
 
-def training_step(recipe: Recipe) -> Callable[[State, jax.Array, jax.Array, jax.Array], State]:
-    """(state, xs, ys, seed) -> the state after one step on one batch."""
+def training_step(recipe: Recipe) -> Callable[..., State]:
+    """(state, xs, ys, seed, counts=None) -> the state after one step on one batch; counts as `batch_of` gives them."""
     gradients = measured(recipe)
     ratio = ratios(recipe) if recipe.update_ratios else None
     blocks = kronecker(recipe.net, recipe.loss) if recipe.curvature else None
 
-    def step(state, xs, ys, seed):
+    def step(state, xs, ys, seed, counts=None):
         key = step_key(seed, state.step)
-        grads, sums, kept = gradients(state.params, state.kept, xs, ys, key)
+        grads, sums, kept = gradients(state.params, state.kept, xs, ys, key, counts)
         if recipe.shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, split_state(recipe.shardings)[0])
         extra = {} if blocks is None else {"curvature": partial(blocks, state.params, xs, ys, key=key, train=True)}
@@ -272,15 +333,16 @@ def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[St
     batch: the size of each step's batch. train: the whole training set, Arrays or Windows. order: the epoch's order of
     its examples' places, of which the steps take those from `start` on, one batch after another.
     """
-    step = training_step(replace(recipe, chunks=pieces(batch, recipe)))
+    own = recipe if recipe.private is not None else replace(recipe, chunks=pieces(batch, recipe))
+    step = training_step(own)
     shard = sharded(recipe.mesh, batch)
 
     def run(state, train, order, start, seed):
         mine = jax.lax.dynamic_slice_in_dim(order, start, count * batch).reshape(count, batch)
 
         def one(state, at):
-            xs, ys = (shard(t) for t in examples_at(train, at))
-            return step(state, xs, ys, seed), None
+            xs, ys, counts = batch_of(recipe, train, at, seed, state.step)
+            return step(state, shard(xs), shard(ys), seed, counts), None
 
         state, _ = jax.lax.scan(one, state, mine)
         return state, sound(state)

@@ -7,7 +7,7 @@ import pytest
 
 import jaxnet
 from jaxnet import dense, relu, repeat, serial, softmax_cross_entropy, tanh, value_and_grad
-from jaxnet.bench.quantities import mlp_problem
+from jaxnet.bench.example_gradients import mlp_problem
 from jaxnet.quantities.kept_factors import kept, of_function, of_network, ranks
 from jaxnet.quantities.projection import (
     leading_projections,
