@@ -41,6 +41,10 @@ class Factor(abc.ABC):
         """The factor of `by` times the gradient: its δ is multiplied, and nothing else."""
         return replace(self, delta=(self.delta * by).astype(self.delta.dtype))  # pyright: ignore
 
+    def condensed(self) -> Factor:
+        """The same gradient in fewer numbers: multiplied out where that is no larger than the factors."""
+        return self
+
     def projected(self, P: jax.Array) -> Factor:
         """The factor of PᵀG, P: (out, rank) on the first axis of the gradient G."""
         return Plain(jnp.tensordot(P, self.multiply(), (0, 0)))
@@ -97,6 +101,10 @@ class Outer(Factor):
     def summed_once_more(self):
         return replace(self, sums=self.sums + 1)
 
+    def condensed(self):
+        outs, ins = self.delta.shape[-1], self.a.shape[-1]
+        return Plain(self.multiply()) if outs * ins <= self.delta.size + self.a.size else self
+
     def projected(self, P):
         return replace(self, delta=self.delta @ P.astype(self.delta.dtype))
 
@@ -143,6 +151,10 @@ class Sum(Factor):
 
     def scaled(self, by):
         return Sum(tuple(use.scaled(by) for use in self.uses))
+
+    def condensed(self):
+        uses = tuple(use.condensed() for use in self.uses)
+        return Plain(self.multiply()) if all(isinstance(use, Plain) for use in uses) else Sum(uses)
 
     def projected(self, P):
         return Sum(tuple(use.projected(P) for use in self.uses))

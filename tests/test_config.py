@@ -22,6 +22,7 @@ RECIPES = [
     "char_gpt",
     "char_lstm",
     "digits",
+    "dp_mnist",
     "lenet5",
     "mlp",
     "modular_addition",

@@ -138,3 +138,9 @@ def test_the_regression_of_the_guide_trains(tmp_path):
 def test_every_link_leads_somewhere(page):
     targets = re.findall(r"\]\(([^)#:]+)\)", PAGES[page])
     assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []
+
+
+def test_the_example_of_readings_runs():
+    names = run_example("docs/readings.md")
+    assert names["norms"]["blocks"].shape == (32,)
+    assert names["grads"]["E"].shape == (8, 4)

@@ -148,6 +148,11 @@ class Patches(Factor):
     def summed_once_more(self):
         return replace(self, sums=self.sums + 1)
 
+    def condensed(self):
+        small, large = self.ends()
+        size = math.prod(self.window.kernel) * small.shape[-1] * large.shape[-1] // self.groups
+        return Plain(self.multiply()) if size <= small.size + large.size else self
+
     def projected(self, P):
         if self.groups > 1 or self.transposed:
             return super().projected(P)

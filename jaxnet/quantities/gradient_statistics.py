@@ -21,7 +21,7 @@ from jaxnet.backprop import per_example, size
 from jaxnet.factors import Factor, Outer, Plain
 from jaxnet.layer import Layer, Loss, Reading, Static, Tree, output
 from jaxnet.lowering.products import accumulated
-from jaxnet.quantities.kept_factors import Backward, inner_products, kept
+from jaxnet.quantities.kept_factors import Backward, condensed, inner_products, kept
 from jaxnet.readings import each, pair, second_moment, sum_over_examples, total
 
 
@@ -72,7 +72,7 @@ def gradient_products(backward: Backward, *, rows: int | None = None) -> Callabl
     run = backward(kept)
 
     def of(params, *batch):
-        _, factors = run(params, *batch)
+        factors = condensed(run(params, *batch)[1], params)
         return inner_products(factors, factors, params, rows=rows) * size(batch) ** 2
 
     return of

@@ -81,6 +81,34 @@ kept = Reading(each(lambda factor, p: Kept(factor, Static(p.ndim))), out_axes=0)
 """
 
 
+def of_each(f: Callable[[Any], Any], one: Kept, p: jax.Array) -> Any:
+    """`f` of the factor of each example, and of each entry of the stacks."""
+    for _ in range(one.stacks(p) + 1):
+        f = jax.vmap(f)
+    return f(one.factor)
+
+
+def condensed(factors: Tree, params: Tree) -> Tree:
+    """Kept factors in the fewest numbers: a gradient that is no larger than its factors stands in their place.
+
+    Over a long sequence or a large image that is so of most layers; then neither norm nor sum costs another product.
+    """
+
+    def of(one: Kept, p):
+        return Kept(of_each(lambda factor: factor.condensed(), one, p), one.rank)
+
+    return jax.tree.map(of, factors, params, is_leaf=is_kept)
+
+
+def squared_norms(factors: Tree, params: Tree) -> Tree:
+    """‖∇_p C_x‖² of each example for each parameter: (batch, *stacks)."""
+
+    def of(one: Kept, p):
+        return of_each(lambda factor: factor.squared_norm(), one, p)
+
+    return jax.tree.map(of, factors, params, is_leaf=is_kept)
+
+
 def ranks(factors: Tree) -> Tree:
     """The rank that each parameter has inside its layer, of kept factors or of their shapes."""
     return jax.tree.map(lambda one: one.rank.value, factors, is_leaf=is_kept)

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 
 from jaxnet.backprop import size, summed
 from jaxnet.layer import Reading, Tree
-from jaxnet.quantities.kept_factors import kept, weighted_total
-from jaxnet.readings import pair, squared_norm
+from jaxnet.quantities.kept_factors import condensed, kept, squared_norms, weighted_total
 
 
 def clipped_sum(
@@ -46,15 +45,16 @@ def clipped_sum(
     >>> bool(jnp.linalg.norm(grads["W"]) <= 3 * 0.1)
     True
     """
-    run = own(pair(squared_norm, kept))
+    run = own(kept)
 
     def of(params, *batch, counts=None, **options):
         counts = jnp.ones(size(batch)) if counts is None else counts
 
         def piece(pieces):
             batch, counts = pieces
-            costs, (squares, factors) = run(params, *batch, **options)
-            weights = shares(squares, factors, params, clip, per_layer)
+            costs, factors = run(params, *batch, **options)
+            factors = condensed(factors, params)
+            weights = shares(squared_norms(factors, params), clip, per_layer)
             weights = jax.tree.map(lambda w: w * counts.reshape(-1, *[1] * (w.ndim - 1)).astype(w.dtype), weights)
             return jnp.sum(costs * counts.astype(costs.dtype)), weighted_total(factors, params, weights)
 
@@ -63,7 +63,7 @@ def clipped_sum(
     return of
 
 
-def shares(squares: Tree, factors: Tree, params: Tree, clip: float, per_layer: bool) -> Tree:
+def shares(squares: Tree, clip: float, per_layer: bool) -> Tree:
     """min(1, C / ‖g_x‖) for each parameter and example, of the squared norms: (batch, *stacks)."""
     layers: dict[str, list[str]] = {}
     found = {}

@@ -52,6 +52,9 @@ class Rearranged(Factor):
     def summed_once_more(self):
         return replace(self, factor=self.factor.summed_once_more())
 
+    def condensed(self):
+        return replace(self, factor=self.factor.condensed())
+
     def scaled(self, by):
         return replace(self, factor=self.factor.scaled(by))
 
@@ -74,6 +77,9 @@ class Stacked(Factor):
 
     def summed_once_more(self):
         return Stacked(self.factor.summed_once_more(), self.axis + 1)
+
+    def condensed(self):
+        return Stacked(jax.vmap(lambda factor: factor.condensed(), self.axis)(self.factor))
 
     def scaled(self, by):
         return replace(self, factor=self.factor.scaled(by))

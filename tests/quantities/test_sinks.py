@@ -126,6 +126,11 @@ def carried_through_a_scan(p, x, y):
     return jnp.sum(h)
 
 
+def covered_and_not(p, x, y):
+    """One use by factors, one formed: neither counts the other's gradient."""
+    return jnp.sum(jnp.tanh(x @ p["W"])) + jnp.sum(jnp.sort(p["W"], axis=0)[0] * y)
+
+
 COVERED = {
     layers_in_a_scan: arrays(W=(2, 3, 3), b=(2, 3)),
     one_layer_at_every_step: arrays(R=(3, 3), W=(3, 3), b=(3,)),
@@ -138,6 +143,7 @@ COVERED = {
 NOT_COVERED = {
     two_parameters_multiplied: arrays(W=(3, 3), A=(3, 2), B=(2, 3)),
     branches: arrays(W=(3, 3)),
+    covered_and_not: arrays(W=(3, 3)),
     carried_through_a_scan: arrays(W=(3, 3)),
 }
 
