@@ -83,6 +83,7 @@ def test_epsilon_of_no_step_and_the_noise_for_an_epsilon():
     [
         ((), {}, r"monitor.delta_norms = false"),
         (("monitor.noise_scale=true",), {"monitor": QUIET}, r"monitor.noise_scale = false"),
+        (("monitor.mean_delta=5",), {"monitor": QUIET}, r"monitor.mean_delta = 0"),
         (("train.head_chunks=2",), {"monitor": QUIET}, r"train.head_chunks = 1"),
         (("mesh.data=2",), {"monitor": QUIET}, r"one device"),
     ],
