@@ -35,11 +35,7 @@ def quoted(layer: Layer, lines: Collection[tuple]) -> Quoted:
     back = found["backward"]
     path = Path(file)
     where = f"{path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path}:{back.lineno}" if back else ""
-<<<<<<< Updated upstream
     return Quoted(equations(layer, ast.get_docstring(tree) or "", back), **code, where=where)
-=======
-    return Quoted(equations(layer, ast.get_docstring(tree) or "", code["backward"]), **code, where=where)
->>>>>>> Stashed changes
 
 
 @lru_cache(maxsize=64)
@@ -74,17 +70,10 @@ def source_of(text: str, node: ast.FunctionDef) -> str:
     return textwrap.dedent("\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]))
 
 
-<<<<<<< Updated upstream
 def equations(layer: Layer, whole: str, backward: ast.FunctionDef | None) -> str:
     """The layer's equations: those of its maker's docstring, or of its module's where that makes no other layer."""
     made = layer.made
     own = made.by.doc if made is not None else ast.get_docstring(backward) if backward else ""
-=======
-def equations(layer: Layer, whole: str, backward: str) -> str:
-    """The layer's equations: those of its maker's docstring, or of its module's where that makes no other layer."""
-    made = layer.made
-    own = made.by.doc if made is not None else ast.get_docstring(ast.parse(backward).body[0]) if backward else ""
->>>>>>> Stashed changes
     own = inspect.cleandoc(own or "")
     if made is not None and own and sum(each.module == made.by.module for each in makers("layer").values()) > 1:
         return indented(own) or first_paragraph(own)
