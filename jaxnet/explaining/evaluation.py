@@ -30,7 +30,7 @@ from jaxnet.explaining.expressions import (
 )  # fmt: skip
 from jaxnet.explaining.kinds import INDICES
 from jaxnet.explaining.recording import FUNCTIONS
-from jaxnet.explaining.transcription import EXPECTED, at, rebuilt, transposed
+from jaxnet.explaining.transcription import EXPECTED, REDUCING, SEVERAL, SIGNS, at, rebuilt, transposed
 
 Lead = tuple[int, ...]
 AXES = {index: axes for axes, index in INDICES.items()} | {"i": 1}
@@ -52,14 +52,10 @@ def entrywise(name: str, slope: bool = False) -> Callable[[np.ndarray], np.ndarr
     return of
 
 
-NUMPY: dict[str, Callable] = {"exp": np.exp, "ln": np.log, "sqrt": np.sqrt, "tanh": np.tanh, "abs": np.abs,
-                              "sign": np.sign, "sin": np.sin, "cos": np.cos,
-                              "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
-                              "relu": lambda z: np.maximum(z, 0)}  # fmt: skip
-COMPARED: dict[str, Callable] = {">": np.greater, "<": np.less, "≥": np.greater_equal, "≤": np.less_equal,
-                                 "=": np.equal, "≠": np.not_equal}  # fmt: skip
-LISTED: dict[str, Callable] = {"where": np.where, "maximum": np.maximum, "minimum": np.minimum, "clip": np.clip}
-REDUCED: dict[str, Callable] = {"sum": np.sum, "mean": np.mean, "var": np.var, "max": np.max, "min": np.min}
+NUMPY: dict[str, Callable] = {name: getattr(np, name) for name in ("exp", "sqrt", "tanh", "abs", "sign", "sin", "cos")}
+NUMPY |= {"ln": np.log, "sigmoid": lambda z: 1 / (1 + np.exp(-z)), "relu": lambda z: np.maximum(z, 0)}
+COMPARED: dict[str, Callable] = {sign: getattr(np, name) for name, sign in SIGNS.items()}
+LISTED, REDUCED = ({name: getattr(np, name) for name in names} for names in (SEVERAL, REDUCING))
 
 
 @dataclass(frozen=True)

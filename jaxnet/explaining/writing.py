@@ -157,11 +157,19 @@ def lines_of(within: Inside, n: int, forward: bool) -> list[Line]:
     return [*read, *(each for each in opaque_backward(within, n) if each.key not in keys)]
 
 
-def common(within: Inside, n: int) -> dict[str, Any]:
-    """What all lines of a record have."""
-    record = within.records[n]
-    return {"item": within.place.index, "layer": within.notation.number(within.number(n)), "factors": (),
-            "of": title(record), "within": record.within}  # fmt: skip
+def made(
+    within: Inside, n: int, kind: str, symbol: tuple[Expression, str], right: Expression, value: Any, **more: Any
+) -> Line:
+    """A line of a record. symbol: its left side and key."""
+    record, value, (left, key) = within.records[n], np.asarray(value), symbol
+    others: dict[str, Any] = {"of": title(record), "within": record.within, "sizes": shape(value.shape)} | more
+    layer = within.notation.number(within.number(n))
+    return Line(key, kind, within.place.index, layer, left, right, (), value.shape, value, **others)
+
+
+def named(symbol: Name) -> tuple[Expression, str]:
+    """A symbol and its key."""
+    return symbol, symbol.key
 
 
 def hidden(within: Inside, n: int) -> bool:
@@ -183,14 +191,12 @@ def source_lines(within: Inside, n: int, forward: bool) -> list[Line]:
         kind = "step" if forward else "error"
         if each.gives not in ("", "out", "dx"):
             kind = "db" if each.gives in ("b", "beta") or each.gives.startswith("b_") else "dW"
-        found.append(
-            Line(key=key, kind=kind, left=each.left, right=each.right, shape=each.value.shape, value=each.value,
-                 sizes=each.sizes, ulp=None if forward else each.ulp, aside=each.gives == "dx" and hidden(within, n),
-                 gives=each.gives if alone and each.gives in ("out", "dx") else "",
-                 remarks=(*remarks_of(within, n, each.gives or each.name), *([each.shown] if each.shown else [])),
-                 notes=notes_of(record, each),
-                 **common(within, n))
-        )  # fmt: skip
+        found.append(made(
+            within, n, kind, (each.left, key), each.right, each.value, sizes=each.sizes, notes=notes_of(record, each),
+            ulp=None if forward else each.ulp, aside=each.gives == "dx" and hidden(within, n),
+            gives=each.gives if alone and each.gives in ("out", "dx") else "",
+            remarks=(*remarks_of(within, n, each.gives or each.name), *([each.shown] if each.shown else [])),
+        ))  # fmt: skip
     return found
 
 
@@ -213,11 +219,8 @@ def joined(within: Inside, n: int) -> Line:
     """Ways that meet: their sum, their product entry by entry, or one after the other along the last axis."""
     record, takes, gives = within.records[n], within.site(n).takes, within.gives(n)
     rights = {"sum": Sum(takes), "product": Product(takes, "⊙"), "concatenate": Listed(takes)}
-    value, whole = np.asarray(record.out), len(within.records) == 1
-    return Line(
-        key=gives.key, kind="step", left=gives, right=rights[record.kind], shape=value.shape, value=value,
-        sizes=shape(value.shape), gives="out" if whole else "", **common(within, n)
-    )  # fmt: skip
+    whole = "out" if len(within.records) == 1 else ""
+    return made(within, n, "step", named(gives), rights[record.kind], record.out, gives=whole)
 
 
 def ways(within: Inside, n: int) -> list[Line]:
@@ -240,12 +243,8 @@ def ways(within: Inside, n: int) -> list[Line]:
         else:
             for j, other in enumerate(record.xs):
                 expected = expected if j == i else expected * np.asarray(other, np.float64)
-        value = np.asarray(error)
-        found.append(
-            Line(key=within.sent(n, i)[1], kind="error", left=site.back[i], right=right, shape=value.shape, value=value,
-                 remarks=(said,), ulp=ulps(expected.astype(value.dtype), value), sizes=shape(value.shape),
-                 aside=hidden(within, n), **common(within, n))
-        )  # fmt: skip
+        symbol, ulp = (site.back[i], within.sent(n, i)[1]), ulps(expected.astype(np.asarray(error).dtype), error)
+        found.append(made(within, n, "error", symbol, right, error, remarks=(said,), ulp=ulp, aside=hidden(within, n)))
     return found
 
 
@@ -277,14 +276,11 @@ def meetings(within: Inside, n: int) -> list[Line]:
         summed = np.sum([np.asarray(each, np.float64) for each in errors], axis=0).astype(value.dtype)
         largest = max(float(np.abs(each).max(initial=0)) for each in errors)
         ulp = max(ulps(summed, value, largest), 0.0 if expected is None else ulps(value, expected))
-        left, key = within.error(token)
         terms = tuple(within.sent(m, i)[0] for m, i in ways)
         said = f"{'two' if len(terms) == 2 else len(terms)} ways lead from here to C, so {len(terms)} errors add up"
-        found.append(
-            Line(key, "error", within.place.index, within.notation.number(within.number(n)), left, Sum(terms), (),
-                 value.shape, value, (said,), ulp, sizes=shape(value.shape), of=title(within.records[n]),
-                 within=within.records[n].within, aside=within.place.index == 0 and token == BLOCK)
-        )  # fmt: skip
+        aside = within.place.index == 0 and token == BLOCK
+        found.append(made(within, n, "error", within.error(token), Sum(terms), value, remarks=(said,), ulp=ulp,
+                          aside=aside))  # fmt: skip
     return found
 
 
@@ -331,21 +327,20 @@ def opaque_forward(within: Inside, n: int) -> Line:
     record, site = within.records[n], within.site(n)
     value = np.asarray(record.out)
     sizes = f"{shape(np.shape(record.x))} → {shape(value.shape)}"
-    line: dict[str, Any] = {"key": site.gives.key, "shape": value.shape, "value": value, **common(within, n)}
+    symbol = named(site.gives)
     if record.kind == "blocks":
         count = len(record.blocks[0])
         said = "block 1" if count == 1 else f"blocks 1 to {count}"
         note = (f"‖out‖ of each block: {lengths(record.blocks[0])}",) if count > 1 else ()
-        right = Call(Name(said), site.takes[0])
-        return Line(kind="step", left=site.gives, right=right, sizes=sizes, notes=note, **line)
+        return made(within, n, "step", symbol, Call(Name(said), site.takes[0]), value, sizes=sizes, notes=note)
     gives = "out" if len(within.records) == 1 else ""
     hand = by_hand(site)
     if hand is not None:
-        return Line(kind="step", left=hand.out[0], right=hand.out[1], gives=gives, notes=hand.notes,
-                    sizes=shape(value.shape) if value.shape == np.shape(record.x) else sizes,
-                    remarks=remarks_of(within, n, "out"), **line)  # fmt: skip
+        sizes = shape(value.shape) if value.shape == np.shape(record.x) else sizes
+        return made(within, n, "step", (hand.out[0], symbol[1]), hand.out[1], value, gives=gives, notes=hand.notes,
+                    sizes=sizes, remarks=remarks_of(within, n, "out"))  # fmt: skip
     right = Call(Name(record.layer.name), site.takes[0])
-    return Line(kind="layer", left=site.gives, right=right, sizes=sizes, opaque=True, gives=gives, **line)
+    return made(within, n, "layer", symbol, right, value, sizes=sizes, opaque=True, gives=gives)
 
 
 def lengths(values: Any) -> str:
@@ -369,12 +364,9 @@ def opaque_backward(within: Inside, n: int) -> list[Line]:
         leaves = jax.tree_util.tree_leaves_with_path(record.grads)
         largest = max((float(np.abs(leaf).max(initial=0)) for _, leaf in leaves), default=0.0)
         for path, gradient in leaves:
-            name, gradient = param_name(within.notation, path, within.number(n)), np.asarray(gradient)
-            found.append(
-                Line(f"d{name.key}", "dW", left=within.notation.gradient(name), right=Call(Name(said), site.error),
-                     shape=gradient.shape, value=gradient, ulp=ulps(gradient, references[path], largest),
-                     sizes=shape(gradient.shape), opaque=True, **common(within, n))
-            )  # fmt: skip
+            name, ulp = param_name(within.notation, path, within.number(n)), ulps(gradient, references[path], largest)
+            symbol = within.notation.gradient(name), f"d{name.key}"
+            found.append(made(within, n, "dW", symbol, Call(Name(said), site.error), gradient, ulp=ulp, opaque=True))
     if record.dxs[0] is None:
         return found
     value = np.asarray(record.dxs[0])
@@ -384,11 +376,10 @@ def opaque_backward(within: Inside, n: int) -> list[Line]:
     if hand is not None:
         (left, right), notes = hand.dx, hand.back_notes
     before, after = shape(np.shape(record.d_out)), shape(value.shape)
-    found.append(
-        Line(key, "error", left=left, right=right, shape=value.shape, value=value,
-             ulp=0.0 if expected is None else ulps(value, expected),
-             sizes=after if before == after else f"{before} → {after}", notes=notes,
-             opaque=record.kind != "blocks" and hand is None, aside=hidden(within, n),
-             remarks=remarks_of(within, n, "dx"), gives="dx" if len(within.records) == 1 else "", **common(within, n))
-    )  # fmt: skip
+    found.append(made(
+        within, n, "error", (left, key), right, value, ulp=0.0 if expected is None else ulps(value, expected),
+        sizes=after if before == after else f"{before} → {after}", notes=notes, aside=hidden(within, n),
+        opaque=record.kind != "blocks" and hand is None, remarks=remarks_of(within, n, "dx"),
+        gives="dx" if len(within.records) == 1 else "",
+    ))  # fmt: skip
     return found
