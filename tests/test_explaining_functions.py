@@ -68,7 +68,7 @@ def said(derivation):
 
 def test_a_network_in_plain_jax_has_the_equations_of_backpropagation(found):
     assert {
-        "z₁ = W₁x + b₁", "h = tanh(z₁)", "p = σ(z₂)", "C = 0.5 × (Σ (p−y)²)", "∂C/∂z₂ = ∂C/∂p ⊙ σ′(z₂)",
+        "z₁ = W₁x + b₁", "h = tanh(z₁)", "p = σ(z₂)", "C = 0.5 × Σ (p−y)²", "∂C/∂z₂ = ∂C/∂p ⊙ σ′(z₂)",
         "∂C/∂h = W₂ᵀ∂C/∂z₂", "∂C/∂z₁ = ∂C/∂h ⊙ tanh′(z₁)", "∂C/∂W₁ = ∂C/∂z₁xᵀ", "∂C/∂b₂ = ∂C/∂z₂",
         "∂C/∂x = W₁ᵀ∂C/∂z₁", "∂C/∂p = p−y", "∂C/∂y = −(p−y)",
     } <= said(found["network"])  # fmt: skip

@@ -149,9 +149,9 @@ def binds(expression: Expression) -> int:
     match expression:
         case Sum() | Minus() | Comparison():
             return LOOSE
-        case Product(sign="") | Fraction():
+        case Product(sign="") | Fraction() | BigSum():
             return MATRIX_PRODUCT
-        case Product() | BigSum():
+        case Product():
             return PRODUCT
     return TIGHT
 
@@ -272,7 +272,10 @@ class AsText:
         return f" {sign} " if sign not in ("", ",") else sign and ", "
 
     def product(self, factors: Sequence[Expression], sign: str) -> Any:
-        return self.sign(sign).join(self.within(each, MATRIX_PRODUCT if sign else TIGHT) for each in factors)
+        least = MATRIX_PRODUCT if sign else TIGHT
+        *first, last = factors  # a Σ reaches to the end of a product, so one that ends before is in brackets
+        parts = [self.within(each, TIGHT if isinstance(each, BigSum) else least) for each in first]
+        return self.sign(sign).join([*parts, self.within(last, least)])
 
     def signed(self, terms: Sequence[Expression]) -> Any:
         """A sum: as text without blanks about the signs where the terms are symbols, a³−y."""
