@@ -37,6 +37,7 @@ from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.records import BLOCK, Record
 from jaxnet.explaining.site import Site
 from jaxnet.explaining.source_lines import Writer, recorded
+from jaxnet.explaining.transcription import transposed
 from jaxnet.layer import Layer, Passing
 
 ONE = Number("1")
@@ -146,7 +147,7 @@ class Backwards:
             if ref != recording.out and ref in recording.slopes:
                 yield self.line(symbol, recording.slopes[ref])
             right = self.writer.right(ref)
-            if right is not None and symbol in self.errors:
+            if right is not None and (symbol in self.errors or ref in recording.slopes):
                 error = ONE if ref == recording.out else self.partial(symbol)
                 self.through(right, error)
         for ref, (kind, path) in recording.given.items():
@@ -165,7 +166,10 @@ class Backwards:
         for each in (right, BigSum(self.writer.site.record.index(1), right)) if terms else ():
             found = found or self.writer.at_positions(left, each, value, 0)
         if found is None:
-            right, said = Call(Name("jax.grad"), self.writer.site.notation.cost), "no rule here for the lines above it"
+            right, said = (
+                Call(Name("jax.grad"), self.writer.site.notation.cost),
+                "by jax.grad: a line that takes it has no rule here",
+            )
             text = left
         else:
             text, right, sizes = found
@@ -195,8 +199,8 @@ class Backwards:
             case Transposed(of):
                 self.through(of, Transposed(error))
             case Product((left, other), ""):
-                self.through(left, product(error, Transposed(other)))
-                self.through(other, product(Transposed(left), error))
+                self.through(left, product(error, transposed(other)))
+                self.through(other, product(transposed(left), error))
             case Product(factors):
                 for i, each in enumerate(factors):
                     if not isinstance(each, Number):
@@ -212,6 +216,9 @@ class Backwards:
                 self.through(of, self.scaled(error, self.number("2"), of))
             case BigSum(_, of):
                 self.through(of, error)
+            case Call(Name("softmax"), of):  # its Jacobian, row by row
+                mean = BigSum("", self.scaled(right, error))
+                self.through(of, self.scaled(right, Sum((error, Minus(mean)))))
             case Call(Name("mean"), of):
                 self.through(of, self.scaled(Fraction(error, self.number(str(self.size(of) or 1)))))
             case Call(Name(name, key=key), of) if name not in REDUCED:
