@@ -197,7 +197,7 @@ def test_a_folder_that_is_no_run(tmp_path, arguments):
 
 
 def test_more_devices_than_there_are(tmp_path):
-    with pytest.raises(ConfigError, match=r"mesh\.data: takes at most as many devices as there are, 8 .* got 10"):
+    with pytest.raises(ConfigError, match=r"mesh\.data = 10: takes at most as many devices as there are, 8 .* got 10"):
         loop.train(small("mesh.data=10"), run_dir=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists(), "nothing is written for a run that cannot begin"
 

@@ -7,8 +7,9 @@ import os
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxnet.training.atomic_write import write_whole
 from jaxnet.training.data.dataset import DataError
@@ -28,6 +29,23 @@ def cache_folder() -> Path:
         return (Path(base) if base else Path.home() / ".cache") / "jaxnet"
     except RuntimeError as error:
         raise DataError("there is no home folder to keep downloads in: set XDG_CACHE_HOME to a folder") from error
+
+
+def local(data_dir: str | Path | None, find: Callable[[Path], Any], holds: str) -> Any:
+    """The files that `find` gives for data_dir, else for `$JAXNET_DATA`; None where neither is given or has them.
+
+    Raises DataError where data_dir has them not, or one of the two is no folder. holds: its content instead.
+    """
+    named = os.environ.get("JAXNET_DATA") if data_dir is None else data_dir
+    if not named:
+        return None
+    folder, what = Path(named).expanduser(), "JAXNET_DATA" if data_dir is None else "the data folder"
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {what} must be a folder, got {'a file' if folder.exists() else 'nothing there'}")
+    found = find(folder)
+    if data_dir is not None and not found:
+        raise DataError(f"{folder}: holds {holds}")
+    return found
 
 
 def fetch(

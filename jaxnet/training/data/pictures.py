@@ -1,6 +1,5 @@
 """Handwritten digits: those of scikit-learn, and MNIST from IDX files or public mirrors."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from jaxnet.training.data.dataset import (
     shuffled,
     split_counts,
 )
-from jaxnet.training.data.download import cache_folder, fetch
+from jaxnet.training.data.download import cache_folder, fetch, local
 from jaxnet.training.data.idx import read_idx
 
 # the four files and the SHA-256 of their uncompressed bytes: train pictures and labels, test pictures and labels
@@ -90,7 +89,8 @@ def mnist(
     """
     if not all(isinstance(part, int) for part in split) or split[0] < 1:
         raise DataError(f"mnist: split must be three counts such as [50000, 10000, 10000], got {list(split)}")
-    files = local_files(data_dir) or [
+    holds = f"none of MNIST's files ({', '.join(MNIST)}), itself or in mnist/. {ADVICE}"
+    files = local(data_dir, files_under, holds) or [
         fetch(name, sha256, [f"{m.rstrip('/')}/{name}.gz" for m in mirrors], cache_folder() / "mnist", advice=ADVICE)
         for name, sha256 in MNIST.items()
     ]
@@ -124,26 +124,6 @@ def pictures_and_labels(pictures: Path, labels: Path, classes: int) -> tuple[np.
     if len(x) != len(y):
         raise DataError(f"{pictures} holds {len(x):,} pictures, but {labels} holds {len(y):,} labels: must be as many")
     return as_numbers(str(pictures), x), as_labels(str(labels), y, classes)
-
-
-def local_files(data_dir: str | Path | None) -> list[Path] | None:
-    """MNIST's four files in data_dir, else in `$JAXNET_DATA`; None where neither is given or the latter has none."""
-    if data_dir is not None:
-        folder = named_folder(data_dir, "the data folder")
-        if files := files_under(folder):
-            return files
-        raise DataError(f"{folder}: holds none of MNIST's files ({', '.join(MNIST)}), itself or in mnist/. {ADVICE}")
-    if named := os.environ.get("JAXNET_DATA"):
-        return files_under(named_folder(named, "JAXNET_DATA"))
-    return None
-
-
-def named_folder(name: str | Path, what: str) -> Path:
-    """The folder of this name. Raises DataError where there is none."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {what} must be a folder, got {'a file' if folder.exists() else 'nothing there'}")
-    return folder
 
 
 def files_under(folder: Path) -> list[Path] | None:

@@ -4,16 +4,14 @@ Tiny Shakespeare from a file or a public mirror, or a text file of one's own.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxnet.training.data.dataset import DataError, Dataset, Split, Text
-from jaxnet.training.data.download import cache_folder, fetch
+from jaxnet.training.data.download import cache_folder, fetch, local
 from jaxnet.training.data.files import read_bytes
-from jaxnet.training.data.pictures import named_folder
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_FILE = "input.txt"
@@ -39,7 +37,7 @@ def tinyshakespeare(
     with it), else downloaded into the cache. Raises DataError where it is missing, damaged or another text.
     Source: Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks, 2015.
     """
-    path = local_text(data_dir) or fetch(
+    path = local(data_dir, text_under, f"no {SHAKESPEARE_FILE}, itself or in tinyshakespeare/. {ADVICE}") or fetch(
         SHAKESPEARE_FILE,
         SHAKESPEARE_SHA256,
         [f"{mirror.rstrip('/')}/{SHAKESPEARE_FILE}" for mirror in mirrors],
@@ -160,18 +158,6 @@ def shown(characters: str, most: int = 8) -> str:
 
 
 # -------------------------------------------------------------------------------------------- files
-
-
-def local_text(data_dir: str | Path | None) -> Path | None:
-    """input.txt in data_dir, else in `$JAXNET_DATA`; None where neither is given or the latter has none."""
-    if data_dir is not None:
-        folder = named_folder(data_dir, "the data folder")
-        if path := text_under(folder):
-            return path
-        raise DataError(f"{folder}: holds no {SHAKESPEARE_FILE}, itself or in tinyshakespeare/. {ADVICE}")
-    if named := os.environ.get("JAXNET_DATA"):
-        return text_under(named_folder(named, "JAXNET_DATA"))
-    return None
 
 
 def text_under(folder: Path) -> Path | None:
