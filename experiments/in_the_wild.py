@@ -20,13 +20,13 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from experiments import in_the_wild_peers as peers
 from experiments.in_the_wild_points import POINTS as OF_JAX
 from experiments.in_the_wild_points import Point
 from jaxnet.checking import CannotCheckError, check
-from jaxnet.training.run_listing import console
 
 PACKAGES = ("jax", "optax", "chex", "equinox", "flax", "diffrax", "lineax", "optimistix")
 POINTS: dict[str, Point] = OF_JAX | peers.POINTS | peers.USES
@@ -176,7 +176,7 @@ def main(
     shown = Table(*HEADINGS)
     for row in chosen:
         shown.add_row(*row)
-    console().print(shown)
+    Console().print(shown)
     for line in failed:
         print(line)
     if markdown_file:

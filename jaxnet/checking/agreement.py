@@ -131,15 +131,17 @@ def judge_seeds(runs: Runs, where: Points, options: CheckOptions, found: Finding
 def ask_differences(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> bool:
     """Asks finite differences in float64 where rule and autodiff disagree; whether they agree with the rule alone.
 
-    Autodiff follows a primal step by step: through bisection, whose steps only compare, it gives zero.
+    Autodiff follows a primal step by step: through bisection, whose steps only compare, it gives zero; some of its own
+    derivatives are wrong or NaN at single points.
     """
     subject = runs.subject
     wrong = {leaf.path for leaf in found.leaves if not leaf.ok}
+    unlike = wrong | {leaf.path for leaf in found.leaves if leaf.verdict == "kink"}
     size = sum(value.size for value in runs.leaves.values)
     if (
-        not wrong <= {leaf.path for leaf in found.leaves if not leaf.forward and np.isfinite(leaf.error)}
-        or not wrong
-        or found.problems
+        not unlike
+        or not wrong <= {leaf.path for leaf in found.leaves if not leaf.forward and np.isfinite(leaf.got)}
+        or any(not problem.startswith(NOT_FINITE) for problem in found.problems)
         or subject.mode == "differences"
         or subject.tangents
         or subject.declared is not None
@@ -147,6 +149,7 @@ def ask_differences(runs: Runs, where: Points, options: CheckOptions, found: Fin
         or any(np.iscomplexobj(value) for value in runs.leaves.values)
     ):
         return False
+    agree = {"rule": set(unlike), "autodiff": set(unlike)}
     for seed in range(options.seed, options.seed + options.seeds):
         at = runs.moved(where.draw(seed, "plain"))
         values, d_out = point(at, where, seed)
@@ -156,16 +159,25 @@ def ask_differences(runs: Runs, where: Points, options: CheckOptions, found: Fin
         unsure = 8 * min(change for _, change in at.curve)
         for path, g, a, d in zip(at.labels(), got, autodiff, differences, strict=True):
             allowed = (1e-6 + 64 * coarsest([*values, *d_out])) * scale_of(d) + unsure
-            near, far = (float(np.max(np.abs(each - d), initial=0)) for each in (g, a))
-            if path in wrong and not (near <= allowed and far > 10 * allowed):
-                runs.curve.clear()
-                return False
-    found.leaves = [replace(leaf, verdict="differences") if leaf.path in wrong else leaf for leaf in found.leaves]
-    found.witness = None
-    found.notes.append(
-        f"{', '.join(sorted(wrong))}: the rule agrees with finite differences in float64, "
-        "autodiff of the primal does not"
-    )
+            for who, each, within in (("rule", g, allowed), ("autodiff", a, 10 * allowed)):
+                if not np.max(np.abs(each - d), initial=0) <= within:  # NaN too
+                    agree[who].discard(path)
+    for path in sorted(unlike):
+        words = {
+            (True, False): "the rule agrees with finite differences in float64, autodiff of the primal does not",
+            (False, True): "autodiff agrees with finite differences in float64, the rule does not",
+            (False, False): "finite differences in float64 agree with neither the rule nor autodiff",
+            (True, True): "finite differences in float64 cannot tell the rule from autodiff",
+        }[path in agree["rule"], path in agree["autodiff"]]
+        if path in wrong | agree["rule"]:
+            found.notes.append(f"{path}: {words}")
+    right = agree["rule"] - agree["autodiff"]
+    if not right or not wrong <= right:
+        runs.curve.clear()
+        return False
+    found.leaves = [replace(leaf, verdict="differences") if leaf.path in right else leaf for leaf in found.leaves]
+    found.notes += found.problems
+    found.problems, found.witness = [], None
     return True
 
 

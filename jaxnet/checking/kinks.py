@@ -20,7 +20,7 @@ def shaken(values: Sequence, unit: float, seed: int) -> tuple:
     fresh = []
     for i, value in enumerate(values):
         host, rng = widened(value), generator(seed, 404, i)
-        size = np.abs(host) + np.sqrt(np.mean(np.abs(host) ** 2))
+        size = np.abs(host) + (np.sqrt(np.mean(np.abs(host) ** 2)) or 1.0)
         fresh.append(on_device(host + unit * size * rng.uniform(-1, 1, host.shape)))
     return tuple(fresh)
 

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 from jaxnet.checking import CannotCheckError, check, points
+from jaxnet.checking.reference import STEPS, extrapolated
 
 X = jnp.asarray([0.4, -1.1, 1.7, 0.6])
 WRONG = [False, True]
@@ -414,3 +415,40 @@ def test_a_rule_that_is_run_again_under_checkpoint(saved, out, also, ok):
     again = lambda *args: (square(*args), ()), lambda _, x, n: (out * square(x, n), (saved * x, n)), backward
     vars(function)["remat_rules"] = (*again, False)  # as `defremat` of newer releases of JAX does
     assert check(function, X, jnp.float32(0.7), diagnose=False).ok is ok
+
+
+@pytest.mark.parametrize(
+    ("primal", "slope"),
+    [
+        (lambda x: jnp.sqrt(x * x), jnp.sign),  # autodiff gives NaN at 0
+        (lambda x: lax.stop_gradient(x) ** 2, lambda x: 2 * x),
+    ],
+    ids=["root of a square", "held constant"],
+)
+@BOTH
+def test_differences_decide_where_autodiff_is_no_reference(primal, slope, wrong):
+    x = jnp.asarray([0.0, 0.7, -1.3])
+    function = rule(primal, lambda x, g: (g * slope(x) + (0.3 * g if wrong else 0),))
+    report = check(function, x, diagnose=False)
+    assert report.ok is not wrong
+    who = "agree with neither the rule nor autodiff" if wrong else "autodiff of the primal does not"
+    assert any("finite differences in float64" in note and who in note for note in report.notes)
+
+
+def test_a_wrong_rule_is_told_apart_from_autodiff_by_differences():
+    report = check(rule(jnp.sin, lambda x, g: (g * jnp.sin(x),)), X, diagnose=False)
+    assert "∂x: autodiff agrees with finite differences in float64, the rule does not" in report.notes
+
+
+def test_inputs_that_are_all_zero_stand_at_the_kink():
+    assert check(lambda x: jax.nn.relu(x - x) + x, X, diagnose=False).ok
+
+
+def test_extrapolated_differences():
+    """sin at 0.3 to 1e-13, where plain central differences give 1e-10 at best; at a kink the change stays large."""
+    steps = np.asarray(STEPS)
+    slope, levels = extrapolated(((np.sin(0.3 + steps) - np.sin(0.3 - steps)) / (2 * steps))[:, None])
+    assert abs(slope[0] - np.cos(0.3)) < 1e-13
+    assert levels == sorted(levels, reverse=True)
+    _, levels = extrapolated(((np.abs(0.001 + steps) - np.abs(0.001 - steps)) / (2 * steps))[:4, None])
+    assert min(levels) > 1e-3
