@@ -164,10 +164,10 @@ def ask_differences(runs: Runs, where: Points, options: CheckOptions, found: Fin
                     agree[who].discard(path)
     for path in sorted(unlike):
         words = {
-            (True, False): "the rule agrees with finite differences in float64, autodiff of the primal does not",
-            (False, True): "autodiff agrees with finite differences in float64, the rule does not",
-            (False, False): "finite differences in float64 agree with neither the rule nor autodiff",
-            (True, True): "finite differences in float64 cannot tell the rule from autodiff",
+            (True, False): "the rule agrees with finite differences, autodiff of the primal does not",
+            (False, True): "autodiff agrees with finite differences, the rule does not",
+            (False, False): "finite differences agree with neither the rule nor autodiff",
+            (True, True): "finite differences cannot tell the rule from autodiff",
         }[path in agree["rule"], path in agree["autodiff"]]
         if path in wrong | agree["rule"]:
             found.notes.append(f"{path}: {words}")

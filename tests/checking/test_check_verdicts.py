@@ -432,12 +432,12 @@ def test_differences_decide_where_autodiff_is_no_reference(primal, slope, wrong)
     report = check(function, x, diagnose=False)
     assert report.ok is not wrong
     who = "agree with neither the rule nor autodiff" if wrong else "autodiff of the primal does not"
-    assert any("finite differences in float64" in note and who in note for note in report.notes)
+    assert any("finite differences" in note and who in note for note in report.notes)
 
 
 def test_a_wrong_rule_is_told_apart_from_autodiff_by_differences():
     report = check(rule(jnp.sin, lambda x, g: (g * jnp.sin(x),)), X, diagnose=False)
-    assert "∂x: autodiff agrees with finite differences in float64, the rule does not" in report.notes
+    assert "∂x: autodiff agrees with finite differences, the rule does not" in report.notes
 
 
 def test_inputs_that_are_all_zero_stand_at_the_kink():
