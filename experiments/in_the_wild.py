@@ -97,7 +97,7 @@ def custom_rule(thing: Any) -> Any:
 
 
 def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
-    """Every custom rule in the packages, under the shortest of its public names, and what could not be imported."""
+    """Every custom rule that the packages define, under its shortest public name, and what could not be imported."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -114,9 +114,9 @@ def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
         Found(min(all_names, key=lambda n: ("._" in n, len(n), n)), rule, place(rule))
         for rule, all_names in known.values()
     ]
+    found += [Found(name, point.through, name.split(".")[0]) for name, point in peers.used().items()]
     own = {package.split(".")[0] for package in packages}
     found = [each for each in found if each.file.split("/")[0] in own]
-    found += [Found(name, point.through, name.split(".")[0]) for name, point in peers.used().items()]
     return sorted(found, key=lambda each: each.name), failed
 
 
@@ -197,18 +197,18 @@ def parameters(function: Any) -> Iterable[str]:
 
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raises `TimeoutError` after so many seconds."""
+    """Raises `TimeoutError` after so many seconds of work."""
 
     def stop(*_):
         raise TimeoutError(f"no answer within {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def judged(found: Found, point: Point) -> tuple[str, str]:
@@ -226,6 +226,8 @@ def judged(found: Found, point: Point) -> tuple[str, str]:
                 tolerance=point.tolerance,
                 precise=point.tolerance is None,
                 inside=point.through is None,
+                seeds=2,
+                budget=3.0,
                 name=found.name,
             )
     except CannotCheckError as error:
@@ -251,7 +253,9 @@ def rows(found: Iterable[Found], points: dict[str, Point] = POINTS) -> list[Row]
         if point is None:
             others.append(Row(each.name, kind, each.file, "not run", "no inputs"))
         else:
-            (checked if point.args else others).append(Row(each.name, kind, each.file, *judged(each, point)))
+            row = Row(each.name, kind, each.file, *judged(each, point))
+            print(f"{row.verdict:10} {row.name} {row.cause}", file=sys.stderr, flush=True)
+            (checked if point.args else others).append(row)
     return checked + others
 
 

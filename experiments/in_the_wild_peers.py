@@ -51,6 +51,9 @@ POINTS: dict[str, Point] = {
     "lineax._misc._asarray": Point(lambda: (jnp.dtype("float32"), normal(4))),
     "lineax._norm._two_norm": matrices(4, 3),
     "lineax._norm._zero_grad_at_zero": one(0.2, 3),
+    "rlax.clip_gradient": Point(
+        lambda: (normal(4), -0.5, 0.5), intended=lambda x, low, high, g: (jnp.clip(g, low, high), 0.0, 0.0)
+    ),
     "optimistix._misc._asarray": Point(lambda: (jnp.dtype("float32"), normal(4))),
 }
 

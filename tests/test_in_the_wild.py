@@ -22,11 +22,19 @@ def test_a_wrong_rule_is_told_and_one_without_inputs_is_listed():
         return x**3
 
     cube.defjvp(lambda p, t: (cube(*p), 2 * p[0] ** 2 * t[0]))
-    wrong, unknown = Found("mine.cube", cube, "mine.py:1"), Found("mine.other", cube, "mine.py:9")
+    shout = jax.custom_jvp(lambda text: text.upper())
+    wrong, unknown = Found("mine.cube", cube, "mine.py:1"), Found("mine.shout", shout, "mine.py:9")
     points = {"mine.cube": Point(lambda: (jnp.array([0.4, 1.1, -0.7]),))}
     table = rows([unknown, wrong], points)
-    assert [(row.name, row.verdict) for row in table] == [("mine.cube", "WRONG"), ("mine.other", "not run")]
+    assert [(row.name, row.verdict) for row in table] == [("mine.cube", "WRONG"), ("mine.shout", "not run")]
     assert "∂x" in table[0].cause
     lines = markdown(table).splitlines()
     assert lines[0] == f"| {' | '.join(HEADINGS)} |"
     assert len(lines) == 4
+
+
+def test_inputs_are_guessed():
+    root = jax.custom_jvp(lambda x, axis: jnp.sqrt(x).sum(axis), nondiff_argnums=(1,))
+    root.defjvp(lambda axis, p, t: (root(p[0], axis), (t[0] / 2 / jnp.sqrt(p[0])).sum(axis)))
+    (row,) = rows([Found("mine.root", root, "mine.py:3")], {})
+    assert row.verdict == "right"

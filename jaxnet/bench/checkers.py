@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxnet.bench.measure import duration
 from jaxnet.checking import check
-from jaxnet.checking.corpus import CASES, Case
+from jaxnet.checking.corpus import CASES, Case, recreated
 from jaxnet.checking.corpus.right import RIGHT, Right
 
 SIZES = {"small": 0, "large": 2}
@@ -203,8 +203,15 @@ def rows(
     cases: Sequence[Case] = CASES,
     right: Sequence[Right] = tuple(RIGHT),
 ) -> list[CheckerRow]:
-    """All of `jaxnet bench checkers`, or a part of it: a row for each checker, dtype and size."""
-    return [row(name, dtype, size, cases, right) for name in checkers for dtype in dtypes for size in sizes]
+    """All of `jaxnet bench checkers`, or a part of it: a row for each checker, dtype and size.
+
+    The whole has one more row, of the rules that were recreated from public reports.
+    """
+    found = [row(name, dtype, size, cases, right) for name in checkers for dtype in dtypes for size in sizes]
+    if cases is CASES:
+        last = row("jaxnet check", "float32", "small", recreated.cases(), recreated.right())
+        found.append(last._replace(checker="jaxnet check, recreated"))
+    return found
 
 
 def row(name: str, dtype: str, size: str, cases: Sequence[Case], right: Sequence[Right]) -> CheckerRow:
@@ -233,7 +240,9 @@ def row(name: str, dtype: str, size: str, cases: Sequence[Case], right: Sequence
         alarms=tuple(each.name for each in right if not said[f"right: {each.name}"].ok),
         misplaced=tuple(case.name for case, verdict in wrong.items() if verdict.leaves != places(case)),
         unnamed=tuple(
-            case.name for case, verdict in wrong.items() if not (verdict.mended or case.named_by(verdict.cause))
+            case.name
+            for case, verdict in wrong.items()
+            if not (verdict.mended or (case.cause_words and case.named_by(verdict.cause)))
         ),
         failed=tuple(f"{trial}: {verdict.failed}" for trial, verdict in said.items() if verdict.failed),
         seconds=median(seconds),
