@@ -64,8 +64,12 @@ def positive(*shape):
 
 
 def classes(below, *shape):
-    """Labels below a number, one for each row."""
-    return lambda rng, n, dtype: integers(rng, sized(shape, n), below)
+    """Labels below a number, one for each row; 0 stands first and `below` − 1 last."""
+
+    def make(rng, n, dtype):
+        return integers(rng, sized(shape, n), below).at[0].set(0).at[-1].set(below - 1)
+
+    return make
 
 
 def definite(rng, n, dtype):
