@@ -95,9 +95,9 @@ def inputs_of(function: Callable, rng: np.random.Generator) -> tuple[tuple, Call
     """The first inputs that a function takes and where it is finite and moves, with its cost; None where none is."""
     for shape in SHAPES:
         for low, high in DOMAINS:
-            args = tuple(rng.uniform(low, high, shape) for _ in range(arity(function)))
+            args: tuple = tuple(rng.uniform(low, high, shape) for _ in range(arity(function)))
             if len(shape) == 2:
-                args = (args[0] @ args[0].T + np.eye(3), *args[1:])
+                args = tuple(a @ a.T + np.eye(3) for a in args)
             try:
                 cost = cost_of(function, rng, args)
                 moves = cost is not None and any(np.any(g) for g in jax.grad(cost, tuple(range(len(args))))(*args))
