@@ -76,6 +76,9 @@ def test_the_first_command_learns_the_digits(folder):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if COMMANDS[page]])
 def test_every_other_command_of_a_page_runs_in_order(page, folder):
+    for block in blocks(page, "python"):
+        if named := re.match(r"# (\w+\.py)$", block, flags=re.MULTILINE):  # a file that a command reads
+            (folder / named[1]).write_text(block)
     assert all(run(command, folder) for command in COMMANDS[page])
 
 
