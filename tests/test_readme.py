@@ -124,7 +124,8 @@ def test_the_wrong_layer_norm_is_found_out_as_printed(tmp_path):
 
 
 def test_the_regression_of_the_guide_trains(tmp_path):
-    (tmp_path / "diabetes.toml").write_text(blocks("docs/run.md", "toml")[0])
+    [config] = [block for block in blocks("docs/run.md", "toml") if "diabetes.csv" in block]
+    (tmp_path / "diabetes.toml").write_text(config)
     table = datasets.load_diabetes()
     target = (table.target - table.target.mean()) / table.target.std()
     rows = np.column_stack([np.arange(len(target)), table.data, target])
