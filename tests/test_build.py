@@ -73,7 +73,7 @@ def test_every_recipe_takes_two_steps(path):
     recipe = load_config(path)
     name, options = (recipe.data, {}) if isinstance(recipe.data, str) else (recipe.data["name"], recipe.data)
     picture = (784,) if options.get("flat", True) else (28, 28, 1)
-    fetched = {"mnist": lambda: made_up(picture, 10, n=1000), "tinyshakespeare": some_text}
+    fetched = {"mnist": lambda: made_up(picture, 10, n=1100), "tinyshakespeare": some_text}
     data = fetched[name]() if name in fetched else load(recipe.data)
     net, loss, optimizer, example = build(recipe, data)
 

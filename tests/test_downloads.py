@@ -261,7 +261,7 @@ def test_the_mirrors_that_are_asked_unless_others_are_named(monkeypatch):
 @pytest.mark.skipif(REAL is None, reason="JAXNET_DATA names no real MNIST")
 def test_real_mnist_from_its_folder_and_through_a_download(server):
     assert REAL is not None
-    files = pictures.files_under(REAL)
+    files = pictures.files_under(Path(REAL))
     assert files is not None
     data = load("mnist", data_dir=REAL)
     assert data.summary() == "mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes"

@@ -149,8 +149,8 @@ def test_feedback_is_made_of_the_way_and_the_net():
     assert fed.made.options["block"] == net
     assert pickle.loads(pickle.dumps(fed)) == fed
     assert feedback.watched(fed) != fed
-    with pytest.raises(ValueError, match='way = "sign" takes no seed: leave it out'):
-        feedback.feedback(net, "sign", seed=1)
+    with pytest.raises(ValueError, match='way = "inverse" takes no seed: leave it out'):
+        feedback.feedback(net, "inverse", seed=1)
     with pytest.raises(ValueError, match=r"a way back is one of transpose, .* got 'sing'"):
         feedback.feedback(net, "sing")
     with pytest.raises(ValueError, match="has its options already, got scale beside it"):
@@ -215,7 +215,7 @@ def test_a_failure_says_what_the_checker_finds_wrong(x64):
         lambda params, x, key=None, train=False: (x.mean(), Static(x.shape)),
         lambda params, shape, d_out: (jnp.broadcast_to(d_out, shape.value), ()),
     )
-    with pytest.raises(AssertionError, match=r"the factor 1/\(?6\)? is missing"):
+    with pytest.raises(AssertionError, match=r"the factor 1/x\.shape\[0\] is missing in ∂x"):
         check_against_autodiff(Problem("mean_of_all", wrong, (6,)))
 
 

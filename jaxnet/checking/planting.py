@@ -239,9 +239,11 @@ class Planting:
 
     def scaled(self, c: float) -> tuple[int, Callable, str]:
         """A value times a number, in words."""
-        named = {1 / n: f"1 / {text}" for n, text in self.sizes.items()} | self.sizes
-        text = next((text for n, text in named.items() if abs(c / n - 1) < EXACT), f"{c:.6g}")
-        cost, words = 3 if text in named.values() or c in (2.0, 0.5) else 6, f"{{v}} is {text} times what it should be"
+        missing = {n: f"1/{text}" for n, text in self.sizes.items()} | {1 / n: text for n, text in self.sizes.items()}
+        text = next((text for n, text in missing.items() if abs(c / n - 1) < EXACT), None)
+        if text is not None:
+            return 3, lambda v, values: c * v, f"the factor {text} is missing in {{v}}"
+        cost, words = 3 if c in (2.0, 0.5) else 6, f"{{v}} is {c:.6g} times what it should be"
         if abs(c) < EXACT:
             c, cost, words = 0.0, 1, "the term {v} is missing"
         elif abs(c + 1) < EXACT:

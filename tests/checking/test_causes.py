@@ -45,7 +45,12 @@ def cost(w, x):
 
 @pytest.mark.parametrize(
     ("factor", "words"),
-    [(-1.0, "wrong sign"), (0.0, "zero"), (0.5, "the factor 2 is missing"), (4.0, "w.shape[0] times")],
+    [
+        (-1.0, "wrong sign"),
+        (0.0, "zero"),
+        (0.5, "the factor 2 is missing"),
+        (4.0, "the factor 1/w.shape[0] is missing"),
+    ],
 )
 def test_a_number_that_is_wrong_is_found_in_autodiffs_program(factor, words):
     subject = subject_of(numpy_cost_gradient(factor, 0.0), (X, X + 1), reference=cost)

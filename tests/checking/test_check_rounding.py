@@ -161,7 +161,7 @@ def test_a_dtype_is_a_static_argument():
     assert check(twice, jnp.dtype("float32"), jnp.array([0.5, -1.0, 2.0]), also=False, diagnose=False).ok
     twice.defjvp(lambda dtype, x, t: (twice(dtype, *x), 3 * jnp.asarray(t[0], dtype)))
     wrong = check(twice, jnp.dtype("float32"), jnp.array([0.5, -1.0, 2.0]), also=False)
-    assert "1.5" in wrong.cause
+    assert "3 * jnp.asarray(t[0], dtype) stands in the place of 2 * jnp.asarray(t[0], dtype)" in wrong.cause
 
 
 def test_not_finite_on_both_sides_is_a_failure_with_its_first_term():

@@ -395,7 +395,7 @@ def test_a_right_rule_that_loses_precision_is_imprecise_and_fails(dtype):
     )
     assert (report.ok, report.verdict, [leaf.path for leaf in report.wrong]) == (False, "imprecise", ["∂W"])
     assert "times what rounding allows" in report.cause
-    assert report.repair is None is report.diagnosis
+    assert report.repair is None is report.planted
 
 
 @pytest.mark.parametrize(

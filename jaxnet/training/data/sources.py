@@ -118,7 +118,7 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
     if kind in MADE:
         dataset = MADE[kind](**options)
     elif kind in FETCHED:
-        dataset = FETCHED[kind](data_dir=data_dir, **options)
+        dataset = FETCHED[kind](data_dir=None if data_dir is None else Path(data_dir).expanduser(), **options)
     else:
         given = {"seed": seed} if "seed" in TAKES[kind] else {}
         dataset = READ[kind](existing_file(name, data_dir), **given | options)
