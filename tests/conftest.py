@@ -34,7 +34,8 @@ ALLOWED.read_beside(Path(__file__).parent)  # a config in any folder may name th
 
 # With several workers a file stays with one of them: what its tests compile or train together is made once. Files of
 # few and long tests are begun first, so that none of them is left over for the end.
-LONG = ("test_resume", "test_readme", "test_training_errors", "test_signals", "test_mesh")
+LONG = ("test_resume", "test_readme", "test_sweep", "test_training_errors", "test_signals", "test_mesh",
+        "test_guide_of_runs")  # fmt: skip
 
 
 @pytest.hookimpl(optionalhook=True)
