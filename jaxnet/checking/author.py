@@ -85,8 +85,10 @@ def functions_of(*parts: Any, rules: bool = True) -> list[FunctionType]:
 
 @lru_cache(maxsize=4096)
 def is_library(file: str) -> bool:
-    """Whether a file belongs to Python, JAX or NumPy, or is none."""
-    return not file or file.startswith("<") or os.path.realpath(file).startswith(LIBRARIES)
+    """Whether a file belongs to Python, JAX or NumPy, or is none; a notebook's cell has a source without a file."""
+    if not file or file.startswith("<"):
+        return not linecache.getlines(file)
+    return os.path.realpath(file).startswith(LIBRARIES)
 
 
 def closed_over(function: FunctionType) -> list:

@@ -110,7 +110,7 @@ def inputs_of(function: Callable, rng: np.random.Generator) -> tuple[tuple, Call
 
 def edges_of(function: Callable, args: tuple, rng: np.random.Generator) -> tuple[tuple, Callable] | None:
     """An elementwise function's arguments at the edges of domains, as far as it is finite there; else None."""
-    if len(args) > 2 or np.shape(args[0]) != (4,):
+    if not 1 <= len(args) <= 2 or np.shape(args[0]) != (4,):
         return None
     grid = np.stack(np.meshgrid(*[EDGES] * len(args)), -1).reshape(-1, len(args)).T
     try:

@@ -23,7 +23,7 @@ from jaxnet.training.config import Config, load_config
 from jaxnet.training.data import load
 from jaxnet.training.devices import precision
 from jaxnet.training.evaluate import for_evaluation, restore
-from jaxnet.training.session import Session
+from jaxnet.training.session import Session, typed
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 EXAMPLES = 8
@@ -63,7 +63,7 @@ def export_step(config: Config, out: Path, platforms: Sequence[str], data_dir: P
         state, recipe = session.begin(), session.recipe
         leaves, structure = jax.tree.flatten(state)
         one = step.training_step(recipe)
-        batch = [t[: recipe.batch] for t in step.examples_at(session.training, session.order(0)[: recipe.batch])]
+        batch = [jnp.asarray(typed(config, t[: recipe.batch])) for t in session.dataset.train]
 
         def of_leaves(leaves: list, xs: jax.Array, ys: jax.Array, seed: jax.Array) -> list:
             return jax.tree.leaves(one(jax.tree.unflatten(structure, leaves), xs, ys, seed))
