@@ -686,7 +686,7 @@ def main() -> None:
         status = ended.code
     except KeyboardInterrupt:
         status = 130
-    except Exception:
+    except Exception:  # a mistake of our own: shown whole, with the exit status of an error
         traceback.print_exc()
         print(
             "jaxnet: the error above is a mistake of jaxnet itself, not of its input: please report it", file=sys.stderr

@@ -396,8 +396,8 @@ def judge_there(runs: Runs, how: str, there: Points, kind: str, options: CheckOp
         values, d_out = point(runs, there, seed, kind)
         unit = coarsest([*values, *d_out])
         exact = exact_at(runs, values, d_out, unit, still=kind in TIED)
-    except Exception:
-        return False  # the reference itself does not take this shape: nothing to hold the rule to
+    except Exception:  # the reference itself does not take this shape: nothing to hold the rule to
+        return False
     if not all(np.isfinite(a).all() for a in [*exact.out, *exact.grads]):
         return False
     try:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnet.layer import Tree
-from jaxnet.quantities.kronecker import Block, is_block
+from jaxnet.quantities.kronecker import Block, between, is_block
 
 TINY = 1e-12  # keeps what is divided by from 0
 
@@ -52,8 +52,7 @@ def times(inverse: Block, g: jax.Array) -> jax.Array:
     """The damped inverse times a gradient."""
     if inverse.B is None:
         return inverse.diagonal * g
-    rows = jnp.matmul(inverse.B, g.reshape(*inverse.B.shape[:-1], -1))
-    return (rows if inverse.A is None else jnp.matmul(rows, inverse.A)).reshape(g.shape)
+    return between(inverse.B, g, inverse.A)
 
 
 def scale_by_kfac(

@@ -95,6 +95,12 @@ def kronecker(net: Layer, loss: Loss, *, samples: int | None = 1) -> Callable:
 # ------------------------------------------------------------------------------------------------ axes and lengths
 
 
+def between(left: jax.Array, g: jax.Array, right: jax.Array | None) -> jax.Array:
+    """left g right, g as the matrix (out, in); leading axes are stacks of layers, and right is None for a vector g."""
+    rows = jnp.matmul(left, g.reshape(*left.shape[:-1], -1))
+    return (rows if right is None else jnp.matmul(rows, right)).reshape(g.shape)
+
+
 @dataclass_tree
 class Axes:
     """The curvature of one parameter in a basis of its own: W′ = Bᵀ W A, and along each entry of W′ its length."""
@@ -104,13 +110,12 @@ class Axes:
     lengths: Any  # of W′, in the shape of the parameter
 
     def turned(self, g: jax.Array, back: bool = False) -> jax.Array:
-        """g in this basis, or back from it; leading axes are stacks of layers."""
+        """g in this basis, or back from it."""
         if self.B is None:
             return g
-        A, B = (self.A, self.B) if not back else (self.A if self.A is None else self.A.mT, self.B.mT)
-        rows = g.reshape(*B.shape[:-1], -1)  # (…, out, in)
-        rows = jnp.matmul(B.mT, rows)
-        return (rows if A is None else jnp.matmul(rows, A)).reshape(g.shape)
+        if back:
+            return between(self.B, g, None if self.A is None else self.A.mT)
+        return between(self.B.mT, g, self.A)
 
     def solved(self, g: jax.Array, damping) -> jax.Array:
         """(G + damping)⁻¹ g."""

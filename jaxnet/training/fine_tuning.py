@@ -28,7 +28,7 @@ class Start(NamedTuple):
 
 
 def trained_start(session: Session, data_dir: Path | None = None) -> Start | None:
-    """The parameters of the run `start_from` that have the name and shape of one of this session's.
+    """The parameters of the run `start_from` whose name and shape the network to train has too.
 
     None where the config names no run.
     Raises ConfigError where no parameter fits, and as `evaluate.restore` does for the run.

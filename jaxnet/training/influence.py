@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,23 +119,17 @@ def curvature(net: Layer, loss: Loss, params: Tree, xs: Any, ys: Any) -> Tree:
     factors, corrected = (jax.jit(of(net, loss)) for of in (kronecker, ekfac))
 
     def mean(of: Callable[..., Tree], *more: Tree) -> Tree:
-        total: Tree = None
-        for number, at in enumerate(range(0, len(xs), BATCH)):
+        def share(at: int) -> Tree:
             x, y = xs[at : at + BATCH], ys[at : at + BATCH]
-            found = of(params, x, y, *more, key=jax.random.key(number))
-            share = len(x) / len(xs)
-            total = jax.tree.map(lambda new, old: share * new + old, found, total if number else zeros(found))  # noqa: B023
-        return total
+            found = of(params, x, y, *more, key=jax.random.key(at // BATCH))
+            return jax.tree.map(lambda t: len(x) / len(xs) * t, found)
+
+        return reduce(partial(jax.tree.map, jnp.add), map(share, range(0, len(xs), BATCH)))
 
     blocks = mean(factors)
     means = mean(corrected, blocks)
     basis = corrected(params, xs[:1], ys[:1], blocks, key=jax.random.key(0))
     return jax.tree.map(lambda a, mean: replace(a, lengths=mean.lengths), basis, means, is_leaf=is_axes)
-
-
-def zeros(tree: Tree) -> Tree:
-    """A tree of zeros."""
-    return jax.tree.map(jnp.zeros_like, tree)
 
 
 def in_batches(of: Callable, xs: Any, ys: Any) -> np.ndarray:
