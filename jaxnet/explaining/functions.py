@@ -156,7 +156,8 @@ class Backwards:
 
     def partial(self, symbol: Expression) -> Expression:
         """∂C/∂ of a symbol, whose value the following lines may name."""
-        return self.writer.site.notation.partial(symbol.of if isinstance(symbol, Transposed) else symbol)  # type: ignore[arg-type]
+        of = symbol.of if isinstance(symbol, Transposed) else symbol
+        return self.writer.site.notation.partial(of)  # type: ignore[arg-type]  # what is transposed here is a name
 
     def line(self, symbol: Expression, value: np.ndarray) -> Line:
         """One line back: the sum of what comes by each way, where its text gives the value."""
