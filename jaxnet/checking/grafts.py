@@ -20,6 +20,7 @@ import numpy as np
 from jaxnet.checking.alignment import Atom
 from jaxnet.checking.edits import Scope, bracketed, transposed
 from jaxnet.program import Graph, Operation
+from jaxnet.program.calls import scan_counts
 
 LONGEST = 1200  # letters
 DEEPEST = 60  # operations inside one another
@@ -169,7 +170,7 @@ class Reference:
                     self.alias.update(zip(operation.outputs, body.outputs, strict=True))
                     self.walk(body, loop)
                 elif operation.kind == "scan" and loop is None:
-                    fixed = operation.eqn.params["num_consts"]
+                    fixed, _ = scan_counts(operation.eqn)
                     self.alias.update(zip(body.inputs[:fixed], operation.inputs[:fixed], strict=True))
                     self.walk(body, operation)
 
@@ -459,6 +460,11 @@ class Writer:
         text = bracketed(written.text)
         power = text if abs(y) == 1 else f"{text}**{abs(y)}"
         return Written(power if y > 0 else f"1 / {power}", written.shape)
+
+    def write_one_minus_square(self, params, inputs, shapes, shape) -> Written:
+        """1 − x²"""
+        written = self.write(inputs[0])
+        return Written(f"1 - {bracketed(written.text)}**2", written.shape)
 
     def write_rsqrt(self, params, inputs, shapes, shape) -> Written:
         """1 / √x"""

@@ -221,6 +221,7 @@ NUMPY: dict[str, Callable] = {
         }.items()
     },
     "name": lambda params, a: a,
+    "one_minus_square": lambda params, a: 1 - a * a,
     "rsqrt": lambda params, a: 1 / np.sqrt(a),
     "logistic": lambda params, a: 1 / (1 + np.exp(-a)),
     "integer_pow": power,
