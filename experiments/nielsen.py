@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 
 from jaxnet.training.plots import log_axis
-from jaxnet.training.run_listing import Record, console
+from jaxnet.training.run_listing import RunRecord, console
 from jaxnet.training.sweep import Outcome, run_sweep
 from jaxnet.training.sweep_file import Sweep, make_setting
 
@@ -71,7 +71,7 @@ def percent(accuracies: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(accuracies):.2f} ± {100 * statistics.stdev(accuracies):.2f}"
 
 
-def draw(record: Record, file: Path) -> None:
+def draw(record: RunRecord, file: Path) -> None:
     """Each example's ‖δ‖ at every layer over the epochs, as a picture."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter

@@ -169,9 +169,9 @@ Best = Annotated[bool, typer.Option("--best", help="Read the checkpoint of the b
 
 def reading_of(step: int | None, fallback: bool, best: bool) -> Any:
     """Which checkpoint is read; it is named on stderr."""
-    from jaxnet.training.evaluate import Reading
+    from jaxnet.training.trained_network import CheckpointChoice
 
-    return Reading(step, fallback, best, lambda line: print(f"jaxnet: {line}", file=sys.stderr))
+    return CheckpointChoice(step, fallback, best, lambda line: print(f"jaxnet: {line}", file=sys.stderr))
 
 
 @app.command("eval")
@@ -187,13 +187,13 @@ def evaluate(
     best: Best = False,
 ) -> None:
     """Print the loss of a run's network, its accuracy, and which classes it confuses."""
-    from jaxnet.training import evaluate
+    from jaxnet.training import trained_network
     from jaxnet.training.run_listing import console
 
-    found = evaluate.evaluate(run, data=data, data_dir=data_dir, reading=reading_of(step, fallback, best))
-    for line in evaluate.lines(found):
+    found = trained_network.evaluate(run, data=data, data_dir=data_dir, reading=reading_of(step, fallback, best))
+    for line in trained_network.lines(found):
         print(line)
-    for table in evaluate.confusion_tables(found):
+    for table in trained_network.confusion_tables(found):
         console().print("", table, sep="\n")
 
 
@@ -259,7 +259,7 @@ def sample(
     """Generate text with a run's network, one character at a time."""
     from jaxnet.training import sample
 
-    drawing = sample.Drawing(temperature, top_k, seed)
+    drawing = sample.TokenDraw(temperature, top_k, seed)
     drawn = sample.sample(run, prompt, length=length, drawing=drawing, reading=reading_of(step, fallback, best))
     first = next(drawn)  # what is refused is told before anything is shown
     for piece in chain((prompt, first), drawn):
@@ -582,7 +582,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure the hand-written backward pass against autodiff's best variants and torch."""
-    from jaxnet.bench.report import run
+    from jaxnet.bench.results import run
 
     run(name, json_file, markdown, only)
 
@@ -606,7 +606,7 @@ def pipeline(
     for line in schedules.lines(names or (), stages, microbatches, chosen):
         print(line)
     if figure is not None:
-        from jaxnet.devices.pictures import draw
+        from jaxnet.devices.schedule_pictures import draw
 
         draw(figure, names or tuple(schedules.SCHEDULES), stages, microbatches, chosen)
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnet.factors import Sum
+from jaxnet.factors import FactorSum
 from jaxnet.layer import (
     Layer,
     Passing,
@@ -346,7 +346,7 @@ def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
                 d_out, readings[i] = layers[i].backward(full[i], saved[i], d_out, read)
         if read.linear:  # read where the error passes, so that no use is kept until all are known
             return d_out, shared.added_up(readings)
-        uses = Sum(tuple(passings[i].factors[share] for i in where))
+        uses = FactorSum(tuple(passings[i].factors[share] for i in where))
         for i, passing in passings.items():
             factors = passing.factors | {share: uses} if i == shared.owner else shared.without(passing.factors)
             own, _ = split_state(params[i])

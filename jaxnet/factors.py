@@ -137,7 +137,7 @@ class Plain(Factor):
 
 
 @dataclass_tree
-class Sum(Factor):
+class FactorSum(Factor):
     """The gradient of a parameter with several uses: the sum over the uses."""
 
     uses: tuple[Factor, ...]
@@ -147,21 +147,21 @@ class Sum(Factor):
         return sum(others, start=first)
 
     def summed_once_more(self):
-        return Sum(tuple(use.summed_once_more() for use in self.uses))
+        return FactorSum(tuple(use.summed_once_more() for use in self.uses))
 
     def scaled(self, by):
-        return Sum(tuple(use.scaled(by) for use in self.uses))
+        return FactorSum(tuple(use.scaled(by) for use in self.uses))
 
     def condensed(self):
         uses = tuple(use.condensed() for use in self.uses)
-        return Plain(self.multiply()) if all(isinstance(use, Plain) for use in uses) else Sum(uses)
+        return Plain(self.multiply()) if all(isinstance(use, Plain) for use in uses) else FactorSum(uses)
 
     def projected(self, P):
-        return Sum(tuple(use.projected(P) for use in self.uses))
+        return FactorSum(tuple(use.projected(P) for use in self.uses))
 
     def gram(self, other):
         # ‖f + g‖² = ‖f‖² + 2⟨f, g⟩ + ‖g‖²: the norms of the uses alone would miss the cross terms.
-        others = other.uses if isinstance(other, Sum) else (other,)
+        others = other.uses if isinstance(other, FactorSum) else (other,)
         return sum((use.gram(another) for use in self.uses for another in others), start=jnp.zeros(()))
 
 

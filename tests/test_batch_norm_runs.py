@@ -9,7 +9,7 @@ from jaxnet.training import loop
 from jaxnet.training.checkpoint import leaves_sha256
 from jaxnet.training.config import ConfigError
 from jaxnet.training.data import load
-from jaxnet.training.evaluate import evaluate, restore
+from jaxnet.training.trained_network import evaluate, restore
 from tests.runs import metrics, small, summary
 
 MODEL = [{"dense": 8}, "batch_norm", "tanh", {"dense": 3}]

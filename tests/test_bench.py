@@ -8,8 +8,8 @@ import pytest
 
 from jaxnet.bench import core, growth
 from jaxnet.bench.cases.gpt import Sizes
-from jaxnet.bench.measure import Case, Row, Variant, by_plain_equations, compiled, measure
-from jaxnet.bench.report import BenchError, markdown, run, write_json
+from jaxnet.bench.measure import Row, TimedCase, Variant, by_plain_equations, compiled, measure
+from jaxnet.bench.results import BenchError, markdown, run, write_json
 from jaxnet.bench.startup import CONFIG, first_step
 from jaxnet.layers.dense import times
 
@@ -49,7 +49,7 @@ def sleeper(name: str, sizes: list[int], **aims) -> Variant:
 
 def test_a_round_runs_each_variant_once_after_a_first_run_that_does_not_count():
     ran: list[int] = []
-    case = Case("case", sleeper("ours", ran), (sleeper("a", ran), sleeper("b", ran)), rounds=4)
+    case = TimedCase("case", sleeper("ours", ran), (sleeper("a", ran), sleeper("b", ran)), rounds=4)
     rows = measure(case)
     assert len(ran) == 3 * (4 + 1)
     assert [row.against for row in rows] == ["a", "b"]
@@ -110,7 +110,7 @@ def test_a_peer_that_fails_is_left_out_with_its_reason(capsys):
     def broken():
         raise RuntimeError("no compiler\nfurther lines")
 
-    case = Case(
+    case = TimedCase(
         "sum", Variant("hand", lambda: None), (Variant("other", lambda: None), Variant("peer", broken)), rounds=2
     )
     assert [row.against for row in measure(case)] == ["other"]

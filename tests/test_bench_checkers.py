@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from jaxnet.bench import checkers, report
+from jaxnet.bench import checkers, results
 from jaxnet.bench.checkers import CheckerRow, rows
 from jaxnet.checking.corpus import CASES
 from jaxnet.checking.corpus.right import RIGHT, Right
@@ -74,8 +74,8 @@ def test_right_rules_have_as_many_sizes_as_there_are(each):
 
 def test_rows_are_printed_and_written(monkeypatch, tmp_path, capsys):
     row = CheckerRow("a checker", "float32", "small", 4, 3, missed=("one",), alarms=("two",), seconds=0.1)
-    monkeypatch.setitem(report.BENCHMARKS, "checkers", report.Benchmark("checkers", lambda: [row]))
-    report.run("checkers", tmp_path / "rows.json", tmp_path / "rows.md")
+    monkeypatch.setitem(results.BENCHMARKS, "checkers", results.Benchmark("checkers", lambda: [row]))
+    results.run("checkers", tmp_path / "rows.json", tmp_path / "rows.md")
     assert json.loads((tmp_path / "rows.json").read_text())["rows"][0]["missed"] == ["one"]
     assert "| a checker | float32 | small | 3/4 | 1/3 |" in (tmp_path / "rows.md").read_text()
     assert "a checker" in capsys.readouterr().out

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnet.bench import cases, report
+from jaxnet.bench import cases, results
 from jaxnet.bench.cases import convolution, gpt, recurrent
-from jaxnet.bench.measure import Case, Row, Variant, matrix_rate, measure
+from jaxnet.bench.measure import Row, TimedCase, Variant, matrix_rate, measure
 from jaxnet.bench.summary import summary
 
 CASES = {
@@ -29,7 +29,7 @@ def test_every_variant_of_a_case_computes_the_same(name):
     computes_the_same(CASES[name]())
 
 
-def computes_the_same(case: Case) -> None:
+def computes_the_same(case: TimedCase) -> None:
     ours = case.ours.run()
     assert len(case.others) >= (4 if find_spec("torch") else 2)  # torch, which the extra `peers` brings, adds two
     for other in case.others:
@@ -49,7 +49,7 @@ def test_every_variant_of_a_gpts_step_computes_the_same():
 
 def test_a_row_tells_memory_and_the_fraction_of_the_machines_rate():
     variant = Variant("ours", lambda: None, memory=3 * 2**20)
-    [row] = measure(Case("case", variant, (variant,), rounds=3, flops=1.0))
+    [row] = measure(TimedCase("case", variant, (variant,), rounds=3, flops=1.0))
     assert row.memory == 3 * 2**20
     assert row.fraction == pytest.approx(1.0 / row.seconds / matrix_rate())
     assert row.cells()[-2] == "3 MiB"
@@ -59,12 +59,12 @@ def test_a_row_tells_memory_and_the_fraction_of_the_machines_rate():
 def test_a_subject_is_measured_by_itself(monkeypatch, capsys):
     """The files of the others are not even read."""
     variant = Variant("ours", lambda: None)
-    made = [Case("its case", variant, (variant._replace(name="another"),), rounds=2)]
+    made = [TimedCase("its case", variant, (variant._replace(name="another"),), rounds=2)]
     monkeypatch.setattr(recurrent, "cases", lambda: iter(made))
     subjects = {"elsewhere": "no_such_file:cases", "recurrent": "recurrent:cases"}
-    bench = report.Benchmark("layers", cases.rows_of(subjects), subjects)
-    monkeypatch.setitem(report.BENCHMARKS, "layers", bench)
-    report.run("layers", None, None, only="recurrent")
+    bench = results.Benchmark("layers", cases.rows_of(subjects), subjects)
+    monkeypatch.setitem(results.BENCHMARKS, "layers", bench)
+    results.run("layers", None, None, only="recurrent")
     said = capsys.readouterr()
     assert "its case" in said.out
     assert "measuring its case: 2 rounds of 2" in said.err
@@ -93,8 +93,8 @@ def test_a_summary_has_a_line_for_each_case():
     [("layers", "layers has the subjects .*recurrent.*, got --only 'gtp'"), ("core", "core is measured whole")],
 )
 def test_a_subject_that_there_is_none_of_is_refused(name, says):
-    with pytest.raises(report.BenchError, match=says):
-        report.run(name, None, None, only="gtp")
+    with pytest.raises(results.BenchError, match=says):
+        results.run(name, None, None, only="gtp")
 
 
 @pytest.mark.parametrize("subjects", [cases.LAYERS, cases.MODELS], ids=["layers", "models"])

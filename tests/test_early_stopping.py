@@ -6,9 +6,9 @@ import pytest
 
 from jaxnet.training import loop
 from jaxnet.training.config import ConfigError, EarlyStop
-from jaxnet.training.evaluate import Reading, evaluate
 from jaxnet.training.run_folder import Run, RunError
 from jaxnet.training.run_summary import best_line, epochs_without_gain
+from jaxnet.training.trained_network import CheckpointChoice, evaluate
 from tests.runs import metrics, small, summary
 
 NO_GAIN = ("train.epochs=9", 'train.stop_early={metric="validation_loss",patience=2,least_change=100.0}')
@@ -91,7 +91,7 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     best = best_line(rising, "train_loss")["step"]
     steps = {int(path.name) for path in (run / "checkpoints").iterdir()}
     assert steps == {best, 66}
-    found = evaluate(run, reading=Reading(best=True))
+    found = evaluate(run, reading=CheckpointChoice(best=True))
     line = next(each for each in rising if each["step"] == best)
     assert found["validation_loss"] == pytest.approx(line["validation_loss"], rel=1e-6)
 
@@ -102,7 +102,7 @@ def test_the_best_is_not_the_last(tmp_path):
     overrides = ("train.epochs=6", "checkpoint.keep=1", 'checkpoint.best="validation_loss"')
     run = loop.train(small(*overrides, f"train.optimizer.learning_rate={rate}"), run_dir=tmp_path / "run", quiet=True)
     assert {int(path.name) for path in (run / "checkpoints").iterdir()} == {22, 66}
-    found = evaluate(run, reading=Reading(best=True))
+    found = evaluate(run, reading=CheckpointChoice(best=True))
     assert found["validation_loss"] == pytest.approx(metrics(run)[1]["validation_loss"], rel=1e-6)
     assert found["validation_loss"] < evaluate(run)["validation_loss"]
 
@@ -123,4 +123,4 @@ def test_a_metric_that_is_not_measured(tmp_path, override, words):
 def test_no_best_checkpoint(tmp_path):
     run = loop.train(small("train.epochs=1"), run_dir=tmp_path / "run", quiet=True)
     with pytest.raises(RunError, match="has no checkpoint of a best epoch"):
-        evaluate(run, reading=Reading(best=True))
+        evaluate(run, reading=CheckpointChoice(best=True))

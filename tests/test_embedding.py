@@ -9,7 +9,7 @@ import jaxnet
 from jaxnet import (
     embedding,
 )
-from jaxnet.factors import Outer, Sum
+from jaxnet.factors import FactorSum, Outer
 from jaxnet.layers import positional_embedding, rotary
 from jaxnet.layers.embedding import Rows
 from tests.agreement import integers, normal
@@ -36,7 +36,7 @@ def test_inner_products_of_rows(tokens, x64):
     deltas = [normal(i, (tokens, 3)).astype(jnp.float64) for i in (1, 2)]
     first, second = (Rows(integers(i, (tokens,), 7), delta, 7) for i, delta in enumerate(deltas))
     head = Outer(normal(3, (4, 7)).astype(jnp.float64), normal(4, (4, 3)).astype(jnp.float64), 1)
-    both, other = Sum((first, head)), Sum((second, head))
+    both, other = FactorSum((first, head)), FactorSum((second, head))
     for one, another in ((first, second), (first, head), (both, other), (both, both)):
         np.testing.assert_allclose(one.gram(another), jnp.sum(one.multiply() * another.multiply()), rtol=1e-12)
 

@@ -8,9 +8,9 @@ import pytest
 
 from jaxnet.training import loop, predict
 from jaxnet.training.data import DataError, load
-from jaxnet.training.evaluate import MOST, Reading, confusion_tables, evaluate, lines, restore
 from jaxnet.training.session import Session, recalls
 from jaxnet.training.step import evaluation
+from jaxnet.training.trained_network import MOST, CheckpointChoice, confusion_tables, evaluate, lines, restore
 from tests.runs import metrics, small
 
 KINDS = ("rose", "lily", "iris")
@@ -100,7 +100,7 @@ def test_ignored_labels_are_in_no_confusion():
 def test_other_data_are_read_as_the_runs_own(classifier, tmp_path):
     said: list[str] = []
     other = flowers(tmp_path / "other.csv", n=20, kinds=("lily", "rose"))
-    found = evaluate(classifier, data=str(other), reading=Reading(say=said.append))
+    found = evaluate(classifier, data=str(other), reading=CheckpointChoice(say=said.append))
     assert np.array(found["test_confusion"]).sum(axis=1).tolist() == [0, 10, 10]
     assert "read as the run's own data, with drop = ['id'], classes = ['iris', 'lily', 'rose']" in said[0]
     other.write_text(other.read_text().replace("rose", "tulip"))

@@ -32,7 +32,7 @@ from jaxnet.explaining.expressions import (
     formula,
     written,
 )  # fmt: skip
-from jaxnet.explaining.formulas.evaluate import evaluate
+from jaxnet.explaining.formulas.formula_values import evaluate
 from jaxnet.explaining.formulas.parse import parse
 from jaxnet.explaining.formulas.quantities import near, scope_of
 from jaxnet.explaining.guided_walk import walk_steps

@@ -10,9 +10,9 @@ from jax import export
 
 from jaxnet.training import devices, loop, step
 from jaxnet.training.data import load
-from jaxnet.training.evaluate import restore
 from jaxnet.training.exporting import ExportError, export_run, export_step, run, written
 from jaxnet.training.session import Session
+from jaxnet.training.trained_network import restore
 from tests.runs import small
 
 READS = """

@@ -10,8 +10,8 @@ from jaxnet.training import loop
 from jaxnet.training.build import parameter_names
 from jaxnet.training.checkpoint import plain
 from jaxnet.training.config import ConfigError
-from jaxnet.training.evaluate import restore
 from jaxnet.training.run_folder import RunError
+from jaxnet.training.trained_network import restore
 from tests.runs import command, finished, metrics, small, summary
 
 NORMED = [{"dense": 8}, "batch_norm", "tanh", {"dense": 3}]

@@ -19,9 +19,9 @@ from jaxnet.readings import total
 from jaxnet.training import devices, loop, step
 from jaxnet.training.config import ConfigError
 from jaxnet.training.data import load
-from jaxnet.training.evaluate import restore
 from jaxnet.training.fine_tuning import by_name
 from jaxnet.training.session import Session
+from jaxnet.training.trained_network import restore
 from tests.problems import LOSSES
 from tests.runs import metrics, small, summary
 

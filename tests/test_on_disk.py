@@ -8,8 +8,8 @@ import pytest
 
 from jaxnet.training import loop
 from jaxnet.training.data import DataError, load
-from jaxnet.training.evaluate import evaluate
 from jaxnet.training.session import Session
+from jaxnet.training.trained_network import evaluate
 from tests.runs import blobs, metrics, small, summary
 
 MONITORS = {"mean_delta": 20, "gradient_norms": True}

@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jaxnet.cli import app
-from jaxnet.training import evaluate, loop, predict
+from jaxnet.training import loop, predict, trained_network
 from jaxnet.training.config import make_config
 from jaxnet.training.data import Dataset, Split, load
 from jaxnet.training.predict import PredictError
@@ -54,7 +54,7 @@ def test_many_examples_as_the_evaluation_has_them(run, test_set, tmp_path):
     np.savez(tmp_path / "x.npz", x=test_set.x, y=test_set.y)
     prediction = predict.predict(run, tmp_path / "x.npz")
     np.testing.assert_allclose(prediction.outputs.sum(axis=1), 1, rtol=1e-5)
-    found = evaluate.evaluate(run)
+    found = trained_network.evaluate(run)
     assert np.mean(prediction.classes == test_set.y) == pytest.approx(found["test_accuracy"])
     assert found["test_accuracy"] > 0.8
     chosen = prediction.outputs[np.arange(len(test_set.y)), test_set.y]

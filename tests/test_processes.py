@@ -15,7 +15,7 @@ import tomli_w
 from jaxnet.devices import launch, processes
 from jaxnet.training import loop
 from jaxnet.training.config import load_config
-from jaxnet.training.evaluate import restore
+from jaxnet.training.trained_network import restore
 from tests.runs import ROOT, metrics, summary
 
 RECIPE = {

@@ -11,10 +11,10 @@ import pytest
 
 from jaxnet.training import checkpoint, loop, reports
 from jaxnet.training.checkpoint import CheckpointError, DamagedError
-from jaxnet.training.evaluate import Reading, evaluate, restore
 from jaxnet.training.explain_target import run_subject
 from jaxnet.training.run_folder import RunError
 from jaxnet.training.run_listing import find_runs
+from jaxnet.training.trained_network import CheckpointChoice, evaluate, restore
 from tests.runs import command, finished, metrics, small, summary
 
 
@@ -63,7 +63,7 @@ def test_reading_a_damaged_run_writes_nothing(run):
     before = contents(run)
     with pytest.raises(CheckpointError, match="is damaged"):
         evaluate(run)
-    evaluate(run, reading=Reading(fallback=True))
+    evaluate(run, reading=CheckpointChoice(fallback=True))
     assert contents(run) == before
 
 
@@ -105,7 +105,7 @@ def test_an_older_checkpoint_is_asked_for(run, capfd):
     assert status == 0
     assert f"checkpoint of step {before}, epoch" in err
     with pytest.raises(RunError, match=f"has no checkpoint of step 7: there are {last}, {before}, "):
-        restore(run, reading=Reading(step=7))
+        restore(run, reading=CheckpointChoice(step=7))
 
 
 def test_a_finished_run_whose_last_checkpoint_is_gone(run):
@@ -113,7 +113,7 @@ def test_a_finished_run_whose_last_checkpoint_is_gone(run):
     shutil.rmtree(run / "checkpoints" / str(last))
     with pytest.raises(CheckpointError, match=f"its last checkpoint, of step {last}, is missing"):
         evaluate(run)
-    assert restore(run, reading=Reading(fallback=True)).step == before
+    assert restore(run, reading=CheckpointChoice(fallback=True)).step == before
 
 
 @pytest.mark.parametrize("damage", ["flipped", "one gone", "all gone"])

@@ -11,7 +11,7 @@ import pytest
 
 import jaxnet
 from jaxnet import deltas, dense, pair, per_example, product, readings, serial, sigmoid, squared_norm, total
-from jaxnet.factors import Outer, Plain, Sum
+from jaxnet.factors import FactorSum, Outer, Plain
 from jaxnet.readings import sum_of_deltas
 from tests.agreement import assert_agree, cast, integers, normal
 from tests.implementations import READINGS, check_readings_by_themselves, read
@@ -72,7 +72,7 @@ def test_a_reading_sees_all_that_meets_at_a_layer(x64):
 
 def spelled_out(factor):
     """∂C/∂p, term by term."""
-    if isinstance(factor, Sum):
+    if isinstance(factor, FactorSum):
         return sum(spelled_out(use) for use in factor.uses)
     lead = factor.delta.shape[: factor.sums]
     terms = [
@@ -100,9 +100,9 @@ FACTORS = {
     "plain": (lambda s: plain(s, (), (4,))),
     "plain_summed": (lambda s: plain(s, (3, 2), (4, 5))),
     "plain_scalar": (lambda s: plain(s, (3,), ())),
-    "sum_of_two": (lambda s: Sum((outer(s, (3,), 20, 30), outer(s + 7, (), 20, 30)))),
-    "sum_of_kinds": (lambda s: Sum((outer(s, (3,), 4, 3), plain(s + 7, (2,), (4, 3))))),
-    "sum_of_sums": (lambda s: Sum((Sum((plain(s, (), (4,)),)), plain(s + 7, (3,), (4,))))),
+    "sum_of_two": (lambda s: FactorSum((outer(s, (3,), 20, 30), outer(s + 7, (), 20, 30)))),
+    "sum_of_kinds": (lambda s: FactorSum((outer(s, (3,), 4, 3), plain(s + 7, (2,), (4, 3))))),
+    "sum_of_sums": (lambda s: FactorSum((FactorSum((plain(s, (), (4,)),)), plain(s + 7, (3,), (4,))))),
 }
 
 
@@ -129,7 +129,7 @@ def test_gram_of_factors_of_two_kinds(x64):
     right = jnp.sum(spelled_out(one) * spelled_out(other))
     assert_agree(one.gram(other), right)
     assert_agree(other.gram(one), right)
-    assert_agree(Sum((one, other)).gram(one), right + one.squared_norm())
+    assert_agree(FactorSum((one, other)).gram(one), right + one.squared_norm())
 
 
 def test_norms_form_no_gradient():

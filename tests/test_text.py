@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jaxnet.cli import app
-from jaxnet.training import evaluate, loop, sample
+from jaxnet.training import loop, sample, trained_network
 from jaxnet.training.config import Config, make_config
 from jaxnet.training.data import DataError, load, text
 from jaxnet.training.data.text import encode, from_text
@@ -275,7 +275,7 @@ def test_a_sample_goes_on_with_what_was_learnt_beyond_the_window(run):
 
 def test_samples_are_drawn_by_their_seed(run):
     def drawn(**options):
-        return "".join(sample.sample(run, "a", length=30, drawing=sample.Drawing(**options)))
+        return "".join(sample.sample(run, "a", length=30, drawing=sample.TokenDraw(**options)))
 
     warm = drawn(temperature=3.0)
     assert drawn(temperature=3.0) == warm != drawn(temperature=3.0, seed=1)
@@ -314,9 +314,9 @@ def test_a_run_of_no_text_writes_none(tmp_path):
 
 def test_a_run_is_evaluated_on_another_text_in_its_own_vocabulary(run, tmp_path):
     (tmp_path / "more.txt").write_text("cdefghab" * 20)
-    assert evaluate.evaluate(run, data=str(tmp_path / "more.txt"))["test_loss"] < 0.5
+    assert trained_network.evaluate(run, data=str(tmp_path / "more.txt"))["test_loss"] < 0.5
     (tmp_path / "few.txt").write_text("ba" * 200)  # the same letters mean the same tokens
-    assert evaluate.evaluate(run, data=str(tmp_path / "few.txt"))["test_loss"] > 1
+    assert trained_network.evaluate(run, data=str(tmp_path / "few.txt"))["test_loss"] > 1
     (tmp_path / "strange.txt").write_text("abcz" * 200)
     with pytest.raises(DataError, match="holds characters that the vocabulary has not: 'z'"):
-        evaluate.evaluate(run, data=str(tmp_path / "strange.txt"))
+        trained_network.evaluate(run, data=str(tmp_path / "strange.txt"))

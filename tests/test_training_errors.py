@@ -11,8 +11,8 @@ import pytest
 from jaxnet.training import loop
 from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter
 from jaxnet.training.config import ConfigError, dump_toml
-from jaxnet.training.evaluate import evaluate, restore
 from jaxnet.training.run_folder import Run, RunError
+from jaxnet.training.trained_network import evaluate, restore
 from tests.runs import ROOT, command, finished, metrics, small, summary
 
 NAN_AT = 57  # which example of the training set spoils a step

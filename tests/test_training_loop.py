@@ -13,8 +13,8 @@ from jaxnet.training import devices, loop
 from jaxnet.training.checkpoint import leaves_sha256
 from jaxnet.training.config import load_config
 from jaxnet.training.data import load
-from jaxnet.training.evaluate import evaluate, restore
 from jaxnet.training.session import Session
+from jaxnet.training.trained_network import evaluate, restore
 from tests.runs import metrics, small, summary
 
 MONITORS = {"mean_delta": 20, "gradient_norms": True, "update_ratios": True, "train_accuracy": True}

@@ -222,7 +222,7 @@ def test_calls_cover_the_epoch(examples, batch, most):
     places = [i for call in calls for i in range(call.start, call.start + call.count * call.batch)]
     assert places == list(range(examples))
     assert all(call.count <= most and (call.batch == batch or call is calls[-1]) for call in calls)
-    assert step.epoch_calls(50_000, 10, 9999) == [step.Call(0, 5000, 10)]
+    assert step.epoch_calls(50_000, 10, 9999) == [step.StepCall(0, 5000, 10)]
     assert {call.count for call in step.epoch_calls(390 * 128, 128, 34)} == {30}, "an even call compiles once"
 
 

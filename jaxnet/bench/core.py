@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxnet import dense, quadratic, serial, sigmoid, softmax_cross_entropy, value_and_grad
 from jaxnet.bench import numpy_nielsen
-from jaxnet.bench.measure import Case, Row, Variant, compiled, measure
+from jaxnet.bench.measure import Row, TimedCase, Variant, compiled, measure
 from jaxnet.bench.startup import startup
 from jaxnet.layer import Layer
 from jaxnet.models import mlp, residual_mlp
@@ -23,7 +23,7 @@ def rows() -> list[Row]:
     return [row for case in cases() for row in measure(case)] + [startup()]
 
 
-def cases(examples: int = 50_000) -> Iterator[Case]:
+def cases(examples: int = 50_000) -> Iterator[TimedCase]:
     """The cases of `jaxnet bench core`, each made when it is asked for. `examples`: of Nielsen's epoch."""
     yield nielsen_epoch(examples)
     yield mlp_step()
@@ -50,7 +50,7 @@ def cross_entropy(logits: jax.Array, ys: jax.Array) -> jax.Array:
 # ---------------------------------------------------------------------------------------------- Nielsen's epoch
 
 
-def nielsen_epoch(examples: int, batch: int = 10, learning_rate: float = 3.0) -> Case:
+def nielsen_epoch(examples: int, batch: int = 10, learning_rate: float = 3.0) -> TimedCase:
     """One epoch of 784-30-10, batch 10: a whole epoch in one scan, against autodiff's in the same scan, and NumPy's."""
     net = serial(dense(30, init="nielsen"), sigmoid, dense(10, init="nielsen"), sigmoid)
     key = jax.random.key(0)
@@ -79,7 +79,7 @@ def nielsen_epoch(examples: int, batch: int = 10, learning_rate: float = 3.0) ->
 
     plain = [(np.array(p["W"]), np.array(p["b"])) for p in params if p]
     arrays = (plain, np.array(xs), np.eye(10, dtype=np.float32)[np.array(ys)], batch, learning_rate)
-    return Case(
+    return TimedCase(
         f"Nielsen 784-30-10, epoch of {examples:,}",
         compiled("hand", epoch(value_and_grad(net, quadratic)), params, xs, ys),
         (
@@ -112,7 +112,7 @@ def batch_of(examples: int) -> tuple[jax.Array, jax.Array]:
     return jax.random.normal(key, (examples, 784)), jax.random.randint(key, (examples,), 0, 10)
 
 
-def mlp_step(examples: int = 128) -> Case:
+def mlp_step(examples: int = 128) -> TimedCase:
     """784-1024-1024-10 with relu: bound by its matrix products, so parity is the aim."""
     net = mlp((1024, 1024, 10))
     xs, ys = batch_of(examples)
@@ -127,7 +127,7 @@ def mlp_step(examples: int = 128) -> Case:
 
         return forward
 
-    return Case(
+    return TimedCase(
         f"MLP 784-1024-1024-10, batch {examples}",
         compiled("hand", value_and_grad(net, softmax_cross_entropy), params, xs, ys),
         against_autodiff(net, with_(by_rows), with_(by_columns), params, xs, ys, time_aim=1.03),
@@ -135,7 +135,7 @@ def mlp_step(examples: int = 128) -> Case:
     )
 
 
-def deep_step(examples: int, width: int = 512, depth: int = 24) -> Case:
+def deep_step(examples: int, width: int = 512, depth: int = 24) -> TimedCase:
     """24 residual blocks of 512 in a scan."""
     net = residual_mlp(width, depth, 10)
     xs, ys = batch_of(examples)
@@ -150,7 +150,7 @@ def deep_step(examples: int, width: int = 512, depth: int = 24) -> Case:
 
         return forward
 
-    return Case(
+    return TimedCase(
         f"{depth} residual blocks of {width}, batch {examples}",
         compiled("hand", value_and_grad(net, softmax_cross_entropy), params, xs, ys),
         against_autodiff(net, with_(by_rows), with_(by_columns), params, xs, ys, time_aim=1.03, memory_aim=1.0),

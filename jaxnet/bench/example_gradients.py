@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet import per_example, softmax_cross_entropy, squared_norm, value_and_grad
-from jaxnet.bench.measure import Case, Row, Variant, compiled, measure
+from jaxnet.bench.measure import Row, TimedCase, Variant, compiled, measure
 from jaxnet.layer import Layer
 from jaxnet.models import cnn, gpt, mlp
 from jaxnet.quantities.gradient_statistics import gradient_moments, noise_scale
@@ -29,7 +29,7 @@ def rows() -> list[Row]:
     return [row for case in cases() for row in measure(case)]
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[TimedCase]:
     """The cases, each made when it is asked for."""
     for of in (norms, norms_of_a_function, moments, noise):
         yield of()
@@ -106,7 +106,7 @@ def plain_gradient(name: str, made: tuple, **aims: float) -> Variant:
 # --------------------------------------------------------------------------------------------------------------- cases
 
 
-def norms() -> Case:
+def norms() -> TimedCase:
     """Each example's norm of each parameter's gradient."""
     made = net, *arguments = mlp_problem()
     one = jax.grad(cost_of(net))
@@ -114,7 +114,7 @@ def norms() -> Case:
     def norm(params, x, y):
         return jax.tree.map(lambda g: jnp.sum(g**2), one(params, x, y))
 
-    return Case(
+    return TimedCase(
         "norms, MLP 784-1024-1024-10, batch 256",
         compiled("hand", per_example(net, LOSS, squared_norm), *arguments),
         (
@@ -126,7 +126,7 @@ def norms() -> Case:
     )
 
 
-def norms_of_a_function() -> Case:
+def norms_of_a_function() -> TimedCase:
     """The same of a model that is a JAX function."""
     made = _, params, xs, ys = mlp_problem()
 
@@ -139,7 +139,7 @@ def norms_of_a_function() -> Case:
     def norm(params, x, y):
         return jax.tree.map(lambda g: jnp.sum(g**2), jax.grad(cost)(params, x, y))
 
-    return Case(
+    return TimedCase(
         "norms of a JAX function, the same MLP",
         compiled("sinks", read(cost, squared_norm), params, xs, ys),
         (
@@ -150,7 +150,7 @@ def norms_of_a_function() -> Case:
     )
 
 
-def moments() -> Case:
+def moments() -> TimedCase:
     """Mean and variance of the examples' gradients."""
     made = net, *arguments = mlp_problem()
     one = mapped(jax.grad(cost_of(net)))
@@ -159,7 +159,7 @@ def moments() -> Case:
         grads = one(params, xs, ys)
         return jax.tree.map(lambda g: (g.mean(0), g.var(0)), grads)
 
-    return Case(
+    return TimedCase(
         "mean and variance, MLP 784-1024-1024-10, batch 256",
         compiled("hand", gradient_moments(of_network(net, LOSS)), *arguments),
         (plain_gradient("a plain gradient", made), compiled("vmap(grad)", theirs, *arguments)),
@@ -167,14 +167,14 @@ def moments() -> Case:
     )
 
 
-def noise() -> Case:
+def noise() -> TimedCase:
     """The gradient and the noise scale together: what `monitor.noise_scale` adds to a step."""
     made = net, *arguments = mlp_problem()
 
     def both(params, xs, ys):
         return noise_scale(of_network(net, LOSS))(params, xs, ys).whole, value_and_grad(net, LOSS)(params, xs, ys)
 
-    return Case(
+    return TimedCase(
         "gradient and noise scale, MLP 784-1024-1024-10, batch 256",
         compiled("hand", both, *arguments),
         (plain_gradient("a plain gradient", made, time_aim=1.05),),
@@ -182,7 +182,7 @@ def noise() -> Case:
     )
 
 
-def private(name: str, net: Layer, params, xs, ys, aim: float) -> Case:
+def private(name: str, net: Layer, params, xs, ys, aim: float) -> TimedCase:
     """The sum of the clipped gradients."""
     cost = cost_of(net)
     gradient = jax.grad(cost)
@@ -200,7 +200,7 @@ def private(name: str, net: Layer, params, xs, ys, aim: float) -> Case:
         shares = jnp.minimum(1, CLIP / jnp.sqrt(square))
         return jax.grad(lambda params: jnp.sum(shares * mapped(cost)(params, xs, ys)))(params)
 
-    return Case(
+    return TimedCase(
         f"clipped sum, {name}",
         compiled("hand", clipped_sum(partial(per_example, net, LOSS), clip=CLIP), params, xs, ys),
         (
@@ -212,13 +212,13 @@ def private(name: str, net: Layer, params, xs, ys, aim: float) -> Case:
     )
 
 
-def projection(sizes: tuple[int, ...] = (2048, 2048, 2048, 10), rank: int = 16) -> Case:
+def projection(sizes: tuple[int, ...] = (2048, 2048, 2048, 10), rank: int = 16) -> TimedCase:
     """The gradient in a space of 16 dimensions for each matrix."""
     made = net, params, xs, ys = mlp_problem(sizes)
     backward = of_network(net, LOSS)
     axes = ranks(jax.eval_shape(backward(kept), params, xs, ys)[1])
     projections = random_projections(jax.random.key(3), params, axes, rank)
-    return Case(
+    return TimedCase(
         f"projected gradient, MLP {'-'.join(map(str, sizes))}, rank {rank}, batch 256",
         compiled("hand", projected_gradient(backward), params, projections, xs, ys),
         (plain_gradient("a plain gradient", made),),

@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxnet.bench import core
 from jaxnet.bench.cases import attention, convolution, gpt, recurrent
-from jaxnet.bench.measure import Case
+from jaxnet.bench.measure import TimedCase
 from jaxnet.devices.chips import target
 from jaxnet.devices.program_text import CompiledText
 from jaxnet.lowering import compiling_for
@@ -59,7 +59,7 @@ class Counted(NamedTuple):
         return self._asdict()
 
 
-STEPS: dict[str, Callable[[], Case]] = {
+STEPS: dict[str, Callable[[], TimedCase]] = {
     "mlp": core.mlp_step,
     "cnn": convolution.network_case,
     "attention": attention.attention_case,
@@ -68,7 +68,7 @@ STEPS: dict[str, Callable[[], Case]] = {
 }
 
 
-def counted(case: Case) -> Iterator[Counted]:
+def counted(case: TimedCase) -> Iterator[Counted]:
     """A case against each of its variants by autodiff."""
     ours, *others = (
         (variant.name, compiled_for_gpu(variant.source[0], *variant.source[1]))

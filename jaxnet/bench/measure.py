@@ -37,7 +37,7 @@ class Variant(NamedTuple):
     source: tuple[Callable, tuple] | None = None
 
 
-class Case(NamedTuple):
+class TimedCase(NamedTuple):
     """A computation, our way to do it and others.
 
     `rounds`: how often each is timed. `flops`: operations of its matrix products, each multiplication and addition.
@@ -137,7 +137,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(case: Case) -> list[Row]:
+def measure(case: TimedCase) -> list[Row]:
     """Time a case's variants against ours, round by round; one row for each of the others."""
     case.ours.run()
     others = [other for other in (*case.others, *by_plain_equations(case.ours)) if runs(other)]
@@ -160,7 +160,7 @@ def runs(other: Variant) -> bool:
     return True
 
 
-def row(case: Case, ours: np.ndarray, other: Variant, theirs: np.ndarray) -> Row:
+def row(case: TimedCase, ours: np.ndarray, other: Variant, theirs: np.ndarray) -> Row:
     """The row of the times of ours and another, a time for each round."""
     low, median, high = np.quantile(ours / theirs, (0.25, 0.5, 0.75))
     memory = case.ours.memory / other.memory if case.ours.memory is not None and other.memory else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxnet.bench.measure import Case, Row, Variant, row
+from jaxnet.bench.measure import Row, TimedCase, Variant, row
 
 CONFIG = """\
 data  = "digits"
@@ -26,7 +26,7 @@ def startup(rounds: int = 3) -> Row:
     """Warm over cold, each in a process of its own, as `jaxnet train` starts."""
     cold, warm = np.transpose([cold_and_warm() for _ in range(rounds)])
     nothing = Variant("cold", lambda: None)
-    return row(Case("from the command to the first step, warm", nothing, (nothing,)), warm, nothing, cold)
+    return row(TimedCase("from the command to the first step, warm", nothing, (nothing,)), warm, nothing, cold)
 
 
 def cold_and_warm() -> tuple[float, float]:

@@ -60,7 +60,7 @@ EQUAL = Times()
 """F = B = W = 1, and transfers that take no time."""
 
 
-class Rule(NamedTuple):
+class ScheduleRule(NamedTuple):
     """How a schedule chooses, and what is published of it.
 
     - `split`: whether W is apart from B.
@@ -81,10 +81,10 @@ class Rule(NamedTuple):
 
 
 SCHEDULES = {
-    "gpipe": Rule(False, lambda p, s, m: m, lambda p, m: m, (1, 1, 1)),
-    "1f1b": Rule(False, lambda p, s, m: p - s, lambda p, m: min(p, m), (1, 1, 1)),
-    "zb-h1": Rule(True, lambda p, s, m: p - s, lambda p, m: min(p, m), (1, 1, -1)),
-    "zb-h2": Rule(True, lambda p, s, m: 2 * (p - s) - 1, lambda p, m: min(2 * p - 1, m), (1, 1, -2)),
+    "gpipe": ScheduleRule(False, lambda p, s, m: m, lambda p, m: m, (1, 1, 1)),
+    "1f1b": ScheduleRule(False, lambda p, s, m: p - s, lambda p, m: min(p, m), (1, 1, 1)),
+    "zb-h1": ScheduleRule(True, lambda p, s, m: p - s, lambda p, m: min(p, m), (1, 1, -1)),
+    "zb-h2": ScheduleRule(True, lambda p, s, m: 2 * (p - s) - 1, lambda p, m: min(2 * p - 1, m), (1, 1, -2)),
 }
 """The schedules, by their published names.
 

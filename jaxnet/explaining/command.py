@@ -23,7 +23,7 @@ from jaxnet.explaining.model import Derivation, Line, to_dict
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.observe import Observed, observe
 from jaxnet.explaining.steps import question_lines, quoted_lines, steps
-from jaxnet.explaining.subjects import Subject, at
+from jaxnet.explaining.subjects import ExplainedNetwork, at
 from jaxnet.explaining.terminal import (
     DIGITS,
     batch_lines,
@@ -61,7 +61,7 @@ class Options:
     width: int | None = None
 
 
-def run(subject: Subject | FunctionSubject, options: Options) -> None:
+def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
     """Prints the explanation of a subject, and writes the JSON and the page that the options name.
 
     Raises `ExplainError` for what cannot be explained, `FormulaError` for a formula that cannot be read.
@@ -144,7 +144,7 @@ def latex_of(derivation: Derivation) -> str:
     return f"\\begin{{align*}}\n{rows}\n\\end{{align*}}"
 
 
-def derivation_of(subject: Subject, observed: Observed, options: Options) -> Derivation:
+def derivation_of(subject: ExplainedNetwork, observed: Observed, options: Options) -> Derivation:
     """The derivation that the options ask for."""
     silent = options.table or (options.formula is not None and "inv" not in options.formula)
     one = 0 if silent else 1  # more layers are not shown, and each takes a while
@@ -156,13 +156,13 @@ def derivation_of(subject: Subject, observed: Observed, options: Options) -> Der
     )  # fmt: skip
 
 
-def examples_of(subject: Subject) -> tuple[int, ...]:
+def examples_of(subject: ExplainedNetwork) -> tuple[int, ...]:
     """The subject's examples by their places in the data."""
     first = subject.example or 0
     return tuple(range(first, first + len(subject.ys)))
 
 
-def show(subject: Subject, observed: Observed, derivation: Derivation, options: Options, width: int) -> None:
+def show(subject: ExplainedNetwork, observed: Observed, derivation: Derivation, options: Options, width: int) -> None:
     """Prints what the options ask for."""
     digits = options.digits
     if options.exercise:

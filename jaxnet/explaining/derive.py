@@ -14,14 +14,13 @@ from jaxnet.explaining.kinds import LINEAR, maker_of, options_of
 from jaxnet.explaining.layouts import layouts, order, tensor
 from jaxnet.explaining.lines import Chain, backward_lines, forward_lines
 from jaxnet.explaining.losses import value_of
-from jaxnet.explaining.model import Checked, Derivation, Header, Layer, Line
+from jaxnet.explaining.model import Checked, Derivation, DrawnLayer, Header, Line
 from jaxnet.explaining.notation import NIELSEN, ExplainError, Notation
+from jaxnet.explaining.notation_tables import loops, notation_rows
 from jaxnet.explaining.numbering import NumberedLayer, number_layers
 from jaxnet.explaining.observe import Observed, as_class, features, terms_of, units
-from jaxnet.explaining.tables import loops, notation_rows
 from jaxnet.explaining.why import why_transpose
-from jaxnet.layer import Layer as LayerOf
-from jaxnet.layer import leaves
+from jaxnet.layer import Layer, leaves
 from jaxnet.layers.windows import by, for_each_axis
 
 
@@ -120,7 +119,7 @@ def title(chain: tuple[NumberedLayer, ...]) -> str:
     return text
 
 
-def label(layer: LayerOf) -> str:
+def label(layer: Layer) -> str:
     """What a layer is, in a word or two, of which its shapes say the rest: conv2d 5×5, 4 blocks."""
     while layer.rebuild in (per_position, remat, in_training) or (layer.rebuild is serial and len(layer.parts) == 1):
         (layer,) = layer.parts
@@ -142,14 +141,14 @@ def label(layer: LayerOf) -> str:
     return named.get(made, root if root in ("embedding", "dense", "reshape", "lstm", "gru", "rnn") else layer.name)
 
 
-def drawn(chain: Chain) -> tuple[Layer, ...]:
+def drawn(chain: Chain) -> tuple[DrawnLayer, ...]:
     """The layers as they are drawn."""
     found = []
     for place in chain.places:
         item = place.item
         named: dict[str, Any] = dict(item.params) if isinstance(item.params, dict) else {}
         number = chain.notation.number(place.number)
-        found.append(Layer(place.index, place.kind, item.layer.name, number, item.out.shape, item.out, item.d_out,
+        found.append(DrawnLayer(place.index, place.kind, item.layer.name, number, item.out.shape, item.out, item.d_out,
                            named, dict(item.grads) if named else {}))  # fmt: skip
     return tuple(found)
 

@@ -72,7 +72,7 @@ class Drawing:
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class DenseGroup:
     """A dense layer with the activations that follow it."""
 
     dense: NumberedLayer | None
@@ -102,20 +102,20 @@ def drawing(places: Sequence[NumberedLayer]) -> Drawing:
     return drawn(layers)
 
 
-def grouped(places: Sequence[NumberedLayer]) -> list[Layer] | None:
+def grouped(places: Sequence[NumberedLayer]) -> list[DenseGroup] | None:
     """Dense layers with their activations, the input first; None where something else is among them."""
     first = places[0].item
     if any(place.kind == "other" for place in places) or first.x.ndim != 1:
         return None
     error = np.zeros(first.x.shape) if first.dx is None else first.dx
-    found = [Layer(None, None, first.x, error, "input")]
+    found = [DenseGroup(None, None, first.x, error, "input")]
     for place in places:
         if place.kind == "dense":
-            found.append(Layer(place, place, place.item.out, place.item.d_out, f"layer {place.number}"))
+            found.append(DenseGroup(place, place, place.item.out, place.item.d_out, f"layer {place.number}"))
             continue
         last = found[-1]
         delta = last.delta if last.dense is not None else place.item.d_out
-        found[-1] = Layer(last.dense, place, place.item.out, delta, place.item.layer.name)
+        found[-1] = DenseGroup(last.dense, place, place.item.out, delta, place.item.layer.name)
     return found
 
 
@@ -124,7 +124,7 @@ def largest(arrays: Sequence[np.ndarray]) -> float:
     return max((float(np.abs(each).max(initial=0)) for each in arrays), default=0.0) or 1.0
 
 
-def drawn(layers: Sequence[Layer]) -> Drawing:
+def drawn(layers: Sequence[DenseGroup]) -> Drawing:
     """Columns of units from the left to the right, edges between them."""
     tallest = max(len(layer.out) for layer in layers)
     height = 2 * MARGIN + (tallest - 1) * DOWN + 26
@@ -162,7 +162,7 @@ def drawn(layers: Sequence[Layer]) -> Drawing:
     return Drawing(2 * MARGIN + (len(layers) - 1) * ACROSS, height, tuple(columns))
 
 
-def layers_input(layers: Sequence[Layer]) -> Expression:
+def layers_input(layers: Sequence[DenseGroup]) -> Expression:
     """The input's symbol: what the first layer takes."""
     first = next(layer for layer in layers if layer.dense is not None or layer.last is not None)
     place = first.dense if first.dense is not None else first.last

@@ -36,7 +36,7 @@ from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.records import BLOCK, Record
 from jaxnet.explaining.site import Site
-from jaxnet.explaining.source_lines import Writer, recorded
+from jaxnet.explaining.source_lines import LineWriter, recorded
 from jaxnet.explaining.transcription import transposed
 from jaxnet.layer import Layer, Passing
 
@@ -94,7 +94,7 @@ def derivation_of_function(subject: FunctionSubject, notation: Notation) -> Deri
         wide = {name: jnp.asarray(leaf, jnp.float64) for name, leaf in floats.items()}
         exact = jax.device_get(jax.jit(jax.grad(lambda some: whole(given | some)))(wide))
     site = Site(record, notation, None, (Name("x"),), notation.cost, ONE, (ONE,))
-    writer = Writer(site, recording)
+    writer = LineWriter(site, recording)
     writer.fixed.clear()  # any argument may have the examples in front
     forward_lines = [line_of(each, subject.source) for each in writer.lines() if each.forward]
     backward_lines = tuple(Backwards(writer, exact, subject.source).lines())
@@ -131,7 +131,7 @@ def line_of(each: Any, of: str) -> Line:
 class Backwards:
     """The chain rule through the lines of a recording, the last first."""
 
-    def __init__(self, writer: Writer, exact: dict[str, np.ndarray], of: str):
+    def __init__(self, writer: LineWriter, exact: dict[str, np.ndarray], of: str):
         self.writer, self.exact, self.of = writer, exact, of
         self.errors: dict[Expression, list[Expression]] = {}
 

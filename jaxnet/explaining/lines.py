@@ -11,7 +11,7 @@ from jaxnet.explaining import writing
 from jaxnet.explaining.expressions import Call, Expression, Product, Sum, Transposed
 from jaxnet.explaining.kinds import maker_of
 from jaxnet.explaining.losses import made_by, said_of, slope_of
-from jaxnet.explaining.model import Factor, Line
+from jaxnet.explaining.model import EquationFactor, Line
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.notes import SHOWN_UNITS, prime, slope, softmax_jacobian
 from jaxnet.explaining.numbering import NumberedLayer
@@ -107,7 +107,7 @@ def known(chain: Chain, place: NumberedLayer) -> dict[Expression, np.ndarray]:
     return found | {Call(prime(item.layer), place.takes): slope(item)}
 
 
-def factors_of(right: Expression, known: dict[Expression, np.ndarray]) -> tuple[Factor, ...]:
+def factors_of(right: Expression, known: dict[Expression, np.ndarray]) -> tuple[EquationFactor, ...]:
     """The factors of a product, or of a sum's first term, with their values; a transposed vector as the vector."""
     product = right.terms[0] if isinstance(right, Sum) else right
     found = []
@@ -117,7 +117,7 @@ def factors_of(right: Expression, known: dict[Expression, np.ndarray]) -> tuple[
             each, value = (each.of if known[each.of].ndim == 1 else each), known[each.of].T
         if value is None:
             return ()
-        found.append(Factor(each, tuple(np.shape(value)), np.asarray(value)))
+        found.append(EquationFactor(each, tuple(np.shape(value)), np.asarray(value)))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Factor:
+class EquationFactor:
     """One factor of an equation, and its shape as the equation takes it: a vector is (n,), δ aᵀ is (out,)·(in,).
 
     value: as the equation takes it; not in JSON, where other lines have it.
@@ -63,7 +63,7 @@ class Line:
     layer: str
     left: Expression
     right: Expression
-    factors: tuple[Factor, ...]
+    factors: tuple[EquationFactor, ...]
     shape: Shape
     value: np.ndarray
     remarks: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Layer:
+class DrawnLayer:
     """One layer of the network as drawn: for dense ones W and b, for all what comes out and δ there.
 
     kind: "dense", "activation", "loss", or "other". number: as written. name: the layer's own. activation: that of
@@ -156,7 +156,7 @@ class Paths:
 
 
 @dataclass(frozen=True)
-class Rows:
+class WholeRows:
     """Whole rows: Wᵀδ = Σ_j δ_j · (row j of W)."""
 
     delta: np.ndarray
@@ -218,7 +218,7 @@ class WhyTranspose:
     back: np.ndarray
     nudge: Nudge
     paths: Paths
-    rows: Rows
+    rows: WholeRows
     sent_back: SentBack
     orthogonal: Orthogonal
     adjoint: Adjoint
@@ -312,7 +312,7 @@ class NotationRow:
 
 
 @dataclass(frozen=True)
-class Loop:
+class SumLoop:
     """A sum of a dense layer as a loop; `moving` is the summed subscript, "" where there is no sum."""
 
     direction: Literal["forward", "backward", "gradient"]
@@ -338,14 +338,14 @@ class Derivation:
     header: Header
     forward: tuple[Line, ...]
     backward: tuple[Line, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[DrawnLayer, ...]
     why: tuple[WhyTranspose, ...]
     layouts: tuple[Layouts, ...]
     tensors: tuple[Tensor, ...]
     order: Order | None
     answers: tuple[Answer, ...]
     notations: tuple[NotationRow, ...]
-    loops: tuple[Loop, ...]
+    loops: tuple[SumLoop, ...]
     checked: Checked
     batch: tuple[Batch, ...] = ()
     notes: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item
 from jaxnet.explaining.records import Record
 from jaxnet.explaining.site import Site
-from jaxnet.explaining.source_lines import Written
+from jaxnet.explaining.source_lines import WrittenLine
 from jaxnet.explaining.transcription import at
 from jaxnet.factors import Factor, Outer
 from jaxnet.layer import Layer
@@ -112,7 +112,7 @@ def units_off(of: Record) -> str:
 # ---------------------------------------------------------------------------------- numbers that show what is said
 
 
-def notes_of(record: Record, line: Written) -> tuple[str, ...]:
+def notes_of(record: Record, line: WrittenLine) -> tuple[str, ...]:
     """The lines below an equation."""
     if (of := NOTES.get((record.word, line.gives or line.name))) is not None:
         return (of(record, line),)
@@ -163,14 +163,14 @@ def rows_of(factor: Rows) -> str:
     )
 
 
-def looks_at(record: Record, line: Written) -> str:
+def looks_at(record: Record, line: WrittenLine) -> str:
     """Where the last position of the first head looks."""
     row = line.value.reshape(-1, *line.value.shape[-2:])[0, -1]
     best = int(row.argmax())
     return f"in head 1 the last position takes most, {one(float(row[best]))} of the whole, from position {best + 1}"
 
 
-def carried(record: Record, line: Written) -> str:
+def carried(record: Record, line: WrittenLine) -> str:
     """How the error's length changes back in time."""
     sizes = np.linalg.norm(line.value, axis=1)
     sizes = sizes if record.options.get("reverse") else sizes[::-1]
@@ -178,7 +178,7 @@ def carried(record: Record, line: Written) -> str:
     return f"back in time its length is {said} at the last, the middle and the first step"
 
 
-def taken_off(record: Record, line: Written) -> str:
+def taken_off(record: Record, line: WrittenLine) -> str:
     """What is taken off the error, at the first position, and that nothing of it is left."""
     count = record.x.shape[-1]
     x, dx = (np.asarray(each, np.float64).reshape(-1, count)[0] for each in (record.x, record.dxs[0]))
@@ -201,7 +201,7 @@ def tiny(value: Any) -> str:
     return "0" if value == 0 else f"{float(value):.0e}".replace("e-0", "e-").replace("-", "−")
 
 
-NOTES: dict[tuple[str, str], Callable[[Record, Written], str]] = {
+NOTES: dict[tuple[str, str], Callable[[Record, WrittenLine], str]] = {
     ("attention", "P"): looks_at,
     **{(layer, "d_h"): carried for layer in ("rnn", "lstm", "gru")},
     **{(layer, "dx"): taken_off for layer in ("layer_norm", "rms_norm")},

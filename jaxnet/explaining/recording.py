@@ -62,7 +62,7 @@ class Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Operation:
+class RecordedOperation:
     """An operator or a library's function, by name, with its operands: an `Array` in the place of each array.
 
     ref: the number of its value. part: whether it gives several values, of which this is one.
@@ -92,7 +92,7 @@ class Recording:
     - `roots`: of the square root of a number of Python's that number.
     """
 
-    operations: dict[int, Operation] = field(default_factory=dict)
+    operations: dict[int, RecordedOperation] = field(default_factory=dict)
     values: dict[int, Any] = field(default_factory=dict)
     given: dict[int, tuple[str, tuple]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
@@ -248,7 +248,7 @@ class Recorder:
         for each in result if several else (result,):
             if is_array(each) and id(each) not in self.recording.refs and any(arrays_in((taken, chosen))):
                 ref = self.ref(each)
-                self.recording.operations[ref] = Operation(ref, name, taken, chosen, self.forward, several)
+                self.recording.operations[ref] = RecordedOperation(ref, name, taken, chosen, self.forward, several)
                 if name in SAME and is_array(args[0]) and each.size == args[0].size:
                     self.recording.same[ref] = self.ref(args[0])
         return result

@@ -19,7 +19,7 @@ from jaxnet.explaining.evaluation import AXES, MisfitError, Values, symbols
 from jaxnet.explaining.expressions import BigSum, Call, Derivative, Expression, Name, Product, Sum, Transposed
 from jaxnet.explaining.notation import GREEK
 from jaxnet.explaining.numbers import shape
-from jaxnet.explaining.recording import OWN, Operation, Recording, alike, close, record
+from jaxnet.explaining.recording import OWN, RecordedOperation, Recording, alike, close, record
 from jaxnet.explaining.records import Record
 from jaxnet.explaining.site import Site, param_name, parameter
 from jaxnet.explaining.transcription import (
@@ -31,15 +31,14 @@ from jaxnet.explaining.transcription import (
     window_place,
 )  # fmt: skip
 from jaxnet.explaining.ulp import ulps
-from jaxnet.factors import Factor, Outer, Plain
-from jaxnet.factors import Sum as Uses
+from jaxnet.factors import Factor, FactorSum, Outer, Plain
 from jaxnet.layer import Untrained
 from jaxnet.layers.conv import Patches
 from jaxnet.layers.embedding import Rows
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenLine:
     """A line as an equation.
 
     key: of its value in the derivation. gives: "out", "dx", a parameter's name, or "". name: the variable. shown: the
@@ -79,14 +78,14 @@ def recorded(record_: Record) -> Recording | None:
 
 
 @lru_cache(maxsize=256)
-def written_lines(site: Site) -> tuple[Written, ...]:
+def written_lines(site: Site) -> tuple[WrittenLine, ...]:
     """The lines of a record in a notation's symbols."""
     recording = recorded(site.record)
     assert recording is not None
-    return tuple(Writer(site, recording).lines())
+    return tuple(LineWriter(site, recording).lines())
 
 
-class Writer:
+class LineWriter:
     """Writes a recording's lines in the symbols of a site."""
 
     def __init__(self, site: Site, recording: Recording):
@@ -157,7 +156,7 @@ class Writer:
                     found.append((name.removeprefix("d_").removeprefix("d") == self.recording.names.get(of), symbol))
         return self.site.notation.partial(max(found, key=lambda each: each[0])[1]) if found else None
 
-    def rewritten(self, operation: Operation) -> bool:
+    def rewritten(self, operation: RecordedOperation) -> bool:
         """Whether the name says nothing of this value: the author gives it to another value that is made of this one,
         or it is a helper's, which is called several times."""
         recording, ref = self.recording, operation.ref
@@ -241,11 +240,11 @@ class Writer:
         """A value with so many axes, those of one entry left out."""
         return next((each for each in (form.squeeze() for form in forms) if each.ndim == axes), forms[0])
 
-    def lines(self) -> list[Written]:
+    def lines(self) -> list[WrittenLine]:
         """The lines whose text gives their value: forward, then backward, each gradient once its factors are there."""
         recording = self.recording
         self.indices()
-        found: list[Written] = []
+        found: list[WrittenLine] = []
         waiting = dict(recording.factors)
         operations = recording.operations.values()
         arrived = set(recording.given) | {each.ref for each in operations if each.forward}
@@ -262,7 +261,7 @@ class Writer:
             found += self.passed(recording.dx, self.site.back[0], self.site.error, False)
         return found
 
-    def used(self, lines: list[Written]) -> list[Written]:
+    def used(self, lines: list[WrittenLine]) -> list[WrittenLine]:
         """The lines that give what the layer gives, or a value that another line takes."""
         while True:
             taken = {self.plain(each) for line in lines for each in every(line.right)}
@@ -306,15 +305,17 @@ class Writer:
         except (UnwritableError, LookupError):
             return None
 
-    def passed(self, ref: int, left: Expression, right: Expression, forward: bool) -> list[Written]:
+    def passed(self, ref: int, left: Expression, right: Expression, forward: bool) -> list[WrittenLine]:
         """What is given as it came."""
         value = self.recording.values[ref]
         own = self.site.record.out if forward else self.site.record.dxs[0]
         if own.shape != value.shape:
             right, value = Call(Name("reshape"), right), value.reshape(own.shape)
-        return [self.compared(Written("", left, right, value, forward, "out" if forward else "dx", shape(value.shape)))]
+        return [
+            self.compared(WrittenLine("", left, right, value, forward, "out" if forward else "dx", shape(value.shape)))
+        ]
 
-    def line(self, line: Operation) -> list[Written]:
+    def line(self, line: RecordedOperation) -> list[WrittenLine]:
         """A line as an equation; nothing where it has none, or where that is not its value."""
         left, value = self.symbols.get(line.ref), self.recording.values.get(line.ref)
         if left is None or value is None or not np.issubdtype(value.dtype, np.floating):
@@ -338,7 +339,7 @@ class Writer:
         if axis is not None and not gives and (part := value.squeeze()).ndim == len(index) == 3:  # one head of several
             shown, value = f"{index[axis]} = 1 of {part.shape[axis]}", np.take(part, 0, axis)
             sizes = shape(value.shape)
-        return [self.compared(Written("", left, right, value, line.forward, gives, sizes, name=name, shown=shown))]
+        return [self.compared(WrittenLine("", left, right, value, line.forward, gives, sizes, name=name, shown=shown))]
 
     def at_positions(
         self, left: Expression, right: Expression, value: np.ndarray, least: int
@@ -389,7 +390,7 @@ class Writer:
                 return letters[: len(lead)]
         return self.site.record.index(len(lead))
 
-    def gradients(self, waiting: dict[tuple, Factor], arrived: set[int] | None) -> list[Written]:
+    def gradients(self, waiting: dict[tuple, Factor], arrived: set[int] | None) -> list[WrittenLine]:
         """The gradients whose factors are all there; with None all that are left."""
         found = []
         for path, factor in list(waiting.items()):
@@ -400,7 +401,7 @@ class Writer:
             found += self.gradient(path, factor)
         return found
 
-    def gradient(self, path: tuple, factor: Factor) -> list[Written]:
+    def gradient(self, path: tuple, factor: Factor) -> list[WrittenLine]:
         """∇ of one parameter."""
         name = parameter(path)
         symbol = param_name(self.site.notation, path, self.site.number)
@@ -417,15 +418,15 @@ class Writer:
         if got.shape != values.matrix(laid).shape or not close(got, values.matrix(laid), beside):
             return []
         text = values.subscripted(right, (), "")
-        return [self.compared(Written("", at(left, index), text, value, False, name, sizes_of(values, right, (), value),
-                                  factor=self.recording.factor_values(factor)))]  # fmt: skip
+        sizes, parts = sizes_of(values, right, (), value), self.recording.factor_values(factor)
+        return [self.compared(WrittenLine("", at(left, index), text, value, False, name, sizes, factor=parts))]
 
     def computed(self, made: Expression, value: np.ndarray) -> Expression:
         """A sum over what no symbol has the axes of: its value is the factor's own."""
         self.transcription.computed[made] = lambda _: value
         return made
 
-    def compared(self, line: Written) -> Written:
+    def compared(self, line: WrittenLine) -> WrittenLine:
         """A line with its key, its value in the layer's dtype, and how far that is from what must be the same."""
         record = self.site.record
         dtype = np.asarray(record.out).dtype
@@ -542,35 +543,35 @@ def first_product(expression: Expression) -> Product | None:
 
 
 @singledispatch
-def gradient_of(factor: Factor, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+def gradient_of(factor: Factor, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
     """∇ of a parameter as its factor's equation, and the index of the parameter there."""
     raise UnwritableError(f"{type(factor).__name__} has no equation")
 
 
-def summed(sums: int, of: Expression, writer: Writer) -> Expression:
+def summed(sums: int, of: Expression, writer: LineWriter) -> Expression:
     """Σ over leading axes, those of the positions among them."""
     axes = sums + writer.site.record.positions
     return BigSum(writer.site.record.index(axes), of) if axes else of
 
 
 @gradient_of.register
-def _(factor: Outer, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: Outer, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
     delta, a = writer.transcription.value(factor.delta), writer.transcription.value(factor.a)
     return summed(factor.sums, writer.site.outer(delta, a), writer), ""
 
 
 @gradient_of.register
-def _(factor: Plain, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: Plain, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
     return summed(factor.sums, writer.transcription.value(factor.delta), writer), ""
 
 
 @gradient_of.register
-def _(factor: Uses, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: FactorSum, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
     return Sum(tuple(gradient_of(use, writer, grad)[0] for use in factor.uses)), ""
 
 
 @gradient_of.register
-def _(factor: Rows, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: Rows, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
     index = "t" if np.ndim(factor.tokens) else ""
     delta, tokens = (at(writer.transcription.value(each), index) for each in (factor.delta, factor.tokens))
     outer = writer.site.outer(Call(Name("unit"), tokens), delta)
@@ -578,7 +579,7 @@ def _(factor: Rows, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
 
 
 @gradient_of.register
-def _(factor: Patches, writer: Writer, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: Patches, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
     window = factor.window
     before = padding_before(window.padding)
     place = window_place(multiple(window.stride), multiple(window.dilation), before)

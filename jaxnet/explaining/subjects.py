@@ -28,7 +28,7 @@ BATCH = 3  # examples of a layer that couples them
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class ExplainedNetwork:
     """A network with its loss, parameters and examples. The first example is explained, or all as a batch.
 
     xs, ys: examples first; xs a tree of arrays where the network takes several. example: the index of the first in the
@@ -48,7 +48,7 @@ class Subject:
     notes: tuple[str, ...] = ()
 
 
-def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Subject | FunctionSubject:
+def named(target: str, *, inputs: str | None = None, seed: int = 0) -> ExplainedNetwork | FunctionSubject:
     """A layer, loss or network that jaxnet ships, "package.module:object" or "file.py:object", at inputs by the seed.
 
     An object is a `Layer` with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as `jaxnet check` takes
@@ -64,7 +64,7 @@ def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Subject |
         raise ExplainError(str(error)) from None
 
 
-def of_target(target: Target, *, seed: int = 0) -> Subject:
+def of_target(target: Target, *, seed: int = 0) -> ExplainedNetwork:
     """A target of the checker as something to explain.
 
     Raises `ExplainError` for a rule that is no layer, loss or network.
@@ -99,7 +99,9 @@ def of_target(target: Target, *, seed: int = 0) -> Subject:
     if ys is None:
         notes = (f"{notes[0]}; y is a target for what the layer gives, so that an error arrives at it", *notes[1:])
         ys = made_up(net, params, one, len(jax.tree.leaves(xs)[0]), seed)
-    return Subject(net, loss, params, jax.tree.map(np.asarray, xs), np.asarray(ys), target.name, seed=seed, notes=notes)
+    return ExplainedNetwork(
+        net, loss, params, jax.tree.map(np.asarray, xs), np.asarray(ys), target.name, seed=seed, notes=notes
+    )
 
 
 def made_up(net: Layer, params: Tree, one: Tree, count: int, seed: int) -> np.ndarray:

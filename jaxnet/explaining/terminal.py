@@ -98,7 +98,7 @@ def given(values: np.ndarray, digits: int) -> str:
 # --------------------------------------------------------------------------------------------- equations
 
 
-class Columns:
+class ColumnStarts:
     """Where the columns of the equations begin."""
 
     def __init__(self, equation: int, shapes: int):
@@ -106,12 +106,12 @@ class Columns:
         self.values = self.shapes + shapes + 3
 
 
-def columns_of(derivation: Derivation) -> Columns:
+def columns_of(derivation: Derivation) -> ColumnStarts:
     """Columns as wide as the equations need, up to a bound."""
     lines = [*derivation.forward, *shown(derivation.backward)]
     equations = [len(equation(line)) for line in lines]
     fitting = [each for each in equations if each <= WIDEST_EQUATION]
-    return Columns(
+    return ColumnStarts(
         max(fitting, default=10),
         max(len(shapes(line)) for line in lines if len(equation(line)) <= WIDEST_EQUATION or True),
     )
@@ -154,7 +154,7 @@ def split_at_why(derivation: Derivation) -> tuple[list[Line], list[Line], WhyTra
     return [*shown(lines[:at]), lines[at]], shown(lines[at + 1 :]), why
 
 
-def section(lines: Sequence[Line], columns: Columns, digits: int, width: int) -> list[str]:
+def section(lines: Sequence[Line], columns: ColumnStarts, digits: int, width: int) -> list[str]:
     """Equations, one a line: symbols, shapes, value, remarks."""
     cell: dict[int, int] = {}
     for line in lines:
@@ -172,7 +172,7 @@ def section(lines: Sequence[Line], columns: Columns, digits: int, width: int) ->
     return found
 
 
-def one_line(line: Line, columns: Columns, digits: int, width: int, cell: int) -> list[str]:
+def one_line(line: Line, columns: ColumnStarts, digits: int, width: int, cell: int) -> list[str]:
     """One equation, and what does not fit into its line below it."""
     text, sizes = f"{INDENT}{equation(line)}", shapes(line)
     found: list[str] = []

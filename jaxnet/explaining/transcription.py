@@ -33,7 +33,7 @@ from jaxnet.explaining.expressions import (
     raised,
 )  # fmt: skip
 from jaxnet.explaining.kinds import INDICES
-from jaxnet.explaining.recording import FUNCTIONS, SAME, Array, Operation, Recording, arrays_in
+from jaxnet.explaining.recording import FUNCTIONS, SAME, Array, RecordedOperation, Recording, arrays_in
 
 KEYS = {"σ": "sigmoid", "√": "sqrt"}
 SEVERAL = {"maximum": "max", "minimum": "min", "where": "where", "clip": "clip"}
@@ -126,7 +126,7 @@ class Transcription:
             raise UnwritableError(f"{type(operand).__name__} is no number")
         return self.number(operand if isinstance(operand, float) else int(operand))
 
-    def written(self, operation: Operation) -> Expression:
+    def written(self, operation: RecordedOperation) -> Expression:
         """An operation's equation."""
         name, args, options = operation.name, operation.args, operation.options
         if name in SAME:
@@ -194,7 +194,7 @@ class Transcription:
             return made
         return Entry(self.of(of), self.of(index))
 
-    def named(self, operation: Operation) -> Expression:
+    def named(self, operation: RecordedOperation) -> Expression:
         """Another function of a library, by its name: its value is the one that it gave."""
         of = [self.of(each) for each in operation.args if any(arrays_in(each))]
         if not of or not operation.name or operation.ref not in self.recording.values:
@@ -252,7 +252,7 @@ class Transcription:
             return transposed(self.opened(made.args[0].ref))
         return self.numbered(ref)
 
-    def reduced(self, operation: Operation) -> Expression:
+    def reduced(self, operation: RecordedOperation) -> Expression:
         """A sum or a mean: of all entries, or over leading axes, by an index."""
         (of, *rest), options = operation.args, operation.options
         axes = options.get("axis", rest[0] if rest else None)

@@ -30,11 +30,11 @@ from jaxnet.explaining.lines import Chain, inside, oriented
 from jaxnet.explaining.mathml import equation, math, mathml
 from jaxnet.explaining.model import Answer, Batch, Derivation, Layouts, Line, NotationRow, Tensor, WhyTranspose
 from jaxnet.explaining.notation import NOTATIONS, WHO, Notation
+from jaxnet.explaining.notation_tables import notation_rows
 from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import LONGEST, number, one, shape, vector
 from jaxnet.explaining.run_charts import RunCharts
 from jaxnet.explaining.site import param_name
-from jaxnet.explaining.tables import notation_rows
 from jaxnet.explaining.terminal import given
 from jaxnet.explaining.variants import varying
 from jaxnet.explaining.whytext import check_line

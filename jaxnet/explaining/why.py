@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnet.backprop import own_weight
 from jaxnet.explaining.lines import Chain
-from jaxnet.explaining.model import Adjoint, Nudge, Orthogonal, Paths, Rows, SentBack, WhyTranspose
+from jaxnet.explaining.model import Adjoint, Nudge, Orthogonal, Paths, SentBack, WholeRows, WhyTranspose
 from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.observe import Observed
 from jaxnet.readings import product
@@ -82,7 +82,7 @@ def numbers(observed: Observed, index: int) -> dict[str, Any]:
             unit, delta * W[:, unit], float(back[unit]), (0, unit), float(delta[0] * a[unit]), float(delta[0]),
             float(a[unit]),
         ),
-        "rows": Rows(delta, W, delta[:, None] * W, back),
+        "rows": WholeRows(delta, W, delta[:, None] * W, back),
         "sent_back": SentBack(inverse, other, angle(back, other), STEP, costs[0] - costs[2], costs[0] - costs[3]),
         "orthogonal": orthogonal(W, delta),
         "adjoint": adjoint(W, delta),

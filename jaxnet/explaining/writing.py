@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxnet.explaining.expressions import Call, Expression, Listed, Name, Product, Sum
 from jaxnet.explaining.kinds import LINEAR, is_activation, maker_of, options_of
+from jaxnet.explaining.layer_source import quoted
 from jaxnet.explaining.model import Line
 from jaxnet.explaining.notation import Notation, Number
 from jaxnet.explaining.notes import by_hand, notes_of, remark_of
@@ -18,7 +19,6 @@ from jaxnet.explaining.numbers import one, shape
 from jaxnet.explaining.records import BLOCK, Record, opened
 from jaxnet.explaining.site import Site, param_name
 from jaxnet.explaining.source_lines import readable, recorded, written_lines
-from jaxnet.explaining.sources import quoted
 from jaxnet.explaining.ulp import ulps
 
 

@@ -52,7 +52,7 @@ class WeightsError(ValueError):
     """Weights that are not GPT-2's; the message says what must hold, what came, and how to mend it."""
 
 
-class Sizes(NamedTuple):
+class GPT2Sizes(NamedTuple):
     """What `gpt2` takes to be as large as some weights."""
 
     vocab: int
@@ -213,7 +213,7 @@ def from_arrays(
     return gpt(**sizes._asdict(), tied_head=True, **given), params
 
 
-def sizes_of(where: str, named: Mapping[str, np.ndarray], heads: int | None) -> Sizes:
+def sizes_of(where: str, named: Mapping[str, np.ndarray], heads: int | None) -> GPT2Sizes:
     """The sizes that arrays by their names, without prefix, tell."""
     for name in ("wte.weight", "wpe.weight", "h.0.ln_1.weight"):
         if name not in named or named[name].ndim != (1 if "ln" in name else 2):
@@ -228,7 +228,7 @@ def sizes_of(where: str, named: Mapping[str, np.ndarray], heads: int | None) -> 
         raise WeightsError(f"{where}: {heads} heads do not divide the width {width}: say how many there are")
     blocks = {name.split(".")[1] for name in named if name.startswith("h.")}
     depth = 1 + max(int(number) for number in blocks if number.isdecimal())
-    return Sizes(vocab, positions, width, heads, depth)
+    return GPT2Sizes(vocab, positions, width, heads, depth)
 
 
 def block_shapes(width: int) -> dict[str, tuple[int, ...]]:

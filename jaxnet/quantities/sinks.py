@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, Var
 
-from jaxnet.factors import Factor, Outer, Plain, Sum, dataclass_tree
+from jaxnet.factors import Factor, FactorSum, Outer, Plain, dataclass_tree
 from jaxnet.layer import Passing, Reading, Tree
 from jaxnet.layers.conv import Patches
 from jaxnet.layers.embedding import Rows
@@ -539,7 +539,7 @@ def one_example(found: Traced, reading: Reading) -> Callable:
         for i, gradient in formed.items():
             factors[i].append(Plain(gradient))
         sums = [
-            Plain(jnp.zeros_like(p)) if not own else own[0] if len(own) == 1 else Sum(tuple(own))
+            Plain(jnp.zeros_like(p)) if not own else own[0] if len(own) == 1 else FactorSum(tuple(own))
             for p, own in zip(params, factors, strict=True)
         ]
         tree = found.rebuild(sums)

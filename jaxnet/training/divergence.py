@@ -11,7 +11,7 @@ from jaxnet.backprop import Step, trace, value_and_grad
 from jaxnet.layer import Tree
 from jaxnet.training import monitors, step
 from jaxnet.training.session import Session
-from jaxnet.training.step import Call, State
+from jaxnet.training.step import State, StepCall
 
 
 class Trouble(NamedTuple):
@@ -21,7 +21,7 @@ class Trouble(NamedTuple):
     where: str
 
 
-def first_trouble(session: Session, seed: int, before: State, call: Call, order: Any) -> Trouble:
+def first_trouble(session: Session, seed: int, before: State, call: StepCall, order: Any) -> Trouble:
     """The first step of a call that leaves an unsound state, and the first place in it.
 
     before: one seed's state before the call, sound. order: that seed's order of the epoch.

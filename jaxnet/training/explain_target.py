@@ -13,16 +13,16 @@ from jaxnet.backprop import initialize
 from jaxnet.explaining.functions import FunctionSubject
 from jaxnet.explaining.history import History, Moment
 from jaxnet.explaining.notation import ExplainError
-from jaxnet.explaining.subjects import Subject, named, out_of_range
+from jaxnet.explaining.subjects import ExplainedNetwork, named, out_of_range
 from jaxnet.program.evaluate import quickly
 from jaxnet.training import devices, step
 from jaxnet.training.build import build
 from jaxnet.training.checkpoint import CheckpointError
 from jaxnet.training.config import load_config
 from jaxnet.training.data import load
-from jaxnet.training.evaluate import Trained, restore
 from jaxnet.training.run_folder import Run
 from jaxnet.training.run_listing import read_metrics
+from jaxnet.training.trained_network import Trained, restore
 
 
 def subject_of(
@@ -34,7 +34,7 @@ def subject_of(
     seed: int | None = None,
     inputs: str | None = None,
     data_dir: Path | None = None,
-) -> Subject | FunctionSubject:
+) -> ExplainedNetwork | FunctionSubject:
     """The subject that a target names: a config, a run's folder, one of jaxnet's names, or "package.module:object".
 
     batch: the number of examples. Raises ExplainError, and the errors of configs, runs and data.
@@ -60,7 +60,7 @@ def subject_of(
 def config_subject(
     file: Path, overrides: Sequence[str] = (), *, example: int = 0, seed: int | None = None, batch: int = 1,
     data_dir: Path | None = None,
-) -> Subject:  # fmt: skip
+) -> ExplainedNetwork:  # fmt: skip
     """The network of a config as it begins to train, at `batch` training examples from `example` on.
 
     seed: instead of the config's own. Raises ConfigError, DataError or ShapeError for a config that could not be
@@ -75,13 +75,13 @@ def config_subject(
         params = quickly(lambda key: initialize(net, loss, key, shape), (key,))
     xs, ys = chosen(dataset.train.x, dataset.train.y, example, batch)
     wide = "float64" if config.precision == "float64" else "float32"
-    return Subject(net, loss, params, typed(xs, wide), typed(ys, wide), str(file), example, used, wide)
+    return ExplainedNetwork(net, loss, params, typed(xs, wide), typed(ys, wide), str(file), example, used, wide)
 
 
-def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Path | None = None) -> Subject:
+def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Path | None = None) -> ExplainedNetwork:
     """The network of a run at its last checkpoint, with the checkpoints and metrics before it.
 
-    Raises as `evaluate.restore` does, and ExplainError for an example that there is not.
+    Raises as `trained_network.restore` does, and ExplainError for an example that there is not.
     """
     devices.keep_compiled()
     trained = restore(folder, data_dir=data_dir)
@@ -94,7 +94,7 @@ def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Pat
     notes = (f"parameters of step {trained.step:,}, after epoch {trained.epoch:,}",)
     net, loss = session.recipe.net, session.recipe.loss
     xs, ys = typed(xs, wide), typed(ys, wide)
-    return Subject(net, loss, trained.params, xs, ys, str(folder), example, config.seed, wide, past, notes)
+    return ExplainedNetwork(net, loss, trained.params, xs, ys, str(folder), example, config.seed, wide, past, notes)
 
 
 def history(folder: Path, trained: Trained) -> History:

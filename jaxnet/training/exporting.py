@@ -22,8 +22,8 @@ from jaxnet.training.atomic_write import write_whole
 from jaxnet.training.config import Config, load_config
 from jaxnet.training.data import load
 from jaxnet.training.devices import precision
-from jaxnet.training.evaluate import for_evaluation, restore
 from jaxnet.training.session import Session, typed
+from jaxnet.training.trained_network import for_evaluation, restore
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 EXAMPLES = 8
@@ -38,7 +38,7 @@ class ExportError(ValueError):
 def export_run(folder: Path, out: Path, platforms: Sequence[str], data_dir: Path | None = None) -> str:
     """Writes a run's network in evaluation mode: (any number of examples, …) to its outputs. Its parameters are inside.
 
-    Returns what was written, in words. Raises ExportError, and as `evaluate.restore`.
+    Returns what was written, in words. Raises ExportError, and as `trained_network.restore`.
     """
     trained = restore(folder, data_dir=data_dir)
     recipe = trained.session.recipe

@@ -10,8 +10,8 @@ import numpy as np
 from jaxnet.training.build import parameter_names
 from jaxnet.training.checkpoint import leaves_sha256, plain
 from jaxnet.training.config import ConfigError
-from jaxnet.training.evaluate import restore
 from jaxnet.training.session import Session
+from jaxnet.training.trained_network import restore
 
 
 class Start(NamedTuple):
@@ -31,7 +31,7 @@ def trained_start(session: Session, data_dir: Path | None = None) -> Start | Non
     """The parameters of the run `start_from` whose name and shape the network to train has too.
 
     None where the config names no run.
-    Raises ConfigError where no parameter fits, and as `evaluate.restore` does for the run.
+    Raises ConfigError where no parameter fits, and as `trained_network.restore` does for the run.
     """
     source = session.config.start_from
     if source is None:

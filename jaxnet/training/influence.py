@@ -20,9 +20,9 @@ from jaxnet.quantities.influence import influence, self_influence
 from jaxnet.quantities.kronecker import ekfac, is_axes, kronecker
 from jaxnet.training import devices
 from jaxnet.training.data import Dataset
-from jaxnet.training.evaluate import NEWEST, Reading, restore
 from jaxnet.training.plots import DARK, LIGHT
 from jaxnet.training.run_folder import RunError, replace_file, writing
+from jaxnet.training.trained_network import NEWEST, CheckpointChoice, restore
 
 BATCH = 250  # examples whose influence is computed at a time
 
@@ -68,7 +68,7 @@ def of_run(
     most: int = 8,
     damping: float = 1e-3,
     data_dir: Path | None = None,
-    reading: Reading = NEWEST,
+    reading: CheckpointChoice = NEWEST,
 ) -> Influences:
     """The influence of each training example of a run on the prediction for one example of its test set.
 

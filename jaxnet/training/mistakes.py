@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from jaxnet.readings import total
 from jaxnet.training import devices, step
 from jaxnet.training.data import Dataset
-from jaxnet.training.evaluate import restore
 from jaxnet.training.plots import Panel, Theme
+from jaxnet.training.trained_network import restore
 
 SPLITS = ("test", "validation", "train")
 MOST_CLASSES = 20
@@ -91,7 +91,7 @@ class Mistakes(NamedTuple):
 def mistakes(folder: Path) -> Mistakes | None:
     """The mistakes of a run's network on its test set, or on another split where it has none; writes nothing.
 
-    None where an example has no class of its own. Raises as `evaluate.restore` does.
+    None where an example has no class of its own. Raises as `trained_network.restore` does.
     """
     trained = restore(folder)
     session, dataset = trained.session, trained.session.dataset

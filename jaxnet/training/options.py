@@ -88,7 +88,7 @@ def as_written(value: Any) -> Any:
     return value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
-class Checked:
+class CheckedAs:
     """Marks a field to be checked as another type, one that is made while the program runs."""
 
     def __init__(self, kind: Any):
@@ -135,7 +135,7 @@ def one_of(names: Iterable[str], what: str) -> Any:
     return Annotated[str, AfterValidator(check), WithJsonSchema({"enum": known})]
 
 
-Init = Annotated[Any, Checked(one_of(INITIALIZERS, "an initialiser"))]
+Init = Annotated[Any, CheckedAs(one_of(INITIALIZERS, "an initialiser"))]
 Activation = one_of(ACTIVATIONS, "an activation")
 
 
@@ -265,11 +265,11 @@ def named(names: Mapping[str, Any], what: str, key: str = "name", own: bool = Tr
     return Annotated[Union[tuple(members)], Discriminator(choice), *PLAIN, BeforeValidator(name_is_known)]  # noqa: UP007 - of a list
 
 
-ScheduleTable = Annotated[Any, Checked(named(SCHEDULES, "schedule", key="schedule", own=False))]
-OptimizerSpec = Annotated[Any, Checked(named(OPTIMIZERS, "optimizer"))]
-LossSpec = Annotated[Any, Checked(named(LOSSES, "loss"))]
-FeedbackSpec = Annotated[Any, Checked(named(FEEDBACK, "feedback", own=False))]
-NamedModel = Annotated[Any, Checked(named(MODELS, "model"))]
+ScheduleTable = Annotated[Any, CheckedAs(named(SCHEDULES, "schedule", key="schedule", own=False))]
+OptimizerSpec = Annotated[Any, CheckedAs(named(OPTIMIZERS, "optimizer"))]
+LossSpec = Annotated[Any, CheckedAs(named(LOSSES, "loss"))]
+FeedbackSpec = Annotated[Any, CheckedAs(named(FEEDBACK, "feedback", own=False))]
+NamedModel = Annotated[Any, CheckedAs(named(MODELS, "model"))]
 
 
 # --------------------------------------------------------------------------------------------------- layers

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from jaxnet.training.run_listing import SPLITS, Record
+from jaxnet.training.run_listing import SPLITS, RunRecord
 
 DASHES: dict[str, Any] = {"train": "-", "validation": (0, (5, 1.5)), "test": (0, (1.2, 1.2))}
 MARKED = 12  # so few epochs are shown as points too
@@ -61,14 +61,14 @@ class Panel(NamedTuple):
     name: str
     title: str
     words: str
-    draw: Callable[[Axes, Sequence[Record], Theme], None]
+    draw: Callable[[Axes, Sequence[RunRecord], Theme], None]
     epochs: bool = True
 
 
 # ------------------------------------------------------------------------------------------- series
 
 
-def series(record: Record, name: str, layer: int | None = None) -> tuple[list[int], list[float]]:
+def series(record: RunRecord, name: str, layer: int | None = None) -> tuple[list[int], list[float]]:
     """Epochs and values of a metric, of one layer where it is a list; missing and infinite values leave gaps."""
     epochs, values = [], []
     for i, line in enumerate(record.metrics, 1):
@@ -80,12 +80,12 @@ def series(record: Record, name: str, layer: int | None = None) -> tuple[list[in
     return epochs, values
 
 
-def has(record: Record, name: str) -> bool:
+def has(record: RunRecord, name: str) -> bool:
     """Whether any epoch of a run has this metric."""
     return any(line.get(name) not in (None, []) for line in record.metrics)
 
 
-def layers_of(record: Record, name: str) -> int:
+def layers_of(record: RunRecord, name: str) -> int:
     """Over how many layers a metric goes."""
     return max((len(line[name]) for line in record.metrics if isinstance(line.get(name), list)), default=0)
 
@@ -98,10 +98,10 @@ def line(axes: Axes, xs: Sequence[int], ys: Sequence[float], **style: Any) -> No
 # -------------------------------------------------------------------------------------------- panels
 
 
-def by_split(measure: str, factor: float = 1.0) -> Callable[[Axes, Sequence[Record], Theme], None]:
+def by_split(measure: str, factor: float = 1.0) -> Callable[[Axes, Sequence[RunRecord], Theme], None]:
     """Draws train, validation and test: for one run each in its colour, for several a colour for each run."""
 
-    def draw(axes: Axes, records: Sequence[Record], theme: Theme) -> None:
+    def draw(axes: Axes, records: Sequence[RunRecord], theme: Theme) -> None:
         alone = len(records) == 1
         colors = theme.colors(3 if alone else len(records))
         shown = [split for split in SPLITS if any(has(record, f"{split}_{measure}") for record in records)]
@@ -140,10 +140,10 @@ def log_axis(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(plain)
 
 
-def by_layer(name: str, log: bool = True, factor: float = 1.0) -> Callable[[Axes, Sequence[Record], Theme], None]:
+def by_layer(name: str, log: bool = True, factor: float = 1.0) -> Callable[[Axes, Sequence[RunRecord], Theme], None]:
     """Draws one curve for each layer, its number at its end: for one run in colours by layer, for several by run."""
 
-    def draw(axes: Axes, records: Sequence[Record], theme: Theme) -> None:
+    def draw(axes: Axes, records: Sequence[RunRecord], theme: Theme) -> None:
         alone = len(records) == 1
         ends: list[tuple[float, float, str, str]] = []
         for i, record in enumerate(records):
@@ -179,7 +179,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None
             axes.annotate(name, (x, value_at(height)), (5, 0), textcoords="offset points", **style)
 
 
-def speed(axes: Axes, records: Sequence[Record], theme: Theme) -> None:
+def speed(axes: Axes, records: Sequence[RunRecord], theme: Theme) -> None:
     """Draws examples per second."""
     for record, color in zip(records, theme.colors(len(records)), strict=True):
         line(axes, *series(record, "examples_per_second"), color=color)
@@ -226,7 +226,7 @@ PANELS = (
 )
 
 
-def panels_of(records: Sequence[Record]) -> list[Panel]:
+def panels_of(records: Sequence[RunRecord]) -> list[Panel]:
     """The panels that have numbers in any of the runs."""
 
     def names(panel: Panel) -> list[str]:
@@ -252,7 +252,7 @@ def dress(axes: Axes, theme: Theme, epochs: bool = True) -> None:
         spine.set_color(theme.quiet)
 
 
-def panel_svg(panel: Panel, records: Sequence[Record], theme: Theme) -> str:
+def panel_svg(panel: Panel, records: Sequence[RunRecord], theme: Theme) -> str:
     """One panel as an SVG that needs no font."""
     figure = Figure(figsize=(4.3, 2.8), layout="constrained", facecolor=theme.paper)
     axes = figure.add_subplot()
@@ -269,7 +269,7 @@ def svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def overview(records: Sequence[Record], names: Sequence[str], title: str, theme: Theme = LIGHT) -> Figure:
+def overview(records: Sequence[RunRecord], names: Sequence[str], title: str, theme: Theme = LIGHT) -> Figure:
     """All panels in one figure, with the runs' names below where there are several."""
     panels = panels_of(records)
     columns = min(2, len(panels))

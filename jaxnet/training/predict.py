@@ -16,8 +16,8 @@ from jaxnet.training.data import Dataset
 from jaxnet.training.data.dataset import DataError, as_float32, as_numbers, check_finite
 from jaxnet.training.data.files import read_arrays
 from jaxnet.training.data.tables import csv_inputs
-from jaxnet.training.evaluate import NEWEST, Reading, Trained, restore
 from jaxnet.training.run_listing import table_of
+from jaxnet.training.trained_network import NEWEST, CheckpointChoice, Trained, restore
 
 ARRAYS = (".npy", ".npz", ".csv")
 BRIGHT = 127.5
@@ -47,10 +47,12 @@ class Prediction(NamedTuple):
         return self.names[i] if self.names is not None and i < len(self.names) else str(i)
 
 
-def predict(folder: Path, file: Path, *, data_dir: Path | None = None, reading: Reading = NEWEST) -> Prediction:
+def predict(
+    folder: Path, file: Path, *, data_dir: Path | None = None, reading: CheckpointChoice = NEWEST
+) -> Prediction:
     """The answers of a run's network to the examples in a file: .npy, .npz, .csv, or a picture.
 
-    Raises PredictError for a file that does not fit, and as `evaluate.restore` does for the run.
+    Raises PredictError for a file that does not fit, and as `trained_network.restore` does for the run.
     """
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "is not there"

@@ -16,7 +16,7 @@ from jaxnet.training.mistakes import mistakes
 from jaxnet.training.plots import DARK, LIGHT, Panel, overview, panel_svg, panels_of, png
 from jaxnet.training.run_folder import Run, RunError, replace_file, writing
 from jaxnet.training.run_listing import (
-    Record,
+    RunRecord,
     differing,
     done,
     find_runs,
@@ -60,7 +60,7 @@ def report(places: Sequence[Path], out: Path | None = None, say: Callable[[str],
     ]
 
 
-def mistake_panels(records: Sequence[Record], say: Callable[[str], None]) -> list[Panel]:
+def mistake_panels(records: Sequence[RunRecord], say: Callable[[str], None]) -> list[Panel]:
     """The mistakes of one run's network. say: told why they are left out where the network cannot be evaluated."""
     if len(records) > 1:
         return []
@@ -72,12 +72,12 @@ def mistake_panels(records: Sequence[Record], say: Callable[[str], None]) -> lis
     return [] if found is None else found.panels()
 
 
-def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[Record]:
+def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[RunRecord]:
     """The runs in some places, each once. Damaged runs and runs without an epoch are left out; say: called for each.
 
     Raises RunError where a place holds no run, or none is left.
     """
-    found: dict[Path, Record] = {}
+    found: dict[Path, RunRecord] = {}
     left_out: list[str] = []
     for place in places:
         records, damaged = find_runs(place)
@@ -99,7 +99,7 @@ def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[Record]
 # ---------------------------------------------------------------------------------------------- words
 
 
-def about(records: Sequence[Record]) -> str:
+def about(records: Sequence[RunRecord]) -> str:
     """The runs in a line: one with its results, several by their number."""
     if len(records) > 1:
         return f"{len(records)} runs"
@@ -115,7 +115,7 @@ def phrase(name: str, value: float | None) -> str:
     return f"{words} {told(name, value)}" + (" %" if name.endswith("accuracy") else "")
 
 
-def surroundings(record: Record) -> str:
+def surroundings(record: RunRecord) -> str:
     """Device, versions and revision of a run, its tags and its notes."""
     environment = record.environment
     versions = environment.get("versions", {})
@@ -128,7 +128,7 @@ def surroundings(record: Record) -> str:
     return ", ".join(filter(None, parts)) + "".join(f"; {note}" for note in (*record.tags, *record.notes))
 
 
-def alt(panel: Panel, records: Sequence[Record]) -> str:
+def alt(panel: Panel, records: Sequence[RunRecord]) -> str:
     """A panel in words, for whoever does not see it."""
     if not panel.epochs:
         return f"{panel.title}; {panel.words}"
@@ -140,7 +140,7 @@ def alt(panel: Panel, records: Sequence[Record]) -> str:
 # ----------------------------------------------------------------------------------------------- page
 
 
-def page(records: Sequence[Record], names: Sequence[str], more: Sequence[Panel] = ()) -> str:
+def page(records: Sequence[RunRecord], names: Sequence[str], more: Sequence[Panel] = ()) -> str:
     """A self-contained page, light and dark. names: the runs' in the legend. more: panels after the curves."""
     keys, figures = differing(records), results(records)
     colors = zip(LIGHT.colors(len(records)), DARK.colors(len(records)), strict=True)
@@ -173,12 +173,12 @@ def page(records: Sequence[Record], names: Sequence[str], more: Sequence[Panel] 
     )
 
 
-def seconds(record: Record) -> str:
+def seconds(record: RunRecord) -> str:
     """How long a run took."""
     return told("seconds", record.result("seconds"))
 
 
-def drawn(panels: Iterable[Panel], records: Sequence[Record]) -> list[dict[str, Any]]:
+def drawn(panels: Iterable[Panel], records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """The panels as the page takes them, in both themes."""
     return [
         {

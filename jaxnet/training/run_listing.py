@@ -32,7 +32,7 @@ SAYS_NOTHING = ("name", "promise")  # keys of a config that change nothing about
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """A run as its folder says. summary: empty before the run has ended in any way."""
 
     folder: Path
@@ -68,7 +68,7 @@ class Record:
         return int(self.summary.get("epochs", last))
 
 
-def read_run(folder: Path) -> Record:
+def read_run(folder: Path) -> RunRecord:
     """The run in a folder.
 
     Raises RunError where it is none, or a file in it is damaged.
@@ -79,7 +79,7 @@ def read_run(folder: Path) -> Record:
     except ConfigError as error:
         raise RunError(str(error)) from error
     metrics = read_metrics(folder / "metrics.jsonl")
-    return Record(folder, config, metrics, run.summary() or {}, run.environment(), **run.notes())
+    return RunRecord(folder, config, metrics, run.summary() or {}, run.environment(), **run.notes())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def find_runs(folder: Path) -> tuple[list[Record], list[str]]:
+def find_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
     """The runs in a folder and in the folders within it, by name, and the errors of those that cannot be read.
 
     Raises RunError where there is no such folder.
@@ -145,7 +145,7 @@ def by_number(path: Path) -> list[int | str]:
 # --------------------------------------------------------------------------------- beside each other
 
 
-def differing(records: Sequence[Record]) -> dict[str, list[str]]:
+def differing(records: Sequence[RunRecord]) -> dict[str, list[str]]:
     """The keys whose values differ between the runs' configs, as overrides name them, with each run's value."""
     configs = [{key: value for key, value in each.config.items() if key not in SAYS_NOTHING} for each in records]
     return dict(differences(configs, "")) if len(records) > 1 else {}
@@ -185,7 +185,7 @@ def inline(value: Any) -> str:
     return repr(value)
 
 
-def value_of(record: Record, key: str) -> Any:
+def value_of(record: RunRecord, key: str) -> Any:
     """A figure of a run, its status, its tags, or the value of a dotted key of its config; None where it has none.
 
     Raises RunError where the key cannot be read.
@@ -207,7 +207,7 @@ def sortable(value: Any) -> tuple[int, float, str]:
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, inline(value))
 
 
-def condition(text: str) -> Callable[[Record], bool]:
+def condition(text: str) -> Callable[[RunRecord], bool]:
     """The test that `KEY=VALUE`, or with `!=`, `<`, `<=`, `>` or `>=`, stands for. A run without the key fails it.
 
     A list equals each of its values: `tag=good`.
@@ -223,7 +223,7 @@ def condition(text: str) -> Callable[[Record], bool]:
     except OverrideError as error:
         raise RunError(str(error)) from None
 
-    def holds(record: Record) -> bool:
+    def holds(record: RunRecord) -> bool:
         value = value_of(record, key)
         if value is None:
             return False
@@ -235,7 +235,7 @@ def condition(text: str) -> Callable[[Record], bool]:
     return holds
 
 
-def difference_lines(records: Sequence[Record]) -> list[str]:
+def difference_lines(records: Sequence[RunRecord]) -> list[str]:
     """Where two runs differ: config, versions and devices, data, each result, and the first epoch whose metrics differ.
 
     A line holds a name and both runs' values. Times and rates are left out.
@@ -253,7 +253,7 @@ def difference_lines(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def short_names(records: Sequence[Record]) -> list[str]:
+def short_names(records: Sequence[RunRecord]) -> list[str]:
     """Names for a legend: the values that differ between the runs, or their folders if none do."""
     keys = differing(records)
     if keys:
@@ -268,7 +268,7 @@ def short_names(records: Sequence[Record]) -> list[str]:
 # ------------------------------------------------------------------------------------------ the table
 
 
-def results(records: Sequence[Record]) -> list[str]:
+def results(records: Sequence[RunRecord]) -> list[str]:
     """The results to be told of these runs: their accuracies, or where there are none their losses."""
     for names in (ACCURACIES, LOSSES):
         found = [name for name in names if any(record.result(name) is not None for record in records)]
@@ -317,13 +317,13 @@ def table_of(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]])
     return table
 
 
-def runs_table(records: Sequence[Record], labels: Sequence[str]) -> Table:
+def runs_table(records: Sequence[RunRecord], labels: Sequence[str]) -> Table:
     """A table of the runs' results and of the keys that differ. labels: a name for each run."""
     names, keys = results(records), differing(records)
     if any(record.tags for record in records):
         keys["tags"] = [" ".join(record.tags) for record in records]
 
-    def row(i: int, record: Record) -> list[str]:
+    def row(i: int, record: RunRecord) -> list[str]:
         settings = [values[i] for values in keys.values()]
         numbers = [told(name, record.result(name)) for name in names]
         return [labels[i], *settings, done(record), *numbers, told("seconds", record.result("seconds"))]
@@ -332,7 +332,7 @@ def runs_table(records: Sequence[Record], labels: Sequence[str]) -> Table:
     return table_of(headings, 1 + len(keys), (row(i, record) for i, record in enumerate(records)))
 
 
-def done(record: Record) -> str:
+def done(record: RunRecord) -> str:
     """How many epochs are done, of how many, and how the run ended where it is not finished."""
     epochs = record.epochs()
     if record.status == "finished":
@@ -346,7 +346,7 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=240)
 
 
-def print_runs(records: Sequence[Record], to: Console) -> None:
+def print_runs(records: Sequence[RunRecord], to: Console) -> None:
     """Prints the runs' table; where that is too wide with their folders' names, these stand below it by number."""
     folders = [str(record.folder) for record in records]
     table = runs_table(records, folders)

@@ -13,15 +13,15 @@ from jaxnet.training import devices
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
 from jaxnet.training.data.text import encode, shown
-from jaxnet.training.evaluate import NEWEST, Reading, Trained, restore
 from jaxnet.training.run_folder import VOCABULARY, Run
+from jaxnet.training.trained_network import NEWEST, CheckpointChoice, Trained, restore
 
 
 class SampleError(ValueError):
     """A sample cannot be drawn. The message has the requirement, the value given, and the repair."""
 
 
-class Drawing(NamedTuple):
+class TokenDraw(NamedTuple):
     """How tokens are drawn: p ∝ exp(z / temperature) among the `top_k` likeliest (None: all); at 0 the likeliest."""
 
     temperature: float = 0.8
@@ -30,14 +30,19 @@ class Drawing(NamedTuple):
 
 
 def sample(
-    folder: Path, prompt: str, *, length: int = 500, drawing: Drawing | None = None, reading: Reading = NEWEST
+    folder: Path,
+    prompt: str,
+    *,
+    length: int = 500,
+    drawing: TokenDraw | None = None,
+    reading: CheckpointChoice = NEWEST,
 ) -> Iterator[str]:
     """`length` characters that a run's network puts after a prompt, one by one.
 
     Raises SampleError for a run of something else than a text, a prompt that is empty or has characters that the run's
-    text had not, or numbers out of their range; and as `evaluate.restore` does for the run.
+    text had not, or numbers out of their range; and as `trained_network.restore` does for the run.
     """
-    drawing = drawing or Drawing()
+    drawing = drawing or TokenDraw()
     characters, window = vocabulary(folder)
     tokens = prompt_tokens(prompt, characters)
     checked(length, drawing, len(characters))
@@ -77,7 +82,7 @@ def prompt_tokens(prompt: str, characters: str) -> np.ndarray:
     return encode(prompt, characters)
 
 
-def checked(length: int, drawing: Drawing, vocab: int) -> None:
+def checked(length: int, drawing: TokenDraw, vocab: int) -> None:
     """Raises SampleError for numbers out of their range."""
     temperature, top_k, seed = drawing
     for name, value, holds, must in (
@@ -118,7 +123,7 @@ def fits(net: Layer, params: Tree, window: int, vocab: int) -> None:
 
 
 def continued(
-    net: Layer, params: Tree, tokens: np.ndarray, window: int, length: int, drawing: Drawing, vocab: int
+    net: Layer, params: Tree, tokens: np.ndarray, window: int, length: int, drawing: TokenDraw, vocab: int
 ) -> Iterator[int]:
     """`length` tokens after the given ones, one by one.
 

@@ -20,7 +20,7 @@ from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
 from jaxnet.training.data.on_disk import ReadAhead
 from jaxnet.training.devices import mesh_of, placed
-from jaxnet.training.step import Arrays, Call, Private, Recipe, State
+from jaxnet.training.step import Arrays, Private, Recipe, State, StepCall
 from jaxnet.training.text_windows import Windows, shifted
 
 SHUFFLED = 2  # tells the stream of orders from others with the same seed
@@ -98,7 +98,7 @@ class Session:
         windows = text.tokens[places[:, None] + np.arange(x.shape[1] + 1)[None]]
         return Split(windows[:, :-1], windows[:, 1:])
 
-    def given(self, call: Call, order: jax.Array | ReadAhead) -> tuple[Tree, jax.Array, np.int32]:
+    def given(self, call: StepCall, order: jax.Array | ReadAhead) -> tuple[Tree, jax.Array, np.int32]:
         """Training examples, their order, and the place in it where a call begins; of data on disk the call's own."""
         if not isinstance(order, ReadAhead):
             return self.training, order, np.int32(call.start)
@@ -165,7 +165,7 @@ class Session:
         """Shapes and dtypes of one seed's state."""
         return jax.eval_shape(step.begin(self.recipe), jax.eval_shape(lambda: step.key_data(0)))
 
-    def steps(self, call: Call, state: State, order: jax.Array | ReadAhead) -> tuple[State, np.ndarray, float]:
+    def steps(self, call: StepCall, state: State, order: jax.Array | ReadAhead) -> tuple[State, np.ndarray, float]:
         """Makes a call: the next state, for each seed whether it is sound, and the seconds without compilation."""
         arguments = (state, *self.given(call, order), self.key)
         function = self.over_seeds(step.many_steps(self.recipe, call.count, call.batch), (0, None, 0, None, 0))

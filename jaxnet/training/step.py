@@ -392,7 +392,7 @@ def state_shardings(recipe: Recipe) -> State:
 
 
 @dataclass(frozen=True)
-class Call:
+class StepCall:
     """One compiled call: `count` steps on batches of `batch`, from place `start` of the epoch's order."""
 
     start: int
@@ -400,13 +400,13 @@ class Call:
     batch: int
 
 
-def epoch_calls(examples: int, batch: int, most: int) -> list[Call]:
+def epoch_calls(examples: int, batch: int, most: int) -> list[StepCall]:
     """An epoch as calls of at most `most` steps; a last, partial batch is a smaller call of its own."""
     steps, rest = divmod(examples, batch)
     most = even(steps, most)
     starts = range(0, steps, most) if steps else ()
-    calls = [Call(at * batch, min(most, steps - at), batch) for at in starts]
-    return calls + ([Call(steps * batch, 1, rest)] if rest else [])
+    calls = [StepCall(at * batch, min(most, steps - at), batch) for at in starts]
+    return calls + ([StepCall(steps * batch, 1, rest)] if rest else [])
 
 
 def even(steps: int, most: int) -> int:

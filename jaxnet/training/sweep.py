@@ -17,7 +17,7 @@ from jaxnet.training.checkpoint import DamagedError
 from jaxnet.training.data import load
 from jaxnet.training.lock import LockedError
 from jaxnet.training.run_folder import Run, TakenError, config_sha256, data_sha256
-from jaxnet.training.run_listing import Record, find_runs, heading, read_run, results, short_keys, table_of, told
+from jaxnet.training.run_listing import RunRecord, find_runs, heading, read_run, results, short_keys, table_of, told
 from jaxnet.training.run_summary import result_lines
 from jaxnet.training.sweep_file import Setting, SettingSearch, Sweep
 
@@ -30,7 +30,7 @@ class Outcome:
     """The results of a setting: its finished runs, and the seeds that did not finish."""
 
     setting: Setting
-    records: list[Record] = field(default_factory=list)
+    records: list[RunRecord] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
 
     @property

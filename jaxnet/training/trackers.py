@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxnet.training.config import ConfigError
 from jaxnet.training.run_folder import writing
-from jaxnet.training.run_listing import Record, inline
+from jaxnet.training.run_listing import RunRecord, inline
 
 
 def scalars(line: dict[str, Any], sign: str = "/") -> Iterator[tuple[str, Any]]:
@@ -21,7 +21,7 @@ def scalars(line: dict[str, Any], sign: str = "/") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def metrics_csv(record: Record) -> str:
+def metrics_csv(record: RunRecord) -> str:
     """A run's metrics as CSV: a row for each epoch."""
     rows = [dict(scalars(line, ".")) for line in record.metrics]
     columns = dict.fromkeys(["epoch", "step", *(name for row in rows for name in row)])
@@ -46,7 +46,7 @@ class Events:
         self.writer.flush()
 
 
-def to_tensorboard(record: Record, out: Path) -> None:
+def to_tensorboard(record: RunRecord, out: Path) -> None:
     """Writes event files."""
     events = Events(out / record.name, 0)
     for line in record.metrics:
@@ -54,7 +54,7 @@ def to_tensorboard(record: Record, out: Path) -> None:
     events.writer.close()
 
 
-def to_wandb(record: Record, out: Path) -> None:
+def to_wandb(record: RunRecord, out: Path) -> None:
     """Writes an offline run of wandb, for `wandb sync`."""
     wandb = imported("wandb", "wandb")
     settings = wandb.Settings(mode="offline", silent=True, console="off", disable_git=True, save_code=False)
@@ -73,7 +73,7 @@ def to_wandb(record: Record, out: Path) -> None:
         run.summary.update(record.summary)
 
 
-def to_mlflow(record: Record, out: Path) -> None:
+def to_mlflow(record: RunRecord, out: Path) -> None:
     """Writes a run into MLflow's database of a folder, `mlflow.db`."""
     mlflow, entities = imported("mlflow", "mlflow"), import_module("mlflow.entities")
     out.mkdir(parents=True, exist_ok=True)
@@ -95,14 +95,14 @@ def to_mlflow(record: Record, out: Path) -> None:
 
 
 MOST_LETTERS = 6000  # of a parameter in MLflow
-FORMATS: dict[str, Callable[[Record, Path], None]] = {
+FORMATS: dict[str, Callable[[RunRecord, Path], None]] = {
     "tensorboard": to_tensorboard,
     "wandb": to_wandb,
     "mlflow": to_mlflow,
 }
 
 
-def export(record: Record, to: str, out: Path | None = None) -> Path:
+def export(record: RunRecord, to: str, out: Path | None = None) -> Path:
     """Writes a run's metrics, config, tags and notes for another program; gives the folder, by default of its name.
 
     Raises ConfigError for a program that there is none of or that is not installed, RunError where nothing can be

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 
-from jaxnet.bench.measure import Case, Row, measure
+from jaxnet.bench.measure import Row, TimedCase, measure
 
 LAYERS: Mapping[str, str] = {
     "convolution": "convolution:cases",
@@ -17,7 +17,7 @@ MODELS: Mapping[str, str] = {"cnn": "convolution:models", "gpt": "gpt:cases"}
 """The subjects of the two benchmarks, each with "file:function" that makes its cases."""
 
 
-def cases(subjects: Mapping[str, str], only: str | None = None) -> Iterator[Case]:
+def cases(subjects: Mapping[str, str], only: str | None = None) -> Iterator[TimedCase]:
     """The cases of all subjects, or of one of them, each made when it is asked for."""
     for subject, place in subjects.items():
         if only in (None, subject):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.backprop import value_and_grad
-from jaxnet.bench.measure import Case, Variant, compiled
+from jaxnet.bench.measure import TimedCase, Variant, compiled
 from jaxnet.bench.peers import torch, torch_variants
 from jaxnet.combinators import per_position, serial
 from jaxnet.heads import linear_cross_entropy
@@ -16,7 +16,7 @@ from jaxnet.losses import softmax_cross_entropy
 from jaxnet.readings import total
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[TimedCase]:
     """The cases, each made when it is asked for."""
     yield attention_case()
     yield head_case()
@@ -59,7 +59,7 @@ def a_head_at_a_time(again: bool, strip: int | None = None) -> Callable:
     return run
 
 
-def attention_case(sizes: tuple[int, int, int, int] = (4, 512, 8, 64)) -> Case:
+def attention_case(sizes: tuple[int, int, int, int] = (4, 512, 8, 64)) -> TimedCase:
     """Causal attention's core of `sizes`: batch, time, heads, width of a head."""
     batch, time, heads, width = sizes
     keys = jax.random.split(jax.random.key(0), 4)
@@ -93,7 +93,7 @@ def attention_case(sizes: tuple[int, int, int, int] = (4, 512, 8, 64)) -> Case:
     def variant(name, forward, **aims):
         return compiled(f"autodiff, {name}", by_autodiff(forward), *arguments, **aims)
 
-    return Case(
+    return TimedCase(
         f"causal attention, batch {batch}, T {time}, {heads} heads of {width}",
         compiled("hand", by_hand, *arguments),
         (
@@ -111,7 +111,7 @@ def attention_case(sizes: tuple[int, int, int, int] = (4, 512, 8, 64)) -> Case:
 # ----------------------------------------------------------------------------------------- linear + cross-entropy
 
 
-def head_case(sizes: tuple[int, int, int, int] = (4, 512, 256, 32_768)) -> Case:
+def head_case(sizes: tuple[int, int, int, int] = (4, 512, 256, 32_768)) -> TimedCase:
     """A head and its cross-entropy of `sizes`: batch, time, width, vocabulary."""
     batch, time, width, vocab = sizes
     x_key, y_key, W_key = jax.random.split(jax.random.key(0), 3)
@@ -149,7 +149,7 @@ def head_case(sizes: tuple[int, int, int, int] = (4, 512, 256, 32_768)) -> Case:
     def peer(W, xs):
         return cross_entropy(xs.reshape(-1, width) @ W.T, targets)
 
-    return Case(
+    return TimedCase(
         f"linear + cross-entropy, {batch * time} tokens, width {width}, vocabulary {vocab:,}",
         compiled("hand, 6 chunks", by_hand(6), *arguments),
         (
@@ -168,7 +168,7 @@ def head_case(sizes: tuple[int, int, int, int] = (4, 512, 256, 32_768)) -> Case:
 # ------------------------------------------------------------------------------------------------------ embedding
 
 
-def embedding_case(sizes: tuple[int, int, int, int] = (8, 256, 128, 8192)) -> Case:
+def embedding_case(sizes: tuple[int, int, int, int] = (8, 256, 128, 8192)) -> TimedCase:
     """The gradient of an embedding's table, with a small head over it, of `sizes`: batch, time, width, vocabulary."""
     batch, time, width, vocab = sizes
     xs = jax.random.randint(jax.random.key(0), (batch, time), 0, vocab)
@@ -190,4 +190,4 @@ def embedding_case(sizes: tuple[int, int, int, int] = (8, 256, 128, 8192)) -> Ca
         compiled("autodiff, one-hot", by(lambda W, i: jax.nn.one_hot(i, vocab) @ W), params, xs, ys),
     )
     ours = compiled("hand", value_and_grad(net, softmax_cross_entropy), params, xs, ys)
-    return Case(f"embedding {vocab:,}×{width}, {batch * time} tokens", ours, others)
+    return TimedCase(f"embedding {vocab:,}×{width}, {batch * time} tokens", ours, others)

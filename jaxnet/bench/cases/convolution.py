@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from jaxnet.backprop import value_and_grad
-from jaxnet.bench.measure import Case, Variant, compiled
+from jaxnet.bench.measure import TimedCase, Variant, compiled
 from jaxnet.bench.peers import torch, torch_variants
 from jaxnet.combinators import serial
 from jaxnet.layers import conv2d, dense, flatten, max_pool, relu
@@ -18,13 +18,13 @@ from jaxnet.readings import total
 NUMBERS = ("NHWC", "OHWI", "NHWC")
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[TimedCase]:
     """The layers' cases, each made when it is asked for."""
     yield pool_case()
     yield convolution_case()
 
 
-def models() -> Iterator[Case]:
+def models() -> Iterator[TimedCase]:
     """The networks' cases."""
     yield network_case()
 
@@ -60,7 +60,7 @@ def pooled_by_slices(x: jax.Array) -> jax.Array:
     return jnp.maximum(above, below)
 
 
-def pool_case(sizes: tuple[int, int, int, int] = (64, 32, 32, 32)) -> Case:
+def pool_case(sizes: tuple[int, int, int, int] = (64, 32, 32, 32)) -> TimedCase:
     """The maximum of 2×2 of `sizes`: batch, height, width, channels."""
     batch, height, width, channels = sizes
     keys = jax.random.split(jax.random.key(0))
@@ -80,7 +80,7 @@ def pool_case(sizes: tuple[int, int, int, int] = (64, 32, 32, 32)) -> Case:
     def theirs(x):
         return module.nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
-    return Case(
+    return TimedCase(
         f"max pool 2×2, batch {batch}, {height}×{width}, {channels} channels",
         compiled("hand", by_hand, xs, d_outs),
         (
@@ -128,7 +128,9 @@ def convolved_by_patches(x: jax.Array, W: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.concatenate(shifts(x, W), axis=-1) @ W.reshape(len(W), -1).T + b.reshape(1, 1, 1, -1)
 
 
-def convolution_case(sizes: tuple[int, int, int, int] = (64, 32, 32, 32), channels: int = 32, kernel: int = 3) -> Case:
+def convolution_case(
+    sizes: tuple[int, int, int, int] = (64, 32, 32, 32), channels: int = 32, kernel: int = 3
+) -> TimedCase:
     """A convolution of `sizes`: batch, height, width, channels in; out, dx, dW and db."""
     layer = conv2d(channels, kernel, padding="SAME")
     keys = jax.random.split(jax.random.key(0), 3)
@@ -158,7 +160,7 @@ def convolution_case(sizes: tuple[int, int, int, int] = (64, 32, 32, 32), channe
         ("autodiff, a product for each tap", convolved_by_shifts, {}),
         ("autodiff, patches of the whole batch", convolved_by_patches, {}),
     )
-    return Case(
+    return TimedCase(
         f"convolution {kernel}×{kernel}, batch {sizes[0]}, {sizes[1]}×{sizes[2]}, {sizes[3]} to {channels} channels",
         compiled("hand", by_hand, *arguments),
         (
@@ -173,7 +175,7 @@ def convolution_case(sizes: tuple[int, int, int, int] = (64, 32, 32, 32), channe
 # ----------------------------------------------------------------------------------------------------------- network
 
 
-def network_case(batch: int = 128) -> Case:
+def network_case(batch: int = 128) -> TimedCase:
     """Nielsen's convolutions of 5×5, each pooled by 2, dense 100 and 10, on pictures of 28×28: cost and gradients."""
     net = serial(
         conv2d(20, 5), relu, max_pool(2), conv2d(40, 5), relu, max_pool(2), flatten(), dense(100), relu, dense(10)
@@ -197,7 +199,7 @@ def network_case(batch: int = 128) -> Case:
         return jax.value_and_grad(cost)
 
     arguments = (params, xs, ys)
-    return Case(
+    return TimedCase(
         f"2 convolutions, 2 max pools, 2 dense layers, batch {batch}",
         compiled("hand", value_and_grad(net, softmax_cross_entropy), *arguments),
         (

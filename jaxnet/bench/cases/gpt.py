@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.backprop import initialize, value_and_grad
-from jaxnet.bench.measure import Case, Variant, compiled
+from jaxnet.bench.measure import TimedCase, Variant, compiled
 from jaxnet.bench.peers import torch, torch_variants
 from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss
@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
 FULL = Sizes()
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[TimedCase]:
     """The cases, each made when it is asked for."""
     yield kept()
     yield run_again()
@@ -192,11 +192,11 @@ def named(what: str, sizes: Sizes) -> str:
     return f"{what} {sizes.depth} layers of {sizes.width}, T {sizes.time}, batch {sizes.batch}"
 
 
-def kept(sizes: Sizes = FULL) -> Case:
+def kept(sizes: Sizes = FULL) -> TimedCase:
     """What each block's backward pass needs is kept."""
     arguments = sizes.arguments()
     naive, best = {"time_aim": 0.73, "memory_aim": 0.32}, {"time_aim": 0.75}
-    return Case(
+    return TimedCase(
         named("GPT", sizes),
         compiled("hand", step(sizes.net()), *arguments),
         (
@@ -209,11 +209,11 @@ def kept(sizes: Sizes = FULL) -> Case:
     )
 
 
-def run_again(sizes: Sizes = FULL) -> Case:
+def run_again(sizes: Sizes = FULL) -> TimedCase:
     """Each branch's input alone is kept, and the branch run again in backward."""
     arguments = sizes.arguments()
     naive, best = {"time_aim": 0.78, "memory_aim": 0.20}, {"time_aim": 1.0, "memory_aim": 1.0}
-    return Case(
+    return TimedCase(
         named("GPT, remat,", sizes),
         compiled("hand", step(sizes.net(remat=True)), *arguments),
         (
@@ -225,10 +225,10 @@ def run_again(sizes: Sizes = FULL) -> Case:
     )
 
 
-def gpt_in_bfloat16(sizes: Sizes = FULL) -> Case:
+def gpt_in_bfloat16(sizes: Sizes = FULL) -> TimedCase:
     """Products of bfloat16 with float32 sums, against our own step in float32: pays where the CPU has units for it."""
     arguments = sizes.arguments()
-    return Case(
+    return TimedCase(
         named("GPT, bfloat16,", sizes),
         compiled("hand, bfloat16", step(in_precision(sizes.net(), "bfloat16")), *arguments),
         (compiled("hand, float32", step(sizes.net()), *arguments, time_aim=0.70),),
@@ -236,13 +236,13 @@ def gpt_in_bfloat16(sizes: Sizes = FULL) -> Case:
     )
 
 
-def mlp_in_bfloat16(widths: tuple[int, ...] = (2048, 2048, 10), batch: int = 512) -> Case:
+def mlp_in_bfloat16(widths: tuple[int, ...] = (2048, 2048, 10), batch: int = 512) -> TimedCase:
     """The same of an MLP on pictures of 784 numbers."""
     net, loss = mlp(widths), softmax_cross_entropy
     xs = jax.random.normal(jax.random.key(0), (batch, 784))
     ys = jax.random.randint(jax.random.key(1), (batch,), 0, widths[-1])
     params = jax.jit(lambda key: initialize(net, loss, key, xs[0]))(jax.random.key(2))
-    return Case(
+    return TimedCase(
         f"MLP, bfloat16, 784-{'-'.join(map(str, widths))}, batch {batch}",
         compiled("hand, bfloat16", value_and_grad(in_precision(net, "bfloat16"), loss), params, xs, ys),
         (compiled("hand, float32", value_and_grad(net, loss), params, xs, ys, time_aim=0.70),),

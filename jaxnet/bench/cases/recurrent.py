@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
-from jaxnet.bench.measure import Case, Variant, compiled
+from jaxnet.bench.measure import TimedCase, Variant, compiled
 from jaxnet.bench.peers import torch, torch_variants
 from jaxnet.layer import Layer
 from jaxnet.layers import gru, layer_norm, lstm, rms_norm
 from jaxnet.readings import total
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[TimedCase]:
     """The cases, each made when it is asked for."""
     yield lstm_case()
     yield gru_case()
@@ -91,11 +91,11 @@ def lstm_of_batch(params: dict, xs: jax.Array, before: bool) -> jax.Array:
     return jax.lax.scan(step, (zeros, zeros), along)[1].swapaxes(0, 1)
 
 
-def recurrent_case(name: str, net: Layer, gates: int, others: Callable, peer: Callable, sizes) -> Case:
+def recurrent_case(name: str, net: Layer, gates: int, others: Callable, peer: Callable, sizes) -> TimedCase:
     """A recurrence of as many units as inputs. `others(params, xs, d_outs)`: the variants beside torch's."""
     batch, time, width = sizes
     params, xs, d_outs = arguments = given(net, sizes)
-    return Case(
+    return TimedCase(
         f"{name} {width}, batch {batch}, T {time}",
         compiled("hand", by_hand(net), *arguments),
         (*others(*arguments), *peer(params, xs, d_outs)),
@@ -103,7 +103,7 @@ def recurrent_case(name: str, net: Layer, gates: int, others: Callable, peer: Ca
     )
 
 
-def lstm_case(sizes: tuple[int, int, int] = (32, 128, 256)) -> Case:
+def lstm_case(sizes: tuple[int, int, int] = (32, 128, 256)) -> TimedCase:
     """An LSTM of `sizes`: batch, time, inputs and units."""
 
     def others(*arguments) -> tuple[Variant, ...]:
@@ -141,7 +141,7 @@ def gru_naive(params: dict, xs: jax.Array, before: bool = False) -> jax.Array:
     return jax.vmap(one)(xs)
 
 
-def gru_case(sizes: tuple[int, int, int] = (32, 128, 256)) -> Case:
+def gru_case(sizes: tuple[int, int, int] = (32, 128, 256)) -> TimedCase:
     """A GRU of `sizes`: batch, time, inputs and units."""
     units = sizes[2]
 
@@ -213,7 +213,7 @@ def by_autodiff_apart(forward: Callable) -> Callable:
     return run
 
 
-def norm_case(name: str, sizes: tuple[int, int, int] = (8, 512, 768)) -> Case:
+def norm_case(name: str, sizes: tuple[int, int, int] = (8, 512, 768)) -> TimedCase:
     """Layer norm or RMS norm at every position; `sizes`: batch, time, width."""
     centred, module = name == "layer_norm", torch()
     net = layer_norm() if centred else rms_norm()
@@ -236,7 +236,7 @@ def norm_case(name: str, sizes: tuple[int, int, int] = (8, 512, 768)) -> Case:
         return out, dx, {"beta": beta[0], "gamma": gamma} if centred else {"gamma": gamma}
 
     weights = [params["gamma"], *([params["beta"]] if centred else [])]
-    return Case(
+    return TimedCase(
         f"{'LayerNorm' if centred else 'RMSNorm'} {sizes[2]}, batch {sizes[0]}, T {sizes[1]}",
         compiled("hand", by_hand(net), *arguments),
         (

@@ -12,10 +12,18 @@ import numpy as np
 from jaxnet.explaining.arrays import array_lines
 from jaxnet.explaining.derive import Derivation, chain_of
 from jaxnet.explaining.expressions import written
-from jaxnet.explaining.formulas.evaluate import Evaluation, Misfit, Scope, Shape, is_number, size, transposed
+from jaxnet.explaining.formulas.formula_values import (
+    FormulaEvaluation,
+    Misfit,
+    Shape,
+    Symbols,
+    is_number,
+    size,
+    transposed,
+)
+from jaxnet.explaining.formulas.nearest_formula import NearestFormula, repair
 from jaxnet.explaining.formulas.parse import Formula, FormulaError, parse
 from jaxnet.explaining.formulas.quantities import Quantity, capital, near, scope_of
-from jaxnet.explaining.formulas.repair import Repair, repair
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one, shape
 from jaxnet.explaining.observe import Observed
@@ -58,10 +66,10 @@ class Trial:
     shape: Shape | None
     value: np.ndarray | None
     words: tuple[str, ...]
-    repair: Repair | None = None
+    repair: NearestFormula | None = None
 
 
-def quantities_of(derivation: Derivation, scope: Scope, batch: bool) -> list[Quantity]:
+def quantities_of(derivation: Derivation, scope: Symbols, batch: bool) -> list[Quantity]:
     """The network's quantities; of a formula that names a batch those of the batch."""
     found, cost = [], written(derivation.header.cost_left)
     for line in (*derivation.backward, *derivation.forward):
@@ -92,7 +100,7 @@ class Tried:
     """A derivation with its quantities at the example and at random draws."""
 
     derivation: Derivation
-    scope: Scope
+    scope: Symbols
 
 
 def tried_on(
@@ -110,7 +118,7 @@ def try_formula(text: str, subject: Tried) -> Trial:
     """
     derivation, scope = subject.derivation, subject.scope
     formula = parse(text)
-    evaluation = Evaluation(formula, scope)
+    evaluation = FormulaEvaluation(formula, scope)
     names = [each.id for each in ast.walk(formula.tree) if isinstance(each, ast.Name)]
     keys = [key for name in names if (key := scope.key(name)) is not None]
     batched = not scope.batch.isdisjoint(keys)
@@ -157,7 +165,7 @@ def inverse_words(formula: Formula, derivation: Derivation) -> tuple[str, ...]:
     return tuple(each.answer for each in derivation.answers if each.key == "inverse" and called & {"inv", "pinv"})
 
 
-def operands(evaluation: Evaluation) -> tuple[Operand, ...]:
+def operands(evaluation: FormulaEvaluation) -> tuple[Operand, ...]:
     """The operands of a formula that have a shape, each with it."""
     found: list[Operand] = []
 
@@ -184,7 +192,7 @@ def operands(evaluation: Evaluation) -> tuple[Operand, ...]:
     return tuple(found)
 
 
-def wrong(value: np.ndarray, found: list[Quantity], mended: Repair | None) -> tuple[str, str, bool]:
+def wrong(value: np.ndarray, found: list[Quantity], mended: NearestFormula | None) -> tuple[str, str, bool]:
     """The quantity that a value should be, what is told of it, and whether it is right but for how it is laid out."""
     for each in found:
         if value.ndim == 3 and near(transposed(value), each.value):

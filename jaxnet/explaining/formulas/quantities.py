@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnet.explaining.derive import Derivation
 from jaxnet.explaining.expressions import formula
-from jaxnet.explaining.formulas.evaluate import Misfit, Scope, evaluate
+from jaxnet.explaining.formulas.formula_values import Misfit, Symbols, evaluate
 from jaxnet.explaining.formulas.parse import FormulaError, parse
 from jaxnet.explaining.lines import Chain
 from jaxnet.explaining.numbering import NumberedLayer
@@ -49,7 +49,7 @@ def laid(values: Any, rows: bool) -> np.ndarray:
     return flat[None, :] if rows else flat[:, None]
 
 
-def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None = None) -> Scope:
+def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None = None) -> Symbols:
     """x, y, C, every z, a, δ, parameter and gradient, under the names that the lines have. batch: (xs, ys)."""
     rows, header = chain.notation.rows, derivation.header
     leaves = {"x": laid(header.x, rows), "y": laid(header.y, rows)}
@@ -64,12 +64,12 @@ def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None
     last = chain.places[-1]
     shown.setdefault(f"d{last.gives.key}", laid(last.item.d_out, rows)[None])
     shown["C"] = np.asarray([header.value])
-    bare = Scope(shown, activations, rows, other_names(chain, shown))
+    bare = Symbols(shown, activations, rows, other_names(chain, shown))
     equations = equations_of(derivation)
     drawn = None if equations is None else at_draws(leaves, bare, equations)
     if drawn is None or equations is None:
         return bare
-    scope = Scope(drawn, activations, rows, bare.others)
+    scope = Symbols(drawn, activations, rows, bare.others)
     examples = (
         None
         if batch is None
@@ -80,7 +80,7 @@ def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None
     )
     of_batch = batched(leaves, scope, equations, examples)
     names = frozenset(name for name in of_batch if " " not in name)
-    return Scope({**drawn, **of_batch}, activations, rows, bare.others, names)
+    return Symbols({**drawn, **of_batch}, activations, rows, bare.others, names)
 
 
 def parameters(chain: Chain, place: NumberedLayer, rows: bool) -> Values:
@@ -124,12 +124,12 @@ def equations_of(derivation: Derivation) -> list[tuple[str, str]] | None:
     return found
 
 
-def computed(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> Values | None:
+def computed(leaves: Values, bare: Symbols, equations: list[tuple[str, str]]) -> Values | None:
     """All quantities at other inputs and parameters, by the equations; None where a line has no value."""
     values = dict(leaves)
     for key, text in equations:
         try:
-            values[key] = evaluate(parse(text), Scope(values, bare.activations, bare.rows))
+            values[key] = evaluate(parse(text), Symbols(values, bare.activations, bare.rows))
         except (FormulaError, Misfit):
             if key != "C":
                 return None
@@ -144,7 +144,7 @@ def random(leaves: Values, count: int, draw: np.random.Generator) -> Values:
     return found | {"y": raised / total}
 
 
-def at_draws(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> Values | None:
+def at_draws(leaves: Values, bare: Symbols, equations: list[tuple[str, str]]) -> Values | None:
     """The example, then draws with nonzero errors. None if the equations do not give the example's values.
 
     Units are on in some and off in others where that can be.
@@ -170,7 +170,10 @@ def at_draws(leaves: Values, bare: Scope, equations: list[tuple[str, str]]) -> V
 
 
 def batched(
-    leaves: Values, scope: Scope, equations: list[tuple[str, str]], examples: list[tuple[np.ndarray, np.ndarray]] | None
+    leaves: Values,
+    scope: Symbols,
+    equations: list[tuple[str, str]],
+    examples: list[tuple[np.ndarray, np.ndarray]] | None,
 ) -> Values:
     """The quantities of a batch at each draw, and as "mean dW2" the gradients of its mean cost."""
     m, draw = (len(examples) if examples else EXAMPLES), np.random.default_rng(1)

@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Scope:
+class Symbols:
     """The names of a formula. values: arrays (draws, rows, columns), numbers (draws,).
 
     activations: of the z of each name, its layer. rows: whether vectors are rows. others: further names, of values.
@@ -75,11 +75,11 @@ SIGNS: dict[type, tuple[str, str, Callable]] = {
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class FormulaEvaluation:
     """A formula in a scope. A shape alone, 3×2, has the value NaN throughout."""
 
     formula: Formula
-    scope: Scope
+    scope: Symbols
 
     def of(self, node: ast.expr) -> np.ndarray:
         """The value of a part.
@@ -350,9 +350,9 @@ def entries_of(layer: Layer, primes: int) -> Callable:
     return jax.jit(function)
 
 
-def evaluate(formula: Formula, scope: Scope) -> np.ndarray:
+def evaluate(formula: Formula, scope: Symbols) -> np.ndarray:
     """The value of a formula, (draws, rows, columns) or (draws,) of a number.
 
     Raises `FormulaError` for what has no meaning, `Misfit` where shapes do not fit.
     """
-    return Evaluation(formula, scope).of(formula.tree)
+    return FormulaEvaluation(formula, scope).of(formula.tree)

@@ -14,7 +14,15 @@ from functools import cached_property
 
 import numpy as np
 
-from jaxnet.explaining.formulas.evaluate import Evaluation, Misfit, Scope, Shape, number_like, size, transposed
+from jaxnet.explaining.formulas.formula_values import (
+    FormulaEvaluation,
+    Misfit,
+    Shape,
+    Symbols,
+    number_like,
+    size,
+    transposed,
+)
 from jaxnet.explaining.formulas.parse import Formula, FormulaError, parse
 from jaxnet.explaining.formulas.quantities import Quantity, near
 
@@ -27,7 +35,7 @@ SUM, PRODUCT, TIGHT = range(3)  # how a part's text binds
 
 
 @dataclass(frozen=True)
-class Repair:
+class NearestFormula:
     """A formula that is right: its text, the quantity that it gives, that one's symbol, and what was changed."""
 
     formula: str
@@ -57,12 +65,14 @@ class Part:
 
 
 @np.errstate(all="ignore")
-def repair(formula: Formula, scope: Scope, quantities: Sequence[Quantity], batch: bool = False) -> Repair | None:
+def repair(
+    formula: Formula, scope: Symbols, quantities: Sequence[Quantity], batch: bool = False
+) -> NearestFormula | None:
     """The nearest right formula, or None where there is none.
 
     Of shapes alone, quantities of the network that have these shapes are put in.
     """
-    evaluation = Evaluation(formula, scope)
+    evaluation = FormulaEvaluation(formula, scope)
     tree, form, factor = stripped(evaluation)
     found = factors(tree)
     if not 1 <= len(found) <= MOST:
@@ -79,11 +89,11 @@ def repair(formula: Formula, scope: Scope, quantities: Sequence[Quantity], batch
             value = part.value * (factor if part.value.ndim == 1 else factor[:, None, None])
             key = next((each for each in targets if near(value, each.value)), None)
             if key is not None and part.cost and part.text not in {word.text for word in words}:
-                return Repair(form.format(part.operand(PRODUCT)), key.key, key.symbol, part.changes)
+                return NearestFormula(form.format(part.operand(PRODUCT)), key.key, key.symbol, part.changes)
     return None
 
 
-def stripped(evaluation: Evaluation) -> tuple[ast.expr, str, np.ndarray]:
+def stripped(evaluation: FormulaEvaluation) -> tuple[ast.expr, str, np.ndarray]:
     """A formula without the sign and the numbers around it, the text around it, and the number that they make."""
     tree, form, factor = evaluation.formula.tree, "{}", np.ones(evaluation.scope.draws)
     while True:
@@ -106,7 +116,7 @@ def factors(node: ast.expr) -> list[tuple[str, ast.expr]]:
     return [("", node)]
 
 
-def choices(evaluation: Evaluation, node: ast.expr, words: Sequence[Part], among: bool) -> Iterator[Part]:
+def choices(evaluation: FormulaEvaluation, node: ast.expr, words: Sequence[Part], among: bool) -> Iterator[Part]:
     """A factor, and its replacements. A formula of one factor has none.
 
     Raises `Misfit` and `FormulaError` for a factor without a value.
@@ -140,7 +150,7 @@ def kind(key: str) -> str:
     return key.rstrip("0123456789_").replace("x", "a").replace("X", "A")
 
 
-def vocabulary(scope: Scope, batch: bool) -> list[Part]:
+def vocabulary(scope: Symbols, batch: bool) -> list[Part]:
     """The factors to be put in: slopes, δ, W, inputs and activations, plain and transposed."""
     texts = []
     for z, layer in scope.activations.items():
@@ -150,7 +160,7 @@ def vocabulary(scope: Scope, batch: bool) -> list[Part]:
     errors, inputs = ("dZ", "XA") if batch else ("delta", "xa")
     texts += [key for key in names if key.startswith(errors)]
     texts += [key for key in names if key[0] == "W"] + [key for key in names if key[0] in inputs]
-    parts = [Part(text, TIGHT, Evaluation(made, scope).of(made.tree)) for text in texts if (made := parse(text))]
+    parts = [Part(text, TIGHT, FormulaEvaluation(made, scope).of(made.tree)) for text in texts if (made := parse(text))]
     return [each for part in parts for each in (part, turned(part))]
 
 

@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class CheckpointChoice:
     """The choice of a run's checkpoint. say: called with the one read and those passed over.
 
     step: that one; None reads the newest. fallback: an older one is read where newer ones are damaged.
@@ -47,7 +47,7 @@ class Reading:
     say: Callable[[str], None] = lambda line: None
 
 
-NEWEST = Reading()
+NEWEST = CheckpointChoice()
 SPLITS = ("train", "validation", "test")
 MOST = 20
 """Of more classes than these the table shows those with the lowest accuracy."""
@@ -57,7 +57,7 @@ LIKE_OWN = ("task", "target", "drop", "header", "scale", "flat", "channels", "cl
 
 
 def restore(
-    folder: Path, *, data_dir: Path | None = None, dataset: Dataset | None = None, reading: Reading = NEWEST
+    folder: Path, *, data_dir: Path | None = None, dataset: Dataset | None = None, reading: CheckpointChoice = NEWEST
 ) -> Trained:
     """The network of a run at its newest checkpoint, or at the one that is asked for. Writes nothing.
 
@@ -83,7 +83,7 @@ def restore(
         return Trained(config, session, devices.placed(state.whole, None), step, progress.epoch)
 
 
-def saved(run: Run, shapes: Tree, reading: Reading) -> tuple[int, Any, Progress]:
+def saved(run: Run, shapes: Tree, reading: CheckpointChoice) -> tuple[int, Any, Progress]:
     """Step, state and progress of the checkpoint that is asked for.
 
     Raises RunError where there is none, CheckpointError where it is damaged or cannot be read.
@@ -141,7 +141,7 @@ def evaluate(
     *,
     data: str | Mapping[str, Any] | None = None,
     data_dir: Path | None = None,
-    reading: Reading = NEWEST,
+    reading: CheckpointChoice = NEWEST,
 ) -> dict[str, Any]:
     """What a run's network does on the validation and test sets of its data, or on all of other data.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jaxnet.explaining.expressions import Expression, Transposed, written
-from jaxnet.explaining.model import Loop, NotationRow
+from jaxnet.explaining.model import NotationRow, SumLoop
 from jaxnet.explaining.notation import NOTATIONS, Notation, notation
 
 
@@ -53,16 +53,16 @@ def capital(n: Notation, layer: int) -> str:
     return f"{written(Transposed(A))} {written(dZ)}" if n.rows else f"{written(dZ)} {written(Transposed(A))}"
 
 
-def loops(weights: str) -> tuple[Loop, ...]:
+def loops(weights: str) -> tuple[SumLoop, ...]:
     """Both sums of a dense layer as loops: the same W[i, j], and the other subscript moves."""
     if weights == "in-out":
         return (
-            Loop("forward", "zⱼ = Σᵢ aᵢ Wᵢⱼ + bⱼ", "i", "for j: for i: z[j] += a[i] * W[i, j]"),
-            Loop("backward", "(∂C/∂a)ᵢ = Σⱼ Wᵢⱼ δⱼ", "j", "for i: for j: da[i] += W[i, j] * delta[j]"),
-            Loop("gradient", "(∇W)ᵢⱼ = aᵢ δⱼ", "", "for i: for j: dW[i, j] = a[i] * delta[j]"),
+            SumLoop("forward", "zⱼ = Σᵢ aᵢ Wᵢⱼ + bⱼ", "i", "for j: for i: z[j] += a[i] * W[i, j]"),
+            SumLoop("backward", "(∂C/∂a)ᵢ = Σⱼ Wᵢⱼ δⱼ", "j", "for i: for j: da[i] += W[i, j] * delta[j]"),
+            SumLoop("gradient", "(∇W)ᵢⱼ = aᵢ δⱼ", "", "for i: for j: dW[i, j] = a[i] * delta[j]"),
         )
     return (
-        Loop("forward", "zⱼ = Σᵢ Wⱼᵢ aᵢ + bⱼ", "i", "for j: for i: z[j] += W[j, i] * a[i]"),
-        Loop("backward", "(∂C/∂a)ᵢ = Σⱼ Wⱼᵢ δⱼ", "j", "for i: for j: da[i] += W[j, i] * delta[j]"),
-        Loop("gradient", "(∇W)ⱼᵢ = δⱼ aᵢ", "", "for j: for i: dW[j, i] = delta[j] * a[i]"),
+        SumLoop("forward", "zⱼ = Σᵢ Wⱼᵢ aᵢ + bⱼ", "i", "for j: for i: z[j] += W[j, i] * a[i]"),
+        SumLoop("backward", "(∂C/∂a)ᵢ = Σⱼ Wⱼᵢ δⱼ", "j", "for i: for j: da[i] += W[j, i] * delta[j]"),
+        SumLoop("gradient", "(∇W)ⱼᵢ = δⱼ aᵢ", "", "for j: for i: dW[j, i] = delta[j] * a[i]"),
     )
