@@ -1,11 +1,13 @@
 """Files of one's own: .npz with arrays, .csv with columns."""
 
 import csv
-import warnings
+from array import ArrayType
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -212,6 +214,15 @@ class Columns(NamedTuple):
         unique = self.names and self.names[i] and self.names.count(self.names[i]) == 1
         return f'"{self.names[i]}"' if self.names and unique else str(i)
 
+    def refused(self, path: Path, line: int, i: int, cell: str, must: str = "a finite number") -> DataError:
+        """The error of a cell that is no number, or no class."""
+        came, mend = repr(cell), "drop rows with gaps or fill them in"
+        if not cell.strip():
+            came = "an empty cell"
+        elif i != self.target:
+            mend = f"mend it, or leave the column out by drop = [{self.key(i)}]"
+        return DataError(f"{path}, line {line}, {self.told(i)}: must be {must}, got {came}: {mend}")
+
 
 def load_csv(
     path: Path,
@@ -232,12 +243,7 @@ def load_csv(
 
     Raises DataError.
     """
-    try:
-        columns, table, y = read_table(path, target, drop, header, task == "classification")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no text in UTF-8 with comma-separated values ({error})") from error
+    columns, table, y = read_table(path, target, drop, header, task == "classification")
     kept = [i for i in range(columns.width) if i != columns.target and i not in columns.dropped]
     if not kept:
         raise DataError(f"{path}: every column but the target is left out by drop: keep one")
@@ -258,17 +264,12 @@ def csv_inputs(
     target, drop, header: as in `load_csv`; columns to leave out may be missing.
     Raises DataError.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = [cell.strip() for cell in next((row for row in csv.reader(file) if row), [])]
-        left_out = [key for key in drop if isinstance(key, int) or key in first]
-        if len(first) == width + len(left_out) + 1:
-            left_out.append(target)
-        columns, table, _ = read_table(path, None, left_out, header, False)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no text in UTF-8 with comma-separated values ({error})") from error
+    with rows_of(path) as (_, rows):
+        first = [cell.strip() for cell in next(rows, [])]
+    left_out = [key for key in drop if isinstance(key, int) or key in first]
+    if len(first) == width + len(left_out) + 1:
+        left_out.append(target)
+    columns, table, _ = read_table(path, None, left_out, header, False)
     return np.delete(table, list(columns.dropped), axis=1)
 
 
@@ -277,60 +278,73 @@ def counts_rows(column: np.ndarray) -> bool:
     return len(column) > 2 and column[0] in (0, 1) and bool((np.diff(column) == 1).all())
 
 
+@contextmanager
+def rows_of(path: Path) -> Iterator[tuple[Any, Iterator[list[str]]]]:
+    """The reader of a table, for its line numbers, and its rows, without empty lines.
+
+    Raises DataError where the file cannot be read, inside too.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            yield reader, (row for row in reader if row)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no text in UTF-8 with comma-separated values ({error})") from error
+
+
 def read_table(
     path: Path, target: str | int | None, drop: Sequence[str | int], header: bool | None, classified: bool
 ) -> tuple[Columns, np.ndarray, np.ndarray]:
     """The columns, the numbers with 0 where a column is left out, and the target: numbers, or text if classified.
 
-    target: None where there is none.
+    target: None where there is none. Raises DataError.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        first = next((row for row in csv.reader(file) if row), None)
+    numbers, labels, lines = ArrayType("d"), [], ArrayType("q")
+    with rows_of(path) as (reader, rows):
+        first = next(rows, None)
         if first is None:
             raise DataError(f"{path}: holds no examples: the file is empty")
         if len(first) < 2 and target is not None:
             raise DataError(f"{path}: must have at least two columns, got 1: are they separated by commas?")
         columns = columns_of(path, first, target, drop, header)
-        if columns.names is None:
-            file.seek(0)
-        labels: dict[str, int] = {}
-
-        def label(cell: str) -> int:
-            if not cell.strip():
-                raise ValueError("an empty cell")
-            return labels.setdefault(cell.strip(), len(labels))
-
-        converters: dict[int | str, Any] = dict.fromkeys(columns.dropped, lambda cell: 0)
-        if classified and columns.target is not None:
-            converters[columns.target] = label
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "loadtxt: input contained no data")
-                table = np.loadtxt(file, delimiter=",", quotechar='"', comments=None, ndmin=2, converters=converters)
-        except ValueError as error:
-            blame(path, columns, classified, str(error))
-    if table.size == 0:
+        no_numbers = [*columns.dropped, *([columns.target] if classified and columns.target is not None else [])]
+        for row in rows if columns.names is not None else chain([first], rows):
+            if len(row) != columns.width:
+                raise DataError(f"{path}, line {reader.line_num}: must have {columns.width} columns, got {len(row)}")
+            if classified:
+                labels.append(row[columns.target or 0].strip())
+                lines.append(reader.line_num)
+            for i in no_numbers:
+                row[i] = "0"
+            for i, value in enumerate(map(as_number, row)):
+                if value is None:
+                    raise columns.refused(path, reader.line_num, i, row[i])
+                numbers.append(value)
+            if classified and not labels[-1]:
+                raise columns.refused(path, reader.line_num, columns.target or 0, "", "a class")
+    if not numbers:
         raise DataError(f"{path}: holds no examples, only a line of column names")
-    if table.shape[1] != len(first) or not (np.abs(table) <= LARGEST).all():
-        blame(path, columns, classified, "rows and names do not match")
-    y = table[:, columns.target or 0]
-    if classified:
-        values = [as_number(text) for text in labels]
-        if any(value is not None for value in values):
-            if not all(value is not None and abs(value) <= LARGEST for value in values):
-                blame(path, columns, False, "its class labels are numbers and text")
-            y = np.array(values, float)[y.astype(int)]
-        else:
-            y = np.array(list(labels))[y.astype(int)]
-    return columns, table, y
+    table = np.array(numbers).reshape(-1, columns.width)
+    if not classified:
+        return columns, table, table[:, columns.target or 0]
+    different = {label: as_number(label) for label in labels}
+    if all(value is None for value in different.values()):
+        return columns, table, np.array(labels)
+    for line, label in zip(lines, labels, strict=True):
+        if different[label] is None:
+            raise columns.refused(path, line, columns.target or 0, label)
+    return columns, table, np.array([different[label] for label in labels])
 
 
 def as_number(cell: str) -> float | None:
-    """What a cell holds as a number, None where it is none."""
+    """The number in a cell; None where it is none that is finite in float32."""
     try:
-        return None if "_" in cell else float(cell)
+        value = float(cell)
     except ValueError:
         return None
+    return value if -LARGEST <= value <= LARGEST and "_" not in cell else None
 
 
 def columns_of(
@@ -373,30 +387,3 @@ def column_place(path: Path, key: str | int, names: list[str], width: int) -> in
         known = "there are several" if key in names else did_you_mean(key, names)
         raise DataError(f'{path}: "{key}" must name one column: {known}')
     return names.index(key)
-
-
-def blame(path: Path, columns: Columns, classified: bool, otherwise: str) -> NoReturn:
-    """Raise for the first cell that is no finite number or the first row that is too long or too short."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        rows: Iterator[list[str]] = (row for row in reader if row)
-        if columns.names is not None:
-            next(rows)
-        for row in rows:
-            if len(row) != columns.width:
-                raise DataError(f"{path}, line {reader.line_num}: must have {columns.width} columns, got {len(row)}")
-            for i, cell in enumerate(row):
-                value = as_number(cell)
-                label = classified and i == columns.target
-                if i in columns.dropped or (label and cell.strip()):
-                    continue
-                if label or value is None or not abs(value) <= LARGEST:
-                    came = repr(cell) if cell.strip() else "an empty cell"
-                    mend = "drop rows with gaps or fill them in"
-                    if cell.strip() and i != columns.target:
-                        mend = f"mend it, or leave the column out by drop = [{columns.key(i)}]"
-                    raise DataError(
-                        f"{path}, line {reader.line_num}, {columns.told(i)}: must be "
-                        f"{'a class' if label else 'a finite number'}, got {came}: {mend}"
-                    )
-    raise DataError(f"{path}: is no table of numbers ({otherwise})")
