@@ -1,4 +1,7 @@
-"""Builds network, loss and optimizer from a config, and tries them on the shapes of the data."""
+"""Builds network, loss and optimizer from a config, and tries them on the shapes of the data.
+
+Every function raises ConfigError for what cannot be made.
+"""
 
 import inspect
 import re
@@ -115,10 +118,7 @@ def one_input(config: Config, dataset: Dataset) -> jax.ShapeDtypeStruct:
 
 
 def make(where: str, of: Maker | Callable, /, **options: Any) -> Any:
-    """Calls a maker or a function with options; its errors name the place in the config.
-
-    Raises ConfigError.
-    """
+    """Calls a maker or a function with options; its errors name the place in the config."""
     args, rest = of.arguments(options) if isinstance(of, Maker) else ((), options)
     function = of.make if isinstance(of, Maker) else of
     if not inspect.isfunction(function) and isinstance(of, Maker):
@@ -139,10 +139,7 @@ def make(where: str, of: Maker | Callable, /, **options: Any) -> Any:
 
 
 def own(where: str, name: str, kind: type, options: Mapping[str, Any]) -> Any:
-    """An object of the user's, or the result of a user's function called with the options.
-
-    Raises ConfigError where there is none, or it is of another kind.
-    """
+    """An object of the user's, or the result of a user's function called with the options."""
     found = imported(where, name)
     if not isinstance(found, kind) and callable(found):
         found = make(f'{where}: "{name}"', found, **options)
@@ -156,10 +153,7 @@ def own(where: str, name: str, kind: type, options: Mapping[str, Any]) -> Any:
 
 
 def imported(where: str, name: str) -> Any:
-    """The object of a name of one's own; "jaxnet:NAME" is the maker NAME, in whatever module it stands.
-
-    Raises ConfigError where there is none.
-    """
+    """The object of a name of one's own; "jaxnet:NAME" is the maker NAME, in whatever module it stands."""
     module, _, own = name.partition(":")
     if module == "jaxnet" and "." not in own:
         known = makers("layer", "model", "loss")
@@ -187,20 +181,14 @@ def with_init(of: Maker, options: Mapping[str, Any], init: str | None) -> dict[s
 
 
 def network(config: Config) -> Layer:
-    """The network of a config, with its way back.
-
-    Raises ConfigError.
-    """
+    """The network of a config, with its way back."""
     net = forward_network(config)
     name, options = split_name(config.feedback)
     return net if name == "transpose" else make("feedback", FEEDBACK[name], **options)(net)
 
 
 def forward_network(config: Config) -> Layer:
-    """The network of a config, whose error goes back by Wᵀ.
-
-    Raises ConfigError.
-    """
+    """The network of a config, whose error goes back by Wᵀ."""
     spec = config.model
     if isinstance(spec, list):
         return block_of(spec, config.init, "model")
@@ -218,10 +206,7 @@ def block_of(spec: Any, init: str | None, where: str) -> Layer:
 
 
 def layer_of(spec: Any, init: str | None, where: str) -> Layer:
-    """One layer of a config's list, with the layers inside it.
-
-    Raises ConfigError.
-    """
+    """One layer of a config's list, with the layers inside it."""
     name, value = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
     of = LAYERS.get(name) or maker_of(imported(where, name))
     if of is None:
@@ -240,10 +225,7 @@ def layer_of(spec: Any, init: str | None, where: str) -> Layer:
 
 
 def loss_of(spec: Any) -> Loss:
-    """The loss of a config.
-
-    Raises ConfigError.
-    """
+    """The loss of a config."""
     name, options = split_name(spec)
     if name not in LOSSES:
         return own("loss", name, Loss, options)
@@ -257,8 +239,6 @@ def optimizer_of(config: Config, n: int, blocks: Callable | None = None) -> opta
     """Clipping, the optimizer, Nielsen's L2 and accumulation, in that order; n is the training set's size.
 
     blocks: the curvature at given parameters, for an optimizer that takes it.
-
-    Raises ConfigError.
     """
     train = config.train
     name, given = split_name(train.optimizer)

@@ -1,6 +1,7 @@
 """Checkpoints: the state of a run and its progress, written so that training resumes bit for bit.
 
 Orbax writes the arrays. Hashes inside each checkpoint, and of its files in a listing, prove damage.
+Functions raise CheckpointError for what cannot be read or written.
 """
 
 import hashlib
@@ -124,10 +125,7 @@ class Checkpoints:
         self.listing = folder.with_name(f"{folder.name}.json")
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, newest first.
-
-        Raises CheckpointError where the folder cannot be read.
-        """
+        """The steps that have a checkpoint, newest first."""
         with telling(f"cannot read {self.folder}"):
             names = os.listdir(self.folder) if self.folder.exists() else []
         return sorted((int(name) for name in names if name.isascii() and name.isdecimal()), reverse=True)
@@ -142,10 +140,7 @@ class Checkpoints:
         return files if isinstance(files, dict) else {}
 
     def changed(self, step: int) -> str:
-        """How the files of a checkpoint differ from the listing; empty where they do not.
-
-        Raises CheckpointError where a file cannot be read.
-        """
+        """How the files of a checkpoint differ from the listing; empty where they do not."""
         listed = self.listed(step)
         with telling(f"cannot read the checkpoint of step {step:,} in {self.folder}"):
             found = files_sha256(self.folder / str(step)) if listed else {}

@@ -1,4 +1,7 @@
-"""Config files: their fields, types and defaults; reading, checking and writing them."""
+"""Config files: their fields, types and defaults; reading, checking and writing them.
+
+Functions raise ConfigError for what cannot be read, or does not hold.
+"""
 
 import math
 import re
@@ -269,10 +272,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
-    """The config of plain data as a TOML file holds it; `where` it came from is said in errors.
-
-    Raises ConfigError.
-    """
+    """The config of plain data as a TOML file holds it; `where` it came from is said in errors."""
     try:
         changed = linked(apply(document, overrides))
     except OverrideError as error:
@@ -315,10 +315,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The data of a TOML file.
-
-    Raises ConfigError.
-    """
+    """The data of a TOML file."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -123,10 +123,7 @@ def history(folder: Path, trained: Trained) -> History:
 
 
 def chosen(x: np.ndarray, y: np.ndarray, example: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """So many training examples from one on.
-
-    Raises ExplainError.
-    """
+    """So many training examples from one on."""
     if not 0 <= example < len(x):
         raise ExplainError(out_of_range(example, len(x)))
     if not 1 <= batch <= len(x) - example:

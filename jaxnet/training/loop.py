@@ -163,10 +163,7 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
 
 
 def has_its_metrics(session: Session) -> None:
-    """Checks that the metrics for early stopping and for the best checkpoint are measured.
-
-    Raises ConfigError.
-    """
+    """Checks that the metrics for early stopping and for the best checkpoint are measured."""
     stop, measured = session.config.train.stop_early, session.measures()
     for key, metric in (
         ("train.stop_early.metric", stop.metric if stop is not None else None),

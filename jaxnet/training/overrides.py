@@ -1,4 +1,7 @@
-"""Overrides on the command line: `train.epochs=3`, `model.0.dense=50`, in the notation of TOML."""
+"""Overrides on the command line: `train.epochs=3`, `model.0.dense=50`, in the notation of TOML.
+
+Functions raise OverrideError for what cannot be read, or a place that there is not.
+"""
 
 import copy
 import re
@@ -25,10 +28,7 @@ KEY_AND_VALUE = re.compile(r"""((?:"(?:\\.|[^"\\])*"|'[^']*'|[^"'=])*)=(.*)""", 
 
 
 def parse(override: str) -> tuple[tuple[str, ...], Any]:
-    """The path and the value of `key=value`; the value is a TOML value, or text where it cannot be one.
-
-    Raises OverrideError.
-    """
+    """The path and the value of `key=value`; the value is a TOML value, or text where it cannot be one."""
     parts = KEY_AND_VALUE.fullmatch(override)
     if parts is None:
         raise OverrideError(f'an override must be key=value, such as train.epochs=3, got "{override}"')
@@ -64,10 +64,7 @@ def parse_value(text: str, override: str) -> Any:
 
 
 def apply(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A config's plain data with the overrides in it, the last one last.
-
-    Raises OverrideError for a place that there is not.
-    """
+    """A config's plain data with the overrides in it, the last one last."""
     changed = copy.deepcopy(dict(document))
     for override in overrides:
         path, value = parse(override)
@@ -82,10 +79,7 @@ def apply(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
 
 
 def value_at(document: Any, key: str) -> Any:
-    """The value of a dotted key in plain data; None where there is none.
-
-    Raises OverrideError for a key that cannot be read.
-    """
+    """The value of a dotted key in plain data; None where there is none."""
     node = document
     for part in parse_key(key, key):
         if isinstance(node, list):

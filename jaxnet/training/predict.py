@@ -1,4 +1,7 @@
-"""Predictions of a trained network for examples from a file: arrays, or a picture in the form of the training data."""
+"""Predictions of a trained network for examples from a file: arrays, or a picture in the form of the training data.
+
+Functions raise PredictError or DataError for a file that does not fit.
+"""
 
 import math
 from collections.abc import Sequence
@@ -98,10 +101,7 @@ AS_PROBABILITIES = {
 
 
 def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
-    """The file's examples in the shape and the range of the training data, and notes of the changes.
-
-    Raises PredictError, DataError.
-    """
+    """The file's examples in the shape and the range of the training data, and notes of the changes."""
     if file.suffix.lower() not in ARRAYS:
         return from_picture(file, dataset)
     array, name = read_csv(file, dataset, options) if file.suffix.lower() == ".csv" else read_array(file)
@@ -131,19 +131,13 @@ def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
 
 
 def read_csv(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """The inputs in a table with the columns of the training data, and their name in messages.
-
-    Raises DataError.
-    """
+    """The inputs in a table with the columns of the training data, and their name in messages."""
     of_columns = {key: options[key] for key in ("target", "drop", "header") if key in options}
     return csv_inputs(file, math.prod(dataset.train.x.shape[1:]), **of_columns), "the inputs"
 
 
 def read_array(file: Path) -> tuple[np.ndarray, str]:
-    """The array of an .npy file, or of an .npz file its x, its x_test or the only one there is, and its name.
-
-    Raises PredictError, DataError.
-    """
+    """The array of an .npy file, or of an .npz file its x, its x_test or the only one there is, and its name."""
     held = read_arrays(file)
     if isinstance(held, np.ndarray):
         return held, "the array"
@@ -166,10 +160,7 @@ def shaped(array: np.ndarray, wanted: tuple[int, ...], dataset: Dataset) -> np.n
 
 
 def tokens(where: str, x: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Whole numbers that the training data could have.
-
-    Raises PredictError.
-    """
+    """Whole numbers that the training data could have."""
     check_finite(where, x)
     low, high = int(dataset.train.x.min()), int(dataset.train.x.max())
     if (x != np.floor(x)).any() or x.min() < low or x.max() > high:

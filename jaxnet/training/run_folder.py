@@ -1,4 +1,7 @@
-"""A run's folder: config, environment, metrics, log and summary. One run never writes over another."""
+"""A run's folder: config, environment, metrics, log and summary. One run never writes over another.
+
+Functions raise RunError for a folder that cannot be read or written, or is no run.
+"""
 
 import hashlib
 import json
@@ -41,10 +44,7 @@ class TakenError(RunError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an `OSError` inside into a RunError that names the file.
-
-    Raises RunError.
-    """
+    """Turns an `OSError` inside into a RunError that names the file."""
     try:
         yield
     except OSError as error:
@@ -184,10 +184,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """The folder of an earlier run.
-
-        Raises RunError where it is none.
-        """
+        """The folder of an earlier run."""
         for name in ("config.toml", "environment.json"):
             if not (folder / name).is_file():
                 what = "there is no such folder" if not folder.is_dir() else f"it has no {name}"
@@ -270,10 +267,7 @@ class Run:
             shutil.rmtree(folder.rename(free(folder.with_name(f".{folder.name}.deleted"))))
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the folder.
-
-        Raises RunError where it cannot be read.
-        """
+        """A JSON file of the folder."""
         path = self.folder / name
         try:
             found = json.loads(path.read_text("utf-8"))
@@ -303,10 +297,7 @@ class Run:
         return metrics.is_file() and metrics.read_bytes() == written
 
     def unchanged(self, config: Config, data: str | None = None) -> None:
-        """Checks that the config, and the data if their hash is given, are those that the run began with.
-
-        Raises RunError.
-        """
+        """Checks that the config, and the data if their hash is given, are those that the run began with."""
         began = self.environment()
         if data is not None and began.get("data_sha256") != data:
             raise RunError(f"the data of {self.folder} have changed since it began: put them back, or train a new run")
@@ -380,10 +371,7 @@ class Run:
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Writes a file anew, whole or not at all.
-
-    Raises RunError where it cannot be written.
-    """
+    """Writes a file anew, whole or not at all."""
     with writing(path):
         write_whole(path, content)
     return path

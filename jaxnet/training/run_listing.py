@@ -1,4 +1,7 @@
-"""Runs as they lie on disk: read, set beside each other, and listed in a table. Nothing here writes."""
+"""Runs as they lie on disk: read, set beside each other, and listed in a table. Nothing here writes.
+
+Functions raise RunError for a folder that is no run, or cannot be read.
+"""
 
 import json
 import operator
@@ -69,10 +72,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """The run in a folder.
-
-    Raises RunError where it is none, or a file in it is damaged.
-    """
+    """The run in a folder."""
     run = Run.open(folder)
     try:
         config = read_toml(folder / "config.toml")
@@ -186,10 +186,7 @@ def inline(value: Any) -> str:
 
 
 def value_of(record: RunRecord, key: str) -> Any:
-    """A figure of a run, its status, its tags, or the value of a dotted key of its config; None where it has none.
-
-    Raises RunError where the key cannot be read.
-    """
+    """A figure of a run, its status, its tags, or the value of a dotted key of its config; None where it has none."""
     if key in ("status", "tag"):
         return record.status if key == "status" else record.tags
     if (found := record.result(key)) is not None:
@@ -211,8 +208,6 @@ def condition(text: str) -> Callable[[RunRecord], bool]:
     """The test that `KEY=VALUE`, or with `!=`, `<`, `<=`, `>` or `>=`, stands for. A run without the key fails it.
 
     A list equals each of its values: `tag=good`.
-
-    Raises RunError.
     """
     parts = CONDITION.fullmatch(text)
     if parts is None:

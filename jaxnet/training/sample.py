@@ -56,10 +56,7 @@ def sample(
 
 
 def vocabulary(folder: Path) -> tuple[str, int]:
-    """The characters of a run's tokens, and the window that it was trained on.
-
-    Raises SampleError where the run is of no text, RunError where it is no run.
-    """
+    """The characters of a run's tokens, and the window that it was trained on."""
     found = Run.open(folder).vocabulary()
     if found is None:
         raise SampleError(
@@ -70,10 +67,7 @@ def vocabulary(folder: Path) -> tuple[str, int]:
 
 
 def prompt_tokens(prompt: str, characters: str) -> np.ndarray:
-    """The prompt's tokens.
-
-    Raises SampleError where there are none, or a character is unknown.
-    """
+    """The prompt's tokens."""
     if not prompt:
         raise SampleError("a prompt has at least one character, from which the network goes on: got an empty one")
     strange = "".join(sorted(set(prompt) - set(characters)))

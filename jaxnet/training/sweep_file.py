@@ -1,4 +1,7 @@
-"""Sweep files: one config in several settings, each with several seeds."""
+"""Sweep files: one config in several settings, each with several seeds.
+
+Functions raise SweepError; ConfigError for a setting that does not hold.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,10 +205,7 @@ class SettingSearch:
 
 
 def range_or_list(value: Any, where: str) -> list[Any] | Range:
-    """The list or the range of a key of a search.
-
-    Raises SweepError.
-    """
+    """The list or the range of a key of a search."""
     if not isinstance(value, dict):
         return swept(value, where)
     try:
@@ -223,10 +223,7 @@ def suggested(trial: Any, key: str, of: list[Any] | Range) -> Any:
 
 
 def checked(document: Mapping[str, Any], path: Path) -> SweepFile:
-    """The file's fields.
-
-    Raises SweepError.
-    """
+    """The file's fields."""
     try:
         return SweepFile.model_validate(document)
     except ValidationError as error:
@@ -234,10 +231,7 @@ def checked(document: Mapping[str, Any], path: Path) -> SweepFile:
 
 
 def parsed(override: str) -> tuple[str, Any]:
-    """Key and value of an override.
-
-    Raises SweepError.
-    """
+    """Key and value of an override."""
     try:
         path, value = parse(override)
     except OverrideError as error:
@@ -258,10 +252,7 @@ def by_key(table: Mapping[str, Any], where: str, read: Callable[[Any, str], Any]
 
 
 def swept(value: Any, where: str) -> list[Any]:
-    """A list with values in it.
-
-    Raises SweepError.
-    """
+    """A list with values in it."""
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else inline(value)
         raise SweepError(f"{where}: a sweep takes a list of values, such as [0.1, 0.5], got {got}")
@@ -277,10 +268,7 @@ def combinations(grid: Mapping[str, list[Any]], zipped: Mapping[str, list[Any]])
 
 
 def make_setting(base: Path, fixed: Sequence[str], varied: Mapping[str, Any]) -> Setting:
-    """The config with the overrides and the values of one point of a sweep.
-
-    Raises ConfigError.
-    """
+    """The config with the overrides and the values of one point of a sweep."""
     overrides = (*fixed, *(written(key, value) for key, value in varied.items()))
     return Setting({key: inline(value) for key, value in varied.items()}, overrides, load_config(base, overrides))
 

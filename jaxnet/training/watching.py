@@ -67,10 +67,7 @@ class Page(BaseHTTPRequestHandler):
 
 
 def page_of(folder: Path) -> str:
-    """The report of a run as it is now.
-
-    Raises RunError.
-    """
+    """The report of a run as it is now."""
     record = read_run(folder)
     if record.metrics:
         return page([record], [record.name])

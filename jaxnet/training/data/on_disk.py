@@ -1,4 +1,7 @@
-"""Data larger than memory: a folder with .npy arrays or with text files. Training examples are read when needed."""
+"""Data larger than memory: a folder with .npy arrays or with text files. Training examples are read when needed.
+
+Functions raise DataError for a file that cannot be read, or does not hold what it must.
+"""
 
 import hashlib
 import os
@@ -41,8 +44,6 @@ def load_folder(
 
 def load_arrays(folder: Path, task: str) -> Dataset:
     """x_train.npy, y_train.npy, x_test.npy and so on. x: (examples, …) float32 or int32; y: int32, float32 to regress.
-
-    Raises DataError where one is missing, of another dtype, or holds a number that is not finite.
     """
     kinds = {"x": ("float32", "int32"), "y": ("float32",) if task == "regression" else ("int32",)}
 
@@ -78,10 +79,7 @@ def load_arrays(folder: Path, task: str) -> Dataset:
 def load_shards(
     folder: Path, files: Sequence[Path], window: int = WINDOW, split: Sequence[int | float] = SPLIT
 ) -> Dataset:
-    """Text files as one text. Its tokens are kept in a file of the cache folder, 4 bytes for each character.
-
-    Raises DataError for a file that is no UTF-8, or where the tokens cannot be kept.
-    """
+    """Text files as one text. Its tokens are kept in a file of the cache folder, 4 bytes for each character."""
     digest, known, count = hashlib.sha256(), set(), 0
     for piece in pieces(files):
         digest.update(piece.encode())
@@ -107,10 +105,7 @@ def load_shards(
 
 
 def pieces(files: Sequence[Path]) -> Iterator[str]:
-    """The text of some files, piece by piece.
-
-    Raises DataError.
-    """
+    """The text of some files, piece by piece."""
     for path in files:
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:

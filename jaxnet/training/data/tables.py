@@ -1,4 +1,7 @@
-"""Files of one's own: .npz with arrays, .csv with columns."""
+"""Files of one's own: .npz with arrays, .csv with columns.
+
+Functions raise DataError for what cannot be read, or does not fit together.
+"""
 
 import csv
 from array import ArrayType
@@ -58,8 +61,6 @@ def from_arrays(
         channels: "first" for pictures of (channels, height, width), "last" for (height, width, channels). By default
             three axes of which the first is 1 or 3, and the others larger, are channels first.
         flat: each example as one vector.
-
-    Raises DataError.
     """
     named = split_names(where, arrays)
     if named and split not in (None, ALL_FOR_TRAINING):
@@ -240,8 +241,6 @@ def load_csv(
         drop: columns to leave out, by name or place. The others are x.
         header: whether the first line names the columns; by default it does where no cell of x is a number.
         task and options: as in `from_arrays`.
-
-    Raises DataError.
     """
     columns, table, y = read_table(path, target, drop, header, task == "classification")
     kept = [i for i in range(columns.width) if i != columns.target and i not in columns.dropped]
@@ -280,10 +279,7 @@ def counts_rows(column: np.ndarray) -> bool:
 
 @contextmanager
 def rows_of(path: Path) -> Iterator[tuple[Any, Iterator[list[str]]]]:
-    """The reader of a table, for its line numbers, and its rows, without empty lines.
-
-    Raises DataError where the file cannot be read, inside too.
-    """
+    """The reader of a table, for its line numbers, and its rows, without empty lines."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
