@@ -18,7 +18,7 @@ from jaxnet.training.data import load
 from jaxnet.training.display import Display, row
 from jaxnet.training.divergence import first_trouble
 from jaxnet.training.fine_tuning import Start, trained_start
-from jaxnet.training.run_folder import Run, RunError, about_data, config_sha256, data_sha256, quoted, versions
+from jaxnet.training.run_folder import Run, RunError, about_data, config_sha256, data_sha256, lines_of, quoted, versions
 from jaxnet.training.run_summary import best_line, epochs_without_gain, result_lines, summarize
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
@@ -194,7 +194,7 @@ def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
                 state, progress = single.checkpoints.read(min(steps), session.shapes(), single.run.configs())
             single.display.say(f"going on from step {min(steps):,}")
             states[single], single.progress = state, progress._replace(config=single.config_sha256)
-        single.run.rewrite_metrics(single.progress.metrics)
+        single.run.replace("metrics.jsonl", lines_of(single.progress.metrics))
     if not begun:
         return None
     for single in singles:
@@ -249,7 +249,7 @@ class Single:
 
     def record(self, line: dict[str, Any]) -> None:
         """Adds an epoch's line of metrics."""
-        self.run.add_metrics(line)
+        self.run.append("metrics.jsonl", lines_of([line]))
         if self.config.tensorboard:
             self._events = self._events or Events(self.run.folder / "tensorboard", line["step"])
             self._events.add(line)
@@ -258,7 +258,7 @@ class Single:
         """Writes summary.json and gives it. first: seconds from the command to the end of the first compiled call."""
         summary = summarize(self.config, self.progress, status, leaves_sha256(params), step)
         summary |= {"seconds_to_first_call": first} if first else {}
-        self.run.write_summary(summary)
+        self.run.replace("summary.json", summary)
         return summary
 
 

@@ -16,6 +16,10 @@ class OverrideError(ValueError):
     """An override that cannot be read, or whose place there is not."""
 
 
+class MissingKeyError(OverrideError):
+    """A key that plain data do not have."""
+
+
 # the errors of tomllib and json: RecursionError where tables are too deep, ValueError for the rest
 UNREADABLE = (ValueError, RecursionError)
 
@@ -78,14 +82,16 @@ def apply(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
     return changed
 
 
-def value_at(document: Any, key: str) -> Any:
-    """The value of a dotted key in plain data; None where there is none."""
+def value_at(document: Any, key: str, where: str) -> Any:
+    """The value of a dotted key in plain data."""
     node = document
-    for part in parse_key(key, key):
-        if isinstance(node, list):
-            node = node[int(part)] if part.isdecimal() and int(part) < len(node) else None
+    for part in parse_key(key, where):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
         else:
-            node = node.get(part) if isinstance(node, dict) else None
+            raise MissingKeyError(f'"{where}" must name a key that this config sets: there is no {part}')
     return node
 
 
@@ -137,15 +143,7 @@ def linked(document: Mapping[str, Any]) -> dict[str, Any]:
     def follow(key: str, trail: tuple[str, ...]) -> Any:
         if key in trail:
             raise OverrideError(f"the links {' → '.join((*trail, key))} lead back to themselves: write the value once")
-        node: Any = document
-        for part in parse_key(key, f"${{{key}}}"):
-            if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-                node = node[int(part)]
-            elif isinstance(node, dict) and part in node:
-                node = node[part]
-            else:
-                raise OverrideError(f'"${{{key}}}" must name a key that this config sets: there is no {part}')
-        return value(node, (*trail, key))
+        return value(value_at(document, key, f"${{{key}}}"), (*trail, key))
 
     def inner(found: Any, text: str) -> str:
         if isinstance(found, dict | list):

@@ -174,7 +174,7 @@ class Run:
         }
         files = {
             "config.toml": dump_toml(config),
-            "environment.json": environment_text(environment | (beside or {})),
+            "environment.json": table_text(environment | (beside or {})),
             "metrics.jsonl": "",
             **({"source.patch": found[1]} if found else {}),
             **(more or {}),
@@ -255,7 +255,7 @@ class Run:
         """Adds notes and tags, and takes tags away. A run may be noted while it trains."""
         found = self.notes()
         tags = [tag for tag in dict.fromkeys([*found["tags"], *tags]) if tag not in untag]
-        self.replace(NOTES, json.dumps({"notes": [*found["notes"], *notes], "tags": tags}, ensure_ascii=False) + "\n")
+        self.replace(NOTES, {"notes": [*found["notes"], *notes], "tags": tags})
 
     def delete(self) -> None:
         """Deletes the folder with all that is in it.
@@ -293,8 +293,8 @@ class Run:
         if not steps or summary.get("step", steps[0]) != steps[0] or self.checkpoints.changed(steps[0]):
             return False
         metrics = self.folder / "metrics.jsonl"
-        written = "".join(map(line_of, self.checkpoints.progress(steps[0])[0].metrics)).encode()
-        return metrics.is_file() and metrics.read_bytes() == written
+        written = lines_of(self.checkpoints.progress(steps[0])[0].metrics)
+        return metrics.is_file() and metrics.read_bytes() == written.encode()
 
     def unchanged(self, config: Config, data: str | None = None) -> None:
         """Checks that the config, and the data if their hash is given, are those that the run began with."""
@@ -337,16 +337,8 @@ class Run:
         self.unchanged(config)
         began = self.environment()
         began |= {"config_sha256": config_sha256(changed, str(began["data_sha256"])), "extended_from": self.configs()}
-        self.replace("environment.json", environment_text(began))
+        self.replace("environment.json", began)
         self.replace("config.toml", dump_toml(changed))
-
-    def rewrite_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Makes metrics.jsonl hold these lines and no more."""
-        self.replace("metrics.jsonl", "".join(line_of(line) for line in lines))
-
-    def add_metrics(self, line: dict[str, Any]) -> None:
-        """One more line of metrics.jsonl."""
-        self.append("metrics.jsonl", line_of(line))
 
     def log(self, text: str) -> None:
         """One more line of log.txt."""
@@ -360,13 +352,10 @@ class Run:
         with writing(path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """summary.json anew."""
-        self.replace("summary.json", json.dumps(summary, indent=2, sort_keys=True) + "\n")
-
-    def replace(self, name: str, text: str) -> None:
-        """A file anew, whole or not at all."""
+    def replace(self, name: str, content: str | dict[str, Any]) -> None:
+        """A file anew, whole or not at all: a text, or a table as JSON."""
         if writes():
+            text = content if isinstance(content, str) else table_text(content)
             replace_file(self.folder / name, text.encode())
 
 
@@ -377,9 +366,9 @@ def replace_file(path: Path, content: bytes) -> Path:
     return path
 
 
-def environment_text(environment: dict[str, Any]) -> str:
-    """The content of environment.json."""
-    return json.dumps(environment, indent=2, sort_keys=True) + "\n"
+def table_text(table: dict[str, Any]) -> str:
+    """A table as a JSON file for people."""
+    return json.dumps(table, indent=2, sort_keys=True) + "\n"
 
 
 def quoted(path: Path) -> str:
@@ -387,9 +376,9 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def line_of(line: dict[str, Any]) -> str:
-    """A line of metrics.jsonl."""
-    return json.dumps(line, sort_keys=True) + "\n"
+def lines_of(metrics: Iterable[dict[str, Any]]) -> str:
+    """The lines of metrics.jsonl."""
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in metrics)
 
 
 def place_folder(wanted: Path, files: dict[str, str], fixed: bool) -> tuple[Path, Lock]:

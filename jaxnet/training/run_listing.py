@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxnet.training.config import ConfigError, read_toml
-from jaxnet.training.overrides import UNREADABLE, OverrideError, parse_value, value_at
+from jaxnet.training.overrides import UNREADABLE, MissingKeyError, OverrideError, parse_value, value_at
 from jaxnet.training.run_folder import Run, RunError
 
 SPLITS = ("train", "validation", "test")
@@ -192,7 +192,9 @@ def value_of(record: RunRecord, key: str) -> Any:
     if (found := record.result(key)) is not None:
         return found
     try:
-        return value_at(record.config, key)
+        return value_at(record.config, key, key)
+    except MissingKeyError:
+        return None
     except OverrideError as error:
         raise RunError(str(error)) from None
 
