@@ -43,7 +43,7 @@ def load_folder(
 
 
 def load_arrays(folder: Path, task: str) -> Dataset:
-    """x_train.npy, y_train.npy, x_test.npy and so on. x: (examples, …) float32 or int32; y: int32, float32 to regress."""
+    """x_train.npy, y_train.npy and so on. x: (examples, …) float32 or int32; y: int32, or float32 to regress."""
     kinds = {"x": ("float32", "int32"), "y": ("float32",) if task == "regression" else ("int32",)}
 
     def array(axis: str, part: str) -> np.ndarray:
