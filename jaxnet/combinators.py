@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnet.factors import FactorSum
+from jaxnet.factors import FactorSum, is_factor
 from jaxnet.layer import (
     Layer,
     Passing,
@@ -346,11 +346,13 @@ def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
                 d_out, readings[i] = layers[i].backward(full[i], saved[i], d_out, read)
         if read.linear:  # read where the error passes, so that no use is kept until all are known
             return d_out, shared.added_up(readings)
-        uses = FactorSum(tuple(passings[i].factors[share] for i in where))
+        of_each = (passings[i].factors[share] for i in where)
+        uses = jax.tree.map(lambda *uses: FactorSum(uses), *of_each, is_leaf=is_factor)
         for i, passing in passings.items():
             factors = passing.factors | {share: uses} if i == shared.owner else shared.without(passing.factors)
             own, _ = split_state(params[i])
-            readings[i] = read.at(passing._replace(params=own, factors=factors))
+            state = shared.without(passing.state) if passing.state and i != shared.owner else passing.state
+            readings[i] = read.at(passing._replace(params=own, factors=factors, state=state))
         return d_out, tuple(readings)
 
     def rebuild(*parts: Layer) -> Layer:
@@ -393,7 +395,9 @@ class Shared(NamedTuple):
         found, name = list(readings), self.name
         for i in self.borrowers:
             found[self.owner] = in_each(
-                lambda own, other: own | {name: own[name] + other[name]}, found[self.owner], found[i]
+                lambda own, other: own | {name: jax.tree.map(jnp.add, own[name], other[name])},
+                found[self.owner],
+                found[i],
             )
             found[i] = in_each(self.without, found[i])
         return tuple(found)

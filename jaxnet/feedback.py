@@ -5,14 +5,15 @@
     random      Bᵀ δ      B: the shape of W, fixed          feedback alignment
     sign        (M ⊙ sign W)ᵀ δ   M: equal, fixed or new    sign-symmetry
     kolen_pollack  Bᵀ δ   B: learned by ∇_W, as W is        Kolen and Pollack's way to W = B
+    weight_mirror  Bᵀ δ   B: learned from noise through W   the weight mirror
     straight_through  δ                                     of a layer without weights, as if it were the identity
     direct      B e       B: (shape of a, outputs), fixed   direct feedback alignment; e = δ of the last layer with a W
 
-δ = ∂C/∂z of a layer, or what another way back made of it. Gradients stay what they are, ∇_W C = δ aᵀ: only δ is another
-one. Nothing of this is written into layers: what passes back comes from the layer's own backward pass with B in the
-place of W, the gradient from the layer itself, and the compiler drops what nobody asks for. So a way back other than
-`direct` is for every layer whose backward pass multiplies by its one `W`, whatever its shape (`inverse` and `pinv`: a
-matrix); `direct` replaces all that a layer sends back. Layers with other weights than one `W` are refused.
+δ = ∂C/∂z of a layer, or the error that another feedback path made of it. Gradients keep their form, ∇_W C = δ aᵀ.
+Layers know nothing of this. A layer's own backward pass runs with B in the place of W, so it works for every layer that
+uses its weights only to send the error back: convolutions, attention with a B for each of its four matrices, an LSTM
+that sends it through time by the B of U. A weight is a parameter whose name begins with a capital letter. `inverse`
+and `pinv` take matrices; `direct` replaces all that a layer sends back.
 
 Sources: Lillicrap et al., Random synaptic feedback weights support error backpropagation for deep learning, 2016;
 Nøkland, Direct Feedback Alignment Provides Learning in Deep Neural Networks, 2016; Liao, Leibo and Poggio, How
@@ -23,7 +24,7 @@ Courville, Estimating or Propagating Gradients Through Stochastic Neurons, 2013.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -32,11 +33,20 @@ import jax.numpy as jnp
 from jaxnet import registry
 from jaxnet.combinators import same_shape
 from jaxnet.factors import dataclass_tree
-from jaxnet.layer import Layer, Passing, Reading, ShapeError, Tree
+from jaxnet.layer import (
+    Layer,
+    Passing,
+    Reading,
+    ShapeError,
+    Static,
+    Tree,
+    Untrained,
+    is_untrained,
+    split_state,
+)
 from jaxnet.lowering.products import accumulated
+from jaxnet.readings import Beside, bare
 from jaxnet.registry import Made, maker, makers
-
-BESIDE = "feedback"  # B's name among the parameters that a layer sees in its backward pass
 
 
 class Way(NamedTuple):
@@ -44,8 +54,8 @@ class Way(NamedTuple):
 
     `matrix(W, B, scale)`: what stands in W's place as the error passes; B is None where nothing is drawn, and `direct`
     has no matrix. `layers`: places among the layers with weights, from 0, first to last; None for all. A layer that has
-    a way back of its own already keeps it, and is not counted. `learned`: B is a parameter, whose gradient is ∇_W C.
-    `through`: δ passes the network as it is.
+    a way back of its own already keeps it, and is not counted. `learned`: how B changes, "gradient": by ∇_W C
+    as W does; "mirror": towards W by `rate`, from noise; "": not at all. `through`: δ passes the network as it is.
     """
 
     name: str
@@ -54,7 +64,8 @@ class Way(NamedTuple):
     seed: int = 0
     scale: float = 1.0
     layers: tuple[int, ...] | None = None
-    learned: bool = False
+    learned: Literal["", "gradient", "mirror"] = ""
+    rate: float = 0.0
     through: bool = False
     watched: bool = False
     origin: Made | None = None
@@ -81,14 +92,14 @@ class Way(NamedTuple):
             return self.beside(net, params, saved, out)
 
         def forward(params, x, key=None, train=False):
-            return each_own(self.fed, net).forward(params, x, key, train)
+            return net.forward(bare(params), x, key, train)
 
         def backward(params, saved, d_out, read):
-            beside = params if self.learned else self.beside(net, params, saved, d_out)
-            error = self.error(net, params, saved, d_out) if self.matrix is None else None
-            fed = each_own(lambda leaf: self.fed(leaf, error), net)
+            both = params if self.learned else self.beside(net, params, saved, d_out)
+            error = None if self.matrix else self.error(net, bare(params), saved, d_out)
             own = read._replace(at=lambda passing: read.at(passing._replace(params=bare(passing.params))))
-            return fed.backward(beside, saved, d_out, read if self.learned else own)
+            fed = each_own(lambda leaf: self.fed(leaf, error), net)
+            return fed.backward(both, saved, d_out, read if self.learned else own)
 
         functions = (init, forward) if self.learned else (net.init, net.forward)
         return Layer(f"feedback {self.name}", *functions, backward, (net,), self)
@@ -108,33 +119,52 @@ class Way(NamedTuple):
         return Layer(f"feedback {self.name}", net.init, forward, backward, (net,), self)
 
     def fed(self, leaf: Layer, error: Any = None) -> Layer:
-        """A leaf layer with this way back where a B stands beside its parameters. `error`: e of `direct`, a vector."""
+        """A leaf layer with this way back for each W with a B beside it. `error`: e of `direct`, a vector."""
 
         def forward(params, x, key=None, train=False):
             return leaf.forward(bare(params), x, key, train)
 
         def backward(params, saved, d_out, read):
-            own = bare(params)
-            if own is params:
+            fed = beside_in(params)
+            if not fed:
                 return leaf.backward(params, saved, d_out, read)
+            own = bare(params)
             if self.matrix is None:
+                instead, [B] = own, [node.own for node in fed.values()]
                 right, _ = leaf.backward(own, saved, d_out, _nothing)
-                dx = jnp.tensordot(params[BESIDE], error.astype(params[BESIDE].dtype), 1).astype(right.dtype)
+                dx = jnp.tensordot(B, error.astype(B.dtype), 1).astype(right.dtype)
                 sent = Sent(dx, right)
             else:
-                instead = self.matrix(own["W"], params[BESIDE], self.scale)
-                dx, _ = leaf.backward(own | {"W": instead}, saved, d_out, _nothing)
-                sent = Sent(instead, own["W"])
+                matrices = {k: self.matrix(node.p, unstated(node.own), self.scale) for k, node in fed.items()}
+                instead = own | matrices
+                dx, _ = leaf.backward(instead, saved, d_out, _nothing)
+                sent = Sent(flat(matrices), flat({name: own[name] for name in matrices}))
 
             def at(passing):
-                passing = passing._replace(dx=dx, saved=sent if self.watched else passing.saved)
-                if self.learned:
-                    passing = passing._replace(params=params, factors=passing.factors | {BESIDE: passing.factors["W"]})
-                return read.at(passing)
+                passing = passing._replace(params=own, dx=dx, saved=sent if self.watched else passing.saved)
+                return read.at(self.with_B(passing, params) if self.learned else passing)
 
-            return dx, leaf.backward(own, saved, d_out, read._replace(at=at))[1]
+            return dx, leaf.backward(instead, saved, d_out, read._replace(at=at))[1]
 
         return leaf._replace(forward=forward, backward=backward)
+
+    def with_B(self, passing: Passing, params: Tree) -> Passing:
+        """What meets at the layer, with ∇_W as the gradient of each B, or with the B of the next step as state."""
+
+        def factor(name, f):
+            return Beside(f, f if self.learned == "gradient" else None) if isinstance(params[name], Beside) else f
+
+        def after(node):
+            if not isinstance(node, Beside):
+                return None
+            return Beside(None, Untrained(mirrored(node.p, unstated(node.own), self.rate, self.seed)))
+
+        trained, _ = split_state(params)
+        factors = {name: factor(name, f) for name, f in passing.factors.items()}
+        if self.learned == "gradient":
+            return passing._replace(params=trained, factors=factors)
+        state = (passing.state or {}) | {name: after(node) for name, node in params.items() if not is_untrained(node)}
+        return passing._replace(params=trained, factors=factors, state=state)
 
     # ------------------------------------------------------------------------------------------ the matrices
 
@@ -156,8 +186,9 @@ class Way(NamedTuple):
         for number in numbers:
             place = places[weighted[number]]
             self.is_for(place.about)
-            B = self.drawn(place, number, outputs) if self.draws else None
-            places[weighted[number]] = replace(place, fed=True, B=B)
+            Bs = self.drawn(place, number, outputs)
+            Bs = {name: Untrained(B) for name, B in Bs.items()} if self.learned == "mirror" else Bs
+            places[weighted[number]] = replace(place, B=Bs)
         return jax.tree.map(_put_beside, jax.tree.unflatten(structure, places), params, is_leaf=_is_place)
 
     def places(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> tuple[list["Place"], Any]:
@@ -167,35 +198,46 @@ class Way(NamedTuple):
         return jax.tree.flatten(found, is_leaf=_is_place)
 
     def is_for(self, about: "About") -> None:
-        """Raises `ValueError` for a layer without a W alone, `ShapeError` for an inverse of a W that is not square."""
-        if about.weights != ("W",):
-            raise ValueError(
-                f"feedback {self.name} is for layers whose weights are one W, got {about.name} with "
-                f"{', '.join(about.weights)}: leave it out by layers = […]"
-            )
-        if self.name in ("inverse", "pinv") and len(about.W) != 2:
-            raise ShapeError(f"feedback {self.name} takes a matrix W, got {about.name} with W of shape {about.W}")
-        if self.name == "inverse" and about.W[0] != about.W[1]:
-            raise ShapeError(
-                f"feedback inverse takes a square W, got {about.name} with W of shape {about.W}, which has no inverse: "
-                "take pinv, or name the layers with a square W by layers = […]"
-            )
+        """Raises `ValueError` for weights without a name, `ShapeError` for an inverse of a W that has none."""
+        for name, shape in about.weights:
+            if not name:
+                raise ValueError(
+                    f"feedback {self.name} takes layers whose weights have names, as in {{'W': …, 'b': …}}, got "
+                    f"{about.name} with parameters without names: leave it out by layers = […]"
+                )
+            if self.name in ("inverse", "pinv") and len(shape) != 2:
+                raise ShapeError(
+                    f"feedback {self.name} takes a matrix {name}, got {about.name} with {name} of shape {shape}"
+                )
+            if self.name == "inverse" and shape[0] != shape[1]:
+                raise ShapeError(
+                    f"feedback inverse takes a square {name}, got {about.name} with {name} of shape {shape}, which has "
+                    "no inverse: take pinv, or name the layers with square weights by layers = […]"
+                )
 
-    def drawn(self, place: "Place", number: int, outputs: tuple[int, ...]) -> Any:
-        """B of one layer, of a stack with its axis: entries N(0, scale²/n), n the numbers that a unit takes in.
+    def drawn(self, place: "Place", number: int, outputs: tuple[int, ...]) -> dict[str, Any]:
+        """B for each W of one layer, of a stack with its axis: entries N(0, scale²/n), n the numbers a unit takes in.
 
         So B sends an error back about as long as a W drawn by lecun_normal does. It is the same in every precision, and
-        a constant of the compiled program. n of `direct` is the count of numbers that the layer takes.
+        a constant of the compiled program. `direct` has one B for the layer; its n is the count of the layer's inputs.
+        None where this way back draws nothing.
         """
-        about = place.about
-        if self.matrix is None:
-            stack = place.W.shape[: len(place.W.shape) - len(about.W)]
-            shape, count = (*stack, *about.x, *outputs), math.prod(about.x)
-        else:
-            shape, count = place.W.shape, math.prod(about.W[1:])
-        with jax.ensure_compile_time_eval():
-            key = jax.random.fold_in(jax.random.key(self.seed), number)
-            return (jax.random.normal(key, shape, jnp.float32) * (self.scale / math.sqrt(count))).astype(place.W.dtype)
+        found: dict[str, Any] = {}
+        for i, (name, inner) in enumerate(place.about.weights):
+            W = place.Ws[name]
+            shape, count = W.shape, math.prod(inner[1:])
+            if self.matrix is None:
+                shape, count = (*W.shape[: W.ndim - len(inner)], *place.about.x, *outputs), math.prod(place.about.x)
+            if self.matrix is None and i:
+                break
+            found[name] = None
+            if self.draws:
+                with jax.ensure_compile_time_eval():
+                    key = jax.random.fold_in(jax.random.key(self.seed), number)
+                    key = jax.random.fold_in(key, i) if i else key
+                    B = jax.random.normal(key, shape, jnp.float32) * (self.scale / math.sqrt(count))
+                    found[name] = B.astype(W.dtype)
+        return found
 
     def error(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> Any:
         """e = δ of the last layer with weights, as backpropagation brings it there.
@@ -222,14 +264,11 @@ class Sent:
     right: Any
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class About:
-    """A leaf layer: its name, its weights' names, the shapes of W, of its input and its output."""
+class About(NamedTuple):
+    """A leaf layer: its name, the shapes of its weights, of its input and of its output."""
 
     name: str
-    weights: tuple[str, ...]
-    W: tuple[int, ...]
+    weights: tuple[tuple[str, tuple[int, ...]], ...]
     x: tuple[int, ...]
     out: tuple[int, ...]
 
@@ -238,13 +277,12 @@ class About:
 class Place:
     """A leaf layer's place in the tree of parameters. `about`: None where it has a way back of its own.
 
-    W, B: arrays with the axes of the stacks around the layer. `fed`: whether a B, or None for none drawn, goes there.
+    Ws: its weights, arrays with the axes of the stacks around the layer. B: what is put beside some of them.
     """
 
-    about: Any
-    W: Any = None
-    B: Any = None
-    fed: bool = field(default=False, metadata={"static": True})
+    about: Any = field(metadata={"static": True})
+    Ws: Any = field(default_factory=dict)
+    B: Any = field(default_factory=dict)
 
 
 def each_own(change: Callable[[Layer], Layer], net: Layer) -> Layer:
@@ -254,42 +292,54 @@ def each_own(change: Callable[[Layer], Layer], net: Layer) -> Layer:
     return change(net) if net.rebuild is None else net.rebuild(*(each_own(change, part) for part in net.parts))
 
 
-def bare(params: Tree) -> Tree:
-    """A leaf layer's own parameters, without B."""
-    if isinstance(params, dict) and BESIDE in params:
-        return {name: value for name, value in params.items() if name != BESIDE}
-    return params
+def beside_in(params: Tree) -> dict[str, Beside]:
+    """The weights of a leaf layer that have a B beside them."""
+    return {k: v for k, v in params.items() if isinstance(v, Beside)} if isinstance(params, dict) else {}
 
 
-def weights_of(params: Tree) -> tuple[str, ...]:
-    """The names of a leaf layer's weights: those with a capital letter, as in the equations."""
+def unstated(B: Any) -> Any:
+    """B itself, where it is state."""
+    return B.value if isinstance(B, Untrained) else B
+
+
+def flat(matrices: dict[str, jax.Array]) -> jax.Array:
+    """All entries of several matrices as one vector."""
+    return jnp.concatenate([W.reshape(-1) for W in matrices.values()])
+
+
+def weights_of(params: Tree) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The shapes of a leaf layer's weights: of the parameters with a capital letter, as in the equations."""
     if not isinstance(params, dict):
-        return ("parameters without names",) if jax.tree.leaves(params) else ()
-    return tuple(sorted(name for name in params if name[:1].isupper()))
+        return tuple(("", p.shape) for p in jax.tree.leaves(params))
+    return tuple((k, params[k].shape) for k in sorted(params) if k[:1].isupper())
 
 
 def _asked(leaf: Layer) -> Layer:
     """A leaf layer that hands over its `About` instead of its saved values."""
 
     def backward(params, saved, d_out, read):
-        weights = weights_of(params)
-        W = params["W"].shape if "W" in weights else ()
-
         def at(passing):
-            return read.at(passing._replace(saved=About(leaf.name, weights, W, passing.dx.shape, d_out.shape)))
+            about = About(leaf.name, weights_of(params), passing.dx.shape, d_out.shape)
+            return read.at(passing._replace(saved=Static(about)))
 
         return leaf.backward(params, saved, d_out, read._replace(at=at))
 
     return leaf._replace(backward=backward)
 
 
+def _about(passing: Passing) -> About | None:
+    found = passing.saved.value if isinstance(passing.saved, Static) else None
+    return found if isinstance(found, About) else None
+
+
 def _place(passing: Passing) -> Place:
-    about = passing.saved if isinstance(passing.saved, About) else None
-    return Place(about, jnp.zeros(about.W, passing.d_out.dtype) if about else None)
+    about = _about(passing)
+    return Place(about, {k: jnp.zeros(shape, passing.d_out.dtype) for k, shape in (about.weights if about else ())})
 
 
 def _delta(passing: Passing) -> Any:
-    return passing.d_out if isinstance(passing.saved, About) and passing.saved.weights else None
+    about = _about(passing)
+    return passing.d_out if about and about.weights else None
 
 
 def _is_place(node: Any) -> bool:
@@ -297,7 +347,9 @@ def _is_place(node: Any) -> bool:
 
 
 def _put_beside(place: Place, params: Tree) -> Tree:
-    return params | {BESIDE: place.B} if place.fed else params
+    if not place.B:
+        return params
+    return params | {name: Beside(params[name], B) for name, B in place.B.items() if name in params}
 
 
 _places = Reading(_place, out_axes=0)
@@ -399,16 +451,41 @@ def bits_of(W: jax.Array) -> jax.Array:
 def kolen_pollack(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
     """Bᵀ δ, B learned beside W: its gradient is ∇_W C too, so with weight decay on both W − B goes to 0.
 
-    Each layer's parameters get B by the name "feedback", begun as `random`'s. `layers`: as `inverse`'s.
+    Each W among the parameters becomes `Beside(W, B)`, B begun as `random`'s. `layers`: as `inverse`'s.
     Sources: Kolen and Pollack, Backpropagation without weight transport, 1994; Akrout et al., 2019.
 
     >>> net, x = kolen_pollack()(dense(2, bias=False)), jnp.ones(3)
     >>> params = net.init(jax.random.key(0), x)
     >>> grads, _ = vjp(net)(params, x)[1](jnp.ones(2))
-    >>> sorted(grads), bool((grads["W"] == grads["feedback"]).all())
-    (['W', 'feedback'], True)
+    >>> bool((grads["W"].p == grads["W"].own).all())
+    True
     """
-    return Way("kolen_pollack", lambda W, B, scale: B, True, seed, scale, chosen(layers), learned=True)
+    return Way("kolen_pollack", lambda W, B, scale: B, True, seed, scale, chosen(layers), "gradient")
+
+
+NOISE = 64  # vectors of noise in a step of the mirror
+
+
+def mirrored(W: jax.Array, B: jax.Array, rate: float, seed: int) -> jax.Array:
+    """B + rate (mean of (W ξ) ξᵀ − B) over vectors of noise ξ ~ N(0, 1), drawn anew whenever W has changed."""
+    key = jax.random.fold_in(jax.random.key(seed), bits_of(W))
+    noise = jax.random.normal(key, (NOISE, W[0].size), W.dtype)
+    seen = (W.reshape(len(W), -1) @ noise.T) @ noise / NOISE
+    return B + rate * (seen.reshape(B.shape) - B)
+
+
+@maker
+def weight_mirror(*, rate: float = 0.1, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+    """Bᵀ δ, B ← B + rate (mean of (W ξ) ξᵀ − B) in each step: what noise ξ through W shows of W, without reading it.
+
+    Each W among the parameters becomes `Beside(W, B)`, B begun as `random`'s, and kept as state (`split_state`).
+    `layers`: as `inverse`'s. Source: Akrout et al., 2019.
+
+    >>> net, x = weight_mirror()(dense(2, bias=False)), jnp.ones(3)
+    >>> jax.tree.map(jnp.shape, net.init(jax.random.key(0), x))
+    {'W': Beside(p=(2, 3), own=Untrained(value=(2, 3)))}
+    """
+    return Way("weight_mirror", lambda W, B, scale: B, True, seed, scale, chosen(layers), "mirror", rate)
 
 
 @maker

@@ -6,6 +6,7 @@ the sum of their squares; `deltas` every δ.
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,23 @@ sum_of_deltas = Reading(
     where_params(lambda p: sum_over_examples(None)(Plain(p.d_out))), out_axes=None, additive=True, coupled=True
 )
 """Σ δ over the examples at every layer that has parameters: the mean δ, since 1/n stands on each."""
+
+
+@dataclass_tree
+class Beside:
+    """A parameter p with something beside it that a backward pass uses too: its curvature, or what sends the error."""
+
+    p: Any
+    own: Any
+
+
+def bare(params: Tree) -> Tree:
+    """The parameters alone, of a tree in which some have something beside them."""
+
+    def beside(node):
+        return isinstance(node, Beside)
+
+    return jax.tree.map(lambda node: node.p if beside(node) else node, params, is_leaf=beside)
 
 
 @dataclass_tree

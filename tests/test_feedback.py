@@ -9,15 +9,16 @@ import jaxnet
 from jaxnet import dense, feedback, parallel, per_position, remat, repeat, residual, serial, tanh, tied
 from jaxnet.checking import check, network_subjects
 from jaxnet.checking.feedback_reference import declared, deviation
+from jaxnet.factors import Plain
 from jaxnet.feedback import by_transpose, ways_in
-from jaxnet.layer import ShapeError, leaf, no_params, on_leaves
+from jaxnet.layer import ShapeError, leaf, no_params, on_leaves, split_state
 from jaxnet.registry import makers
 from jaxnet.training.step import in_precision
 from tests.agreement import normal
 
 QUICK = {"seeds": 1, "precise": False, "also": False, "shapes": False, "inside": False}
 WAYS = makers("feedback")
-OTHERS = [name for name in WAYS if name not in ("transpose", "straight_through", "kolen_pollack")]
+OTHERS = [name for name in WAYS if name not in ("transpose", "straight_through", "kolen_pollack", "weight_mirror")]
 
 
 def drawn(seed, number, shape, count):
@@ -71,6 +72,9 @@ NETWORKS = {
     "tied": (serial(tied(dense(4), tanh, dense(4), where=(0, 2)), dense(2)), (4,)),
     "positions": (serial(per_position(block(3)), jaxnet.flatten(), dense(4)), (2, 3)),
     "batch_norm": (serial(dense(4), jaxnet.layer_norm(), dense(4)), (4,)),
+    "attention": (serial(jaxnet.attention(2, bias=True), jaxnet.flatten(), dense(2)), (3, 4)),
+    "lstm": (serial(jaxnet.lstm(3), jaxnet.flatten(), dense(2)), (3, 4)),
+    "gru": (serial(jaxnet.gru(3), jaxnet.flatten(), dense(2)), (3, 4)),
     "own": (serial(block(4), feedback.transpose()(block(4)), feedback.random(seed=3)(dense(4)), dense(2)), (3,)),
 }
 
@@ -125,7 +129,6 @@ def test_kolen_pollack_as_declared(network, x64):
     net, shape = NETWORKS[network]
     fed, x = feedback.kolen_pollack(seed=2)(net), normal(1, shape).astype(float)
     params = initialized(fed, x)
-    assert all("feedback" in p for p in jax.tree.leaves(params, is_leaf=lambda p: isinstance(p, dict)) if "W" in p)
 
     @jax.jit
     def both(params, x):
@@ -144,13 +147,36 @@ def test_kolen_pollack_brings_W_and_B_together(x64):
     gradient = jax.jit(jaxnet.value_and_grad(net, jaxnet.quadratic))
 
     def apart(params):
-        return np.linalg.norm(params[2]["W"] - params[2]["feedback"])
+        return np.linalg.norm(params[2]["W"].p - params[2]["W"].own)
 
     begun = apart(params)
     for _ in range(20):
         _, grads = gradient(params, xs, ys)
         params = jax.tree.map(lambda p, g: 0.95 * p - 0.1 * g, params, grads)
     np.testing.assert_allclose(apart(params), begun * 0.95**20)
+
+
+def test_the_weight_mirror_comes_to_W_without_a_gradient(x64):
+    net = feedback.weight_mirror(rate=0.2)(serial(dense(4), tanh, repeat(dense(4), 2), dense(2)))
+    xs, ys = normal(1, (8, 3)).astype(float), normal(2, (8, 2)).astype(float)
+    params, state = split_state(initialized(net, xs[0]))
+    gradient = jax.jit(jaxnet.value_and_grad(net, jaxnet.quadratic))
+
+    def angle(i):
+        W, B = (np.ravel(t) for t in (params[i]["W"].p, state[i]["W"].own.value))
+        return W @ B / np.linalg.norm(W) / np.linalg.norm(B)
+
+    begun = [angle(i) for i in (0, 2, 3)]
+    costs = []
+    for _ in range(80):
+        cost, grads, state = gradient(params, xs, ys, state=state)
+        costs.append(cost)
+        assert grads[0]["W"].own is None
+        params = jax.tree.map(lambda p, g: p - 0.02 * g, params, grads)
+    assert max(begun) < 0.9
+    assert min(angle(i) for i in (0, 2, 3)) > 0.97
+    assert costs[-1] < costs[0]
+    assert check(net, "float32[3]", **QUICK).ok
 
 
 def test_straight_through(x64):
@@ -234,10 +260,16 @@ def test_a_convolution_takes_its_matrix_and_refuses_an_inverse():
 
 
 def test_what_a_way_back_is_not_for_is_refused():
+    def backward(params, x, delta):
+        return params[0] * delta, (Plain(delta * x),)
+
     with pytest.raises(ShapeError, match=r"square W, got dense 4 with W of shape \(4, 3\).*take pinv"):
         backward_of(feedback.inverse()(serial(dense(4), dense(2))), jnp.ones(3))
-    with pytest.raises(ValueError, match=r"whose weights are one W, got .*attention.* with W_k, W_o, W_q, W_v: leave"):
-        backward_of(feedback.random()(jaxnet.attention(2)), jnp.ones((3, 4)))
+    with pytest.raises(ShapeError, match=r"takes a square U, got lstm 3 with U of shape \(12, 3\)"):
+        backward_of(feedback.inverse()(jaxnet.lstm(3)), jnp.ones((3, 4)))
+    nameless = leaf("own", lambda k, x: (jnp.ones(3),), lambda p, x, key=None, train=False: (p[0] * x, x), backward)
+    with pytest.raises(ValueError, match=r"whose weights have names, .* got own with parameters without names: leave"):
+        backward_of(feedback.random()(nameless), jnp.ones(3))
     with pytest.raises(ShapeError, match=r"must be a vector, got δ of shape \(2, 3\)"):
         backward_of(feedback.direct()(per_position(dense(3))), jnp.ones((2, 3)))
 

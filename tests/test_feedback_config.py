@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import jaxnet as j
+from jaxnet.feedback import unstated
 from jaxnet.layer import ShapeError
+from jaxnet.readings import bare
 from jaxnet.registry import makers
 from jaxnet.training.angles import angles
 from jaxnet.training.build import build
@@ -96,18 +98,19 @@ def test_by_the_transpose_all_angles_are_zero():
     np.testing.assert_array_equal(found["feedback_angles"], [0, 0])
 
 
-@pytest.mark.parametrize("way", ["random", "sign", "pinv", "kolen_pollack"])
+@pytest.mark.parametrize("way", ["random", "sign", "pinv", "kolen_pollack", "weight_mirror"])
 def test_angles_are_those_to_the_gradient_and_to_the_transpose(way):
     net = makers("feedback")[way]()(NET)
     found, params, xs, ys = taken(net)
-    own = tuple({name: p for name, p in each.items() if name != "feedback"} if each else each for each in params)
+    own = bare(params)
     grads, right = (j.value_and_grad(each, j.quadratic)(p, xs, ys)[1] for each, p in ((net, params), (NET, own)))
+    grads = bare(grads)
     expected = [angle(*([each[i]["W"], each[i]["b"]] for each in (grads, right))) for i in (0, 2)]
     np.testing.assert_allclose(found["update_angles"], expected, atol=0.05)
     assert found["update_angles"][0] > 1
-    W = np.asarray(params[2]["W"])
+    W = np.asarray(own[2]["W"])
     sent = np.linalg.pinv(W) if way == "pinv" else np.sign(W).T if way == "sign" else None
-    sent = params[2]["feedback"].T if way == "kolen_pollack" else sent
+    sent = unstated(params[2]["W"].own).T if way in ("kolen_pollack", "weight_mirror") else sent
     if sent is not None:
         np.testing.assert_allclose(found["feedback_angles"][1], angle([sent], [W.T]), atol=0.05)
 

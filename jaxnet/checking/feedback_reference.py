@@ -2,8 +2,8 @@
 
 The stand-in of a layer has its value, and for its derivative the declared one:
 
-    z = f(W, sg(a)) + f(sg(B), a) − sg(f(sg(B), a))        sg: a constant for autodiff
-    + f(B, sg(a)) − sg(f(B, sg(a)))                        where B is learned, f linear in W: by ∇_W
+    z = W sg(a) + sg(B) a − sg(sg(B) a)                    for each product with W; sg: a constant for autodiff
+    + B sg(a) − sg(B sg(a))                                where B is learned by ∇_W
     out = last layer's + Σ (Bᵀ a − sg(Bᵀ a))                `direct`: every a sends its part to the last layer's δ
     out = f(sg(a)) + a − sg(a)                             `straight_through`
 
@@ -17,10 +17,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxnet.factors import dataclass_tree
-from jaxnet.feedback import BESIDE, Way, bare, each_own, ways_in
+from jaxnet.feedback import Way, beside_in, each_own, unstated, ways_in
 from jaxnet.layer import Layer
+from jaxnet.lowering import plain_forms
+from jaxnet.program.calls import bind, opened, scan_counts
+from jaxnet.readings import Beside, bare
 
 constant = jax.lax.stop_gradient
 
@@ -52,7 +56,7 @@ def stand_in(way: Way, net: Layer) -> Layer:
         if way.through:
             out, saved = inner.forward(params, constant(x), key, train)
             return out + (x - constant(x)), saved
-        out, saved = jax.eval_shape(lambda p, x: net.forward(p, x, key, train), params, x)
+        out, saved = jax.eval_shape(lambda p, x: net.forward(p, x, key, train), bare(params), x)
         beside = params if way.learned else way.beside(net, params, saved, out)
         if way.matrix is not None:
             return swapped.forward(beside, x, key, train)
@@ -68,20 +72,87 @@ def stand_in(way: Way, net: Layer) -> Layer:
 
 
 def by_matrix(way: Way, leaf: Layer) -> Layer:
-    """A leaf layer whose ∂/∂a is taken with the way's matrix for W."""
+    """A leaf layer with the way's matrix for W wherever autodiff sends the error back through a product with W."""
 
     def forward(params, x, key=None, train=False):
         own = bare(params)
-        if own is params or way.matrix is None:
-            return leaf.forward(params, x, key, train)
-        instead = own | {"W": way.matrix(own["W"], params[BESIDE], way.scale)}
-        out, saved = leaf.forward(own, constant(x), key, train)
-        through, _ = leaf.forward(constant(instead), x, key, train)
-        if way.learned:
-            through = through + leaf.forward(constant(own) | {"W": params[BESIDE]}, constant(x), key, train)[0]
-        return out + (through - constant(through)), saved
+        fed = beside_in(params)
+        if not fed or way.matrix is None:
+            return leaf.forward(own, x, key, train)
+        _, saved = leaf.forward(own, x, key, train)
+        instead = {
+            name: constant(way.matrix(constant(node.p), unstated(node.own), way.scale)) for name, node in fed.items()
+        }
+        learned = {name: node.own for name, node in fed.items()} if way.learned == "gradient" else {}
+        with plain_forms():
+            program = jax.make_jaxpr(lambda weights, own, x: leaf.forward(own | weights, x, key, train)[0])
+            weights = {name: own[name] for name in fed}
+            rest = {name: p for name, p in own.items() if name not in fed}
+            program = program(weights, rest, x)
+        fields = [Beside(weights[name], (instead[name], learned.get(name))) for name in sorted(fed)]
+        [out] = fed_back(program, [*fields, *jax.tree.leaves((rest, x))])
+        return out, saved
 
     return leaf._replace(forward=forward)
+
+
+def fed_back(program: ClosedJaxpr, values: list[Any]) -> list[Any]:
+    """The results of a program, with z = W x replaced as above wherever a value is a W with something `Beside` it.
+
+    Raises `ValueError` for a W that is used in another way than as a factor of a product.
+    """
+    jaxpr = program.jaxpr
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.consts, *values), strict=True))
+
+    def value(v):
+        return v.val if isinstance(v, Literal) else env[v]
+
+    for eqn in jaxpr.eqns:
+        inputs = [value(v) for v in eqn.invars]
+        at = [i for i, t in enumerate(inputs) if isinstance(t, Beside)]
+        outs = bind(eqn, inputs) if not at else fed_back_at(eqn, inputs, at)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [value(v) for v in jaxpr.outvars]
+
+
+def fed_back_at(eqn: Any, inputs: list[Any], at: list[int]) -> list[Any]:
+    """The results of an operation with weights among its inputs."""
+
+    def of(W):
+        return bind(eqn, [W if i in at else t for i, t in enumerate(inputs)])
+
+    call = opened(eqn)
+    if call is not None and call.kind == "scan":
+        consts, carries = scan_counts(eqn)
+        [body] = call.programs
+
+        def step(carry, own):
+            outs = fed_back(body, [*inputs[:consts], *carry, *own])
+            return outs[:carries], outs[carries:]
+
+        first, own = inputs[consts : consts + carries], inputs[consts + carries :]
+        options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+        carry, stacked = jax.lax.scan(step, first, own, **options)
+        return [*carry, *stacked]
+    if call is not None and call.kind == "call":
+        return fed_back(call.programs[0], inputs)
+    node = inputs[at[0]]
+    if len(inputs) == 1:  # reshaped, transposed, in another dtype: the same is done to what stands beside
+        instead, learned = node.own
+        [W], [B] = of(node.p), of(instead)
+        return [Beside(W, (B, None if learned is None else of(learned)[0]))]
+    if eqn.primitive.name not in ("dot_general", "conv_general_dilated") or len(at) > 1:
+        raise ValueError(f"feedback takes weights that are factors of products, got one in {eqn.primitive.name}")
+    [other] = [i for i in (0, 1) if i not in at]
+
+    def product(W, x):
+        return bind(eqn, [x if i == other else W for i in range(len(inputs))])[0]
+
+    x, (instead, learned) = inputs[other], node.own
+    through = product(instead, x)
+    if learned is not None:
+        through = through + product(learned, constant(x))
+    return [product(node.p, constant(x)) + (through - constant(through))]
 
 
 @dataclass_tree
@@ -102,9 +173,10 @@ def with_sink(leaf: Layer) -> Layer:
 
     def forward(params, x, key=None, train=False):
         out, saved = constant_input.forward(params, x, key, train)
-        if bare(params) is params:
+        if not beside_in(params):
             return out, saved
-        to_last = jnp.tensordot(x, params[BESIDE].astype(x.dtype), x.ndim)
+        [B] = [node.own for node in beside_in(params).values()]
+        to_last = jnp.tensordot(x, B.astype(x.dtype), x.ndim)
         return out, Sink(to_last - constant(to_last))
 
     return leaf._replace(forward=forward)
@@ -115,7 +187,7 @@ def with_constant_input(leaf: Layer, added: Any = None) -> Layer:
 
     def forward(params, x, key=None, train=False):
         own = bare(params)
-        out, saved = leaf.forward(own, x if own is params else constant(x), key, train)
+        out, saved = leaf.forward(own, constant(x) if beside_in(params) else x, key, train)
         return out if added is None else out + added, saved
 
     return leaf._replace(forward=forward)

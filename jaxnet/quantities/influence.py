@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxnet.backprop import own_weight, per_example
 from jaxnet.factors import Outer
 from jaxnet.layer import Layer, Loss, Reading, Tree
-from jaxnet.quantities.kronecker import Beside, as_outer, is_axes, solve, with_beside
-from jaxnet.readings import each, total
+from jaxnet.quantities.kronecker import as_outer, is_axes, solve, with_beside
+from jaxnet.readings import Beside, each, total
 
 
 def influence(net: Layer, loss: Loss, *, damping: float = 1e-3) -> Callable:

@@ -25,7 +25,7 @@ from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
 from jaxnet.layer import Layer, Loss, Reading, Tree, on_leaves, output, with_state
 from jaxnet.layers.conv import Patches
 from jaxnet.quantities.curvature import over_columns
-from jaxnet.readings import each, sum_over_examples, total_of
+from jaxnet.readings import Beside, bare, each, sum_over_examples, total_of
 
 
 @dataclass_tree
@@ -154,19 +154,8 @@ def solve(axes: Tree, grads: Tree, damping: float | jax.Array) -> Tree:
     return jax.tree.map(lambda a, g: a.solved(g, damping), axes, grads, is_leaf=is_axes)
 
 
-@dataclass_tree
-class Beside:
-    """A parameter with what stands beside it, for a reading that takes both."""
-
-    p: Any
-    own: Any
-
-
 def with_beside(net: Layer) -> Layer:
     """The network for a tree of `Beside`s in the place of its parameters; a reading meets them as they are."""
-
-    def bare(params):
-        return jax.tree.map(lambda node: node.p, params, is_leaf=lambda node: isinstance(node, Beside))
 
     def change(layer: Layer) -> Layer:
         def forward(params, x, key=None, train=False):

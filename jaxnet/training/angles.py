@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from jaxnet.backprop import backpropagate
 from jaxnet.factors import Plain
-from jaxnet.feedback import BESIDE, Sent, bare, by_transpose, watched
+from jaxnet.feedback import Sent, by_transpose, watched
 from jaxnet.layer import Layer, Loss, Passing, Reading, Tree
 from jaxnet.lowering.products import accumulated
-from jaxnet.readings import pair, sum_over_examples, total
+from jaxnet.readings import Beside, bare, pair, sum_over_examples, total
 from jaxnet.training.monitors import Ranks, in_order, length, where_params
 
 
@@ -62,18 +62,13 @@ _apart = Reading(_sent(-1.0, 0.0), out_axes=None, coupled=True)
 _together = Reading(_sent(1.0, 1.0), out_axes=None, coupled=True)
 
 
-def on_dicts(change: Callable, *trees: Tree) -> Tree:
-    """Trees with `change(node, …)` for each layer's parameters."""
-    return jax.tree.map(change, *trees, is_leaf=lambda node: isinstance(node, dict))
+def with_zero_B(gradients: Tree, like: Tree) -> Tree:
+    """Gradients with 0 for each B that is learned in `like`."""
 
+    def of(node, g):
+        return Beside(g, jax.tree.map(jnp.zeros_like, node.own)) if isinstance(node, Beside) else g
 
-def without_B(tree: Tree, like: Tree | None = None) -> Tree:
-    """A tree in which the gradient of a learned B is 0, at the places where `like` has one."""
-
-    def zeroed(p, q):
-        return p | {BESIDE: jnp.zeros_like(q[BESIDE])} if isinstance(q, dict) and BESIDE in q else p
-
-    return on_dicts(lambda q, p: zeroed(p, q), tree if like is None else like, tree)
+    return jax.tree.map(of, like, gradients, is_leaf=lambda node: isinstance(node, Beside))
 
 
 def angles(net: Layer, loss: Loss, ranks: Ranks) -> Callable[[Tree, jax.Array, jax.Array], dict[str, jax.Array]]:
@@ -87,10 +82,10 @@ def angles(net: Layer, loss: Loss, ranks: Ranks) -> Callable[[Tree, jax.Array, j
     fed = backpropagate(watched(net), loss, pair(total, _apart, _together))
 
     def of(params, xs, ys):
-        _, right = gradient(on_dicts(bare, params), xs, ys)
+        _, right = gradient(bare(params), xs, ys)
         _, (got, apart, together) = fed(params, xs, ys)
         return {
-            "update_angles": in_order(net, between(ranks, without_B(got), without_B(right, got))),
+            "update_angles": in_order(net, between(ranks, with_zero_B(bare(got), got), with_zero_B(right, got))),
             "feedback_angles": degrees(jnp.sqrt(in_order(net, apart)), jnp.sqrt(in_order(net, together))),
         }
 
