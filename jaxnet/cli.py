@@ -14,7 +14,7 @@ from jaxnet import ascii_spelling
 
 try:
     import typer
-    from typer.core import TyperGroup
+    from typer.core import TyperCommand, TyperGroup
 except ModuleNotFoundError as error:
     print(f"the jaxnet command needs {error.name}: install jaxnet with its extra [experiments]", file=sys.stderr)
     raise SystemExit(2) from None  # 1 is for a wrong backward pass alone
@@ -490,7 +490,17 @@ def check(
     )
 
 
-@app.command()
+class Explain(TyperCommand):
+    """`--try` without a formula reads formulas one after the other, as `--try -` does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        behind = [*args[1:], "--"]
+        pairs = zip(args, behind, strict=True)
+        given = [(each, "-") if each == "--try" and then.startswith("--") else (each,) for each, then in pairs]
+        return super().parse_args(ctx, list(chain.from_iterable(given)))
+
+
+@app.command(cls=Explain)
 def explain(
     target: Annotated[
         str,
@@ -519,7 +529,7 @@ def explain(
     try_: Annotated[
         str | None,
         typer.Option(
-            "--try", metavar="FORMULA", help='Check a formula: "W3.T @ delta3"; - reads them from standard input'
+            "--try", metavar="FORMULA", help='Check a formula: "W3.T @ delta3"; without one, ask for formulas.'
         ),
     ] = None,
     digits: Annotated[int, typer.Option(help="Number of decimals.")] = 4,

@@ -74,6 +74,11 @@ def trying(subject, example=0):
         ("np.maximum(0, z2)", "a2"),
         ("1/(1+np.exp(-z3))", "a3"),
         ("W2 @ [1, 2] + b2", ""),
+        ("∇W³ = δ³a²ᵀ", "dW3"),
+        ("δ³ = (a³−y) ⊙ σ′(z³)", "delta3"),
+        ("dC/da2 = W3.T @ delta3", "da2"),
+        ("grad_W3 = torch.outer(delta3, a2)", "dW3"),
+        ("W3.T @ delta3 * np.where(z2 > 0, 1, 0)", "delta2"),
     ],
 )
 def test_right_formulas(tried, text, quantity):
@@ -128,6 +133,18 @@ def test_the_batch_is_that_of_the_data(tried):
     _, grads = jaxnet.backpropagate(subject.net, subject.loss, jaxnet.total)(subject.params, subject.xs, subject.ys)
     shown = tried("dZ2 @ X.T / m", batch=True).value
     np.testing.assert_allclose(shown, grads[0]["W"], rtol=1e-4, atol=1e-7)
+
+
+def test_a_number_of_another_numbering_is_answered(tried):
+    for text in ("dW1", "dW1 = delta2 @ x.T"):
+        with pytest.raises(FormulaError, match="the input is layer 1 here, so this is dW2; with --numbering 0 it is"):
+            tried(text)
+
+
+def test_a_part_of_a_batch(tried):
+    assert "it is that of example 1 alone" in tried("db3 = dZ3[:, 0]", batch=True).words[0]
+    with pytest.raises(FormulaError, match=r"dZ3\[:, 9\] cannot be taken"):
+        tried("dZ3[:, 9]", batch=True)
 
 
 def test_right_at_this_example_by_chance(tried):

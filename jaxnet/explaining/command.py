@@ -146,7 +146,7 @@ def latex_of(derivation: Derivation) -> str:
 
 def derivation_of(subject: ExplainedNetwork, observed: Observed, options: Options) -> Derivation:
     """The derivation that the options ask for."""
-    silent = options.table or (options.formula is not None and "inv" not in options.formula)
+    silent = options.table or (options.formula not in (None, "-") and "inv" not in options.formula)
     one = 0 if silent else 1  # more layers are not shown, and each takes a while
     asked = None if options.step or options.more or options.json_file is not None else one
     return derive(

@@ -79,13 +79,18 @@ def graded(answer: str, lines: Sequence[Line], tried: Tried, attempt: int) -> tu
         return f"{unknown[0]} is not yet known here: write {line.key} by what it is made from", False
     if trial.verdict == "right":
         return f"Right{line.rule and f': {line.rule}'}.", True
-    return hint(trial, attempt), False
+    return hint(trial, line, attempt), False
 
 
-def hint(trial: Trial, attempt: int) -> str:
-    """The first hint is about shapes and values, the second names the change, the third gives the formula."""
-    if attempt == 0 or trial.repair is None:
+def hint(trial: Trial, line: Line, attempt: int) -> str:
+    """The first hint is about shapes and values, the second names the change, the third gives the formula.
+
+    Where no change of the answer is right, the later hints are what the page remarks on the line.
+    """
+    if attempt == 0 or (trial.repair is None and not line.remarks):
         return trial.words[0]
+    if trial.repair is None:
+        return "; ".join(line.remarks)
     if attempt == 1:
         return trial.repair.changes[-1] if trial.repair.changes else "the brackets stand elsewhere"
     return f"nearest to it: {trial.repair.formula}"

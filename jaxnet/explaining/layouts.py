@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from jaxnet.explaining.expressions import Call, Derivative, Name, Transposed, Words, written
+from jaxnet.explaining.expressions import Call, Derivative, Name, Transposed, written
 from jaxnet.explaining.lines import Chain, loss_slope
 from jaxnet.explaining.model import Jacobian, Layouts, Order, Tensor
-from jaxnet.explaining.notes import prime, slope
+from jaxnet.explaining.notes import prime, slope, softmax_jacobian
 from jaxnet.explaining.numbering import NumberedLayer
 
 LARGEST_TENSOR = 64  # entries of ∂z/∂W, beyond which it is not shown
@@ -75,7 +75,7 @@ def jacobian(chain: Chain, place: NumberedLayer) -> Jacobian:
             Call(Name("diag"), Call(prime(item.layer), place.takes)), (n_out, n_in), "diagonal", slope(item)
         )
     if place.kind == "softmax":
-        return Jacobian(Words("(diag(p) − ppᵀ)"), (n_out, n_in), "full")
+        return Jacobian(softmax_jacobian(place.gives, chain.notation), (n_out, n_in), "full")
     return Jacobian(Derivative(place.takes, place.gives), (n_out, n_in), "full")
 
 

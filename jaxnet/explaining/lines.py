@@ -91,7 +91,7 @@ def backward_line(chain: Chain, place: NumberedLayer, line: Line) -> Line:
         rule = ("BP1" if last else "BP2") if below.is_z else ""
         more |= {"rule": rule, "remarks": (loss_remarks(chain, place) if last else ()) + diagonal(place.item)}
     elif place.kind == "softmax":
-        more |= {"remarks": (f"p = {place.gives.base}: every p depends on every z",)}
+        more |= {"remarks": ("every a depends on every z",)}
     return bare(chain, place, line, "delta" if below.is_z else "da", **more)
 
 
@@ -103,7 +103,7 @@ def known(chain: Chain, place: NumberedLayer) -> dict[Expression, np.ndarray]:
         return {W: oriented(item.params["W"], notation), place.takes: item.x, notation.delta(place.number): item.d_out}
     found: dict[Expression, np.ndarray] = {arriving(chain, place): item.d_out}
     if place.kind == "softmax":
-        return found | dict([softmax_jacobian(item.out)])
+        return found | {softmax_jacobian(place.gives, notation): np.diag(item.out) - np.outer(item.out, item.out)}
     return found | {Call(prime(item.layer), place.takes): slope(item)}
 
 

@@ -11,8 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnet.explaining.expressions import BigSum, Call, Expression, Fraction, Name, Number, Product, Transposed, Words
+from jaxnet.explaining.expressions import (
+    BigSum,
+    Call,
+    Expression,
+    Fraction,
+    Minus,
+    Name,
+    Number,
+    Product,
+    Sum,
+    Transposed,
+)  # fmt: skip
 from jaxnet.explaining.kinds import is_activation, maker_of
+from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item
 from jaxnet.explaining.records import Record
@@ -33,7 +45,7 @@ BACK_IN_TIME = "from above, and from the step after it"
 CONVOLVED = "over all places that the kernel sees at p"
 
 REMARKS: dict[tuple[str, str], str] = {
-    ("softmax", "dx"): "every p depends on every z of its row",
+    ("softmax", "dx"): "every a depends on every z of its row",
     ("dropout", "out"): "evaluation: nothing is dropped; while training x ⊙ m/(1−p), m 0 or 1",
     ("embedding", "out"): "a row of W for each token, as it stands",
     ("positional_embedding", "W"): "row t gets the error at t, rows beyond the sequence nothing",
@@ -265,14 +277,15 @@ def activation(site: Site) -> ByHand:
 
 
 def softmax(site: Site) -> ByHand:
-    """p = softmax(z), and the error times the whole Jacobian."""
+    """a = softmax(z), and the error times the whole Jacobian."""
     out = (site.gives, Call(named_function(site.record.layer), site.takes[0]))
-    return ByHand(out, (site.back[0], Product((softmax_jacobian(site.record.out)[0], site.error))))
+    J = softmax_jacobian(site.gives, site.notation)
+    return ByHand(out, (site.back[0], Product((site.error, J) if site.notation.rows else (J, site.error))))
 
 
-def softmax_jacobian(p: np.ndarray) -> tuple[Expression, np.ndarray]:
-    """∂p/∂z of a softmax, in words, and its value."""
-    return Words("(diag(p) − ppᵀ)"), np.diag(p) - np.outer(p, p)
+def softmax_jacobian(a: Name, notation: Notation) -> Expression:
+    """∂a/∂z of a softmax, diag(a) − a aᵀ: its own transpose."""
+    return Sum((Call(Name("diag"), a), Minus(notation.outer(a, a))))
 
 
 def rotary(site: Site) -> ByHand:

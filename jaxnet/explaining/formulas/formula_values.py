@@ -52,6 +52,20 @@ class Symbols:
         alike = [key for key in known if key.lower() == name.lower()]
         return known.get(name) or (known[alike[0]] if len(alike) == 1 else None)
 
+    def missing(self, name: str) -> str:
+        """Says that the network has no such quantity, with the names that come near."""
+        if name in FUNCTIONS or name.removesuffix(SLOPE) in ACTIVATIONS:
+            return f"the network has no {name}: {name} is a function: write {name}(…)"
+        kind = name.rstrip("0123456789")
+        above = f"{kind}{int(name[len(kind) :] or 0) + 1}"
+        if name != kind and self.key(above) and self.others.get("a1") == "x":
+            mend = f"the input is layer 1 here, so this is {above}; with --numbering 0 it is {name}"
+        elif near := difflib.get_close_matches(name, self.values, 3, 0.5):
+            mend = f"did you mean {', '.join(near)}?"
+        else:
+            mend = f"there are {', '.join(self.values)}"
+        return f"the network has no {name}: {mend}"
+
 
 class Misfit(Exception):  # noqa: N818 - no error of the program, but what the judge looks for
     """Two shapes that do not go together, at an operator."""
@@ -104,8 +118,8 @@ class FormulaEvaluation:
                 return self.joined(node, sign, self.of(left), self.of(right)).astype(np.float64)
             case ast.List(parts) | ast.Tuple(parts) if parts:
                 return self.listed(node)
-            case ast.Subscript(of, ast.Tuple([first, second])):
-                return self.laid(self.of(of), isinstance(first, ast.Constant), isinstance(second, ast.Constant))
+            case ast.Subscript(of, ast.Tuple([_, _] as parts)):
+                return self.part(node, self.of(of), parts)
             case ast.Call(function, arguments, keywords):
                 return self.called(node, function, arguments, keywords)
         raise self.formula.error(node, f"this {NO_MEANING}")
@@ -118,12 +132,7 @@ class FormulaEvaluation:
         key = self.scope.key(name)
         if key is not None:
             return self.scope.values[key]
-        near = difflib.get_close_matches(name, self.scope.values, 3, 0.5)
-        names = ", ".join(near or self.scope.values)
-        mend = f"did you mean {names}?" if near else f"there are {names}"
-        if name in FUNCTIONS or name.removesuffix(SLOPE) in ACTIVATIONS:
-            mend = f"{name} is a function: write {name}(…)"
-        raise self.formula.error(node, f"the network has no {name}: {mend}")
+        raise self.formula.error(node, self.scope.missing(name))
 
     def joined(self, node: ast.expr, sign: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Two values entry by entry, of one shape or one of them a number.
@@ -165,6 +174,23 @@ class FormulaEvaluation:
         found = found[:, None] if found.ndim == 1 else found.reshape(found.shape[-2:])
         return np.broadcast_to(found, (self.scope.draws, *found.shape))
 
+    def part(self, node: ast.expr, value: np.ndarray, parts: list[ast.expr]) -> np.ndarray:
+        """A vector as a row, [None, :], or as a column, [:, None]; rows and columns, [:, 0] and [1:, :2].
+
+        Raises `FormulaError` for other subscripts, and for rows and columns that there are not.
+        """
+        new = [isinstance(each, ast.Constant) and each.value is None for each in parts]
+        if any(new):
+            return self.laid(value, *new)
+        try:
+            taken = [ast.literal_eval(each) if not isinstance(each, ast.Slice) else
+                     slice(*(bound and ast.literal_eval(bound) for bound in (each.lower, each.upper, each.step)))
+                     for each in parts]  # fmt: skip
+            rows, columns = ([each] if isinstance(each, int) else each for each in taken)
+            return value[:, rows][:, :, columns]
+        except (ValueError, IndexError) as fault:
+            raise self.formula.error(node, f"{self.formula.source(node)} cannot be taken: {fault}") from None
+
     def laid(self, value: np.ndarray, row: bool, column: bool) -> np.ndarray:
         """A vector as a row, [None, :], or as a column, [:, None]; others stay."""
         if row == column or 1 not in size(value):
@@ -179,7 +205,7 @@ class FormulaEvaluation:
         Raises `FormulaError` for one that there is not, or for arguments that it does not take.
         """
         path, error = ast.unparse(function), self.formula.error
-        if isinstance(function, ast.Attribute) and path.split(".")[0] not in ("np", "jnp", "numpy"):
+        if isinstance(function, ast.Attribute) and path.split(".")[0] not in ("np", "jnp", "numpy", "torch"):
             arguments, name = [function.value, *arguments], function.attr
         else:
             name = path.split(".")[-1]
@@ -268,8 +294,8 @@ def is_number(value: np.ndarray) -> bool:
 
 
 def number_like(number: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """A number with as many axes as another value."""
-    return number.reshape(len(number), *[1] * (other.ndim - 1))
+    """A number with as many axes as another value; what is no number stays."""
+    return number.reshape(len(number), *[1] * (other.ndim - 1)) if is_number(number) else number
 
 
 def transposed(value: np.ndarray) -> np.ndarray:
@@ -302,7 +328,7 @@ def softmax(z: np.ndarray, axis: int) -> np.ndarray:
 
 def clipped(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The larger of both, entry by entry, where one may be a number."""
-    return np.maximum(number_like(a, b) if is_number(a) else a, number_like(b, a) if is_number(b) else b)
+    return np.maximum(number_like(a, b), number_like(b, a))
 
 
 def inverse(W: np.ndarray) -> np.ndarray:
@@ -321,6 +347,7 @@ FUNCTIONS: dict[str, tuple[int, Callable]] = {
     "transpose": (1, transposed),
     "clip": (2, lambda e, t: np.clip(e, -number_like(t, e), number_like(t, e))),
     "top": (1, top),
+    "where": (3, lambda where, a, b: np.where(where, number_like(a, where), number_like(b, where))),
     **dict.fromkeys(("dot", "matmul", "multiply", "maximum"), (2, np.multiply)),
     **dict.fromkeys(("softmax", "asarray", "array", "copy"), (1, np.asarray)),
     **dict.fromkeys(("sum", "mean", "reshape", "ones"), (0, np.asarray)),

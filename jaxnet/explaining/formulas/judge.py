@@ -130,7 +130,7 @@ def try_formula(text: str, subject: Tried) -> Trial:
         if key and not name[-1].isdigit() and name[-1:] != key[-1:]
     )
     if not wanted:
-        raise FormulaError(text, 0, f"the network has no {formula.target}", len(formula.target))
+        raise FormulaError(text, 0, scope.missing(formula.target), len(formula.target))
     try:
         value = evaluation.of(formula.tree)
     except Misfit as misfit:
@@ -154,7 +154,7 @@ def try_formula(text: str, subject: Tried) -> Trial:
     if right is not None:
         said = f"the value is {right.symbol}, not {formula.target}"
         return Trial(text, sizes, None, "value", right.key, size(value), shown, (said, *words), fix)
-    key, said, fine = wrong(value, wanted, fix)
+    key, said, fine = wrong(value, wanted, fix, scope)
     said = (said, *words, *inverse_words(formula, derivation))
     return Trial(text, sizes, None, "right" if fine else "value", key, size(value), shown, said, None if fine else fix)
 
@@ -192,7 +192,9 @@ def operands(evaluation: FormulaEvaluation) -> tuple[Operand, ...]:
     return tuple(found)
 
 
-def wrong(value: np.ndarray, found: list[Quantity], mended: NearestFormula | None) -> tuple[str, str, bool]:
+def wrong(
+    value: np.ndarray, found: list[Quantity], mended: NearestFormula | None, scope: Symbols
+) -> tuple[str, str, bool]:
     """The quantity that a value should be, what is told of it, and whether it is right but for how it is laid out."""
     for each in found:
         if value.ndim == 3 and near(transposed(value), each.value):
@@ -209,6 +211,9 @@ def wrong(value: np.ndarray, found: list[Quantity], mended: NearestFormula | Non
         ratio = multiple(value, each.value)
         if ratio:
             return each.key, f"the shapes fit, but the value is {one(ratio)} times {each.symbol}", False
+    for each in found:
+        if each.backward and mended is None and (said := difference(value, each.value, scope)):
+            return each.key, f"the shapes fit, but the value is not yet {each.symbol}: {said}", False
     alike = [each for each in found if size(each.value) == size(value)]
     alike = [each for each in alike if each.backward] or alike
     alike = [each for each in alike if mended is not None and each.key == mended.quantity] or alike
@@ -235,6 +240,32 @@ def multiple(value: np.ndarray, expected: np.ndarray) -> float:
     return ratio if ratio and np.isfinite(ratio) and near(value / ratio, expected) else 0.0
 
 
+def difference(value: np.ndarray, expected: np.ndarray, scope: Symbols) -> str:
+    """Rows that are zero and should not be, or the quantity of the network that is to be added; nothing for another."""
+    if value.shape != expected.shape or value.ndim != 3:
+        return ""
+    lost = ~value.any((0, 2)) & expected.any((0, 2))
+    kept = [near(value[:, i : i + 1], expected[:, i : i + 1]) for i in range(len(lost))]
+    if lost.any() and np.all(lost | kept):
+        rows = ", ".join(str(i + 1) for i in np.flatnonzero(lost))
+        return "it is zero" if lost.all() else f"row {rows} is zero"
+    for key, other in scope.values.items():
+        if key in scope.batch and other.ndim == 3 and (example := column(value, other, scope.rows)):
+            return f"it is that of example {example} alone"
+        if other.shape == value.shape and near(value * other, expected):
+            return f"it is to be multiplied by {key}, entry by entry"
+        if other.shape == value.shape and (ratio := multiple(expected - value, other)):
+            amount = "" if near(np.abs([ratio]), np.ones(1)) else f"{one(abs(ratio))} times "
+            return f"{amount}{key} is to be {'added' if ratio > 0 else 'subtracted'}"
+    return ""
+
+
+def column(value: np.ndarray, batch: np.ndarray, rows: bool) -> int:
+    """The example, from 1, whose part of a batch a value is; 0 for none."""
+    parts = np.split(batch, batch.shape[1 if rows else 2], 1 if rows else 2)
+    return next((i for i, part in enumerate(parts, 1) if part.shape == value.shape and near(part, value)), 0)
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """The cosine between two arrays; 0 where one is 0."""
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -243,6 +274,8 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def apart(value: np.ndarray, expected: np.ndarray) -> str:
     """How far a value is from the quantity that it has the shape of."""
+    if value.size == 1:
+        return f"it is {one(float(value.item()))} for {one(float(expected.item()))}"
     at = np.unravel_index(int(np.argmax(np.abs(value - expected))), value.shape)
     place = ",".join(str(int(i) + 1) for i in at)
     angle = float(np.degrees(np.arccos(np.clip(cosine(value, expected), -1, 1))))

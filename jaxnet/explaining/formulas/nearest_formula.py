@@ -1,8 +1,8 @@
 """The nearest formula that gives one of the network's quantities.
 
 The factors of a product are joined anew, neighbours first: by @ from either side, transposed or not, or entry by entry.
-A factor may be replaced by another, and one may be missing anywhere. Each change has a cost, and of all formulas that
-are right at every draw the one that costs least is offered.
+A factor may be replaced by another, one may be missing anywhere, and the first or the last may be too much. Each change
+has a cost, and of all formulas that are right at every draw the one that costs least is offered.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST = 6  # factors; more are not put together anew
 MOST_ENTRIES = 1 << 16  # of any product on the way
 MOST_PARTS = 30  # of the same factors and shape
 STAGES = ((3, False), (6, True), (9, False))  # what all changes may cost, and whether a factor may be missing
-TURNED, BEHIND, OTHER_PRODUCT, OTHER_FACTOR, MISSING, THE_ERROR = 2, 2, 1, 4, 4, 2
+TURNED, BEHIND, OTHER_PRODUCT, OTHER_FACTOR, MISSING, TOO_MUCH, THE_ERROR = 2, 2, 1, 4, 4, 5, 2
 SUM, PRODUCT, TIGHT = range(3)  # how a part's text binds
 
 
@@ -155,7 +155,7 @@ def vocabulary(scope: Symbols, batch: bool) -> list[Part]:
     texts = []
     for z, layer in scope.activations.items():
         z = z.capitalize() if batch else z
-        texts.append(f"{layer.name.replace(' ', '_')}'({z})")
+        texts.append(f"{layer.name if layer.name.isidentifier() else 'g'}'({z})")
     names = [key for key in scope.values if " " not in key and scope.values[key].ndim == 3]
     errors, inputs = ("dZ", "XA") if batch else ("delta", "xa")
     texts += [key for key in names if key.startswith(errors)]
@@ -177,7 +177,7 @@ def joined(
         for i in range(count - length + 1):
             j = i + length
             if length == 1:
-                found: Iterable[Part] = own[i]
+                found = list(own[i])
             else:
                 found = [
                     part
@@ -187,6 +187,8 @@ def joined(
                     if left.cost + right.cost <= limit
                     for part in pairs(left, signs[cut], right, limit)
                 ]
+                ends = ((own[j - 1], table[i, j - 1]), (own[i], table[i + 1, j]))
+                found += [without(part, end[0].text) for end, parts in ends if end for part in parts]
             if missing:
                 found = [*found, *(new for part in found if part.cost + MISSING <= limit for new in more(part, words))]
             if length == 2 < count:
@@ -241,6 +243,11 @@ def more(part: Part, words: Sequence[Part]) -> Iterator[Part]:
             yield product_of(part, word, said, price)
         if fits(word.size, part.size):
             yield product_of(word, part, said, price)
+
+
+def without(part: Part, end: str) -> Part:
+    """A part of whose product one end was left away."""
+    return replace(part, changes=(*part.changes, f"{end} is too much"), cost=part.cost + TOO_MUCH)
 
 
 def other_slopes(left: Part, right: Part, words: Sequence[Part]) -> Iterator[Part]:

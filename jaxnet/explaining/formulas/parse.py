@@ -24,7 +24,7 @@ WORDS = re.compile(
     r"|(?P<transpose>\.T\b|ᵀ|\^\{?T\}?|⊤)"
     r"|(?P<numbered>[A-Za-zδΔ]+\^?\[\d+\])"
     r"|(?P<attribute>\.[A-Za-z_]+)"
-    r"|(?P<name>[A-Za-zδσΔ∇∂][A-Za-z0-9_⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾]*(?:/∂[A-Za-z][A-Za-z0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾]*)?)"
+    r"|(?P<name>(?:[∂d][CJL]/[∂d])?[A-Za-zδσΔ∇](?:[A-Za-z_δ]*[⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾]+|[A-Za-z0-9_δ]*))"
     r"|(?P<prime>['′]+)"
     r"|(?P<square>[²³])"
     r"|(?P<operator>\*\*|\.\*|[<>]=?|[-+*@/⊙∘·−×=])"
@@ -72,9 +72,9 @@ class Formula:
 
 
 def plain_name(text: str) -> str:
-    """The network's own name: δ³ is delta3, ∇W³ dW3, ∂C/∂a² da2, W[2] W2, σ s."""
+    """The network's own name: δ³ is delta3, ∇W³ dW3, ∂C/∂a² and dC/da2 da2, W[2] W2, σ s."""
     text = text.translate(DIGITS)
-    text = re.sub(r"^∂[CJ]/∂|^∇_?", "d", text)
+    text = re.sub(r"^[∂d][CJL]/[∂d]|^∇_?|^grad_", "d", text)
     text = re.sub(r"^d?[δΔ](?=\d|$)", "delta", text)
     return re.sub(r"^σ$|^sigma$", "s", text)
 

@@ -17,7 +17,7 @@ from jaxnet.explaining.derive import Derivation
 from jaxnet.explaining.expressions import formula
 from jaxnet.explaining.formulas.formula_values import Misfit, Symbols, evaluate
 from jaxnet.explaining.formulas.parse import FormulaError, parse
-from jaxnet.explaining.lines import Chain
+from jaxnet.explaining.lines import Chain, loss_slope
 from jaxnet.explaining.numbering import NumberedLayer
 
 DRAWS = 3  # beside the example that is shown
@@ -65,7 +65,7 @@ def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None
     shown.setdefault(f"d{last.gives.key}", laid(last.item.d_out, rows)[None])
     shown["C"] = np.asarray([header.value])
     bare = Symbols(shown, activations, rows, other_names(chain, shown))
-    equations = equations_of(derivation)
+    equations = equations_of(chain, derivation)
     drawn = None if equations is None else at_draws(leaves, bare, equations)
     if drawn is None or equations is None:
         return bare
@@ -113,15 +113,22 @@ def other_names(chain: Chain, values: Values) -> dict[str, str]:
     return found
 
 
-def equations_of(derivation: Derivation) -> list[tuple[str, str]] | None:
-    """The keys and formulas of all lines in order, and of the cost where it has one; None where a line has none."""
+def equations_of(chain: Chain, derivation: Derivation) -> list[tuple[str, str]] | None:
+    """The keys and formulas of all lines in order, of the cost and its slope by the output; None where a line has none.
+
+    The cost and its slope are left out where the loss has no formula.
+    """
     try:
-        found = [(line.key, formula(line.right)) for line in (*derivation.forward, *derivation.backward)]
+        found = {line.key: formula(line.right) for line in (*derivation.forward, *derivation.backward)}
     except ValueError:
         return None
-    with suppress(ValueError):
-        found.append(("C", formula(derivation.header.cost_right)))
-    return found
+    slope = f"d{chain.places[-1].gives.key}"
+    for key, right in (("C", derivation.header.cost_right), (slope, loss_slope(chain))):
+        with suppress(ValueError):
+            text = formula(right)
+            if text != key:
+                found.setdefault(key, text)
+    return list(found.items())
 
 
 def computed(leaves: Values, bare: Symbols, equations: list[tuple[str, str]]) -> Values | None:
