@@ -3,14 +3,15 @@
     python -m experiments.in_the_wild [NAME …] [--packages NAME,NAME] [--markdown FILE]
 
 Finds every `jax.custom_vjp` and `jax.custom_jvp` in the installed packages, classes included, and runs `check` over
-them: at the inputs of `in_the_wild_points` and `in_the_wild_peers`, or else at the first guessed inputs that the rule
-takes. Prints rule, file, verdict and cause; the others are listed as not run.
+them: at the inputs of `in_the_wild_points`, `in_the_wild_peers` and `in_the_wild_others`, or else at the first guessed inputs that the rule
+takes. Prints rule, file, verdict and cause; the others are listed as not asked.
 """
 
 import contextlib
 import importlib
 import inspect
 import io
+import os
 import pkgutil
 import signal
 import sys
@@ -26,10 +27,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments import in_the_wild_others as others
 from experiments import in_the_wild_peers as peers
 from experiments.in_the_wild_points import POINTS as OF_JAX
 from experiments.in_the_wild_points import Point, between
 from jaxnet.checking import CannotCheckError, check
+from jaxnet.checking.rules import mode_of
 
 PACKAGES = (
     "jax", "optax", "chex", "equinox", "flax", "diffrax", "lineax", "optimistix", "brax", "distrax", "e3nn_jax",
@@ -39,7 +42,8 @@ PACKAGES = (
 )  # fmt: skip
 SECONDS = 120
 """That one rule may take."""
-POINTS: dict[str, Point] = OF_JAX | peers.POINTS | peers.USES
+USES: dict[str, Point] = peers.USES | others.USES
+POINTS: dict[str, Point] = OF_JAX | peers.POINTS | others.POINTS | USES
 HEADINGS = ("rule", "kind", "file", "verdict", "cause")
 
 
@@ -68,9 +72,11 @@ def imported(packages: Iterable[str]) -> tuple[list[str], list[str]]:
     """Imports all that is in these packages but their tests; the names, and those that do not import, with why."""
     failed = []
     for package in packages:
-        if find_spec(package) is None:
+        try:
+            path = getattr(importlib.import_module(package), "__path__", ()) if find_spec(package) else ()
+        except (Exception, SystemExit) as error:
+            failed.append(f"{package} does not import: {type(error).__name__}: {error}".splitlines()[0])
             continue
-        path = getattr(importlib.import_module(package), "__path__", ())
         for module in pkgutil.walk_packages(path, f"{package}.", onerror=lambda _: None):
             if "test" in module.name or ".mlir" in module.name or module.name.endswith("__main__"):
                 continue
@@ -98,6 +104,7 @@ def custom_rule(thing: Any) -> Any:
 
 def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
     """Every custom rule that the packages define, under its shortest public name, and what could not be imported."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -114,7 +121,9 @@ def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
         Found(min(all_names, key=lambda n: ("._" in n, len(n), n)), rule, place(rule))
         for rule, all_names in known.values()
     ]
-    found += [Found(name, point.through, name.split(".")[0]) for name, point in peers.used().items()]
+    found += [
+        Found(name, point.through, name.split(".")[0]) for name, point in USES.items() if find_spec(name.split(".")[0])
+    ]
     own = {package.split(".")[0] for package in packages}
     found = [each for each in found if each.file.split("/")[0] in own]
     return sorted(found, key=lambda each: each.name), failed
@@ -171,7 +180,7 @@ BY_NAME: dict[str, Callable[[], Any]] = {
 
 
 def guessed(rule: Any) -> Point | None:
-    """The first guess at a rule's inputs that it takes, and where it gives finite numbers."""
+    """The first guess at a rule's inputs that it and its derivative take, and where it gives finite numbers."""
     function = rule.__wrapped__
     closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     names = list(parameters(closure.get("fun", function)))
@@ -179,9 +188,10 @@ def guessed(rule: Any) -> Point | None:
         args = tuple(BY_NAME[name]() if name in BY_NAME else kind(k) for k, name in enumerate(names))
         try:
             out = [leaf for leaf in jax.tree.leaves(rule(*args)) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+            refused = mode_of(rule, args, rule.nondiff_argnums) == "differences"
         except Exception:  # somebody else's rule may refuse a guess in any way
             continue
-        if out and all(bool(jnp.isfinite(leaf).all()) for leaf in out):
+        if out and not refused and all(bool(jnp.isfinite(leaf).all()) for leaf in out):
             return Point(lambda args=args: args)
     return None
 
@@ -214,7 +224,7 @@ def limited(seconds: int) -> Iterator[None]:
 def judged(found: Found, point: Point) -> tuple[str, str]:
     """Verdict and cause of a rule at its point."""
     if point.args is None:
-        return "not run", point.note
+        return "not asked", point.note
     rule = point.through or found.rule
     try:
         with limited(SECONDS):
@@ -251,7 +261,7 @@ def rows(found: Iterable[Found], points: dict[str, Point] = POINTS) -> list[Row]
         kind = type(each.rule).__name__ if custom else "made as it runs"
         point = points.get(each.name) or (guessed(each.rule) if custom else None)
         if point is None:
-            others.append(Row(each.name, kind, each.file, "not run", "no inputs"))
+            others.append(Row(each.name, kind, each.file, "not asked", "no inputs"))
         else:
             row = Row(each.name, kind, each.file, *judged(each, point))
             print(f"{row.verdict:10} {row.name} {row.cause}", file=sys.stderr, flush=True)

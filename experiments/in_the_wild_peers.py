@@ -5,7 +5,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -147,8 +146,3 @@ USES: dict[str, Point] = {
     "equinox.internal.while_loop": through(looped, lambda: (0.5 * normal(4, 4), normal(4, seed=1)), unrolled, 1e-5),
     "optimistix.root_find": through(rooted, lambda: (between(0.5, 3),), root_in_closed_form, 1e-5),
 }
-
-
-def used() -> dict[str, Point]:
-    """Those of `USES` whose package is installed."""
-    return {name: point for name, point in USES.items() if find_spec(name.split(".")[0]) is not None}

@@ -26,7 +26,7 @@ def test_a_wrong_rule_is_told_and_one_without_inputs_is_listed():
     wrong, unknown = Found("mine.cube", cube, "mine.py:1"), Found("mine.shout", shout, "mine.py:9")
     points = {"mine.cube": Point(lambda: (jnp.array([0.4, 1.1, -0.7]),))}
     table = rows([unknown, wrong], points)
-    assert [(row.name, row.verdict) for row in table] == [("mine.cube", "WRONG"), ("mine.shout", "not run")]
+    assert [(row.name, row.verdict) for row in table] == [("mine.cube", "WRONG"), ("mine.shout", "not asked")]
     assert "∂x" in table[0].cause
     lines = markdown(table).splitlines()
     assert lines[0] == f"| {' | '.join(HEADINGS)} |"

@@ -18,13 +18,13 @@ from jaxnet.checking.points import Points
 from jaxnet.checking.properties import Property
 from jaxnet.checking.reference import Runs, WidenedFunction, in_float64, widened
 from jaxnet.checking.rounding import Exact, coarsest, exact_at, scale_of, unit_of
-from jaxnet.checking.rules import short
-from jaxnet.checking.subject import leaves_of
+from jaxnet.checking.rules import raised, short
+from jaxnet.checking.subject import Tree, leaves_of
 from jaxnet.program import first_not_finite, float_dtypes
 
 MOST_ASKED = 256  # numbers that finite differences are taken in
 SLACK = 32  # a rule that is right in float64 may lose so many times what rounding allows
-ELSEWHERE_SECONDS = 4.0
+ELSEWHERE_SECONDS = 6.0  # of the processor's time
 TIED = "ties", "zeros"  # kinds of points at which many branches are open at once
 NOT_FINITE = "not finite in the reference itself"
 
@@ -56,7 +56,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     properties: list[Property] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    witness: tuple | None = None  # args, cotangent, paths and allowed of the first wrong point
+    witness: tuple[tuple, Tree, Points] | None = None  # arguments and cotangent of the first wrong point, and its kin
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -118,7 +118,7 @@ def judge_seeds(runs: Runs, where: Points, options: CheckOptions, found: Finding
             not_finite_anywhere(at, values, d_out, exact, found)
             plain_forward(at, values, exact, options, found)
             loose_tolerance(options, exact, found)
-        note(found, leaves, at, values, d_out)
+        note(found, leaves, at, values, d_out, where)
     if coarse and not all(leaf.ok for leaf in found.leaves):
         found.witness = None
         found.problems.append(
@@ -200,7 +200,7 @@ def plain_forward(runs: Runs, values, exact: Exact, options: CheckOptions, found
     try:
         out = jax.jit(lambda v: runs.flat_out(plain(*runs.args(v))))(list(values))
     except Exception as error:
-        found.problems.append(f"called without differentiation, the rule raises {short(error)}")
+        found.problems.append(f"called without differentiation, the rule raises {raised(error)}")
         return
     for path, g, e, allowed in zip(runs.outs.paths, out, exact.out, exact.out_allowed, strict=True):
         leaf = compare(f"primal{path}", widened(g), e, allowed, options.tolerance, forward=True)
@@ -231,7 +231,7 @@ def raised_under_jit(runs: Runs, values, d_out, error: Exception, found: Finding
     try:
         runs.rule(list(values), list(d_out))
     except Exception as plainly:
-        found.problems.append(f"the rule raises {short(plainly)}")
+        found.problems.append(f"the rule raises {raised(plainly)}")
         return False
     found.properties.append(Property("jit", False, f"the rule runs eagerly, but under jit it raises {short(error)}"))
     return True
@@ -278,16 +278,12 @@ def ratio_of(own: np.ndarray, exact: np.ndarray) -> float:
     return float(np.vdot(exact, own).real) / below if below else 1.0
 
 
-def note(found: Findings, leaves: list[Leaf], runs: Runs, values: Sequence, d_out: Sequence) -> None:
+def note(found: Findings, leaves: list[Leaf], runs: Runs, values: Sequence, d_out: Sequence, there: Points) -> None:
     """Keeps the verdicts of one point, and the first wrong point, for the cause."""
     found.leaves += leaves
-    wrong = [leaf for leaf in leaves if not leaf.ok and not leaf.forward]
-    if not wrong or found.witness is not None or runs.subject.tangents:
-        return
-    labels = runs.labels()
-    paths = tuple(runs.leaves.paths[labels.index(leaf.path)] for leaf in wrong)
-    allowed = max(leaf.allowed for leaf in wrong)
-    found.witness = runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out), paths, allowed
+    wrong = any(not leaf.ok and not leaf.forward for leaf in leaves)
+    if wrong and found.witness is None and not runs.subject.tangents:
+        found.witness = runs.leaves.tree(values), runs.outs.zeros_elsewhere(d_out), there
 
 
 def asks_finer(options: CheckOptions, values: Sequence, d_out: Sequence) -> bool:
@@ -311,7 +307,10 @@ def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Finding
         why = "does not run there" if inner is None else f"rounds to {unit_name(inner)} inside"
         if own > unit_of(jnp.float64):
             found.notes.append(f"not run in float64: the rule {why}")
-        if inner is not None and not right_unrounded(runs, where, inner, options, found):
+        if inner is None or all(leaf.ok for leaf in found.leaves):
+            return
+        at = runs.moved(where.draw(options.seed, "plain"))
+        if not right_unrounded(at, *point(at, where, options.seed), inner, options):
             return
     else:
         # A constant in the rule may be given to the user's dtype only: finer than that nothing is asked.
@@ -321,7 +320,7 @@ def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Finding
             values, d_out = point(at, where, seed)
             leaves = in_float64(lambda v, s, at=at: finer_leaves_at(at, v, s, inner, finer, options), values, d_out)
             finer_leaves += leaves
-            note(found, [leaf for leaf in leaves if not leaf.ok], at, values, d_out)
+            note(found, [leaf for leaf in leaves if not leaf.ok], at, values, d_out, where)
         if any(not leaf.ok for leaf in finer_leaves):
             return
     found.leaves = [imprecise(leaf, slack, own, options) for leaf in found.leaves]
@@ -329,11 +328,8 @@ def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Finding
         found.witness = None
 
 
-def right_unrounded(runs: Runs, where: Points, unit: float, options: CheckOptions, found: Findings) -> bool:
-    """Whether a wrong rule's own program is right with every float in it widened, so that it rounds nowhere inside."""
-    if all(leaf.ok for leaf in found.leaves):
-        return False
-    runs = runs.moved(where.draw(options.seed, "plain"))
+def right_unrounded(runs: Runs, values: Sequence, d_out: Sequence, unit: float, options: CheckOptions) -> bool:
+    """Whether the rule's own program is right with every float in it widened, so that it rounds nowhere inside."""
     unrounded = runs.widened_function(runs.rule, runs.seed_shapes())
     if unrounded is None:
         return False
@@ -342,7 +338,7 @@ def right_unrounded(runs: Runs, where: Points, unit: float, options: CheckOption
         got = tuple([widened(x) for x in part] for part in unrounded(values, d_out, runs.leaves.rest))
         return judge(runs, values, d_out, got, exact_at(runs, values, d_out, unit), unit, options)
 
-    return all(leaf.ok for leaf in in_float64(leaves, *point(runs, where, options.seed)))
+    return all(leaf.ok for leaf in in_float64(leaves, values, d_out))
 
 
 def finer_leaves_at(runs: Runs, values, d_out, unit: float, finer: float, options: CheckOptions) -> list[Leaf]:
@@ -365,26 +361,30 @@ def imprecise(leaf: Leaf, slack: float, unit: float, options: CheckOptions) -> L
 
 
 def judge_elsewhere(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> None:
-    """Small inputs, inputs with ties, rows of zeros and of equal entries, and other shapes, while time lasts."""
+    """Small inputs, ties, rows of zeros and of equal entries, other shapes and ranks, while time lasts.
+
+    At a rank that a rule may not be meant for, a wrong leaf is a warning.
+    """
     kinds = ("small inputs", "small"), ("inputs with ties", "ties"), ("a row of zeros", "zeros")
-    places = [(how, where, kind) for how, kind in kinds]
-    places += [(how, other, "plain") for how, other in where.elsewhere()]
-    start = time.perf_counter()
+    places = [(how, where, kind, found) for how, kind in kinds]
+    places += [(how, there, "plain", found) for how, there in where.elsewhere()]
+    places += [(how, there, "plain", Findings(seconds=found.seconds)) for how, there in where.ranks()]
+    end = time.process_time() + ELSEWHERE_SECONDS
     tried, left = [], []
-    for how, there, kind in places:
-        if time.perf_counter() - start > ELSEWHERE_SECONDS:
+    for how, there, kind, kept in places:
+        if time.process_time() > end:
             left.append(how)
-        elif judge_there(runs, how, there, kind, options, found):
-            tried.append(how)
-    for how, there in where.ranks():
-        if time.perf_counter() - start > ELSEWHERE_SECONDS:
-            left.append(how)
-        else:
-            tried += judge_rank(runs, how, there, options, found)
-    if tried:
-        found.notes.append(f"also at: {', '.join(dict.fromkeys(tried))}")
-    if left:
-        found.notes.append(f"no time for: {', '.join(dict.fromkeys(left))}")
+        elif judge_there(runs, how, there, kind, options, kept):
+            wrong = [leaf.path for leaf in kept.leaves if not leaf.ok] if kept is not found else []
+            if wrong:
+                found.notes.append(
+                    f"WARNING: at {how} ({there.words}), which rule and reference take, {', '.join(wrong)} is wrong"
+                )
+            else:
+                tried.append(how)
+    for words, those in (("also at", tried), ("no time for", left)):
+        if those:
+            found.notes.append(f"{words}: {', '.join(dict.fromkeys(those))}")
 
 
 def judge_there(runs: Runs, how: str, there: Points, kind: str, options: CheckOptions, found: Findings) -> bool:
@@ -406,22 +406,12 @@ def judge_there(runs: Runs, how: str, there: Points, kind: str, options: CheckOp
         found.notes.append(f"{how} ({there.words}): the reference runs, the rule raises {short(error)}")
         return False
     leaves = judge(runs, values, d_out, got, exact, unit, options, ties=kind in TIED, dtype=f"{how}, {there.words}")
-    if known_right(found):
-        leaves = [imprecise(leaf, SLACK if unit < 1e-4 else 4.0, unit, options) for leaf in leaves]
-    note(found, leaves, runs, values, d_out)
+    if known_right(found) and not all(leaf.ok for leaf in leaves):
+        rounded = [imprecise(leaf, SLACK if unit < 1e-4 else 4.0, unit, options) for leaf in leaves]
+        if all(leaf.ok for leaf in rounded) or right_unrounded(runs, values, d_out, unit_of(jnp.float64), options):
+            leaves = rounded
+    note(found, leaves, runs, values, d_out, there)
     return True
-
-
-def judge_rank(runs: Runs, how: str, there: Points, options: CheckOptions, found: Findings) -> list[str]:
-    """The rule at a rank that it may not be meant for: right, passed over where it does not take it, or a warning."""
-    apart = Findings(seconds=dict(found.seconds))
-    if not judge_there(runs, how, there, "plain", options, apart):
-        return []
-    wrong = [leaf.path for leaf in apart.leaves if not leaf.ok]
-    if not wrong:
-        return [how]
-    found.notes.append(f"WARNING: at {how} ({there.words}), which rule and reference take, {', '.join(wrong)} is wrong")
-    return []
 
 
 def known_right(found: Findings) -> bool:

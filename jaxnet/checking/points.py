@@ -122,11 +122,14 @@ def generator(seed: int, *more: int) -> np.random.Generator:
 def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
     """Random numbers for one input; `how` is "plain", "small" (variances near the usual ε), "ties" or "zeros".
 
-    With "zeros" the first row is zero, and the entries of the last row are equal.
+    With "zeros" the first row is zero, and the entries of the last row are equal; of a mask one is False, one True.
     """
     dtype = jnp.dtype(spec.dtype)
     if jnp.issubdtype(dtype, jnp.bool_):
-        return on_device(rng.random(spec.shape) < 0.5)
+        mask = rng.random(spec.shape) < 0.5
+        if how == "zeros" and mask.size and mask.ndim:
+            mask[-1], mask[0] = True, False
+        return on_device(mask)
     if jnp.issubdtype(dtype, jnp.integer):
         low, high = int(spec.above + 1 if spec.above is not None else 0), spec.below
         return on_device(rng.integers(low, int(high) if high is not None else low + 8, spec.shape), dtype)
@@ -241,13 +244,12 @@ def other_shapes(args: Tree) -> list[tuple[str, Tree]]:
         return []
     first = next(spec for spec in specs if spec.shape)
     found: list[tuple[str, Tree]] = [("one more in every axis", resized(args, {n: n + 1 for n in sizes}))]
+    if (largest := sizes[-1]) >= 64:
+        found += [("around a block of 128", resized(args, {largest: n})) for n in (129, 127)]
     if len(first.shape) > 1:
         found.append(("batch 1", with_leading(args, 1)))
         found.append(("an odd batch", with_leading(args, first.shape[0] + 1 + first.shape[0] % 2)))
         found.append(("square", resized(args, {first.shape[0]: first.shape[1]})))
-    if (largest := sizes[-1]) >= 64:
-        block = max(128, 2 ** (largest.bit_length() - 1)) if largest < 128 else 128
-        found.extend((f"around a block of {block}", resized(args, {largest: n})) for n in (block - 1, block + 1))
     unlike = [(how, shape) for how, shape in found if shape != args]
     return [each for i, each in enumerate(unlike) if each[1] not in [shape for _, shape in unlike[:i]]]
 

@@ -66,6 +66,8 @@ def functions() -> Iterator[tuple[str, Callable]]:
 
 def arity(function: Callable) -> int:
     """How many arguments must be given."""
+    if isinstance(function, jnp.ufunc):
+        return function.nin
     try:
         asked = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -90,12 +90,22 @@ class Report:
         return next((report.cause for report in self.inside if not report.ok), "")
 
     @property
+    def proof(self) -> str:
+        """How sure the cause is; empty where the wrong gradients are described and not explained."""
+        if self.repair is not None and self.repair.patch:
+            return "exact: the patched source was run, and every gradient is right, on fresh draws too"
+        if self.planted is not None and self.planted.exact:
+            return "exact: autodiff's gradient with this mistake is the rule's, on fresh draws too"
+        if self.repair is not None:
+            return "a guess: a gradient is right with autodiff's value at this line, and no edit of it was found"
+        if self.planted is not None:
+            return "a guess: this mistake gives some of the wrong gradients, not all"
+        return next((report.proof for report in self.inside if not report.ok), "")
+
+    @property
     def exact(self) -> bool:
         """Whether the cause is proved: it mends the gradients on fresh draws, or gives the rule's own."""
-        if self.repair is None and self.planted is None:
-            return any(report.exact for report in self.inside if not report.ok)
-        mended = self.repair is not None and bool(self.repair.patch)
-        return mended or (self.planted is not None and self.planted.exact)
+        return self.proof.startswith("exact")
 
     @property
     def line(self) -> str:
@@ -119,6 +129,7 @@ class Report:
             "layer": self.layer,
             "cause": self.cause,
             "exact": self.exact,
+            "proof": self.proof,
             "line": self.line,
             "repair": None if self.repair is None else {k: v for k, v in asdict(self.repair).items() if k != "mended"},
             "others": [] if self.planted is None else list(self.planted.others),
@@ -194,13 +205,38 @@ def table(report: Report) -> str:
     if report.leaves:
         lines += rows(report.leaves)
     lines.append("")
-    lines += [f"{'PROBLEM':8}{problem}" for problem in report.problems]
-    if not report.ok:
-        lines += cause(report)
-    lines += about(report)
+    for width, part in zip((8, 14), remarks(report), strict=True):
+        for heading, words in part:
+            first, *more = words.splitlines()
+            lines += [f"{heading:{width}}{first}", *(" " * width + line for line in more)]
     for inner in report.inside:
         lines += ["", *("  " + line for line in (str(inner) if not inner.ok else summary(inner)).splitlines())]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def remarks(report: Report) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Under the table of leaves, in text and on the page: why it is wrong, then all else, as (heading, words)."""
+    why = [("PROBLEM", problem) for problem in report.problems]
+    why += [("FAILED", f"{h.name}: {h.words}") for h in report.properties if h.ok is False]
+    if not report.ok:
+        patches = [report.repair.patch, *report.repair.equal] if report.repair is not None else []
+        others = report.planted.others if report.planted is not None and not any(patches) else ()
+        why += [("layer", report.layer), ("cause", "" if report.cause in report.problems else report.cause)]
+        why += [*(("or", other) for other in others), ("line", report.line), ("patch", "".join(patches[:1]))]
+        why += [("", report.proof), *(("or", patch) for patch in patches[1:])]
+    held = ", ".join(h.name + (f" ({h.words})" if h.words else "") for h in report.properties if h.ok)
+    blind = None if report.blind is None else clipped(report.blind, 6) or "nothing: every mutant differs here"
+    rest = [
+        ("also held", held),
+        *(("not asked", f"{h.name}: {h.words}") for h in report.properties if h.ok is None),
+        ("cannot tell", blind),
+        ("passed over", ", ".join(f"{path} ({why})" for path, why in report.passed_over.items())),
+        ("reference", "" if report.reference == "autodiff of its primal" else report.reference),
+        *(("note", note) for note in report.notes),
+        ("step, change", ", ".join(f"{h:.0e} {c:.0e}" for h, c in report.curve)),
+        ("again", report.again),
+    ]
+    return [row for row in why if row[1]], [row for row in rest if row[1]]
 
 
 def rows(leaves: tuple[Leaf, ...]) -> list[str]:
@@ -243,50 +279,6 @@ def short(value: complex) -> str:
     return f"{value.real:.4g}"
 
 
-def cause(report: Report) -> list[str]:
-    """Layer, cause, the author's line and the patch; without one, why the cause is believed."""
-    lines = [f"{'layer':8}{report.layer}"] if report.layer else []
-    if report.repair is not None and report.repair.patch:
-        lines += [f"{'cause':8}{report.cause}", f"{'line':8}{report.line}"]
-        first, *others = (report.repair.patch, *report.repair.equal)
-        lines += [f"{'' if i else 'patch':8}{line}" for i, line in enumerate(first.splitlines())]
-        lines.append(f"{'':8}the patched source was run: every gradient is right, on fresh draws too")
-        for other in others:
-            lines += [f"{'' if i else 'or':8}{line}" for i, line in enumerate(other.splitlines())]
-        return lines
-    if not report.problems and report.cause:
-        lines.append(f"{'cause':8}{report.cause}")
-    if report.planted is not None:
-        lines += [f"{'or':8}{other}" for other in report.planted.others]
-        if report.exact:
-            lines.append(f"{'':8}autodiff's gradient with this mistake is the rule's, on fresh draws too")
-    return [*lines, f"{'line':8}{report.line}"] if report.line else lines
-
-
-def about(report: Report) -> list[str]:
-    """What else was held, what this point cannot tell, and how to run it again."""
-    lines = []
-    if failed := [h for h in report.properties if h.ok is False]:
-        lines += [f"{'FAILED':8}{h.name}: {h.words}" for h in failed]
-    if fine := [h for h in report.properties if h.ok]:
-        lines.append(f"{'also held':14}{', '.join(h.name + (f' ({h.words})' if h.words else '') for h in fine)}")
-    lines += [f"{'not asked':14}{h.name}: {h.words}" for h in report.properties if h.ok is None]
-    if report.blind is not None:
-        lines.append(
-            f"{'cannot tell':14}{clipped(report.blind, 6) if report.blind else 'nothing: every mutant differs here'}"
-        )
-    if report.passed_over:
-        lines.append(f"{'passed over':14}{', '.join(f'{path} ({why})' for path, why in report.passed_over.items())}")
-    if report.reference != "autodiff of its primal":
-        lines.append(f"{'reference':14}{report.reference}")
-    lines += [f"{'note':14}{note}" for note in report.notes]
-    if report.curve:
-        lines.append(f"{'step, change':14}{', '.join(f'{h:.0e} {c:.0e}' for h, c in report.curve)}")
-    if report.again:
-        lines.append(f"{'again':14}{report.again}")
-    return lines
-
-
 def clipped(words: tuple[str, ...], most: int, length: int = 160) -> str:
     """The first few of several remarks, none of them long; how many more there are."""
     shown = [each if len(each) <= length else each[: length - 1] + "…" for each in words[:most]]
@@ -313,7 +305,9 @@ def page(reports: Sequence[Report]) -> str:
     template = Environment(autoescape=True, trim_blocks=True).from_string(
         resources.files("jaxnet.checking").joinpath("page.html").read_text(encoding="utf-8")
     )
-    return template.render(title=title, reports=reports, maps=heat_maps, sized=sized, short=short)
+    return template.render(
+        title=title, reports=reports, maps=heat_maps, axes=axes, remarks=remarks, sized=sized, short=short
+    )
 
 
 def heat_maps(leaf: Leaf) -> list[tuple[str, str, float]]:
@@ -327,6 +321,14 @@ def heat_maps(leaf: Leaf) -> list[tuple[str, str, float]]:
         ("got", image(got, top), top),
         ("difference", image(got - expected, off), off),
     ]
+
+
+def axes(shape: tuple[int, ...]) -> tuple[str, str]:
+    """What the rows and the columns of a heat map are, in words."""
+    if len(shape) < 2:
+        return "", f"entries 0 to {shape[0] - 1}" if shape else "one number"
+    down = "axis 0" if len(shape) == 2 else f"axes 0 to {len(shape) - 2}, one after another"
+    return f"{down}: 0 to {int(np.prod(shape[:-1])) - 1}", f"axis {len(shape) - 1}: 0 to {shape[-1] - 1}"
 
 
 def as_matrix(array: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxnet.checking.author import is_library
 from jaxnet.checking.host_functions import is_torch_function, on_host, torch_gradients, torch_primal
 from jaxnet.checking.subject import (
     CannotCheckError,
@@ -23,6 +26,8 @@ from jaxnet.checking.subject import (
     name_of,
 )
 from jaxnet.program import has_custom, without_rules
+
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def abstract(function: Callable, *args) -> Any:
@@ -72,26 +77,34 @@ def mode_of(primal: Callable, args: tuple, fixed: Sequence[int] = ()) -> str:
         return primal(*leaves.tree(values))
 
     try:
-        jax.eval_shape(call, leaves.values)
-    except Exception as error:
-        raise CannotCheckError(f"the reference must run on these inputs, but it raises {short(error)}") from error
-    try:
         out = jax.eval_shape(call, leaves.values)
-        jax.eval_shape(lambda values: jax.vjp(call, values)[1](ones_for(out)), leaves.values)
-        return "reverse"
-    except Exception:  # the user's function may raise anything: told, as what could not be checked
-        pass
-    try:
-        jax.eval_shape(lambda values: jax.jvp(call, (values,), (values,)), leaves.values)
-        return "forward"
-    except Exception:  # where reverse mode cannot go, forward mode is tried
-        return "differences"
+    except Exception as error:
+        raise CannotCheckError(f"the reference must run on these inputs, but it raises {raised(error)}") from error
+    modes: dict[str, Callable] = {
+        "reverse": lambda values: jax.vjp(call, values)[1](ones_for(out)),
+        "forward": lambda values: jax.jvp(call, (values,), (values,)),
+    }
+    for mode, differentiate in modes.items():
+        try:
+            jax.eval_shape(differentiate, leaves.values)
+        except Exception:  # the user's function may refuse a mode in any way: the next is tried
+            continue
+        return mode
+    return "differences"
 
 
 def short(error: BaseException) -> str:
     """An exception in one line."""
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:200]}"
+
+
+def raised(error: BaseException) -> str:
+    """What a user's function raised: the type, the whole message, and the last line of theirs that it came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not is_library(f.filename) and os.path.dirname(f.filename) != HERE]
+    at = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) and error.args else error}{at}"
 
 
 def is_custom(rule: Any) -> bool:
@@ -336,7 +349,7 @@ def of_function(function: Callable, args: tuple, reference: Callable | None) -> 
         leaves = leaves_of(args)
         program = jax.make_jaxpr(lambda values: only_arrays(function(*leaves.tree(values))))(leaves.values)
     except Exception as error:
-        raise CannotCheckError(f"the function must run on these inputs, but it raises {short(error)}") from error
+        raise CannotCheckError(f"the function must run on these inputs, but it raises {raised(error)}") from error
     if reference is None and not has_custom(program):
         raise CannotCheckError(
             f"{name_of(function)} has no custom rule anywhere in it, so autodiff is all there is: "
@@ -371,7 +384,7 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
     try:
         value, given = abstract(cost, *args), abstract(function, *args)
     except Exception as error:
-        raise CannotCheckError(f"rule and reference must run on these inputs, but one raises {short(error)}") from error
+        raise CannotCheckError(f"rule and reference must run on these inputs, one raises {raised(error)}") from error
     scalar = [leaf for leaf in jax.tree.leaves(value) if leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.inexact)]
     if len(jax.tree.leaves(value)) != 1 or not scalar or alike(given, value):
         return None
@@ -444,7 +457,7 @@ def declared_by(intended: Callable, subject: Subject) -> Callable[[tuple, Tree],
     except Exception as error:
         raise CannotCheckError(
             "intended must be a function (*args) -> out whose derivative is the declared one, or "
-            f"(*args, d_out) -> grads; called so it raises {short(error)}"
+            f"(*args, d_out) -> grads; called so it raises {raised(error)}"
         ) from error
     return lambda args, d_out: as_tuple(intended(*args, d_out), args)
 

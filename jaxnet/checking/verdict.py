@@ -234,13 +234,13 @@ def explained(report: Report, subject: Subject, where: Points, options: CheckOpt
         changes |= {"layer": wrong_inside.layer or wrong_inside.name, "planted": wrong_inside.planted}
     if found.witness is not None and options.diagnose and can_be_taken_apart(subject):
         with found.phase("repair"):
-            changes["repair"], failure = repair_of(subject, where, options, found)
+            changes["repair"], failure = repair_of(subject, options, found)
             changes["notes"] = (*report.notes, *([failure] if failure else []))
         mended = changes["repair"] is not None and changes["repair"].patch
         if not mended and wrong_inside is None:
             with found.phase("cause"):
                 try:
-                    changes["planted"] = planted_in(subject, where, options, found)
+                    changes["planted"] = planted_in(subject, options, found)
                 except Exception as error:  # whatever fails here costs the cause, never the verdict
                     changes["notes"] = (*changes["notes"], f"the cause could not be looked for: {short(error)}")
     if options.adequacy and report.ok and can_be_taken_apart(subject):
@@ -301,10 +301,10 @@ def fresh_points(subject: Subject, there: Points) -> Callable[[int], tuple[tuple
     return at
 
 
-def repair_of(subject: Subject, where: Points, options: CheckOptions, found: Findings) -> tuple[Repair | None, str]:
+def repair_of(subject: Subject, options: CheckOptions, found: Findings) -> tuple[Repair | None, str]:
     """The change of the author's source that makes every gradient right; in words why it could not be looked for."""
     assert found.witness is not None
-    args, cotangent, _, _ = found.witness
+    args, cotangent, where = found.witness
     elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
     seconds = REPAIR * options.budget
     small = where.smaller()
@@ -322,9 +322,9 @@ def repair_of(subject: Subject, where: Points, options: CheckOptions, found: Fin
     return repaired(subject, (args, cotangent), fresh_points(subject, where), redraw, seconds=seconds)
 
 
-def planted_in(subject: Subject, where: Points, options: CheckOptions, found: Findings) -> Cause | None:
+def planted_in(subject: Subject, options: CheckOptions, found: Findings) -> Cause | None:
     """The mistake in autodiff's program that gives what the rule gave at the first wrong point and at fresh ones."""
     assert found.witness is not None
-    args, cotangent, _, _ = found.witness
+    args, cotangent, where = found.witness
     fresh = fresh_points(subject, where)
     return planted(subject, [(args, cotangent), *map(fresh, FRESH)], seconds=(1 - REPAIR) * options.budget)

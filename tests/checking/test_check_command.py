@@ -4,12 +4,13 @@ import json
 import re
 
 import pytest
+from markupsafe import escape
 
 from jaxnet.checking import check
 from jaxnet.checking.command import run
 from jaxnet.checking.compare import Leaf
 from jaxnet.checking.repair import Repair
-from jaxnet.checking.report import as_matrix, page
+from jaxnet.checking.report import as_matrix, page, remarks
 from tests.checking.rules import layer_norm, layer_norm_reference, shapes
 
 pytest_plugins = ["pytester"]
@@ -52,7 +53,15 @@ def test_a_repair_is_printed_with_its_line_and_patch(wrong):
     assert lines[lines.index("patch   - dx = r * g") + 1] == "        + dx = r * (g - g.mean(-1))"
     assert "or      + or" in lines
     assert json.loads(report.to_json())["repair"]["line"] == 12
-    assert "norm.py:12" in page([report])
+    assert json.loads(report.to_json())["proof"] == report.proof
+    html = page([report])
+    assert "norm.py:12" in html
+    assert report.proof.startswith("exact: ")
+    assert report.proof in html
+    guess = replace(report, repair=replace(repair, patch="", equal=()))
+    assert guess.proof.startswith("a guess: ")
+    assert f"        {guess.proof}" in str(guess).splitlines()
+    assert guess.proof in page([guess])
 
 
 def test_json(wrong):
@@ -73,6 +82,11 @@ def test_the_page_stands_alone(wrong):
     assert "<script" not in html
     assert "http" not in html.replace("http-equiv", "")
     assert "columns 8 on" in html
+    assert "axis 0: 0 to 3" in html
+    assert "axis 1: 0 to " in html
+    for heading, words in sum(remarks(wrong), []):
+        assert f">{heading}<" in html
+        assert escape(words) in html
     assert "prefers-color-scheme" in html
 
 

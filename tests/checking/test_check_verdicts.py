@@ -452,3 +452,36 @@ def test_extrapolated_differences():
     assert levels == sorted(levels, reverse=True)
     _, levels = extrapolated(((np.abs(0.001 + steps) - np.abs(0.001 - steps)) / (2 * steps))[:4, None])
     assert min(levels) > 1e-3
+
+
+def test_a_rule_that_raises_is_told_with_its_line_and_its_whole_message():
+    def backward(x, g):
+        raise KeyError("no table for this size:\nsizes are 3 and 4")
+
+    report = check(rule(jnp.sin, backward), X, diagnose=False)
+    (problem,) = report.problems
+    assert problem.startswith("the rule raises KeyError: no table for this size:\nsizes are 3 and 4 (")
+    assert f"{__file__}:{backward.__code__.co_firstlineno + 1})" in problem
+    assert "        sizes are 3 and 4" in str(report)
+
+
+def test_a_mistake_beyond_a_block_is_wrong_and_no_loss_of_precision():
+    def backward(x, g):
+        return ((2 * x * g).at[128:].set(0),)
+
+    report = check(rule(jnp.square, backward), "float32[100,2]", seeds=1, also=False, diagnose=False)
+    assert report.verdict == "WRONG"
+    assert report.wrong[0].index[0] == 128
+
+
+def test_a_row_wholly_masked_is_tried():
+    def softmax(s, mask):
+        top = jnp.where(mask, s, -1e9)
+        return jax.nn.softmax(top, -1) * mask.any(-1, keepdims=True)
+
+    def backward(s, mask, g):
+        e = jnp.exp(s - s.max(-1, keepdims=True)) * mask
+        p = e / e.sum(-1, keepdims=True)  # 0/0 in such a row
+        return p * (g - (p * g).sum(-1, keepdims=True)), None
+
+    assert "a row of zeros" in check(rule(softmax, backward), "float32[4,5], bool[4,5]", diagnose=False).wrong[0].dtype

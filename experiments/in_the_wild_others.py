@@ -1,0 +1,322 @@
+"""Where the rules of other packages are checked: physics, probability, optimal transport, quantisation, signals."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.in_the_wild_peers import through
+from experiments.in_the_wild_points import TPU, Point, between, matrices, normal, one, three, two
+
+constant = jax.lax.stop_gradient
+TFP = "tensorflow_probability.substrates.jax"
+SAMPLER = "implicit reparameterisation, held against −∂F/∂κ over the density; a sampler has no derivative of its own"
+NO_GRADIENT = "it raises, as meant: no derivative there"
+
+
+def part(place: str) -> Any:
+    """What stands at "module:name", imported when it is asked for."""
+    module, _, names = place.partition(":")
+    found = import_module(module)
+    for name in names.split(".") if names else ():
+        found = getattr(found, name)
+    return found
+
+
+def calling(place: str) -> Callable:
+    """The function at "module:name"."""
+    return lambda *args: part(place)(*args)
+
+
+def moved(sample: jax.Array, cdf: Callable, *params: jax.Array) -> jax.Array:
+    """A sample whose derivative is that of the quantile function: x with dF(x; θ) = 0."""
+    x = constant(sample)
+    F, density = cdf(x, *params), jax.grad(lambda x: cdf(x, *constant(params)).sum())(x)
+    return x - (F - constant(F)) / constant(density)
+
+
+def von_mises_cdf(x: jax.Array, k: jax.Array) -> jax.Array:
+    """∫ exp(κ cos t) dt / (2π I₀(κ)) from −π to x, by the trapezoidal rule."""
+    t = jnp.linspace(0, 1, 4001)[:, None] * (x + np.pi) - np.pi
+    values = jnp.exp(k * jnp.cos(t))
+    return (values.sum(0) - (values[0] + values[-1]) / 2) * (x + np.pi) / 4000 / (2 * np.pi * jax.scipy.special.i0(k))
+
+
+def von_mises_sample(shape, k, seed, dtype):
+    """The reference of a sampler of the von Mises distribution."""
+    return moved(part("distrax._src.distributions.von_mises:_von_mises_sample")(shape, constant(k), seed, dtype),
+                 von_mises_cdf, k)  # fmt: skip
+
+
+def in_turned_box(box, R, held: bool):
+    """The positions, with the derivative R ↦ box R, or R ↦ R with that of the box."""
+    turned = constant(R) @ box.T
+    return R + turned - constant(turned) if held else R @ box.T - constant(R @ box.T - R)
+
+
+def unit_rotation(q, v):
+    """A rotation by the quaternion of length 1 beside q."""
+    return part("jax_md.rigid_body:_quaternion_rotate_raw")(q / jnp.sqrt(q @ q), v)
+
+
+def unit(*shape: int) -> jax.Array:
+    """A vector of length 1."""
+    x = normal(*shape)
+    return x / jnp.sqrt(x @ x)
+
+
+def falling(y):
+    """The nearest sequence that never rises: v_i = min over j ≤ i of max over k ≥ i of mean(y_j, …, y_k)."""
+    n, sums = len(y), jnp.concatenate([jnp.zeros(1), jnp.cumsum(y)])
+    j, k = jnp.arange(n)[:, None], jnp.arange(n)
+    means = jnp.where(k >= j, (sums[k + 1] - sums[j]) / jnp.maximum(k - j + 1, 1), -jnp.inf)
+    return jnp.stack([jnp.min(jnp.max(means[: i + 1, i:], axis=1)) for i in range(n)])
+
+
+def recursion(x, A, zi):
+    """y_t = x_t − Σ_k A_tk y_{t−k}."""
+    before = [zi[:, k] for k in range(A.shape[-1])]
+    out = []
+    for t in range(x.shape[1]):
+        out.append(x[:, t] - sum(A[:, t, k] * before[k] for k in range(A.shape[-1])))
+        before = [out[-1], *before[:-1]]
+    return jnp.stack(out, axis=1)
+
+
+def complex_normal(*shape: int, seed: int = 0) -> jax.Array:
+    """Normally drawn real and imaginary parts."""
+    return jax.lax.complex(normal(*shape, seed=seed), normal(*shape, seed=seed + 100))
+
+
+def expectation(function: Callable, p: jax.Array, s: jax.Array) -> jax.Array:
+    """The mean of (p · s)² over samples s, by `function`, where log p(s) = −|s − p|²."""
+    return function(lambda p, s: -jnp.sum((s - p) ** 2, -1), lambda p, s: (s @ p) ** 2, p, s)
+
+
+def by_score(log_pdf, value, p, s):
+    """A mean with the derivative of an expectation: E[(L − E L) ∇log p + ∇L]."""
+    L, log_p = value(p, s), log_pdf(p, s)
+    return jnp.mean(L + constant(L - L.mean()) * (log_p - constant(log_p)))
+
+
+def power_law(alpha, low, high, x):
+    """log of x^α (α + 1) / (high^(α+1) − low^(α+1))."""
+    return jnp.log(x**alpha * (alpha + 1) / (high ** (alpha + 1) - low ** (alpha + 1)))
+
+
+def power_law_cdf(alpha, low, high, x):
+    """(x^(α+1) − low^(α+1)) / (high^(α+1) − low^(α+1))."""
+    return (x ** (alpha + 1) - low ** (alpha + 1)) / (high ** (alpha + 1) - low ** (alpha + 1))
+
+
+def power_law_quantile(alpha, low, high, q):
+    """(low^(α+1) + q (high^(α+1) − low^(α+1)))^(1/(α+1))."""
+    return (low ** (alpha + 1) + q * (high ** (alpha + 1) - low ** (alpha + 1))) ** (1 / (alpha + 1))
+
+
+def law(method: str, reference: Callable, low: float, high: float) -> Point:
+    """A method of numpyro's truncated power law."""
+
+    def call(alpha, low, high, x):
+        made = part("numpyro.distributions:DoublyTruncatedPowerLaw")(alpha, low, high, validate_args=False)
+        return getattr(made, method)(x)
+
+    bounds = (0.4, 1.5), (0.5, 0.9), (3.1, 4.0), (low, high)
+    return three(*bounds)._replace(through=call, reference=reference)
+
+
+def roots(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The square root of a matrix and its inverse, by eigenvalues."""
+    values, V = jnp.linalg.eigh(symmetric)
+    return (V * jnp.sqrt(values)) @ V.T, (V / jnp.sqrt(values)) @ V.T
+
+
+def root_of(name: str, which: Any) -> Point:
+    """One of ott's square roots of a matrix."""
+
+    def call(x):
+        return part(f"ott.math.matrix_square_root:{name}")((x + x.T) / 2)[which]
+
+    def reference(x):
+        found = roots((x + x.T) / 2)
+        return found if name == "sqrtm" else found[name.startswith("inv")]
+
+    return Point(lambda: (spectrum(0),), through=call, reference=reference, tolerance=1e-3)
+
+
+def spectrum(k: int) -> jax.Array:
+    """A positive definite matrix."""
+    A = between(-1, 1, 4, 4, seed=k)
+    return A @ A.T + jnp.eye(4)
+
+
+def iterated(a, x):
+    """Six steps of ott's loop of x ← cos(a x)."""
+    step = lambda i, a, x, error: jnp.cos(a * x)  # noqa: E731
+    loop = part("ott.math.fixed_point_loop:fixpoint_iter_backprop")
+    return loop(lambda *_: True, step, 6, 6, 2, a, x)
+
+
+def unrolled(a, x):
+    """The same six steps."""
+    for _ in range(6):
+        x = jnp.cos(a * x)
+    return x
+
+
+def transport(implicit: bool, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The cost of optimal transport between two clouds of points, entropy 0.5."""
+    solver = part("ott.solvers.linear.sinkhorn:Sinkhorn")
+    how = part("ott.solvers.linear.implicit_differentiation:ImplicitDiff")() if implicit else None
+    problem = part("ott.problems.linear.linear_problem:LinearProblem")(
+        part("ott.geometry.pointcloud:PointCloud")(x, y, epsilon=0.5)
+    )
+    return solver(threshold=1e-6, implicit_diff=how, use_danskin=False, min_iterations=200, max_iterations=200)(
+        problem
+    ).reg_ot_cost
+
+
+def semidiscrete(rule: bool, g: jax.Array) -> jax.Array:
+    """The loss of semidiscrete transport at a potential."""
+    problem = part("ott.problems.linear.linear_problem:LinearProblem")(
+        part("ott.geometry.pointcloud:PointCloud")(normal(5, 2), normal(4, 2, seed=1), epsilon=0.5)
+    )
+    loss = part("ott.solvers.linear.semidiscrete:_semidiscrete_loss")
+    return (loss if rule else loss.__wrapped__)(g, problem)
+
+
+def unquantised_product(lhs, rhs):
+    """qwix's product with nothing quantised."""
+    module = part("qwix._src.core.dot_general_qt")
+    return module.dot_general_qt(lhs, rhs, (((1,), (0,)), ((), ())), module.DotGeneralQtConfig())
+
+
+def unquantised_convolution(lhs, rhs):
+    """qwix's convolution with nothing quantised."""
+    module = part("qwix._src.core.conv_general_qt")
+    return module.conv_general_qt(lhs, rhs, module.ConvGeneralQtConfig(), (2, 1), "SAME", None, None, LAYOUT)
+
+
+LAYOUT = jax.lax.conv_dimension_numbers((1, 6, 6, 2), (3, 3, 2, 3), ("NHWC", "HWIO", "NHWC"))
+
+
+def convolution(lhs, rhs):
+    """The same by jax."""
+    return jax.lax.conv_general_dilated(lhs, rhs, (2, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def unquantised_groups(lhs, rhs):
+    """qwix's product by groups of rows with nothing quantised."""
+    module = part("qwix._src.core.ragged_dot_qt")
+    return module.ragged_dot_qt(lhs, rhs, jnp.array([3, 4], jnp.int32), module.RaggedDotQtConfig(None, None))
+
+
+def by_groups(lhs, rhs):
+    """The same by jax."""
+    return jax.lax.ragged_dot(lhs, rhs, jnp.array([3, 4], jnp.int32))
+
+
+def softmax_alone(x, normalize):
+    """Softmax, with what it keeps for other blocks held constant."""
+    top = x.max(-1, keepdims=True)
+    return jax.nn.softmax(x, -1), constant((top[..., 0], jnp.exp(x - top).sum(-1)))
+
+
+def small_root(x):
+    """√x, whose derivative is finite at 0."""
+    return jnp.sqrt(x)
+
+
+def tfp(module: str, point: Point) -> dict[str, Point]:
+    """A point of a rule of TensorFlow Probability on JAX."""
+    return {f"{TFP}.{module}": point}
+
+
+KEPT = "what softmax keeps for other blocks has no derivative, as meant"
+SOFTMAX = Point(lambda: (normal(4, 5), True), intended=softmax_alone, note=KEPT)
+BOX = lambda: (jnp.eye(3) + 0.2 * normal(3, 3), normal(5, 3, seed=1))  # noqa: E731
+GRADIENTS_OF_BOX = Point(BOX, intended=partial(in_turned_box, held=False), note="as declared: gradients in the box")
+
+POINTS: dict[str, Point] = {
+    "distrax._src.distributions.von_mises._von_mises_sample": Point(
+        lambda: ((4,), between(0.5, 3, 4), jax.random.PRNGKey(0), jnp.dtype("float32")),
+        reference=von_mises_sample, tolerance=1e-3, note=SAMPLER,
+    ),
+    "e3nn_jax._src.spherical_harmonics._custom_jvp_spherical_harmonics": Point(
+        lambda: ((1, 2, 3), normal(4, 3), "component", ("recursive", "dense", "custom_jvp"))
+    ),
+    "e3nn_jax._src.utils.einsum.einsum": Point(lambda: ("ij,jk->ki", normal(3, 4), normal(4, 5, seed=1))),
+    "jax_md._energy.electrostatics.transform_gradients": GRADIENTS_OF_BOX,
+    "jax_md.mm_forcefields.nonbonded.electrostatics.transform_gradients": GRADIENTS_OF_BOX,
+    "jax_md.space.transform": Point(
+        BOX, intended=partial(in_turned_box, held=True), note="as declared: forces in real space"
+    ),
+    "jax_md.rigid_body._quaternion_rotate": Point(
+        lambda: (unit(4), normal(3, seed=1)), intended=unit_rotation, note="as declared: along the unit sphere"
+    ),
+    "jax_md._nn.uma.kernels._segment_mm_2d": Point(
+        lambda: (normal(7, 3), normal(2, 4, 3, seed=1), jnp.array([3, 4], jnp.int32))
+    ),
+    "jaxopt._src.isotonic._isotonic_l2_pav": Point(lambda: (normal(6),), reference=falling),
+    "jaxopt._src.projection._projection_unit_sparse_simplex": Point(lambda: (between(0, 0.5, 6), 3, False)),
+    "jaxpole.filter.allpole": Point(
+        lambda: (complex_normal(2, 6), 0.3 * complex_normal(2, 6, 3, seed=1), complex_normal(2, 3, seed=2)),
+        reference=recursion, note="complex numbers; with real ones it is right",
+    ),
+    "kfac_jax._src.utils.math._sqrt_bound_derivative": Point(lambda: (between(0.2, 3, 4, 5), 1000.0)),
+    "mujoco.mjx._src.collision_sdf._cylinder": Point(lambda: (jnp.array([1.2, 0.7, 0.9]), jnp.array([0.5, 0.4]))),
+    "netket.jax._expect._expect": Point(
+        lambda: (normal(3), normal(8, 3, seed=1)),
+        through=partial(expectation, lambda *args: part("netket.jax:expect")(*args)[0]),
+        reference=partial(expectation, by_score),
+    ),
+    "numpyro.distributions.util.log1mexp": one(-3, -0.1),
+    "ott.math.fixed_point_loop.fixpoint_iter_backprop": through(
+        iterated, lambda: (between(0.5, 0.9, 3), between(0.2, 0.9, 3, seed=1)), unrolled, 1e-5
+    ),
+    "ott.math.matrix_square_root.sqrtm": root_of("sqrtm", slice(0, 2)),
+    "ott.math.matrix_square_root.sqrtm_only": root_of("sqrtm_only", ...),
+    "ott.math.matrix_square_root.inv_sqrtm_only": root_of("inv_sqrtm_only", ...),
+    "ott.math.utils.lambertw": one(0.2, 3),
+    "ott.math.utils.logsumexp": Point(lambda: (normal(4, 5), 1, True, between(0.2, 1, 4, 5, seed=1))),
+    "ott.math.utils.norm": Point(lambda: (normal(4, 5), None, 1, False)),
+    "ott.math.utils.softmin": Point(lambda: (normal(4, 5), jnp.float32(0.3), 1)),
+    "ott.solvers.linear.semidiscrete._semidiscrete_loss": Point(
+        lambda: (normal(4),), through=partial(semidiscrete, True), reference=partial(semidiscrete, False)
+    ),
+    "ott.solvers.linear.sinkhorn._iterations_implicit": through(
+        partial(transport, True), lambda: (normal(5, 2), normal(4, 2, seed=1)), partial(transport, False), 1e-3
+    ),
+    "qwix._src.core.conv_general_qt.conv_general_qt": Point(
+        lambda: (normal(1, 6, 6, 2), normal(3, 3, 2, 3, seed=1)), through=unquantised_convolution, reference=convolution
+    ),
+    "qwix._src.core.dot_general_qt.dot_general_qt_fwd_bwd": Point(
+        lambda: (normal(4, 5), normal(5, 3, seed=1)), through=unquantised_product, reference=jnp.matmul
+    ),
+    "qwix._src.core.ragged_dot_qt.ragged_dot_qt": Point(
+        lambda: (normal(7, 3), normal(2, 3, 4, seed=1)), through=unquantised_groups, reference=by_groups
+    ),
+    "s2fft.transforms.c_backend_spherical.ssht_forward": Point(None, note="needs a library in C"),
+    "s2fft.transforms.c_backend_spherical.ssht_inverse": Point(None, note="needs a library in C"),
+    "tokamax._src.benchmarking._optimization_barrier": matrices(4, 5),
+    "tokamax._src.ops.attention.base._softmax": SOFTMAX,
+    "tokamax._src.ops.flex_attention.base._softmax": SOFTMAX,
+    "tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_kernel._splash_attention_custom": Point(
+        None, note=TPU
+    ),
+    **tfp("internal.custom_gradient._prevent_gradient_helper", Point(None, note=NO_GRADIENT)),
+    **tfp("math.bessel._bessel_iv_ratio_custom_gradient", two(0.5, 3, 0.5, 4)),
+    **tfp("math.special._betainc_custom_gradient", three((0.5, 3), (0.5, 3), (0.1, 0.9))),
+    **tfp("math.special._log_gamma_difference_custom_gradient", two(0.5, 3, 8, 12)),
+    **tfp("math.special._owens_t_custom_gradient", two(-2, 2, -0.9, 0.9)),
+    **tfp("math.hypergeometric.hyp2f1_small_argument", three((0.5, 2), (0.5, 2), (3, 4), (-0.5, 0.5))),
+}  # fmt: skip
+USES: dict[str, Point] = {
+    "numpyro.distributions.DoublyTruncatedPowerLaw.log_prob": law("log_prob", power_law, 1, 3),
+    "numpyro.distributions.DoublyTruncatedPowerLaw.cdf": law("cdf", power_law_cdf, 1, 3),
+    "numpyro.distributions.DoublyTruncatedPowerLaw.icdf": law("icdf", power_law_quantile, 0.1, 0.9),
+}
