@@ -3,8 +3,8 @@
     python -m experiments.in_the_wild [NAME …] [--packages NAME,NAME] [--markdown FILE]
 
 Finds every `jax.custom_vjp` and `jax.custom_jvp` in the installed packages, classes included, and runs `check` over
-them: at the inputs of `in_the_wild_points`, `in_the_wild_peers` and `in_the_wild_others`, or else at the first guessed inputs that the rule
-takes. Prints rule, file, verdict and cause; the others are listed as not asked.
+them: at the inputs of `in_the_wild_points`, `in_the_wild_peers` and `in_the_wild_others`, or at the first guessed ones
+that the rule and its derivative take. Prints rule, file, verdict and cause; the others are listed as not asked.
 """
 
 import contextlib

@@ -1,5 +1,6 @@
 """The report as text, JSON and page; the command and its status; the pytest plugin."""
 
+import itertools
 import json
 import re
 
@@ -57,11 +58,11 @@ def test_a_repair_is_printed_with_its_line_and_patch(wrong):
     html = page([report])
     assert "norm.py:12" in html
     assert report.proof.startswith("exact: ")
-    assert report.proof in html
+    assert escape(report.proof) in html
     guess = replace(report, repair=replace(repair, patch="", equal=()))
     assert guess.proof.startswith("a guess: ")
     assert f"        {guess.proof}" in str(guess).splitlines()
-    assert guess.proof in page([guess])
+    assert escape(guess.proof) in page([guess])
 
 
 def test_json(wrong):
@@ -84,7 +85,7 @@ def test_the_page_stands_alone(wrong):
     assert "columns 8 on" in html
     assert "axis 0: 0 to 3" in html
     assert "axis 1: 0 to " in html
-    for heading, words in sum(remarks(wrong), []):
+    for heading, words in itertools.chain(*remarks(wrong)):
         assert f">{heading}<" in html
         assert escape(words) in html
     assert "prefers-color-scheme" in html
