@@ -15,7 +15,7 @@ from jaxnet.factors import inner_products, sum_of_outer
 from jaxnet.layers.attention import attend, attend_backward
 from jaxnet.layers.conv import weight_gradient
 from jaxnet.layers.dense import times
-from jaxnet.layers.normalization import norm_backward
+from jaxnet.layers.normalization import norm_backward, norm_forward
 from jaxnet.layers.pooling import to_places
 from jaxnet.layers.recurrent.over_time import over_rows
 from jaxnet.lowering import Op
@@ -94,6 +94,14 @@ def normalised(positions, width, dtype):
     return normal((width,), 12, dtype), normal((*positions, width), 13, dtype), x_hat, 1 + x_hat[..., :1] ** 2
 
 
+def to_normalise(positions, width, bias, dtype):
+    return (
+        normal((*positions, width), 21, dtype),
+        normal((width,), 22, dtype),
+        normal((width,), 23, dtype) if bias else None,
+    )
+
+
 def stepped(time, dtype):
     rows = normal((time, 4), 14, dtype)
     return {"U": normal((4, 4), 15, dtype)}, {"h": normal((4,), 16, dtype)}, rows, normal((time, 2), 17, dtype)
@@ -143,6 +151,11 @@ CASES = {
         for centred in ("centred", "not centred")
         for positions in ((), (3,), (2, 3))
     },
+    "norm_forward": (
+        norm_forward,
+        partial(to_normalise, (3,), 5, True),
+        {"groups": None, "centred": True, "epsilon": 1e-5},
+    ),
     **{
         f"over_rows {time} {'backward' if reverse else 'forward'}": (
             over_rows,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jaxnet.layers.attention import attend, attend_backward
+from jaxnet.layers.normalization import norm_backward, norm_forward
 from jaxnet.lowering import compiling_for
 from jaxnet.lowering.attention import Seen
-from jaxnet.lowering.gpu import attention
-from tests.test_forms import agree, heads, normal
+from jaxnet.lowering.gpu import attention, normalization
+from tests.test_forms import agree, heads, normal, normalised, to_normalise
 
 CASES = {  # queries, keys, heads, heads of keys, widths of keys and values, causal
     "one query": (1, 1, 1, 1, 16, 16, True),
@@ -73,3 +74,45 @@ def test_kernels_are_traced_only_where_they_can_run():
     with compiling_for("cuda"):
         assert "pallas_call" in traced()
     assert "pallas_call" not in traced()
+
+
+NORMS = {  # positions, width, centred, with β
+    "one row": ((), 6, True, True),
+    "one entry": ((3,), 1, True, False),
+    "a row more than a program": ((3, 11), 24, True, True),
+    "several programs": ((67,), 130, False, False),
+    "wide": ((5,), 5000, True, False),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", NORMS)
+def test_norms(case, dtype):
+    positions, width, centred, bias = NORMS[case]
+    given, options = to_normalise(positions, width, bias, dtype), {"groups": None, "centred": centred}
+    assert normalization.fits(*given, **options, epsilon=1e-5)
+    expected = norm_forward.plain(*given, **options, epsilon=1e-5)
+    agree(normalization.forward(*given, **options, epsilon=1e-5, interpret=True), expected, DTYPES[dtype])
+    gamma, delta, x_hat, sigma = normalised(positions, width, dtype)
+    given = gamma, delta, x_hat, sigma.astype(jnp.float32)
+    assert normalization.fits(*given, **options)
+    found = normalization.backward(*given, **options, interpret=True)
+    agree(found, norm_backward.plain(*given, **options), DTYPES[dtype])
+
+
+def test_norms_of_a_batch():
+    options = {"groups": None, "centred": True}
+    gamma, delta, x_hat, sigma = normalised((3, 7), 6, "float32")
+    found = jax.vmap(lambda *of: normalization.backward(gamma, *of, **options, interpret=True))(delta, x_hat, sigma)
+    expected = jax.vmap(lambda *of: norm_backward.plain(gamma, *of, **options))(delta, x_hat, sigma)
+    agree(found, expected, 2e-6)
+    out = jax.vmap(lambda x: normalization.forward(x, gamma, gamma, **options, epsilon=1e-5, interpret=True))(delta)
+    agree(out, jax.vmap(lambda x: norm_forward.plain(x, gamma, gamma, **options, epsilon=1e-5))(delta), 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "groups"), [(8193, "float32", None), (6, "float64", None), (6, "float32", 2)]
+)
+def test_other_norms_have_the_plain_equations(width, dtype, groups, x64):
+    arrays = to_normalise((2,), width, True, dtype)
+    assert not normalization.fits(*arrays, groups=groups, centred=True, epsilon=1e-5)

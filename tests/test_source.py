@@ -183,8 +183,8 @@ def test_a_circle_would_be_found():
 # One name, one subject: the same subject in two rooms may have one name (attention as a layer, and how a platform runs
 # it). The others are to be renamed; whoever renames one takes it out here.
 SAME_SUBJECT = """
-activations attention cells command conv convolutions factors heads images influence losses pooling products recurrent
-windows
+activations attention cells command conv convolutions factors heads images influence losses normalization pooling
+products recurrent windows
 """
 
 

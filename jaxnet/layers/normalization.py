@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from jaxnet.factors import Plain
 from jaxnet.layer import Layer, ShapeError, leaf
 from jaxnet.lowering import form, op
+from jaxnet.lowering.gpu import kernel
 from jaxnet.lowering.memory import from_memory
 from jaxnet.lowering.products import accumulated
 from jaxnet.registry import Count, maker
@@ -47,6 +48,24 @@ def grouped(x: Float[Array, "..."], groups: int | None) -> Float[Array, "..."]:
     return x if groups is None else x.reshape(-1, groups, x.shape[-1] // groups)
 
 
+def norm_forward_plain(
+    x: Float[Array, "*positions width"],
+    gamma: Float[Array, " width"],
+    beta: Float[Array, " width"] | None,
+    *,
+    groups: int | None,
+    centred: bool,
+    epsilon: float,
+) -> tuple[Float[Array, "*positions width"], Float[Array, "*positions width"], Float[Array, "..."]]:
+    """out, x̂ and σ."""
+    wide = x.astype(accumulated(x.dtype))
+    x_hat, sigma = standardized(grouped(wide, groups), axes(groups), epsilon, centred)
+    x_hat = x_hat.reshape(x.shape)
+    out = along_last(gamma, x_hat) * x_hat
+    out = out if beta is None else out + along_last(beta, x_hat)
+    return out.astype(x.dtype), x_hat.astype(x.dtype), sigma
+
+
 def norm_backward_plain(
     gamma: Float[Array, " width"],
     delta: Float[Array, "*positions width"],
@@ -55,11 +74,13 @@ def norm_backward_plain(
     *,
     groups: int | None,
     centred: bool,
-) -> tuple[Float[Array, "*positions width"], Float[Array, "*positions width"]]:
-    """∂C/∂x, and δ ⊙ x̂, whose sum over positions is ∇_γ C."""
-    g = along_last(gamma, delta) * delta  # out = γ ⊙ x̂ + β
+) -> tuple[Float[Array, "*positions width"], Float[Array, " width"], Float[Array, " width"]]:
+    """∂C/∂x, and ∇_γ C and ∇_β C, summed over the positions."""
+    wide, x_hat = delta.astype(sigma.dtype), x_hat.astype(sigma.dtype)
+    g = along_last(gamma, wide) * wide  # out = γ ⊙ x̂ + β
     dx = standardized_back(grouped(g, groups), grouped(x_hat, groups), sigma, axes(groups), centred)
-    return dx.reshape(delta.shape), delta * x_hat
+    positions = tuple(range(delta.ndim - 1))
+    return dx.reshape(delta.shape).astype(delta.dtype), jnp.sum(wide * x_hat, positions), jnp.sum(wide, positions)
 
 
 def axes(groups: int | None) -> int | tuple[int, int]:
@@ -67,9 +88,11 @@ def axes(groups: int | None) -> int | tuple[int, int]:
     return -1 if groups is None else (0, 2)
 
 
+norm_forward = op(norm_forward_plain, cuda=kernel("normalization", "forward"))
 norm_backward = op(
     norm_backward_plain,
     cpu=form(from_memory(norm_backward_plain), when=lambda *arrays, groups, centred: groups is None, manual=True),
+    cuda=kernel("normalization", "backward"),
 )
 
 # ---------------------------------------------------------------------------------------------------- the layers
@@ -97,21 +120,15 @@ def norm(name: str, epsilon: float, bias: bool, *, groups: int | None = None, ce
         return params | {"beta": jnp.zeros(x.shape[-1], dtype)} if bias else params
 
     def forward(params, x, key=None, train=False):
-        wide = x.astype(accumulated(x.dtype))
-        x_hat, sigma = standardized(grouped(wide, groups), axes(groups), epsilon, centred)
-        x_hat = x_hat.reshape(x.shape)
-        out = along_last(params["gamma"], x_hat) * x_hat
-        out = out + along_last(params["beta"], x_hat) if bias else out
-        return out.astype(x.dtype), (x_hat.astype(x.dtype), sigma)
+        options = {"groups": groups, "centred": centred, "epsilon": epsilon}
+        out, x_hat, sigma = norm_forward(x, params["gamma"], params.get("beta"), **options)
+        return out, (x_hat, sigma)
 
     def backward(params, saved, delta):  # out = γ ⊙ (x − μ)/σ + β
         x_hat, sigma = saved
-        wide = delta.astype(sigma.dtype)
-        dx, d_gamma = norm_backward(
-            params["gamma"], wide, x_hat.astype(sigma.dtype), sigma, groups=groups, centred=centred
-        )
-        factors = {"gamma": Plain(d_gamma, delta.ndim - 1)}
-        return dx.astype(delta.dtype), factors | {"beta": Plain(delta, delta.ndim - 1)} if bias else factors
+        dx, d_gamma, d_beta = norm_backward(params["gamma"], delta, x_hat, sigma, groups=groups, centred=centred)
+        factors = {"gamma": Plain(d_gamma)}
+        return dx, factors | {"beta": Plain(d_beta)} if bias else factors
 
     return leaf(name, init, forward, backward, fits)
 
