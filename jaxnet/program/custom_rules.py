@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,12 @@ def primal_of(graph: Graph) -> Callable:
 
 def place_of(operation: Operation) -> str:
     """file:line of a rule's definition, or of its use where that is not known."""
+    if operation.eqn.primitive.name == "call_hi_primitive":
+        kind = type(hi_primitive(operation.eqn))
+        try:
+            return f"{inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]}"
+        except (OSError, TypeError):  # a class that was typed in at a prompt has no file
+            return str(operation.position)
     words = source_words(ClosedJaxpr(jaxpr_of(operation), ())) if operation.eqn.params.get("call_jaxpr") else []
     return words[1] if len(words) > 1 else str(operation.position)
 
