@@ -182,8 +182,8 @@ WRONG = [
     ),
     # the override itself
     (["epochs"], 'an override must be key=value, such as train.epochs=3, got "epochs"'),
-    (["=3"], "the key of an override must be dotted"),
-    (["a b=3"], "the key of an override must be dotted"),
+    (["=3"], "a key must be dotted"),
+    (["a b=3"], "a key must be dotted"),
     (["model=[{dense=3}"], "the value of an override must be TOML"),
     (["seed=1\nname=2"], "an override must set one value"),
     (["model.7=relu"], 'a list of 3 has positions 0 to 2, got "7"'),

@@ -174,10 +174,18 @@ def test_runs_are_chosen_and_sorted(tmp_path):
     assert listed("--where", "test_accuracy>=0.7") == ["20", "30"]
     assert listed("--where", "test_accuracy>0.7", "--where", "train.batch<=20") == ["20"]
     assert listed("--where", "train.batch!=20", "--where", "status=finished") == ["10", "30"]
-    assert listed("--where", "nothing=1") == []
-    result = run_command("runs", tmp_path, "--where", "test_accuracy")
-    assert result.exit_code == 2
-    assert "a condition must be like test_accuracy>0.9" in result.stderr
+    assert listed("--where", "train.batch=11") == []
+    for options, words in (
+        (("--where", "test_accuracy"), "a condition must be like test_accuracy>0.9"),
+        (
+            ("--where", "train.bacth=10"),
+            'no run has a result or a config key "train.bacth": did you mean "train.batch"?',
+        ),
+        (("--sort", "accuracy"), 'no run has a result or a config key "accuracy": '),
+    ):
+        result = run_command("runs", tmp_path, *options)
+        assert result.exit_code == 2
+        assert words in result.stderr
 
 
 def test_two_runs_are_compared(tmp_path):

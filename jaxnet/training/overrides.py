@@ -50,7 +50,7 @@ def parse_key(key: str, override: str) -> tuple[str, ...]:
         [(part, node)] = node.items()
         path.append(part)
     if node != 0 or not path:
-        raise OverrideError(f'the key of an override must be dotted, such as train.epochs, got "{override}"')
+        raise OverrideError(f'a key must be dotted, such as train.epochs, got "{override}"')
     return tuple(path)
 
 

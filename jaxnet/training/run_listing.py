@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxnet.registry import did_you_mean
 from jaxnet.training.config import ConfigError, read_toml
 from jaxnet.training.overrides import UNREADABLE, MissingKeyError, OverrideError, parse_value, value_at
 from jaxnet.training.run_folder import Run, RunError
@@ -185,6 +186,15 @@ def inline(value: Any) -> str:
     return repr(value)
 
 
+def dotted(config: Any, above: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """The values of a config by dotted keys."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from dotted(value, (*above, key))
+        else:
+            yield ".".join((*above, key)), value
+
+
 def value_of(record: RunRecord, key: str) -> Any:
     """A figure of a run, its status, its tags, or the value of a dotted key of its config; None where it has none."""
     if key in ("status", "tag"):
@@ -206,8 +216,15 @@ def sortable(value: Any) -> tuple[int, float, str]:
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, inline(value))
 
 
-def condition(text: str) -> Callable[[RunRecord], bool]:
-    """The test that `KEY=VALUE`, or with `!=`, `<`, `<=`, `>` or `>=`, stands for. A run without the key fails it.
+def has_key(records: Sequence[RunRecord], key: str) -> None:
+    """Checks that a figure or a config key is known in one of the runs."""
+    if records and all(value_of(record, key) is None for record in records):
+        known = {name for each in records for name in (*each.summary, *dict(dotted(each.config)))}
+        raise RunError(f'no run has a result or a config key "{key}": {did_you_mean(key, sorted(known))}')
+
+
+def condition(text: str) -> tuple[str, Callable[[RunRecord], bool]]:
+    """The key and the test of `KEY=VALUE`, or with `!=`, `<`, `<=`, `>` or `>=`. A run without the key fails it.
 
     A list equals each of its values: `tag=good`.
     """
@@ -229,7 +246,7 @@ def condition(text: str) -> Callable[[RunRecord], bool]:
         ours, theirs = sortable(value), sortable(wanted)
         return ours[0] == theirs[0] and SIGNS[sign](ours, theirs)
 
-    return holds
+    return key, holds
 
 
 def difference_lines(records: Sequence[RunRecord]) -> list[str]:
@@ -371,7 +388,9 @@ def show_runs(folder: Path, *, where: Sequence[str] = (), sort: str | None = Non
     if not records and not damaged:
         raise RunError(f"{folder} has no runs in it: make one with jaxnet train CONFIG --runs-dir {folder}")
     tests = [condition(each) for each in where]
-    records = [record for record in records if all(test(record) for test in tests)]
+    for key in (*(key for key, _ in tests), *([sort] if sort is not None else [])):
+        has_key(records, key)
+    records = [record for record in records if all(holds(record) for _, holds in tests)]
     if sort is not None:
         records.sort(key=lambda record: sortable(value_of(record, sort)))
     if tests and not records:

@@ -278,7 +278,7 @@ def spread(name: str, values: Sequence[float]) -> str:
 def sweep_table(outcomes: Sequence[Outcome]) -> Table:
     """A row for each setting: its values, the number of runs, and their results, mean ± standard deviation."""
     keys = list(outcomes[0].setting.varied)
-    halved = len({each.epochs for each in outcomes}) > 1
+    halved = "train.epochs" not in keys and len({each.epochs for each in outcomes}) > 1
     names = results([record for each in outcomes for record in each.records])
 
     def row(each: Outcome) -> list[str]:

@@ -2,14 +2,14 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jaxnet.training.config import ConfigError
 from jaxnet.training.run_folder import writing
-from jaxnet.training.run_listing import RunRecord, inline
+from jaxnet.training.run_listing import RunRecord, dotted, inline
 
 
 def scalars(line: dict[str, Any], sign: str = "/") -> Iterator[tuple[str, Any]]:
@@ -127,12 +127,3 @@ def imported(module: str, extra: str) -> Any:
         if error.name != module:
             raise
         raise ConfigError(f"there is no {module}: install jaxnet with its extra [{extra}]") from None
-
-
-def dotted(config: Any, above: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """The values of a config by dotted keys."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from dotted(value, (*above, key))
-        else:
-            yield ".".join((*above, key)), value

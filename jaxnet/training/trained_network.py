@@ -18,7 +18,7 @@ from jaxnet.training.data.tables import ALL_FOR_TRAINING
 from jaxnet.training.data.text import in_vocabulary
 from jaxnet.training.display import percent
 from jaxnet.training.run_folder import Run, RunError, data_sha256, quoted
-from jaxnet.training.run_listing import read_metrics, table_of
+from jaxnet.training.run_listing import inline, read_metrics, table_of
 from jaxnet.training.run_summary import best_line
 from jaxnet.training.session import Session
 
@@ -68,7 +68,7 @@ def restore(
     """
     run = Run.open(folder)
     if not run.checkpoints.steps():
-        raise RunError(f"{folder} has no checkpoint yet: resume it first, jaxnet resume {quoted(folder)}")
+        raise RunError(f"{folder} has no checkpoint yet: wait for it, or jaxnet resume {quoted(folder)}")
     config = run.config()
     with devices.precision(config.precision):
         data = None
@@ -183,7 +183,7 @@ def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None, say: C
             options["classes"] = classes
         options = {key: value for key, value in options.items() if key not in spec and takes(str(spec["name"]), key)}
         if options:
-            told = ", ".join(f"{key} = {value}" for key, value in options.items())
+            told = ", ".join(f"{key} = {inline(value)}" for key, value in options.items())
             say(f"{spec['name']} is read as the run's own data, with {told}")
         if takes(str(spec["name"]), "task"):
             options["split"] = ALL_FOR_TRAINING
