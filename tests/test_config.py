@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxnet.layers import INITIALIZERS
 from jaxnet.training.config import Config, ConfigError, dump_toml, json_schema, load_config, make_config
 from jaxnet.training.names import LAYERS, OPTIMIZERS, SCHEDULES
-from jaxnet.training.overrides import OverrideError, apply, parse
+from jaxnet.training.overrides import apply, parse
 from tests.problems import LOSSES
 from tests.runs import small
 
@@ -281,7 +281,7 @@ def test_options_beside_a_bare_name_or_argument():
 
 
 def test_a_bad_override_is_an_error_of_its_own():
-    with pytest.raises(OverrideError):
+    with pytest.raises(ConfigError):
         parse("x")
 
 

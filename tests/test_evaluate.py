@@ -102,7 +102,7 @@ def test_other_data_are_read_as_the_runs_own(classifier, tmp_path):
     other = flowers(tmp_path / "other.csv", n=20, kinds=("lily", "rose"))
     found = evaluate(classifier, data=str(other), reading=CheckpointChoice(say=said.append))
     assert np.array(found["test_confusion"]).sum(axis=1).tolist() == [0, 10, 10]
-    assert "read as the run's own data, with drop = ['id'], classes = ['iris', 'lily', 'rose']" in said[0]
+    assert 'read as the run\'s own data, with drop = ["id"], classes = ["iris", "lily", "rose"]' in said[0]
     other.write_text(other.read_text().replace("rose", "tulip"))
     with pytest.raises(DataError, match="'tulip' must be one of the classes iris, lily, rose"):
         evaluate(classifier, data=str(other))
@@ -135,8 +135,8 @@ def test_prediction_of_a_table(classifier, regression, tmp_path):
     (tmp_path / "line.csv").write_text("a,b\n0.5,3\n")
     assert predict.predict(regression, tmp_path / "line.csv").outputs == pytest.approx(-2, abs=1.5)
     (tmp_path / "wide.csv").write_text("a,b,c,d,e,f\n1,2,3,4,5,6\n")
-    with pytest.raises(predict.PredictError, match=r"one example of flowers has shape \(2,\), got \(1, 6\)"):
+    with pytest.raises(DataError, match=r"one example of flowers has shape \(2,\), got \(1, 6\)"):
         predict.predict(classifier, tmp_path / "wide.csv")
     (tmp_path / "text.csv").write_text("a,b\n1,two\n")
-    with pytest.raises(predict.PredictError, match=r"line 2, column 2 \(b\): must be a finite number, got 'two'"):
+    with pytest.raises(DataError, match=r"line 2, column 2 \(b\): must be a finite number, got 'two'"):
         predict.predict(classifier, tmp_path / "text.csv")

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from jaxnet.cli import app
 from jaxnet.training import loop, predict, trained_network
 from jaxnet.training.config import make_config
-from jaxnet.training.data import Dataset, Split, load
-from jaxnet.training.predict import PredictError
+from jaxnet.training.data import DataError, Dataset, Split, load
 
 DIGITS = {
     "data": {"name": "digits", "limit": 300},
@@ -184,7 +183,7 @@ def test_tokens(tmp_path):
     assert x.dtype == np.int32
     for bad in ([6, 0, 1], [0.5, 0, 1], [-1, 0, 1]):
         np.save(tmp_path / "a.npy", np.array(bad))
-        with pytest.raises(PredictError, match="whole numbers from 0 to 5"):
+        with pytest.raises(DataError, match="whole numbers from 0 to 5"):
             predict.examples(tmp_path / "a.npy", dataset, {})
 
 
@@ -261,7 +260,7 @@ def test_what_does_not_fit_is_told(run, tmp_path, name, words):
 def test_a_picture_for_data_that_are_none(tmp_path):
     split = Split(np.zeros((2, 2), np.float32), np.array([0, 1], np.int32))
     Image.new("L", (8, 8)).save(tmp_path / "p.png")
-    with pytest.raises(PredictError, match=r"wedge has no grey pictures but inputs of shape \(2,\)"):
+    with pytest.raises(DataError, match=r"wedge has no grey pictures but inputs of shape \(2,\)"):
         predict.examples(tmp_path / "p.png", Dataset("wedge", split, split, split, 2), {})
 
 

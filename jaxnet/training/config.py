@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -28,13 +28,9 @@ from jaxnet.training.options import (
     refuse,
     shown,
 )
-from jaxnet.training.overrides import UNREADABLE, OverrideError, apply, linked
+from jaxnet.training.overrides import UNREADABLE, ConfigError, apply, linked
 
-
-class ConfigError(ValueError):
-    """A config cannot be run. The message has the requirement, the value given, and the repair."""
-
-
+Checked = TypeVar("Checked", bound=Table)
 METRIC = r"^(train|validation|test)_(loss|accuracy)$"
 
 
@@ -273,17 +269,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
     """The config of plain data as a TOML file holds it; `where` it came from is said in errors."""
+    beside = f" with {' '.join(overrides)}" if overrides else ""
+    return validated(Config, linked(apply(document, overrides)), where + beside)
+
+
+def validated(table: type[Checked], data: Any, where: str) -> Checked:
+    """Data as a table of its type; `where` they came from is said in errors."""
     try:
-        changed = linked(apply(document, overrides))
-    except OverrideError as error:
-        raise ConfigError(str(error)) from None
-    try:
-        return Config.model_validate(changed)
+        return table.model_validate(data)
     except ValidationError as error:
         told = [told_error(each) for each in error.errors()]
-    beside = f" with {' '.join(overrides)}" if overrides else ""
     separator = "\n  " if len(told) > 1 else " "
-    raise ConfigError(f"{where}{beside}:{separator}" + separator.join(told))
+    raise ConfigError(f"{where}:{separator}" + separator.join(told))
 
 
 def with_included(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Overrides on the command line: `train.epochs=3`, `model.0.dense=50`, in the notation of TOML.
 
-Functions raise OverrideError for what cannot be read, or a place that there is not.
+Functions raise ConfigError for what cannot be read, or a place that there is not.
 """
 
 import copy
@@ -12,11 +12,11 @@ from typing import Any
 from jaxnet.training.names import LAYERS
 
 
-class OverrideError(ValueError):
-    """An override that cannot be read, or whose place there is not."""
+class ConfigError(ValueError):
+    """A config cannot be run. The message has the requirement, the value given, and the repair."""
 
 
-class MissingKeyError(OverrideError):
+class MissingKeyError(ConfigError):
     """A key that plain data do not have."""
 
 
@@ -35,7 +35,7 @@ def parse(override: str) -> tuple[tuple[str, ...], Any]:
     """The path and the value of `key=value`; the value is a TOML value, or text where it cannot be one."""
     parts = KEY_AND_VALUE.fullmatch(override)
     if parts is None:
-        raise OverrideError(f'an override must be key=value, such as train.epochs=3, got "{override}"')
+        raise ConfigError(f'an override must be key=value, such as train.epochs=3, got "{override}"')
     return parse_key(parts[1].strip(), override), parse_value(parts[2].strip(), override)
 
 
@@ -50,7 +50,7 @@ def parse_key(key: str, override: str) -> tuple[str, ...]:
         [(part, node)] = node.items()
         path.append(part)
     if node != 0 or not path:
-        raise OverrideError(f'a key must be dotted, such as train.epochs, got "{override}"')
+        raise ConfigError(f'a key must be dotted, such as train.epochs, got "{override}"')
     return tuple(path)
 
 
@@ -60,10 +60,10 @@ def parse_value(text: str, override: str) -> Any:
         document = tomllib.loads(f"value = {text}")
     except UNREADABLE as error:
         if text.startswith(("[", "{", '"', "'")):
-            raise OverrideError(f"the value of an override must be TOML, got {override}: {error}") from None
+            raise ConfigError(f"the value of an override must be TOML, got {override}: {error}") from None
         return text
     if len(document) > 1:
-        raise OverrideError(f"an override must set one value, got {override!r}")
+        raise ConfigError(f"an override must set one value, got {override!r}")
     return document["value"]
 
 
@@ -100,7 +100,7 @@ def index(node: Any, part: str, override: str) -> Any:
     if isinstance(node, dict):
         return part
     if not part.isdecimal() or int(part) >= len(node):
-        raise OverrideError(f'{override}: a list of {len(node)} has positions 0 to {len(node) - 1}, got "{part}"')
+        raise ConfigError(f'{override}: a list of {len(node)} has positions 0 to {len(node) - 1}, got "{part}"')
     return int(part)
 
 
@@ -113,9 +113,7 @@ def opened(node: Any, where: tuple[str, ...], override: str) -> Any:
     layer = LAYERS.get(where[-1])
     if where[0] == "model" and layer is not None and layer.options:
         return {next(iter(layer.options)): node}
-    raise OverrideError(
-        f"{override}: {'.'.join(where)} is {node!r} and has nothing inside: set {'.'.join(where)} itself"
-    )
+    raise ConfigError(f"{override}: {'.'.join(where)} is {node!r} and has nothing inside: set {'.'.join(where)} itself")
 
 
 # ---------------------------------------------------------------------------------------------- links
@@ -127,7 +125,7 @@ def linked(document: Mapping[str, Any]) -> dict[str, Any]:
     """A config's plain data with the value of another key in the place of each `"${train.batch}"`.
 
     Inside other text a number or a text is put in: `"batch-${train.batch}"`. Environment variables are not read.
-    Raises OverrideError for a key that is not set, or links that lead back to themselves.
+    Raises ConfigError for a key that is not set, or links that lead back to themselves.
     """
 
     def value(node: Any, trail: tuple[str, ...]) -> Any:
@@ -142,12 +140,12 @@ def linked(document: Mapping[str, Any]) -> dict[str, Any]:
 
     def follow(key: str, trail: tuple[str, ...]) -> Any:
         if key in trail:
-            raise OverrideError(f"the links {' → '.join((*trail, key))} lead back to themselves: write the value once")
+            raise ConfigError(f"the links {' → '.join((*trail, key))} lead back to themselves: write the value once")
         return value(value_at(document, key, f"${{{key}}}"), (*trail, key))
 
     def inner(found: Any, text: str) -> str:
         if isinstance(found, dict | list):
-            raise OverrideError(f'"{text}" has a table or a list inside of text: let the link stand alone')
+            raise ConfigError(f'"{text}" has a table or a list inside of text: let the link stand alone')
         return str(found)
 
     return value(dict(document), ())

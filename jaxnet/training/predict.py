@@ -1,6 +1,6 @@
 """Predictions of a trained network for examples from a file: arrays, or a picture in the form of the training data.
 
-Functions raise PredictError or DataError for a file that does not fit.
+Functions raise DataError for a file that does not fit.
 """
 
 import math
@@ -27,10 +27,6 @@ BRIGHT = 127.5
 SHOWN = 10
 
 
-class PredictError(ValueError):
-    """A file that the network cannot take. The message has the requirement, the value given, and the repair."""
-
-
 class Prediction(NamedTuple):
     """A network's answers to some examples.
 
@@ -55,18 +51,15 @@ def predict(
 ) -> Prediction:
     """The answers of a run's network to the examples in a file: .npy, .npz, .csv, or a picture.
 
-    Raises PredictError for a file that does not fit, and as `trained_network.restore` does for the run.
+    Raises DataError for a file that does not fit, and as `trained_network.restore` does for the run.
     """
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "is not there"
-        raise PredictError(f"{file} {what}: give a .npy, .npz or .csv file with examples, or a picture")
+        raise DataError(f"{file} {what}: give a .npy, .npz or .csv file with examples, or a picture")
     devices.keep_compiled()
     trained = restore(folder, data_dir=data_dir, reading=reading)
     dataset = trained.session.dataset
-    try:
-        x, notes = examples(file, dataset, data_options(trained))
-    except DataError as error:
-        raise PredictError(str(error)) from error
+    x, notes = examples(file, dataset, data_options(trained))
     with devices.precision(trained.config.precision):
         outputs, kind = answers(trained, trained.session.typed(x))
     classes = outputs.argmax(axis=-1) if trained.session.classified and outputs.ndim == 2 else None
@@ -110,7 +103,7 @@ def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
     array = as_numbers(f"{file}, {name}", array if array.ndim else array[None])
     x = shaped(array, wanted, dataset)
     if x is None:
-        raise PredictError(
+        raise DataError(
             f"{file}, {name}: one example of {dataset.name} has shape {wanted}, got {array.shape}: "
             f"give an array of shape {wanted}, or (examples, {', '.join(map(str, wanted))})"
         )
@@ -143,7 +136,7 @@ def read_array(file: Path) -> tuple[np.ndarray, str]:
         return held, "the array"
     name = next((name for name in ("x", "x_test") if name in held), None)
     if name is None and len(held) != 1:
-        raise PredictError(f"{file} must hold an array x, or one array alone, got {', '.join(held) or 'none'}")
+        raise DataError(f"{file} must hold an array x, or one array alone, got {', '.join(held) or 'none'}")
     name = name or next(iter(held))
     return held[name], name
 
@@ -164,7 +157,7 @@ def tokens(where: str, x: np.ndarray, dataset: Dataset) -> np.ndarray:
     check_finite(where, x)
     low, high = int(dataset.train.x.min()), int(dataset.train.x.max())
     if (x != np.floor(x)).any() or x.min() < low or x.max() > high:
-        raise PredictError(f"{where}: must hold whole numbers from {low} to {high}, as the training data do")
+        raise DataError(f"{where}: must hold whole numbers from {low} to {high}, as the training data do")
     return x.astype(dataset.train.x.dtype)
 
 
@@ -174,13 +167,13 @@ def tokens(where: str, x: np.ndarray, dataset: Dataset) -> np.ndarray:
 def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     """A picture as the training data's: grey, on a dark background, of their size and in their range.
 
-    Raises PredictError where it cannot be read, or the data are no pictures.
+    Raises DataError where it cannot be read, or the data are no pictures.
     """
     from PIL import Image, ImageOps
 
     wanted = dataset.train.x.shape[1:]
     if dataset.picture is None or math.prod(dataset.picture) != math.prod(wanted):
-        raise PredictError(
+        raise DataError(
             f"{file}: {dataset.name} has no grey pictures but inputs of shape {wanted}: give them as .npy or .npz"
         )
     try:
@@ -192,7 +185,7 @@ def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
             grey = picture.convert("F" if picture.mode.startswith("I;16") or picture.mode in "IF" else "L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PredictError(f"{file} must be a picture (PNG, JPEG, …), .npy, .npz or .csv: {error}") from error
+        raise DataError(f"{file} must be a picture (PNG, JPEG, …), .npy, .npz or .csv: {error}") from error
     pixels = np.asarray(grey, np.float32)
     if pixels.max() > 255:
         pixels = pixels * (255 / 65535)

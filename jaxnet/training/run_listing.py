@@ -18,7 +18,7 @@ from rich.text import Text
 
 from jaxnet.registry import did_you_mean
 from jaxnet.training.config import ConfigError, read_toml
-from jaxnet.training.overrides import UNREADABLE, MissingKeyError, OverrideError, parse_value, value_at
+from jaxnet.training.overrides import UNREADABLE, MissingKeyError, parse_value, value_at
 from jaxnet.training.run_folder import Run, RunError
 
 SPLITS = ("train", "validation", "test")
@@ -205,8 +205,6 @@ def value_of(record: RunRecord, key: str) -> Any:
         return value_at(record.config, key, key)
     except MissingKeyError:
         return None
-    except OverrideError as error:
-        raise RunError(str(error)) from None
 
 
 def sortable(value: Any) -> tuple[int, float, str]:
@@ -232,10 +230,7 @@ def condition(text: str) -> tuple[str, Callable[[RunRecord], bool]]:
     if parts is None:
         raise RunError(f"a condition must be like test_accuracy>0.9 or train.batch=10, got {text!r}")
     key, sign, written = (part.strip() for part in parts.groups())
-    try:
-        wanted = parse_value(written, text)
-    except OverrideError as error:
-        raise RunError(str(error)) from None
+    wanted = parse_value(written, text)
 
     def holds(record: RunRecord) -> bool:
         value = value_of(record, key)

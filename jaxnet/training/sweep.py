@@ -66,7 +66,7 @@ def run_sweep(
     Runs that another process trains are left to it, so two sweeps at once share the work. A run that diverges or
     cannot be resumed is named and left, and the others go on; with fail_fast its error ends the sweep.
     wait: called before the results are gathered, so that other processes of the sweep may end.
-    Raises ConfigError, DataError and ShapeError before anything is trained, SweepError for a search without optuna;
+    Raises ConfigError, DataError and ShapeError before anything is trained, also for a search without optuna;
     RunError, CheckpointError and Stopped as `loop.train` does.
     """
     if sweep.search is not None:

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxnet.training.overrides import parse_value
+from jaxnet.training.overrides import ConfigError, parse_value
 from jaxnet.training.plots import LIGHT, dress, png
 from jaxnet.training.run_folder import replace_file
 from jaxnet.training.run_listing import heading, results, short_keys
 from jaxnet.training.sweep import Outcome
-from jaxnet.training.sweep_file import SweepError
+from jaxnet.training.trackers import of_extra
 
 
 def write_figure(outcomes: Sequence[Outcome], path: Path, metric: str | None = None) -> Path:
@@ -24,13 +24,13 @@ def write_figure(outcomes: Sequence[Outcome], path: Path, metric: str | None = N
 
     metric: by default the first result of the runs; its mean over the seeds is taken. Importance is the share of the
     metric's variance that a key explains. Source: Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing
-    Hyperparameter Importance, 2014. Raises SweepError without optuna, or for fewer than two different settings.
+    Hyperparameter Importance, 2014. Raises ConfigError without optuna, or for fewer than two different settings.
     """
     metric = metric or next(iter(results([record for each in outcomes for record in each.records])), "")
     done = [(each, statistics.fmean(values)) for each in outcomes if (values := each.values(metric))]
     keys = [key for key in outcomes[0].setting.varied if len({each.setting.varied[key] for each, _ in done}) > 1]
     if not keys:
-        raise SweepError(f"a picture takes at least two finished settings that differ, got {len(done)}: train more")
+        raise ConfigError(f"a picture takes at least two finished settings that differ, got {len(done)}: train more")
     columns = [[parse_value(each.setting.varied[key], key) for each, _ in done] for key in keys]
     values = [value for _, value in done]
     figure = Figure(figsize=(3.6 + 1.7 * (len(keys) + 1), 3.8), layout="constrained", facecolor=LIGHT.paper)
@@ -50,12 +50,9 @@ def write_figure(outcomes: Sequence[Outcome], path: Path, metric: str | None = N
 def importances(columns: Sequence[list[Any]], values: Sequence[float]) -> list[float]:
     """The share of the values' variance that each column explains, by optuna's functional ANOVA.
 
-    Raises SweepError without optuna.
+    Raises ConfigError without optuna.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise SweepError("a picture of a sweep needs optuna: install jaxnet with its extra [search]") from None
+    optuna: Any = of_extra("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if len(set(values)) == 1:
         return [0.0] * len(columns)

@@ -1,6 +1,6 @@
 """Sweep files: one config in several settings, each with several seeds.
 
-Functions raise SweepError; ConfigError for a setting that does not hold.
+Functions raise ConfigError for a sweep that cannot be read, or a setting that does not hold.
 """
 
 import itertools
@@ -9,17 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from jaxnet.training.config import METRIC, Config, load_config, read_toml, told_error
+from jaxnet.training.config import METRIC, Config, ConfigError, load_config, read_toml, validated
 from jaxnet.training.options import Table as Checked
 from jaxnet.training.options import refuse
-from jaxnet.training.overrides import OverrideError, parse, parse_value
+from jaxnet.training.overrides import parse, parse_value
 from jaxnet.training.run_listing import inline
-
-
-class SweepError(ValueError):
-    """A sweep cannot be run. The message has the requirement, the value given, and the repair."""
+from jaxnet.training.trackers import of_extra
 
 
 class Range(Checked):
@@ -116,35 +113,34 @@ def read_sweep(
     """The sweep of a file with a `base`, or of a config and overrides such as `train.batch=[10,32]`.
 
     overrides: a list is swept over, any other value holds for all. seeds, together: in place of the file's.
-    Raises SweepError, and ConfigError for a setting that does not hold.
     """
     document = read_toml(path)
     if not document.keys() & {"base", "grid", "zip", "seeds", "search"}:
         said, base = SweepFile(base=path.name), path
     else:
-        said = checked(document, path)
+        said = validated(SweepFile, document, str(path))
         base = path.parent / said.base
     grid, zipped = by_key(said.grid, f"{path}: grid", swept), by_key(said.zip, f"{path}: zip", swept)
     fixed: list[str] = []
     for override in overrides:
-        key, value = parsed(override)
+        key, value = parse(override)
         if isinstance(value, list):
-            grid[key] = swept(value, override)
+            grid[".".join(part if "." not in part else inline(part) for part in key)] = swept(value, override)
         else:
             fixed.append(override)
     lengths = {len(values) for values in zipped.values()}
     if len(lengths) > 1:
         each = ", ".join(f"{key} has {len(values)}" for key, values in zipped.items())
-        raise SweepError(f"{path}: zip takes lists of one length: {each}")
+        raise ConfigError(f"{path}: zip takes lists of one length: {each}")
     twice = sorted(grid.keys() & zipped.keys())
     if twice:
-        raise SweepError(f"{path}: {', '.join(twice)} must be in grid or in zip, not in both")
+        raise ConfigError(f"{path}: {', '.join(twice)} must be in grid or in zip, not in both")
     seeds, together = seeds or said.seeds, said.together if together is None else together
     if said.search is None:
         settings = [make_setting(base, fixed, varied) for varied in combinations(grid, zipped)]
         return Sweep(settings, seeds, together)
     if grid or zipped:
-        raise SweepError(f"{path}: a sweep has a search or lists of values, got both")
+        raise ConfigError(f"{path}: a sweep has a search or lists of values, got both")
     space = by_key(said.search.space, f"{path}: search.space", range_or_list)
     trials = SettingSearch(base, tuple(fixed), said.search, space)
     if said.search.sampler == "random" and said.search.halving is None:
@@ -166,12 +162,9 @@ class SettingSearch:
 
         With halving a setting comes several times, for more epochs each time, as long as it is among the best.
         results: the metric of a setting that has been trained; None where no seed came to its end. The same results
-        give the same settings, so a search that was cut off goes on where it was. Raises SweepError without optuna.
+        give the same settings, so a search that was cut off goes on where it was. Raises ConfigError without optuna.
         """
-        try:
-            import optuna
-        except ModuleNotFoundError:
-            raise SweepError("a search needs optuna: install jaxnet with its extra [search]") from None
+        optuna: Any = of_extra("optuna", "search")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         search, pruner = self.search, optuna.pruners.NopPruner()
         if search.halving is not None:
@@ -208,10 +201,7 @@ def range_or_list(value: Any, where: str) -> list[Any] | Range:
     """The list or the range of a key of a search."""
     if not isinstance(value, dict):
         return swept(value, where)
-    try:
-        return Range.model_validate(value)
-    except ValidationError as error:
-        raise SweepError(f"{where}: {'; '.join(map(told_error, error.errors()))}") from None
+    return validated(Range, value, where)
 
 
 def suggested(trial: Any, key: str, of: list[Any] | Range) -> Any:
@@ -220,23 +210,6 @@ def suggested(trial: Any, key: str, of: list[Any] | Range) -> Any:
         return of[trial.suggest_categorical(key, list(range(len(of))))]
     whole = isinstance(of.low, int) and isinstance(of.high, int)
     return (trial.suggest_int if whole else trial.suggest_float)(key, of.low, of.high, log=of.log)
-
-
-def checked(document: Mapping[str, Any], path: Path) -> SweepFile:
-    """The file's fields."""
-    try:
-        return SweepFile.model_validate(document)
-    except ValidationError as error:
-        raise SweepError(f"{path}: " + "; ".join(told_error(each) for each in error.errors())) from None
-
-
-def parsed(override: str) -> tuple[str, Any]:
-    """Key and value of an override."""
-    try:
-        path, value = parse(override)
-    except OverrideError as error:
-        raise SweepError(str(error)) from None
-    return ".".join(part if "." not in part else inline(part) for part in path), value
 
 
 def by_key(table: Mapping[str, Any], where: str, read: Callable[[Any, str], Any], above: str = "") -> dict[str, Any]:
@@ -255,7 +228,7 @@ def swept(value: Any, where: str) -> list[Any]:
     """A list with values in it."""
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else inline(value)
-        raise SweepError(f"{where}: a sweep takes a list of values, such as [0.1, 0.5], got {got}")
+        raise ConfigError(f"{where}: a sweep takes a list of values, such as [0.1, 0.5], got {got}")
     return value
 
 

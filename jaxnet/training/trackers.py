@@ -36,7 +36,7 @@ class Events:
     """TensorBoard's event files of a run that trains. Those from `purge_step` on of an earlier start are void."""
 
     def __init__(self, folder: Path, purge_step: int):
-        self.writer = imported("tensorboardX", "experiments").SummaryWriter(str(folder), purge_step=purge_step)
+        self.writer = of_extra("tensorboardX", "experiments").SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, line: dict[str, Any]) -> None:
         """One line of metrics."""
@@ -56,7 +56,7 @@ def to_tensorboard(record: RunRecord, out: Path) -> None:
 
 def to_wandb(record: RunRecord, out: Path) -> None:
     """Writes an offline run of wandb, for `wandb sync`."""
-    wandb = imported("wandb", "wandb")
+    wandb = of_extra("wandb", "wandb")
     settings = wandb.Settings(mode="offline", silent=True, console="off", disable_git=True, save_code=False)
     out.mkdir(parents=True, exist_ok=True)
     with wandb.init(
@@ -75,7 +75,7 @@ def to_wandb(record: RunRecord, out: Path) -> None:
 
 def to_mlflow(record: RunRecord, out: Path) -> None:
     """Writes a run into MLflow's database of a folder, `mlflow.db`."""
-    mlflow, entities = imported("mlflow", "mlflow"), import_module("mlflow.entities")
+    mlflow, entities = of_extra("mlflow", "mlflow"), import_module("mlflow.entities")
     out.mkdir(parents=True, exist_ok=True)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out.resolve()}/mlflow.db")
     name = record.config.get("name") or "jaxnet"
@@ -116,7 +116,7 @@ def export(record: RunRecord, to: str, out: Path | None = None) -> Path:
     return out
 
 
-def imported(module: str, extra: str) -> Any:
+def of_extra(module: str, extra: str) -> Any:
     """A module of an extra.
 
     Raises ConfigError where it is not installed.
