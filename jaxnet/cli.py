@@ -191,8 +191,7 @@ def evaluate(
     from jaxnet.training.run_listing import console
 
     found = trained_network.evaluate(run, data=data, data_dir=data_dir, reading=reading_of(step, fallback, best))
-    for line in trained_network.lines(found):
-        print(line)
+    print(*trained_network.lines(found), sep="\n")
     for table in trained_network.confusion_tables(found):
         console().print("", table, sep="\n")
 
@@ -212,8 +211,7 @@ def predict(
     from jaxnet.training.run_listing import console
 
     prediction = predict.predict(run, file, data_dir=data_dir, reading=reading_of(step, fallback, best))
-    for line in predict.lines(prediction):
-        print(line)
+    print(*predict.lines(prediction), sep="\n")
     console().print(predict.prediction_table(prediction))
 
 
@@ -236,9 +234,7 @@ def influence(
     found = influence.of_run(
         run, test, most=most, damping=damping, data_dir=data_dir, reading=reading_of(step, fallback, best)
     )
-    for line in found.lines():
-        print(line)
-    print(influence.write(found, out or run))
+    print(*found.lines(), influence.write(found, out or run), sep="\n")
 
 
 @app.command()
@@ -277,8 +273,7 @@ def report(
     """Draw the curves of one or several runs: a picture and a page."""
     from jaxnet.training import reports
 
-    for path in reports.report(runs, out):
-        print(path)
+    print(*reports.report(runs, out), sep="\n")
 
 
 @app.command()
@@ -613,8 +608,7 @@ def pipeline(
     from jaxnet.devices import schedules
 
     chosen = schedules.read_times(times)
-    for line in schedules.lines(names or (), stages, microbatches, chosen):
-        print(line)
+    print(*schedules.lines(names or (), stages, microbatches, chosen), sep="\n")
     if figure is not None:
         from jaxnet.devices.schedule_pictures import draw
 

@@ -318,6 +318,16 @@ def test_a_value_too_deep_or_too_long_is_told(tmp_path, value):
         load_config(tmp_path / "a.toml", [f"seed={value}"])
 
 
+@pytest.mark.parametrize("text", ["a." * 3000 + "b = 1", f"model = {'[' * 200}{']' * 200}"], ids=["keys", "lists"])
+def test_what_toml_reads_and_python_cannot_walk_is_told(tmp_path, text):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ConfigError, match="nested at most 100 deep"):
+        load_config(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text(dump_toml(small()))
+    with pytest.raises(ConfigError, match="nested at most 100 deep"):
+        load_config(tmp_path / "a.toml", [text])
+
+
 # -------------------------------------------------------------------------------------- links and includes
 
 

@@ -133,7 +133,7 @@ def test_a_report_leaves_damaged_runs_out(tmp_path):
     (fake_run(tmp_path / "new") / "metrics.jsonl").write_text("")
     result = run_command("report", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 0
-    assert re.search(r"left out: .*bad/summary\.json must hold a JSON object, got '\[1\]'", result.stdout)
+    assert re.search(r"left out: .*bad/summary\.json must hold a JSON object, got \[1\]: delete it", result.stdout)
     assert "new has no epoch yet" in result.stdout
     assert (tmp_path / "out" / "curves.png").exists()
 

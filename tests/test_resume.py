@@ -162,8 +162,10 @@ def test_killed_before_the_first_checkpoint(half, whole):
 
 def test_a_finished_run_stays(whole, capsys):
     before = (whole / "summary.json").read_bytes()
+    (whole / "curves.png").unlink()
     loop.resume(whole)
     assert "nothing to do" in capsys.readouterr().out
+    assert (whole / "curves.png").is_file()
     assert (whole / "summary.json").read_bytes() == before
 
 

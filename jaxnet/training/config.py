@@ -28,7 +28,7 @@ from jaxnet.training.options import (
     refuse,
     shown,
 )
-from jaxnet.training.overrides import UNREADABLE, ConfigError, apply, linked
+from jaxnet.training.overrides import UNREADABLE, ConfigError, apply, linked, not_too_deep, shortened
 
 Checked = TypeVar("Checked", bound=Table)
 METRIC = r"^(train|validation|test)_(loss|accuracy)$"
@@ -269,7 +269,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
     """The config of plain data as a TOML file holds it; `where` it came from is said in errors."""
-    beside = f" with {' '.join(overrides)}" if overrides else ""
+    beside = f" with {shortened(' '.join(overrides))}" if overrides else ""
     return validated(Config, linked(apply(document, overrides)), where + beside)
 
 
@@ -314,7 +314,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """The data of a TOML file."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return not_too_deep(tomllib.loads(path.read_text("utf-8")), str(path))
     except FileNotFoundError:
         near = sorted(str(other) for folder in (path.parent, Path("configs")) for other in folder.glob("*.toml"))
         close = get_close_matches(str(path), near, n=1, cutoff=0.5) or [

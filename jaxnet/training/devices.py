@@ -15,7 +15,6 @@ from jaxnet.devices import processes
 from jaxnet.devices.placement import AXES, make_mesh
 from jaxnet.layer import Tree
 from jaxnet.training.config import Config, ConfigError
-from jaxnet.training.data import cache_folder
 
 IMPORTED = time.monotonic()
 
@@ -25,14 +24,6 @@ def precision(name: str) -> Iterator[None]:
     """Float64 on inside, where a config asks for it."""
     with jax.enable_x64(name == "float64"):
         yield
-
-
-def keep_compiled() -> None:
-    """Compiled programs are kept between runs, in the user's cache folder or where JAX is told to."""
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def mesh_sizes(config: Config) -> dict[str, int]:

@@ -20,6 +20,7 @@ from jaxnet.training.build import build
 from jaxnet.training.checkpoint import CheckpointError
 from jaxnet.training.config import load_config
 from jaxnet.training.data import load
+from jaxnet.training.program_cache import keep_compiled
 from jaxnet.training.run_folder import Run
 from jaxnet.training.run_listing import read_metrics
 from jaxnet.training.trained_network import Trained, restore
@@ -83,7 +84,7 @@ def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Pat
 
     Raises as `trained_network.restore` does, and ExplainError for an example that there is not.
     """
-    devices.keep_compiled()
+    keep_compiled()
     trained = restore(folder, data_dir=data_dir)
     session, config = trained.session, trained.config
     with devices.precision(config.precision):

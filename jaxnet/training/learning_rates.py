@@ -16,6 +16,7 @@ from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import load
 from jaxnet.training.fine_tuning import trained_start
 from jaxnet.training.plots import LIGHT, dress, png
+from jaxnet.training.program_cache import keep_compiled
 from jaxnet.training.run_folder import replace_file
 from jaxnet.training.session import Session
 
@@ -67,7 +68,7 @@ def range_test(
     rising = optimizer | {"learning_rate": {"schedule": "exponential_decay", **growth}}
     train = config.train.model_copy(update={"optimizer": rising, "steps_per_call": 1, "accumulate": 1})
     config = config.model_copy(update={"train": train})
-    devices.keep_compiled()
+    keep_compiled()
     with devices.precision(config.precision):
         session = Session(config, load(config.resolved()["data"], data_dir=data_dir))
         start = trained_start(session, data_dir)

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,18 @@ from jaxnet.training.data import load
 from jaxnet.training.display import Display, row
 from jaxnet.training.divergence import first_trouble
 from jaxnet.training.fine_tuning import Start, trained_start
-from jaxnet.training.run_folder import Run, RunError, about_data, config_sha256, data_sha256, lines_of, quoted, versions
+from jaxnet.training.program_cache import keep_compiled
+from jaxnet.training.run_folder import (
+    CURVES,
+    Run,
+    RunError,
+    about_data,
+    config_sha256,
+    data_sha256,
+    lines_of,
+    quoted,
+    versions,
+)
 from jaxnet.training.run_summary import best_line, epochs_without_gain, result_lines, summarize
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped, stopping
@@ -76,7 +87,7 @@ def train_together(
 
 def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quiet) -> list[Path]:
     quiet = quiet or not writes()
-    devices.keep_compiled()
+    keep_compiled()
     began = time.perf_counter()
     dataset = load(config.resolved()["data"], data_dir=data_dir)
     with stopping() as stop, devices.precision(config.precision), ExitStack() as locks:
@@ -127,7 +138,7 @@ def resume_together(folders: Sequence[Path], *, data_dir: Path | None = None, qu
 
 def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
     quiet = quiet or not writes()
-    devices.keep_compiled()
+    keep_compiled()
     runs = [Run.open(folder) for folder in folders]
     with stopping() as stop, ExitStack() as locks:
         for run in runs:
@@ -140,6 +151,7 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
         if all(run.ended_well() for run in runs):
             for run in runs:
                 Display(run.log, stop.output_lost, quiet=quiet).say(f"{run.folder} is finished: nothing to do")
+            draw_curves(run for run in runs if not (run.folder / CURVES).exists())
             return list(folders)
         began = time.perf_counter()
         data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
@@ -216,6 +228,16 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if not changed:
         return []
     return [f"this run began elsewhere ({'; '.join(changed)}): it will not be bit for bit that of an uninterrupted one"]
+
+
+def draw_curves(runs: Iterable[Run]) -> None:
+    """Draws the curves of some runs."""
+    folders = [run.folder for run in runs if writes()]
+    if folders:
+        from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax
+
+        for folder in folders:
+            write_curves(folder)
 
 
 # ------------------------------------------------------------------------------------------ the loop
@@ -494,11 +516,7 @@ class Loop:
         for seed, single in enumerate(self.runs):
             if not single.ended:
                 self.finish_one(seed, single, state)
-        from jaxnet.training.reports import write_curves  # late: matplotlib takes as long to import as jax
-
-        for single in self.runs:
-            if single.trouble is None and writes():
-                write_curves(single.run.folder)
+        draw_curves(single.run for single in self.runs if single.trouble is None)
 
     def finish_one(self, seed: int, single: Single, state: State) -> None:
         """Writes a run's summary and shows the result."""

@@ -27,6 +27,25 @@ UNREADABLE = (ValueError, RecursionError)
 NAMES = {("data",), ("loss",), ("model",), ("train", "optimizer")}
 
 
+MOST_LEVELS = 100  # of lists and tables inside each other
+
+
+def not_too_deep(data: Any, where: str) -> Any:
+    """Plain data, refused where they are nested so deeply that Python cannot walk them."""
+    level, levels = [data], 0
+    while level:
+        inside = [each for node in level for each in (node.values() if isinstance(node, dict) else node)]
+        level, levels = [each for each in inside if isinstance(each, dict | list)], levels + 1
+        if levels > MOST_LEVELS:
+            raise ConfigError(f"{where}: lists and tables must be nested at most {MOST_LEVELS} deep: take some apart")
+    return data
+
+
+def shortened(text: str) -> str:
+    """A text of the user's for an error."""
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 # up to the first = that stands in no quoted part of the key
 KEY_AND_VALUE = re.compile(r"""((?:"(?:\\.|[^"\\])*"|'[^']*'|[^"'=])*)=(.*)""", re.DOTALL)
 
@@ -60,7 +79,7 @@ def parse_value(text: str, override: str) -> Any:
         document = tomllib.loads(f"value = {text}")
     except UNREADABLE as error:
         if text.startswith(("[", "{", '"', "'")):
-            raise ConfigError(f"the value of an override must be TOML, got {override}: {error}") from None
+            raise ConfigError(f"the value of an override must be TOML, got {shortened(override)}: {error}") from None
         return text
     if len(document) > 1:
         raise ConfigError(f"an override must set one value, got {override!r}")
@@ -79,7 +98,7 @@ def apply(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
             node[slot] = opened(node.get(slot, {}) if isinstance(node, dict) else node[slot], where, override)
             node = node[slot]
         node[index(node, path[-1], override)] = value
-    return changed
+    return not_too_deep(changed, shortened(" ".join(overrides)))
 
 
 def value_at(document: Any, key: str, where: str) -> Any:

@@ -19,6 +19,7 @@ from jaxnet.training.data import Dataset
 from jaxnet.training.data.dataset import DataError, as_float32, as_numbers, check_finite
 from jaxnet.training.data.files import read_arrays
 from jaxnet.training.data.tables import csv_inputs
+from jaxnet.training.program_cache import keep_compiled
 from jaxnet.training.run_listing import table_of
 from jaxnet.training.trained_network import NEWEST, CheckpointChoice, Trained, restore
 
@@ -56,7 +57,7 @@ def predict(
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "is not there"
         raise DataError(f"{file} {what}: give a .npy, .npz or .csv file with examples, or a picture")
-    devices.keep_compiled()
+    keep_compiled()
     trained = restore(folder, data_dir=data_dir, reading=reading)
     dataset = trained.session.dataset
     x, notes = examples(file, dataset, data_options(trained))

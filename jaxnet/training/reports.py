@@ -14,7 +14,7 @@ from jaxnet.training.config import ConfigError
 from jaxnet.training.data import DataError
 from jaxnet.training.mistakes import mistakes
 from jaxnet.training.plots import DARK, LIGHT, Panel, overview, panel_svg, panels_of, png
-from jaxnet.training.run_folder import Run, RunError, replace_file, writing
+from jaxnet.training.run_folder import CURVES, Run, RunError, replace_file, writing
 from jaxnet.training.run_listing import (
     RunRecord,
     differing,
@@ -27,7 +27,7 @@ from jaxnet.training.run_listing import (
     told,
 )
 
-PAGE, CURVES = "report.html", "curves.png"
+PAGE = "report.html"
 
 
 def write_curves(folder: Path) -> Path | None:

@@ -30,7 +30,7 @@ from jaxnet.training.lock import FILE as LOCK
 from jaxnet.training.lock import Lock
 from jaxnet.training.overrides import UNREADABLE
 
-VOCABULARY, CLASSES, NOTES = "vocabulary.json", "classes.json", "notes.json"
+VOCABULARY, CLASSES, NOTES, CURVES = "vocabulary.json", "classes.json", "notes.json", "curves.png"
 PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -227,10 +227,8 @@ class Run:
         found = self.json("summary.json")
         for name, kind in {"status": str, "epochs": int, "step": int, "params_sha256": str | None}.items():
             if name in found and not isinstance(found[name], kind):
-                raise RunError(
-                    f"{self.folder / 'summary.json'}: {name} is {str(found[name])[:40]!r}, so the file has changed: "
-                    f"delete it, and `jaxnet resume {quoted(self.folder)}` writes it anew"
-                )
+                path, came = self.folder / "summary.json", str(found[name])[:40]
+                raise RunError(f"{path}: {name} is {came!r}, so the file has changed: {self.mend('summary.json')}")
         return found
 
     def vocabulary(self) -> tuple[str, int] | None:
@@ -272,10 +270,16 @@ class Run:
         try:
             found = json.loads(path.read_text("utf-8"))
         except (OSError, *UNREADABLE) as error:
-            raise RunError(f"{path} must be a JSON file that can be read: {error}") from error
+            raise RunError(f"{path} must be a JSON file that can be read: {error}: {self.mend(name)}") from error
         if not isinstance(found, dict):
-            raise RunError(f"{path} must hold a JSON object, got {str(found)[:40]!r}")
+            raise RunError(f"{path} must hold a JSON object, got {json.dumps(found)[:40]}: {self.mend(name)}")
         return found
+
+    def mend(self, name: str) -> str:
+        """What helps where a JSON file of the folder is damaged."""
+        if name != "summary.json":
+            return "put a good copy back"
+        return f"delete it, and `jaxnet resume {quoted(self.folder)}` writes it anew"
 
     @property
     def checkpoints(self) -> Checkpoints:

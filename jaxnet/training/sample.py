@@ -13,6 +13,7 @@ from jaxnet.training import devices
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
 from jaxnet.training.data.text import encode, shown
+from jaxnet.training.program_cache import keep_compiled
 from jaxnet.training.run_folder import VOCABULARY, Run
 from jaxnet.training.trained_network import NEWEST, CheckpointChoice, Trained, restore
 
@@ -46,7 +47,7 @@ def sample(
     characters, window = vocabulary(folder)
     tokens = prompt_tokens(prompt, characters)
     checked(length, drawing, len(characters))
-    devices.keep_compiled()
+    keep_compiled()
     trained = restore(folder, dataset=stand_in(characters, window), reading=reading)
     net, params = network(trained)
     fits(net, params, window, len(characters))

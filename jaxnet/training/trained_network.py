@@ -17,6 +17,7 @@ from jaxnet.training.data.sources import is_text, takes
 from jaxnet.training.data.tables import ALL_FOR_TRAINING
 from jaxnet.training.data.text import in_vocabulary
 from jaxnet.training.display import percent
+from jaxnet.training.program_cache import keep_compiled
 from jaxnet.training.run_folder import Run, RunError, data_sha256, quoted
 from jaxnet.training.run_listing import inline, read_metrics, table_of
 from jaxnet.training.run_summary import best_line
@@ -149,7 +150,7 @@ def evaluate(
     and confusion (class, answer); and the names of the classes.
     data: as a config's `data`. Raises as `restore` does, and DataError.
     """
-    devices.keep_compiled()
+    keep_compiled()
     dataset = None if data is None else as_test(other(Run.open(folder), data, data_dir, reading.say))
     trained = restore(folder, data_dir=data_dir, dataset=dataset, reading=reading)
     with devices.precision(trained.config.precision):

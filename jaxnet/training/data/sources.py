@@ -1,10 +1,11 @@
 """Data sets by the value of a config's `data`."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from jaxnet.registry import did_you_mean
 from jaxnet.training.data.dataset import DataError, Dataset, Split
@@ -15,57 +16,46 @@ from jaxnet.training.data.tables import load_csv, load_npz
 from jaxnet.training.data.tasks import modular_addition
 from jaxnet.training.data.text import load_text, tinyshakespeare
 
-
-def is_number(value: Any) -> bool:
-    """A finite number that is no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_count(value: Any, least: int = 1) -> bool:
-    """A whole number from `least` up."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Names = Annotated[list[StrictStr], Field(min_length=1)]
+Column = StrictStr | StrictInt
 
 
-def is_split(value: Any) -> bool:
-    """Three counts or three fractions."""
-    if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(is_number, value)):
-        return False
-    return all(is_count(part, 0) for part in value) or all(0 <= part <= 1 for part in value)
+def different(names: list[str]) -> list[str]:
+    """The names; refused where two are equal."""
+    if len(set(names)) < len(names):
+        raise ValueError
+    return names
 
 
-def is_list_of_text(value: Any) -> bool:
-    """A list of strings, not empty."""
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
-
-
-def is_column(value: Any) -> bool:
-    """A column's name or number."""
-    return isinstance(value, str | int) and not isinstance(value, bool)
-
-
-# by option: the test of its value, and the requirement in words
-OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "split": (is_split, "three counts, or three fractions of at most 1, for train, validation and test"),
-    "limit": (is_count, "a whole number of at least 1: how many examples to keep of each split"),
-    "flat": (lambda value: isinstance(value, bool), "true or false"),
-    "expand": (lambda value: is_count(value, 0), "a whole number: the pixels by which pictures are moved to make more"),
+# by option: its type, and the requirement in words
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "split": (
+        tuple[Whole, Whole, Whole] | tuple[Share, Share, Share],
+        "three counts, or three fractions of at most 1, for train, validation and test",
+    ),
+    "limit": (Count, "a whole number of at least 1: how many examples to keep of each split"),
+    "flat": (StrictBool, "true or false"),
+    "expand": (Whole, "a whole number: the pixels by which pictures are moved to make more"),
     "classes": (
-        lambda value: is_count(value) or (is_list_of_text(value) and len({*value}) == len(value)),
+        Count | Annotated[Names, AfterValidator(different)],
         "a whole number of at least 1, or a list of different names",
     ),
-    "mirrors": (is_list_of_text, "a list of web addresses of folders"),
-    "target": (is_column, "a column's name or number"),
-    "drop": (
-        lambda value: isinstance(value, list | tuple) and all(map(is_column, value)),
-        "a list of columns' names or numbers",
+    "mirrors": (Names, "a list of web addresses of folders"),
+    "target": (Column, "a column's name or number"),
+    "drop": (list[Column], "a list of columns' names or numbers"),
+    "channels": (Literal["first", "last"], '"first" or "last"'),
+    "header": (StrictBool, "true or false"),
+    "task": (Literal["classification", "regression"], '"classification" or "regression"'),
+    "scale": (
+        Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)],
+        "a number above 0, the divisor of x",
     ),
-    "channels": (lambda value: value in ("first", "last"), '"first" or "last"'),
-    "header": (lambda value: isinstance(value, bool), "true or false"),
-    "task": (lambda value: value in ("classification", "regression"), '"classification" or "regression"'),
-    "scale": (lambda value: is_number(value) and value > 0, "a number above 0, the divisor of x"),
-    "seed": (lambda value: is_count(value, 0) and value < 2**32, "a whole number from 0 to 2³² - 1"),
-    "window": (is_count, "a whole number of at least 1: how many characters an example has"),
-    "modulus": (lambda value: is_count(value, 2), "a whole number of at least 2"),
+    "seed": (Annotated[Whole, Field(lt=2**32)], "a whole number from 0 to 2³² - 1"),
+    "window": (Count, "a whole number of at least 1: how many characters an example has"),
+    "modulus": (Annotated[Count, Field(ge=2)], "a whole number of at least 2"),
 }
 OF_ARRAYS = ("split", "limit", "flat", "classes", "task", "scale", "seed")
 TAKES = {
@@ -147,9 +137,11 @@ def check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key not in TAKES[kind]:
             raise DataError(f'data "{name}" has no option "{key}": {did_you_mean(key, TAKES[kind])}')
-        holds, words = OPTIONS[key]
-        if not holds(value):
-            raise DataError(f'data "{name}": {key} must be {words}, got {value!r}')
+        kind_of_value, words = OPTIONS[key]
+        try:
+            TypeAdapter(kind_of_value).validate_python(value)
+        except ValidationError:
+            raise DataError(f'data "{name}": {key} must be {words}, got {value!r}') from None
 
 
 def existing_file(name: str, data_dir: str | Path | None) -> Path:
