@@ -1,7 +1,8 @@
-"""The grammar of edits: what may stand in the place of an expression, in the author's own names.
+"""The grammar of edits: the expressions that may stand in the place of another, in the author's own names.
 
-An edit's cost is its description length: how many tokens of the source change. Terms are the values in scope and
-simple functions of them. Where the gradients are linear in a value, products of terms are compared all at once.
+An expression is a template with atoms: its text and its value both come from the template. Its cost is its description
+length: how many tokens of the source change. Where the gradients are linear in a place's value, products of
+expressions are compared all at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ast
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,8 +22,13 @@ import numpy as np
 from jaxnet.checking.alignment import Aligned, Atom, Effect, MarkedPlace, fingerprint
 
 MISSING, OTHER, SIGN = 0, 1, 2
+RANKS = {"sign": SIGN, "factor": MISSING, "term": MISSING}
 FEW_NAMES, MOST_TERMS, MOST_BORROWED = 16, 400, 24
 EXACT = 1e-6  # relative to the largest entry of each gradient
+UNARY = ("{1}", "1 - {1}", "{1}**2", "1 - {1}**2", "{1} * (1 - {1})", "{1} > 0", "{1} < 0", "1 + {1}")
+OF_LIBRARY = (*(f"%.{name}({{1}})" for name in ("sign", "sqrt", "exp", "log", "tanh", "cos", "sin", "abs")),
+              "%.exp(-{1}**2 / 2) / %.sqrt(2 * %.pi)")  # fmt: skip
+"""Functions of one array; `%` stands for the name of `jax.numpy`."""
 
 
 # ------------------------------------------------------------------------------------------------------------ text
@@ -71,62 +77,69 @@ def alike(one: str, other: str) -> bool:
         return False
 
 
-# ----------------------------------------------------------------------------------------------------------- terms
+def transposed(text: str) -> str:
+    """The text of a matrix transposed."""
+    return text.removesuffix(".T") if text.endswith(".T") else f"{bracketed(text)}.T"
 
 
-@dataclass(frozen=True)
-class EditTerm:
-    """An expression of a place's value and of atoms: `function(value there, *values of the atoms)`."""
+# ------------------------------------------------------------------------------------------------------ expressions
 
-    text: str
-    atoms: tuple[Atom, ...]
-    function: Callable[..., Any]
 
-    @property
-    def cost(self) -> int:
-        """The number of its tokens."""
-        return len(tokens(self.text))
+@dataclass(frozen=True, eq=False)
+class Term:
+    """An expression: a template of NumPy with `{0}` for the value at a place and `{1}`, `{2}` … for its atoms."""
+
+    template: str
+    atoms: tuple[Atom, ...] = ()
+
+    def text(self, here: str) -> str:
+        """The expression, where `here` is that of the place."""
+        texts = (here, *(atom.text for atom in self.atoms))
+        if self.template in ("{0}", "{1}"):
+            return texts[-1]
+        return self.template.format(*map(bracketed, texts)).replace(".T.T", "")
+
+    def value(self, here: Any, *given: Any) -> Any:
+        """The expression's value, of that at the place and those of the atoms."""
+        return function_of(self.template)([here, *(u + 0.0 if np.asarray(u).dtype.kind == "b" else u for u in given)])
+
+
+HERE = Term("{0}")
+
+
+@lru_cache(maxsize=10_000)
+def function_of(template: str) -> Callable[[list], Any]:
+    """A template as a function of the list of its values."""
+    return eval("lambda _: " + re.sub(r"\{(\d+)\}", r"_[\1]", template), {"jnp": np, "np": np})
+
+
+def joined(template: str, *terms: Term) -> Term:
+    """A template of expressions: `"{} * {}"` of two is their product."""
+    start, parts = 1, []
+    for term in terms:
+        names = (f"{{{k}}}" for k in range(start, start + len(term.atoms)))
+        parts.append(bracketed(term.template.format("{0}", *names)))
+        start += len(term.atoms)
+    return Term(template.format(*parts), tuple(atom for term in terms for atom in term.atoms))
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An expression in the place of another: `function(value there, *values of the atoms)`.
+    """An expression in the place of another: its cost, its text, what was wrong, and what is missing or belongs there.
 
-    `kind` says what was wrong, `what` what is missing or belongs there.
+    `kind`: "sign", "transposed", "factor", "term", "order" or "replaced"; equal costs are ordered by `rank`.
     """
 
     cost: int
-    rank: int
     text: str
-    atoms: tuple[Atom, ...]
-    function: Callable[..., Any]
     kind: str = "replaced"
     what: str = ""
+    term: Term = HERE
 
-
-def unary(jnp_name: str) -> list[tuple[str, Callable]]:
-    """The functions of one array: template, function."""
-    found: list[tuple[str, Callable]] = [
-        ("{u}", lambda u: u),
-        ("(1 - {u})", lambda u: 1.0 - u),
-        ("{u}**2", lambda u: u**2),
-        ("(1 - {u}**2)", lambda u: 1.0 - u**2),
-        ("{u} * (1 - {u})", lambda u: u * (1.0 - u)),
-        ("({u} > 0)", lambda u: 1.0 * (u > 0)),
-        ("({u} < 0)", lambda u: 1.0 * (u < 0)),
-        ("(1 + {u})", lambda u: 1.0 + u),
-    ]
-    if jnp_name:
-        found += [
-            (f"{jnp_name}.{name}({{u}})", function)
-            for name, function in {
-                "sign": np.sign, "sqrt": np.sqrt, "exp": np.exp, "log": np.log, "tanh": np.tanh, "cos": np.cos,
-                "sin": np.sin, "abs": np.abs,
-            }.items()
-        ]  # fmt: skip
-        found.append((f"{jnp_name}.exp(-{{u}}**2 / 2) / {jnp_name}.sqrt(2 * {jnp_name}.pi)",
-                      lambda u: np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi)))  # fmt: skip
-    return found
+    @property
+    def rank(self) -> int:
+        """What is missing comes before what is another value, and that before a wrong sign."""
+        return RANKS.get(self.kind, OTHER)
 
 
 class Scope:
@@ -243,218 +256,161 @@ class Scope:
         """The variables."""
         return [atom for atom in self.atoms if re.fullmatch(r"\w+(\[[^\]]+\])*", atom.text)][:FEW_NAMES]
 
-    def laid_out(self, text: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Callable]]:
+    @cached_property
+    def constants(self) -> list[Atom]:
+        """The numbers, as atoms."""
+        return [Atom(text, (), None, (value,) * len(self.aligned.points)) for text, value in self.numbers]
+
+    def laid_out(self, term: Term, shape: tuple[int, ...]) -> Iterator[Term]:
         """How an array of a shape stands beside one of the place's: as it is, or with axes added behind."""
-        try:
-            if np.broadcast_shapes(shape, self.shape) == self.shape:
-                yield text, lambda u: u
-        except ValueError:
-            pass
+        if self.fits(shape):
+            yield term
         more = len(self.shape) - len(shape)
         if 0 < more < len(self.shape) and self.shape[: len(shape)] == shape:
             index = "..., None" if more == 1 else ", ".join([":"] * len(shape) + ["None"] * more)
             if shape != self.shape[more:] or shape:
-                yield f"{text}[{index}]", lambda u: u.reshape(u.shape + (1,) * more)
+                yield joined(f"{{}}[{index}]", term)
+
+    def fits(self, *shapes: tuple[int, ...]) -> bool:
+        """Whether a product of arrays can stand beside the value."""
+        try:
+            return np.broadcast_shapes(*shapes, self.shape) == self.shape
+        except ValueError:
+            return False
 
     @cached_property
-    def terms(self) -> list[EditTerm]:
+    def terms(self) -> list[Term]:
         """Arrays that can stand beside the place's value: atoms, and functions of them and of the value itself."""
-        found = []
-        for template, function in unary("")[1:]:
-            text = template.format(u=bracketed(self.text))
-            found.append(EditTerm(text, (), lambda v, f=function: f(v)))
-        for text, number in list(self.aligned.primal_numbers.items())[:4]:
+        found = [Term(template.replace("{1}", "{0}")) for template in UNARY[1:]]
+        for text in list(self.aligned.primal_numbers)[:4]:
             for atom in self.names:
-                for laid, layout in self.laid_out(bracketed(atom.text), atom.shape):
-                    found.append(EditTerm(f"{text} * {laid}", (atom,), lambda v, u, c=number, g=layout: c * g(u)))
+                found += [joined(f"{text} * {{}}", laid) for laid in self.laid_out(Term("{1}", (atom,)), atom.shape)]
         for (one, other), sign in itertools.product(self.compared, ("==", "<", ">")):
-            compare = {"==": np.equal, "<": np.less, ">": np.greater}[sign]
-            text = f"({bracketed(one.text)} {sign} {bracketed(other.text) if isinstance(other, Atom) else other[0]})"
-            shape = np.broadcast_shapes(one.shape, other.shape if isinstance(other, Atom) else ())
-            for laid, layout in self.laid_out(text, shape):
-                if isinstance(other, Atom):
-                    found.append(EditTerm(laid, (one, other), lambda v, u, w, f=compare, g=layout: g(1.0 * f(u, w))))
-                else:
-                    found.append(EditTerm(laid, (one,), lambda v, u, c=other[1], f=compare, g=layout: g(1.0 * f(u, c))))
+            if isinstance(other, Atom):
+                term, shape = Term(f"{{1}} {sign} {{2}}", (one, other)), np.broadcast_shapes(one.shape, other.shape)
+            else:
+                term, shape = Term(f"{{1}} {sign} {other}", (one,)), one.shape
+            found += self.laid_out(term, shape)
+        library = [template.replace("%", self.jnp) for template in OF_LIBRARY if self.jnp]
         for atom in [*self.atoms, *self.borrowed]:
-            functions = unary(self.jnp) if atom in self.names and atom.shape else unary("")
-            for template, function in functions:
-                text = atom.text if template == "{u}" else template.format(u=bracketed(atom.text))
-                for laid, layout in self.laid_out(bracketed(text), atom.shape):
-                    found.append(
-                        EditTerm(text if laid == bracketed(text) else laid, (atom,),
-                             lambda v, u, f=function, g=layout: g(f(np.asarray(u, float))))
-                    )  # fmt: skip
+            for template in (*UNARY, *(library if atom in self.names and atom.shape else ())):
+                found += self.laid_out(Term(template, (atom,)), atom.shape)
         return found
 
     @cached_property
     def compared(self) -> list[tuple[Atom, Any]]:
         """Pairs that a mask may compare: a variable with a number of the primal, or with what has its values."""
         names = [atom for atom in self.names if atom.shape][:6]
-        values = [("1", 1.0), ("-1", -1.0), *list(self.aligned.primal_numbers.items())[:4]]
         others = [atom for atom in [*self.names, *self.borrowed] if atom.shape or atom in self.borrowed][:12]
         pairs = [(one, other) for one in names for other in others if one is not other and fit(one.shape, other.shape)]
-        return [*itertools.product(names, values), *pairs]
+        return [*itertools.product(names, ("1", "(-1)", *list(self.aligned.primal_numbers)[:4])), *pairs]
 
     @cached_property
-    def sums(self) -> list[EditTerm]:
+    def sums(self) -> list[Term]:
         """Means and sums over an axis of a variable or of a product of two, where they can stand beside the value."""
         found = []
-        nd = len(self.shape)
         arrays = [atom for atom in self.atoms if atom.shape and len(tokens(atom.text)) <= 7][:FEW_NAMES]
-        for one, other in [*((a, None) for a in arrays), *itertools.combinations(arrays, 2)]:
+        for atoms in [*((a,) for a in arrays), *itertools.combinations(arrays, 2)]:
             try:
-                shape = one.shape if other is None else np.broadcast_shapes(one.shape, other.shape)
+                shape = np.broadcast_shapes(*(atom.shape for atom in atoms))
             except ValueError:
                 continue
-            text = one.text if other is None else f"{bracketed(one.text)} * {bracketed(other.text)}"
-            atoms = (one,) if other is None else (one, other)
+            array = Term("{1}" if len(atoms) == 1 else "{1} * {2}", atoms)
             for axis, kept in itertools.product(range(len(shape)), (True, False)):
                 summed = (*shape[:axis], *((1,) if kept else ()), *shape[axis + 1 :])
-                if not (len(shape) <= 4 and self.joined(summed)) or (not kept and len(summed) not in (0, nd)):
+                if not (len(shape) <= 4 and self.fits(summed)) or not (kept or len(summed) in (0, len(self.shape))):
                     continue
                 at = axis if axis < len(shape) - 1 or len(shape) == 1 else -1
-                for how in ("mean", "sum"):
-                    found.append(
-                        EditTerm(
-                            f"{bracketed(text)}.{how}({at}{', keepdims=True' if kept else ''})",
-                            atoms,
-                            lambda v, a, b=1.0, how=how, axis=axis, kept=kept: getattr(a * b, how)(axis, keepdims=kept),
-                        )
-                    )
+                rest = f"({at}{', keepdims=True' if kept else ''})"
+                found += [joined(f"{{}}.{how}{rest}", array) for how in ("mean", "sum")]
         return found
 
-    def joined(self, *shapes: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The shape of a product, where it can stand beside the value."""
-        try:
-            joined = np.broadcast_shapes(*shapes)
-            return joined if np.broadcast_shapes(joined, self.shape) == self.shape else None
-        except ValueError:
-            return None
-
     # ------------------------------------------------------------------------------------------------ single edits
+
+    def edit(self, term: Term, kind: str = "replaced", what: Term | None = None, cost: int | None = None) -> Edit:
+        """An expression in the place of this one; `what` is missing, or belongs there."""
+        text = term.text(self.text)
+        said = text if what is None else what.text(self.text)
+        return Edit(distance(self.text, text) if cost is None else cost, text, kind, said, term)
 
     def singles(self) -> Iterator[Edit]:
         """Edits with at most one term, the shortest first."""
         return iter(sorted(self._singles(), key=lambda edit: (edit.cost, edit.rank)))
 
     def _singles(self) -> Iterator[Edit]:
-        v, shape, nd = bracketed(self.text), self.shape, len(self.shape)
-        yield Edit(1, SIGN, f"-{v}", (), lambda v: -v, "sign")
+        shape, nd = self.shape, len(self.shape)
+        yield self.edit(Term("-{0}"), "sign", cost=1)
         if nd >= 2 and shape[-1] == shape[-2]:
-            yield Edit(1, OTHER, f"{v}.T" if nd == 2 else f"{v}.swapaxes(-1, -2)", (), lambda v: np.swapaxes(v, -1, -2),
-                       "transposed")  # fmt: skip
+            yield self.edit(Term("{0}.T" if nd == 2 else "{0}.swapaxes(-1, -2)"), "transposed", cost=1)
         for axis in range(nd):
             for how in ("mean", "sum"):
-                kept = f"{v}.{how}({axis}, keepdims=True)"
-                yield Edit(5, OTHER, f"{v} - {kept}", (),
-                           lambda v, how=how, axis=axis: v - getattr(v, how)(axis, keepdims=True),
-                           "term", kept)  # fmt: skip
+                kept = Term(f"{{0}}.{how}({axis}, keepdims=True)")
+                yield self.edit(joined("{} - {}", HERE, kept), "term", kept, cost=5)
             if shape[axis] > 1:
-                index = ", ".join([":"] * axis + ["::-1"])
-                yield Edit(2, OTHER, f"{v}[{index}]", (), lambda v, axis=axis: np.flip(v, axis), "order")
-                if self.jnp:
-                    for by in (1, -1):
-                        yield Edit(4, OTHER, f"{self.jnp}.roll({self.text}, {by}, {axis})", (),
-                                   lambda v, by=by, axis=axis: np.roll(v, by, axis), "order")  # fmt: skip
-        for text, number in self.numbers:
-            cost = 1 + len(tokens(text))
-            yield Edit(cost, MISSING, f"{text} * {v}", (), lambda v, c=number: c * v, "factor", text)
-            yield Edit(
-                cost, MISSING, f"{v} / {bracketed(text)}", (), lambda v, c=number: v / c, "factor", f"1 / {text}"
-            )
+                yield self.edit(Term(f"{{0}}[{', '.join([':'] * axis + ['::-1'])}]"), "order", cost=2)
+                for by in (1, -1) if self.jnp else ():
+                    yield self.edit(Term(f"{self.jnp}.roll({{0}}, {by}, {axis})"), "order", cost=4)
+        for atom in self.constants:
+            number, cost = Term("{1}", (atom,)), 1 + len(tokens(atom.text))
+            yield self.edit(Term("{1} * {0}", (atom,)), "factor", number, cost)
+            yield self.edit(Term("{0} / {1}", (atom,)), "factor", joined("1 / {}", number), cost)
         for atom in self.atoms:
-            cost = distance(self.text, atom.text)
             if atom.shape == shape:
-                yield Edit(cost, OTHER, atom.text, (atom,), lambda v, u: u, "replaced", atom.text)
+                yield self.edit(Term("{1}", (atom,)))
             if atom.shape == shape[::-1] and nd == 2:
-                text = transposed(atom.text)
-                yield Edit(distance(self.text, text), OTHER, text, (atom,), lambda v, u: u.T, "replaced", text)
+                yield self.edit(Term("{1}.T", (atom,)))
         for term in self.terms:
-            cost, t = 1 + term.cost, bracketed(term.text)
-            yield Edit(
-                cost,
-                MISSING,
-                f"{v} * {t}",
-                term.atoms,
-                lambda v, *u, f=term.function: v * f(v, *u),
-                "factor",
-                term.text,
-            )
-            if term.text == self.text:
+            text = term.text(self.text)
+            cost = 1 + len(tokens(text))
+            yield self.edit(joined("{} * {}", HERE, term), "factor", term, cost)
+            if text == self.text:
                 continue
-            yield Edit(cost, MISSING, f"{v} / {t}", term.atoms, lambda v, *u, f=term.function: v / f(v, *u), "factor",
-                       f"1 / {t}")  # fmt: skip
-            for sign, c in (("+", 1.0), ("-", -1.0)):
-                if f"{'-+'[c < 0]} {t}" not in self.text:  # else that part is left out instead
-                    yield Edit(cost, MISSING, f"{v} {sign} {t}", term.atoms,
-                               lambda v, *u, f=term.function, c=c: v + c * f(v, *u), "term", term.text)  # fmt: skip
-            if term.cost > 1 and self.text != term.text:
-                yield Edit(distance(self.text, term.text), OTHER, term.text, term.atoms, term.function,
-                           "replaced", term.text)  # fmt: skip
-        for term in self.sums:
-            if len(term.atoms) == 1:
-                yield Edit(distance(self.text, term.text), OTHER, term.text, term.atoms, term.function,
-                           "replaced", term.text)  # fmt: skip
+            yield self.edit(joined("{} / {}", HERE, term), "factor", joined("1 / {}", term), cost)
+            for sign in "+-":
+                if f"{'-' if sign == '+' else '+'} {bracketed(text)}" not in self.text:  # else that part is left out
+                    yield self.edit(joined(f"{{}} {sign} {{}}", HERE, term), "term", term, cost)
+            if cost > 2:
+                yield self.edit(term)
+        yield from (self.edit(term) for term in self.sums if len(term.atoms) == 1)
         for atom in self.names:
-            if len(atom.shape) == 2 and nd in (1, 2):
-                yield from self.beside(atom, v)
-
-    def beside(self, atom: Atom, v: str) -> Iterator[Edit]:
-        """A matrix on the left or on the right."""
-        for text, transposed in ((atom.text, False), (f"{atom.text}.T", True)):
-            rows, columns = atom.shape[::-1] if transposed else atom.shape
-
-            def matrix(u, transposed=transposed):
-                return u.T if transposed else u
-
-            if rows == columns == self.shape[0]:
-                yield Edit(2, MISSING, f"{text} @ {v}", (atom,), lambda v, u, m=matrix: m(u) @ v, "factor", text)
-            if rows == columns == self.shape[-1]:
-                yield Edit(2, MISSING, f"{v} @ {text}", (atom,), lambda v, u, m=matrix: v @ m(u), "factor", text)
+            n, m = atom.shape if len(atom.shape) == 2 and nd in (1, 2) else (0, -1)
+            for side in (Term("{1}", (atom,)), Term("{1}.T", (atom,))) if n == m else ():
+                if n == shape[0]:
+                    yield self.edit(joined("{} @ {}", side, HERE), "factor", side, cost=2)
+                if n == shape[-1]:
+                    yield self.edit(joined("{} @ {}", HERE, side), "factor", side, cost=2)
 
     # --------------------------------------------------------------------------------------- many edits at once
 
     def exact(self, effect: Effect, A: np.ndarray, b: np.ndarray, late: Callable[[], bool]) -> Iterator[Edit]:
         """The edits that make the outputs right, those with two terms included, until it is late."""
-        used = [*self.atoms, *self.borrowed]
-        usable = [atom for atom in used if not self.depends(atom)]
+        usable = [atom for atom in (*self.atoms, *self.borrowed, *self.constants) if not self.depends(atom)]
         index = {id(atom): k for k, atom in enumerate(usable)}
         calls = effect.calls(usable)
-        size = max(float(np.linalg.norm(b)), 1.0)
 
-        def vector(function: Callable, atoms: Sequence[Atom]) -> np.ndarray | None:
+        def vector(term: Term) -> np.ndarray | None:
+            """An expression's values, one for each time that the place runs; what is zero by chance mends too much."""
+            if not all(id(atom) in index for atom in term.atoms):
+                return None
             parts = []
             for v, *others in calls:
                 try:
-                    part = np.asarray(function(v, *(others[index[id(atom)]] for atom in atoms)), float)
+                    part = np.asarray(term.value(v, *(others[index[id(atom)]] for atom in term.atoms)), float)
                     parts.append(np.broadcast_to(part, v.shape).ravel())
                 except (ValueError, TypeError, np.linalg.LinAlgError):
                     return None
-            return np.concatenate(parts)
+            row = np.concatenate(parts)
+            return row if np.any(row) else None
 
-        v = np.concatenate([call[0].ravel() for call in calls])
-        Av = A @ v
-
-        def fits(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-            return np.flatnonzero(np.max(np.abs(images - wanted[:, None]), 0, initial=0.0) <= EXACT * size)
-
+        system = System(A, b, np.concatenate([call[0].ravel() for call in calls]))
         for edit in self.singles():
-            if all(id(atom) in index for atom in edit.atoms):
-                got = vector(edit.function, edit.atoms)
-                if got is None or not np.any(got):  # what is zero by chance mends many things
-                    continue
-                if np.max(np.abs(A @ (got - v) - b), initial=0.0) <= EXACT * size:
-                    yield edit
-        terms, rows = [], []
-        for term in [*self.terms, *self.sums][:MOST_TERMS]:
-            if all(id(atom) in index for atom in term.atoms):
-                got = vector(term.function, term.atoms)
-                if got is not None and np.any(got) and np.all(np.isfinite(got)):
-                    terms.append(term)
-                    rows.append(got)
-        yield from self.products(terms, np.array(rows).reshape(len(rows), v.size), A, b, Av, fits, late)
-        yield from self.matrices(usable, vector, A, b, Av, size)
+            row = vector(edit.term)
+            if row is not None and system.fits(A @ row, b + system.Av):
+                yield edit
+        known = [(term, row) for term in [*self.terms, *self.sums][:MOST_TERMS]
+                 if (row := vector(term)) is not None and np.all(np.isfinite(row))]  # fmt: skip
+        yield from self.products([term for term, _ in known], [row for _, row in known], system, late)
+        yield from self.matrices(usable, vector, system)
 
     def value(self, atom: Atom, point: int) -> Any:
         """An atom's value at a point, as the place sees it the first time that it runs."""
@@ -465,42 +421,42 @@ class Scope:
         """Whether an atom's value depends on the place."""
         return any(self.aligned.number(atom, each) in self.inside for each in self.place.operations)
 
-    def products(self, terms: list[EditTerm], rows: np.ndarray, A, b, Av, fits, late) -> Iterator[Edit]:
+    def products(self, terms: list[Term], rows: list[np.ndarray], system: System, late) -> Iterator[Edit]:
         """v ± t u, v ± t / u, t u, t / u, t ± u for two terms; v or a part of it with two terms more."""
-        images = A @ rows.T  # of each term alone
-        short = [k for k, term in enumerate(terms) if term.cost <= 9]
-        every = [(image, term.text, (term,), "") for image, term in zip(images.T, terms, strict=True)]
+        R = np.array(rows).reshape(len(rows), system.A.shape[1])
+        images = system.A @ R.T  # of each term alone
+        short = [k for k, term in enumerate(terms) if len(tokens(term.text(self.text))) <= 9]
+        every = list(zip(images.T, [(term,) for term in terms], strict=True))
         for i in short:
             if late():
                 return
-            t = bracketed(terms[i].text)
-            for op, product in (("*", rows[i] * rows), ("/", rows[i] / np.where(rows == 0, np.nan, rows))):
-                image = A @ np.nan_to_num(product, nan=1e300, posinf=1e300, neginf=-1e300).T
-                chosen = [j for j in range(len(terms)) if op == "/" or j >= i or j not in short]
-                texts = {j: f"{t} {op} {bracketed(terms[j].text)}" for j in chosen}
+            for op, product in (("*", R[i] * R), ("/", R[i] / np.where(R == 0, np.nan, R))):
+                image = system.A @ np.nan_to_num(product, nan=1e300, posinf=1e300, neginf=-1e300).T
+                chosen = {j for j in range(len(terms)) if op == "/" or j >= i or j not in short}
                 if op == "*":
-                    every += [(image[:, j], texts[j], (terms[i], terms[j]), op) for j in chosen]
-                for template, wanted, kind in (
-                    ("{v} + {p}", b, "term"), ("{v} - {p}", -b, "term"), ("{p}", b + Av, "replaced"),
-                    ("-{p}", -b - Av, "replaced"),
-                ):  # fmt: skip
-                    for j in fits(image, wanted):
-                        if j in texts:
-                            yield self.pair(template, texts[j], kind, terms[i], terms[j], op)
+                    every += [(image[:, j], (terms[i], terms[j])) for j in sorted(chosen)]
+                for template, wanted in system.joins:
+                    for j in chosen.intersection(system.fitting(image, wanted)):
+                        yield self.join(template, joined(f"{{}} {op} {{}}", terms[i], terms[j]))
             for op, image in (("+", images[:, [i]] + images), ("-", images[:, [i]] - images)):
-                for j in fits(image, b + Av):
-                    yield self.pair("{p}", f"{t} {op} {bracketed(terms[j].text)}", "replaced", terms[i], terms[j], op)
-        bases = [(b, self.text, ())]
-        bases += [(b + Av - image, text, some) for image, text, some, op in every[: len(terms)] if text in self.text]
-        for wanted, text, some in bases[:12]:
-            yield from self.two_more(every, wanted, text, some)
+                for j in system.fitting(image, system.b + system.Av):
+                    yield self.edit(joined(f"{{}} {op} {{}}", terms[i], terms[j]))
+        yield from self.two_more(every, system.b, HERE)
+        parts = [(image, term) for image, (term,) in every[: len(terms)] if term.text(self.text) in self.text]
+        for image, term in parts[:11]:
+            yield from self.two_more(every, system.b + system.Av - image, term)
 
-    def two_more(self, every: list, wanted: np.ndarray, base: str, some: tuple[EditTerm, ...]) -> Iterator[Edit]:
+    def join(self, template: str, term: Term) -> Edit:
+        """An expression added to the place's, taken from it, or in its place."""
+        whole = joined(template, *([HERE] if template.count("{}") > 1 else []), term)
+        return self.edit(whole, "term" if template.count("{}") > 1 else "replaced", term)
+
+    def two_more(self, every: list, wanted: np.ndarray, base: Term) -> Iterator[Edit]:
         """A base with two products added or taken away, found by a random projection of what each does."""
         if not every or not wanted.size:
             return
         w = np.random.default_rng(0).standard_normal(wanted.size)
-        images = np.stack([image for image, *_ in every])
+        images = np.stack([image for image, _ in every])
         size = float(np.max(np.abs(wanted), initial=0.0)) + 1e-12
         usable = np.flatnonzero(np.all(np.abs(images) < 1e6 * size, 1) & (np.max(np.abs(images), 1) > 1e-9 * size))
         signed = np.concatenate([images[usable], -images[usable]])
@@ -509,111 +465,54 @@ class Scope:
         ordered, target = at[order], float(wanted @ w)
         tolerance = 1e-9 * (np.abs(w) @ np.abs(wanted) + abs(target))
         low, high = (np.searchsorted(ordered, target - at + d) for d in (-tolerance, tolerance))
-        count, best = 0, []
-        for i in np.flatnonzero(high > low):
-            for k in order[low[i] : high[i]]:
-                if k > i and np.max(np.abs(signed[i] + signed[k] - wanted)) <= EXACT * size:
-                    one, other = every[usable[i % len(usable)]], every[usable[k % len(usable)]]
-                    signs = (1 if i < len(usable) else -1, 1 if k < len(usable) else -1)
-                    best.append((len(one[1]) + len(other[1]), count, one, other, signs))
-                    count += 1
-        for _, _, one, other, signs in sorted(best, key=lambda each: each[:2])[:6]:
-            yield self.sum_of(base, some, [(one, signs[0]), (other, signs[1])])
+        pairs = [(i, k) for i in np.flatnonzero(high > low) for k in order[low[i] : high[i]]
+                 if k > i and np.max(np.abs(signed[i] + signed[k] - wanted)) <= EXACT * size]  # fmt: skip
+        found = []
+        for pair in pairs:
+            parts = [joined(" * ".join(["{}"] * len(some)), *some) for some in
+                     (every[usable[k % len(usable)]][1] for k in pair)]  # fmt: skip
+            signs = ["+" if k < len(usable) else "-" for k in pair]
+            found.append((sum(len(part.text(self.text)) for part in parts), signs, parts))
+        for _, (one, other), parts in sorted(found, key=lambda each: each[0])[:6]:
+            missing = joined("{} and {}", *parts) if base is HERE else None
+            yield self.edit(joined(f"{{}} {one} {{}} {other} {{}}", base, *parts),
+                            "term" if base is HERE else "replaced", missing)  # fmt: skip
 
-    def sum_of(self, base: str, some: tuple[EditTerm, ...], parts: list) -> Edit:
-        """The edit of a base with signed products added."""
-        text, functions, atoms = (
-            bracketed(base) if base == self.text else base,
-            [],
-            [*(a for t in some for a in t.atoms)],
-        )
-        first = len(atoms)
-        for (_, words, terms, _), sign in parts:
-            text += f" {'+' if sign > 0 else '-'} {words if len(terms) > 1 else bracketed(words)}"
-            start = len(atoms)
-            spans = []
-            for term in terms:
-                spans.append((term, start, start + len(term.atoms)))
-                start += len(term.atoms)
-                atoms += term.atoms
-            functions.append((sign, spans))
-
-        def function(v, *u):
-            total = some[0].function(v, *u[:first]) if some else v
-            for sign, spans in functions:
-                product = sign
-                for term, i, j in spans:
-                    product = product * term.function(v, *u[i:j])
-                total = total + product
-            return total
-
-        missing = " and ".join(words for (_, words, _, _), _ in parts)
-        return Edit(distance(self.text, text), MISSING if base == self.text else OTHER, text, tuple(atoms), function,
-                    "term" if base == self.text else "replaced", missing if base == self.text else text)  # fmt: skip
-
-    def pair(self, template: str, product: str, kind: str, one: EditTerm, other: EditTerm, op: str) -> Edit:
-        """An edit with two terms."""
-        text = template.format(v=bracketed(self.text), p=product if template != "-{p}" else f"({product})")
-        n = len(one.atoms)
-        join = {"*": np.multiply, "/": np.divide, "+": np.add, "-": np.subtract}[op]
-        sign = -1 if "-" in template else 1
-
-        def function(v, *u):
-            p = join(one.function(v, *u[:n]), other.function(v, *u[n:]))
-            return v + sign * p if template.startswith("{v}") else sign * p
-
-        return Edit(distance(self.text, text), MISSING if kind == "term" else OTHER, text, (*one.atoms, *other.atoms),
-                    function, kind, product)  # fmt: skip
-
-    def matrices(self, usable: list[Atom], vector: Callable, A, b, Av, size: float) -> Iterator[Edit]:
+    def matrices(self, usable: list[Atom], vector: Callable, system: System) -> Iterator[Edit]:
         """Products of two matrices, and outer products of two vectors, alone or added."""
         small = [atom for atom in usable if 1 <= len(atom.shape) <= 2 and len(tokens(atom.text)) <= 7]
-        for one, other in itertools.product(small, small):
-            for x, y in itertools.product(sides(one), sides(other)):
-                text, function, shape = multiplied(x, y)
-                if shape == self.shape and not (x[1] and len(one.shape) == 1) and not (y[1] and len(other.shape) == 1):
-                    yield from self.added(text, function, (one, other), vector, A, b, Av, size)
-            if len(one.shape) == len(other.shape) == 1 and (*one.shape, *other.shape) == self.shape and self.jnp:
-                text = f"{self.jnp}.outer({one.text}, {other.text})"
-                yield from self.added(text, np.outer, (one, other), vector, A, b, Av, size)
-
-    def added(self, text, function, atoms, vector, A, b, Av, size) -> Iterator[Edit]:
-        """A matrix in the place of the value, added to it or taken from it."""
-        got = vector(lambda v, *u: function(*u), atoms)
-        if got is None:
-            return
-        image, v = A @ got, bracketed(self.text)
-        for new, wanted, kind, f in (
-            (text, b + Av, "replaced", lambda v, p: p),
-            (f"{v} + {text}", b, "term", lambda v, p: v + p),
-            (f"{v} - {text}", -b, "term", lambda v, p: v - p),
-        ):
-            if np.max(np.abs(image - wanted), initial=0.0) <= EXACT * size:
-                yield Edit(distance(self.text, new), MISSING if kind == "term" else OTHER, new, atoms,
-                           lambda v, *u, f=f: f(v, function(*u)), kind, text)  # fmt: skip
+        sides = [(template, atom, shape) for atom in small for template, shape in
+                 (("{1}", atom.shape), ("{1}.T", atom.shape[::-1]))[: len(atom.shape)]]  # fmt: skip
+        for (one, a, rows), (other, c, columns) in itertools.product(sides, sides):
+            products = []
+            if rows[-1] == columns[0] and (*rows[:-1], *columns[1:]) == self.shape:
+                products.append("{} @ {}")
+            if len(rows) == len(columns) == 1 and (*rows, *columns) == self.shape and self.jnp:
+                products.append(f"{self.jnp}.outer({{}}, {{}})")
+            for template in products:
+                product = joined(template, Term(one, (a,)), Term(other, (c,)))
+                row = vector(product)
+                for template, wanted in system.joins if row is not None else ():
+                    if not template.startswith("-") and system.fits(system.A @ row, wanted):
+                        yield self.join(template, product)
 
 
-def sides(atom: Atom) -> list[tuple[str, bool, tuple[int, ...]]]:
-    """A matrix as it is and transposed: text, whether it is transposed, shape."""
-    found = [(bracketed(atom.text), False, atom.shape)]
-    return [*found, (transposed(atom.text), True, atom.shape[::-1])] if len(atom.shape) == 2 else found
+class System:
+    """The values x at a place that make the outputs right: A (x − v) = b, where v stands there."""
 
+    def __init__(self, A: np.ndarray, b: np.ndarray, v: np.ndarray):
+        self.A, self.b, self.Av = A, b, A @ v
+        self.allowed = EXACT * max(float(np.linalg.norm(b)), 1.0)
+        self.joins = (("{} + {}", b), ("{} - {}", -b), ("{}", b + self.Av), ("-{}", -b - self.Av))
+        # Templates of v and a term, and what the term's image must be.
 
-def transposed(text: str) -> str:
-    """The text of a matrix transposed."""
-    return text.removesuffix(".T") if text.endswith(".T") else f"{bracketed(text)}.T"
+    def fitting(self, images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The columns that are as wanted."""
+        return np.flatnonzero(np.max(np.abs(images - wanted[:, None]), 0, initial=0.0) <= self.allowed)
 
-
-def multiplied(x: tuple, y: tuple) -> tuple[str, Callable, tuple[int, ...] | None]:
-    """x @ y: text, function, shape; None where the shapes don't fit."""
-    (a, ta, sa), (c, tc, sc) = x, y
-
-    def function(u, w):
-        return (u.T if ta else u) @ (w.T if tc else w)
-
-    if sa[-1] != sc[0]:
-        return "", function, None
-    return f"{a} @ {c}", function, (*sa[:-1], *sc[1:])
+    def fits(self, image: np.ndarray, wanted: np.ndarray) -> bool:
+        """Whether a vector is as wanted."""
+        return bool(self.fitting(image[:, None], wanted).size)
 
 
 def fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from jaxnet.checking import author
 from jaxnet.checking.alignment import Aligned, Effect, Inputs, MarkedPlace, aligned, close, every_value, run_at, runs
 from jaxnet.checking.author import Change, Source
-from jaxnet.checking.edits import EXACT, MISSING, OTHER, Edit, Scope, bracketed, changes, distance, tidy
+from jaxnet.checking.edits import EXACT, OTHER, Edit, Scope, bracketed, changes, distance, tidy
 from jaxnet.checking.grafts import CannotWriteError, OtherShape, Reference, plain, writer_at
 from jaxnet.checking.reference import in_float64
 from jaxnet.checking.rules import short
@@ -169,16 +169,16 @@ class RepairSearch:
     def holds(self, edit: Edit, effect: Effect, first: int = 1) -> bool:
         """Whether an edit makes the goal right at the points from `first` on."""
         numbers = {
-            each.outputs[0]: [effect.seen(atom, each) for atom in edit.atoms] for each in effect.place.operations
+            each.outputs[0]: [effect.seen(atom, each) for atom in edit.term.atoms] for each in effect.place.operations
         }
 
         def change(number: int, point: int) -> Callable:
             def value(values: dict) -> Any:
                 given = [
                     atom.fixed[point] if at is None else values[at]
-                    for atom, at in zip(edit.atoms, numbers[number], strict=True)
+                    for atom, at in zip(edit.term.atoms, numbers[number], strict=True)
                 ]
-                return edit.function(values[number], *given)
+                return edit.term.value(values[number], *given)
 
             return value
 
@@ -319,10 +319,7 @@ class RepairSearch:
         v = bracketed(scope.text)
         new = {"replaced": text, "added": f"{v} + {text}", "taken": f"{v} - {bracketed(text)}"}[kind]
         why, what = kind_of(scope.text, new)
-        yield self.hit(
-            Edit(distance(scope.text, new), OTHER if why == "replaced" else MISSING, new, (), lambda v: v, why, what),
-            effect,
-        )
+        yield self.hit(Edit(distance(scope.text, new), new, why, what), effect)
 
     # --------------------------------------------------------------------------------------------------- the proof
 
