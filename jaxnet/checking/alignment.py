@@ -23,7 +23,7 @@ from jaxnet.checking.author import Mark
 from jaxnet.checking.rules import differentiated, flat_gradients, pushed_forward
 from jaxnet.checking.subject import Subject, leaves_of
 from jaxnet.program import Graph, Operation, graph_of
-from jaxnet.program.dependencies import dependencies
+from jaxnet.program.dependencies import Uses, dependents, passed_in, uses
 from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values, host
 
 TOLERANCE = 1e-7  # relative to a gradient's largest entry, in float64
@@ -82,18 +82,129 @@ def runs(subject: Subject) -> tuple[Callable, Callable]:
     return subject.run, differentiated(subject.primal, subject.fixed)
 
 
-def run_at(graph: Graph, flat: Sequence) -> tuple[list[np.ndarray], Values]:
-    """The outputs of a program, and all its values."""
-    evaluation = NumpyEvaluation()
-    return [np.asarray(out) for out in evaluation.run(graph, flat)], evaluation.values
+@dataclass(eq=False)
+class Execution:
+    """A program run at several points: its inputs, its values by number, its outputs.
 
+    Values inside a loop are stacked over its steps.
+    """
 
-def every_value(graph: Graph, flat: Sequence, changes: dict[int, Callable]) -> Values:
-    """All values of a program with changes."""
-    evaluation = NumpyEvaluation(changes=changes)
-    evaluation.keeping = True
-    evaluation.run(graph, flat)
-    return evaluation.values
+    graph: Graph
+    flat: list[list[np.ndarray]]
+    values: list[Values]
+    outputs: list[list[np.ndarray]]
+
+    @classmethod
+    def of(cls, graph: Graph, flat: Iterable[list]) -> Execution:
+        """A program at some inputs."""
+        execution = cls(graph, list(flat), [], [])
+        for each in execution.flat:
+            evaluation = NumpyEvaluation()
+            execution.outputs.append([np.asarray(out) for out in evaluation.run(graph, each)])
+            execution.values.append(evaluation.values)
+        return execution
+
+    def changed(self, point: int, changes: dict[int, Callable]) -> Values:
+        """All values at a point, with changes."""
+        evaluation = NumpyEvaluation(changes=changes)
+        evaluation.keeping = True
+        evaluation.run(self.graph, self.flat[point])
+        return evaluation.values
+
+    @cached_property
+    def everything(self) -> tuple[Operation, ...]:
+        """Every operation."""
+        return tuple(self.graph.everything())
+
+    @cached_property
+    def made(self) -> dict[int, tuple[Operation, int]]:
+        """By a value's number, the operation that gives it, and which of its results it is."""
+        return {number: (each, k) for each in self.everything for k, number in enumerate(each.outputs)}
+
+    @cached_property
+    def constants(self) -> dict[int, Any]:
+        """The constants, those of inner programs included."""
+        graphs = [self.graph, *(body for operation in self.everything for body in operation.bodies)]
+        return {number: value for graph in graphs for number, value in graph.constants.items()}
+
+    @cached_property
+    def around(self) -> dict[int, tuple[tuple[Operation, int], ...]]:
+        """By a value's number, the operations that it stands in, from the outside, and in which of their bodies."""
+        found: dict[int, tuple] = {}
+
+        def walk(graph: Graph, around: tuple) -> None:
+            found.update(dict.fromkeys(graph.inputs, around))
+            for operation in graph.operations:
+                found.update(dict.fromkeys(operation.outputs, around))
+                for k, body in enumerate(operation.bodies):
+                    walk(body, (*around, (operation, k)))
+
+        walk(self.graph, ())
+        return found
+
+    def loops(self, number: int) -> tuple[Operation, ...]:
+        """The loops that a value stands in, from the outside."""
+        return tuple(each for each, _ in self.around.get(number, ()) if each.kind in ("scan", "while"))
+
+    def steps(self, number: int) -> int:
+        """How many steps the one scan has that a value stands in; 0 where there is none, −1 in any other loop."""
+        around = self.loops(number)
+        if [each.kind for each in around] == ["scan"]:
+            return int(around[0].eqn.params["length"])
+        return -1 if around else 0
+
+    @cached_property
+    def same(self) -> dict[int, int]:
+        """By a value's number, that of the value that a loop, a rule or the branch that runs takes in or hands on."""
+        found: dict[int, int] = {}
+        for operation in self.everything:
+            if operation.kind == "scan":
+                found.update(passed_in(operation))
+            body = self.chosen(operation)
+            if body is not None:
+                found.update(
+                    zip(body.inputs, operation.inputs[len(operation.inputs) - len(body.inputs) :], strict=True)
+                )
+                found.update(zip(operation.outputs, body.outputs, strict=True))
+        return found
+
+    def chosen(self, operation: Operation) -> Graph | None:
+        """A rule's program, or the branch that runs at every point; else None."""
+        if operation.kind == "rule":
+            return operation.bodies[0]
+        if operation.kind != "cond":
+            return None
+        number = operation.inputs[0]
+        which = {int(np.max(values.get(number, self.constants.get(number, -1)))) for values in self.values}
+        return operation.bodies[min(max(which.pop(), 0), len(operation.bodies) - 1)] if len(which) == 1 else None
+
+    def known(self, number: int) -> int:
+        """The number of a value as the operation that made it has it."""
+        while number in self.same:
+            number = self.same[number]
+        return number
+
+    @cached_property
+    def floats(self) -> list[int]:
+        """The different values of floating point, one number each."""
+        found: dict[tuple, int] = {}
+        for number in self.around:
+            value = self.values[0].get(number)
+            there = number not in self.same and all(number in values for values in self.values)
+            if there and isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
+                steps = self.steps(number)
+                if steps >= 0:
+                    found.setdefault((steps, value.shape, value.tobytes()), number)
+        return list(found.values())
+
+    @cached_property
+    def uses(self) -> Uses:
+        """By a value's number, those of the values that depend on it directly."""
+        return uses(self.everything)
+
+    def dependents(self, numbers: Iterable[int]) -> frozenset[int]:
+        """The numbers of the values that depend on some, these included."""
+        return dependents(self.uses, numbers)
 
 
 def close(got: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
@@ -167,25 +278,22 @@ class Expression:
 
 
 @dataclass(eq=False)
-class Aligned:
-    """A rule's program and the right outputs at several points.
+class Aligned(Execution):
+    """A rule's program at several points, beside the right outputs there and autodiff's program.
 
-    - `places`: the expressions that have a value, in the order in which they ran; `variables` likewise.
+    - `places`: the expressions that have a value, in the order in which they ran.
+    - `seen`: the constants that expressions gave, by the number of the mark.
     - `wrong`: which outputs are wrong.
     """
 
     subject: Subject
     points: list[Inputs]
-    graph: Graph
-    marks: list[Mark]
-    constants: dict[int, Any]
-    values: list[Values]
-    got: list[list[np.ndarray]]
     right: list[list[np.ndarray]]
     tolerance: float
+    reference: Execution
     primal: list[Expression]
-    reference: Graph
-    reference_values: list[Values]
+    marks: list[Mark] = field(default_factory=list)
+    seen: dict[int, Any] = field(default_factory=dict)
 
     @cached_property
     def primal_names(self) -> dict[str, ast.expr]:
@@ -217,16 +325,11 @@ class Aligned:
         return found
 
     @cached_property
-    def everything(self) -> tuple[Operation, ...]:
-        """Every operation."""
-        return tuple(self.graph.everything())
-
-    @cached_property
     def wrong(self) -> tuple[int, ...]:
         """The outputs that are wrong at some point."""
         pairs = [
             [close(a, b, self.tolerance) for a, b in zip(got, right, strict=True)]
-            for got, right in zip(self.got, self.right, strict=True)
+            for got, right in zip(self.outputs, self.right, strict=True)
         ]
         return tuple(k for k in range(len(self.graph.outputs)) if not all(each[k] for each in pairs))
 
@@ -239,58 +342,6 @@ class Aligned:
             if mark is not None:
                 place = found.setdefault(mark, MarkedPlace(self.marks[mark[0]], mark[1]))
                 place.operations.append(operation)
-        return found
-
-    @cached_property
-    def bodies(self) -> dict[int, tuple[int, ...]]:
-        """By an operation's number, the bodies that it stands in, from the outside."""
-        found: dict[int, tuple[int, ...]] = {}
-
-        def walk(graph: Graph, around: tuple[int, ...]) -> None:
-            for operation in graph.operations:
-                found[operation.number] = around
-                for body in operation.bodies:
-                    walk(body, (*around, id(body)))
-
-        walk(self.graph, ())
-        return found
-
-    @cached_property
-    def loops(self) -> dict[int, tuple[Operation, ...]]:
-        """By a value's number, the loops that its operation stands in, from the outside."""
-        found: dict[int, tuple[Operation, ...]] = {}
-
-        def walk(graph: Graph, around: tuple[Operation, ...]) -> None:
-            for operation in graph.operations:
-                found.update(dict.fromkeys(operation.outputs, around))
-                inside = (*around, operation) if operation.kind in ("scan", "while") else around
-                for body in operation.bodies:
-                    walk(body, inside)
-
-        walk(self.graph, ())
-        return found
-
-    def steps(self, place: MarkedPlace) -> int:
-        """How many steps the loop around a place has; 0 where there is none."""
-        around = self.loops[place.number]
-        return int(around[-1].eqn.params["length"]) if around else 0
-
-    @cached_property
-    def uses(self) -> dict[int, set[int]]:
-        """By a value's number, those of the values that depend on it directly."""
-        uses: dict[int, set[int]] = {}
-        for operation in self.everything:
-            for one, other in dependencies(operation):
-                uses.setdefault(one, set()).add(other)
-        return uses
-
-    def dependents(self, numbers: Iterable[int]) -> set[int]:
-        """The numbers of the values that depend on some, these included."""
-        found, new = set(numbers), list(numbers)
-        while new:
-            fresh = self.uses.get(new.pop(), set()) - found
-            found |= fresh
-            new += fresh
         return found
 
     def number(self, atom: Atom, operation: Operation) -> int | None:
@@ -307,9 +358,9 @@ class Aligned:
 
     def seen_at(self, place: MarkedPlace, operation: Operation) -> int | None:
         """The number of a place's value as an operation would see it: the last before it, in the loops around it."""
-        around = self.bodies[operation.number]
+        around = self.around[operation.outputs[0]]
         for each in reversed(place.operations):
-            inside = self.bodies[each.number]
+            inside = self.around[each.outputs[0]]
             if each.number < operation.number and around[: len(inside)] == inside:
                 return each.outputs[0]
         return None
@@ -403,7 +454,7 @@ class Effect:
         """
         (operation,) = self.place.operations
         number = operation.outputs[0]
-        around = self.aligned.loops[number]
+        around = self.aligned.loops(number)
         backwards = bool(around) and around[-1].eqn.params.get("reverse", False)
         steps = iter(array[::-1] if backwards else array) if around else itertools.repeat(array)
         return {number: lambda values: value(values[number], next(steps))}
@@ -493,20 +544,13 @@ def aligned(subject: Subject, points: Sequence[tuple[tuple, Any]], functions: li
     marks = author.marked(functions)
     with author.seeing(functions, marks) as seen:
         graph = inputs[0].trace(rule)
-    other = inputs[0].trace(reference)
-    values, got, right, reference_values = [], [], [], []
-    for each in inputs:
-        outs, found = run_at(graph, each.flat)
-        values.append(found)
-        got.append(outs)
-        outs, found = run_at(other, each.flat)
-        right.append(outs)
-        reference_values.append(found)
-    rough = any(v.dtype != np.float64 for vs in got for v in vs if v.dtype.kind == "f")
-    expressions = primal_expressions(subject, inputs)
-    tolerance = 1e-3 if rough else TOLERANCE
-    return Aligned(subject, inputs, graph, marks.marks, seen.constants, values, got, right, tolerance, expressions,
-                   other, reference_values)  # fmt: skip
+    flat = [each.flat for each in inputs]
+    of_rule, other = Execution.of(graph, flat), Execution.of(inputs[0].trace(reference), flat)
+    rough = any(v.dtype != np.float64 for vs in of_rule.outputs for v in vs if v.dtype.kind == "f")
+    return Aligned(
+        graph, flat, of_rule.values, of_rule.outputs, subject, inputs, other.outputs, 1e-3 if rough else TOLERANCE,
+        other, primal_expressions(subject, inputs), marks.marks, seen.constants,
+    )  # fmt: skip
 
 
 def primal_expressions(subject: Subject, inputs: list[Inputs]) -> list[Expression]:
@@ -527,7 +571,7 @@ def primal_expressions(subject: Subject, inputs: list[Inputs]) -> list[Expressio
 
         count = n + len(leaves.rest)
         graph = graph_of(jax.make_jaxpr(primal)(*inputs[0].flat[:count]))
-    values = [run_at(graph, each.flat[:count])[1] for each in inputs]
+    values = Execution.of(graph, [each.flat[:count] for each in inputs]).values
     found: dict[int, tuple] = {}
     for operation in graph.operations:
         mark = author.marked_by(operation)

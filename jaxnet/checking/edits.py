@@ -149,7 +149,7 @@ class Scope:
         self.aligned, self.place = aligned, place
         self.text = place.mark.text
         self.shape = tuple(place.operations[0].eqn.outvars[0].aval.shape)
-        self.inside = set(aligned.dependents([each.outputs[0] for each in place.operations]))
+        self.inside = aligned.dependents([each.outputs[0] for each in place.operations])
         globals_of = place.mark.source.modules
         self.jnp = next((name for name in ("jnp", "np") if globals_of.get(name) is jnp), "")
 
@@ -190,11 +190,7 @@ class Scope:
         for place in every:
             numbers = [aligned.seen_at(place, operation) for operation in self.place.operations]
             if any(number is None for number in numbers):
-                if (
-                    not self.place.mark.defines
-                    or place.number in self.inside
-                    or aligned.bodies[place.operations[0].number]
-                ):
+                if not self.place.mark.defines or place.number in self.inside or aligned.around[place.number]:
                     continue
                 numbers = [place.number]
             value = np.asarray(aligned.values[0].get(numbers[0] or 0, 0.0))
@@ -203,7 +199,7 @@ class Scope:
             aval = place.operations[0].eqn.outvars[0].aval
             key = (aval.shape, value.shape, value.tobytes(), numbers[0] in self.inside)
             found.setdefault(key, Atom(place.mark.text + place.path, tuple(aval.shape), place))
-        for number, constant in aligned.constants.items():
+        for number, constant in aligned.seen.items():
             mark = aligned.marks[number]
             if np.ndim(constant) and self.visible(mark) and np.asarray(constant).dtype.kind in kinds:
                 value = np.asarray(constant)
@@ -236,7 +232,7 @@ class Scope:
     def numbers(self) -> list[tuple[str, float]]:
         """Numbers that an edit may use: small ones, those in scope, sizes of arrays."""
         found: dict[float, str] = {2.0: "2", 3.0: "3", 0.5: "0.5"}
-        for number, constant in self.aligned.constants.items():
+        for number, constant in self.aligned.seen.items():
             mark = self.aligned.marks[number]
             value = None if np.ndim(constant) else float(np.real(np.asarray(constant)))
             if value is not None and value not in (0.0, 1.0, -1.0) and np.isfinite(value) and self.visible(mark):

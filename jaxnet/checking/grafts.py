@@ -10,17 +10,16 @@ import ast
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking.alignment import Atom
+from jaxnet.checking.alignment import Atom, Execution
 from jaxnet.checking.edits import Scope, bracketed, transposed
-from jaxnet.program import Graph, Operation
-from jaxnet.program.calls import scan_counts
+from jaxnet.program import Graph
 
 LONGEST = 1200  # letters
 DEEPEST = 60  # operations inside one another
@@ -139,66 +138,6 @@ def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(eq=False)
-class Reference:
-    """Autodiff's program and its values: by number what made it, in which loop, and how it stands at each point."""
-
-    graph: Graph
-    values: list[dict[int, Any]]
-
-    def __post_init__(self) -> None:
-        self.made: dict[int, tuple[Operation, int]] = {}
-        self.alias: dict[int, int] = {}
-        self.loop: dict[int, Operation | None] = {}
-        self.constants: dict[int, Any] = {}
-        self.walk(self.graph, None)
-
-    def walk(self, graph: Graph, loop: Operation | None) -> None:
-        """Notes the operations of a graph and of the programs inside."""
-        self.constants |= graph.constants
-        for number in graph.inputs:
-            self.loop[number] = loop
-        for operation in graph.operations:
-            for k, number in enumerate(operation.outputs):
-                self.made[number], self.loop[number] = (operation, k), loop
-            for body in operation.bodies:
-                if operation.kind == "rule":
-                    self.alias.update(zip(body.inputs, operation.inputs, strict=False))
-                    self.alias.update(zip(operation.outputs, body.outputs, strict=False))
-                    self.walk(body, loop)
-                elif operation.kind == "cond" and body is self.chosen(operation):
-                    self.alias.update(zip(body.inputs, operation.inputs[1:], strict=True))
-                    self.alias.update(zip(operation.outputs, body.outputs, strict=True))
-                    self.walk(body, loop)
-                elif operation.kind == "scan" and loop is None:
-                    fixed, _ = scan_counts(operation.eqn)
-                    self.alias.update(zip(body.inputs[:fixed], operation.inputs[:fixed], strict=True))
-                    self.walk(body, operation)
-
-    def chosen(self, operation: Operation) -> Graph | None:
-        """The branch that runs at every point; None where the points differ."""
-        which = {int(np.max(values.get(operation.inputs[0], self.constants.get(operation.inputs[0], -1))))
-                 for values in self.values}  # fmt: skip
-        return operation.bodies[min(max(which.pop(), 0), len(operation.bodies) - 1)] if len(which) == 1 else None
-
-    def known(self, number: int) -> int:
-        """The number of a value as the operation that made it has it."""
-        while number in self.alias:
-            number = self.alias[number]
-        return number
-
-    @cached_property
-    def numbers(self) -> list[int]:
-        """The different values of floating point, one number each."""
-        found: dict[tuple, int] = {}
-        for number in self.loop:
-            value = self.values[0].get(number)
-            there = number not in self.alias and all(number in values for values in self.values)
-            if there and isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
-                found.setdefault((self.loop[number] is None, value.shape, value.tobytes()), number)
-        return list(found.values())
-
-
-@dataclass(eq=False)
 class Writer:
     """Writes autodiff's values in the names that there are.
 
@@ -207,7 +146,7 @@ class Writer:
     - `jnp`, `lax`: the names of `jax.numpy` and `jax.lax`, empty where there is none.
     """
 
-    reference: Reference
+    reference: Execution
     names: list[tuple[str, tuple[int, ...], list[np.ndarray]]]
     numbers: Sequence[tuple[str, float]] = ()
     sizes: Sequence[tuple[str, float, float]] = ()
@@ -231,10 +170,10 @@ class Writer:
         if jnp.issubdtype(value.dtype, jax.dtypes.extended):
             raise CannotWriteError("a random key")
         value = np.asarray(value)
-        loop = self.reference.loop.get(number)
-        if loop is None:
+        steps = self.reference.steps(number)
+        if not steps:
             return np.broadcast_to(value, (self.steps, *value.shape)) if self.steps else value
-        if not self.steps or len(value) != self.steps:
+        if self.steps != steps:
             raise CannotWriteError("a value of another loop")
         return value
 
@@ -686,10 +625,10 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.all(np.abs(1.0 * one - 1.0 * other) <= SAME * scale)) if np.isfinite(scale) else False
 
 
-def writer_at(scope: Scope, reference: Reference, values: Sequence[dict[int, Any]], other: OtherShape | None) -> Writer:
+def writer_at(scope: Scope, values: Sequence[dict[int, Any]], other: OtherShape | None) -> Writer:
     """The writer for a place of the author's source; `values` are the author's, with the place's own mended."""
     aligned, place = scope.aligned, scope.place
-    steps = aligned.steps(place)
+    steps = aligned.steps(place.number)
 
     def value(atom: Atom, point: int) -> np.ndarray | None:
         number = aligned.number(atom, place.operations[0])
@@ -698,7 +637,7 @@ def writer_at(scope: Scope, reference: Reference, values: Sequence[dict[int, Any
         elif number not in values[point]:
             return None
         else:
-            found, inside = np.asarray(values[point][number]), bool(aligned.loops.get(number))
+            found, inside = np.asarray(values[point][number]), bool(aligned.loops(number))
         if steps and not inside:
             return np.broadcast_to(found, (steps, *found.shape))
         return found if bool(steps) == inside else None
@@ -711,7 +650,7 @@ def writer_at(scope: Scope, reference: Reference, values: Sequence[dict[int, Any
     modules = place.mark.source.modules
     lax = next((text if m is jax.lax else f"{text}.lax" for text, m in modules.items() if m in (jax, jax.lax)), "")
     sizes = sizes_in(scope, other) if other is not None else []
-    return Writer(reference, names, scope.numbers, sizes, other, steps, scope.jnp, lax)
+    return Writer(aligned.reference, names, scope.numbers, sizes, other, steps, scope.jnp, lax)
 
 
 def sizes_in(scope: Scope, other: OtherShape) -> list[tuple[str, float, float]]:

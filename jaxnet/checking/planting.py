@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnet.checking.alignment import Aligned, Effect, Inputs, MarkedPlace, close, primal_expressions, run_at, runs
-from jaxnet.checking.grafts import CannotWriteError, Reference, Writer
+from jaxnet.checking.alignment import Aligned, Effect, Execution, Inputs, MarkedPlace, close, primal_expressions, runs
+from jaxnet.checking.grafts import CannotWriteError, Writer
 from jaxnet.checking.reference import in_float64
 from jaxnet.checking.rules import flat_gradients
 from jaxnet.checking.subject import Subject, leaves_of
@@ -69,15 +69,13 @@ class Planting:
         self.subject, self.until = subject, time.process_time() + seconds
         inputs = [Inputs(subject, *point) for point in points]
         rule, reference = runs(subject)
-        graph = inputs[0].trace(reference)
-        found = [run_at(graph, each.flat) for each in inputs]
+        right = Execution.of(inputs[0].trace(reference), [each.flat for each in inputs])
         given = [rule_outputs(subject, rule, each) for each in inputs]
         rough = any(v.dtype not in (np.float64, np.complex128) for vs in given for v in vs)
         self.aligned = Aligned(
-            subject, inputs, graph, [], {}, [values for _, values in found], [outs for outs, _ in found], given,
-            1e-3 if rough else 1e-6, primal_expressions(subject, inputs), graph, [values for _, values in found],
+            right.graph, right.flat, right.values, right.outputs, subject, inputs, given, 1e-3 if rough else 1e-6,
+            right, primal_expressions(subject, inputs),
         )  # fmt: skip
-        self.right = [outs for outs, _ in found]
         self.rule = rule
 
     @cached_property
@@ -138,9 +136,8 @@ class Planting:
     @cached_property
     def writer(self) -> Writer:
         """Writes a value in the names."""
-        reference = Reference(self.aligned.graph, self.aligned.values)
         names = [(text, np.shape(values[0]), values) for text, values in self.names]
-        return Writer(reference, names, [(text, n) for n, text in self.sizes.items()], longest=LONGEST)
+        return Writer(self.aligned, names, [(text, n) for n, text in self.sizes.items()], longest=LONGEST)
 
     def name_of_output(self, k: int) -> str:
         """A gradient by its argument, or the output."""
@@ -197,7 +194,7 @@ class Planting:
     def changes(self, operation: Operation, effect: Effect) -> Iterator[tuple[int, Callable, str]]:
         """Changes of a value that may give the rule's gradients: cost, function of (value, all values), words."""
         number = operation.outputs[0]
-        if self.aligned.loops[number]:
+        if self.aligned.loops(number):
             yield from self.inside_a_loop(operation)
             return
         linear = effect.linear
@@ -231,7 +228,7 @@ class Planting:
         for c in (0.0, -1.0, 2.0, 0.5):
             yield self.scaled(c)
         for part in operation.inputs if operation.name in MISSING else ():
-            if loops.get(part) == loops[number] and part in self.aligned.values[0]:
+            if loops(part) == loops(number) and part in self.aligned.values[0]:
                 missing = [n for n in operation.inputs if n != part]
                 if missing and np.shape(self.aligned.values[0][part]) == np.shape(self.aligned.values[0][number]):
                     what = f"the {MISSING[operation.name]} {self.name(missing[0])} is missing in {{v}}"
@@ -300,7 +297,7 @@ class Planting:
         ]
         for k in goal:
             mine = [(right[k], given[k], zero[k]) for right, given, zero in
-                    zip(self.right, self.aligned.right, still, strict=True)]  # fmt: skip
+                    zip(self.aligned.outputs, self.aligned.right, still, strict=True)]  # fmt: skip
             if not all(
                 np.any(zero) and close(given - zero, right, self.aligned.tolerance) for right, given, zero in mine
             ):

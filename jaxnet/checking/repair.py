@@ -23,10 +23,10 @@ import jax
 import numpy as np
 
 from jaxnet.checking import author
-from jaxnet.checking.alignment import Aligned, Effect, Inputs, MarkedPlace, aligned, close, every_value, run_at, runs
+from jaxnet.checking.alignment import Aligned, Effect, Execution, Inputs, MarkedPlace, aligned, close, runs
 from jaxnet.checking.author import Change, Source
 from jaxnet.checking.edits import EXACT, OTHER, Edit, Scope, bracketed, changes, distance, tidy
-from jaxnet.checking.grafts import CannotWriteError, OtherShape, Reference, plain, writer_at
+from jaxnet.checking.grafts import CannotWriteError, OtherShape, plain, writer_at
 from jaxnet.checking.reference import in_float64
 from jaxnet.checking.rules import short
 from jaxnet.checking.subject import Subject, leaves_of, on_device
@@ -98,7 +98,7 @@ class RepairSearch:
         """Another shape, and the right outputs there."""
         inputs = [Inputs(self.subject, *point) for point in self.elsewhere]
         _, reference = runs(self.subject)
-        return [(each, run_at(each.trace(reference), each.flat)[0]) for each in inputs]
+        return [(each, Execution.of(each.trace(reference), [each.flat]).outputs[0]) for each in inputs]
 
     @cached_property
     def other_shape(self) -> OtherShape | None:
@@ -242,28 +242,26 @@ class RepairSearch:
 
     def grafts(self, goal: Sequence[int]) -> list[Found]:
         """Autodiff's values in the place of an expression, added to it or taken from it, the shortest first."""
-        reference = Reference(self.aligned.reference, self.aligned.reference_values)
         hits: list[Found] = []
         self.located = None
         for effect in self.places(goal):
-            around = self.aligned.loops[effect.place.number]
-            if len(effect.place.operations) > 1 or len(around) > 1 or any(each.kind != "scan" for each in around):
+            if len(effect.place.operations) > 1 or self.aligned.steps(effect.place.number) < 0:
                 continue
-            for number, kind in self.grafted(effect, reference):
-                hits += self.written(effect, reference, number, kind)
+            for number, kind in self.grafted(effect):
+                hits += self.written(effect, number, kind)
                 if self.located is None or effect.place.number < self.located.number:
                     self.located = effect.place
         return sorted(hits, key=lambda hit: hit[:4])
 
-    def grafted(self, effect: Effect, reference: Reference) -> Iterator[tuple[int, str]]:
+    def grafted(self, effect: Effect) -> Iterator[tuple[int, str]]:
         """The values of autodiff that make the goal right at a place, and how they stand there."""
-        place = effect.place
+        place, reference = effect.place, self.aligned.reference
         here = self.aligned.values[0][place.number]
-        inside = bool(self.aligned.steps(place))
+        inside = bool(self.aligned.steps(place.number))
         alike = []
-        for number in reference.numbers:
+        for number in reference.floats:
             u = np.asarray(reference.values[0][number])
-            if plain(u.shape) == plain(here.shape) and inside == (reference.loop[number] is not None):
+            if plain(u.shape) == plain(here.shape) and inside == bool(reference.steps(number)):
                 alike.append((number, u.reshape(here.shape)))
         linear = (
             effect.linear if len(alike) * len(GRAFTS) > here.size else True
@@ -278,40 +276,36 @@ class RepairSearch:
                         continue
                 if self.late:
                     return
-                if self.right_with(effect, reference, number, function):
+                if self.right_with(effect, number, function):
                     yield number, kind
 
     def backwards(self, place: Any) -> bool:
         """Whether the loop around a place runs from the end."""
-        around = self.aligned.loops[place.number]
+        around = self.aligned.loops(place.number)
         return bool(around) and around[-1].eqn.params["reverse"]
 
-    def right_with(self, effect: Effect, reference: Reference, number: int, function: Callable) -> bool:
+    def right_with(self, effect: Effect, number: int, function: Callable) -> bool:
         """Whether the goal is right with a value of autodiff at a place."""
-        shape = self.aligned.values[0][effect.place.number].shape
         return all(
-            effect.rights(
-                point, effect.given(point, function, np.asarray(reference.values[point][number]).reshape(shape))
-            )
-            for point in range(len(self.points))
+            effect.rights(point, self.graft(effect, number, function, point)) for point in range(len(self.points))
         )
 
-    def written(self, effect: Effect, reference: Reference, number: int, kind: str) -> Iterator[Found]:
+    def graft(self, effect: Effect, number: int, function: Callable, point: int) -> dict[int, Callable]:
+        """The change that puts a value of autodiff to a place."""
+        array = np.asarray(self.aligned.reference.values[point][number])
+        return effect.given(point, function, array.reshape(self.aligned.values[0][effect.place.number].shape))
+
+    def written(self, effect: Effect, number: int, kind: str) -> Iterator[Found]:
         """A value of autodiff at a place, in the author's names."""
         place, values = effect.place, self.aligned.values
-        shape = values[0][place.number].shape
-        if self.aligned.steps(place):  # what the loop carries is then right too
+        if self.aligned.steps(place.number):  # what the loop carries is then right too
             values = [
-                every_value(
-                    self.aligned.graph,
-                    self.aligned.points[point].flat,
-                    effect.given(point, GRAFTS[kind], np.asarray(reference.values[point][number]).reshape(shape)),
-                )
+                self.aligned.changed(point, self.graft(effect, number, GRAFTS[kind], point))
                 for point in range(len(self.points))
             ]
         scope = Scope(self.aligned, place)
         try:
-            writer = writer_at(scope, reference, values, self.other_shape)
+            writer = writer_at(scope, values, self.other_shape)
             written = writer.write(number)
             text = writer.broadcast(written, scope.shape) if kind == "replaced" else written.text
         except CannotWriteError:
@@ -336,7 +330,7 @@ class RepairSearch:
                     shapes = tuple(x.shape for x in inputs.flat)
                     if shapes not in graphs:
                         graphs[shapes] = inputs.trace(rule)
-                    outs, _ = run_at(graphs[shapes], inputs.flat)
+                    outs = Execution.of(graphs[shapes], [inputs.flat]).outputs[0]
                     if not all(close(outs[k], right[k], here.tolerance) for k in asked):
                         return False
         except Exception:  # a changed source may raise anything: it is no repair
