@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,18 +24,22 @@ from jaxnet.checking.reference import in_float64
 from jaxnet.checking.rules import flat_gradients
 from jaxnet.checking.subject import Subject, leaves_of
 from jaxnet.program import Operation
+from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values
 
 EXACT = 1e-6
 MOST_OTHERS = 3
 LONGEST = 90  # letters of a value in a cause
-MISSING = {"mul": "factor", "add": "term", "add_any": "term"}
-JOINED: dict[str, tuple[int, Callable, str]] = {
-    "replaced": (4, lambda v, w: w, "{w} stands in the place of {v}"),
-    "added": (5, lambda v, w: v + w, "{w} is added to {v}"),
-    "taken": (5, lambda v, w: v - w, "{w} is taken from {v}"),
-    "times": (5, lambda v, w: v * w, "{v} has the factor {w} too much"),
-    "over": (5, lambda v, w: v / w, "{v} is divided by {w}"),
-}
+SMALL = 1e-2  # constants below it are taken for an ε
+MISSING = {"mul": "factor", "div": "factor", "add": "term", "add_any": "term", "sub": "term"}
+ALONE = {"sub": np.negative, "div": np.reciprocal}
+"""What is left of an operation without its first operand."""
+JOINED: tuple[tuple[int, Callable, str], ...] = (
+    (4, lambda v, w: w, "{w} stands in the place of {v}"),
+    (5, lambda v, w: v + w, "{w} is added to {v}"),
+    (5, lambda v, w: v - w, "{w} is taken from {v}"),
+    (5, lambda v, w: v * w, "{v} has the factor {w} too much"),
+    (5, lambda v, w: v / w, "{v} is divided by {w}"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,47 +67,118 @@ class Plant(NamedTuple):
     where: str
 
 
-class Planting:
-    """The search for the mistake in autodiff's program of one rule."""
+class Names:
+    """Names for the values of a reference: arguments, cotangent, the primal's expressions, and what is made of them."""
 
-    def __init__(self, subject: Subject, points: Sequence[tuple], seconds: float):
-        self.subject, self.until = subject, time.process_time() + seconds
-        inputs = [Inputs(subject, *point) for point in points]
-        rule, reference = runs(subject)
-        right = Execution.of(inputs[0].trace(reference), [each.flat for each in inputs])
-        given = [rule_outputs(subject, rule, each) for each in inputs]
-        rough = any(v.dtype not in (np.float64, np.complex128) for vs in given for v in vs)
-        self.aligned = Aligned(
-            right.graph, right.flat, right.values, right.outputs, subject, inputs, given, 1e-3 if rough else 1e-6,
-            right, primal_expressions(subject, inputs),
-        )  # fmt: skip
-        self.rule = rule
+    def __init__(self, execution: Execution, subject: Subject, points: list[Inputs]):
+        self.execution, self.subject, self.points = execution, subject, points
+        leaves = leaves_of(points[0].args, subject.fixed)
+        self.labels = [subject.label(path) for path in leaves.paths]
+        self.seeds = execution.graph.inputs[len(points[0].flat) - len(points[0].seeds) :]
 
     @cached_property
-    def names(self) -> list[tuple[str, list[np.ndarray]]]:
-        """Arguments, cotangent and the primal's expressions, with their values, the shortest first."""
-        here = self.aligned
-        leaves = leaves_of(here.points[0].args, self.subject.fixed)
-        labels = [self.subject.label(path) for path in leaves.paths]
-        found = [(label, [each.flat[k] for each in here.points]) for k, label in enumerate(labels)]
-        seeds = len(here.points[0].seeds)
-        start = len(here.points[0].flat) - seeds
-        found += [
-            ("d_out" if seeds == 1 else f"d_out[{k}]", [each.flat[start + k] for each in here.points])
-            for k in range(seeds)
-        ]
-        expressions = sorted(here.primal, key=lambda each: len(each.mark.text))
+    def flowing(self) -> frozenset[int]:
+        """The values that depend on the cotangent."""
+        return self.execution.dependents(self.seeds)
+
+    @cached_property
+    def known(self) -> list[tuple[str, list[np.ndarray]]]:
+        """Names with their values, the primal's expressions last, the shortest first."""
+        flat, first = self.execution.flat, len(self.execution.graph.inputs) - len(self.seeds)
+        seeds = ["d_out"] if len(self.seeds) == 1 else [f"d_out[{k}]" for k in range(len(self.seeds))]
+        found = [(name, [each[k] for each in flat]) for k, name in [*enumerate(self.labels), *enumerate(seeds, first)]]
+        expressions = sorted(primal_expressions(self.subject, self.points), key=lambda each: len(each.mark.text))
         return [*found, *((each.mark.text, list(map(np.asarray, each.values))) for each in expressions)]
 
     @cached_property
     def sizes(self) -> dict[float, str]:
         """Sizes by their number, in words."""
         found: dict[float, str] = {}
-        for name, values in self.names:
+        for name, values in self.known:
             for axis, n in enumerate(np.shape(values[0])):
                 if n > 2 and name.isidentifier():
                     found.setdefault(float(n), f"{name}.shape[{axis}]")
         return found
+
+    @cached_property
+    def writer(self) -> Writer:
+        """Writes a value in the names."""
+        names = [(text, np.shape(values[0]), values) for text, values in self.known]
+        return Writer(self.execution, names, [(text, n) for n, text in self.sizes.items()], longest=LONGEST)
+
+    def of(self, number: int) -> str:
+        """A value in words: an output, a name, an expression of the primal, or the line that it comes from."""
+        outputs = self.execution.graph.outputs
+        if number in outputs:
+            return self.of_output(outputs.index(number))
+        try:
+            return self.writer.write(number).text
+        except CannotWriteError:
+            return f"what flows back through {self.line(number)[1]}"
+
+    def said(self, words: str, number: int) -> str:
+        """A mistake in words: `{v}` stands for the value of a number, `{7}` for that of number 7."""
+        return re.sub(r"\{(\w+)\}", lambda found: self.of(number if found[1] == "v" else int(found[1])), words)
+
+    def of_output(self, k: int) -> str:
+        """A gradient by its argument, or the output."""
+        first = len(self.execution.graph.outputs) - len(self.labels)
+        return f"∂{self.labels[k - first]}" if k >= first else "the output"
+
+    def line(self, number: int) -> tuple[str, str]:
+        """The line of the primal that a value comes from, and its text."""
+        operation, _ = self.execution.made.get(number, (None, 0))
+        if operation is None or not operation.position.file:
+            return "", "the primal"
+        position = operation.position
+        text = linecache.getline(position.file, position.line)
+        same = position.line == position.end_line
+        part = text.encode()[position.column : position.end_column].decode() if same else text.strip()
+        return f"{os.path.basename(position.file)}:{position.line}", part
+
+    def slips(self, operation: Operation) -> Iterator[tuple[int, Callable, str]]:
+        """The usual mistakes at an operation: (value left out or transposed, function of all values, words).
+
+        A factor or a term is left out, or a square matrix is transposed; `said` fills in the names.
+        """
+        execution, inputs, (number, *_) = self.execution, operation.inputs, operation.outputs
+
+        def shape(each: int) -> tuple[int, ...]:
+            return np.shape(execution.values[0].get(each, execution.constants.get(each)))
+
+        for k, lost in enumerate(inputs if operation.name in MISSING and len(inputs) == 2 else ()):
+            kept = inputs[1 - k]
+            alone = ALONE.get(operation.name, np.asarray) if k == 0 else np.asarray
+            if shape(kept) == shape(number) or not shape(lost):
+                value = execution.constants.get(lost, 0.0)
+                small = not np.ndim(value) and 0 < abs(value) < SMALL
+                what = f"ε = {value:g}" if small else f"the {MISSING[operation.name]} {{{lost}}}"
+                yield lost, lambda values, kept=kept, f=alone: f(values[kept]), f"{what} is missing in {{v}}"
+        for matrix in inputs if operation.name == "dot_general" else ():
+            if len(shape(matrix)) == 2 and len(set(shape(matrix))) == 1:
+
+                def transposed(values: Values, matrix: int = matrix) -> Any:
+                    given = [values[n].T if n == matrix else values[n] for n in inputs]
+                    return NumpyEvaluation().operation(operation, given)[0]
+
+                yield matrix, transposed, f"{{{matrix}}} is transposed in {{v}}"
+
+
+class Planting:
+    """The search for the mistake in autodiff's program of one rule."""
+
+    def __init__(self, subject: Subject, points: Sequence[tuple], seconds: float):
+        self.subject, self.until = subject, time.process_time() + seconds
+        inputs = [Inputs(subject, *point) for point in points]
+        self.rule, reference = runs(subject)
+        right = Execution.of(inputs[0].trace(reference), [each.flat for each in inputs])
+        given = [rule_outputs(subject, self.rule, each) for each in inputs]
+        rough = any(v.dtype not in (np.float64, np.complex128) for vs in given for v in vs)
+        self.aligned = Aligned(
+            right.graph, right.flat, right.values, right.outputs, subject, inputs, given, 1e-3 if rough else 1e-6,
+            right, [],
+        )  # fmt: skip
+        self.names = Names(right, subject, inputs)
 
     @cached_property
     def operations(self) -> list[Operation]:
@@ -113,52 +189,10 @@ class Planting:
             if o.kind == "operation" and len(o.outputs) == 1 and self.kind(o.outputs[0]) in ("f", "c")
         ]
 
-    @cached_property
-    def flowing(self) -> set[int]:
-        """The values that depend on the cotangent."""
-        seeds = len(self.aligned.points[0].seeds)
-        return self.aligned.dependents(self.aligned.graph.inputs[-seeds:] if seeds else ())
-
     def kind(self, number: int) -> str:
         """What a value's entries are."""
         value = self.aligned.values[0].get(number)
         return value.dtype.kind if isinstance(value, np.ndarray | np.generic) else ""
-
-    def name(self, number: int) -> str:
-        """A value in words: an output, a name, an expression of the primal, or the line that it comes from."""
-        if number in self.aligned.graph.outputs:
-            return self.name_of_output(self.aligned.graph.outputs.index(number))
-        try:
-            return self.writer.write(number).text
-        except CannotWriteError:
-            return f"what flows back through {self.line(number)[1]}"
-
-    @cached_property
-    def writer(self) -> Writer:
-        """Writes a value in the names."""
-        names = [(text, np.shape(values[0]), values) for text, values in self.names]
-        return Writer(self.aligned, names, [(text, n) for n, text in self.sizes.items()], longest=LONGEST)
-
-    def name_of_output(self, k: int) -> str:
-        """A gradient by its argument, or the output."""
-        first = len(self.aligned.graph.outputs) - len(self.labels)
-        return f"∂{self.labels[k - first]}" if k >= first else "the output"
-
-    @cached_property
-    def labels(self) -> list[str]:
-        """The arguments that have a gradient."""
-        return [self.subject.label(path) for path in leaves_of(self.aligned.points[0].args, self.subject.fixed).paths]
-
-    def line(self, number: int) -> tuple[str, str]:
-        """The line of the primal that a value comes from, and its text."""
-        for operation in self.aligned.everything:
-            if number in operation.outputs and operation.position.file:
-                position = operation.position
-                text = linecache.getline(position.file, position.line)
-                same = position.line == position.end_line
-                part = text.encode()[position.column : position.end_column].decode() if same else text.strip()
-                return f"{os.path.basename(position.file)}:{position.line}", part
-        return "", "the primal"
 
     # ------------------------------------------------------------------------------------------------------ the search
 
@@ -174,10 +208,12 @@ class Planting:
             for cost, change, words in self.changes(operation, effect):
                 if all(self.gives(effect, point, operation, change) for point in range(len(self.aligned.points))):
                     number = operation.outputs[0]
-                    said = words.format(v=self.name(number))
+                    said = self.names.said(words, number)
                     if number in self.aligned.graph.outputs and cost == 1:
                         said = said.replace("the term ", "").replace("is missing", "is zero")
-                    yield Plant(cost, int(number not in self.flowing), len(said), said, self.line(number)[0])
+                    yield Plant(
+                        cost, int(number not in self.names.flowing), len(said), said, self.names.line(number)[0]
+                    )
 
     def gives(self, effect: Effect, point: int, operation: Operation, change: Callable) -> bool:
         """Whether a change of an operation's value gives the rule's gradients."""
@@ -194,49 +230,48 @@ class Planting:
     def changes(self, operation: Operation, effect: Effect) -> Iterator[tuple[int, Callable, str]]:
         """Changes of a value that may give the rule's gradients: cost, function of (value, all values), words."""
         number = operation.outputs[0]
-        if self.aligned.loops(number):
-            yield from self.inside_a_loop(operation)
-            return
-        linear = effect.linear
+        inside = bool(self.aligned.loops(number))
+        linear = True if inside else effect.linear
         if linear is False:
             return
-        here = np.asarray(self.aligned.values[0][number])
-        A, b = linear if isinstance(linear, tuple) else (None, None)
-        if A is not None and b is not None and here.dtype.kind == "f":
-            Av = A @ here.ravel()
-            size = float(Av @ Av)
-            if size and np.max(np.abs(b - (b @ Av) / size * Av), initial=0.0) <= EXACT * max(1.0, np.linalg.norm(b)):
-                yield self.scaled(1 + float(b @ Av) / size)
-        else:
-            for c in (0.0, -1.0, 2.0, 0.5, *self.sizes, *(1 / n for n in self.sizes)):
-                yield self.scaled(c)
-        for axes in [(-1, -2)] if here.ndim >= 2 and here.shape[-1] == here.shape[-2] else []:
-            yield 2, lambda v, values, axes=axes: np.swapaxes(v, *axes), "{v} is transposed"
+        here, values = np.asarray(self.aligned.values[0][number]), self.aligned.values[0]
+        A, b = linear if isinstance(linear, tuple) and here.dtype.kind == "f" else (None, None)
+        every = [self.scaled(c) for c in ((0.0, -1.0, 2.0, 0.5) if inside else self.scales(A, b, here))]
+        every += [(2, lambda v, values, f=f: f(values), words) for _, f, words in self.names.slips(operation)]
+        for cost, function, words in [*every, *(() if inside else self.whole(number, here))]:
+            if A is not None and b is not None:
+                off = A @ np.ravel(function(here, values) - here) - b
+                if not np.max(np.abs(off), initial=0.0) <= EXACT * max(1.0, np.linalg.norm(b)):
+                    continue
+            yield cost, function, words
+
+    def scales(self, A: Any, b: Any, here: np.ndarray) -> Iterator[float]:
+        """The numbers by which a value may be multiplied: the one that the linear map gives, where there is one."""
+        if A is None:
+            yield from (0.0, -1.0, 2.0, 0.5, *self.names.sizes, *(1 / n for n in self.names.sizes))
+        elif np.any(Av := A @ here.ravel()):
+            yield 1 + float(b @ Av) / float(Av @ Av)
+
+    def whole(self, number: int, here: np.ndarray) -> Iterator[tuple[int, Callable, str]]:
+        """An array in another order, and another value in its place or beside it."""
+        if here.ndim >= 2 and here.shape[-1] == here.shape[-2]:
+            yield 2, lambda v, values: np.swapaxes(v, -1, -2), "{v} is transposed"
         for axis in range(here.ndim):
             yield 3, lambda v, values, axis=axis: np.flip(v, axis), "{v} is in the opposite order"
             for by in (1, -1):
                 yield 4, lambda v, values, axis=axis, by=by: np.roll(v, by, axis), "{v} is shifted by one"
             yield 4, lambda v, values, axis=axis: v.mean(axis, keepdims=True), "{v} is its mean"
-        parts = set(operation.inputs)
-        for other in self.others(number, here, A, b):
-            for cost, function, words in self.joined(operation, other, here, A, b, parts):
-                yield cost, lambda v, values, f=function, w=other: f(v, np.asarray(values[w]).reshape(v.shape)), words
-
-    def inside_a_loop(self, operation: Operation) -> Iterator[tuple[int, Callable, str]]:
-        """Changes of a value at every step of a loop: a sign, a number, a factor or a term that is missing."""
-        number, loops = operation.outputs[0], self.aligned.loops
-        for c in (0.0, -1.0, 2.0, 0.5):
-            yield self.scaled(c)
-        for part in operation.inputs if operation.name in MISSING else ():
-            if loops(part) == loops(number) and part in self.aligned.values[0]:
-                missing = [n for n in operation.inputs if n != part]
-                if missing and np.shape(self.aligned.values[0][part]) == np.shape(self.aligned.values[0][number]):
-                    what = f"the {MISSING[operation.name]} {self.name(missing[0])} is missing in {{v}}"
-                    yield 2, lambda v, values, part=part: values[part], what
+        later = self.aligned.dependents([number])
+        for other, value in self.candidates:
+            if value.shape == here.shape and other not in later:
+                for cost, function, words in JOINED:
+                    yield cost, lambda v, values, f=function, w=other: f(v, np.reshape(values[w], v.shape)), \
+                        words.replace("{w}", f"{{{other}}}")  # fmt: skip
 
     def scaled(self, c: float) -> tuple[int, Callable, str]:
         """A value times a number, in words."""
-        missing = {n: f"1/{text}" for n, text in self.sizes.items()} | {1 / n: text for n, text in self.sizes.items()}
+        sizes = self.names.sizes.items()
+        missing = {n: f"1/{text}" for n, text in sizes} | {1 / n: text for n, text in sizes}
         text = next((text for n, text in missing.items() if abs(c / n - 1) < EXACT), None)
         if text is not None:
             return 3, lambda v, values: c * v, f"the factor {text} is missing in {{v}}"
@@ -246,14 +281,6 @@ class Planting:
         elif abs(c + 1) < EXACT:
             c, cost, words = -1.0, 1, "{v} has the wrong sign"
         return cost, lambda v, values: c * v, words
-
-    def others(self, number: int, here: np.ndarray, A: Any, b: Any) -> list[int]:
-        """Values of the same shape, of whatever the program has before."""
-        return [
-            each
-            for each, value in self.candidates
-            if each != number and value.shape == here.shape and each not in self.aligned.dependents([number])
-        ]
 
     @cached_property
     def candidates(self) -> list[tuple[int, np.ndarray]]:
@@ -265,29 +292,6 @@ class Planting:
                 value = np.asarray(values[number])
                 found.setdefault((value.shape, value.tobytes()), (number, value))
         return list(found.values())
-
-    def joined(self, operation, other: int, here: np.ndarray, A: Any, b: Any, parts: set[int]) -> Iterator[tuple]:
-        """How another value may stand in the place of one or beside it; by the linear map alone, where there is one."""
-        w = np.asarray(self.aligned.values[0][other])
-        for kind, (cost, function, words) in JOINED.items():
-            if A is not None:
-                new = np.asarray(function(here, w))
-                if not np.all(np.isfinite(new)):
-                    continue
-                off = A @ (new - here).ravel() - b
-                if np.max(np.abs(off), initial=0.0) > EXACT * max(1.0, np.linalg.norm(b)):
-                    continue
-            missing = [n for n in operation.inputs if n != other]
-            if (
-                kind == "replaced"
-                and other in parts
-                and len(missing) == 1
-                and operation.name in ("mul", "add_any", "add")
-            ):
-                what = "factor" if operation.name == "mul" else "term"
-                yield 2, function, f"the {what} {self.name(missing[0])} is missing in {{v}}"
-            else:
-                yield cost, function, words.replace("{w}", self.name(other))
 
     def beside(self, goal: Sequence[int]) -> Iterator[Plant]:
         """What the rule gives at cotangent 0, where taking it away makes the gradients right."""
@@ -302,7 +306,7 @@ class Planting:
                 np.any(zero) and close(given - zero, right, self.aligned.tolerance) for right, given, zero in mine
             ):
                 return
-        names = ", ".join(map(self.name_of_output, goal))
+        names = ", ".join(map(self.names.of_output, goal))
         yield Plant(1, 0, 0, f"{names}: a term beside the cotangent is added (at cotangent 0 it is there too)", "")
 
     def cause(self) -> Cause | None:
@@ -318,7 +322,7 @@ class Planting:
             return None
         words = "; and ".join(dict.fromkeys(plant.words for plant in known.values()))
         where = next(iter(known.values())).where
-        return Cause(words, where, len(known) == len(wrong), (), tuple(map(self.name_of_output, known)))
+        return Cause(words, where, len(known) == len(wrong), (), tuple(map(self.names.of_output, known)))
 
 
 def rule_outputs(subject: Subject, rule: Callable, inputs: Inputs) -> list[np.ndarray]:

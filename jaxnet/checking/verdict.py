@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,7 +30,7 @@ from jaxnet.checking.repair import FRESH, Repair, repaired
 from jaxnet.checking.report import Report
 from jaxnet.checking.rounding import scale_of
 from jaxnet.checking.rules import differentiated, inside_out, mode_of, recomputed, short
-from jaxnet.checking.subject import CannotCheckError, Subject, is_array, leaves_of
+from jaxnet.checking.subject import CannotCheckError, Subject, leaves_of
 from jaxnet.program import RuleUse, rules_inside
 
 MOST_INSIDE = 64
@@ -248,8 +247,7 @@ def explained(report: Report, subject: Subject, where: Points, options: CheckOpt
         runs = Runs.at(subject, args)
         _values, d_out = point(runs, where, options.seed)
         with found.phase("adequacy"):
-            primal, arrays = arrays_alone(subject.primal, subject, args)
-            blind = adequacy(primal, arrays(args), runs.outs.zeros_elsewhere(d_out), budget=options.budget)
+            blind = adequacy(subject, args, runs.outs.zeros_elsewhere(d_out), budget=options.budget)
         changes["blind"] = grouped(blind)
     return replace(report, **changes)
 
@@ -257,35 +255,6 @@ def explained(report: Report, subject: Subject, where: Points, options: CheckOpt
 def can_be_taken_apart(subject: Subject) -> bool:
     """Whether the reference has a backward program."""
     return subject.mode == "reverse" and not subject.tangents
-
-
-def arrays_alone(function: Callable, subject: Subject, args: tuple) -> tuple[Callable, Callable]:
-    """`function` of arguments with None for all that cannot be traced, and what makes such arguments.
-
-    What is left out (sizes, functions, names, what `nondiff_argnums` names) stands there as it is in `args`.
-    """
-    fixed = subject.fixed if subject.custom is not None else ()
-
-    def is_none(leaf):
-        return leaf is None
-
-    def is_held(leaf):  # a number by itself is none, nor is a dtype, which has a dtype too
-        return is_array(leaf) and hasattr(leaf, "dtype")
-
-    def arrays(args: tuple) -> tuple:
-        return tuple(
-            jax.tree.map(lambda leaf, i=i: leaf if i not in fixed and is_held(leaf) else None, arg)
-            for i, arg in enumerate(args)
-        )
-
-    whole, treedef = jax.tree.flatten(args, is_leaf=is_none)
-
-    @functools.wraps(function)
-    def restored(*some):
-        given = jax.tree.leaves(some, is_leaf=is_none)
-        return function(*treedef.unflatten([w if g is None else g for w, g in zip(whole, given, strict=True)]))
-
-    return restored, arrays
 
 
 def fresh_points(subject: Subject, there: Points) -> Callable[[int], tuple[tuple, Any]]:

@@ -5,14 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet.checking.adequacy import adequacy
+from jaxnet.checking import adequacy as hiding
 from jaxnet.checking.corpus import dense_layers, normalisation
+from jaxnet.checking.rules import differentiated
+from jaxnet.checking.subject import Subject, argument_names
 
 
 def drawn(make, primal):
     args = make(1, 0, jnp.float32)
     cotangent = np.random.default_rng(7).standard_normal(jax.eval_shape(primal, *args).shape)
     return args, jnp.asarray(cotangent, jnp.float32)
+
+
+def adequacy(primal, args, d_out):
+    names = argument_names(primal, len(args))
+    return hiding.adequacy(Subject("primal", args, differentiated(primal), primal, names=names), args, d_out)
 
 
 def test_ones_and_zeros_hide_the_factor_and_the_cotangent():
