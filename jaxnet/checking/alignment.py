@@ -21,7 +21,7 @@ import numpy as np
 from jaxnet.checking import author
 from jaxnet.checking.author import Mark
 from jaxnet.checking.rules import differentiated, flat_gradients, pushed_forward
-from jaxnet.checking.subject import Subject, leaves_of
+from jaxnet.checking.subject import Subject, leaves_of, on_device
 from jaxnet.program import Graph, Operation, graph_of
 from jaxnet.program.dependencies import Uses, dependents, passed_in, uses
 from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values, host
@@ -80,6 +80,19 @@ def runs(subject: Subject) -> tuple[Callable, Callable]:
         declared = subject.declared
         return subject.run, lambda args, d_out: (subject.primal(*args), declared(args, d_out))
     return subject.run, differentiated(subject.primal, subject.fixed)
+
+
+def seeded(subject: Subject, points: Sequence[tuple]) -> list[tuple]:
+    """Points with what a rule takes beside its arguments: a cotangent, or, for a rule of tangents, random tangents."""
+    if not isinstance(subject.custom, jax.custom_jvp):
+        return list(points)
+    rng = np.random.default_rng(0)
+
+    def tangents(args: tuple) -> tuple:
+        values = leaves_of(args, subject.fixed).values
+        return tuple(on_device(rng.standard_normal(value.shape), value.dtype) for value in values)
+
+    return [(args, tangents(args)) for args, _ in points]
 
 
 @dataclass(eq=False)

@@ -422,7 +422,7 @@ class Scope:
         R = np.array(rows).reshape(len(rows), system.A.shape[1])
         images = system.A @ R.T  # of each term alone
         short = [k for k, term in enumerate(terms) if len(tokens(term.text(self.text))) <= 9]
-        every = list(zip(images.T, [(term,) for term in terms], strict=True))
+        every: list[tuple] = list(zip(images.T, [(term,) for term in terms], strict=True))
         for i in short:
             if late():
                 return
@@ -438,7 +438,9 @@ class Scope:
                 for j in system.fitting(image, system.b + system.Av):
                     yield self.edit(joined(f"{{}} {op} {{}}", terms[i], terms[j]))
         yield from self.two_more(every, system.b, HERE)
-        parts = [(image, term) for image, (term,) in every[: len(terms)] if term.text(self.text) in self.text]
+        parts = [
+            (image, term) for image, term in zip(images.T, terms, strict=True) if term.text(self.text) in self.text
+        ]
         for image, term in parts[:11]:
             yield from self.two_more(every, system.b + system.Av - image, term)
 

@@ -18,7 +18,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnet.checking.alignment import Aligned, Effect, Execution, Inputs, MarkedPlace, close, primal_expressions, runs
+from jaxnet.checking.alignment import (
+    Aligned,
+    Effect,
+    Execution,
+    Inputs,
+    MarkedPlace,
+    close,
+    primal_expressions,
+    runs,
+    seeded,
+)
 from jaxnet.checking.grafts import CannotWriteError, Writer
 from jaxnet.checking.reference import in_float64
 from jaxnet.checking.rules import flat_gradients
@@ -144,7 +154,7 @@ class Names:
         execution, inputs, (number, *_) = self.execution, operation.inputs, operation.outputs
 
         def shape(each: int) -> tuple[int, ...]:
-            return np.shape(execution.values[0].get(each, execution.constants.get(each)))
+            return np.shape(execution.values[0].get(each, execution.constants.get(each, 0.0)))
 
         for k, lost in enumerate(inputs if operation.name in MISSING and len(inputs) == 2 else ()):
             kept = inputs[1 - k]
@@ -349,6 +359,6 @@ def planted(subject: Subject, points: Sequence[tuple], *, seconds: float = 3.0) 
 
     def search(points: list) -> Cause | None:
         with np.errstate(all="ignore"):
-            return Planting(subject, points, seconds).cause()
+            return Planting(subject, seeded(subject, points), seconds).cause()
 
     return in_float64(search, list(points))

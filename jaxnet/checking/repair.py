@@ -23,13 +23,13 @@ import jax
 import numpy as np
 
 from jaxnet.checking import author
-from jaxnet.checking.alignment import Aligned, Effect, Execution, Inputs, MarkedPlace, aligned, close, runs
+from jaxnet.checking.alignment import Aligned, Effect, Execution, Inputs, MarkedPlace, aligned, close, runs, seeded
 from jaxnet.checking.author import Change, Source
 from jaxnet.checking.edits import EXACT, OTHER, Edit, Scope, bracketed, changes, distance, tidy
 from jaxnet.checking.grafts import CannotWriteError, OtherShape, plain, writer_at
 from jaxnet.checking.reference import in_float64
 from jaxnet.checking.rules import short
-from jaxnet.checking.subject import Subject, leaves_of, on_device
+from jaxnet.checking.subject import Subject
 
 FRESH = (501, 502)
 GRAFTS = {"replaced": lambda v, u: u, "added": lambda v, u: v + u, "taken": lambda v, u: v - u}
@@ -552,20 +552,10 @@ def repair(
     elsewhere = [] if redraw is None else [redraw(FRESH[0])]
 
     def search(points: list, elsewhere: list) -> Repair | None:
-        if isinstance(subject.custom, jax.custom_jvp):
-            points = [with_tangents(args, subject) for args, _ in points]
-            elsewhere = [with_tangents(args, subject) for args, _ in elsewhere]
         with np.errstate(all="ignore"):
-            return RepairSearch(subject, points, elsewhere, seconds).repair()
+            return RepairSearch(subject, seeded(subject, points), seeded(subject, elsewhere), seconds).repair()
 
     return in_float64(search, [first, *fresh], elsewhere)
-
-
-def with_tangents(args: tuple, subject: Subject) -> tuple:
-    """Arguments with random tangents, in the place of a cotangent."""
-    rng = np.random.default_rng(0)
-    values = leaves_of(args, subject.fixed).values
-    return args, tuple(on_device(rng.standard_normal(value.shape), value.dtype) for value in values)
 
 
 def repaired(*args: Any, **options: Any) -> tuple[Repair | None, str]:
