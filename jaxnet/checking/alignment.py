@@ -352,7 +352,7 @@ class Aligned(Execution):
         found: dict[tuple[int, str], MarkedPlace] = {}
         for operation in self.everything:
             mark = author.marked_by(operation)
-            if mark is not None:
+            if mark is not None and operation.outputs[0] in self.values[0]:  # not in a branch that does not run
                 place = found.setdefault(mark, MarkedPlace(self.marks[mark[0]], mark[1]))
                 place.operations.append(operation)
         return found

@@ -393,7 +393,7 @@ class Scope:
                 try:
                     part = np.asarray(term.value(v, *(others[index[id(atom)]] for atom in term.atoms)), float)
                     parts.append(np.broadcast_to(part, v.shape).ravel())
-                except (ValueError, TypeError, np.linalg.LinAlgError):
+                except (ValueError, IndexError, TypeError, np.linalg.LinAlgError):
                     return None
             row = np.concatenate(parts)
             return row if np.any(row) else None
