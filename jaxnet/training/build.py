@@ -84,27 +84,30 @@ def build(config: Config, dataset: Dataset) -> Experiment:
     return Experiment(net, loss, optimizer, example)
 
 
-def takes_curvature(config: Config) -> bool:
-    """Whether the optimizer of a config asks for the curvature of each batch."""
+def takes_blocks(config: Config, option: str = "curvature") -> bool:
+    """Whether the optimizer of a config asks for the curvature of each batch; or, by "shapes", for its shapes alone."""
     name, _ = split_name(config.train.optimizer)
-    return name in OPTIMIZERS and "shapes" in parameters(OPTIMIZERS[name])
+    return name in OPTIMIZERS and option in parameters(OPTIMIZERS[name])
 
 
-def blocks_of(config: Config, net: Layer, loss: Loss, example: Any, dataset: Dataset) -> Callable | None:
-    """(params) -> the Kronecker-factored curvature of a batch of one, of which the shapes are asked for.
+def blocks_of(config: Config, net: Layer, loss: Loss, example: Any, dataset: Dataset) -> dict[str, Callable]:
+    """The optimizer's option that gives Kronecker-factored curvature: (params) -> that of a batch of one.
 
     Raises ConfigError for what has none.
     """
-    if not takes_curvature(config):
-        return None
-    if config.train.chunks > 1 or config.train.head_chunks > 1 or keeps_state(net, loss, example):
+    option = next((option for option in ("curvature", "shapes") if takes_blocks(config, option)), None)
+    if option is None:
+        return {}
+    chunked = config.train.chunks > 1 or config.train.head_chunks > 1
+    if (chunked and option == "curvature") or keeps_state(net, loss, example):
         raise ConfigError(
-            "train.optimizer: kfac takes the curvature of each example of a whole batch: leave out train.chunks and "
-            "train.head_chunks, and take layer_norm or group_norm for batch_norm, which couples the examples"
+            f"train.optimizer: {split_name(config.train.optimizer)[0]} takes the curvature of each example of a whole "
+            "batch: leave out train.chunks and train.head_chunks, and take layer_norm or group_norm for batch_norm, "
+            "which couples the examples"
         )
     curvature = make("train.optimizer", lambda: kronecker(net, loss))
     xs, ys = jnp.zeros((1, *example.shape), example.dtype), jnp.asarray(dataset.train.y[:1])
-    return lambda params: curvature(params, xs, ys, key=jax.random.key(0))
+    return {option: lambda params: curvature(params, xs, ys, key=jax.random.key(0))}
 
 
 def one_input(config: Config, dataset: Dataset) -> jax.ShapeDtypeStruct:
@@ -235,16 +238,16 @@ def loss_of(spec: Any) -> Loss:
 # --------------------------------------------------------------------------------------------- optimizer
 
 
-def optimizer_of(config: Config, n: int, blocks: Callable | None = None) -> optax.GradientTransformation:
+def optimizer_of(config: Config, n: int, blocks: dict[str, Callable] | None = None) -> optax.GradientTransformation:
     """Clipping, the optimizer, Nielsen's L2 and accumulation, in that order; n is the training set's size.
 
-    blocks: the curvature at given parameters, for an optimizer that takes it.
+    blocks: the option with the curvature, for an optimizer that takes one.
     """
     train = config.train
     name, given = split_name(train.optimizer)
     options = {key: argument(value, f"train.optimizer.{key}") for key, value in given.items()}
     if name in OPTIMIZERS:
-        optimizer = make("train.optimizer", OPTIMIZERS[name], **options, **({"shapes": blocks} if blocks else {}))
+        optimizer = make("train.optimizer", OPTIMIZERS[name], **options, **(blocks or {}))
     else:
         optimizer = own("train.optimizer", name, optax.GradientTransformation, options)
     steps = [optimizer]

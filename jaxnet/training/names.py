@@ -1,6 +1,7 @@
 """The names that a config may use, and the options of each, as its signature has them.
 
-Layers, losses, models and feedback come from the registry; optimizers and schedules are optax's, and K-FAC.
+Layers, losses, models and feedback come from the registry; optimizers and schedules are optax's; K-FAC,
+Shampoo and SOAP are jaxnet's.
 """
 
 import inspect
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 import optax
 
 from jaxnet.layer import Layer
-from jaxnet.quantities.kfac import kfac
+from jaxnet.quantities.preconditioners import kfac, shampoo, soap
 from jaxnet.registry import Kind, Maker, makers
 
 
@@ -45,9 +46,9 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = MappingP
         and "learning_rate" in inspect.signature(function).parameters
         and name not in NOT_OFFERED
     }
-    | {"kfac": kfac}
+    | {"kfac": kfac, "shampoo": shampoo, "soap": soap}
 )
-"""The optimizers for `train.optimizer.name`: optax's, and K-FAC."""
+"""The optimizers for `train.optimizer.name`: optax's, K-FAC, Shampoo and SOAP."""
 
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = MappingProxyType(
     {

@@ -14,7 +14,7 @@ from jaxnet.layer import Layer, Loss, Tree, with_state
 from jaxnet.quantities.privacy import epsilon
 from jaxnet.training import monitors, step
 from jaxnet.training.angles import angles
-from jaxnet.training.build import build, make, takes_curvature
+from jaxnet.training.build import build, make, takes_blocks
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
@@ -301,7 +301,7 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
         delta_norms=config.monitor.delta_norms,
         gradient_norms=config.monitor.gradient_norms,
         update_ratios=config.monitor.update_ratios,
-        curvature=takes_curvature(config),
+        curvature=takes_blocks(config),
         noise_scale=config.monitor.noise_scale,
         private=private_of(config, dataset),
         mesh=mesh,
@@ -323,7 +323,7 @@ def private_of(config: Config, dataset: Dataset) -> Private | None:
         raise ConfigError("privacy: the examples must be fixed, and the windows of a text are not: give it as arrays")
     if dataset.on_disk:
         raise ConfigError("privacy: each step draws from all examples, so they must fit into memory: take fewer")
-    if takes_curvature(config):
+    if takes_blocks(config):
         raise ConfigError("privacy: the curvature of a batch goes around the noise: take another train.optimizer")
     own = config.privacy
     return Private(own.noise_multiplier, own.clip_norm, own.per_layer, len(dataset.train.y))

@@ -1,4 +1,4 @@
-"""K-FAC: each step against its formula, the optimiser in a config, exact resume."""
+"""K-FAC, Shampoo and SOAP: each step against its formula, in a config, what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import pytest
 
 import jaxnet
 from jaxnet import dense, layer_norm, repeat, serial, tanh
-from jaxnet.quantities.kfac import kfac, scale_by_kfac
 from jaxnet.quantities.kronecker import kronecker
+from jaxnet.quantities.preconditioners import kfac, scale_by_kfac, shampoo, soap
 from jaxnet.training import loop
 from jaxnet.training.config import ConfigError
 from jaxnet.training.data import load
@@ -89,16 +89,53 @@ def test_the_limit(at):
     np.testing.assert_allclose(optax.tree.vdot(whole, grads) * ratio[0, 0] ** 2, 1e-4)
 
 
-def test_shapes_must_be_given():
-    with pytest.raises(ValueError, match="give shapes = kronecker"):
-        kfac(0.1)
+def power(matrix, by):
+    values, axes = np.linalg.eigh(matrix)
+    return axes @ np.diag(values**by) @ axes.T
+
+
+def test_shampoo_is_its_formula_in_each_layer_of_a_stack(at):
+    params, grads = at
+    optimizer = shampoo(1.0, momentum=0.0, damping=1e-6, shapes=blocks)
+    step, _ = optimizer.update(grads, optimizer.init(params), params)
+    for got, G in ((step[0]["W"], grads[0]["W"]), *zip(step[1][0]["W"], grads[1][0]["W"], strict=True)):
+        left, right = (power(t + 1e-6 * np.eye(len(t)), -0.25) for t in (G @ G.T, G.T @ G))
+        expected = left @ G @ right
+        assert_agree(got, -expected * np.linalg.norm(G) / np.linalg.norm(expected), 1e-5)
+    assert_agree(step[3]["b"], -grads[3]["b"], 1e-5)  # (g gᵀ)^(−1/2) g is along g
+
+
+def test_soap_is_adam_along_the_eigenvectors(at):
+    params, grads = at
+    others = jax.tree.map(lambda g: jnp.flip(g, -1) * 2, grads)
+    optimizer = soap(1.0, b1=0.8, b2=0.6, every=5, shapes=blocks)
+    state = optimizer.init(params)
+    _, state = optimizer.update(grads, state, params)
+    step, _ = optimizer.update(others, state, params)
+    pairs = [(step[0]["W"], grads[0]["W"], others[0]["W"])]
+    pairs += list(zip(step[1][0]["W"], grads[1][0]["W"], others[1][0]["W"], strict=True))
+    for got, G, H in pairs:  # the axes are those of the first step
+        B, A = (np.linalg.eigh(t)[1] for t in (G @ G.T, G.T @ G))
+        first, second = (B.T @ t @ A for t in (G, H))
+        mean = (0.8 * 0.2 * first + 0.2 * second) / (1 - 0.8**2)
+        square = (0.6 * 0.4 * first**2 + 0.4 * second**2) / (1 - 0.6**2)
+        assert_agree(got, -B @ (mean / (np.sqrt(square) + 1e-8)) @ A.T, 1e-5)
+
+
+@pytest.mark.parametrize("optimizer", [kfac, shampoo, soap])
+def test_shapes_must_be_given(optimizer):
+    with pytest.raises(ValueError, match=r"give it kronecker\(net, loss\)"):
+        optimizer(0.1)
 
 
 KFAC = {"train": {"epochs": 3, "batch": 10, "optimizer": {"name": "kfac", "learning_rate": 0.05, "every": 3}}}
 
 
-def test_a_config_trains_by_it(tmp_path):
-    run = loop.train(small(**KFAC), run_dir=tmp_path / "r", quiet=True)
+@pytest.mark.parametrize("name", ["kfac", "shampoo", "soap"])
+def test_a_config_trains_by_it(tmp_path, name):
+    rate = 0.02 if name == "shampoo" else 0.05
+    options = f"train.optimizer={{name='{name}', learning_rate={rate}, every=3}}"
+    run = loop.train(small(options, **KFAC), run_dir=tmp_path / "r", quiet=True)
     losses = [line["train_loss"] for line in metrics(run)]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -121,7 +158,7 @@ def test_a_linear_network_is_solved_in_one_step(x64):
     net, xs = dense(2, bias=False), normal(1, (8, 3)).astype(jnp.float64)
     ys, params = normal(2, (8, 2)).astype(jnp.float64), {"W": jnp.zeros((2, 3))}
     curvature = kronecker(net, jaxnet.quadratic, samples=None)
-    optimizer = kfac(1.0, momentum=0.0, damping=1e-14, limit=1e9, shapes=lambda p: curvature(p, xs, ys))
+    optimizer = kfac(1.0, momentum=0.0, damping=1e-14, limit=1e9, curvature=lambda p: curvature(p, xs, ys))
     _, grads = jaxnet.value_and_grad(net, jaxnet.quadratic)(params, xs, ys)
     updates, _ = optimizer.update(grads, optimizer.init(params), params, curvature=lambda: curvature(params, xs, ys))
     np.testing.assert_allclose(params["W"] + updates["W"], np.linalg.lstsq(xs, ys)[0].T, atol=1e-5)
