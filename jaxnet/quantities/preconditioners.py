@@ -49,13 +49,12 @@ def running_factors(
     if shapes is None:
         raise ValueError("the optimizer begins with the shapes of blocks: give it kronecker(net, loss) at a batch")
 
+    def zeros(tree):
+        return jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), tree)
+
     def init(params):
-        blocks = jax.eval_shape(shapes, params)
-        zeros = [jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), blocks)]
-        derived = jax.eval_shape(derive, *zeros, params)
-        return FactorState(
-            jnp.zeros((), jnp.int32), *zeros, jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), derived)
-        )
+        blocks = zeros(jax.eval_shape(shapes, params))
+        return FactorState(jnp.zeros((), jnp.int32), blocks, zeros(jax.eval_shape(derive, blocks, params)))
 
     def refreshed(state, like, new):
         def of():
