@@ -283,6 +283,15 @@ def test_samples_are_drawn_by_their_seed(run):
     assert len(warm) == 30
 
 
+def test_a_network_wider_than_the_text_draws_the_texts_own_characters(run, tmp_path):
+    model = {"name": "gpt", "vocab": 11, "width": 4, "heads": 1, "depth": 1, "positions": 12}
+    train = {"epochs": 1, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
+    wide = loop.train(gpt(model=model, train=train), run_dir=tmp_path / "wide", data_dir=run.parent, quiet=True)
+    drawn = "".join(sample.sample(wide, "a", length=60, drawing=sample.TokenDraw(temperature=100.0)))
+    assert len(drawn) == 60
+    assert set(drawn) <= set("abcdefgh")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
