@@ -101,15 +101,13 @@ def written(
 
 
 def difference(one: Tree, other: Tree) -> float:
-    """The largest difference of two trees' leaves, each over the largest entry of the other's."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max((distance(jnp.asarray(a), jnp.asarray(b)) for a, b in pairs), default=0.0)
+    """The largest difference of two trees' leaves, each over the largest of the other's; NaN where one is NaN."""
 
+    def of(a: Any, b: Any) -> float:
+        a, b = (np.asarray(jnp.asarray(t), np.float64) for t in (a, b))
+        return np.max(np.abs(a - b), initial=0.0) / (np.max(np.abs(b), initial=0.0) or 1.0)
 
-def distance(one: Any, other: Any) -> float:
-    """The same of two arrays; NaN where one has a NaN."""
-    a, b = (np.asarray(t, np.float64) for t in (one, other))
-    return float(np.max(np.abs(a - b), initial=0.0) / (np.max(np.abs(b), initial=0.0) or 1.0))
+    return float(np.max(jax.tree.leaves(jax.tree.map(of, one, other)), initial=0.0))
 
 
 def run(source: Path, out: Path, platforms: str, overrides: Sequence[str], data_dir: Path | None) -> None:

@@ -140,14 +140,12 @@ def in_batches(of: Callable, xs: Any, ys: Any) -> np.ndarray:
 
 def example(dataset: Dataset, split: str, place: int, label: str, value: float) -> Example:
     """An example as it is shown."""
-    x = getattr(dataset, split).x[place]
-    shape = dataset.picture or (x.shape[:2] if x.ndim == 3 and x.shape[-1] in (1, 3) else None)
-    return Example(place, label, value, picture(x, shape) if shape else "")
+    pixels = dataset.as_picture(getattr(dataset, split).x[place])
+    return Example(place, label, value, "" if pixels is None else picture(pixels))
 
 
-def picture(x: np.ndarray, shape: tuple[int, ...]) -> str:
+def picture(pixels: np.ndarray) -> str:
     """A picture as the URI of a PNG, its darkest number black and its lightest white."""
-    pixels = x.reshape(*shape, -1)
     low, high = float(pixels.min()), float(pixels.max())
     grey = (255 * (pixels - low) / max(high - low, 1e-12)).astype(np.uint8)
     buffer = io.BytesIO()

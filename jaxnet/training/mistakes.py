@@ -12,6 +12,7 @@ from jaxnet.readings import total
 from jaxnet.training import devices, step
 from jaxnet.training.data import Dataset
 from jaxnet.training.plots import Panel, Theme
+from jaxnet.training.session import recalls
 from jaxnet.training.trained_network import restore
 
 SPLITS = ("test", "validation", "train")
@@ -60,8 +61,7 @@ class Mistakes(NamedTuple):
 
     def recalls(self, axes: Axes, records: object, theme: Theme) -> None:
         """Draws the share of right answers of each class as bars."""
-        of_class = self.confusion.sum(axis=1)
-        shares = 100 * np.divide(np.diag(self.confusion), of_class, out=np.zeros(len(of_class)), where=of_class > 0)
+        shares = 100 * np.nan_to_num(recalls(self.confusion))
         axes.barh(range(len(shares)), shares, color=theme.few[0])
         axes.set_yticks(range(len(shares)), self.names)
         axes.invert_yaxis()
@@ -122,7 +122,5 @@ def mistakes(folder: Path) -> Mistakes | None:
 
 def pictures(dataset: Dataset, x: np.ndarray) -> list[np.ndarray] | None:
     """Examples as pictures, (height, width) or (height, width, 3); None where they are none."""
-    shape = dataset.picture or (x.shape[1:3] if x.ndim == 4 and x.shape[-1] in (1, 3) else None)
-    if shape is None or not len(x):
-        return None
-    return [each.reshape(*shape, -1).squeeze(-1) if each.size == shape[0] * shape[1] else each for each in x]
+    found = [picture for each in x if (picture := dataset.as_picture(each)) is not None]
+    return [each[..., 0] if each.shape[-1] == 1 else each for each in found] or None

@@ -152,11 +152,7 @@ def differing(records: Sequence[RunRecord]) -> dict[str, list[str]]:
     return dict(differences(configs, "")) if len(records) > 1 else {}
 
 
-class Missing:
-    """Stands for a key that a config does not have."""
-
-
-MISSING = Missing()
+MISSING = object()  # in the place of a key that a config does not have
 
 
 def differences(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[str]]]:

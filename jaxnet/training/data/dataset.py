@@ -73,6 +73,12 @@ class Dataset:
         range_ = "on disk" if self.on_disk else f"in {x.min():.4g}…{x.max():.4g}"
         return f"{self.name}  {sizes}  {what} {range_}  {kind}"
 
+    def as_picture(self, x: np.ndarray) -> np.ndarray | None:
+        """One example as (height, width, 1 or 3); None where it is no picture."""
+        if self.picture is not None:
+            return x.reshape(*self.picture, -1)
+        return x if x.ndim == 3 and x.shape[-1] in (1, 3) else None
+
     def text_summary(self) -> str:
         """One line, with the unit of the losses."""
         sizes = " / ".join(f"{split.y.size:,}" for split in (self.train, self.validation, self.test))

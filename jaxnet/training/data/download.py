@@ -2,18 +2,18 @@
 
 import hashlib
 import http.client
+import io
 import logging
 import os
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxnet.training.atomic_write import write_whole
 from jaxnet.training.data.dataset import DataError
-from jaxnet.training.data.files import GZIP, MOST_BYTES
+from jaxnet.training.data.files import DAMAGED_GZIP, GZIP, MOST_BYTES, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +96,10 @@ def download(url: str, sha256: str, timeout: int | float) -> bytes:
     if promised is not None and len(content) < min(int(promised), MOST_BYTES):  # http.client takes it for the end
         raise MirrorError(f"cut off after {len(content):,} of {int(promised):,} bytes")
     if content.startswith(GZIP):
-        unzip = zlib.decompressobj(wbits=31)
         try:
-            content = unzip.decompress(content, MOST_BYTES + 1)
-        except zlib.error as error:
+            content = unpacked(io.BytesIO(content))
+        except DAMAGED_GZIP as error:
             raise MirrorError(f"damaged gzip ({error})") from error
-        if not unzip.eof and len(content) <= MOST_BYTES:
-            raise MirrorError("cut off in the middle of its gzip")
     if len(content) > MOST_BYTES:
         raise MirrorError(f"more than {MOST_BYTES:,} bytes")
     if (found := hashlib.sha256(content).hexdigest()) != sha256:

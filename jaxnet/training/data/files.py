@@ -23,6 +23,15 @@ UNREADABLE = (
 """What NumPy and zipfile raise for a damaged file."""
 
 
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def unpacked(file: IO[bytes]) -> bytes:
+    """The content of a gzipped file, up to one byte more than `MOST_BYTES`. Raises one of `DAMAGED_GZIP`."""
+    with gzip.GzipFile(fileobj=file) as content:
+        return content.read(MOST_BYTES + 1)
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file, unpacked where it is gzipped.
 
@@ -34,9 +43,8 @@ def read_bytes(path: Path) -> bytes:
             file.seek(0)
             if not packed:
                 return file.read()
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                content = unpacked.read(MOST_BYTES + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            content = unpacked(file)
+    except DAMAGED_GZIP as error:
         raise DataError(f"{path}: is damaged gzip ({error}): fetch it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
