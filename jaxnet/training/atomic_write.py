@@ -1,4 +1,4 @@
-"""A file is written anew whole or not at all."""
+"""Atomic writes: a file is replaced as a whole, or not at all."""
 
 import os
 import tempfile
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file by way of a new one beside it, whose name no link can stand at beforehand.
+    """Writes a new file with a random name and renames it: no link at a known name can redirect the bytes.
 
-    Raises OSError; the file is then as it was.
+    Raises OSError and leaves the old file as it was.
     """
     handle, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -22,7 +22,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def umask() -> int:
-    """The process's file mode mask."""
+    """The umask of this process."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

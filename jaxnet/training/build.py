@@ -1,6 +1,6 @@
 """Builds network, loss and optimizer from a config, and tries them on the shapes of the data.
 
-Every function raises ConfigError for what cannot be made.
+Every function raises ConfigError for an option that cannot be used.
 """
 
 import inspect
@@ -50,8 +50,8 @@ class Experiment(NamedTuple):
 def build(config: Config, dataset: Dataset) -> Experiment:
     """The experiment of a config on a data set; nothing is computed but shapes.
 
-    Raises ConfigError for what cannot be made or does not go with the data, ShapeError, naming the layer, where the
-    network does not take the data's shape.
+    Raises ConfigError for options that cannot be used or do not fit the data, ShapeError with the layer's name for a
+    network that does not take the data's shape.
     """
     n = len(dataset.train.x)
     counts = {
@@ -93,7 +93,7 @@ def takes_blocks(config: Config, option: str = "curvature") -> bool:
 def blocks_of(config: Config, net: Layer, loss: Loss, example: Any, dataset: Dataset) -> dict[str, Callable]:
     """The optimizer's option that gives Kronecker-factored curvature: (params) -> that of a batch of one.
 
-    Raises ConfigError for what has none.
+    Raises ConfigError for a network without one.
     """
     option = next((option for option in ("curvature", "shapes") if takes_blocks(config, option)), None)
     if option is None:
@@ -191,7 +191,7 @@ def network(config: Config) -> Layer:
 
 
 def forward_network(config: Config) -> Layer:
-    """The network of a config, whose error goes back by Wᵀ."""
+    """The network of a config with its ordinary backward pass."""
     spec = config.model
     if isinstance(spec, list):
         return block_of(spec, config.init, "model")

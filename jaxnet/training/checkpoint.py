@@ -1,7 +1,7 @@
 """Checkpoints: the state of a run and its progress, written so that training resumes bit for bit.
 
 Orbax writes the arrays. Hashes inside each checkpoint, and of its files in a listing, prove damage.
-Functions raise CheckpointError for what cannot be read or written.
+Functions raise CheckpointError where a file cannot be read or written.
 """
 
 import hashlib
@@ -153,7 +153,7 @@ class Checkpoints:
         """State and progress of one checkpoint.
 
         Two hashes inside the checkpoint decide whether it is whole. The listing only tells damage from other failures.
-        configs: hashes of which the checkpoint must have one, if any are given.
+        configs: allowed config hashes; all are allowed if none is given.
         Raises DamagedError where a hash proves a change, CheckpointError where it cannot be read for another reason.
         """
         folder, changed = self.folder / str(step), self.changed(step)
@@ -180,7 +180,7 @@ class Checkpoints:
         return progress, sha256
 
     def damage(self, step: int, what: str) -> str:
-        """That a checkpoint is damaged, in words."""
+        """The message for a damaged checkpoint."""
         return f"the checkpoint of step {step:,} in {self.folder} is damaged: {what}"
 
     @contextmanager
@@ -224,7 +224,7 @@ class Checkpoints:
 class CheckpointWriter(Checkpoints):
     """The checkpoints of one run, for the one process that trains it.
 
-    keep: how many of the newest stay. say: told where a damaged one is passed over.
+    keep: number of newest checkpoints to keep. say: called with a message when a damaged one is skipped.
     Raises CheckpointError where the folder cannot be made.
     """
 
@@ -259,7 +259,7 @@ class CheckpointWriter(Checkpoints):
     def prune(self, best: int | None = None) -> None:
         """Deletes all but the newest checkpoints and the one of step `best`.
 
-        Each is renamed first, so that no reader meets half of one.
+        Each is renamed first, so that no reader sees a half-deleted one.
         """
         for step in self.steps()[self.keep :]:
             if step == best:
@@ -274,18 +274,18 @@ class CheckpointWriter(Checkpoints):
         write_whole(self.listing, json.dumps(listing).encode())
 
     def left(self, failed: int) -> str:
-        """The newest checkpoint but the failed one, in words."""
+        """The message that names the newest checkpoint before the failed one."""
         steps = [step for step in self.steps() if step != failed]
         return f"the last good one is of step {steps[0]:,}" if steps else "there is none before it"
 
     def resumable(self, shapes: Tree, configs: Sequence[str]) -> tuple[int, Tree, Progress] | None:
-        """The newest whole checkpoint. Damaged ones are moved to `damaged/` beside the folder, and said."""
+        """The newest whole checkpoint. Damaged ones are moved to `damaged/` and reported."""
         newest = self.newest(shapes, configs, passed_over=self.put_aside)
         of_first(NONE if newest is None else newest[0])
         return newest
 
     def put_aside(self, step: int, error: CheckpointError, after: int | None) -> None:
-        """Moves a damaged checkpoint out of the way, so that its step may be written again."""
+        """Moves a damaged checkpoint away, so that its step can be saved again."""
         aside = self.folder.with_name("damaged")
         with telling(f"cannot move the damaged checkpoint of step {step:,} to {aside}"):
             aside.mkdir(exist_ok=True)
@@ -334,7 +334,7 @@ def save_state(folder: Path, arrays: Tree, about: dict[str, Any]) -> None:
 
 
 def alone() -> Any:
-    """Options by which orbax waits for no other process."""
+    """Orbax options for a single process."""
     own = jax.process_index()
     return orbax().options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=str(own)

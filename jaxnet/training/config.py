@@ -1,6 +1,6 @@
 """Config files: their fields, types and defaults; reading, checking and writing them.
 
-Functions raise ConfigError for what cannot be read, or does not hold.
+Functions raise ConfigError where a file cannot be read or a value is not allowed.
 """
 
 import math
@@ -200,7 +200,7 @@ class Config(Table):
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = Mesh()
     tensorboard: bool = False
-    """Whether TensorBoard's event files are written beside the metrics."""
+    """Whether to write TensorBoard event files too."""
     promise: Promise = Promise()
 
     @model_validator(mode="after")
@@ -237,19 +237,22 @@ class Config(Table):
         return self
 
     def resolved(self, *, written: bool = False) -> dict[str, Any]:
-        """The config as plain data without fields that are None: with all defaults, or what was `written` alone."""
+        """The config as plain data without fields that are None: with all defaults, or only the `written` keys."""
         return self.model_dump(exclude_none=True, exclude_unset=written)
 
 
 def dump_toml(config: Config) -> str:
-    """A config as a file that runs again as it is."""
+    """A config as a TOML file that can be run."""
     return tomli_w.dumps(config.resolved())
 
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a config file, for editors."""
     schema = Config.model_json_schema()
-    about = {"type": "string", "description": "Another config beside this one, over which this one is laid."}
+    about = {
+        "type": "string",
+        "description": "A config that this one is merged over; its path from this file.",
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -260,7 +263,7 @@ def json_schema() -> dict[str, Any]:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a TOML file, changed by overrides such as `train.epochs=3`.
 
-    Raises ConfigError: no such file, no TOML, or a field that does not hold.
+    Raises ConfigError: no such file, no TOML, or a value that is not allowed.
     """
     path = Path(path)
     document = {"name": re.sub(r"^\W+|[^\w.+-]", "_", path.stem)} | with_included(path)
@@ -274,7 +277,7 @@ def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, w
 
 
 def validated(table: type[Checked], data: Any, where: str) -> Checked:
-    """Data as a table of its type; `where` they came from is said in errors."""
+    """The data, checked against a table type; `where` names their source in errors."""
     try:
         return table.model_validate(data)
     except ValidationError as error:
@@ -284,7 +287,7 @@ def validated(table: type[Checked], data: Any, where: str) -> Checked:
 
 
 def with_included(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The data of a TOML file, laid over those of the file that it includes: `include = "base.toml"`, a path beside it.
+    """A TOML file merged over the file that it includes: `include = "base.toml"`, a path relative to it.
 
     A table is merged key by key, any other value replaces the included one. Raises ConfigError.
     """
@@ -352,7 +355,7 @@ MUST = {
 
 
 def told_error(error: ErrorDetails) -> str:
-    """One error in words: the place, the requirement, the value given, the repair."""
+    """The message of one error: place, requirement, value given, repair."""
     place = ".".join(str(part) for part in error["loc"] if not is_tag(part))
     kind, came = error["type"], error["input"]
     context = {key: f"{value:g}" if isinstance(value, float) else value for key, value in error.get("ctx", {}).items()}

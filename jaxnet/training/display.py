@@ -38,7 +38,7 @@ def row(line: dict[str, Any], epochs: int) -> str:
 class Display:
     """Says lines and shows progress.
 
-    log: told every line too. lost: called once where stdout cannot be written; nothing is shown from then on.
+    log: receives every line too. lost: called once when stdout cannot be written; nothing is shown after that.
     quiet: shows nothing.
     """
 

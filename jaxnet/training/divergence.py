@@ -15,7 +15,7 @@ from jaxnet.training.step import State, StepCall
 
 
 class Trouble(NamedTuple):
-    """The step, counted from 1 over the whole run, and where in it, in words."""
+    """The step, counted from 1 over the whole run, and a description of the place."""
 
     step: int
     where: str

@@ -1,6 +1,6 @@
 """A run's network, or a config's training step, as one file that JAX runs without jaxnet: `jax.export`.
 
-The file is read back and run on the first examples, and must give what the original gives.
+The file is read back and run on the first examples. Its outputs must equal the original's.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,13 +32,13 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float64": 1e-12}
 
 
 class ExportError(ValueError):
-    """A program that cannot be exported, or whose file does not give what the original gives."""
+    """A program that cannot be exported, or a file whose outputs differ from the original."""
 
 
 def export_run(folder: Path, out: Path, platforms: Sequence[str], data_dir: Path | None = None) -> str:
     """Writes a run's network in evaluation mode: (any number of examples, …) to its outputs. Its parameters are inside.
 
-    Returns what was written, in words. Raises ExportError, and as `trained_network.restore`.
+    Returns a message. Raises ExportError, and as `trained_network.restore`.
     """
     trained = restore(folder, data_dir=data_dir)
     recipe = trained.session.recipe
@@ -54,7 +54,7 @@ def export_run(folder: Path, out: Path, platforms: Sequence[str], data_dir: Path
 def export_step(config: Config, out: Path, platforms: Sequence[str], data_dir: Path | None = None) -> str:
     """Writes a config's training step: (leaves of the state, xs, ys, seed) to the leaves of the next state.
 
-    The leaves stand as `jax.tree.leaves` gives them. Returns what was written, in words. Raises ExportError, and as
+    The leaves stand as `jax.tree.leaves` gives them. Returns a message. Raises ExportError, and as
     `build`.
     """
     config = config.model_copy(update={"mesh": for_evaluation(config).mesh})

@@ -15,20 +15,20 @@ from jaxnet.training.trained_network import restore
 
 
 class Start(NamedTuple):
-    """Trained values by the dotted place of a parameter, where they come from, and the places that begin anew."""
+    """Trained values by dotted parameter name, their source run, and the parameters that are initialised anew."""
 
     given: dict[str, np.ndarray]
     source: dict[str, Any]
     anew: list[str]
 
     def line(self) -> str:
-        """The start in words."""
+        """The message at the start."""
         rest = f"; initialised anew: {', '.join(self.anew)}" if self.anew else ""
         return f"begins with {len(self.given)} parameters of {self.source['run']}, step {self.source['step']:,}{rest}"
 
 
 def trained_start(session: Session, data_dir: Path | None = None) -> Start | None:
-    """The parameters of the run `start_from` whose name and shape the network to train has too.
+    """The parameters of the run `start_from` that match a name and shape of this network.
 
     None where the config names no run.
     Raises ConfigError where no parameter fits, and as `trained_network.restore` does for the run.

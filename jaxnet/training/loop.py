@@ -130,8 +130,8 @@ def resume(folder: Path, *, data_dir: Path | None = None, overrides: Sequence[st
 def resume_together(folders: Sequence[Path], *, data_dir: Path | None = None, quiet: bool = False) -> list[Path]:
     """Resumes runs of `train_together`, in one vmapped program again, to the bits of uninterrupted ones.
 
-    folders: of all runs that began together, in the order of their seeds. They go on from the newest step of which all
-    have a checkpoint; those that diverged stay as they are. Raises as `resume` does.
+    folders: of all runs that began together, in the order of their seeds. They go on from the newest step that all
+    have a checkpoint of; diverged runs stay as they are. Raises as `resume` does.
     """
     return _resume(folders, [Run.open(folder).config().seed for folder in folders], data_dir, (), quiet)
 
@@ -186,7 +186,7 @@ def has_its_metrics(session: Session) -> None:
 
 
 def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
-    """Each run's state at the newest step for which all have a whole checkpoint; None if there is no such step.
+    """Each run's state at the newest step that all have a checkpoint of; None if there is no such step.
 
     Sets the runs' progress and metrics to that step. A run that has ended lends its place to another's state.
     """
@@ -215,7 +215,7 @@ def restored(session: Session, singles: "Sequence[Single]") -> list[Any] | None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Changes since the run began that alter its last bits, in words."""
+    """Messages about changes since the run began that can alter its last bits."""
     changed = [
         f"{name} {before.get(name)} → {now.get(name)}"
         for name in sorted(MAY_DIFFER - {"versions"})
@@ -244,7 +244,7 @@ def draw_curves(runs: Iterable[Run]) -> None:
 
 
 class Single:
-    """One seed's run: its folder, its checkpoints, how far it is, whether it has ended, and of what trouble."""
+    """The run of one seed: folder, checkpoints, progress, whether it has ended, and its error."""
 
     def __init__(self, run: Run, config: Config, config_sha256: str, stop: Stop, quiet: bool):
         self.run, self.config, self.config_sha256 = run, config, config_sha256
@@ -365,7 +365,7 @@ class Loop:
         return metric is not None and best_line(lines, metric) is lines[-1]
 
     def end_early(self, state: State) -> None:
-        """Ends the runs whose metric has not become better for so long as the config allows."""
+        """Ends the runs whose metric has not improved for `patience` epochs."""
         stop = self.session.config.train.stop_early
         for seed, single in enumerate(self.runs):
             lines = single.progress.metrics
@@ -384,7 +384,7 @@ class Loop:
         return self.step_at(single.progress.epoch, single.progress.call)
 
     def move(self, epoch: int, call: int) -> None:
-        """Notes how far the runs are."""
+        """Updates the progress of the runs."""
         seconds = self.before + time.perf_counter() - self.began
         for single in self.alive():
             single.progress = single.progress._replace(epoch=epoch, call=call, seconds=seconds)
@@ -418,7 +418,7 @@ class Loop:
         return single.display if self.session.together else self.display
 
     def show(self, epoch: int, call: int, state: State, done: int) -> None:
-        """Progress, from sums that the call gave anyway."""
+        """Updates the progress bar from the sums of the last call."""
         if self.display.bar is None:
             return
         lines = self.runs[0].progress.metrics
@@ -436,7 +436,7 @@ class Loop:
     def pause(self, state: State, best: Sequence[Single] = ()) -> None:
         """Between calls: stops where that was asked for, and writes a checkpoint where it is time.
 
-        best: runs of which one is written in any case.
+        best: runs that get one in any case.
         """
         self.latest = state
         self.stop.status = largest(self.stop.status or 0) or None
@@ -481,7 +481,7 @@ class Loop:
         raise Stopped(self.stop.status)
 
     def diverged(self, good: np.ndarray, before: State, i: int, order: Any) -> None:
-        """Ends the runs whose state is no longer sound, keeping their last good one.
+        """Ends the runs whose state has NaN or infinity, and saves their last good state.
 
         Raises DivergedError where none is left.
         """

@@ -96,7 +96,7 @@ def mean_delta_norms(net: Layer, loss: Loss) -> Callable[[Tree, jax.Array, jax.A
 
 @dataclass_tree
 class WithValue:
-    """The saved values of a layer, and its output beside them."""
+    """The saved values of a layer, and its output."""
 
     saved: Tree
     out: jax.Array

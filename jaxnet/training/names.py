@@ -83,6 +83,6 @@ def is_own(name: Any) -> bool:
 
 
 def gives_options(of: Maker, value: Any) -> bool:
-    """Whether a table beside a layer's name holds its options, and is not the one layer that is its argument."""
+    """Whether a layer's table holds options, rather than being the inner layer that is its argument."""
     one_layer = isinstance(value, dict) and len(value) == 1 and (next(iter(value)) in LAYERS or is_own(*value))
     return isinstance(value, dict) and not (one_layer and layers_in(next(iter(of.options.values()))) == "one")

@@ -1,4 +1,4 @@
-"""The types by which pydantic checks a config, made from the tables of names: one type for each name's options."""
+"""Pydantic types for configs, made from the signatures of layers, losses, models and optimizers."""
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ OWN = {"type": "string", "pattern": r"^[\w.]+:[\w.]+$", "description": "package.
 
 
 def refuse(message: str) -> PydanticCustomError:
-    """An error in words of our own; pydantic adds its place in the file."""
+    """An error with our own message; pydantic adds the key."""
     return PydanticCustomError("config", "{message}", {"message": message})
 
 
@@ -56,7 +56,7 @@ class Table(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def keys_are_known(cls, value: Any) -> Any:
-        """Before all else, so that a misspelt key is not called missing as well."""
+        """Checked first, so that a misspelt key is not reported as missing too."""
         if isinstance(value, dict):
             told = [
                 f'unknown key "{k}": {did_you_mean(k, list(cls.model_fields))}' for k in value.keys() - cls.model_fields
@@ -74,12 +74,12 @@ class OwnTable(BaseModel):
 
 
 def tag(name: str) -> Tag:
-    """The mark of a choice. It stands in brackets so that the place of an error can leave it out."""
+    """The tag of a union member. Brackets mark it, so that error messages can leave it out."""
     return Tag(f"<{name}>")
 
 
 def is_tag(part: Any) -> bool:
-    """Whether a part of an error's place is the mark of a choice."""
+    """Whether a part of an error's location is such a tag."""
     return isinstance(part, str) and part.startswith("<")
 
 
@@ -89,7 +89,7 @@ def as_written(value: Any) -> Any:
 
 
 class CheckedAs:
-    """Marks a field to be checked as another type, one that is made while the program runs."""
+    """Marks a field to be checked as a type that is made at run time."""
 
     def __init__(self, kind: Any):
         self.kind = kind

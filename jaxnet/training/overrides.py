@@ -1,6 +1,6 @@
 """Overrides on the command line: `train.epochs=3`, `model.0.dense=50`, in the notation of TOML.
 
-Functions raise ConfigError for what cannot be read, or a place that there is not.
+Functions raise ConfigError for text that cannot be read, or a key that does not exist.
 """
 
 import copy
@@ -23,7 +23,7 @@ class MissingKeyError(ConfigError):
 # the errors of tomllib and json: RecursionError where tables are too deep, ValueError for the rest
 UNREADABLE = (ValueError, RecursionError)
 
-# where a name may stand alone, to be made a table when an option is set beside it
+# keys whose value may be a name alone; setting an option makes it a table
 NAMES = {("data",), ("loss",), ("model",), ("train", "optimizer")}
 
 
@@ -31,7 +31,7 @@ MOST_LEVELS = 100  # of lists and tables inside each other
 
 
 def not_too_deep(data: Any, where: str) -> Any:
-    """Plain data, refused where they are nested so deeply that Python cannot walk them."""
+    """The data; refused if nested so deeply that Python cannot walk them."""
     level, levels = [data], 0
     while level:
         inside = [each for node in level for each in (node.values() if isinstance(node, dict) else node)]
@@ -42,7 +42,7 @@ def not_too_deep(data: Any, where: str) -> Any:
 
 
 def shortened(text: str) -> str:
-    """A text of the user's for an error."""
+    """A long text cut for a message."""
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
@@ -124,7 +124,7 @@ def index(node: Any, part: str, override: str) -> Any:
 
 
 def opened(node: Any, where: tuple[str, ...], override: str) -> Any:
-    """What stands at a place, as something that has places itself."""
+    """The value at a key, as a table or list that can be entered."""
     if isinstance(node, dict | list):
         return node
     if where in NAMES and isinstance(node, str):

@@ -1,4 +1,4 @@
-"""What a config's training step takes on each device, found by compiling it for devices that need not be here."""
+"""The memory and time of a training step on each device, by compiling it for devices that need not be here."""
 
 import json
 import math
@@ -34,7 +34,7 @@ class PlanError(ValueError):
 
 
 class StepArray(NamedTuple):
-    """An array of a step on one device: what it is, its shape there, its bytes."""
+    """An array of a step on one device: name, shape there, bytes."""
 
     name: str
     shape: str
@@ -169,7 +169,7 @@ def shapes_of_step(recipe: Recipe) -> tuple:
 
 
 def arrays(recipe: Recipe, arguments: tuple) -> Iterator[StepArray]:
-    """Parameters, optimiser's state, and what a chunk of one device's examples saves for its backward pass."""
+    """Parameters, optimiser state, and the saved values of one device's chunk of examples."""
     state = arguments[0]
     for kind, tree in (("parameter", state.params), ("optimiser", state.optimizer)):
         names = jax.tree.leaves(parameter_names(tree))
@@ -201,13 +201,13 @@ def shown(t: Any, shape: tuple[int, ...]) -> str:
 
 
 def size(bytes: float) -> str:
-    """Bytes in words."""
+    """Bytes with a unit."""
     power = min(3, int(math.log2(max(bytes, 1)) / 10))
     return f"{bytes / 2 ** (10 * power):,.4g} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def too_large(devices: str, memory: float, needed: str, largest: list[StepArray]) -> PlanError:
-    """That a step does not fit, with the largest arrays and what makes them smaller."""
+    """The error for a step that does not fit: the largest arrays, and how to make them smaller."""
     told = "; ".join(f"{each.name} {each.shape}, {size(each.bytes)}" for each in largest[:LARGEST])
     saved = sum(each.bytes for each in largest if each.name.startswith("saved"))
     mend = (

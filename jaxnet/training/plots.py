@@ -35,7 +35,7 @@ class Theme(NamedTuple):
     span: tuple[float, float]
 
     def colors(self, count: int) -> list[str]:
-        """So many colours that are told apart, in an order that is seen where there are many."""
+        """Distinct colours; many runs get an ordered colour map."""
         if count <= len(self.few):
             return list(self.few[:count])
         low, high = self.span

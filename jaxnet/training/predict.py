@@ -1,6 +1,6 @@
 """Predictions of a trained network for examples from a file: arrays, or a picture in the form of the training data.
 
-Functions raise DataError for a file that does not fit.
+Functions raise DataError for a file that does not fit the network.
 """
 
 import math
@@ -68,7 +68,7 @@ def predict(
 
 
 def data_options(trained: Trained) -> dict[str, Any]:
-    """The options of the run's data, by which its file was read."""
+    """The options of the run's data."""
     spec = trained.config.resolved()["data"]
     return spec if isinstance(spec, dict) else {}
 
@@ -236,7 +236,7 @@ def number(value: float) -> str:
 
 
 def lines(prediction: Prediction) -> Sequence[str]:
-    """The notes and, for one example, the answer in words."""
+    """The notes and, for one example, a line with its class."""
     said = list(prediction.notes)
     if prediction.classes is not None and len(prediction.classes) == 1:
         best = int(prediction.classes[0])

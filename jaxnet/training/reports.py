@@ -45,7 +45,7 @@ def report(places: Sequence[Path], out: Path | None = None, say: Callable[[str],
     """Writes report.html and curves.png of some runs; gives both files. The page of one run has its mistakes.
 
     places: runs, or folders with runs in them. out: the folder to write to; if none is given the run's own, or
-    `report` for several. say: told what is left out. Raises RunError where no run is left.
+    `report` for several. say: called for each run that is left out. Raises RunError where no run is left.
     """
     records = gathered(places, say)
     if out is None:
@@ -61,7 +61,7 @@ def report(places: Sequence[Path], out: Path | None = None, say: Callable[[str],
 
 
 def mistake_panels(records: Sequence[RunRecord], say: Callable[[str], None]) -> list[Panel]:
-    """The mistakes of one run's network. say: told why they are left out where the network cannot be evaluated."""
+    """The mistakes of one run's network. say: called with the reason if the network cannot be evaluated."""
     if len(records) > 1:
         return []
     try:
@@ -129,7 +129,7 @@ def surroundings(record: RunRecord) -> str:
 
 
 def alt(panel: Panel, records: Sequence[RunRecord]) -> str:
-    """A panel in words, for whoever does not see it."""
+    """The alternative text of a panel."""
     if not panel.epochs:
         return f"{panel.title}; {panel.words}"
     epochs = max(record.epochs() for record in records)

@@ -1,6 +1,6 @@
 """A run's folder: config, environment, metrics, log and summary. One run never writes over another.
 
-Functions raise RunError for a folder that cannot be read or written, or is no run.
+Functions raise RunError where a folder is no run, or cannot be read or written.
 """
 
 import hashlib
@@ -69,10 +69,7 @@ def data_sha256(dataset: Dataset) -> str:
 
 
 def about_data(dataset: Dataset) -> dict[str, str]:
-    """The file in which a run keeps a text's characters and window, or the names of the classes; none of a regression.
-
-    Other data are read by it.
-    """
+    """The vocabulary file of a text, or the class names file of a classification; other data are read with it."""
     if dataset.text is None:
         names = dataset.names or [str(i) for i in range(dataset.classes or 0)]
         return {CLASSES: json.dumps({"classes": names}) + "\n"} if names else {}
@@ -83,8 +80,8 @@ def about_data(dataset: Dataset) -> dict[str, str]:
 def config_sha256(config: Config, data: str, *, written: bool = False) -> str:
     """sha256 of the resolved config and of the data's hash. It must be the same when a run is resumed.
 
-    written: of what stands in the config's file alone: a run's file has every key that there was when it began, and
-    keys that jaxnet has got since do not change its hash.
+    written: of the keys in the config file alone. A run's file has every key that existed when it began, so keys that
+    were added to jaxnet later do not change its hash.
     """
     resolved = json.dumps(config.resolved(written=written), sort_keys=True)
     return hashlib.sha256(f"{resolved} {data}".encode()).hexdigest()
@@ -150,10 +147,10 @@ class Run:
         beside: dict[str, Any] | None = None,
         more: dict[str, str] | None = None,
     ) -> "Run":
-        """A new folder with all that is known before training, whole and locked as soon as it is there.
+        """A new folder with config, environment and empty metrics; it appears complete and locked.
 
         data: the data's hash. devices: as `devices.described` says. numbered: a name in `runs_dir` that is taken gets
-        -2, -3 …. beside: more for environment.json. more: further files, their contents by name.
+        -2, -3 …. beside: extra keys of environment.json. more: extra files, contents by name.
         Raises TakenError where the folder is taken, RunError where nothing can be written there.
         """
         wanted = run_dir or runs_dir / slug(config.name, overrides, config_sha256(config, data))
@@ -276,7 +273,7 @@ class Run:
         return found
 
     def mend(self, name: str) -> str:
-        """What helps where a JSON file of the folder is damaged."""
+        """The repair of a damaged JSON file."""
         if name != "summary.json":
             return "put a good copy back"
         return f"delete it, and `jaxnet resume {quoted(self.folder)}` writes it anew"
