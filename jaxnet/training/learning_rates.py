@@ -1,4 +1,4 @@
-"""The range test of learning rates: the cost of each step while the learning rate grows, and its curve.
+"""The learning-rate range test: the cost of each step while the learning rate grows.
 
 Source: Smith, Cyclical Learning Rates for Training Neural Networks, 2015, section 3.3.
 """
@@ -43,7 +43,7 @@ class RangeTest(NamedTuple):
         return float(self.rates[int(np.argmax(falls)) + span // 2])
 
     def lines(self) -> list[str]:
-        """The result in words."""
+        """The result as text."""
         steepest = self.steepest()
         if steepest is None:
             return [f"the cost does not fall between {self.rates[0]:.2g} and {self.rates[-1]:.2g}: give other bounds"]

@@ -1,6 +1,6 @@
-"""Runs as they lie on disk: read, set beside each other, and listed in a table. Nothing here writes.
+"""Runs on disk: read, compared, and listed in a table. Nothing here writes.
 
-Functions raise RunError for a folder that is no run, or cannot be read.
+Functions raise RunError where a folder is no run, or cannot be read.
 """
 
 import json
@@ -37,7 +37,7 @@ SAYS_NOTHING = ("name", "promise")  # keys of a config that change nothing about
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder says. summary: empty before the run has ended in any way."""
+    """A run read from its folder. summary: empty until the run has ended."""
 
     folder: Path
     config: dict[str, Any]
@@ -54,13 +54,13 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """finished, interrupted, diverged, or unfinished: it has not said how it ended, or was extended since."""
+        """finished, interrupted, diverged, or unfinished: it was killed, still trains, or was extended."""
         status = str(self.summary.get("status", "unfinished"))
         extended = self.epochs() < self.config.get("train", {}).get("epochs", 0)
         return "unfinished" if status == "finished" and extended and not self.summary.get("stopped_early") else status
 
     def result(self, name: str) -> float | None:
-        """A figure of the summary, or of the last line of metrics before there is one."""
+        """A number of the summary, else of the last line of metrics."""
         for found in (self.summary, self.metrics[-1] if self.metrics else {}):
             if isinstance(found.get(name), int | float):
                 return float(found[name])
@@ -139,7 +139,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def by_number(path: Path) -> list[int | str]:
-    """Sorts names with numbers in them as people do: seed=2 before seed=10."""
+    """A sort key for names with numbers: seed=2 before seed=10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", path.name))]
 
 
@@ -147,7 +147,7 @@ def by_number(path: Path) -> list[int | str]:
 
 
 def differing(records: Sequence[RunRecord]) -> dict[str, list[str]]:
-    """The keys whose values differ between the runs' configs, as overrides name them, with each run's value."""
+    """The config keys that differ between the runs, each with the runs' values."""
     configs = [{key: value for key, value in each.config.items() if key not in SAYS_NOTHING} for each in records]
     return dict(differences(configs, "")) if len(records) > 1 else {}
 
@@ -156,7 +156,7 @@ MISSING = object()  # in the place of a key that a config does not have
 
 
 def differences(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[str]]]:
-    """Where values differ: tables are compared by key, lists of one length by place, all else as a whole."""
+    """The places where values differ: tables by key, lists of equal length by position, others as a whole."""
     first = values[0]
     if all(isinstance(value, dict) for value in values):
         for key in dict.fromkeys(key for value in values for key in value):
@@ -169,7 +169,7 @@ def differences(values: Sequence[Any], path: str) -> Iterator[tuple[str, list[st
 
 
 def inline(value: Any) -> str:
-    """A value in TOML's notation, in one line."""
+    """A value as TOML, in one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -192,7 +192,7 @@ def dotted(config: Any, above: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
 
 
 def value_of(record: RunRecord, key: str) -> Any:
-    """A figure of a run, its status, its tags, or the value of a dotted key of its config; None where it has none."""
+    """A result, the status, the tags, or a config value by dotted key; None if the run has no such key."""
     if key in ("status", "tag"):
         return record.status if key == "status" else record.tags
     if (found := record.result(key)) is not None:
@@ -211,14 +211,14 @@ def sortable(value: Any) -> tuple[int, float, str]:
 
 
 def has_key(records: Sequence[RunRecord], key: str) -> None:
-    """Checks that a figure or a config key is known in one of the runs."""
+    """Checks that one of the runs has the key."""
     if records and all(value_of(record, key) is None for record in records):
         known = {name for each in records for name in (*each.summary, *dict(dotted(each.config)))}
         raise RunError(f'no run has a result or a config key "{key}": {did_you_mean(key, sorted(known))}')
 
 
 def condition(text: str) -> tuple[str, Callable[[RunRecord], bool]]:
-    """The key and the test of `KEY=VALUE`, or with `!=`, `<`, `<=`, `>` or `>=`. A run without the key fails it.
+    """The key and the test of `KEY=VALUE`, or with `!=`, `<`, `<=`, `>` or `>=`. A run without the key fails.
 
     A list equals each of its values: `tag=good`.
     """
@@ -241,9 +241,9 @@ def condition(text: str) -> tuple[str, Callable[[RunRecord], bool]]:
 
 
 def difference_lines(records: Sequence[RunRecord]) -> list[str]:
-    """Where two runs differ: config, versions and devices, data, each result, and the first epoch whose metrics differ.
+    """The differences of two runs: config, versions, devices, data, results, and the first epoch with other metrics.
 
-    A line holds a name and both runs' values. Times and rates are left out.
+    A line has a name and both values. Times and rates are left out.
     """
     lines = [f"config.{key}: {' → '.join(values)}" for key, values in differing(records).items()]
     kept = [{key: each.environment[key] for key in SURROUNDINGS if key in each.environment} for each in records]
@@ -259,7 +259,7 @@ def difference_lines(records: Sequence[RunRecord]) -> list[str]:
 
 
 def short_names(records: Sequence[RunRecord]) -> list[str]:
-    """Names for a legend: the values that differ between the runs, or their folders if none do."""
+    """Names for a legend: the config values that differ, or the folders if none do."""
     keys = differing(records)
     if keys:
         rows = zip(*keys.values(), strict=True)
@@ -274,7 +274,7 @@ def short_names(records: Sequence[RunRecord]) -> list[str]:
 
 
 def results(records: Sequence[RunRecord]) -> list[str]:
-    """The results to be told of these runs: their accuracies, or where there are none their losses."""
+    """The results to show: accuracies, or losses if there are none."""
     for names in (ACCURACIES, LOSSES):
         found = [name for name in names if any(record.result(name) is not None for record in records)]
         if found:
@@ -288,7 +288,7 @@ def heading(name: str) -> str:
 
 
 def told(name: str, value: float | None) -> str:
-    """A result's number in the unit of its heading."""
+    """A result as text, in the unit of its heading."""
     if value is None:
         return ABSENT
     if name == "seconds":
@@ -338,7 +338,7 @@ def runs_table(records: Sequence[RunRecord], labels: Sequence[str]) -> Table:
 
 
 def done(record: RunRecord) -> str:
-    """How many epochs are done, of how many, and how the run ended where it is not finished."""
+    """The number of epochs done; for an unfinished run its status and the number wanted too."""
     epochs = record.epochs()
     if record.status == "finished":
         return str(epochs)
@@ -347,12 +347,12 @@ def done(record: RunRecord) -> str:
 
 
 def console() -> Console:
-    """Standard output; wide where it is no terminal, so that a file's lines are not folded."""
+    """Standard output; wide if it is no terminal, so that lines in a file are not folded."""
     return Console() if sys.stdout.isatty() else Console(width=240)
 
 
 def print_runs(records: Sequence[RunRecord], to: Console) -> None:
-    """Prints the runs' table; where that is too wide with their folders' names, these stand below it by number."""
+    """Prints the table of runs. If it is too wide with the folders' names, they are printed below it by number."""
     folders = [str(record.folder) for record in records]
     table = runs_table(records, folders)
     if to.measure(table, options=to.options.update(max_width=10_000)).maximum <= to.width:

@@ -19,7 +19,7 @@ from jaxnet.training.trained_network import NEWEST, CheckpointChoice, Trained, r
 
 
 class SampleError(ValueError):
-    """A sample cannot be drawn. The message has the requirement, the value given, and the repair."""
+    """A sample cannot be drawn."""
 
 
 class TokenDraw(NamedTuple):

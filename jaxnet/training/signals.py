@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGHUP or a lost output: a run is asked to stop, and stops in order."""
+"""Orderly stops: Ctrl-C, SIGTERM, SIGHUP, or an output that is lost."""
 
 import errno
 import signal
@@ -27,7 +27,7 @@ class StillRunningError(Exception):
 
 
 class Stop:
-    """Whether a stop has been asked for: the exit status that it gives, and when."""
+    """A request to stop: its exit status and its time."""
 
     def __init__(self):
         self.status: int | None = None
@@ -46,7 +46,7 @@ class Stop:
 
     @property
     def overdue(self) -> bool:
-        """Whether the grace for a call under way is over."""
+        """Whether the time to wait for the current call is over."""
         # Of several processes none may leave a call that the others are in.
         return not several() and self.status is not None and time.monotonic() - self.since > GRACE_SECONDS
 

@@ -32,7 +32,7 @@ EMPTY: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 class State(NamedTuple):
-    """All that a step changes: parameters, the optimiser's state, steps done, and sums over the epoch so far.
+    """The training state: parameters, optimiser state, number of steps, sums over the epoch so far.
 
     kept: the non-trainable state of layers (`split_state`); None where there is none.
     """
@@ -45,7 +45,7 @@ class State(NamedTuple):
 
     @property
     def whole(self) -> Tree:
-        """The parameters with the non-trainable state in its place, as a network takes them in evaluation mode."""
+        """Parameters and non-trainable state together, as a network in evaluation mode takes them."""
         return with_state(self.params, self.kept)
 
 
@@ -75,7 +75,7 @@ class Private:
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """The parts of the training step.
+    """The parts of a training step.
 
     example, target: shape and dtype of one x and one y. chunks: pieces of a whole `batch`, run one after
     another; head_chunks: of each sequence, for the last layer and the loss.
@@ -109,10 +109,9 @@ class Recipe:
 
 
 def lowered(dtype: Any) -> Callable[[Layer], Layer]:
-    """A leaf layer whose matrices are cast to `dtype` before each use, and whose gradients are the originals'.
+    """A leaf layer with its matrices cast to `dtype` before each use.
 
-    The parameters stay in their own dtype outside; what is read is told of them, so that a gradient is rounded to
-    theirs alone.
+    Parameters and gradients keep their own dtype: a reading sees the uncast parameters.
     """
 
     def cast(params):
@@ -141,7 +140,7 @@ def in_precision(net: Layer, precision: str) -> Layer:
 
 
 def key_data(seed: int) -> Any:
-    """The seed as the two words of a key: plain numbers that can be stacked, sharded and exported."""
+    """The seed as the two words of a JAX key: plain numbers that can be stacked, sharded and exported."""
     return jax.random.key_data(jax.random.key(seed))
 
 
@@ -270,9 +269,9 @@ def private_gradients(recipe: Recipe, private: Private) -> Callable:
 
 
 def batch_of(recipe: Recipe, train: Tree, places: jax.Array, seed: jax.Array, step: jax.Array) -> tuple:
-    """x and y of a step's examples at these places of an epoch's order, and None.
+    """x and y of a step's examples, and None.
 
-    Where gradients are private the examples are drawn for this step alone, and the third says which of them count.
+    With private gradients the examples are drawn for this step alone; the third result is 1 for those that count.
     """
     if recipe.private is None:
         return *examples_at(train, places), None
@@ -283,7 +282,7 @@ def batch_of(recipe: Recipe, train: Tree, places: jax.Array, seed: jax.Array, st
 
 
 def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> tuple[Callable | None, int]:
-    """The gradients of a batch by a pipeline, and what must divide the batch; None where the mesh has no pipeline.
+    """The gradients of a batch by a pipeline, and the divisor of the batch size; None if the mesh has no pipeline.
 
     Raises PipelineError for a network or a mesh that cannot be one.
     """
@@ -351,10 +350,10 @@ def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[St
 
 
 def sound(state: State) -> jax.Array:
-    """Whether no loss, gradient or parameter became NaN or infinite in the epoch so far.
+    """Whether all losses, gradients and parameters of the epoch so far are finite.
 
-    What is once NaN or infinite stays so, in the parameters, in the sums, or on its way to the parameters in the
-    optimiser's state, which may hold infinities of its own.
+    A NaN or infinity stays in the parameters, the sums or the optimiser's state. The last may hold infinities of its
+    own, so it is checked for NaN alone.
     """
     held = [jnp.isfinite(t).all() for t in jax.tree.leaves((state.params, state.sums, state.kept))]
     passing = jax.tree.leaves(state.optimizer)
@@ -363,20 +362,20 @@ def sound(state: State) -> jax.Array:
 
 
 def pieces(batch: int, recipe: Recipe) -> int:
-    """Into how many equal pieces a batch or a remainder is cut, none larger than those of a whole batch."""
+    """Number of equal pieces of a batch or a remainder, none larger than those of a whole batch."""
     most = max(1, recipe.batch // recipe.chunks)
     return next(count for count in range(1, batch + 1) if batch % count == 0 and batch // count <= most)
 
 
 def sharded(mesh: Mesh | None, batch: int) -> Callable[[jax.Array], jax.Array]:
-    """Puts a batch's leading axis over the mesh; a remainder that it does not divide stays whole on every device."""
+    """Shards a batch over the mesh; a remainder that cannot be divided stays whole on every device."""
     if mesh is None or batch % batch_shares(mesh):
         return lambda t: t
     return lambda t: jax.lax.with_sharding_constraint(t, NamedSharding(mesh, PartitionSpec(batch_axes(mesh))))
 
 
 def state_shardings(recipe: Recipe) -> State:
-    """How the state lies on the mesh."""
+    """The shardings of the state."""
     assert recipe.mesh is not None
     shapes = jax.eval_shape(begin(recipe), jax.eval_shape(lambda: key_data(0)))
     whole = NamedSharding(recipe.mesh, PartitionSpec())
@@ -410,15 +409,15 @@ def epoch_calls(examples: int, batch: int, most: int) -> list[StepCall]:
 
 
 def even(steps: int, most: int) -> int:
-    """The largest call in the upper half of the allowed sizes that divides the steps, if any: it compiles once."""
+    """The largest call size above half the maximum that divides the steps, if any: it is compiled once."""
     most = min(most, steps)
     return next((size for size in range(most, most // 2, -1) if steps % size == 0), most)
 
 
 def steps_per_call(recipe: Recipe) -> int:
-    """So many steps that a call takes about a second on a small machine; from shapes alone, never from a clock.
+    """Number of steps that take about a second on a small machine, estimated from shapes alone.
 
-    Calls must begin and end at the same steps in a run and in its resumption, so that both are bit for bit the same.
+    A clock would give other calls after a resumption, and so other bits.
     """
     params = with_state(*whole_shapes(recipe))
     net_params = params if recipe.loss.init is None else params[0]

@@ -1,4 +1,4 @@
-"""Going through a sweep: a run's folder for each setting and seed, finished ones skipped, a table over the seeds."""
+"""Runs a sweep: a folder for each setting and seed; finished runs are skipped; a table of mean and spread."""
 
 import statistics
 import subprocess
@@ -27,7 +27,7 @@ ENDED = ("finished", "diverged")
 
 @dataclass
 class Outcome:
-    """The results of a setting: its finished runs, and the seeds that did not finish."""
+    """The results of a setting: finished runs, and the seeds that did not finish."""
 
     setting: Setting
     records: list[RunRecord] = field(default_factory=list)
@@ -44,12 +44,12 @@ class Outcome:
 
 
 class Earlier(NamedTuple):
-    """A run that is there already."""
+    """A run that exists already."""
 
     folder: Path
     status: str
     together: list[int]
-    """The seeds that were trained in one program with it; empty where it was trained alone."""
+    """The seeds trained in one program with it; empty if it was trained alone."""
 
 
 def run_sweep(
@@ -162,7 +162,7 @@ def groups(there: dict[int, Earlier]) -> list[list[int]]:
 
 
 def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
-    """Each setting's data as their hash, after its network was built on them: so all that is wrong is told at once.
+    """The hash of each setting's data. Builds every network first, so that errors come before any training.
 
     Raises ConfigError, DataError and ShapeError.
     """
@@ -178,9 +178,9 @@ def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
 
 
 def earlier(runs_dir: Path) -> dict[str, Earlier]:
-    """The runs in a folder by the hash of config and data; of several with one hash the one that is furthest.
+    """The runs in a folder by the hash of config and data; of several with one hash the most advanced.
 
-    A run that was extended stands by its earlier hashes too, as finished.
+    An extended run is also listed under its earlier hashes, as finished.
     """
     found: dict[str, Earlier] = {}
     for record in find_runs(runs_dir)[0] if runs_dir.is_dir() else ():
@@ -203,7 +203,7 @@ def title(setting: Setting, seeds: Sequence[int]) -> str:
 
 
 def go_on(runs: Sequence[Earlier], what: str, data_dir: Path | None, say: Say) -> None:
-    """Skips runs that have ended, resumes others; those of several that began together in one program."""
+    """Skips runs that have ended and resumes others; runs that began together are resumed in one program."""
     first = runs[0]
     if len(runs) == 1 and first.status in ENDED:
         say(f"{what}: {first.status} already, skipped: {first.folder}")
@@ -231,7 +231,7 @@ def train(setting: Setting, seeds: Sequence[int], runs_dir: Path, data_dir: Path
 
 @contextmanager
 def going_on(say: Say, fail_fast: bool) -> Iterator[None]:
-    """Names a run that another process has; one that diverges or is damaged too, if not fail_fast."""
+    """Reports a run that another process holds; also one that diverges or is damaged, unless fail_fast."""
     try:
         yield
     except (LockedError, TakenError) as error:
@@ -243,7 +243,7 @@ def going_on(say: Say, fail_fast: bool) -> Iterator[None]:
 
 
 def tell(folder: Path, say: Say) -> None:
-    """A run's results in a line."""
+    """Reports a run's results in one line."""
     run = Run.open(folder)
     summary = run.summary()
     if summary is None or summary.get("status") != "finished":

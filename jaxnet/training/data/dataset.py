@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on. The message has the requirement, the value given, and the repair."""
+    """Data that cannot be used. The message has the requirement, the value given, and the repair."""
 
 
 class Split(NamedTuple):

@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class MirrorError(Exception):
-    """Why one mirror did not deliver."""
+    """A mirror did not deliver the file."""
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$XDG_CACHE_HOME/jaxnet`, else `~/.cache/jaxnet`."""
+    """The folder for downloads: `$XDG_CACHE_HOME/jaxnet`, else `~/.cache/jaxnet`."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "jaxnet"

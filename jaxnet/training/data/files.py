@@ -1,4 +1,4 @@
-"""Files of bytes and of arrays. What a file promises is held against a limit before memory is taken for it."""
+"""Files of bytes and arrays. Declared sizes are checked before memory is taken."""
 
 import gzip
 import math
@@ -14,13 +14,13 @@ from jaxnet.training.data.dataset import DataError
 
 GZIP = b"\x1f\x8b"
 MOST_BYTES = 1 << 30
-"""What a packed file may unpack to; a file that is not packed may be as large as it is."""
+"""The largest size of an unpacked file."""
 
 UNREADABLE = (
     *(OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error),
     *(SyntaxError, TokenError, TypeError, OverflowError, NotImplementedError, KeyError),
 )
-"""What NumPy and zipfile raise for a damaged file."""
+"""The errors of NumPy and zipfile for a damaged file."""
 
 
 DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)

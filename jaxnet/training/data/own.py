@@ -1,4 +1,4 @@
-"""Data of one's own, made by Python: `"package.module:object"`."""
+"""Your own data, made by Python code: `"package.module:object"`."""
 
 import importlib
 import importlib.util
@@ -121,7 +121,7 @@ def import_object(where: str) -> Any:
 
 
 def raised(error: BaseException) -> str:
-    """An error of somebody's own code in one line, with the place."""
+    """The message of an error in user code, with its line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 

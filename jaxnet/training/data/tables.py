@@ -1,6 +1,6 @@
-"""Files of one's own: .npz with arrays, .csv with columns.
+"""Your own files: .npz with arrays, .csv with columns.
 
-Functions raise DataError for what cannot be read, or does not fit together.
+Functions raise DataError where a file cannot be read, or its parts do not fit together.
 """
 
 import csv
