@@ -23,6 +23,7 @@ RECIPES = [
     "char_lstm",
     "digits",
     "dp_mnist",
+    "kfac_mnist",
     "lenet5",
     "mlp",
     "modular_addition",
