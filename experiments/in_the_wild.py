@@ -112,6 +112,7 @@ def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
     ):
         warnings.simplefilter("ignore")
         names, failed = imported(packages)
+    jax.config.update("jax_enable_x64", False)  # some packages switch it on
     known: dict[int, tuple[Any, list[str]]] = {}
     for module in names:
         for attribute, value in attributes(sys.modules[module]):

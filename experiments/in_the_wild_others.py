@@ -154,11 +154,11 @@ def spectrum(k: int) -> jax.Array:
     return A @ A.T + jnp.eye(4)
 
 
-def iterated(a, x):
-    """Six steps of ott's loop of x ← cos(a x)."""
+def iterated(least: int, a: jax.Array, x: jax.Array) -> jax.Array:
+    """Six steps of ott's loop of x ← cos(a x), of which so many are always done."""
     step = lambda i, a, x, error: jnp.cos(a * x)  # noqa: E731
     loop = part("ott.math.fixed_point_loop:fixpoint_iter_backprop")
-    return loop(lambda *_: True, step, 6, 6, 2, a, x)
+    return loop(lambda *_: True, step, least, 6, 2, a, x)
 
 
 def unrolled(a, x):
@@ -175,7 +175,8 @@ def transport(implicit: bool, x: jax.Array, y: jax.Array) -> jax.Array:
     problem = part("ott.problems.linear.linear_problem:LinearProblem")(
         part("ott.geometry.pointcloud:PointCloud")(x, y, epsilon=0.5)
     )
-    return solver(threshold=1e-6, implicit_diff=how, use_danskin=False, min_iterations=200, max_iterations=200)(
+    # One more than the least: with as many, the loop is another one, whose backward pass is wrong.
+    return solver(threshold=1e-7, implicit_diff=how, use_danskin=False, min_iterations=190, max_iterations=200)(
         problem
     ).reg_ot_cost
 
@@ -212,7 +213,9 @@ def convolution(lhs, rhs):
 def unquantised_groups(lhs, rhs):
     """qwix's product by groups of rows with nothing quantised."""
     module = part("qwix._src.core.ragged_dot_qt")
-    return module.ragged_dot_qt(lhs, rhs, jnp.array([3, 4], jnp.int32), module.RaggedDotQtConfig(None, None))
+    return module.ragged_dot_qt(
+        lhs, rhs, jnp.array([3, 4], jnp.int32), module.RaggedDotQtConfig(lhs_qtype=None, rhs_qtype=None)
+    )
 
 
 def by_groups(lhs, rhs):
@@ -276,7 +279,8 @@ POINTS: dict[str, Point] = {
     ),
     "numpyro.distributions.util.log1mexp": one(-3, -0.1),
     "ott.math.fixed_point_loop.fixpoint_iter_backprop": through(
-        iterated, lambda: (between(0.5, 0.9, 3), between(0.2, 0.9, 3, seed=1)), unrolled, 1e-5
+        partial(iterated, 6), lambda: (between(0.5, 0.9, 3), between(0.2, 0.9, 3, seed=1)), unrolled, 1e-5,
+        "min_iterations = max_iterations, a scan; with fewer it is right",
     ),
     "ott.math.matrix_square_root.sqrtm": root_of("sqrtm", slice(0, 2)),
     "ott.math.matrix_square_root.sqrtm_only": root_of("sqrtm_only", ...),

@@ -93,7 +93,8 @@ def expand(args: Sequence, static: Sequence[int] = ()) -> tuple:
 
     At the `static` places (negative ones count from the end) a string is a number or itself, and never a shape.
     """
-    parts = [part for arg in args for part in parts_of(arg)]
+    whole = {place % len(args) for place in static} if len(args) > 1 else ()  # no string there holds several
+    parts = [part for place, arg in enumerate(args) for part in ([arg] if place in whole else parts_of(arg))]
     fixed = {place % len(parts) if parts else 0 for place in static}
 
     def read(place: int, part: Any) -> Any:

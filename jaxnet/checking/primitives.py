@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking.reference import RATIO, extrapolated
+from jaxnet.checking.reference import RATIO, central_differences, extrapolated
 
 MODULES: dict[str, Any] = {
     "jnp": jnp, "jnp.linalg": jnp.linalg, "jnp.fft": jnp.fft, "nn": jax.nn, "lax": jax.lax,
@@ -36,6 +36,14 @@ EDGES = (0.0, 1.0, -1.0, 0.5, 2.0, 1e-6, 20.0, -20.0)
 STEPS = tuple(2e-2 * RATIO**-k for k in range(7))
 CLOSE = 1e-5  # relative: what differences of differences can tell
 SHAPES = (4,), (3, 3), ()
+INSTEAD: dict[str, Any] = {
+    "axis": 0, "axes": (0,), "axis1": 0, "axis2": -1, "source": 0, "destination": -1, "dimension": 0,
+    "dimensions": (0,), "shape": (2, 2), "sizes": (2, 3), "new_sizes": (2, 2), "pad_width": 1, "shift": 1, "repeats": 2,
+    "reps": 2, "num": 3, "indices": (0, 2), "obj": (1,), "indices_or_sections": 2, "n": 2, "d": 1, "k": 1,
+    "exponents": 2, "y_int": 2, "dtype": "float64", "new_dtype": "float64", "start_index": 1, "limit_index": 3,
+    "num_classes": 4, "max_iter": 10,
+}  # fmt: skip
+"""Arguments that are no arrays of numbers, by name."""
 NOT_ASKED = {"save", "savez", "load", "fromfile", "frombuffer", "empty", "empty_like", "printoptions"}
 
 
@@ -64,15 +72,28 @@ def functions() -> Iterator[tuple[str, Callable]]:
             yield f"{prefix}.{name}", value
 
 
-def arity(function: Callable) -> int:
-    """How many arguments must be given."""
+def drawn(function: Callable, rng: np.random.Generator, low: float, high: float, shape: tuple) -> dict[str, Any]:
+    """A function's arguments by name: a number or a shape where the name says so, else random numbers."""
     if isinstance(function, jnp.ufunc):
-        return function.nin
-    try:
-        asked = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    return max(1, sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in asked))
+        names = [f"x{k}" for k in range(function.nin)]
+    else:
+        try:
+            asked = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            asked = ()
+        kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        names = [p.name for p in asked if p.default is p.empty and p.kind in kinds] or ["x"]
+    values = {name: INSTEAD[name] if name in INSTEAD else rng.uniform(low, high, shape) for name in names}
+    return {name: v @ v.T + np.eye(3) if np.shape(v) == (3, 3) else v for name, v in values.items()}
+
+
+def of_arrays(function: Callable, args: dict[str, Any]) -> tuple[Callable, tuple]:
+    """The function of its arrays alone, the rest of its arguments held, and the arrays."""
+    arrays = [name for name in args if name not in INSTEAD]
+    return (
+        lambda *values: function(*{**args, **dict(zip(arrays, values, strict=True))}.values()),
+        tuple(args[name] for name in arrays),
+    )
 
 
 def cost_of(function: Callable, rng: np.random.Generator, args: tuple) -> Callable | None:
@@ -93,105 +114,90 @@ def cost_of(function: Callable, rng: np.random.Generator, args: tuple) -> Callab
     return cost
 
 
-def inputs_of(function: Callable, rng: np.random.Generator) -> tuple[tuple, Callable] | None:
-    """The first inputs that a function takes and where it is finite and moves, with its cost; None where none is."""
+def inputs_of(function: Callable, rng: np.random.Generator) -> tuple[Callable, tuple, Callable] | None:
+    """A function of arrays, the first of them that it takes and where it is finite and moves, its cost; else None."""
     for shape in SHAPES:
         for low, high in DOMAINS:
-            args: tuple = tuple(rng.uniform(low, high, shape) for _ in range(arity(function)))
-            if len(shape) == 2:
-                args = tuple(a @ a.T + np.eye(3) for a in args)
+            call, args = of_arrays(function, drawn(function, rng, low, high, shape))
             try:
-                cost = cost_of(function, rng, args)
+                cost = cost_of(call, rng, args)
                 moves = cost is not None and any(np.any(g) for g in jax.grad(cost, tuple(range(len(args))))(*args))
             except Exception:  # it is no function of such arrays, or has no derivative
                 continue
             if cost is not None and moves:
-                return args, cost
+                return call, args, cost
     return None
 
 
-def edges_of(function: Callable, args: tuple, rng: np.random.Generator) -> tuple[tuple, Callable] | None:
-    """An elementwise function's arguments at the edges of domains, as far as it is finite there; else None."""
+def edges_of(function: Callable, args: tuple) -> np.ndarray | None:
+    """Points at the edges of domains where an elementwise function is finite, a row for each; None for other ones."""
     if not 1 <= len(args) <= 2 or np.shape(args[0]) != (4,):
         return None
-    grid = np.stack(np.meshgrid(*[EDGES] * len(args)), -1).reshape(-1, len(args)).T
+    grid = np.stack(np.meshgrid(*[EDGES] * len(args)), -1).reshape(-1, len(args))
     try:
-        out = function(*grid)
-        if jax.tree.structure(out) != jax.tree.structure(0) or np.shape(out) != grid[0].shape or np.iscomplexobj(out):
+        out = function(*grid.T)
+        if jax.tree.structure(out) != jax.tree.structure(0) or np.shape(out) != (len(grid),) or np.iscomplexobj(out):
             return None
-        alone = np.stack([np.asarray(function(*column)) for column in grid.T[:3, :, None]]).ravel()
-        if not np.allclose(alone, np.asarray(out)[:3], equal_nan=True):  # a sum or a sort over all, not elementwise
-            return None
-        kept = tuple(row[np.isfinite(out)] for row in grid)
-        cost = cost_of(function, rng, kept) if kept[0].size else None
+        alone = np.stack([np.asarray(function(*row[:, None])) for row in grid[:3]]).ravel()
     except Exception:  # it refuses such inputs
         return None
-    return None if cost is None else (kept, cost)
+    if not np.allclose(alone, np.asarray(out)[:3], equal_nan=True):  # a sum or a sort over all, not elementwise
+        return None
+    return grid[np.isfinite(out)]
 
 
-def flat(cost: Callable, args: tuple) -> tuple[Callable, np.ndarray]:
-    """The cost of one vector, and the vector."""
+def flat(cost: Callable, args: tuple) -> Callable:
+    """The cost as a function of one vector."""
     shapes, ends = [np.shape(a) for a in args], np.cumsum([np.size(a) for a in args])[:-1]
-
-    def whole(vector):
-        return cost(*(part.reshape(s) for part, s in zip(jnp.split(vector, ends), shapes, strict=True)))
-
-    return whole, np.concatenate([np.ravel(a) for a in args])
+    return lambda v: cost(*(part.reshape(s) for part, s in zip(jnp.split(v, ends), shapes, strict=True)))
 
 
-def table_of(cost: Callable, x: jax.Array) -> jax.Array:
-    """Central differences of a cost in every entry, a row for each step."""
-
-    def one(step, i):
-        up, down = (x.at[i].add(sign * step * jnp.maximum(jnp.abs(x[i]), 0.1)) for sign in (1, -1))
-        return (cost(up) - cost(down)) / (up[i] - down[i])
-
-    return jax.lax.map(
-        lambda step: jax.lax.map(lambda i: one(step, i), jnp.arange(x.size)), jnp.asarray(STEPS, x.dtype)
-    )
-
-
-def derivatives(cost: Callable, x: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-    """First and second derivatives of a cost by every way, by name."""
+def derivatives(cost: Callable, points: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+    """First and second derivatives of a cost at each point, a row, by every way, by name."""
     grad = jax.grad(cost)
 
     def along(v):
         return grad(v) @ u
 
+    def differences(function: Callable, v):
+        steps = jnp.asarray(STEPS, v.dtype)
+        scale = jnp.maximum(jnp.abs(v), 0.1)
+        return jax.lax.map(lambda step: central_differences(function, v, step * scale), steps)
+
     def run(v):
         return {
             "reverse": grad(v),
             "forward": jax.jacfwd(cost)(v),
-            "differences": table_of(cost, v),
+            "differences": differences(cost, v),
             "second, reverse": jax.grad(along)(v),
             "second, forward": jax.jacfwd(along)(v),
-            "second, differences": table_of(along, v),
+            "second, differences": differences(along, v),
         }
 
-    return {name: np.asarray(value) for name, value in jax.jit(run)(jnp.asarray(x)).items()}
+    return {name: np.asarray(value) for name, value in jax.jit(jax.vmap(run))(jnp.asarray(points)).items()}
 
 
-def compared(name: str, cost: Callable, args: tuple, rng: np.random.Generator, edges: bool) -> list[Disagreement]:
-    """The disagreements of one function at one point; at `edges` only where differences converge."""
-    whole, x = flat(cost, args)
-    found, tables = [], derivatives(whole, x, rng.uniform(0.5, 1.5, x.shape))
+def compared(name: str, cost: Callable, points: np.ndarray, rng: np.random.Generator) -> list[Disagreement]:
+    """The disagreements of one function at some points, each a row; of several only where differences converge."""
+    found, tables = [], derivatives(cost, points, rng.uniform(0.5, 1.5, points.shape[1]))
     for order in ("", "second, "):
         reverse, forward = tables[f"{order}reverse"], tables[f"{order}forward"]
-        numeric, sure = extrapolated_entries(tables[f"{order}differences"])
-        for other, said, mask in ((forward, "forward", sure | (not edges)), (numeric, "differences", sure)):
-            found += at_worst(name, f"{order}reverse against {said}", reverse, other, mask, x, CLOSE)
-    steep = np.abs(tables["reverse"]) + np.abs(x * tables["second, reverse"])
-    for dtype in (jnp.float32, jnp.bfloat16):
-        rounded = jnp.asarray(x, dtype)
-        if not np.isfinite(steep).all():
-            break
+        numeric, sure = extrapolated_entries(np.moveaxis(tables[f"{order}differences"], 1, 0))
+        for other, said, mask in ((forward, "forward", sure | (len(points) == 1)), (numeric, "differences", sure)):
+            found += at_worst(name, f"{order}reverse against {said}", reverse, other, mask, points, CLOSE)
+    steep = np.abs(tables["reverse"]) + np.abs(points * tables["second, reverse"])
+    gradient = jax.jit(jax.vmap(jax.grad(cost)))
+    for dtype in (jnp.float32, jnp.bfloat16) if np.isfinite(steep).all() else ():
+        rounded = jnp.asarray(points, dtype)
         try:
-            got = np.asarray(jax.jit(jax.grad(whole))(rounded), np.float64)
-            exact = np.asarray(jax.jit(jax.grad(whole))(jnp.asarray(rounded, jnp.float64)))
+            got = np.asarray(gradient(rounded), np.float64)
         except Exception:  # there is no such function in this dtype
             continue
+        exact = np.asarray(gradient(jnp.asarray(rounded, jnp.float64)))
         off = np.abs(got - exact) > 1e3 * float(jnp.finfo(dtype).eps) * (steep + np.abs(exact).max() * 1e-2)
-        found += at_worst(name, f"{jnp.dtype(dtype).name} against float64", got, exact, off | np.isnan(got), x, 0.5)
+        found += at_worst(
+            name, f"{jnp.dtype(dtype).name} against float64", got, exact, off | np.isnan(got), points, 0.5
+        )
     return found
 
 
@@ -204,8 +210,8 @@ def extrapolated_entries(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def at_worst(
-    name: str, what: str, a: np.ndarray, b: np.ndarray, where: np.ndarray, x: np.ndarray, close: float
-) -> list:
+    name: str, what: str, a: np.ndarray, b: np.ndarray, where: np.ndarray, points: np.ndarray, close: float
+) -> list[Disagreement]:
     """One disagreement where two derivatives differ by more than `close` of their size; none where they agree."""
     scale = np.maximum(np.abs(a), np.abs(b)) + 1e-3
     with np.errstate(invalid="ignore"):
@@ -213,8 +219,9 @@ def at_worst(
     off = np.where(np.isnan(a) & np.isnan(b), 0, off)
     if not (off > close).any():
         return []
-    i = int(np.argmax(off))
-    return [Disagreement(name, what, f"x = {x[i]:.6g}", (float(a[i]), float(b[i])))]
+    i = np.unravel_index(np.argmax(off), off.shape)
+    at = points[i[0]] if len(points) > 1 else points[i][None]
+    return [Disagreement(name, what, f"x = {', '.join(f'{x:.6g}' for x in at)}", (float(a[i]), float(b[i])))]
 
 
 def check_function(name: str, function: Callable, seed: int = 0) -> list[Disagreement] | None:
@@ -225,15 +232,16 @@ def check_function(name: str, function: Callable, seed: int = 0) -> list[Disagre
         asked = inputs_of(function, rng)
         if asked is None:
             return None
+        call, args, cost = asked
+        drawn_at = flat(cost, args), np.concatenate([np.ravel(a) for a in args])[None]
         found = []
-        for edges, point in enumerate((asked, edges_of(function, asked[0], rng))):
-            if point is not None:
+        for each, points in (drawn_at, (lambda v: jnp.sum(call(*jnp.split(v, len(args)))), edges_of(call, args))):
+            if points is not None and len(points):
                 try:
-                    found += compared(name, point[1], point[0], rng, bool(edges))
+                    found += compared(name, each, points, rng)
                 except Exception as error:
-                    found.append(
-                        Disagreement(name, f"a derivative raises {type(error).__name__}", "", (np.nan, np.nan))
-                    )
+                    raises = f"a derivative raises {type(error).__name__}"
+                    found.append(Disagreement(name, raises, "", (np.nan, np.nan)))
     return found
 
 

@@ -195,33 +195,38 @@ class Runs:
 
         flat, back = flattened(values)
         scale = jnp.maximum(jnp.abs(flat), 0.1)
-        entries = jnp.arange(size)
 
         def cost(vector, part=jnp.real):
             return sum(part(jnp.sum(s * o)) for s, o in zip(seed, call(back(vector)), strict=True))
-
-        def central(step):
-            def one(i):
-                up, down = (flat.at[i].add(sign * step * scale[i]) for sign in (1, -1))
-                return (cost(up) - cost(down)) / (up[i] - down[i])
-
-            return jax.lax.map(one, entries)
 
         def complex_step(i):
             moved = jnp.asarray(flat, jnp.complex128).at[i].add(1j * COMPLEX_STEP)
             return cost(moved, jnp.imag) / COMPLEX_STEP
 
-        outs, table = jax.jit(lambda steps: (call(values), jax.lax.map(central, steps)))(jnp.asarray(STEPS, flat.dtype))
+        def all_of(steps):
+            return call(values), jax.lax.map(lambda step: central_differences(cost, flat, step * scale), steps)
+
+        outs, table = jax.jit(all_of)(jnp.asarray(STEPS, flat.dtype))
         best, levels = extrapolated(np.asarray(table, np.float64))
         self.curve[:] = zip(STEPS[1:], levels, strict=True)
         try:
-            exact = np.asarray(jax.jit(lambda: jax.lax.map(complex_step, entries))(), np.float64)
+            exact = np.asarray(jax.jit(lambda: jax.lax.map(complex_step, jnp.arange(size)))(), np.float64)
         except Exception:  # the function is not for complex numbers
             exact = best
         if exact is not best and np.abs(exact - best).max() <= 8 * min(levels) + 1e-9 * np.abs(best).max():
             best = exact
             self.curve.append((COMPLEX_STEP, float(np.finfo(np.float64).eps * np.abs(best).max())))
         return [widened(o) for o in outs], [widened(part) for part in back(jnp.asarray(best))]
+
+
+def central_differences(cost: Callable, x: jax.Array, steps: jax.Array) -> jax.Array:
+    """(c(x + h e_i) − c(x − h e_i)) / 2h for every entry, each with a step of its own."""
+
+    def one(i):
+        up, down = (x.at[i].add(sign * steps[i]) for sign in (1, -1))
+        return (cost(up) - cost(down)) / (up[i] - down[i])
+
+    return jax.lax.map(one, jnp.arange(x.size))
 
 
 def extrapolated(table: np.ndarray) -> tuple[np.ndarray, list[float]]:

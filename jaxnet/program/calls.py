@@ -87,8 +87,14 @@ def cannot_open(eqn: Any) -> str:
 
 
 def as_closed(program: Any) -> ClosedJaxpr:
-    """A program with its constants; JAX keeps some without, where there are none."""
-    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+    """A program with its constants; where they are not beside it, they become its first inputs."""
+    if isinstance(program, ClosedJaxpr):
+        return program
+    if program.constvars:
+        names = program.debug_info._replace(arg_names=None)
+        inputs = [*program.constvars, *program.invars]
+        program = program.replace(constvars=[], invars=inputs, debug_info=names)
+    return ClosedJaxpr(program, ())
 
 
 def programs_in(value: Any) -> Iterator[ClosedJaxpr]:

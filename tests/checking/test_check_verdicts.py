@@ -485,3 +485,9 @@ def test_a_row_wholly_masked_is_tried():
         return p * (g - (p * g).sum(-1, keepdims=True)), None
 
     assert "a row of zeros" in check(rule(softmax, backward), "float32[4,5], bool[4,5]", diagnose=False).wrong[0].dtype
+
+
+def test_a_static_string_is_no_list_of_inputs():
+    product = jax.custom_jvp(jnp.einsum, nondiff_argnums=(0,))
+    product.defjvp(lambda to, x, dx: (product(to, *x), product(to, dx[0], x[1]) + product(to, x[0], dx[1])))
+    assert check(product, "ij,jk->ki", jnp.outer(X[:2], X[:3]), jnp.outer(X[:3], X), seeds=1, also=False).ok

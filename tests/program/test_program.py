@@ -128,3 +128,11 @@ def test_a_rule_says_which_of_its_inputs_do_not_depend_on_the_arguments():
 )
 def test_random_numbers_in_a_program_are_found(function, draws):
     assert draws_numbers(jax.make_jaxpr(function)(jnp.ones(2))) is draws
+
+
+def test_a_program_without_its_constants_takes_them_as_inputs():
+    table = jnp.arange(3.0)
+    made = jax.make_jaxpr(lambda x: jnp.sum(x * table))(table)
+    assert made.jaxpr.constvars
+    closed = calls.as_closed(made.jaxpr)
+    assert jax.core.eval_jaxpr(closed.jaxpr, closed.consts, table, table + 1) == [8.0]
