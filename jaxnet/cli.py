@@ -537,7 +537,10 @@ def explain(
     ] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print the equations as LaTeX.")] = False,
-    figure: Annotated[Path | None, typer.Option(help="Draw the network into this file: .svg, .png or .pdf.")] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Draw the network, or with --walk its steps: .svg, .png, .pdf; .gif moves, a run too."),
+    ] = None,
     sheet: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="N exercise sheets with answers: --html FILE, or --latex."),

@@ -14,10 +14,10 @@ import jax
 from jaxnet.explaining.derive import chain_of, derive
 from jaxnet.explaining.exercise import exercise
 from jaxnet.explaining.expressions import latex
-from jaxnet.explaining.figures import write_figure
+from jaxnet.explaining.figures import Picture, pictures_of_run, pictures_of_walk, write_figure
 from jaxnet.explaining.formulas import FormulaError, Tried, trial_lines, tried_on, try_formula
 from jaxnet.explaining.functions import FunctionSubject, derivation_of_function
-from jaxnet.explaining.guided_walk import walk_steps
+from jaxnet.explaining.guided_walk import walk_blocks, walk_steps
 from jaxnet.explaining.history import History, at_moments, history_lines, movements
 from jaxnet.explaining.model import Derivation, Line, to_dict
 from jaxnet.explaining.notation import ExplainError, Notation
@@ -87,7 +87,7 @@ def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
                 batch=(subject.xs, subject.ys) if options.batch else None, examples=examples_of(subject),
             )  # fmt: skip
         if options.figure is not None:
-            write_figure(options.figure, chain_of(observed, options.notation))
+            write_figure(options.figure, pictures(subject, observed, derivation, options))
         if options.json_file is not None:
             write_json(options.json_file, derivation)
             if str(options.json_file) == "-":
@@ -97,13 +97,23 @@ def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
         print(file)
 
 
+def pictures(subject: ExplainedNetwork, observed: Observed, derivation: Derivation, options: Options) -> list[Picture]:
+    """What --figure draws: with --walk, or as a GIF without a run, the walk; of a run as a GIF its moments."""
+    moving, chain = options.figure is not None and options.figure.suffix == ".gif", chain_of(observed, options.notation)
+    if moving and subject.history is not None and subject.history.moments and not options.walk:
+        return pictures_of_run(observed, subject.history, options.notation)
+    if moving or options.walk:
+        return pictures_of_walk(chain, walk_steps(observed, derivation, options.notation), moving=moving)
+    return [Picture(chain)]
+
+
 def show_sheets(observed: Observed, seed: int, options: Options) -> None:
     """Writes exercise sheets as a page, or prints them as LaTeX.
 
     Raises `ExplainError` where neither is asked for.
     """
     from jaxnet.explaining import sheets
-    from jaxnet.explaining.page import template
+    from jaxnet.explaining.template_files import template
 
     if (options.html_file is None) == (not options.latex):
         raise ExplainError("--sheet is written as a page, --html FILE, or printed as LaTeX, --latex: give one of them")
@@ -176,7 +186,7 @@ def show(subject: ExplainedNetwork, observed: Observed, derivation: Derivation, 
             print(line, flush=True)
         return
     if options.walk:
-        walk(walk_steps(observed, derivation, options.notation, width))
+        walk(walk_blocks(walk_steps(observed, derivation, options.notation), width))
         return
     if options.step:
         walk(steps(derivation, digits=digits, width=width, layer=None if options.layer is None else str(options.layer)))

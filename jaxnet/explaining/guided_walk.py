@@ -6,40 +6,85 @@ Its sentences stand in `templates/walk.txt.j2`; here are the symbols and numbers
 from __future__ import annotations
 
 import textwrap
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jaxnet.explaining.derive import Derivation, chain_of
+from jaxnet.explaining.drawing import drawing
 from jaxnet.explaining.expressions import Transposed, written
+from jaxnet.explaining.model import WhyTranspose
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.notes import prime, slope
 from jaxnet.explaining.numbers import one, vector
 from jaxnet.explaining.observe import Observed
-from jaxnet.explaining.page import template
+from jaxnet.explaining.template_files import template
 from jaxnet.explaining.why import NUDGE, cost_from
 from jaxnet.explaining.whytext import check_line, entry, plus, some, weight
 
 MOST = 4  # units whose sums are written out
+MOST_PRODUCTS = 8  # written on the edges
 
 
-def walk_steps(observed: Observed, derivation: Derivation, symbols: Notation, width: int = 100) -> list[str]:
-    """The steps of the walk as blocks of text, at the dense layer that the derivation explains.
+@dataclass(frozen=True)
+class WalkStep:
+    """A step: its title, its sentences and equations, and what it lights in the drawing of the network.
+
+    units: (item, index) as `Column.item` and `Unit.index` count them. edges: (item, index), with the product on each.
+    """
+
+    title: str
+    lines: tuple[str, ...]
+    units: tuple[tuple[int, int], ...] = ()
+    edges: dict[tuple[int, int], str] = field(default_factory=dict)
+
+
+def walk_steps(observed: Observed, derivation: Derivation, symbols: Notation) -> list[WalkStep]:
+    """The steps of the walk, at the dense layer that the derivation explains.
 
     Raises `ExplainError` for a network without a dense layer.
     """
     if not derivation.why:
         raise ExplainError("--walk follows the error through a dense layer, and this network has none: try --step")
     text = template("walk.txt.j2").render(values(observed, derivation, symbols))
-    steps = [each.splitlines() for each in text.removeprefix("## ").split("\n## ")]
+    found, columns = [], [column.item for column in drawing(chain_of(observed, symbols).places).columns]
+    for each in text.removeprefix("## ").split("\n## "):
+        heading, *lines = each.splitlines()
+        title, _, shown = heading.partition(" | ")
+        found.append(WalkStep(title, tuple(filter(None, lines)), *lit(shown, derivation.why[0], columns)))
+    return found
+
+
+def lit(shown: str, why: WhyTranspose, columns: list[int]) -> tuple[tuple, dict]:
+    """The units and the edges that a step is about; none of a network that is not drawn."""
+    if not columns or not shown:
+        return (), {}
+    above, below, u = why.item, columns[columns.index(why.item) - 1], why.nudge.unit
+    (out, into), delta, W = why.shape, why.rows.delta, why.rows.W
+    ups, downs = [(above, j) for j in range(out)], [(below, i) for i in range(into)]
+    if shown == "output":
+        return (ups[0],), {}
+    if shown == "weight":
+        return (ups[0], downs[u]), {(above, u): f"{one(float(delta[0]), 3)} × {one(why.paths.weight_input, 3)}"}
+    if shown == "gate":
+        return tuple(downs), {}
+    to = [u] if shown == "paths" else range(into)
+    sent = {(above, j * into + i): one(float(delta[j] * W[j, i]), 3) for i in to for j in range(out)}
+    if shown == "weights" or len(sent) > MOST_PRODUCTS:
+        sent = dict.fromkeys(sent, "")
+    return (*ups, *(downs[i] for i in to)), sent
+
+
+def walk_blocks(steps: list[WalkStep], width: int = 100) -> list[str]:
+    """The steps as blocks of text."""
     blocks = []
-    for i, (title, *lines) in enumerate(steps, 1):
-        hang = ["    " if line.startswith("  ") else "" for line in lines]
-        folded = [each for line, blank in zip(lines, hang, strict=True)
+    for i, step in enumerate(steps, 1):
+        hang = ["    " if line.startswith("  ") else "" for line in step.lines]
+        folded = [each for line, blank in zip(step.lines, hang, strict=True)
                   for each in textwrap.wrap(line, width, subsequent_indent=blank)]  # fmt: skip
-        blocks.append("\n".join([f"{i} of {len(steps)}   {title}", *folded]))
+        blocks.append("\n".join([f"{i} of {len(steps)}   {step.title}", *folded]))
     return blocks
 
 

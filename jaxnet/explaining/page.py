@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from jaxnet.explaining.live import specification
 from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, Notation, notation
 from jaxnet.explaining.observe import Observed
 from jaxnet.explaining.run_charts import run_charts
+from jaxnet.explaining.template_files import template, text
 from jaxnet.explaining.variants import merged
 from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View
 
@@ -79,22 +79,6 @@ def notations(first: Notation, observed: Observed) -> list[Notation]:
 def name_of(each: Notation) -> str:
     """The script's name of a notation: nielsen 1 out-in."""
     return f"{each.name} {each.first} {each.weights}"
-
-
-def text(name: str) -> Markup:
-    """A file beside the templates, as it is."""
-    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
-
-
-@cache
-def template(name: str) -> Any:
-    """A template of this room, compiled once."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("jaxnet.explaining"), autoescape=lambda name: ".html." in (name or ""), trim_blocks=True,
-        lstrip_blocks=True, undefined=StrictUndefined,
-    ).get_template(name)  # fmt: skip
 
 
 def json_of(data: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from jaxnet.explaining.expressions import (
     Transposed,
     entry,
 )
+from jaxnet.explaining.guided_walk import WalkStep, walk_steps
 from jaxnet.explaining.layouts import layouts, tensor
 from jaxnet.explaining.lines import Chain, inside, oriented
 from jaxnet.explaining.mathml import equation, math, mathml
@@ -111,6 +113,16 @@ class View:
                 )
             )  # fmt: skip
         return found
+
+    @cached_property
+    def walk(self) -> list[WalkStep]:
+        """The walk through the dense layer that is asked about first; empty where there is none."""
+        return walk_steps(self.chain.observed, self.d, self.n) if self.d.why else []
+
+    @staticmethod
+    def lights(step: WalkStep) -> str:
+        """What a step lights, for the script: [[layer, unit], …] and [[layer, edge, product], …]."""
+        return json.dumps([step.units, [(*edge, product) for edge, product in step.edges.items()]])
 
     @property
     def picker(self) -> list[Asked]:

@@ -255,6 +255,7 @@
 
   startChoices();
   if (spec) startFields();
+  paths.startWalk();
   if (data.run) startRun();
   startMarks();
   reachable();

@@ -16,7 +16,7 @@ const paths = (() => {
   const added = texts => texts.join(" + ").replaceAll("+ −", "− ");
 
   function label(edge, text) {  // a product on an edge, nearer to its end than to the crowded middle
-    const at = axis => Number(edge.getAttribute(`${axis}1`)) * 0.35 + Number(edge.getAttribute(`${axis}2`)) * 0.65;
+    const at = axis => Number(edge.getAttribute(`${axis}1`)) * 0.22 + Number(edge.getAttribute(`${axis}2`)) * 0.78;
     const made = document.createElementNS(edge.namespaceURI, "text");
     made.setAttribute("class", "product");
     made.setAttribute("x", at("x"));
@@ -146,10 +146,37 @@ const paths = (() => {
     for (const unit of all(".unit")) unit.addEventListener("click", () => choose("unit", unit.dataset.z, unit.dataset.k));
   }
 
+  // ----------------------------------------------------------------------------------------- the guided walk
+
+  function step(to) {  // shows a step of the walk, and what it is about in the drawing
+    const steps = all("#walk li"), [units, edges] = JSON.parse(steps[to].dataset.lights);
+    steps.forEach((each, i) => { each.hidden = i !== to; });
+    one("#walk-at").textContent = `${to + 1} of ${steps.length}`;
+    one("#walk-back").disabled = to === 0;
+    one("#walk-next").disabled = to === steps.length - 1;
+    choose(null);
+    if (!units.length || !one(".drawing")) return;
+    one(".drawing").classList.add("following");
+    for (const [item, k] of units) unitsOf(item)[k].classList.add("lit");
+    for (const [item, k, product] of edges) {
+      edgesOf(item)[k].classList.add("lit");
+      if (product) label(edgesOf(item)[k], product);
+    }
+  }
+
+  function startWalk() {
+    if (!one("#walk")) return;
+    let now = 0;
+    one("#walk-back").addEventListener("click", () => step(now = Math.max(0, now - 1)));
+    one("#walk-next").addEventListener("click", () => step(now = Math.min(all("#walk li").length - 1, now + 1)));
+    step(0);
+    clear();  // lit from the first click on
+  }
+
   function update(values) {
     now = values;
     if (chosen) show();
   }
 
-  return {start, update, choose};
+  return {start, startWalk, update, choose};
 })();
