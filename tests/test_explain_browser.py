@@ -304,6 +304,42 @@ def test_a_unit_s_paths_have_their_products_and_sum_and_a_weight_has_one(tab):
     assert tab.locator(".lit").count() == tab.locator(".product").count() == 0
 
 
+def test_the_walk_lights_what_its_sentences_are_about(tab):
+    tab.reload()
+    seen = {}
+    for _ in range(tab.locator("#walk li").count()):
+        title = tab.locator("#walk li:not([hidden]) h3").inner_text()
+        products = [
+            float(each.replace("−", "-")) for each in tab.locator(".product").all_inner_texts() if "×" not in each
+        ]
+        seen[title] = (tab.locator(".edge.lit").count(), tab.locator(".unit.lit").count(), products)
+        if tab.locator("#walk-next").is_enabled():
+            tab.locator("#walk-next").click()
+    assert tab.locator("#walk-at").inner_text() == "10 of 10"
+    assert seen["One weight, one path"][:2] == (1, 2)
+    assert seen["All weights"][:2] == (6, 5)
+    assert seen["relu′ is a gate"][:2] == (0, 3)
+    back = values(tab, "why.2.back")
+    edges, units, products = seen["One unit, several paths"]
+    assert (edges, units) == (2, 3)
+    assert sum(products) == pytest.approx(back[0], abs=2e-3)
+    np.testing.assert_allclose(np.reshape(seen["The sum runs along a column"][2], (3, 2)).sum(1), back, atol=2e-3)
+    tab.locator("#walk-back").click()
+    assert tab.locator("#walk li:not([hidden]) h3").inner_text() == "The other layout"
+
+
+@pytest.mark.parametrize("width", [360, 800])
+def test_picture_and_sentence_are_seen_together_on_a_narrow_screen(tab, width):
+    tab.set_viewport_size({"width": width, "height": 740})
+    tab.reload()
+    tab.locator("#walk-next").click()
+    tab.locator("#walk li:not([hidden]) p").last.scroll_into_view_if_needed()
+    for shown in (".drawing svg", "#walk li:not([hidden]) h3"):
+        box = tab.locator(shown).bounding_box()
+        assert box["y"] >= -1, shown
+        assert box["y"] + box["height"] <= 741, shown
+
+
 def test_the_error_goes_back_step_by_step(tab):
     said = tab.locator("#paths-said")
     for n, lit in enumerate(((2, 0), (2, 6), (5, 6), (5, 12), (7, 12)), 1):

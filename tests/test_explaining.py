@@ -35,7 +35,7 @@ from jaxnet.explaining.expressions import (
 from jaxnet.explaining.formulas.formula_values import evaluate
 from jaxnet.explaining.formulas.parse import parse
 from jaxnet.explaining.formulas.quantities import near, scope_of
-from jaxnet.explaining.guided_walk import walk_steps
+from jaxnet.explaining.guided_walk import walk_blocks, walk_steps
 from jaxnet.explaining.layouts import cheapest_order, multiplications
 from jaxnet.explaining.steps import question_lines, steps
 from jaxnet.explaining.subjects import at, of_target
@@ -189,7 +189,7 @@ def test_what_people_ask_is_answered(derivation, key):
 def test_the_walk_holds_in_its_own_numbers(observed, name, weights):
     """Every sum adds up, and the network that is run again moves as the chain rule says."""
     symbols = notation(name, weights=weights)
-    text = "\n".join(walk_steps(observed, derive(observed, symbols), symbols, 1000))
+    text = "\n".join(walk_blocks(walk_steps(observed, derive(observed, symbols), symbols), 1000))
     for title in ("One weight, one path", "One unit, several paths", "All units: the transpose", "relu′ is a gate",
                   "A batch", "The other layout", "Any layer"):  # fmt: skip
         assert f" of 10   {title}" in text
@@ -211,7 +211,7 @@ def test_the_walk_measures_the_network(observed):
     """A wrong error is seen: what the network does is not what the chain rule says."""
     items = (*observed.items[:2], dataclasses.replace(observed.items[2], d_out=2 * observed.items[2].d_out))
     twisted = dataclasses.replace(observed, items=(*items, observed.items[3]))
-    text = " ".join("\n".join(walk_steps(twisted, derive(twisted), notation())).split())
+    text = " ".join("\n".join(walk_blocks(walk_steps(twisted, derive(twisted), notation()))).split())
     assert "C − .0000558. The chain rule says C − .000112." in text
 
 

@@ -138,7 +138,8 @@ def units_and_edges(axes: Any, drawn: Drawing, picture: Picture) -> None:
             axes.plot((edge.x1, edge.x2), (edge.y1, edge.y2), linewidth=0.5 + 3 * abs(edge.weights) * picture.width,
                       color=color(edge.weights), alpha=0.15 if chosen and product is None else 1, zorder=1)  # fmt: skip
             if product:
-                x, y = (0.22 * a + 0.78 * b for a, b in ((edge.x1, edge.x2), (edge.y1, edge.y2)))
+                far = 0.5 if "×" in product else 0.78
+                x, y = ((1 - far) * a + far * b for a, b in ((edge.x1, edge.x2), (edge.y1, edge.y2)))
                 axes.text(x, y, product, ha="center", va="center", size=7, weight="bold", zorder=4,
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85})  # fmt: skip
         for unit in column.units:

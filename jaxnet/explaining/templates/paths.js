@@ -16,7 +16,8 @@ const paths = (() => {
   const added = texts => texts.join(" + ").replaceAll("+ −", "− ");
 
   function label(edge, text) {  // a product on an edge, nearer to its end than to the crowded middle
-    const at = axis => Number(edge.getAttribute(`${axis}1`)) * 0.22 + Number(edge.getAttribute(`${axis}2`)) * 0.78;
+    const far = text.includes("×") ? 0.5 : 0.78;
+    const at = axis => Number(edge.getAttribute(`${axis}1`)) * (1 - far) + Number(edge.getAttribute(`${axis}2`)) * far;
     const made = document.createElementNS(edge.namespaceURI, "text");
     made.setAttribute("class", "product");
     made.setAttribute("x", at("x"));
