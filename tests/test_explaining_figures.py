@@ -11,6 +11,7 @@ import jaxnet
 from jaxnet.cli import app
 from jaxnet.explaining import derive, figures, notation, observe
 from jaxnet.explaining.derive import chain_of
+from jaxnet.explaining.drawing import drawing
 from jaxnet.explaining.guided_walk import walk_steps
 from jaxnet.explaining.history import History, Moment
 from jaxnet.layers import dense, sigmoid
@@ -59,6 +60,10 @@ def test_a_run_moves_with_edges_of_one_scale(trained, tmp_path):
     observed, run = trained
     pictures = figures.pictures_of_run(observed, run, notation())
     assert [each.width for each in pictures] == [0.25, 1.0]
+    for picture, params in zip(pictures, run.moments, strict=True):
+        inputs = drawing(picture.chain.places).columns[0].units
+        sent = params.params[0]["W"].T @ picture.chain.places[0].item.d_out
+        np.testing.assert_allclose([unit.delta for unit in inputs], sent, rtol=1e-6)
     assert [each.said for each in pictures] == [
         "step 0, epoch 0   C = .5344", "step 1, epoch 1   C = .9644"
     ]  # fmt: skip

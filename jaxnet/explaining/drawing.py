@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -107,7 +108,9 @@ def grouped(places: Sequence[NumberedLayer]) -> list[DenseGroup] | None:
     first = places[0].item
     if any(place.kind == "other" for place in places) or first.x.ndim != 1:
         return None
-    error = np.zeros(first.x.shape) if first.dx is None else first.dx
+    error = first.dx
+    if error is None:  # at a moment of a run
+        error = first.params["W"].T @ first.d_out if places[0].kind == "dense" else np.zeros(first.x.shape)
     found = [DenseGroup(None, None, first.x, error, "input")]
     for place in places:
         if place.kind == "dense":
@@ -131,7 +134,7 @@ def drawn(layers: Sequence[DenseGroup]) -> Drawing:
     top_a, top_d = largest([layer.out for layer in layers]), largest([layer.delta for layer in layers])
     dense = [layer for layer in layers if layer.dense is not None]
     sent = {id(layer): layer.delta[:, None] * layer.W for layer in dense}
-    blame = {id(layer): layer.dense.item.grads["W"] for layer in dense if layer.dense is not None}
+    blame = {id(layer): np.outer(layer.delta, below.out) for below, layer in pairwise(layers)}
     tops = (largest([layer.W for layer in dense]), largest([*sent.values()]), largest([*blame.values()]))
     columns: list[Column] = []
     for n, layer in enumerate(layers):
