@@ -310,7 +310,7 @@ def test_the_walk_lights_what_its_sentences_are_about(tab):
     for _ in range(tab.locator("#walk li").count()):
         title = tab.locator("#walk li:not([hidden]) h3").inner_text()
         products = [
-            float(each.replace("−", "-")) for each in tab.locator(".product").all_inner_texts() if "×" not in each
+            float(each.replace("−", "-")) for each in tab.locator(".product").all_text_contents() if "×" not in each
         ]
         seen[title] = (tab.locator(".edge.lit").count(), tab.locator(".unit.lit").count(), products)
         if tab.locator("#walk-next").is_enabled():
