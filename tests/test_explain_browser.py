@@ -216,7 +216,9 @@ def test_an_edge_highlights_no_other(tab):
 
 
 def test_dragging_a_field_changes_it(tab):
-    box = tab.locator('[data-f="b.2"][data-k="1"]').bounding_box()
+    field = tab.locator('[data-f="b.2"][data-k="1"]')
+    field.scroll_into_view_if_needed()
+    box = field.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     tab.mouse.move(x, y)
     tab.mouse.down()

@@ -90,6 +90,7 @@ class Recording:
     - `factors`: of each parameter, by its path; `grads`: what they give.
     - `slopes`: ∂C/∂ of the forward values that a line names, by jax.grad; `other_slopes`: at the other parameters.
     - `roots`: of the square root of a number of Python's that number.
+    - `outside`: name, depth and line of what `vmap` gives, until its inner value is found.
     """
 
     operations: dict[int, RecordedOperation] = field(default_factory=dict)
@@ -109,6 +110,7 @@ class Recording:
     others: dict[int, Any] = field(default_factory=dict)
     other_slopes: dict[int, Any] = field(default_factory=dict)
     roots: dict[float, float] = field(default_factory=dict)
+    outside: dict[int, tuple[str, int, tuple]] = field(default_factory=dict)
     out: int = -1
     dx: int = -1
 
@@ -267,6 +269,8 @@ class Recorder:
             return
         recording, ref = self.recording, self.root(value)
         depth = min(self.depth, OWN + 1)
+        if ref not in recording.operations and self.forward:
+            recording.outside[ref] = (name, depth, (*line, name))
         if (ref in recording.operations and recording.operations[ref].forward == self.forward
                 and depth < recording.depths.get(ref, OWN + 2)):  # fmt: skip
             recording.names[ref], recording.depths[ref], recording.lines[ref] = name, depth, (*line, name)
@@ -549,6 +553,7 @@ def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0, t
     summed = (np.asarray(value).sum(tuple(range(positions))) for value in grads)
     recording = replace(
         plan, values=values, slopes=slopes, others=others, other_slopes=other_slopes, same=dict(plan.same), moved={},
+        names=dict(plan.names), depths=dict(plan.depths), lines=dict(plan.lines),
         stacked={ref: plan.stacked.get(ref, 0) + positions for ref in values},
         grads=dict(zip(plan.factors, summed, strict=True)),
     )  # fmt: skip
@@ -657,6 +662,13 @@ def link(recording: Recording) -> None:
             moved = ((each, steps) for each in known for steps in (-1, 1) if recording.alike(ref, each, steps))
             if (found := next(moved, None)) is not None:
                 recording.moved[ref] = found
+    for ref, (name, depth, line) in recording.outside.items():
+        root = recording.root(ref)
+        if root in operations and root not in recording.names:
+            recording.names[root], recording.depths[root], recording.lines[root] = name, depth, line
+        if root != ref and ref in recording.slopes and root not in recording.slopes:
+            recording.slopes[root] = recording.slopes.pop(ref)
+            recording.other_slopes[root] = recording.other_slopes.pop(ref)
     recording.out, recording.dx = recording.root(recording.out), recording.root(recording.dx)
 
 
