@@ -209,6 +209,8 @@ class Values:
                     if second[0] == 1 and first[1] == second[1]:
                         return Product((right, transposed(left)))
                 return Product((left, right))
+            case BigSum(index, of) if index and not lead:
+                return replace(expression, of=self.laid(of, self.largest(of).shape[: AXES[index]]))
         return rebuilt(expression, lambda each: self.laid(each, lead)) if expression not in self.known else expression
 
     def subscripted(self, expression: Expression, lead: Lead, index: str) -> Expression:

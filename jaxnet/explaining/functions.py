@@ -1,14 +1,17 @@
 """Any JAX function of one number explained: its own lines forward, and the chain rule back through each of them.
 
 The lines come from the function's source, or from its program where there is none. Each is differentiated by the rules
-below, written out and evaluated from its text; a line that does not give what `jax.grad` gives is shown by value alone.
+below, written out and evaluated from its text. Where there is no rule, the error goes back by the Jacobian of the whole
+line. A line that does not give what `jax.grad` gives is shown by value alone.
 """
 
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,8 +23,12 @@ from jaxnet.explaining.evaluation import REDUCED, MisfitError
 from jaxnet.explaining.expressions import (
     BigSum,
     Call,
+    Comparison,
+    Derivative,
+    Entry,
     Expression,
     Fraction,
+    Listed,
     Minus,
     Name,
     Number,
@@ -30,10 +37,12 @@ from jaxnet.explaining.expressions import (
     SquaredNorm,
     Sum,
     Transposed,
+    written,
 )  # fmt: skip
 from jaxnet.explaining.model import Derivation, Header, Line
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.numbers import shape
+from jaxnet.explaining.recording import FUNCTIONS, Array, Recording
 from jaxnet.explaining.records import BLOCK, Record
 from jaxnet.explaining.site import Site
 from jaxnet.explaining.source_lines import LineWriter, recorded
@@ -41,6 +50,8 @@ from jaxnet.explaining.transcription import transposed
 from jaxnet.layer import Layer, Passing
 
 ONE = Number("1")
+RULES = {"mean", *FUNCTIONS, *FUNCTIONS.values()}
+"""The functions that have a rule here. Of a line with another its whole Jacobian is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +145,7 @@ class Backwards:
     def __init__(self, writer: LineWriter, exact: dict[str, np.ndarray], of: str):
         self.writer, self.exact, self.of = writer, exact, of
         self.errors: dict[Expression, list[Expression]] = {}
+        self.said: dict[Expression, str] = {}
 
     def lines(self) -> Iterator[Line]:
         """∂C/∂ of each value that a line names and has a float, and of each argument."""
@@ -146,10 +158,13 @@ class Backwards:
             symbol = symbols[ref]
             if ref != recording.out and ref in recording.slopes:
                 yield self.line(symbol, recording.slopes[ref])
-            right = self.writer.right(ref)
-            if right is not None and (symbol in self.errors or ref in recording.slopes):
-                error = ONE if ref == recording.out else self.partial(symbol)
+            if symbol not in self.errors and ref not in recording.slopes:
+                continue
+            error, right = ONE if ref == recording.out else self.partial(symbol), self.writer.right(ref)
+            if right is not None and has_rules(right, self.writer.values().known):
                 self.through(right, error)
+            elif ref != recording.out:
+                self.by_jacobian(ref, error)
         for ref, (kind, path) in recording.given.items():
             if kind == "param" and path[-1].key in self.exact and ref in symbols:
                 yield self.line(symbols[ref], self.exact[path[-1].key])
@@ -174,8 +189,8 @@ class Backwards:
             text = left
         else:
             text, right, sizes = found
-        ref = -1 - len(self.writer.symbols)  # a value like any other from here on
-        self.writer.symbols[ref], self.writer.recording.values[ref], self.writer.known = left, np.asarray(value), None
+        self.know(left, np.asarray(value))
+        said = said or self.said.get(symbol, "")
         narrow = np.asarray(value, self.writer.site.record.out.dtype)
         return Line(f"d{getattr(symbol, 'key', '')}", "step", 0, "", text, right, (), value.shape, narrow, ulp=0.0,
                     sizes=sizes, of=self.of, remarks=(said,) if said else ())  # fmt: skip
@@ -228,6 +243,20 @@ class Backwards:
                     of, self.scaled(error, slopes.get(name, Call(Name(f"{name}′", key=f"{key or name}'"), of)))
                 )
 
+    def by_jacobian(self, ref: int, error: Expression) -> None:
+        """The error sent back by the Jacobian of a whole line, where the rules do not reach: (∂s/∂x)ᵀ ∂C/∂s."""
+        recording, symbols = self.writer.recording, self.writer.symbols
+        for source, J in jacobians(recording, ref, set(symbols)).items():
+            symbol = Derivative(symbols[source], symbols[ref])
+            self.know(symbol, J)
+            self.said[symbols[source]] = f"{written(symbol)}: {jacobian_in_words(J)}"
+            self.add(symbols[source], Product((Transposed(Product((symbol,))), error)))
+
+    def know(self, symbol: Expression, value: np.ndarray) -> None:
+        """A value like any other from here on."""
+        ref = -1 - len(self.writer.symbols)
+        self.writer.symbols[ref], self.writer.recording.values[ref], self.writer.known = symbol, value, None
+
     def size(self, of: Expression) -> int:
         """How many entries an expression has; 0 where it has no value as a whole."""
         try:
@@ -270,3 +299,85 @@ class Backwards:
 def product(left: Expression, right: Expression) -> Expression:
     """A matrix product; 1 is left out."""
     return right if left == ONE else left if right == ONE else Product((left, right))
+
+
+def has_rules(of: Any, known: dict[Expression, np.ndarray]) -> bool:
+    """Whether there is a rule for everything in an expression."""
+    if isinstance(of, tuple):
+        return all(has_rules(each, known) for each in of)
+    if isinstance(of, Comparison | Entry | Listed):
+        return False
+    if isinstance(of, Call) and not {of.function.key, of.function.base} & RULES:
+        return False
+    if not is_dataclass(of) or of in known:
+        return True
+    return all(has_rules(getattr(of, each.name), known) for each in fields(of))
+
+
+def jacobians(recording: Recording, ref: int, named: set[int]) -> dict[int, np.ndarray]:
+    """∂/∂ of a line's value by the values with a symbol that it is made of, of arrays as vectors.
+
+    Empty where it is made inside `vmap` or `scan`, whose operations cannot be run one by one.
+    """
+    wanted: dict[int, Any] = {}
+
+    def run(of: int, values: dict[int, Any]) -> Any:
+        of = recording.root(of)
+        if of in values:
+            return values[of]
+        if (of in named and of != ref) or of not in recording.operations:
+            return wanted.setdefault(of, recording.values[of])
+        made = recording.operations[of]
+        if made.part or recording.stacked.get(of):
+            raise LookupError(made.name)
+        take = partial(filled, values=lambda each: run(each, values))
+        return jnp.asarray(
+            function_named(made.name)(*map(take, made.args), **{k: take(v) for k, v in made.options.items()})
+        )
+
+    try:
+        with jax.enable_x64(True):
+            out = run(ref, {})
+            found = {
+                of: value for of, value in wanted.items() if of in named and jnp.issubdtype(value.dtype, jnp.inexact)
+            }
+            rows = {
+                of: jax.jacrev(lambda value, of=of: run(ref, {of: value}))(jnp.asarray(value))
+                for of, value in found.items()
+            }
+    except (LookupError, TypeError):  # an operation that is not known by its name and operands alone
+        return {}
+    return {of: np.asarray(each).reshape(out.size, -1) for of, each in rows.items()}
+
+
+def filled(operand: Any, values: Callable[[int], Any]) -> Any:
+    """An operand with the values of its arrays."""
+    if isinstance(operand, Array):
+        return values(operand.ref)
+    return type(operand)(filled(each, values) for each in operand) if type(operand) in (tuple, list) else operand
+
+
+def function_named(name: str) -> Callable:
+    """A function of `jax.numpy`, `jax.nn` or `jax.lax`, or an operator.
+
+    Raises `LookupError` for another.
+    """
+    for module in (operator if name == "getitem" else jnp, jax.nn, jax.lax):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise LookupError(name)
+
+
+def jacobian_in_words(J: np.ndarray) -> str:
+    """What a Jacobian does to the error."""
+    ones = np.isin(J, (0, 1)).all()
+    rows, columns = (np.count_nonzero(J, axis) for axis in (1, 0))
+    if ones and (rows == 1).all() and J.shape[0] == J.shape[1] and (columns == 1).all():
+        return "a permutation, each error goes back to where its entry came from"
+    if ones and (rows == 1).all():
+        return "each entry is one that was picked; where none was picked the error is 0"
+    if J.shape[0] == J.shape[1] and not np.any(J - np.diag(np.diag(J))):
+        return "diagonal, each entry by itself"
+    if ones:
+        return "a 1 wherever an entry is added"
+    return f"{shape(J.shape)}, of the whole line"
