@@ -40,6 +40,45 @@ def sorted_loss(x):
     return jnp.sum(s**2 / jnp.arange(1.0, 5.0))
 
 
+def recurrent(params, xs, y):
+    def cell(h, x):
+        h = jnp.tanh(params["W"] @ x + params["U"] @ h)
+        return h, h
+
+    h, hs = jax.lax.scan(cell, jnp.zeros(3), xs)
+    return 0.5 * jnp.sum((h - y) ** 2) + 0 * jnp.sum(hs)
+
+
+def at_every_step(params, xs, ys):
+    def cell(h, x):
+        h = jnp.tanh(params["W"] @ x + params["U"] @ h)
+        return h, h
+
+    _, hs = jax.lax.scan(cell, jnp.zeros(3), xs)
+    return 0.5 * jnp.sum((hs - ys) ** 2)
+
+
+def mapped(W, X, Y):
+    P = jax.vmap(lambda x: jax.nn.sigmoid(W @ x))(X)
+    return jnp.mean((P - Y) ** 2)
+
+
+def picked(x):
+    c = jnp.cumsum(x)
+    m = jnp.max(c)
+    return m**2
+
+
+def looped(x):
+    s = jax.lax.fori_loop(0, 3, lambda i, s: jnp.sin(s), x)
+    return jnp.sum(s)
+
+
+def shifted(x):
+    c = x[1:] * x[:-1]
+    return jnp.sum(c[::-1] * x[1:])
+
+
 def drawn(*shapes):
     return tuple(np.random.default_rng(i).standard_normal(each).astype(np.float32) for i, each in enumerate(shapes))
 
@@ -50,6 +89,12 @@ CASES = {
     "over_rows": (over_rows, drawn((4, 3), 3, (5, 4), (5, 3))),
     "entropy": (entropy, drawn((3, 2), 2, 3)),
     "sorted_loss": (sorted_loss, drawn(4)),
+    "recurrent": (recurrent, (dict(zip("WU", drawn((3, 2), (3, 3)), strict=True)), *drawn((4, 2), 3))),
+    "at_every_step": (at_every_step, (dict(zip("WU", drawn((3, 2), (3, 3)), strict=True)), *drawn((4, 2), (4, 3)))),
+    "mapped": (mapped, drawn((3, 2), (5, 2), (5, 3))),
+    "picked": (picked, drawn(4)),
+    "looped": (looped, drawn(4)),
+    "shifted": (shifted, drawn(4)),
 }
 
 
@@ -85,8 +130,38 @@ def test_a_number_that_moves_every_entry_gets_their_sum(found):
     assert "∂C/∂z = ∂C/∂log_p − (Σ ∂C/∂log_p) ⊙ 1/(Σ exp(z)) ⊙ exp(z)" in said(found["entropy"])
 
 
-def test_a_line_without_a_rule_has_its_value_alone(found):
-    assert "∂C/∂x = jax.grad(C)" in said(found["sorted_loss"])
+def test_a_scan_is_backpropagation_through_time(found):
+    assert {
+        "hₜ = tanh(Wxsₜ + Uhₜ₋₁)", "∂C/∂h₄ = h₄−y", "∂C/∂hₜ₋₁ = Uᵀ(∂C/∂hₜ ⊙ tanh′(Wxsₜ + Uhₜ₋₁))",
+        "∂C/∂U = Σₜ (∂C/∂hₜ ⊙ tanh′(Wxsₜ + Uhₜ₋₁))hₜ₋₁ᵀ", "∂C/∂W = Σₜ (∂C/∂hₜ ⊙ tanh′(Wxsₜ + Uhₜ₋₁))xsₜᵀ",
+        "∂C/∂xsₜ = Wᵀ(∂C/∂hₜ ⊙ tanh′(Wxsₜ + Uhₜ₋₁))",
+    } <= said(found["recurrent"])  # fmt: skip
+
+
+def test_the_error_of_every_step_is_carried_back(found):
+    assert "∂C/∂U = Σₜ (∂C/∂hₜ ⊙ tanh′(Wxsₜ + Uhₜ₋₁))hₜ₋₁ᵀ" in said(found["at_every_step"])
+
+
+def test_a_function_that_is_mapped_has_the_equation_of_one_example(found):
+    assert {"Pₜ = σ(WXₜ)", "∂C/∂W = Σₜ (∂C/∂Pₜ ⊙ σ′(WXₜ))Xₜᵀ", "∂C/∂Xₜ = Wᵀ(∂C/∂Pₜ ⊙ σ′(WXₜ))"} <= said(found["mapped"])
+
+
+@pytest.mark.parametrize(
+    ("name", "equation", "words"),
+    [
+        ("sorted_loss", "∂C/∂x = (∂s/∂x)ᵀ∂C/∂s", "∂s/∂x: a permutation"),
+        ("picked", "∂C/∂c = (∂m/∂c)ᵀ∂C/∂m", "∂m/∂c: each entry is one that was picked"),
+        ("picked", "∂C/∂x = (∂c/∂x)ᵀ∂C/∂c", "∂c/∂x: a 1 wherever an entry is added"),
+        ("looped", "∂C/∂x = (∂s/∂x)ᵀ∂C/∂s", "∂s/∂x: diagonal"),
+    ],
+)
+def test_where_no_rule_reaches_the_error_goes_back_by_the_jacobian(found, name, equation, words):
+    assert equation in said(found[name])
+    assert any(words in remark for line in found[name].backward for remark in line.remarks)
+
+
+def test_a_cost_that_is_no_equation_has_values_alone(found):
+    assert "∂C/∂x = jax.grad(C)" in said(found["shifted"])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,7 @@ from jaxnet.explaining.recording import FUNCTIONS, Array, Recording
 from jaxnet.explaining.records import BLOCK, Record
 from jaxnet.explaining.site import Site
 from jaxnet.explaining.source_lines import LineWriter, recorded
-from jaxnet.explaining.transcription import transposed
+from jaxnet.explaining.transcription import at, transposed
 from jaxnet.layer import Layer, Passing
 
 ONE = Number("1")
@@ -107,8 +107,9 @@ def derivation_of_function(subject: FunctionSubject, notation: Notation) -> Deri
     site = Site(record, notation, None, (Name("x"),), notation.cost, ONE, (ONE,))
     writer = LineWriter(site, recording)
     writer.fixed.clear()  # any argument may have the examples in front
+    last_steps = name_last_steps(recording, writer.symbols)
     forward_lines = [line_of(each, subject.source) for each in writer.lines() if each.forward]
-    backward_lines = tuple(Backwards(writer, exact, subject.source).lines())
+    backward_lines = tuple(Backwards(writer, exact, subject.source, last_steps).lines())
     header = Header(
         f"{subject.source}({', '.join(f'{name}: {shape(np.shape(leaf))}' for name, leaf in given.items())})",
         subject.source, "", notation.cost, Call(Name(subject.function.__name__), Name("…")), float(value),
@@ -142,8 +143,8 @@ def line_of(each: Any, of: str) -> Line:
 class Backwards:
     """The chain rule through the lines of a recording, the last first."""
 
-    def __init__(self, writer: LineWriter, exact: dict[str, np.ndarray], of: str):
-        self.writer, self.exact, self.of = writer, exact, of
+    def __init__(self, writer: LineWriter, exact: dict[str, np.ndarray], of: str, last_steps: dict[int, int]):
+        self.writer, self.exact, self.of, self.last_steps = writer, exact, of, last_steps
         self.errors: dict[Expression, list[Expression]] = {}
         self.said: dict[Expression, str] = {}
 
@@ -156,6 +157,9 @@ class Backwards:
             if root != ref or symbols.get(ref) is None:
                 continue
             symbol = symbols[ref]
+            if (before := self.step_before(symbol)) is not None:
+                yield from self.recurrence(ref, before)
+                continue
             if ref != recording.out and ref in recording.slopes:
                 yield self.line(symbol, recording.slopes[ref])
             if symbol not in self.errors and ref not in recording.slopes:
@@ -177,7 +181,7 @@ class Backwards:
     def line(self, symbol: Expression, value: np.ndarray) -> Line:
         """One line back: the sum of what comes by each way, where its text gives the value."""
         left, terms = self.partial(symbol), self.errors.get(symbol, [])
-        right: Expression = terms[0] if len(terms) == 1 else Sum(tuple(terms))
+        right = sum_of(terms)
         said, sizes, found = "", shape(value.shape), None
         for each in (right, BigSum(self.writer.site.record.index(1), right)) if terms else ():
             found = found or self.writer.at_positions(left, each, value, 0)
@@ -203,7 +207,7 @@ class Backwards:
         """The error at a line's value sent back to what the line is made of."""
         if self.size(right) == 1 < self.size(error):  # one number that moves every entry
             error = BigSum("", error)
-        if right in self.writer.symbols.values():
+        if right in self.writer.symbols.values() or right in self.writer.transcription.moved:
             self.add(right, error)
             return
         match right:
@@ -242,6 +246,32 @@ class Backwards:
                 self.through(
                     of, self.scaled(error, slopes.get(name, Call(Name(f"{name}′", key=f"{key or name}'"), of)))
                 )
+
+    def step_before(self, symbol: Expression) -> Expression | None:
+        """hₜ₋₁, where the line of hₜ takes it."""
+        moved = self.writer.transcription.moved
+        return next((each for each, (of, steps) in moved.items() if of == symbol and steps == -1), None)
+
+    def recurrence(self, ref: int, before: Expression) -> Iterator[Line]:
+        """Back through a scan: the error at the last step, and that at each step from the one after it."""
+        recording, symbols = self.writer.recording, self.writer.symbols
+        symbol, right = symbols[ref], self.writer.right(ref)
+        direct = np.array(recording.slopes.get(ref, np.zeros_like(recording.values[ref])))
+        for last in (last for last, of in self.last_steps.items() if of == ref and last in recording.slopes):
+            yield self.line(symbols[last], recording.slopes[last])
+            direct[-1] += recording.slopes[last]
+        if right is None or not has_rules(right, self.writer.values().known):
+            return
+        self.through(right, self.partial(symbol))
+        sent, error = sum_of(self.errors[before]), direct
+        for _ in direct:  # each round is right for one step more
+            self.know(self.partial(symbol), error)
+            back = self.writer.values().of(sent, direct.shape[:1]).reshape(direct.shape)
+            error = direct + np.concatenate([back[1:], 0 * back[:1]])
+        self.know(self.partial(symbol), error)
+        if not np.any(direct[:-1]):
+            back = self.writer.values().of(sent, direct.shape[:1]).reshape(direct.shape)
+            yield replace(self.line(before, back), left=self.partial(before))
 
     def by_jacobian(self, ref: int, error: Expression) -> None:
         """The error sent back by the Jacobian of a whole line, where the rules do not reach: (∂s/∂x)ᵀ ∂C/∂s."""
@@ -299,6 +329,23 @@ class Backwards:
 def product(left: Expression, right: Expression) -> Expression:
     """A matrix product; 1 is left out."""
     return right if left == ONE else left if right == ONE else Product((left, right))
+
+
+def name_last_steps(recording: Recording, symbols: dict[int, Expression]) -> dict[int, int]:
+    """Gives the last value that a scan carries its symbol, h₄; the number of the steps' value by its own."""
+    steps = [ref for ref in recording.operations if recording.stacked.get(ref) == 1 and ref in symbols]
+    found = {}
+    for last in recording.outside:
+        for ref in steps:
+            pairs = [(values[ref][-1], values[last]) for values in (recording.values, recording.others)]
+            if all(np.array_equal(one, other) for one, other in pairs):
+                found[last], symbols[last] = ref, at(symbols[ref], str(len(recording.values[ref])))
+    return found
+
+
+def sum_of(terms: list[Expression]) -> Expression:
+    """A sum; of one term that term."""
+    return terms[0] if len(terms) == 1 else Sum(tuple(terms))
 
 
 def has_rules(of: Any, known: dict[Expression, np.ndarray]) -> bool:
