@@ -244,8 +244,8 @@ def difference(value: np.ndarray, expected: np.ndarray, scope: Symbols) -> str:
     """Rows that are zero and should not be, or the quantity of the network that is to be added; nothing for another."""
     if value.shape != expected.shape or value.ndim != 3:
         return ""
-    lost = ~value.any((0, 2)) & expected.any((0, 2))
-    kept = [near(value[:, i : i + 1], expected[:, i : i + 1]) for i in range(len(lost))]
+    lost = np.asarray([not np.any(value[:, i]) and np.any(expected[:, i]) for i in range(value.shape[1])])
+    kept = np.asarray([near(value[:, i : i + 1], expected[:, i : i + 1]) for i in range(value.shape[1])])
     if lost.any() and np.all(lost | kept):
         rows = ", ".join(str(i + 1) for i in np.flatnonzero(lost))
         return "it is zero" if lost.all() else f"row {rows} is zero"
