@@ -86,8 +86,8 @@ def write_figure(path: Path, pictures: Sequence[Picture]) -> None:
         return
     columns = min(2, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = Figure()
-    parts: Any = [figure] if len(pictures) == 1 else np.ravel(figure.subfigures(rows, columns))
+    figure: Any = Figure()
+    parts = [figure] if len(pictures) == 1 else np.ravel(figure.subfigures(rows, columns))
     sizes = [draw(part, each) for part, each in zip(parts, pictures, strict=False)]
     figure.set_size_inches(columns * sizes[-1][0], rows * sizes[-1][1])
     figure.savefig(path, dpi=200)
