@@ -135,7 +135,7 @@ WRONG = [
     (["train=3"], "train: must be a table, got 3"),
     (["train.chunks=5"], "train.batch must be a multiple of train.chunks = 5, got 32"),
     (["mesh.data=5"], "train.batch must be a multiple of mesh.data = 5, got 32"),
-    (["precision=float16"], "precision: must be 'float32', 'bfloat16' or 'float64', got \"float16\""),
+    (["precision=half"], "precision: must be 'float32', 'bfloat16', 'float16' or 'float64', got \"half\""),
     (["name=../up"], 'name: must match ^(\\w[\\w.+-]*)?$, got "../up"'),
     (["seed=4294967296"], "seed: must be below 4294967296"),
     (["promise.test_accuracy=97"], "promise.test_accuracy: must be at most 1, got 97"),

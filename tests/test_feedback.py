@@ -13,7 +13,7 @@ from jaxnet.factors import Plain
 from jaxnet.feedback import by_transpose, ways_in
 from jaxnet.layer import ShapeError, leaf, no_params, on_leaves, split_state
 from jaxnet.registry import makers
-from jaxnet.training.step import in_precision
+from jaxnet.training.low_precision import in_precision
 from tests.agreement import normal
 
 QUICK = {"seeds": 1, "precise": False, "also": False, "shapes": False, "inside": False}

@@ -26,7 +26,7 @@ from jaxnet import (
     value_and_grad,
 )
 from jaxnet.heads import fused_head, in_chunks, linear_cross_entropy
-from jaxnet.training.step import in_precision
+from jaxnet.training.low_precision import in_precision
 from tests.agreement import assert_agree, cast, integers, random_like
 from tests.test_attention import largest_array
 

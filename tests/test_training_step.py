@@ -14,6 +14,7 @@ from jaxnet.readings import total
 from jaxnet.training import monitors, step
 from jaxnet.training.build import promoting
 from jaxnet.training.flops import products
+from jaxnet.training.low_precision import in_precision
 from jaxnet.training.step import Arrays, Recipe
 from tests.problems import LOSSES
 
@@ -192,7 +193,7 @@ def dots(function, *arguments):
 @pytest.mark.parametrize("net", ["repeat", "tied", "positions"])
 def test_bfloat16_multiplies_in_it_and_keeps_float32(net):
     whole = recipe(net, optax.sgd(1.0))
-    low = Recipe(**vars(whole) | {"net": step.in_precision(whole.net, "bfloat16")})
+    low = Recipe(**vars(whole) | {"net": in_precision(whole.net, "bfloat16")})
     train, key = data(whole, 8), jax.random.key(0)
     params = jax.jit(step.begin(whole))(step.key_data(0)).params
     exact, *_ = jax.jit(step.measured(whole))(params, None, *train, key)

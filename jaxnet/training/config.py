@@ -72,6 +72,10 @@ class Train(Table):
     """Pieces of each sequence in which the last layer and the loss are run together: the logits are never whole."""
     freeze: list[int | str] | None = Field(default=None, min_length=1)
     """Layers or parameters that are not trained, by the numbers and names of their place: [0, "2.b"]."""
+    loss_scale: float = Field(default=32768.0, ge=1)
+    """With precision = "float16": the first factor of the loss. It halves where a gradient overflows."""
+    loss_scale_steps: int = Field(default=2000, ge=1)
+    """It doubles after so many steps without an overflow."""
     stop_early: EarlyStop | None = None
     """Ends training where a metric no longer gets better."""
 
@@ -178,8 +182,10 @@ class Config(Table):
     """The name of its runs; the file's name where it is not given."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the initial parameters, the order of the examples, and dropout."""
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """bfloat16: products in bfloat16, parameters and sums in float32."""
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """bfloat16, float16: products in it, parameters and sums in float32. float16 scales the loss."""
+    saved: Literal["full", "int8", "float8"] = "full"
+    """What the layers save for the backward pass: as it is, or in 8 bits with a scale for each row."""
     data: DataSpec = "digits"
     """digits, mnist, tinyshakespeare, modular_addition, a .npz, .csv or .txt file, package.module:object, or a table.
 
@@ -210,6 +216,8 @@ class Config(Table):
         which = "mesh.data" if self.mesh.fsdp == 1 else "mesh.data · mesh.fsdp"
         if self.mesh.pipeline > 1:
             shares, which = shares * self.mesh.microbatches, f"mesh.microbatches · {which}"
+            if self.precision == "float16":
+                raise refuse(f"mesh.pipeline = {self.mesh.pipeline} does not scale the loss: take bfloat16")
             asked = [name for name in ("delta_norms", "gradient_norms", "noise_scale") if getattr(self.monitor, name)]
             if asked or self.train.chunks > 1:
                 told = f"monitor.{asked[0]} = false" if asked else "train.chunks = 1"
@@ -229,6 +237,7 @@ class Config(Table):
         reads = [f"monitor.{name} = {'0' if name in beside[4:] else 'false'}" for name in beside
                  if getattr(self.monitor, name)]  # fmt: skip
         devices = math.prod((self.mesh.data, self.mesh.fsdp, self.mesh.tensor, self.mesh.pipeline))
+        reads += ['precision = "bfloat16"'] * (self.precision == "float16")
         reads += ["train.head_chunks = 1"] * (self.train.head_chunks > 1) + ["one device in [mesh]"] * (devices > 1)
         if reads:
             raise refuse(

@@ -22,6 +22,7 @@ from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import Dataset, load
 from jaxnet.training.devices import mesh_sizes, precision
 from jaxnet.training.flops import products
+from jaxnet.training.low_precision import HALF
 from jaxnet.training.session import recipe_of
 from jaxnet.training.step import Recipe
 
@@ -136,7 +137,7 @@ def planned(config: Config, dataset: Dataset, aim: DeviceTarget, devices: Any = 
     except ValueError:
         launches = traffic = exchanges = seconds = None
     else:
-        wide = config.precision != "bfloat16"
+        wide = config.precision not in HALF
         seconds = {
             "products": flops / aim.chip.flops[0 if wide else 1],
             "memory": traffic / aim.chip.bandwidth,

@@ -20,6 +20,7 @@ from jaxnet.training.data import Dataset, Split
 from jaxnet.training.data.dataset import Text
 from jaxnet.training.data.on_disk import ReadAhead
 from jaxnet.training.devices import mesh_of, placed
+from jaxnet.training.low_precision import in_precision, saving
 from jaxnet.training.step import Arrays, Private, Recipe, State, StepCall
 from jaxnet.training.text_windows import Windows, shifted
 
@@ -259,6 +260,8 @@ class Session:
                 delta=private.delta,
             )
             found["epsilon"] = np.full(len(self.seeds), spent)
+        if state.scale is not None:
+            found["loss_scale"] = self.rows(state.scale.value)
         return found | {name: value / steps for name, value in sums.items()}
 
     def title(self) -> str:
@@ -285,12 +288,14 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
     Raises ConfigError and ShapeError as `build` does, and where the mesh does not divide the network.
     """
     net, loss, optimizer, example = build(config, dataset)
+    if config.precision == "float16" and takes_blocks(config):
+        raise ConfigError("precision: float16 scales the loss, and kfac's curvature is not scaled: take bfloat16")
     shardings = None
     if mesh is not None and mesh.size > batch_shares(mesh) // mesh.shape["fsdp"]:
         make("mesh.rules", check_rules, net=net, mesh=mesh, rules=config.mesh.rules)
         net, shardings = layout(net, loss, example, mesh, {**RULES, **config.mesh.rules})
     return Recipe(
-        step.in_precision(net, config.precision),
+        saving(in_precision(net, config.precision), config.saved),
         loss,
         optimizer,
         example,
@@ -308,6 +313,8 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
         shardings=shardings,
         microbatches=config.mesh.microbatches,
         schedule=config.mesh.schedule,
+        loss_scale=config.train.loss_scale if config.precision == "float16" else None,
+        loss_scale_steps=config.train.loss_scale_steps,
     )
 
 

@@ -15,7 +15,7 @@ from jaxnet.backprop import backpropagate, initialize, per_example, predict
 from jaxnet.devices.pipeline import pipeline
 from jaxnet.devices.placement import batch_axes, batch_shares, like_params
 from jaxnet.heads import fused_head
-from jaxnet.layer import Layer, Loss, Static, Tree, on_leaves, split_state, with_state
+from jaxnet.layer import Layer, Loss, Static, Tree, split_state, with_state
 from jaxnet.quantities.gradient_statistics import is_cheap, noise_and_signal, squares_of
 from jaxnet.quantities.kronecker import kronecker
 from jaxnet.quantities.privacy import capacity, clipped_sum, poisson_sample, with_noise
@@ -23,18 +23,21 @@ from jaxnet.readings import new_state, pair, total
 from jaxnet.training import monitors
 from jaxnet.training.build import parameter_names
 from jaxnet.training.flops import products
+from jaxnet.training.low_precision import LossScale, divided, scaled
 from jaxnet.training.text_windows import examples_at
 
 STEP_SECONDS = 5e-5
 FLOPS_PER_SECOND = 5e10
 SAMPLED = 3  # tells the draw of a step's examples from its other random numbers
+POWERS = {"grads": 1, "squares": 2, "norms": 2, "kept": 0}  # of δ in what is read
 EMPTY: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 class State(NamedTuple):
     """The training state: parameters, optimiser state, number of steps, sums over the epoch so far.
 
-    kept: the non-trainable state of layers (`split_state`); None where there is none.
+    kept: the non-trainable state of layers (`split_state`); None where there is none. scale: of the loss; None where
+    it is not scaled.
     """
 
     params: Tree
@@ -42,6 +45,7 @@ class State(NamedTuple):
     step: jax.Array
     sums: dict[str, jax.Array]
     kept: Tree = None
+    scale: LossScale | None = None
 
     @property
     def whole(self) -> Tree:
@@ -82,7 +86,8 @@ class Recipe:
     curvature: whether the optimizer takes the Kronecker-factored curvature of each batch.
     mesh: the devices that share the work; None for one device. shardings: how each parameter lies on them; None where
     all lie whole on every device. microbatches, schedule: of a pipeline over the mesh's axis of that name.
-    private: how gradients are made private; None where they are plain.
+    private: how gradients are made private; None where they are plain. loss_scale: the first one, of dynamic loss
+    scaling, which doubles after loss_scale_steps good steps; None for none.
     """
 
     net: Layer
@@ -103,37 +108,8 @@ class Recipe:
     shardings: Tree = None
     microbatches: int = 1
     schedule: str = "zb-h1"
-
-
-# ------------------------------------------------------------------------------------------- precision
-
-
-def lowered(dtype: Any) -> Callable[[Layer], Layer]:
-    """A leaf layer with its matrices cast to `dtype` before each use.
-
-    Parameters and gradients keep their own dtype: a reading sees the uncast parameters.
-    """
-
-    def cast(params):
-        return jax.tree.map(lambda p: p.astype(dtype) if p.ndim >= 2 else p, params)
-
-    def change(layer: Layer) -> Layer:
-        def forward(params, x, key=None, train=False):
-            return layer.forward(cast(params), x, key, train)
-
-        def backward(params, saved, d_out, read):
-            own, _ = split_state(params)
-            seen = read._replace(at=lambda passing: read.at(passing._replace(params=own)))
-            return layer.backward(cast(params), saved, d_out, seen)
-
-        return layer if layer.maker == "elementwise" else layer._replace(forward=forward, backward=backward)
-
-    return change
-
-
-def in_precision(net: Layer, precision: str) -> Layer:
-    """The network for a precision: in bfloat16, matrices are multiplied in it, and all else stays float32."""
-    return on_leaves(lowered(jnp.bfloat16), net) if precision == "bfloat16" else net
+    loss_scale: float | None = None
+    loss_scale_steps: int = 2000
 
 
 # ---------------------------------------------------------------------------------------------- keys
@@ -183,7 +159,9 @@ def begin(recipe: Recipe) -> Callable[..., State]:
 
     def of(seed, given=EMPTY):
         params, kept = fresh(recipe, init_key(seed), given)
-        return strong(State(params, recipe.optimizer.init(params), jnp.zeros((), jnp.int32), zero_sums(recipe), kept))
+        scale = None if recipe.loss_scale is None else LossScale.begin(recipe.loss_scale)
+        optimizer = recipe.optimizer.init(params)
+        return strong(State(params, optimizer, jnp.zeros((), jnp.int32), zero_sums(recipe), kept, scale))
 
     return of
 
@@ -226,17 +204,21 @@ def measured(recipe: Recipe) -> Callable:
         readings["norms"] = squares_of(is_cheap)
     if keeps:
         readings["kept"] = new_state
-    backward = backpropagate(net, loss, pair(*readings.values()), chunks=recipe.chunks)
+    read_all = pair(*readings.values())
+    backward = backpropagate(net, loss, read_all, chunks=recipe.chunks)
     staged, whole = in_stages(recipe, net, loss)
     layers = layer_ranks(recipe) if recipe.gradient_norms else []
 
-    def of(params, kept, xs, ys, key, counts=None):
+    def of(params, kept, xs, ys, key, counts=None, scale=None):
         n = len(xs)
         if staged is not None and n % whole == 0:
             value, grads = staged(params, xs, ys, key=key, train=True)
             return grads, {"loss": value * n}, None
-        value, found = backward(params, xs, ys, state=kept, key=key, train=True)
+        own = backward if scale is None else backpropagate(net, scaled(loss, scale), read_all, chunks=recipe.chunks)
+        value, found = own(params, xs, ys, state=kept, key=key, train=True)
         read = dict(zip(readings, found, strict=True))
+        if scale is not None:
+            read = {name: divided(t, scale ** POWERS[name]) for name, t in read.items()}
         sums = {"loss": value * n}
         if recipe.delta_norms:  # 1/n stands on every δ, and each example's own is asked for
             sums["delta_norms"] = monitors.in_order(recipe.net, read["squares"]) * n**2
@@ -256,7 +238,7 @@ def private_gradients(recipe: Recipe, private: Private) -> Callable:
     own = partial(per_example, recipe.net, recipe.loss)
     clipped = clipped_sum(own, clip=private.clip_norm, per_layer=private.per_layer, chunks=recipe.chunks)
 
-    def of(params, kept, xs, ys, key, counts=None):
+    def of(params, kept, xs, ys, key, counts=None, scale=None):
         noise, dropout = jax.random.split(key)
         counts = jnp.ones(len(xs)) if counts is None else counts
         cost, sums = clipped(params, xs, ys, counts=counts, key=dropout, train=True)
@@ -313,7 +295,8 @@ def training_step(recipe: Recipe) -> Callable[..., State]:
 
     def step(state, xs, ys, seed, counts=None):
         key = step_key(seed, state.step)
-        grads, sums, kept = gradients(state.params, state.kept, xs, ys, key, counts)
+        scale = state.scale
+        grads, sums, kept = gradients(state.params, state.kept, xs, ys, key, counts, scale and scale.value)
         if recipe.shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, split_state(recipe.shardings)[0])
         extra = {} if blocks is None else {"curvature": partial(blocks, state.params, xs, ys, key=key, train=True)}
@@ -321,7 +304,15 @@ def training_step(recipe: Recipe) -> Callable[..., State]:
         if ratio is not None:
             sums |= {"update_ratios": ratio(updates, state.params)}
         params = optax.apply_updates(state.params, updates)
-        return strong(State(params, optimizer, state.step + 1, jax.tree.map(jnp.add, state.sums, sums), kept))
+        if scale is not None:
+            finite = jnp.stack([jnp.isfinite(t).all() for t in jax.tree.leaves(grads)]).all()
+            skipped = ~finite & (scale.value > 1)  # at 1 the scale is not the cause: the run has diverged
+            now, before = (params, optimizer, kept), (state.params, state.optimizer, state.kept)
+            params, optimizer, kept = jax.tree.map(partial(jnp.where, skipped), before, now)
+            none = {name: jnp.where(skipped, 0, t) for name, t in sums.items() if name != "loss"}
+            sums, scale = sums | none, scale.after(finite, recipe.loss_scale_steps)
+        sums = jax.tree.map(jnp.add, state.sums, sums)
+        return strong(State(params, optimizer, state.step + 1, sums, kept, scale))
 
     return step
 

@@ -14,7 +14,7 @@ from jaxnet.heads import fused_head
 from jaxnet.layer import Layer, Loss
 from jaxnet.losses import softmax_cross_entropy
 from jaxnet.models import gpt, mlp
-from jaxnet.training.step import in_precision
+from jaxnet.training.low_precision import in_precision
 
 
 class Sizes(NamedTuple):
