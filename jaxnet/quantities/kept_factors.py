@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxnet.backprop import backpropagate, size
 from jaxnet.factors import dataclass_tree
 from jaxnet.layer import Layer, Loss, Reading, Static, Tree
-from jaxnet.quantities.sinks import read
+from jaxnet.quantities.sinks import is_trained, read
 from jaxnet.readings import each
 
 Backward = Callable[[Reading], Callable]
@@ -81,6 +81,12 @@ kept = Reading(each(lambda factor, p: Kept(factor, Static(p.ndim))), out_axes=0)
 """
 
 
+def over(f: Callable, factors: Tree, params: Tree, *more: Tree) -> Tree:
+    """`f(kept factor, parameter, …)` for each parameter; a leaf of a model that is none has None, as in `factors`."""
+    trained = jax.tree.map(lambda p: p if is_trained(p) else None, params)
+    return jax.tree.map(f, factors, trained, *more, is_leaf=is_kept)
+
+
 def of_each(f: Callable[[Any], Any], one: Kept, p: jax.Array) -> Any:
     """`f` of the factor of each example, and of each entry of the stacks."""
     for _ in range(one.stacks(p) + 1):
@@ -97,7 +103,7 @@ def condensed(factors: Tree, params: Tree) -> Tree:
     def of(one: Kept, p):
         return Kept(of_each(lambda factor: factor.condensed(), one, p), one.rank)
 
-    return jax.tree.map(of, factors, params, is_leaf=is_kept)
+    return over(of, factors, params)
 
 
 def squared_norms(factors: Tree, params: Tree) -> Tree:
@@ -106,7 +112,7 @@ def squared_norms(factors: Tree, params: Tree) -> Tree:
     def of(one: Kept, p):
         return of_each(lambda factor: factor.squared_norm(), one, p)
 
-    return jax.tree.map(of, factors, params, is_leaf=is_kept)
+    return over(of, factors, params)
 
 
 def ranks(factors: Tree) -> Tree:
@@ -120,7 +126,7 @@ def weighted_total(factors: Tree, params: Tree, weights: Tree) -> Tree:
     weights: c of shape (batch,); or a tree with one for each parameter, (batch, *stacks) for one in a stack.
     """
     if hasattr(weights, "shape"):
-        weights = jax.tree.map(lambda _: weights, params)
+        weights = over(lambda *_: weights, factors, params)
 
     def of(one: Kept, p, c):
         def contracted(factor, c):
@@ -130,7 +136,7 @@ def weighted_total(factors: Tree, params: Tree, weights: Tree) -> Tree:
             contracted = jax.vmap(contracted, (1, 1 if c.ndim > 1 else None))
         return contracted(one.factor, c).astype(p.dtype)
 
-    return jax.tree.map(of, factors, params, weights, is_leaf=is_kept)
+    return over(of, factors, params, weights)
 
 
 def inner_products(factors: Tree, others: Tree, params: Tree, *, rows: int | None = None) -> jax.Array:
@@ -142,7 +148,7 @@ def inner_products(factors: Tree, others: Tree, params: Tree, *, rows: int | Non
     def leaves(tree):
         return jax.tree.leaves(tree, is_leaf=is_kept)
 
-    mine, theirs, ps = leaves(factors), leaves(others), jax.tree.leaves(params)
+    mine, theirs, ps = leaves(factors), leaves(others), list(filter(is_trained, jax.tree.leaves(params)))
 
     def gram_of(stacks):
         def gram(f, g):

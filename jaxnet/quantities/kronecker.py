@@ -15,6 +15,7 @@ a Kronecker-factored Eigenbasis, 2018.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
 from jaxnet.layer import Layer, Loss, Reading, Tree, on_leaves, output, with_state
 from jaxnet.layers.conv import Patches
 from jaxnet.quantities.curvature import over_columns
+from jaxnet.quantities.sinks import Rearranged, Stacked
 from jaxnet.readings import Beside, bare, each, sum_over_examples, total_of
 
 
@@ -46,19 +48,40 @@ def as_outer(factor: Factor) -> Outer | None:
     return factor if isinstance(factor, Outer) else None
 
 
-def _block(factor, p):
+def _stacked(factor: Factor) -> Factor:
+    """A factor of another library's model in the order in which its product was taken: a stack of δ aᵀ."""
+    if isinstance(factor, Rearranged):
+        return _stacked(factor.factor)
+    return replace(factor, factor=_stacked(factor.factor)) if isinstance(factor, Stacked) else factor
+
+
+def _gram(factor: Factor, side: str) -> Factor | None:
+    """The factor of Σ δ δᵀ or Σ a aᵀ, in a stack of each layer; None where there are no two sides."""
+    if isinstance(factor, Stacked):
+        inner = _gram(factor.factor, side)
+        return None if not isinstance(inner, Outer | Stacked) else replace(factor, factor=inner)
     outer = as_outer(factor)
-    if outer is None:
+    return None if outer is None else Outer(getattr(outer, side), getattr(outer, side), outer.sums)
+
+
+def _block(factor, p):
+    whole = _stacked(factor)
+    delta, a = (_gram(whole, side) for side in ("delta", "a"))
+    if delta is None or a is None:
         return Block(diagonal=total_of(factor.squared(), p))
     summed = sum_over_examples(None)
-    B = summed(Outer(outer.delta, outer.delta, outer.sums))
+    B = summed(delta)
     if isinstance(factor, Plain):
         return Block(B=B)
-    return Block(summed(Outer(outer.a, outer.a, outer.sums)) / math.prod(outer.a.shape[: outer.sums]), B)
+    A, rows = summed(a), jax.tree.leaves(a)[0].shape
+    return Block(A * (math.prod(A.shape[:-1]) / math.prod(rows)), B)
 
 
 blocks = Reading(each(_block), out_axes=None, additive=True)
-"""For each parameter Σ a aᵀ / positions and Σ δ δᵀ over the examples."""
+"""For each parameter Σ a aᵀ / positions and Σ δ δᵀ over the examples: of δ itself those of the empirical Fisher matrix.
+
+Of another library's model (`sinks.read`) A is of the inputs and B of the outputs, whatever the layout of its matrix.
+"""
 
 
 def is_block(node: Any) -> bool:

@@ -1,5 +1,7 @@
 """Readings of models of Equinox and Flax (linen and NNX) as they stand, against `vmap(grad)` in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +10,7 @@ from jaxnet import squared_norm
 from jaxnet.quantities.sinks import coverage, read
 from tests.agreement import integers, normal
 from tests.quantities.test_sinks import check_against_vmap_of_grad, in_float64, promotion_of_other_people  # noqa: F401 - for every test here
+from tests.runs import ROOT
 
 eqx = pytest.importorskip("equinox", reason="equinox comes with the extra `peers`")
 nn = pytest.importorskip("flax.linen", reason="flax comes with the extra `peers`")
@@ -196,6 +199,18 @@ def test_a_model_as_it_stands(make, x64):
     assert [row.path for row in rows if not row.factors] == []
     assert sum(row.share for row in rows) == pytest.approx(1)
     check_against_vmap_of_grad(loss, params, *batch)
+
+
+def test_the_example_of_the_page_runs():
+    page = (ROOT / "docs" / "readings.md").read_text()
+    [shown] = re.findall(r"^```py\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    names = {"jax": jax, "jnp": jnp, "read": read, "squared_norm": squared_norm, "key": KEY, "__name__": "page"}
+    exec(compile(shown, "docs/readings.md", "exec"), names)
+    assert {leaf.shape for leaf in jax.tree.leaves(names["norms"])} == {(8,)}
+    kernel = names["factors"]["params"]["Dense_0"]["kernel"]
+    assert (kernel.A.shape, kernel.B.shape) == ((32, 32), (96, 96))
+    dense = names["private"]["params"]["Dense_0"]["kernel"]
+    assert 0 < jnp.linalg.norm(dense) <= 8
 
 
 def test_batch_norm_is_refused():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxnet import pair, product, squared_norm, total
+from jaxnet.quantities.kronecker import blocks
 from jaxnet.quantities.sinks import coverage, is_trained, read
 from tests.agreement import assert_agree, cast, integers, normal, on_device
 
@@ -222,3 +223,31 @@ def test_rows_by_one_number_and_the_first_rows(x64):
 
     assert all(row.factors for row in coverage(loss)(arrays(E=(4, 3), P=(4, 3)), jnp.array(1), YS[0]))
     check_against_vmap_of_grad(loss, arrays(E=(4, 3), P=(4, 3)), integers(1, (4,), 4), YS)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_kronecker_factors_of_any_function(transposed, x64):
+    """Σ a aᵀ and Σ δ δᵀ of a matrix at positions, and of a stack in a scan; δ by zeros that are added by hand."""
+
+    def run(params, zeros, x):
+        first = params["first"].T if transposed else params["first"]
+        z = x @ first.T + zeros[0]
+
+        def layer(h, own):
+            W, zero = own
+            return jnp.tanh(h @ W.T + zero), h
+
+        h, inputs = jax.lax.scan(layer, jnp.tanh(z), (params["stack"], zeros[1]))
+        return jnp.sum(jnp.sin(h + params["b"]) ** 2), (x, inputs)
+
+    params, xs = arrays(first=(4, 3), stack=(2, 4, 4), b=(4,)), normal(5, (6, 5, 3)).astype(float)
+    params = {name: p.astype(float) for name, p in params.items()}
+    params["first"] = params["first"].T if transposed else params["first"]
+    zeros = jnp.zeros((5, 4)), jnp.zeros((2, 5, 4))
+    deltas, inputs = jax.vmap(lambda x: jax.grad(run, 1, has_aux=True)(params, zeros, x))(xs)
+    _, found = jax.jit(read(lambda p, x: run(p, zeros, x)[0], blocks))(params, xs)
+    for name, delta, a in zip(("first", "stack"), deltas, inputs, strict=True):
+        assert_agree(found[name].B, jnp.einsum("n...to,n...tp->...op", delta, delta))
+        assert_agree(found[name].A, jnp.einsum("n...ti,n...tj->...ij", a, a) / 5)
+    g = jax.vmap(lambda x: jax.grad(lambda p: run(p, zeros, x)[0])(params)["b"])(xs)
+    assert_agree(found["b"].B, g.T @ g)
