@@ -456,6 +456,9 @@ def check(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Check every layer, loss and model of jaxnet.")] = False,
     primitives: Annotated[bool, typer.Option("--primitives", help="Check JAX's own derivatives.")] = False,
+    device: Annotated[
+        bool, typer.Option("--device", help="Measure each layer's rounding error on this device.")
+    ] = False,
     adequacy: Annotated[bool, typer.Option(help="List the mistakes that these inputs cannot reveal.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="First seed of the inputs and cotangents.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
@@ -467,11 +470,13 @@ def check(
     allow_code: AllowCode = False,
 ) -> None:
     """Check a backward pass entry by entry and name what is wrong. Status 0: right, 1: wrong, 2: not checked."""
-    from jaxnet.checking import command
+    from jaxnet.checking import command, device_noise
     from jaxnet.checking import primitives as of_jax
 
     if primitives:
         raise typer.Exit(of_jax.run(tuple(targets or ())))
+    if device:
+        raise typer.Exit(device_noise.run(targets or (), json_file))
     found: list[Any] = list(targets or ())
     if any(target.endswith(".toml") for target in found):
         from jaxnet.training.check_target import config_target

@@ -1,0 +1,53 @@
+"""The device certificate: noise by layer and dtype, against float64."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from jaxnet.checking.device_noise import holds, measured, noise_of, run
+from jaxnet.checking.subject import CannotCheckError
+from jaxnet.checking.targets import Target, shipped
+from jaxnet.layers import dense
+
+
+def test_noise_grows_as_bits_are_lost():
+    rows = {row.name: row.noise for row in measured(shipped("dense", "layer_norm"))}
+    assert len(rows) >= 3
+    for float32, bfloat16, float16 in rows.values():
+        assert 0 <= float32 < 1e-6
+        assert 1e-4 < float16 < bfloat16 < 3e-2
+    assert measured(shipped("relu"))[0].noise == (0, 0, 0)
+
+
+def test_products_in_fewer_bits_are_seen():
+    """As a device that multiplies float32 in bfloat16, and float64 as it is."""
+    exact = dense(20)
+
+    def backward(params, saved, d_out, read):
+        low = d_out.astype(jnp.bfloat16).astype(d_out.dtype) if d_out.dtype == jnp.float32 else d_out
+        return exact.backward(params, saved, low, read)
+
+    args = ("float32[30]",)
+    assert noise_of(Target("dense", exact, args), "float32", 0) < 1e-6
+    assert noise_of(Target("low", exact._replace(backward=backward), args), "float32", 0) > 1e-3
+
+
+def test_the_tolerance_holds_for_all(tmp_path, capsys):
+    file = tmp_path / "device.json"
+    assert run(["dense", "softmax"], file) == 0
+    shown, made = capsys.readouterr().out, json.loads(file.read_text())
+    assert "tolerance that holds" in shown
+    for dtype, tolerance in made["tolerance"].items():
+        assert tolerance > max(of[dtype] for of in made["noise"].values())
+    assert jnp.finfo("bfloat16").eps / 10 < made["tolerance"]["bfloat16"] < 0.1
+
+
+def test_a_loss_is_no_layer():
+    with pytest.raises(CannotCheckError, match="name a layer"):
+        run(["quadratic"])
+
+
+def test_tolerance_in_one_digit():
+    rows = measured(shipped("relu"))
+    assert holds(rows)["float32"] == 0
