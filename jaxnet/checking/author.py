@@ -193,6 +193,19 @@ def source_of(file: str) -> Source | None:
         return None
 
 
+@lru_cache(maxsize=64)
+def functions_in(file: str) -> tuple[ast.FunctionDef | ast.Lambda, ...]:
+    """The functions that a file defines."""
+    source = source_of(file)
+    nodes = ast.walk(source.tree) if source is not None else ()
+    return tuple(node for node in nodes if isinstance(node, ast.FunctionDef | ast.Lambda))
+
+
+def number_of(function: ast.FunctionDef | ast.Lambda) -> int:
+    """A function's number in its file: its line and column."""
+    return function.lineno * 1000 + function.col_offset
+
+
 @lru_cache(maxsize=4096)
 def place_of(code: CodeType) -> tuple[Source, int, int] | None:
     """A code object's source, the statement that it stands in, and which of the statement's code objects it is."""
@@ -319,7 +332,7 @@ class Marker(ast.NodeTransformer):
 
     def function(self, node: Any) -> Any:
         """A function: its arguments are marked before its body."""
-        outer, self.path = self.path, (*self.path, node.lineno * 1000 + node.col_offset)
+        outer, self.path = self.path, (*self.path, number_of(node))
         arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         if isinstance(node, ast.Lambda):
             marks = [self.mark(node, name, defines=True, is_argument=True) for name in arguments]

@@ -214,26 +214,24 @@ class RepairSearch:
         return Found(cost, edit.rank, reach, len(edit.text), Change(mark.source, start, end, edit.text), before,
                      cause(edit, mark.text))  # fmt: skip
 
+    @cached_property
+    def in_text(self) -> list[Found]:
+        """Changes of numbers, options and arguments, in the functions that ran, the shortest first."""
+        ran = [mark for mark, _ in self.aligned.places] + list(self.aligned.seen)
+        marks = [self.aligned.marks[number] for number in ran]
+        functions = dict.fromkeys((mark.source.file, part) for mark in marks for part in mark.path)
+        sources = {mark.source.file: mark.source for mark in marks}
+        options: dict[Found, None] = {}
+        for file, source in sources.items():
+            for function in author.functions_in(file):
+                if (file, author.number_of(function)) in functions:
+                    options.update(dict.fromkeys(changes_of(source, function)))
+        return sorted(options, key=lambda each: each[:4])
+
     def found_in_text(self, goal: Sequence[int], most: int) -> list[Found]:
-        """Changes of numbers, options and arguments that cost at most so much: each is run as a program."""
-        options: list[Found] = []
-        for function in self.functions:
-            place = author.place_of(function.__code__)
-            if place is None:
-                continue
-            source = place[0]
-            for node in own_nodes(source, function):
-                before = source.segment(node)
-                start, end = source.span(node)
-                for text in changes(node, before):
-                    if text != before:
-                        options.append(
-                            Found(distance(before, text), OTHER, 0, len(text), Change(source, start, end, text), before,
-                                  f"{before} stands in the place of {text}")
-                        )  # fmt: skip
-            options += everywhere(source, function)
+        """The changes of the text that cost at most so much and are right: each is run as a program."""
         hits: list[Found] = []
-        for option in sorted(dict.fromkeys(options), key=lambda each: each[:4]):
+        for option in self.in_text:
             if self.late or option.cost > most or (hits and option.cost > hits[0].cost):
                 break
             if self.confirmed([option.change], goal, first_only=True):
@@ -397,28 +395,20 @@ def editable(subject: Subject) -> list[FunctionType]:
     return [function for function in author.functions_of(*parts) if id(function) not in shared]
 
 
-def own_nodes(source: Source, function: FunctionType) -> Iterator[ast.expr]:
-    """The expressions of a function's body."""
-    for statement in own_statements(source, function):
-        yield from (each for each in ast.walk(statement) if isinstance(each, ast.expr))
-
-
-def own_statements(source: Source, function: FunctionType) -> Iterator[ast.AST]:
-    """The statements of a function's body, those inside others after these."""
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.FunctionDef | ast.Lambda):
-            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-            name = getattr(node, "name", "<lambda>")
-            if (first, name) == (function.__code__.co_firstlineno, function.__code__.co_name):
-                body = node.body if isinstance(node.body, list) else [node.body]
-                yield from body
-
-
-def everywhere(source: Source, function: FunctionType) -> Iterator[Found]:
-    """A number changed wherever it stands in one statement."""
-    for statement in own_statements(source, function):
+def changes_of(source: Source, function: ast.FunctionDef | ast.Lambda) -> Iterator[Found]:
+    """The changes of each expression of a function's body, and of a number wherever it stands in a statement."""
+    for statement in function.body if isinstance(function.body, list) else [function.body]:
         equal: dict[str, list[ast.expr]] = {}
         for node in ast.walk(statement):
+            if not isinstance(node, ast.expr):
+                continue
+            before = source.segment(node)
+            start, end = source.span(node)
+            for text in changes(node, before):
+                if text != before:
+                    said = f"{before} stands in the place of {text}"
+                    change = Change(source, start, end, text)
+                    yield Found(distance(before, text), OTHER, 0, len(text), change, before, said)
             if isinstance(node, ast.Constant) and isinstance(node.value, int) and not isinstance(node.value, bool):
                 equal.setdefault(repr(node.value), []).append(node)
         start, end = source.span(statement)

@@ -65,7 +65,7 @@ class NumpyEvaluation(Evaluation):
         if function is not None:
             out = function(operation.eqn.params, *values)
             if out is not None:
-                return (out,)
+                return out if isinstance(out, list) else (out,)
         return [host(out) for out in bind(operation.eqn, [jnp.asarray(v) for v in values])]
 
     def outcome(self, operation: Operation, values: Sequence) -> tuple[Sequence, Kept]:
@@ -191,6 +191,31 @@ def slice_of(params: dict, a: Any) -> Any:
     return a[tuple(map(slice, params["start_indices"], params["limit_indices"], strides))]
 
 
+def split(params: dict, a: Any) -> list:
+    """split"""
+    return np.split(a, np.cumsum(params["sizes"])[:-1], params["axis"])
+
+
+def padded(params: dict, a: Any, fill: Any) -> Any:
+    """pad, outside alone"""
+    if any(low < 0 or high < 0 or inside for low, high, inside in params["padding_config"]):
+        return None
+    return np.pad(a, [config[:2] for config in params["padding_config"]], constant_values=fill)
+
+
+def window(a: Any, sizes: Any, starts: Any) -> tuple[slice, ...]:
+    """The slices of a dynamic slice; one that would leave the array is moved inside."""
+    low = [min(max(int(start), 0), n - size) for start, n, size in zip(starts, a.shape, sizes, strict=True)]
+    return tuple(slice(start, start + size) for start, size in zip(low, sizes, strict=True))
+
+
+def updated(params: dict, a: Any, part: Any, *starts: Any) -> Any:
+    """dynamic_update_slice"""
+    out = np.array(a)
+    out[window(a, part.shape, starts)] = part
+    return out
+
+
 def converted(params: dict, a: Any) -> Any:
     """convert_element_type; keys and bits stay with JAX"""
     if jnp.issubdtype(params["new_dtype"], jax.dtypes.extended) or a.dtype.kind == "c":
@@ -239,5 +264,9 @@ NUMPY: dict[str, Callable] = {
     "rev": lambda params, a: np.flip(a, tuple(params["dimensions"])),
     "slice": slice_of,
     "convert_element_type": converted,
+    "split": split,
+    "pad": padded,
+    "dynamic_slice": lambda params, a, *starts: a[window(a, params["slice_sizes"], starts)],
+    "dynamic_update_slice": updated,
     "iota": iota,
 }  # fmt: skip
