@@ -219,6 +219,18 @@ class Execution:
         """The numbers of the values that depend on some, these included."""
         return dependents(self.uses, numbers)
 
+    @cached_property
+    def step_sizes(self) -> np.ndarray:
+        """The sums of the absolute values of each array at each step of a loop, in order."""
+        inside = [np.asarray(self.values[0][number]) for number in self.floats if self.steps(number)]
+        return np.sort(np.concatenate([np.abs(v).reshape(len(v), -1).sum(1) for v in inside] or [np.zeros(0)]))
+
+    def has_step(self, value: np.ndarray) -> bool:
+        """Whether an array of this size is computed at some step of a loop."""
+        size = float(np.sum(np.abs(value)))
+        k = np.searchsorted(self.step_sizes, size * (1 - 1e-9))
+        return k < len(self.step_sizes) and bool(self.step_sizes[k] <= size * (1 + 1e-9) + 1e-12)
+
 
 def close(got: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
     """Whether two arrays agree entry by entry, relative to the largest; NaN never is right."""
@@ -439,8 +451,8 @@ class Effect:
         number = self.aligned.number(atom, operation)
         return None if number is None else self.number(number)
 
-    def calls(self, atoms: Sequence[Atom], point: int = 0) -> list[list[np.ndarray]]:
-        """The place's value and those of some atoms, each time that the expression runs."""
+    def calls(self, atoms: Sequence[Atom], graft: dict[int, Callable]) -> list[list[np.ndarray]]:
+        """At the first point, each time that the expression runs: its value, that with a graft, the atoms' values."""
         found: list[list[np.ndarray]] = []
 
         def noting(operation: Operation) -> Callable:
@@ -448,16 +460,17 @@ class Effect:
 
             def note(values: Values) -> np.ndarray:
                 v = values[operation.outputs[0]]
+                new = graft[operation.outputs[0]](values) if graft else v
                 others = [
-                    atom.fixed[point] if number is None else values[number]
+                    atom.fixed[0] if number is None else values[number]
                     for atom, number in zip(atoms, numbers, strict=True)
                 ]
-                found.append([np.asarray(each) for each in (v, *others)])
-                return v
+                found.append([np.asarray(each) for each in (v, new, *others)])
+                return new
 
             return note
 
-        self.run(point, {each.outputs[0]: noting(each) for each in self.place.operations})
+        self.run(0, {each.outputs[0]: noting(each) for each in self.place.operations})
         return found
 
     def given(self, point: int, value: Callable[[Any, Any], Any], array: np.ndarray) -> dict[int, Callable]:
@@ -511,7 +524,7 @@ class Effect:
         False where no value makes the outputs right; True where that is not known: the outputs are not linear in the
         value, or it is large.
         """
-        v = np.concatenate([call[0].ravel() for call in self.calls(())])
+        v = np.concatenate([call[0].ravel() for call in self.calls((), {})])
         if v.size > MOST_ENTRIES or v.dtype.kind != "f" or not np.all(np.isfinite(v)):
             return True
         rng = np.random.default_rng(0)

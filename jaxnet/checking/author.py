@@ -473,27 +473,35 @@ def same_variables(change: Change) -> Change:
     """The same change with every variable still read, since a function keeps what it closes over."""
     before = change.source.text[change.start : change.end].decode()
     try:
-        old, new = (
-            {node.id for node in ast.walk(ast.parse(text.strip())) if isinstance(node, ast.Name)}
-            for text in (f"({before})", f"({change.text})")
-        )
+        old, new = (read_in(ast.parse(text.strip())) for text in (f"({before})", f"({change.text})"))
     except SyntaxError:  # a statement
         return change
     lost = sorted(old - new)
     return change._replace(text=f"[{change.text}, {', '.join(lost)}][0]") if lost else change
 
 
+def read_in(tree: ast.AST) -> set[str]:
+    """The variables that an expression reads and does not set itself."""
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    return {node.id for node in names} - {node.id for node in names if isinstance(node.ctx, ast.Store)}
+
+
 def the_same(before: tuple[CodeType, ...], after: tuple[CodeType, ...]) -> tuple[CodeType, ...]:
-    """The functions of a changed statement in the places of the old ones; a comprehension may be there more.
+    """The functions of a changed statement in the places of the old ones; comprehensions may come or go.
 
     Raises `ValueError` where a function was added or taken away.
     """
     if len(before) == len(after):
         return after
-    kept = [code for code in after if not code.co_name.endswith(("comp>", "genexpr>"))]
-    if [code.co_qualname for code in before] != [code.co_qualname for code in kept]:
+
+    def is_function(code: CodeType) -> bool:
+        return not code.co_name.endswith(("comp>", "genexpr>"))
+
+    kept = list(filter(is_function, after))
+    if [code.co_qualname for code in filter(is_function, before)] != [code.co_qualname for code in kept]:
         raise ValueError("a change must not add or remove a function")
-    return tuple(kept)
+    functions = iter(kept)
+    return tuple(next(functions) if is_function(code) else code for code in before)
 
 
 @contextmanager

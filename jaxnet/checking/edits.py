@@ -23,7 +23,7 @@ from jaxnet.checking.alignment import Aligned, Atom, Effect, MarkedPlace, finger
 
 MISSING, OTHER, SIGN = 0, 1, 2
 RANKS = {"sign": SIGN, "factor": MISSING, "term": MISSING}
-FEW_NAMES, MOST_TERMS, MOST_BORROWED = 16, 400, 24
+FEW_NAMES, MOST_TERMS, MOST_BORROWED, MOST_SUMS = 16, 400, 24, 32
 EXACT = 1e-6  # relative to the largest entry of each gradient
 UNARY = ("{1}", "1 - {1}", "{1}**2", "1 - {1}**2", "{1} * (1 - {1})", "{1} > 0", "{1} < 0", "1 + {1}")
 OF_LIBRARY = (*(f"%.{name}({{1}})" for name in ("sign", "sqrt", "exp", "log", "tanh", "cos", "sin", "abs")),
@@ -329,9 +329,10 @@ class Scope:
         said = text if what is None else what.text(self.text)
         return Edit(distance(self.text, text) if cost is None else cost, text, kind, said, term)
 
-    def singles(self) -> Iterator[Edit]:
+    @cached_property
+    def singles(self) -> list[Edit]:
         """Edits with at most one term, the shortest first."""
-        return iter(sorted(self._singles(), key=lambda edit: (edit.cost, edit.rank)))
+        return sorted(self._singles(), key=lambda edit: (edit.cost, edit.rank))
 
     def _singles(self) -> Iterator[Edit]:
         shape, nd = self.shape, len(self.shape)
@@ -378,18 +379,22 @@ class Scope:
 
     # --------------------------------------------------------------------------------------- many edits at once
 
-    def exact(self, effect: Effect, A: np.ndarray, b: np.ndarray, late: Callable[[], bool]) -> Iterator[Edit]:
-        """The edits that make the outputs right, those with two terms included, until it is late."""
+    def exact(self, effect: Effect, right: tuple | dict[int, Callable], late: Callable[[], bool]) -> Iterator[Edit]:
+        """The edits that make the outputs right, those with two terms included, until it is late.
+
+        `right`: A and b, where A (x − v) = b says which values are right in the place of v; or the graft of the right
+        values.
+        """
         usable = [atom for atom in (*self.atoms, *self.borrowed, *self.constants) if not self.depends(atom)]
         index = {id(atom): k for k, atom in enumerate(usable)}
-        calls = effect.calls(usable)
+        calls = effect.calls(usable, right if isinstance(right, dict) else {})
 
         def vector(term: Term) -> np.ndarray | None:
             """An expression's values, one for each time that the place runs; what is zero by chance mends too much."""
             if not all(id(atom) in index for atom in term.atoms):
                 return None
             parts = []
-            for v, *others in calls:
+            for v, _, *others in calls:
                 try:
                     part = np.asarray(term.value(v, *(others[index[id(atom)]] for atom in term.atoms)), float)
                     parts.append(np.broadcast_to(part, v.shape).ravel())
@@ -398,10 +403,14 @@ class Scope:
             row = np.concatenate(parts)
             return row if np.any(row) else None
 
-        system = System(A, b, np.concatenate([call[0].ravel() for call in calls]))
-        for edit in self.singles():
+        v, new = (np.concatenate([call[k].ravel() for call in calls]) for k in range(2))
+        if isinstance(right, dict):  # random sums of the entries tell arrays apart
+            A = np.random.default_rng(0).standard_normal((min(v.size, MOST_SUMS), v.size))
+            right = A, A @ (new - v)
+        system = System(*right, v)
+        for edit in self.singles:
             row = vector(edit.term)
-            if row is not None and system.fits(A @ row, b + system.Av):
+            if row is not None and system.fits(system.A @ row, system.b + system.Av):
                 yield edit
         known = [(term, row) for term in [*self.terms, *self.sums][:MOST_TERMS]
                  if (row := vector(term)) is not None and np.all(np.isfinite(row))]  # fmt: skip

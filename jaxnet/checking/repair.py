@@ -82,6 +82,8 @@ class RepairSearch:
         self.located: MarkedPlace | None = None  # the first place at which autodiff's value makes a goal right
         self.functions = editable(subject)
         self.points, self.elsewhere = points, elsewhere
+        self.effects: dict[tuple[int, ...], list[Effect]] = {}
+        self.scopes: dict[int, Scope] = {}
 
     @property
     def late(self) -> bool:
@@ -114,16 +116,42 @@ class RepairSearch:
     # ------------------------------------------------------------------------------------------------- candidates
 
     def places(self, goal: Sequence[int]) -> Iterator[Effect]:
-        """The expressions on which every output of a goal depends."""
-        for place in self.aligned.places.values():
-            if place.path or (place.mark.defines and not self.can_define(place.mark)):
-                continue
-            aval = place.operations[0].eqn.outvars[0].aval
-            if not np.issubdtype(aval.dtype, np.floating) or self.late:
-                continue
-            effect = Effect(self.aligned, place, goal)
-            if set(goal) <= set(effect.outputs):
-                yield effect
+        """The expressions on which every output of a goal depends; those of loops last, the likely ones first."""
+        key = tuple(goal)
+        if key not in self.effects:
+            found = [Effect(self.aligned, each, goal) for each in self.aligned.places.values() if self.may_change(each)]
+            found = [effect for effect in found if set(goal) <= set(effect.outputs)]
+            inside = [effect for effect in found if self.aligned.steps(effect.place.number) > 0]
+            outside = [effect for effect in found if effect not in inside]
+            self.effects[key] = [*outside, *self.likely_first(inside)]
+        yield from itertools.takewhile(lambda _: not self.late, self.effects[key])
+
+    def may_change(self, place: MarkedPlace) -> bool:
+        """Whether a place's value can be another."""
+        aval = place.operations[0].eqn.outvars[0].aval
+        fixed = place.path or (place.mark.defines and not self.can_define(place.mark))
+        return not fixed and bool(np.issubdtype(aval.dtype, np.floating))
+
+    def likely_first(self, effects: Sequence[Effect]) -> list[Effect]:
+        """The places of a loop: those whose value autodiff has not, and those before the first of them, in turns.
+
+        The loop is right in the steps before: only the step is looked at in which the first such value is.
+        """
+        values = [np.asarray(self.aligned.values[0][effect.place.number]) for effect in effects]
+        values = [v[::-1] if self.backwards(e.place) else v for v, e in zip(values, effects, strict=True)]
+        for t in range(max(map(len, values), default=0)):
+            known = [t >= len(v) or self.aligned.reference.has_step(v[t]) for v in values]
+            if not all(known):
+                k = known.index(False) + 1
+                unknown = [effect for effect, is_known in zip(effects, known, strict=True) if not is_known]
+                before = [*reversed(effects[:k]), *reversed(effects[k:])]
+                turns = itertools.chain.from_iterable(itertools.zip_longest(unknown, before))
+                return list(dict.fromkeys(effect for effect in turns if effect is not None))
+        return list(effects)
+
+    def scope(self, place: MarkedPlace) -> Scope:
+        """What may be used at a place."""
+        return self.scopes.setdefault(place.number, Scope(self.aligned, place))
 
     @staticmethod
     def can_define(mark: author.Mark) -> bool:
@@ -142,14 +170,13 @@ class RepairSearch:
             linear = effect.linear
             if linear is False:
                 continue
-            scope = Scope(self.aligned, effect.place)
+            scope = self.scope(effect.place)
             if linear is True:
-                others += [(edit, effect) for edit in scope.singles()]
+                others += [(edit, effect) for edit in scope.singles]
             elif effect.feeds_itself:
-                likely += [(edit, effect) for edit in scope.singles()]
+                likely += [(edit, effect) for edit in scope.singles]
             else:
-                exact = (edit for edit in scope.exact(effect, *linear, lambda: self.late) if self.holds(edit, effect))
-                hits += [self.hit(edit, effect) for edit in itertools.islice(exact, MOST_AT_A_PLACE)]
+                hits += self.exact(effect, linear, first=1)
         start = time.process_time()
         for some, share in ((likely, 0.5), (others, 0.6)):
             until = start + share * (self.until - start)
@@ -165,6 +192,12 @@ class RepairSearch:
         if best > SHORT:
             hits += self.found_in_text(goal, SHORT if hits else best)
         return sorted(hits, key=lambda hit: hit[:4])
+
+    def exact(self, effect: Effect, right: tuple | dict[int, Callable], first: int) -> list[Found]:
+        """The edits at a place that are right at the points from `first` on."""
+        edits = self.scope(effect.place).exact(effect, right, lambda: self.late)
+        held = (edit for edit in edits if self.holds(edit, effect, first))
+        return [self.hit(edit, effect) for edit in itertools.islice(held, MOST_AT_A_PLACE)]
 
     def holds(self, edit: Edit, effect: Effect, first: int = 1) -> bool:
         """Whether an edit makes the goal right at the points from `first` on."""
@@ -241,11 +274,16 @@ class RepairSearch:
     def grafts(self, goal: Sequence[int]) -> list[Found]:
         """Autodiff's values in the place of an expression, added to it or taken from it, the shortest first."""
         hits: list[Found] = []
-        self.located = None
+        self.located, start = None, time.process_time()
         for effect in self.places(goal):
-            if len(effect.place.operations) > 1 or self.aligned.steps(effect.place.number) < 0:
+            steps = self.aligned.steps(effect.place.number)
+            if len(effect.place.operations) > 1 or steps < 0:
                 continue
-            for number, kind in self.grafted(effect):
+            for k, (number, kind) in enumerate(self.grafted(effect)):
+                if steps and not k:
+                    hits += self.exact(effect, self.graft(effect, number, GRAFTS[kind], 0), first=0)
+                    if hits:
+                        self.until = min(self.until, 2 * time.process_time() - start)  # as long again as this took
                 hits += self.written(effect, number, kind)
                 if self.located is None or effect.place.number < self.located.number:
                     self.located = effect.place
@@ -301,7 +339,7 @@ class RepairSearch:
                 self.aligned.changed(point, self.graft(effect, number, GRAFTS[kind], point))
                 for point in range(len(self.points))
             ]
-        scope = Scope(self.aligned, place)
+        scope = self.scope(place)
         try:
             writer = writer_at(scope, values, self.other_shape)
             written = writer.write(number)
