@@ -412,7 +412,8 @@ class Scope:
             row = vector(edit.term)
             if row is not None and system.fits(system.A @ row, system.b + system.Av):
                 yield edit
-        known = [(term, row) for term in [*self.terms, *self.sums][:MOST_TERMS]
+        terms = sorted([*self.terms, *self.sums], key=lambda term: len(tokens(term.text(self.text))))
+        known = [(term, row) for term in terms[:MOST_TERMS]
                  if (row := vector(term)) is not None and np.all(np.isfinite(row))]  # fmt: skip
         yield from self.products([term for term, _ in known], [row for _, row in known], system, late)
         yield from self.matrices(usable, vector, system)
