@@ -229,7 +229,7 @@ class Execution:
         """Whether an array of this size is computed at some step of a loop."""
         size = float(np.sum(np.abs(value)))
         k = np.searchsorted(self.step_sizes, size * (1 - 1e-9))
-        return k < len(self.step_sizes) and bool(self.step_sizes[k] <= size * (1 + 1e-9) + 1e-12)
+        return bool(k < len(self.step_sizes) and self.step_sizes[k] <= size * (1 + 1e-9) + 1e-12)
 
 
 def close(got: np.ndarray, right: np.ndarray, tolerance: float) -> bool:

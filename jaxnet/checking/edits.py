@@ -385,9 +385,11 @@ class Scope:
         `right`: A and b, where A (x − v) = b says which values are right in the place of v; or the graft of the right
         values.
         """
-        usable = [atom for atom in (*self.atoms, *self.borrowed, *self.constants) if not self.depends(atom)]
+        grafted = isinstance(right, dict)  # then what the loop carries is right, and may be used
+        every = (*self.atoms, *self.borrowed, *self.constants)
+        usable = [atom for atom in every if grafted or not self.depends(atom)]
         index = {id(atom): k for k, atom in enumerate(usable)}
-        calls = effect.calls(usable, right if isinstance(right, dict) else {})
+        calls = effect.calls(usable, right if grafted else {})
 
         def vector(term: Term) -> np.ndarray | None:
             """An expression's values, one for each time that the place runs; what is zero by chance mends too much."""
@@ -407,7 +409,7 @@ class Scope:
         if isinstance(right, dict):  # random sums of the entries tell arrays apart
             A = np.random.default_rng(0).standard_normal((min(v.size, MOST_SUMS), v.size))
             right = A, A @ (new - v)
-        system = System(*right, v)
+        system = System(right[0], right[1], v)
         for edit in self.singles:
             row = vector(edit.term)
             if row is not None and system.fits(system.A @ row, system.b + system.Av):

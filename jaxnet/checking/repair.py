@@ -34,6 +34,7 @@ from jaxnet.checking.subject import Subject
 FRESH = (501, 502)
 GRAFTS = {"replaced": lambda v, u: u, "added": lambda v, u: v + u, "taken": lambda v, u: v - u}
 MOST_EQUAL, MOST_CONFIRMED, MOST_AT_A_PLACE = 3, 24, 24
+AT_A_PLACE = 0.25  # of the time that is left
 LONG, CLEAR = 10**6, 20  # tokens: a longer edit is another expression, and its cause says so
 LONGEST_CAUSE = 120  # letters of the two expressions in a cause
 SHORT = 3  # tokens: a longer repair is looked for in the text too
@@ -195,7 +196,9 @@ class RepairSearch:
 
     def exact(self, effect: Effect, right: tuple | dict[int, Callable], first: int) -> list[Found]:
         """The edits at a place that are right at the points from `first` on."""
-        edits = self.scope(effect.place).exact(effect, right, lambda: self.late)
+        now = time.process_time()
+        until = now + AT_A_PLACE * (self.until - now)
+        edits = self.scope(effect.place).exact(effect, right, lambda: time.process_time() > until)
         held = (edit for edit in edits if self.holds(edit, effect, first))
         return [self.hit(edit, effect) for edit in itertools.islice(held, MOST_AT_A_PLACE)]
 
