@@ -42,14 +42,19 @@ class NumpyEvaluation(Evaluation):
 
     def body(self, graph: Graph, args: Sequence) -> tuple[list, Kept]:
         """The outputs of a graph."""
-        values = self.values
-        values.update((number, host(value)) for number, value in graph.constants.items())
+        values, changes = self.values, self.changes
+        values.update(constants_of(graph))
         for number, value in zip(graph.inputs, args, strict=True):
             self.put(number, value if isinstance(value, np.ndarray) else host(value))
         for operation in graph.operations:
-            outs, _ = self.outcome(operation, [values[number] for number in operation.inputs])
+            given = [values[number] for number in operation.inputs]
+            plain = operation.kind == "operation"
+            outs = self.operation(operation, given) if plain else self.outcome(operation, given)[0]
             for number, out in zip(operation.outputs, outs, strict=True):
-                self.put(number, out)
+                if number in changes:
+                    self.put(number, out)
+                else:
+                    values[number] = out
         return [values[number] for number in graph.outputs], {}
 
     def put(self, number: int, value: Any) -> None:
@@ -70,8 +75,6 @@ class NumpyEvaluation(Evaluation):
 
     def outcome(self, operation: Operation, values: Sequence) -> tuple[Sequence, Kept]:
         kind = operation.kind
-        if kind == "operation":
-            return self.operation(operation, values), {}
         if kind == "scan":
             return self.scan(operation, values), {}
         if kind == "while":
@@ -140,6 +143,12 @@ class NumpyEvaluation(Evaluation):
 def numbers_in(graph: Graph) -> tuple[int, ...]:
     """The numbers of a body's values: its inputs, and all that its operations give."""
     return (*graph.inputs, *(n for operation in graph.everything() for n in operation.outputs))
+
+
+@lru_cache(maxsize=1024)
+def constants_of(graph: Graph) -> Values:
+    """A graph's constants in NumPy."""
+    return {number: host(value) for number, value in graph.constants.items()}
 
 
 def broadcast(params: dict, a: Any, *dynamic: Any) -> Any:
