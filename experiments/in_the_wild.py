@@ -40,7 +40,7 @@ PACKAGES = (
     "netket", "numpyro", "ott", "quadax", "qwix", "rlax", "s2fft", "tensorflow_probability.substrates.jax", "tinygp",
     "tokamax",
 )  # fmt: skip
-SECONDS = 120
+SECONDS = 40
 """That one rule may take."""
 USES: dict[str, Point] = peers.USES | others.USES
 POINTS: dict[str, Point] = OF_JAX | peers.POINTS | others.POINTS | USES

@@ -27,11 +27,6 @@ def part(place: str) -> Any:
     return found
 
 
-def calling(place: str) -> Callable:
-    """The function at "module:name"."""
-    return lambda *args: part(place)(*args)
-
-
 def moved(sample: jax.Array, cdf: Callable, *params: jax.Array) -> jax.Array:
     """A sample whose derivative is that of the quantile function: x with dF(x; θ) = 0."""
     x = constant(sample)
@@ -52,6 +47,19 @@ def von_mises_sample(shape, k, seed, dtype):
                  von_mises_cdf, k)  # fmt: skip
 
 
+def inverse_gaussian_cdf(x: jax.Array, mean: jax.Array, shape: jax.Array) -> jax.Array:
+    """Φ(√(λ/x) (x/μ − 1)) + exp(2λ/μ) Φ(−√(λ/x) (x/μ + 1))."""
+    root, Phi = jnp.sqrt(shape / x), jax.scipy.special.ndtr
+    return Phi(root * (x / mean - 1)) + jnp.exp(2 * shape / mean) * Phi(-root * (x / mean + 1))
+
+
+def inverse_gaussian_sample(shape, mean, concentration, seed):
+    """The reference of a sampler of the inverse Gaussian distribution."""
+    sampler = part(f"{TFP}.distributions.inverse_gaussian:_random_inverse_gaussian_gradient")
+    held = sampler(shape, constant(mean), constant(concentration), seed)
+    return moved(held, inverse_gaussian_cdf, mean, concentration)
+
+
 def in_turned_box(box, R, held: bool):
     """The positions, with the derivative R ↦ box R, or R ↦ R with that of the box."""
     turned = constant(R) @ box.T
@@ -67,14 +75,6 @@ def unit(*shape: int) -> jax.Array:
     """A vector of length 1."""
     x = normal(*shape)
     return x / jnp.sqrt(x @ x)
-
-
-def falling(y):
-    """The nearest sequence that never rises: v_i = min over j ≤ i of max over k ≥ i of mean(y_j, …, y_k)."""
-    n, sums = len(y), jnp.concatenate([jnp.zeros(1), jnp.cumsum(y)])
-    j, k = jnp.arange(n)[:, None], jnp.arange(n)
-    means = jnp.where(k >= j, (sums[k + 1] - sums[j]) / jnp.maximum(k - j + 1, 1), -jnp.inf)
-    return jnp.stack([jnp.min(jnp.max(means[: i + 1, i:], axis=1)) for i in range(n)])
 
 
 def recursion(x, A, zi):
@@ -210,28 +210,10 @@ def convolution(lhs, rhs):
     return jax.lax.conv_general_dilated(lhs, rhs, (2, 1), "SAME", dimension_numbers=LAYOUT)
 
 
-def unquantised_groups(lhs, rhs):
-    """qwix's product by groups of rows with nothing quantised."""
-    module = part("qwix._src.core.ragged_dot_qt")
-    return module.ragged_dot_qt(
-        lhs, rhs, jnp.array([3, 4], jnp.int32), module.RaggedDotQtConfig(lhs_qtype=None, rhs_qtype=None)
-    )
-
-
-def by_groups(lhs, rhs):
-    """The same by jax."""
-    return jax.lax.ragged_dot(lhs, rhs, jnp.array([3, 4], jnp.int32))
-
-
 def softmax_alone(x, normalize):
     """Softmax, with what it keeps for other blocks held constant."""
     top = x.max(-1, keepdims=True)
     return jax.nn.softmax(x, -1), constant((top[..., 0], jnp.exp(x - top).sum(-1)))
-
-
-def small_root(x):
-    """√x, whose derivative is finite at 0."""
-    return jnp.sqrt(x)
 
 
 def tfp(module: str, point: Point) -> dict[str, Point]:
@@ -264,7 +246,7 @@ POINTS: dict[str, Point] = {
     "jax_md._nn.uma.kernels._segment_mm_2d": Point(
         lambda: (normal(7, 3), normal(2, 4, 3, seed=1), jnp.array([3, 4], jnp.int32))
     ),
-    "jaxopt._src.isotonic._isotonic_l2_pav": Point(lambda: (normal(6),), reference=falling),
+    "jaxopt._src.isotonic._isotonic_l2_pav": Point(None, note="its function does not run with this numba"),
     "jaxopt._src.projection._projection_unit_sparse_simplex": Point(lambda: (between(0, 0.5, 6), 3, False)),
     "jaxpole.filter.allpole": Point(
         lambda: (complex_normal(2, 6), 0.3 * complex_normal(2, 6, 3, seed=1), complex_normal(2, 3, seed=2)),
@@ -301,9 +283,7 @@ POINTS: dict[str, Point] = {
     "qwix._src.core.dot_general_qt.dot_general_qt_fwd_bwd": Point(
         lambda: (normal(4, 5), normal(5, 3, seed=1)), through=unquantised_product, reference=jnp.matmul
     ),
-    "qwix._src.core.ragged_dot_qt.ragged_dot_qt": Point(
-        lambda: (normal(7, 3), normal(2, 3, 4, seed=1)), through=unquantised_groups, reference=by_groups
-    ),
+    "qwix._src.core.ragged_dot_qt.ragged_dot_qt": Point(None, note="it always rounds: no autodiff to hold it against"),
     "s2fft.transforms.c_backend_spherical.ssht_forward": Point(None, note="needs a library in C"),
     "s2fft.transforms.c_backend_spherical.ssht_inverse": Point(None, note="needs a library in C"),
     "tokamax._src.benchmarking._optimization_barrier": matrices(4, 5),
@@ -313,6 +293,13 @@ POINTS: dict[str, Point] = {
         None, note=TPU
     ),
     **tfp("internal.custom_gradient._prevent_gradient_helper", Point(None, note=NO_GRADIENT)),
+    **tfp(
+        "distributions.inverse_gaussian._random_inverse_gaussian_gradient",
+        Point(
+            lambda: ((4,), between(0.5, 2, 4), between(0.5, 2, 4, seed=1), jax.random.PRNGKey(0)),
+            reference=inverse_gaussian_sample, tolerance=1e-3, note=SAMPLER,
+        ),
+    ),
     **tfp("math.bessel._bessel_iv_ratio_custom_gradient", two(0.5, 3, 0.5, 4)),
     **tfp("math.special._betainc_custom_gradient", three((0.5, 3), (0.5, 3), (0.1, 0.9))),
     **tfp("math.special._log_gamma_difference_custom_gradient", two(0.5, 3, 8, 12)),

@@ -160,9 +160,11 @@ def derivatives(cost: Callable, points: np.ndarray, u: np.ndarray) -> dict[str, 
         return grad(v) @ u
 
     def differences(function: Callable, v):
-        steps = jnp.asarray(STEPS, v.dtype)
         scale = jnp.maximum(jnp.abs(v), 0.1)
-        return jax.lax.map(lambda step: central_differences(function, v, step * scale), steps)
+        table = jax.lax.map(lambda h: central_differences(function, v, h * scale), jnp.asarray(STEPS, v.dtype))
+        h, here = STEPS[-1] * scale, function(v)
+        around = jax.lax.map(lambda i: function(v.at[i].add(h[i])) + function(v.at[i].add(-h[i])), jnp.arange(v.size))
+        return jnp.concatenate([table, ((around - 2 * here) / h)[None]])
 
     def run(v):
         return {
@@ -202,11 +204,16 @@ def compared(name: str, cost: Callable, points: np.ndarray, rng: np.random.Gener
 
 
 def extrapolated_entries(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Extrapolated differences, and the entries where they converge: their last changes are small."""
+    """Extrapolated differences, and where they are a derivative: they converge, and both sides have one slope.
+
+    The last row of the table is the slope to the right less that to the left: at a kink autodiff may take either.
+    """
+    table, bend = table[:-1], table[-1]
     value = extrapolated(table)[0]
     change = np.min(np.abs(np.diff(table, axis=0)), axis=0)
     with np.errstate(invalid="ignore"):
-        return value, np.isfinite(table).all(0) & (change < 1e-3 * (1e-3 + np.abs(value)))
+        small, size = change < 1e-3 * (1e-3 + np.abs(value)), 1e-2 * (1e-2 + np.abs(value))
+        return value, np.isfinite(table).all(0) & small & (np.abs(table[-1] - value) < size) & (np.abs(bend) < size)
 
 
 def at_worst(
