@@ -5,12 +5,12 @@ import signal
 from importlib.metadata import version
 
 # Tests run each small program once or twice: to compile it quickly is worth more than to run it quickly. The last two
-# make a compilation four times faster; later releases of jaxlib do not know the second, and stop at a flag unknown.
-FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-         "--xla_llvm_disable_expensive_passes=true", "--xla_cpu_parallel_codegen_split_count=1"]  # fmt: skip
-if version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+# make a compilation four times faster; later releases of jaxlib do not know the second, and stop at an unknown flag.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
+    f"{'--xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''}"
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from pathlib import Path
@@ -25,10 +25,9 @@ for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.
         signal.signal(number, default)
 
 
-# The rooms that take arrays of known shapes: there beartype holds every annotated argument. The rooms above take what
-# users write, check it by themselves, and their tests hand them the wrong things. An int is taken where a float is.
-# Most functions inside functions have no annotations: to wrap each of them anew, at every call, took a sixth of the time.
 def where_annotated(jaxtyped):
+    """Functions without annotations stay as they are: to wrap each inner one at every call took an eighth of the time."""
+
     def decorated(*, typechecker):
         checked = jaxtyped(typechecker=typechecker)
         return lambda thing: checked(thing) if isinstance(thing, type) or thing.__annotations__ else thing
@@ -36,9 +35,11 @@ def where_annotated(jaxtyped):
     return decorated
 
 
-jaxtyping.jaxtyped = where_annotated(jaxtyping.jaxtyped)
+# The rooms that take arrays of known shapes: there beartype holds every annotated argument. The rooms above take what
+# users write, check it by themselves, and their tests hand them the wrong things. An int is taken where a float is.
 ROOMS = "layer factors readings layers losses combinators models backprop feedback quantities explaining"
 TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.jaxtyped = where_annotated(jaxtyping.jaxtyped)
 jaxtyping.install_import_hook([f"jaxnet.{room}" for room in ROOMS.split()], TYPECHECKER)
 
 from jaxnet.training.data.own import ALLOWED  # noqa: E402 (the hook above comes before any module of jaxnet)
