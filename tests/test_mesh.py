@@ -74,7 +74,7 @@ def by_autodiff(recipe):
         weights = mean_weights(recipe.loss, ys, None)
         return jax.vmap(lambda x, y, w: one(params, x, y, w, None)[0])(xs, ys, weights).sum()
 
-    def of(params, kept, xs, ys, key, counts=None):
+    def of(params, kept, xs, ys, key, *_):
         value, grads = jax.value_and_grad(cost)(params, xs, ys)
         return grads, {"loss": value * len(xs)}, kept
 
