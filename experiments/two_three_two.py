@@ -20,9 +20,8 @@ from experiments.page import Equations, Formulas, Section, Table, Words, page, w
 from experiments.typeset import Equal
 from jaxnet.backprop import one_example
 from jaxnet.explaining import Derivation, derive, notation, observe
-from jaxnet.explaining.arrays import array_lines
 from jaxnet.explaining.model import Line
-from jaxnet.explaining.numbers import lowered_index
+from jaxnet.explaining.numbers import array_lines, lowered_index
 from jaxnet.explaining.terminal import overview, shapes
 from jaxnet.readings import product
 from jaxnet.training.explain_target import config_subject

@@ -33,7 +33,7 @@ from jaxnet.explaining.history import History, Moment
 from jaxnet.explaining.mathml import math, mathml
 from jaxnet.explaining.notation import notation
 from jaxnet.explaining.page import page, write_page
-from jaxnet.explaining.variants import merged, varying
+from jaxnet.explaining.view import merged, varying
 from jaxnet.layers import attention, conv2d, dense, flatten, relu, sigmoid, softmax
 from jaxnet.losses import quadratic, softmax_cross_entropy
 

@@ -37,9 +37,8 @@ from jaxnet.explaining.formulas.parse import parse
 from jaxnet.explaining.formulas.quantities import near, scope_of
 from jaxnet.explaining.guided_walk import walk_blocks, walk_steps
 from jaxnet.explaining.layouts import cheapest_order, multiplications
-from jaxnet.explaining.steps import question_lines, steps
 from jaxnet.explaining.subjects import at, of_target
-from jaxnet.explaining.terminal import overview
+from jaxnet.explaining.terminal import overview, question_lines, steps
 from jaxnet.explaining.ulp import ulps
 from jaxnet.training.explain_target import config_subject
 from tests.problems import LOSSES

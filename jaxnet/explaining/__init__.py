@@ -9,7 +9,7 @@ formats numbers for the terminal and for pages.
 
 From the bottom up: expressions, model; notation, numbers, losses; observe; recording (program_operations where there is
 no source), transcription, evaluation, source_lines, writing: the lines of any layer;
-numbering, lines; why, layouts, answers, tables, batches; derive; formulas, guided_walk, exercise, terminal, page.
+numbering, lines; why, layouts, answers, batches; derive; formulas, guided_walk, exercise, terminal, page.
 """
 
 from jaxnet.explaining.derive import derive

@@ -14,8 +14,7 @@ from functools import lru_cache
 import numpy as np
 from markupsafe import Markup
 
-from jaxnet.explaining.arrays import array_lines
-from jaxnet.explaining.numbers import LONGEST, entries, one, shape
+from jaxnet.explaining.numbers import LONGEST, array_lines, entries, one, shape
 
 SHORT = 4  # entries that stay in one line
 WIDEST = 8  # rows or columns of a matrix that is shown whole

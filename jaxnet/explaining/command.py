@@ -6,11 +6,14 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from jaxnet.explaining import terminal
 from jaxnet.explaining.derive import chain_of, derive
 from jaxnet.explaining.exercise import exercise
 from jaxnet.explaining.expressions import latex
@@ -18,21 +21,11 @@ from jaxnet.explaining.figures import Picture, pictures_of_run, pictures_of_walk
 from jaxnet.explaining.formulas import FormulaError, Tried, trial_lines, tried_on, try_formula
 from jaxnet.explaining.functions import FunctionSubject, derivation_of_function
 from jaxnet.explaining.guided_walk import walk_blocks, walk_steps
-from jaxnet.explaining.history import History, at_moments, history_lines, movements
+from jaxnet.explaining.history import at_moments, history_lines, movements
 from jaxnet.explaining.model import Derivation, Line, to_dict
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.observe import Observed, observe
-from jaxnet.explaining.steps import question_lines, quoted_lines, steps
 from jaxnet.explaining.subjects import ExplainedNetwork, at
-from jaxnet.explaining.terminal import (
-    DIGITS,
-    batch_lines,
-    chain_lines,
-    folded,
-    notation_lines,
-    overview,
-    tensor_lines,
-)  # fmt: skip
 
 NARROWEST = 60
 MOST_DIGITS = 12
@@ -43,7 +36,7 @@ class Options:
     """The command's options. batch: whether the subject's examples are one batch."""
 
     notation: Notation
-    digits: int = DIGITS
+    digits: int = terminal.DIGITS
     layer: int | None = None
     step: bool = False
     walk: bool = False
@@ -62,9 +55,9 @@ class Options:
 
 
 def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
-    """Prints the explanation of a subject, and writes the JSON and the page that the options name.
+    """Prints the explanation of a subject, and writes the JSON, the page and the figure that the options name.
 
-    Raises `ExplainError` for what cannot be explained, `FormulaError` for a formula that cannot be read.
+    Raises `ExplainError` for a subject that cannot be explained, `FormulaError` for a formula that cannot be read.
     """
     if not 1 <= options.digits <= MOST_DIGITS:
         raise ExplainError(f"--digits must be from 1 to {MOST_DIGITS}, got {options.digits}")
@@ -77,21 +70,27 @@ def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
         if options.sheet is not None:
             show_sheets(observed, subject.seed or 0, options)
             return
-        derivation = derivation_of(subject, observed, options)
+        first = subject.example or 0
+        about: dict[str, Any] = {
+            "layer": options.layer, "batch": (subject.xs, subject.ys) if options.batch else None,
+            "examples": tuple(range(first, first + len(subject.ys))), "source": subject.source,
+            "example": subject.example, "seed": subject.seed,
+        }  # fmt: skip
+        silent = options.table or (options.formula not in (None, "-") and "inv" not in options.formula)
+        whole = options.step or options.more or options.json_file is not None
+        asked = None if whole else 0 if silent else 1  # more layers are not shown, and each takes a while
+        derivation = derive(observed, options.notation, asked=asked, **about)
         if options.html_file is not None:
             from jaxnet.explaining.page import write_page
 
-            write_page(
-                options.html_file, observed, options.notation, source=subject.source, example=subject.example,
-                seed=subject.seed, digits=options.digits, layer=options.layer, run=subject.history,
-                batch=(subject.xs, subject.ys) if options.batch else None, examples=examples_of(subject),
-            )  # fmt: skip
+            write_page(options.html_file, observed, options.notation, digits=options.digits, run=subject.history,
+                       **about)  # fmt: skip
         if options.figure is not None:
             write_figure(options.figure, pictures(subject, observed, derivation, options))
         if options.json_file is not None:
             write_json(options.json_file, derivation)
-            if str(options.json_file) == "-":
-                return
+        if str(options.json_file) == "-":
+            return
         show(subject, observed, derivation, options, width)
     for file in filter(None, (options.html_file, options.figure)):
         print(file)
@@ -108,10 +107,7 @@ def pictures(subject: ExplainedNetwork, observed: Observed, derivation: Derivati
 
 
 def show_sheets(observed: Observed, seed: int, options: Options) -> None:
-    """Writes exercise sheets as a page, or prints them as LaTeX.
-
-    Raises `ExplainError` where neither is asked for.
-    """
+    """Writes exercise sheets as a page, or prints them as LaTeX."""
     from jaxnet.explaining import sheets
     from jaxnet.explaining.template_files import template
 
@@ -119,9 +115,10 @@ def show_sheets(observed: Observed, seed: int, options: Options) -> None:
         raise ExplainError("--sheet is written as a page, --html FILE, or printed as LaTeX, --latex: give one of them")
     made = sheets.sheets(observed, options.notation, options.sheet or 1, seed)
     if options.html_file is None:
-        print(sheets.whole(made, sheets.in_latex, template("sheet.tex.j2")))
+        print(template("sheet.tex.j2").render(sheets=made, form=sheets.in_latex))
         return
-    write_text(options.html_file, sheets.whole(made, sheets.in_html, template("sheet.html.j2")), "--html")
+    page = template("sheet.html.j2").render(sheets=made, form=sheets.in_html)
+    write_text(options.html_file, page, "--html")
     print(options.html_file)
 
 
@@ -133,18 +130,14 @@ def show_function(derivation: Derivation, options: Options, width: int) -> None:
     shown = {"notation", "digits", "json_file", "latex", "width"}
     for each in fields(Options):
         if each.name not in shown and getattr(options, each.name) != each.default:
-            raise ExplainError(
-                f"--{OPTION_NAMES.get(each.name, each.name)} is for networks: leave it out for a function"
-            )
+            option = {"html_file": "html", "formula": "try"}.get(each.name, each.name)
+            raise ExplainError(f"--{option} is for networks: leave it out for a function")
     if options.json_file is not None:
         write_json(options.json_file, derivation)
     if options.latex:
         print(latex_of(derivation))
     elif str(options.json_file) != "-":
-        write(overview(derivation, digits=options.digits, width=width).splitlines(), width)
-
-
-OPTION_NAMES = {"html_file": "html", "formula": "try"}
+        write(terminal.overview(derivation, digits=options.digits, width=width).splitlines(), width)
 
 
 def latex_of(derivation: Derivation) -> str:
@@ -154,65 +147,38 @@ def latex_of(derivation: Derivation) -> str:
     return f"\\begin{{align*}}\n{rows}\n\\end{{align*}}"
 
 
-def derivation_of(subject: ExplainedNetwork, observed: Observed, options: Options) -> Derivation:
-    """The derivation that the options ask for."""
-    silent = options.table or (options.formula not in (None, "-") and "inv" not in options.formula)
-    one = 0 if silent else 1  # more layers are not shown, and each takes a while
-    asked = None if options.step or options.more or options.json_file is not None else one
-    return derive(
-        observed, options.notation, layer=options.layer, asked=asked, examples=examples_of(subject),
-        batch=(subject.xs, subject.ys) if options.batch else None,
-        source=subject.source, example=subject.example, seed=subject.seed,
-    )  # fmt: skip
-
-
-def examples_of(subject: ExplainedNetwork) -> tuple[int, ...]:
-    """The subject's examples by their places in the data."""
-    first = subject.example or 0
-    return tuple(range(first, first + len(subject.ys)))
-
-
 def show(subject: ExplainedNetwork, observed: Observed, derivation: Derivation, options: Options, width: int) -> None:
-    """Prints what the options ask for."""
-    digits = options.digits
-    if options.exercise:
-        for line in exercise(tried_on(observed, derivation, options.notation)):
-            print(line, flush=True)
-        return
-    if options.formula is not None:
+    """Prints the parts that the options name."""
+    digits, layer = options.digits, options.layer
+    if options.exercise or options.formula is not None:
         batch = (subject.xs, subject.ys) if options.batch else None
         tried = tried_on(observed, derivation, options.notation, batch)
-        for line in tried_lines(options.formula, tried, digits, width):
+        lines = exercise(tried) if options.formula is None else tried_lines(options.formula, tried, digits, width)
+        for line in lines:
             print(line, flush=True)
-        return
-    if options.walk:
+    elif options.walk:
         walk(walk_blocks(walk_steps(observed, derivation, options.notation), width))
-        return
-    if options.step:
-        walk(steps(derivation, digits=digits, width=width, layer=None if options.layer is None else str(options.layer)))
-        return
-    if options.latex:
+    elif options.step:
+        walk(terminal.steps(derivation, digits=digits, width=width, layer=None if layer is None else str(layer)))
+    elif options.latex:
         print(latex_of(derivation))
-        return
-    if options.questions:
-        write(question_lines(derivation, width), width)
-        return
-    if options.table:
-        write(notation_lines(derivation), width, fold=False)
-        return
-    asked = only(derivation, options.layer)
-    lines = [*overview(asked, digits=digits, width=width).splitlines(), *subject.notes]
-    if asked is not derivation:
-        lines += sources(asked)
-    for each in derivation.batch:
-        lines += batch_lines(each, derivation.header, digits, width)
-    if options.more:
-        lines += chain_lines(derivation.layouts)
-        for tensor in derivation.tensors:
-            lines += tensor_lines(tensor, digits)
-    if subject.history is not None:
-        lines += run_lines(subject.history, observed, options.notation, digits)
-    write(lines, width)
+    elif options.questions:
+        write(terminal.question_lines(derivation, width), width)
+    elif options.table:
+        write(terminal.notation_lines(derivation), width, fold=False)
+    else:
+        asked = only(derivation, layer)
+        found = [*terminal.overview(asked, digits=digits, width=width).splitlines(), *subject.notes]
+        found += sources(asked) if asked is not derivation else []
+        for each in derivation.batch:
+            found += terminal.batch_lines(each, derivation.header, digits, width)
+        if options.more:
+            found += terminal.chain_lines(derivation.layouts)
+            for tensor in derivation.tensors:
+                found += terminal.tensor_lines(tensor, digits)
+        if (past := subject.history) is not None:
+            found += history_lines(movements(at_moments(observed, past), past, options.notation), past, digits)
+        write(found, width)
 
 
 def tried_lines(formula: str, subject: Tried, digits: int, width: int) -> Iterator[str]:
@@ -220,17 +186,13 @@ def tried_lines(formula: str, subject: Tried, digits: int, width: int) -> Iterat
     if formula != "-":
         yield from trial_lines(try_formula(formula, subject), digits, width)
         return
-    while True:
-        try:
-            text = input("formula: " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        if not text.strip():
-            return
-        try:
-            yield from trial_lines(try_formula(text, subject), digits, width)
-        except FormulaError as error:
-            yield str(error)
+    prompt = "formula: " if sys.stdin.isatty() else ""
+    with suppress(EOFError):
+        while text := input(prompt).strip():
+            try:
+                yield from trial_lines(try_formula(text, subject), digits, width)
+            except FormulaError as error:
+                yield str(error)
 
 
 def only(derivation: Derivation, layer: int | None) -> Derivation:
@@ -250,18 +212,15 @@ def sources(derivation: Derivation) -> list[str]:
     found: dict[str, list[str]] = {}
     for line in derivation.forward:
         if line.quoted is not None:
-            found.setdefault(line.quoted.where, [f"SOURCE  {line.of or line.layer}", *quoted_lines(line.quoted)])
+            found.setdefault(
+                line.quoted.where, [f"SOURCE  {line.of or line.layer}", *terminal.quoted_lines(line.quoted)]
+            )
     return [line for lines in found.values() for line in lines]
-
-
-def run_lines(past: History, observed: Observed, symbols: Notation, digits: int) -> list[str]:
-    """How the example's δ, the weights and the accuracy moved over the run."""
-    return history_lines(movements(at_moments(observed, past), past, symbols), past, digits)
 
 
 def write(lines: list[str], width: int, *, fold: bool = True) -> None:
     """Prints lines, headings bold on a terminal."""
-    for line in folded(lines, width) if fold else lines:
+    for line in terminal.folded(lines, width) if fold else lines:
         print(bold(line.rstrip()) if sys.stdout.isatty() else line.rstrip())
 
 
@@ -274,19 +233,17 @@ def bold(line: str) -> str:
 def walk(blocks: list[str], ask: Callable[[str], str] = input) -> None:
     """Prints one step after the other; on a terminal Enter goes on and q ends."""
     asking = sys.stdin.isatty() and sys.stdout.isatty()
-    for i, block in enumerate(blocks):
+    for i, block in enumerate(blocks, 1):
         print(block)
-        if i + 1 == len(blocks):
-            return
-        if not asking:
+        if i < len(blocks) and not asking:
             print()
-            continue
-        try:
-            if ask("— Enter: next, q: end — ").strip().lower().startswith("q"):
+        elif i < len(blocks):
+            try:
+                if ask("— Enter: next, q: end — ").strip().lower().startswith("q"):
+                    return
+            except EOFError:
+                print()
                 return
-        except EOFError:
-            print()
-            return
 
 
 def write_json(path: Path, derivation: Derivation) -> None:
@@ -297,18 +254,14 @@ def write_json(path: Path, derivation: Derivation) -> None:
     text = json.dumps(to_dict(derivation), ensure_ascii=False, indent=2)
     if str(path) == "-":
         print(text)
-        return
-    write_text(path, text + "\n", "--json")
+    else:
+        write_text(path, text + "\n", "--json")
 
 
 def write_text(path: Path, text: str, option: str) -> None:
-    """Writes a file that an option names.
-
-    Raises `ExplainError` where it cannot be written.
-    """
+    """Writes a file that an option names."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ExplainError(
-            f"{path} cannot be written: {error.strerror or error}: give another file to {option}"
-        ) from None
+        said = error.strerror or error
+        raise ExplainError(f"{path} cannot be written: {said}: give another file to {option}") from None

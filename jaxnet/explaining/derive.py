@@ -9,19 +9,20 @@ import numpy as np
 from jaxnet.combinators import per_position, remat, serial
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.batches import batches
-from jaxnet.explaining.coupled import in_training
 from jaxnet.explaining.kinds import LINEAR, maker_of, options_of
 from jaxnet.explaining.layouts import layouts, order, tensor
 from jaxnet.explaining.lines import Chain, backward_lines, forward_lines
 from jaxnet.explaining.losses import value_of
 from jaxnet.explaining.model import Checked, Derivation, DrawnLayer, Header, Line
-from jaxnet.explaining.notation import NIELSEN, ExplainError, Notation
-from jaxnet.explaining.notation_tables import loops, notation_rows
+from jaxnet.explaining.notation import NIELSEN, ExplainError, Notation, loops, notation_rows
 from jaxnet.explaining.numbering import NumberedLayer, number_layers
-from jaxnet.explaining.observe import Observed, as_class, features, terms_of, units
+from jaxnet.explaining.numbers import shape
+from jaxnet.explaining.observe import Observed, features, terms_of
+from jaxnet.explaining.records import in_training
 from jaxnet.explaining.why import why_transpose
 from jaxnet.layer import Layer, leaves
 from jaxnet.layers.windows import by, for_each_axis
+from jaxnet.losses import is_index
 
 
 def derive(
@@ -36,7 +37,7 @@ def derive(
     example: int | None = None,
     seed: int | None = None,
 ) -> Derivation:
-    """The derivation of what was observed, in a notation; all numbers are those of the network and its loss.
+    """The derivation of an example, in a notation; all numbers are those of the network and its loss.
 
     Args:
         observed: by `observe(net, loss, params, x, y)`. layer: the number, as written, of the one dense layer whose
@@ -91,11 +92,12 @@ def questioned(chain: Chain, layer: int | None) -> tuple[NumberedLayer, ...]:
 def header(chain: Chain, source: str, example: int | None, seed: int | None) -> Header:
     """What the derivation is of."""
     observed, notation = chain.observed, chain.notation
-    out = observed.items[-1].out
+    out, y = observed.items[-1].out, observed.y
+    target = int(y) if y.ndim == 0 and is_index(y) else None
     right = value_of(observed.loss, chain.places[-1].gives, notation.target, features(out), terms_of(observed))
     return Header(
         title=title(chain.places), source=source, loss=observed.loss.name, cost_left=notation.cost, cost_right=right,
-        value=observed.cost, x=observed.x, y=observed.target, target=as_class(observed.y), example=example,
+        value=observed.cost, x=observed.x, y=observed.target, target=target, example=example,
         notation=notation.name, numbering=notation.described(), weights=notation.weights, dtype=str(out.dtype),
         seed=seed,
     )  # fmt: skip
@@ -104,18 +106,18 @@ def header(chain: Chain, source: str, example: int | None, seed: int | None) -> 
 def title(chain: tuple[NumberedLayer, ...]) -> str:
     """2 → 3 relu → 2 sigmoid; 28×28×1 —conv2d 5×5→ 28×28×6 tanh —average_pool 2→ 14×14×6 → 1176 → 10."""
     x = chain[0].item.x
-    text = units(x.shape) + (" tokens" if np.issubdtype(x.dtype, np.integer) else "")
+    text = shape(x.shape) + (" tokens" if np.issubdtype(x.dtype, np.integer) else "")
     between = " "
     for place in chain:
         before, after = place.item.x.shape, place.item.out.shape
         word = label(place.item.layer)
         if place.kind == "dense" or word in ("flatten", "reshape"):
-            text, between = f"{text} → {units(after)}", " "
+            text, between = f"{text} → {shape(after)}", " "
         elif before == after and place.kind != "dense":
             own = " " if place.kind in ("activation", "softmax") and between == " " else ", "
             text, between = f"{text}{own}{word}", ", "
         else:
-            text, between = f"{text} —{word}→ {units(after)}", " "
+            text, between = f"{text} —{word}→ {shape(after)}", " "
     return text
 
 

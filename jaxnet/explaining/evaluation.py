@@ -6,28 +6,15 @@ its part there, aₜ, and the others for themselves. All positions are computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+import functools
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnet.explaining.expressions import (
-    BigSum,
-    Call,
-    Comparison,
-    Entry,
-    Expression,
-    Fraction,
-    Listed,
-    Minus,
-    Name,
-    Power,
-    Product,
-    Sum,
-    Transposed,
-)  # fmt: skip
+from jaxnet.explaining import expressions as ex
 from jaxnet.explaining.kinds import INDICES
 from jaxnet.explaining.recording import FUNCTIONS
 from jaxnet.explaining.transcription import EXPECTED, REDUCING, SEVERAL, SIGNS, at, rebuilt, transposed
@@ -66,24 +53,24 @@ class Values:
     rows: whether vectors are rows. indexed: the symbols of another step, whose index says which.
     """
 
-    known: dict[Expression, np.ndarray]
-    fixed: frozenset[Expression]
+    known: dict[ex.Expression, np.ndarray]
+    fixed: frozenset[ex.Expression]
     rows: bool = False
-    forms: dict[Expression, list[np.ndarray]] = field(default_factory=dict)
-    indexed: frozenset[Expression] = frozenset()
+    forms: dict[ex.Expression, list[np.ndarray]] = field(default_factory=dict)
+    indexed: frozenset[ex.Expression] = frozenset()
 
-    def sliced(self, symbol: Expression, lead: Lead) -> np.ndarray | None:
-        """The form in which a symbol stands for its part at each position; None for one that stands for itself."""
+    def part(self, symbol: ex.Expression, lead: Lead) -> tuple[np.ndarray | None, int]:
+        """The form in which a symbol stands for its part at each position, and how many of these axes it has.
+
+        A mask of queries and keys has only the last of them, for every head. None and 0: it stands for itself.
+        """
         if not lead or symbol in self.fixed:
-            return None
+            return None, 0
         found = [each for each in self.all_forms(symbol) if each.shape[: len(lead)] == lead]
-        return min(found, key=np.ndim, default=None)
-
-    def trailing(self, symbol: Expression, lead: Lead) -> np.ndarray | None:
-        """The value of a symbol that has only the last of all axes: a mask of queries and keys, for every head."""
+        if found:
+            return min(found, key=np.ndim), len(lead)
         value = self.known[symbol]
-        fits = 2 <= value.ndim < len(lead) and symbol not in self.fixed and value.shape == lead[-value.ndim :]
-        return value if fits else None
+        return (value, value.ndim) if 2 <= value.ndim < len(lead) and value.shape == lead[-value.ndim :] else (None, 0)
 
     def by_groups(self, places: int, groups: int, channels: int) -> Values:
         """The same with the groups in front, of values of so many places, groups and channels in each."""
@@ -94,7 +81,7 @@ class Values:
             moved[symbol] = np.moveaxis(forms[0], 1, 0) if forms else self.known[symbol]
         return replace(self, known=moved, forms={})
 
-    def all_forms(self, symbol: Expression) -> list[np.ndarray]:
+    def all_forms(self, symbol: ex.Expression) -> list[np.ndarray]:
         """A symbol's value in every shape that it has."""
         return [self.known[symbol], *self.forms.get(symbol, ())]
 
@@ -105,59 +92,53 @@ class Values:
             return value
         return value.reshape(*lead, 1, -1) if self.rows else value.reshape(*lead, -1, 1)
 
-    def of(self, expression: Expression, lead: Lead = ()) -> np.ndarray:
+    def of(self, expression: ex.Expression, lead: Lead = ()) -> np.ndarray:
         """The value of an expression at all positions. Raises `MisfitError` where it has none."""
         if expression in self.known:
-            if (part := self.sliced(expression, lead)) is not None:
-                return self.matrix(part, len(lead))
-            if (part := self.trailing(expression, lead)) is not None:
-                return self.matrix(np.broadcast_to(part, lead), len(lead))
-            return self.matrix(self.known[expression])
+            part, axes = self.part(expression, lead)
+            if part is None:
+                return self.matrix(self.known[expression])
+            return self.matrix(part if axes == len(lead) else np.broadcast_to(part, lead), len(lead))
         match expression:
-            case Transposed(of):
+            case ex.Transposed(of):
                 return self.of(of, lead).swapaxes(-1, -2)
-            case Product(factors, sign):
-                value = self.of(factors[0], lead)
-                for each in factors[1:]:
-                    other = self.of(each, lead)
-                    value = matrix_product(value, other) if sign == "" else np.multiply(*fitting(value, other))
-                return value
-            case Sum(terms):
-                value = self.of(terms[0], lead)
-                for each in terms[1:]:
-                    value = np.add(*fitting(value, self.of(each, lead)))
-                return value
-            case Minus(of):
+            case ex.Product(factors, sign):
+                join = matrix_product if sign == "" else lambda left, right: np.multiply(*fitting(left, right))
+                return functools.reduce(join, (self.of(each, lead) for each in factors))
+            case ex.Sum(terms):
+                values = (self.of(each, lead) for each in terms)
+                return functools.reduce(lambda left, right: np.add(*fitting(left, right)), values)
+            case ex.Minus(of):
                 return -self.of(of, lead)
-            case Fraction(above, below):
+            case ex.Fraction(above, below):
                 return np.divide(*fitting(self.of(above, lead), self.of(below, lead)))
-            case Power(of, exponent):
+            case ex.Power(of, exponent):
                 return self.of(of, lead) ** float(exponent)
-            case Comparison(left, sign, right):
+            case ex.Comparison(left, sign, right):
                 return COMPARED[sign](*fitting(self.of(left, lead), self.of(right, lead)))
-            case BigSum(index, of):
+            case ex.BigSum(index, of):
                 return self.over(index, of, lead, np.sum)
-            case Call(Name(name, below=index), of) if name in REDUCED and not isinstance(of, Listed):
+            case ex.Call(ex.Name(name, below=index), of) if name in REDUCED and not isinstance(of, ex.Listed):
                 return self.over(index, of, lead, REDUCED[name])
-            case Call(function, of) if function == EXPECTED:
+            case ex.Call(function, of) if function == EXPECTED:
                 return self.of(of, self.largest(of).shape[:1]).mean(0)
-            case Call(function, of):
+            case ex.Call(function, of):
                 return self.called(function, of, lead)
-            case Listed(parts):
+            case ex.Listed(parts):
                 values = [self.of(each, lead) for each in parts]
                 values = [np.broadcast_to(each, (*lead, *each.shape[-2:])) for each in values]
                 return np.concatenate(values, -1 if self.rows else -2)
-            case Entry(of, index):
+            case ex.Entry(of, index):
                 return self.rows_of(of, index, lead)
         raise MisfitError(f"{type(expression).__name__} has no value")
 
-    def largest(self, expression: Expression) -> np.ndarray:
+    def largest(self, expression: ex.Expression) -> np.ndarray:
         """The value with most axes among the symbols that differ from position to position."""
         return max(
             (self.known[each] for each in symbols(expression, self.known) if each not in self.fixed), key=np.ndim
         )
 
-    def over(self, index: str, of: Expression, lead: Lead, reduce: Callable) -> np.ndarray:
+    def over(self, index: str, of: ex.Expression, lead: Lead, reduce: Callable) -> np.ndarray:
         """A sum or a mean: of all entries, or over the positions of an index."""
         if not index:
             return reduce(self.of(of, lead), axis=(-2, -1), keepdims=True)
@@ -170,10 +151,10 @@ class Values:
             value = np.broadcast_to(value, (*inner, *value.shape))
         return reduce(value, axis=tuple(range(axes)))
 
-    def called(self, function: Name, of: Expression, lead: Lead) -> np.ndarray:
+    def called(self, function: ex.Name, of: ex.Expression, lead: Lead) -> np.ndarray:
         """A function's value."""
         name = function.key or function.base
-        if isinstance(of, Listed):
+        if isinstance(of, ex.Listed):
             if name not in LISTED:
                 raise MisfitError(f"{name} is not known")
             first, *others = (self.of(each, lead) for each in of.parts)
@@ -181,66 +162,65 @@ class Values:
             return LISTED[name](*values)
         value = self.of(of, lead)
         if name == "softmax":
-            axis = -1 if value.shape[-1] > 1 else -2
-            e = np.exp(value - value.max(axis, keepdims=True))
-            return e / e.sum(axis, keepdims=True)
+            return softmax(value, -1 if value.shape[-1] > 1 else -2)
         if name.endswith("'"):
             return entrywise(name.removesuffix("'"), slope=True)(value)
         if name not in NUMPY and name not in FUNCTIONS.values():
             raise MisfitError(f"{name} is not known")
         return NUMPY[name](value) if name in NUMPY else entrywise(name)(value)
 
-    def rows_of(self, of: Expression, index: Expression, lead: Lead) -> np.ndarray:
+    def rows_of(self, of: ex.Expression, index: ex.Expression, lead: Lead) -> np.ndarray:
         """W[i]: the row that an index names, as a vector."""
         table, which = self.known.get(of), self.known.get(index)
         if table is None or which is None or not np.issubdtype(which.dtype, np.integer):
             raise MisfitError("an entry of what has no rows")
         return self.matrix(table[which], len(lead))
 
-    def laid(self, expression: Expression, lead: Lead) -> Expression:
+    def laid(self, expression: ex.Expression, lead: Lead) -> ex.Expression:
         """The expression with products in the order of the notation: x Wᵀ of a column x is W x."""
         match expression:
-            case Product((left, right), ""):
+            case ex.Product((left, right), ""):
                 left, right = self.laid(left, lead), self.laid(right, lead)
                 first, second = self.of(left, lead).shape[-2:], self.of(right, lead).shape[-2:]
                 if first[1] != second[0] and (1, 1) not in (first, second):
                     if first[1] == 1 and first[0] == second[0]:
-                        return Product((transposed(right), left))
+                        return ex.Product((transposed(right), left))
                     if second[0] == 1 and first[1] == second[1]:
-                        return Product((right, transposed(left)))
-                return Product((left, right))
-            case BigSum(index, of) if index and not lead:
+                        return ex.Product((right, transposed(left)))
+                return ex.Product((left, right))
+            case ex.BigSum(index, of) if index and not lead:
                 return replace(expression, of=self.laid(of, self.largest(of).shape[: AXES[index]]))
         return rebuilt(expression, lambda each: self.laid(each, lead)) if expression not in self.known else expression
 
-    def subscripted(self, expression: Expression, lead: Lead, index: str) -> Expression:
+    def subscripted(self, expression: ex.Expression, lead: Lead, index: str) -> ex.Expression:
         """The expression with an index at every symbol that stands for its part at a position."""
         if expression in self.indexed:
             return expression
         if expression in self.known:
-            if self.sliced(expression, lead) is None and (part := self.trailing(expression, lead)) is not None:
-                return at(expression, index[-part.ndim :])
-            return at(expression, index) if self.sliced(expression, lead) is not None else expression
+            _, axes = self.part(expression, lead)
+            return at(expression, index if axes == len(lead) else index[-axes:]) if axes else expression
         match expression:
-            case Call(function) if function == EXPECTED:
+            case ex.Call(function) if function == EXPECTED:
                 return expression
-            case BigSum(own, of) | Call(Name(below=own), of) if own in AXES and own:
+            case ex.BigSum(own, of) | ex.Call(ex.Name(below=own), of) if own in AXES and own:
                 inner = self.largest(of).shape[: AXES[own]]
                 return replace(expression, of=self.subscripted(of, inner, own))
         return rebuilt(expression, lambda each: self.subscripted(each, lead, index))
 
 
-def symbols(expression: Any, known: dict[Expression, np.ndarray]) -> Iterator[Any]:
+def symbols(expression: ex.Expression, known: Container[ex.Expression]) -> Iterator[Any]:
     """The symbols in an expression."""
-    if isinstance(expression, tuple):
-        for each in expression:
+    if expression in known:
+        yield expression
+    else:
+        for each in expression.children():
             yield from symbols(each, known)
-    elif is_dataclass(expression):
-        if expression in known:
-            yield expression
-        else:
-            for each in fields(expression):
-                yield from symbols(getattr(expression, each.name), known)
+
+
+def softmax(z: np.ndarray, axis: int) -> np.ndarray:
+    """exp(z) over its sum along an axis."""
+    raised = np.exp(z - z.max(axis, keepdims=True))
+    return raised / raised.sum(axis, keepdims=True)
 
 
 def matrix_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -16,10 +16,7 @@ TRIES = 3  # at each line: then it is shown
 
 
 def questions(tried: Tried) -> list[Line]:
-    """The backward lines that have a formula, from the loss.
-
-    Raises `ExplainError` where there is none.
-    """
+    """The backward lines that have a formula, from the loss."""
     found = []
     for line in tried.derivation.backward:
         try:

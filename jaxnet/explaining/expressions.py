@@ -6,14 +6,36 @@ than what stands around it (`binds`). `TEMPLATES` says how each node is written 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, dataclass_transform
 
 
-@dataclass(frozen=True)
-class Name:
-    """A symbol: W³ is base "W", above "3"; a²₁ has below "1" too. `key`: what a formula calls it, "W3"."""
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+class Frozen:
+    """Makes a frozen dataclass of each class below it."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
+
+
+class EquationNode(Frozen):
+    """A node of an equation."""
+
+    def children(self) -> Iterator[Expression]:
+        """The nodes right below."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            yield from (part for part in (value if isinstance(value, tuple) else (value,))
+                        if isinstance(part, EquationNode))  # fmt: skip
+
+
+Expression = EquationNode
+"""What stands on a side of an equation."""
+
+
+class Name(EquationNode):
+    """A symbol: W³ is base "W", above "3"; a²₁ has below "1" too. `key`: its name in a formula, "W3"."""
 
     base: str
     above: str = ""
@@ -21,75 +43,65 @@ class Name:
     key: str = ""
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(EquationNode):
     """A number as it is to be read: "½", "2", "−.0407"."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(EquationNode):
     """Words within an equation: "diag(1, 0, 1)"."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Power:
+class Power(EquationNode):
     """x², W⁻¹, or W⁺ (the pseudo-inverse), by its `exponent` "2", "−1" or "+"."""
 
     of: Expression
     exponent: str
 
 
-@dataclass(frozen=True)
-class Transposed:
+class Transposed(EquationNode):
     """Wᵀ."""
 
     of: Expression
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(EquationNode):
     """Factors in a row. `sign`: "" for matrix products, "⊙" entry by entry, "·" between shapes or Jacobians, "×"."""
 
     factors: tuple[Expression, ...]
     sign: Literal["", "⊙", "·", "×"] = ""
 
 
-@dataclass(frozen=True)
-class Sum:
+class Sum(EquationNode):
     """Terms; a `Minus` among them is written with its sign."""
 
     terms: tuple[Expression, ...]
 
 
-@dataclass(frozen=True)
-class Minus:
+class Minus(EquationNode):
     """−term."""
 
     of: Expression
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(EquationNode):
     """relu(z²), σ′(z³)."""
 
     function: Name
     of: Expression
 
 
-@dataclass(frozen=True)
-class Fraction:
+class Fraction(EquationNode):
     """above / below."""
 
     above: Expression
     below: Expression
 
 
-@dataclass(frozen=True)
-class Derivative:
+class Derivative(EquationNode):
     """∂C/∂a²; ∇W³ where `of` is None; with `nabla` too ∇_{W³} J."""
 
     by: Expression
@@ -97,49 +109,39 @@ class Derivative:
     nabla: bool = False
 
 
-@dataclass(frozen=True)
-class SquaredNorm:
+class SquaredNorm(EquationNode):
     """‖a − y‖²."""
 
     of: Expression
 
 
-@dataclass(frozen=True)
-class BigSum:
+class BigSum(EquationNode):
     """Σ over an index."""
 
     index: str
     of: Expression
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(EquationNode):
     """(δᵢ, δ_f, δ_g): one after the other."""
 
     parts: tuple[Expression, ...]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(EquationNode):
     """W[xₜ]: the row that an index names."""
 
     of: Expression
     index: Expression
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(EquationNode):
     """h > 0: 1 where it holds, 0 elsewhere."""
 
     left: Expression
     sign: str
     right: Expression
 
-
-Expression = (
-    Name | Number | Words | Power | Transposed | Product | Sum | Minus | Call | Fraction | Derivative | SquaredNorm
-    | BigSum | Listed | Entry | Comparison
-)  # fmt: skip
 
 LOOSE, PRODUCT, MATRIX_PRODUCT, TIGHT = range(4)
 
@@ -225,12 +227,12 @@ def template_of(expression: Expression) -> str:
 
 
 class AsText:
-    """A way to write expressions: as text, and what the other forms do otherwise."""
+    """A way to write expressions: as text; the other forms override parts of it."""
 
     column = 0
 
     def row(self, expression: Expression) -> Any:
-        """The expression written out. Raises `ValueError` for what has no such form."""
+        """The expression written out. Raises `ValueError` for a node without such a form."""
         match expression:
             case Name():
                 return self.name(expression)
@@ -369,6 +371,13 @@ written, formula, latex = AsText().row, AsFormula().row, AsLatex().row
 
 
 def entry(symbol: Expression, *indices: int) -> Expression:
-    """A symbol with subscripts, counted from 1; of what is no name, the subscripted whole."""
+    """A symbol with subscripts, counted from 1; any other expression stays."""
     below = ("," if any(index > 9 for index in indices) else "").join(map(str, indices))
     return Name(symbol.base, symbol.above, below, symbol.key) if isinstance(symbol, Name) else symbol
+
+
+def key_of(symbol: Expression) -> str:
+    """The name of a symbol in a formula: dW3 of ∇W³; "" for other expressions."""
+    if isinstance(symbol, Derivative):
+        return f"d{key_of(symbol.by)}"
+    return symbol.key if isinstance(symbol, Name) else ""

@@ -43,8 +43,7 @@ from jaxnet.explaining.model import Derivation, Header, Line
 from jaxnet.explaining.notation import ExplainError, Notation
 from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.recording import FUNCTIONS, Array, Recording
-from jaxnet.explaining.records import BLOCK, Record
-from jaxnet.explaining.site import Site
+from jaxnet.explaining.records import BLOCK, Record, Site
 from jaxnet.explaining.source_lines import LineWriter, recorded
 from jaxnet.explaining.transcription import at, transposed
 from jaxnet.layer import Layer, Passing

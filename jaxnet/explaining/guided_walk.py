@@ -21,8 +21,8 @@ from jaxnet.explaining.notes import prime, slope
 from jaxnet.explaining.numbers import one, vector
 from jaxnet.explaining.observe import Observed
 from jaxnet.explaining.template_files import template
-from jaxnet.explaining.why import NUDGE, cost_from
-from jaxnet.explaining.whytext import check_line, entry, plus, some, weight
+from jaxnet.explaining.terminal import check_line
+from jaxnet.explaining.why import NUDGE, cost_from, entry, plus, some, weight
 
 MOST = 4  # units whose sums are written out
 MOST_PRODUCTS = 8  # written on the edges

@@ -31,11 +31,13 @@ def quoted(layer: Layer, lines: Collection[tuple]) -> Quoted:
         file, at = getattr(sys.modules.get(made.module), "__file__", None) or "", made.title
     text, tree = parsed(file)
     found = {way: next(functions(tree, at, names), None) for way, names in WAYS.items()}
-    code = {way: "" if node is None else source_of(text, node) for way, node in found.items()}
+    code = {way: "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]) if node is not None else ""
+            for way, node in found.items()}  # fmt: skip
     back = found["backward"]
     path = Path(file)
     where = f"{path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path}:{back.lineno}" if back else ""
-    return Quoted(equations(layer, ast.get_docstring(tree) or "", back), **code, where=where)
+    of = equations(layer, ast.get_docstring(tree) or "", back)
+    return Quoted(of, **{way: textwrap.dedent(each) for way, each in code.items()}, where=where)
 
 
 @lru_cache(maxsize=64)
@@ -63,11 +65,6 @@ def defines(statement: ast.stmt, at: str | int) -> bool:
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     names = [getattr(each, "id", "") for each in targets]
     return at in (getattr(statement, "name", ""), *names)
-
-
-def source_of(text: str, node: ast.FunctionDef) -> str:
-    """A function's source, its indent taken off."""
-    return textwrap.dedent("\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]))
 
 
 def equations(layer: Layer, whole: str, backward: ast.FunctionDef | None) -> str:

@@ -9,17 +9,19 @@ from itertools import pairwise
 import numpy as np
 
 from jaxnet.explaining.expressions import Call, Derivative, Name, Transposed, written
-from jaxnet.explaining.lines import Chain, loss_slope
+from jaxnet.explaining.lines import Chain, loss_slope, place_below
 from jaxnet.explaining.model import Jacobian, Layouts, Order, Tensor
 from jaxnet.explaining.notes import prime, slope, softmax_jacobian
 from jaxnet.explaining.numbering import NumberedLayer
+from jaxnet.explaining.writing import error_at
 
 LARGEST_TENSOR = 64  # entries of ∂z/∂W, beyond which it is not shown
 
 
 def layouts(chain: Chain, place: NumberedLayer) -> tuple[Layouts, ...]:
     """From the δ of a dense layer to that of the layer below, and from C all the way."""
-    below = down_to(chain, place)
+    below = [each for each in chain.places[max(0, place.index - 1) : place.index]
+             if each.kind in ("activation", "softmax")]  # fmt: skip
     delta = chain.notation.delta(place.number)
     start = Jacobian(delta, (1, len(place.item.d_out)), "cost")
     local = made(chain, [start, *(jacobian(chain, each) for each in [place, *below])], below or [place], False)
@@ -31,13 +33,6 @@ def layouts(chain: Chain, place: NumberedLayer) -> tuple[Layouts, ...]:
     return local, made(chain, [first, *(jacobian(chain, each) for each in whole)], below or [place], True)
 
 
-def down_to(chain: Chain, place: NumberedLayer) -> list[NumberedLayer]:
-    """The activation below a dense layer, if there is one."""
-    if place.index and chain.places[place.index - 1].kind in ("activation", "softmax"):
-        return [chain.places[place.index - 1]]
-    return []
-
-
 def made(chain: Chain, factors: list[Jacobian], last: Sequence[NumberedLayer], whole: bool) -> Layouts:
     """Both layouts of a product of Jacobians."""
     row = tuple(
@@ -45,13 +40,9 @@ def made(chain: Chain, factors: list[Jacobian], last: Sequence[NumberedLayer], w
         for i, each in enumerate(factors)
     )
     column = tuple(turned(each, first=i == 0 and not chain.notation.rows) for i, each in enumerate(factors))[::-1]
-    item, index = last[-1].item, last[-1].index
+    item = last[-1].item
     value = item.dx if item.dx is not None else np.zeros(item.x.shape)
-    below = chain.places[index - 1] if index else None
-    notation = chain.notation
-    of = notation.partial(notation.a(0)) if below is None else (
-        notation.delta(below.number) if below.is_z else notation.partial(below.gives)
-    )  # fmt: skip
+    of = error_at(chain.notation, place_below(chain, last[-1]))
     n = int(np.prod(item.x.shape))
     return Layouts(of, whole, row, column, (1, n), (n, 1), value)
 
@@ -71,9 +62,8 @@ def jacobian(chain: Chain, place: NumberedLayer) -> Jacobian:
         W = chain.notation.param("W", place.number)
         return Jacobian(Transposed(W) if chain.notation.rows else W, (n_out, n_in), "W")  # ∂z/∂a is (out, in)
     if place.kind == "activation":
-        return Jacobian(
-            Call(Name("diag"), Call(prime(item.layer), place.takes)), (n_out, n_in), "diagonal", slope(item)
-        )
+        diagonal = Call(Name("diag"), Call(prime(item.layer), place.takes))
+        return Jacobian(diagonal, (n_out, n_in), "diagonal", slope(item))
     if place.kind == "softmax":
         return Jacobian(softmax_jacobian(place.gives, chain.notation), (n_out, n_in), "full")
     return Jacobian(Derivative(place.takes, place.gives), (n_out, n_in), "full")

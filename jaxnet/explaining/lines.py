@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxnet.explaining import writing
-from jaxnet.explaining.expressions import Call, Expression, Product, Sum, Transposed
+from jaxnet.explaining.expressions import Call, Expression, Product, Sum, Transposed, key_of
 from jaxnet.explaining.kinds import maker_of
 from jaxnet.explaining.losses import made_by, said_of, slope_of
 from jaxnet.explaining.model import EquationFactor, Line
@@ -17,6 +17,7 @@ from jaxnet.explaining.notes import SHOWN_UNITS, prime, slope, softmax_jacobian
 from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item, Observed, features, terms_of
+from jaxnet.explaining.records import opened
 from jaxnet.explaining.ulp import ulps
 
 
@@ -40,15 +41,11 @@ def oriented(W: np.ndarray, notation: Notation) -> np.ndarray:
 
 def forward_lines(chain: Chain) -> tuple[Line, ...]:
     """z = W a + b, a = g(z), and so on, from the input."""
-    return tuple(line for place in chain.places for line in forward_of(chain, place))
-
-
-def forward_of(chain: Chain, place: NumberedLayer) -> list[Line]:
-    """What one layer makes of what it takes."""
-    found = writing.forward_lines(inside(chain, place))
-    if place.kind == "other":
-        return found
-    return [bare(chain, place, line, "z" if place.is_z else "a") for line in found]
+    found: list[Line] = []
+    for place in chain.places:
+        lines, kind = writing.forward_lines(inside(chain, place)), "z" if place.is_z else "a"
+        found += lines if place.kind == "other" else [bare(chain, place, line, kind) for line in lines]
+    return tuple(found)
 
 
 def backward_lines(chain: Chain) -> tuple[Line, ...]:
@@ -63,14 +60,17 @@ def backward_lines(chain: Chain) -> tuple[Line, ...]:
 
 def inside(chain: Chain, place: NumberedLayer) -> writing.Inside:
     """What is inside a layer; the error at an activation stands as the layer above sends it, W³ᵀδ³."""
-    below = writing.error_at(chain.notation, place_below(chain, place))
+    below, records = writing.error_at(chain.notation, place_below(chain, place)), opened(place.item)
     arrives = arriving(chain, place) if place.kind in ("activation", "softmax") else None
-    return writing.inside(place, chain.notation, below, len(chain.places), arrives)
+    alone = len(chain.places) == len(records) == 1
+    return writing.Inside(place, chain.notation, records, below, alone, arrives)
 
 
 def place_below(chain: Chain, place: NumberedLayer) -> NumberedLayer:
-    """The layer that gives what a layer takes; the input by itself."""
-    return chain.places[place.index - 1] if place.index else input_place(chain)
+    """The layer below one; below the first a stand-in for the input."""
+    if place.index:
+        return chain.places[place.index - 1]
+    return NumberedLayer(-1, place.item, "other", 0, chain.notation.a(0), chain.notation.a(0), False)
 
 
 def bare(chain: Chain, place: NumberedLayer, line: Line, kind: str, **more: Any) -> Line:
@@ -135,7 +135,7 @@ def loss_slope(chain: Chain) -> Expression:
 
 
 def arriving(chain: Chain, place: NumberedLayer) -> Expression:
-    """∂C/∂out of a layer, as what the layer above sends back to it."""
+    """∂C/∂out of a layer, as the layer above sends it back."""
     above = chain.above(place)
     if above is None:
         return loss_slope(chain)
@@ -145,15 +145,16 @@ def arriving(chain: Chain, place: NumberedLayer) -> Expression:
 
 
 def error_at_output(chain: Chain, place: NumberedLayer) -> list[Line]:
-    """Of the last layer, what the loss says; of the others it was said by the layer above."""
+    """The error at the last layer's output, from the loss; the other errors are lines of the layer above."""
     item, notation = place.item, chain.notation
     if chain.above(place) is not None or place.kind in ("activation", "softmax"):
         return []
-    left, key = writing.error_at(notation, place)
+    left = writing.error_at(notation, place)
     return [
         Line(
-            key=key, kind="delta" if place.is_z else "da", item=place.index, layer=notation.number(place.number),
-            left=left, right=loss_slope(chain), factors=(), shape=item.d_out.shape, value=item.d_out,
+            key=key_of(left), kind="delta" if place.is_z else "da", item=place.index,
+            layer=notation.number(place.number), left=left, right=loss_slope(chain), factors=(),
+            shape=item.d_out.shape, value=item.d_out,
             ulp=ulps(item.d_out, item.reference[0]), rule="BP1" if place.is_z else "",
             remarks=loss_remarks(chain, place),
         )
@@ -185,9 +186,3 @@ def diagonal_entries(item: Item) -> str:
         for value in values[: len(values) if len(values) <= SHOWN_UNITS else 3]
     ]
     return f"({','.join(shown)}{',…' if len(shown) < len(values) else ''})"
-
-
-def input_place(chain: Chain) -> NumberedLayer:
-    """The input as what the layer below the first gives."""
-    first = chain.places[0]
-    return NumberedLayer(-1, first.item, "other", 0, chain.notation.a(0), chain.notation.a(0), False)

@@ -26,7 +26,7 @@ WIDEST = 8
 def specification(
     observed: Observed, places: Sequence[NumberedLayer], why: Sequence[WhyTranspose]
 ) -> dict[str, Any] | None:
-    """The network as the script takes it; None where it is too large or has what the script does not know."""
+    """The network as the script takes it; None where it is too large, or has a layer or loss unknown to the script."""
     layers = [(made := layer_of(place)) and {**made, "number": place.number} for place in places]
     weights = sum(place.item.params["W"].size for place in places if place.kind == "dense")
     if None in layers or made_by(observed.loss) not in LOSSES or not 0 < weights <= MOST_WEIGHTS:
@@ -47,7 +47,7 @@ def specification(
 
 
 def layer_of(place: NumberedLayer) -> dict[str, Any] | None:
-    """One layer, None where the script could not say what it gives and sends back."""
+    """One layer, None where the script cannot compute it."""
     item = place.item
     if place.kind == "dense" and sends_transposed(place):
         params: dict[str, Any] = dict(item.params)

@@ -4,65 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxnet.explaining.expressions import (
-    BigSum,
-    Call,
-    Expression,
-    Fraction,
-    Listed,
-    Minus,
-    Name,
-    Number,
-    Product,
-    SquaredNorm,
-    Sum,
-    Transposed,
-)  # fmt: skip
+from jaxnet.explaining import expressions as ex
 from jaxnet.layer import Loss
 
+Expression = ex.Expression
 Formula = Callable[[Expression, Expression, int], Expression]
+ONE = ex.Number("1")
 
 
-def less(a: Expression, y: Expression) -> Sum:
+def less(a: Expression, y: Expression) -> ex.Sum:
     """a − y."""
-    return Sum((a, Minus(y)))
+    return ex.Sum((a, ex.Minus(y)))
 
 
-def called(name: str, *of: Expression) -> Call:
+def call(name: str, of: Expression, key: str = "") -> ex.Call:
     """name(…)."""
-    return Call(Name(name), of[0])
+    return ex.Call(ex.Name(name, key=key), of)
+
+
+def over(of: Expression, n: float) -> ex.Fraction:
+    """A mean: over the features, or over the terms (tokens) that count."""
+    return ex.Fraction(of, ex.Number(f"{n:g}"))
 
 
 def logarithms(a: Expression, y: Expression, d: int) -> Expression:
     """−Σ y ln a + (1 − y) ln(1 − a)."""
-    one = Number("1")
-    terms = Sum(
-        (
-            Product((y, called("ln", a)), "⊙"),
-            Product((Sum((one, Minus(y))), called("ln", Sum((one, Minus(a))))), "⊙"),
-        )
-    )
-    return Minus(BigSum("", terms))
+    off = ex.Product((less(ONE, y), call("ln", less(ONE, a))), "⊙")
+    return ex.Minus(ex.BigSum("", ex.Sum((ex.Product((y, call("ln", a)), "⊙"), off))))
 
 
-def logits(z: Expression, y: Expression, d: int) -> Expression:
-    """The same of σ(z)."""
-    return logarithms(Call(Name("σ", key="sigmoid"), z), y, d)
+def hinge(z: Expression, y: Expression) -> Expression:
+    """z + 1 − y: its largest entry is the rival."""
+    return ex.Sum((z, ONE, ex.Minus(y)))
 
 
 VALUES: dict[str, Formula] = {
-    "quadratic": lambda a, y, d: Product((Number("½"), SquaredNorm(less(a, y))), ""),
-    "mean_squared_error": lambda a, y, d: Fraction(SquaredNorm(less(a, y)), Number(str(d))),
-    "mean_absolute_error": lambda a, y, d: Fraction(BigSum("", called("abs", less(a, y))), Number(str(d))),
-    "huber": lambda a, y, d: Fraction(BigSum("", called("h", less(a, y))), Number(str(d))),
-    "multiclass_hinge": lambda z, y, d: Sum(
-        (Call(Name("max"), Sum((z, Number("1"), Minus(y)))), Minus(Product((Transposed(y), z))))
-    ),
+    "quadratic": lambda a, y, d: ex.Product((ex.Number("½"), ex.SquaredNorm(less(a, y))), ""),
+    "mean_squared_error": lambda a, y, d: over(ex.SquaredNorm(less(a, y)), d),
+    "mean_absolute_error": lambda a, y, d: over(ex.BigSum("", call("abs", less(a, y))), d),
+    "huber": lambda a, y, d: over(ex.BigSum("", call("h", less(a, y))), d),
+    "multiclass_hinge": lambda z, y, d: less(call("max", hinge(z, y)), ex.Product((ex.Transposed(y), z))),
     "binary_cross_entropy": logarithms,
-    "binary_cross_entropy_on_logits": logits,
-    "softmax_cross_entropy": lambda z, y, d: Minus(BigSum("", Product((y, called("ln", called("softmax", z))), "⊙"))),
+    "binary_cross_entropy_on_logits": lambda z, y, d: logarithms(call("σ", z, "sigmoid"), y, d),
+    "softmax_cross_entropy": lambda z, y, d: ex.Minus(
+        ex.BigSum("", ex.Product((y, call("ln", call("softmax", z))), "⊙"))
+    ),
 }
 """C as an equation, by the maker of the loss; of an output, its target, and how many features there are."""
+SLOPES: dict[str, Formula] = {
+    "quadratic": lambda a, y, d: less(a, y),
+    "mean_squared_error": lambda a, y, d: over(ex.Product((ex.Number("2"), less(a, y)), "×"), d),
+    "mean_absolute_error": lambda a, y, d: over(call("sign", less(a, y)), d),
+    "binary_cross_entropy": lambda a, y, d: ex.Fraction(less(a, y), ex.Product((a, less(ONE, a)), "⊙")),
+    "binary_cross_entropy_on_logits": lambda z, y, d: less(call("σ", z, "sigmoid"), y),
+    "softmax_cross_entropy": lambda z, y, d: less(call("softmax", z, "softmax"), y),
+    "multiclass_hinge": lambda z, y, d: less(call("top", hinge(z, y), "top"), y),
+}
+"""∂C/∂out as an equation."""
 
 
 def made_by(loss: Loss) -> str:
@@ -72,48 +70,20 @@ def made_by(loss: Loss) -> str:
     return loss.made.maker if loss.made is not None else ""
 
 
-def threshold(loss: Loss) -> float:
-    """Huber's threshold."""
-    assert loss.made is not None
-    return float(loss.made.options["threshold"])
-
-
-def top(of: Expression) -> Call:
-    """1 at the largest entry, 0 elsewhere."""
-    return Call(Name("top", key="top"), of)
-
-
-SLOPES: dict[str, Formula] = {
-    "quadratic": lambda a, y, d: less(a, y),
-    "mean_squared_error": lambda a, y, d: Fraction(Product((Number("2"), less(a, y)), "×"), Number(str(d))),
-    "mean_absolute_error": lambda a, y, d: Fraction(called("sign", less(a, y)), Number(str(d))),
-    "binary_cross_entropy": lambda a, y, d: Fraction(less(a, y), Product((a, Sum((Number("1"), Minus(a)))), "⊙")),
-    "binary_cross_entropy_on_logits": lambda z, y, d: less(Call(Name("σ", key="sigmoid"), z), y),
-    "softmax_cross_entropy": lambda z, y, d: less(Call(Name("softmax", key="softmax"), z), y),
-    "multiclass_hinge": lambda z, y, d: less(top(Sum((z, Number("1"), Minus(y)))), y),
-}
-"""∂C/∂out as an equation."""
-
-
-def over_terms(expression: Expression, terms: float) -> Expression:
-    """The mean over the terms (tokens) that count."""
-    return expression if terms == 1 else Fraction(expression, Number(f"{terms:g}"))
-
-
 SAYS: dict[str, str] = {
     "huber": "h(e) = ½e² up to |e| = {t}, {beyond} beyond; its slope is e held within ±{t}",
     "softmax_cross_entropy": "softmax's Jacobian turns −y/p, the slope by p, into p − y",
     "multiclass_hinge": "top: 1 at the largest entry, the rival; where that is the class itself there is no error",
 }
-"""What is to be said of a loss; {t} is Huber's threshold, {beyond} what h is from there on."""
+"""A sentence beside a loss; {t} is Huber's threshold, {beyond} h beyond it."""
 
 
 def said_of(loss: Loss) -> tuple[str, ...]:
-    """What there is to say of a loss."""
+    """The sentence beside a loss."""
     made = made_by(loss)
     if made not in SAYS:
         return ()
-    t = threshold(loss) if made == "huber" else 1.0
+    t = float(loss.made.options["threshold"]) if made == "huber" and loss.made else 1.0
     beyond = f"{'' if t == 1 else f'{t:g}'}|e| − {t * t / 2:g}"
     return (SAYS[made].format(t=f"{t:g}", beyond=beyond),)
 
@@ -121,8 +91,9 @@ def said_of(loss: Loss) -> tuple[str, ...]:
 def value_of(loss: Loss, out: Expression, y: Expression, features: int, terms: float = 1) -> Expression:
     """C's right side; for a loss not in the table its name."""
     if (made := made_by(loss)) not in VALUES:
-        return Call(Name(loss.name), out)
-    return over_terms(VALUES[made](out, y, features), terms)
+        return ex.Call(ex.Name(loss.name), out)
+    value = VALUES[made](out, y, features)
+    return value if terms == 1 else over(value, terms)
 
 
 def slope_of(
@@ -130,12 +101,13 @@ def slope_of(
 ) -> Expression | None:
     """∂C/∂out's right side; None for a loss not in the table. one_hot: whether the target's entries add up to 1."""
     made = made_by(loss)
-    if made == "huber":
-        clipped = Call(Name("clip", key="clip"), Listed((less(out, y), Number(f"{threshold(loss):g}"))))
-        return over_terms(Fraction(clipped, Number(str(features))), terms)
-    if made not in SLOPES:
+    if made == "huber" and loss.made is not None:
+        limit = ex.Number(f"{float(loss.made.options['threshold']):g}")
+        slope: Expression = over(call("clip", ex.Listed((less(out, y), limit)), "clip"), features)
+    elif made == "softmax_cross_entropy" and not one_hot:
+        slope = less(ex.Product((call("sum", y), call("softmax", out, "softmax")), "×"), y)
+    elif made in SLOPES:
+        slope = SLOPES[made](out, y, features)
+    else:
         return None
-    if made == "softmax_cross_entropy" and not one_hot:
-        scaled = Product((called("sum", y), Call(Name("softmax", key="softmax"), out)), "×")
-        return over_terms(Sum((scaled, Minus(y))), terms)
-    return over_terms(SLOPES[made](out, y, features), terms)
+    return slope if terms == 1 else over(slope, terms)

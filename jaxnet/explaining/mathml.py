@@ -7,34 +7,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jaxnet.explaining.expressions import (
-    PRODUCT,
-    TEMPLATES,
-    AsText,
-    Comparison,
-    Expression,
-    Minus,
-    Name,
-    Power,
-    Transposed,
-)  # fmt: skip
+from jaxnet.explaining import expressions as ex
 
-Shapes = Mapping[Expression, str]
+Shapes = Mapping[ex.Expression, str]
 MATHML_SIGNS = {"T": '<mi mathvariant="normal">T</mi>', "+": "<mo>+</mo>", "−1": "<mrow><mo>−</mo><mn>1</mn></mrow>",
                 "d": '<mi mathvariant="normal">∂</mi>', "nabla": '<mi mathvariant="normal">∇</mi>'}  # fmt: skip
 
 
-class AsMathML(AsText):
-    """A row of MathML. shapes: what is set below a part of it: {Name("W", "3"): "2×3"}."""
+class AsMathML(ex.AsText):
+    """A row of MathML. shapes: texts below parts of it: {Name("W", "3"): "2×3"}."""
 
     column = 3
 
     def __init__(self, shapes: Shapes | None = None):
         self.shapes = shapes or {}
 
-    def row(self, expression: Expression) -> Markup:
-        of = expression.of if isinstance(expression, Power | Transposed) else None
-        if isinstance(of, Name) and of.above:  # beside the number that stands there already: W³ᵀ
+    def row(self, expression: ex.Expression) -> Markup:
+        of = expression.of if isinstance(expression, ex.Power | ex.Transposed) else None
+        if isinstance(of, ex.Name) and of.above:  # beside the number that stands there already: W³ᵀ
             space = Markup('<mrow>{}<mspace width="0.08em"></mspace>{}</mrow>')
             text = scripted(of, space.format(upper(of.above), self.signs(expression)["sign"]))
         else:
@@ -45,36 +35,36 @@ class AsMathML(AsText):
         return Markup("<munder><mrow>{}</mrow>{}</munder>").format(text, below)
 
     def filled(self, template: str, **parts: Any) -> Markup:
-        return Markup(TEMPLATES[template][3]).format_map(parts)
+        return Markup(ex.TEMPLATES[template][3]).format_map(parts)
 
-    def signs(self, expression: Expression) -> dict[str, Any]:
-        exponent = expression.exponent if isinstance(expression, Power) else "T"
+    def signs(self, expression: ex.Expression) -> dict[str, Any]:
+        exponent = expression.exponent if isinstance(expression, ex.Power) else "T"
         signs = {name: Markup(each) for name, each in MATHML_SIGNS.items()}
-        return signs | ({} if isinstance(expression, Comparison) else
+        return signs | ({} if isinstance(expression, ex.Comparison) else
                         {"sign": signs.get(exponent, Markup("<mn>{}</mn>").format(exponent))})  # fmt: skip
 
     def script(self, field: str, text: str) -> str:
         return text
 
-    def name(self, of: Name) -> Markup:
+    def name(self, of: ex.Name) -> Markup:
         return scripted(of, upper(of.above) if of.above else None)
 
     def sign(self, sign: str) -> Markup:
         return Markup("<mo>{}</mo>").format(sign) if sign else Markup('<mspace width="0.12em"></mspace>')
 
-    def signed(self, terms: Sequence[Expression]) -> Markup:
+    def signed(self, terms: Sequence[ex.Expression]) -> Markup:
         text = Markup("")
         for term in terms:
-            minus, of = (True, term.of) if isinstance(term, Minus) else (False, term)
+            minus, of = (True, term.of) if isinstance(term, ex.Minus) else (False, term)
             if text or minus:
                 form = "infix" if text else "prefix"
                 text += Markup('<mo form="{}">{}</mo>').format(form, "−" if minus else "+")
-            text += self.within(of, PRODUCT)
+            text += self.within(of, ex.PRODUCT)
         return text
 
 
-def scripted(symbol: Name, above: Markup | None) -> Markup:
-    """A symbol's letters with a superscript and its subscript; what has a key is found by it on the page."""
+def scripted(symbol: ex.Name, above: Markup | None) -> Markup:
+    """A symbol's letters with a superscript and its subscript; the page finds it by its key."""
     base, _, own = symbol.base.partition("_")
     below = f"{own}{',' if own and symbol.below else ''}{symbol.below}"
     kind = {(True, True): "msubsup", (True, False): "msup", (False, True): "msub"}.get((above is not None, bool(below)))
@@ -101,7 +91,7 @@ def upper(text: str) -> Markup:
     return Markup("<mn>{}</mn>" if text.replace(".", "").isdigit() else "<mtext>{}</mtext>").format(text)
 
 
-def mathml(expression: Expression, shapes: Shapes | None = None) -> Markup:
+def mathml(expression: ex.Expression, shapes: Shapes | None = None) -> Markup:
     """The expression as MathML, with `shapes` below its parts."""
     return AsMathML(shapes).row(expression)
 
@@ -112,7 +102,7 @@ def math(*rows: Markup, block: bool = False) -> Markup:
     return Markup("<math{}><mrow>{}</mrow></math>").format(style, Markup("").join(rows))
 
 
-def equation(left: Expression, right: Expression, shapes: Shapes | None = None) -> Markup:
+def equation(left: ex.Expression, right: ex.Expression, shapes: Shapes | None = None) -> Markup:
     """left = right as MathML, with shapes below where they are given."""
     writer = AsMathML(shapes)
     return math(writer.row(left), Markup("<mo>=</mo>"), writer.row(right), block=True)

@@ -7,18 +7,17 @@ any of these into plain values for JSON.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 import numpy as np
 
-from jaxnet.explaining.expressions import Expression
+from jaxnet.explaining.expressions import Expression, Frozen
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class EquationFactor:
+class EquationFactor(Frozen):
     """One factor of an equation, and its shape as the equation takes it: a vector is (n,), δ aᵀ is (out,)·(in,).
 
     value: as the equation takes it; not in JSON, where other lines have it.
@@ -29,8 +28,7 @@ class EquationFactor:
     value: np.ndarray = field(metadata={"json": False})
 
 
-@dataclass(frozen=True)
-class Quoted:
+class Quoted(Frozen):
     """Lines of the source: the layer's equations (its module's docstring) and its backward, and where they stand."""
 
     equations: str
@@ -39,8 +37,7 @@ class Quoted:
     where: str
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(Frozen):
     """One equation with its value.
 
     key: what it gives, as a formula names it: z2, a2, delta3, dW3, db3, da2. kind: "z", "a", "delta", "dW", "db",
@@ -79,9 +76,8 @@ class Line:
     gives: str = ""
 
 
-@dataclass(frozen=True)
-class DrawnLayer:
-    """One layer of the network as drawn: for dense ones W and b, for all what comes out and δ there.
+class DrawnLayer(Frozen):
+    """One layer of the network as drawn: W and b of a dense one; the output and δ of each.
 
     kind: "dense", "activation", "loss", or "other". number: as written. name: the layer's own. activation: that of
     the layer that follows a dense one, "" where none does.
@@ -98,8 +94,7 @@ class DrawnLayer:
     grads: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(Frozen):
     """What the derivation is of.
 
     title: "2 → 3 relu → 2 sigmoid". source: the config or object it came from. cost: its equation's two sides. value:
@@ -127,8 +122,7 @@ class Header:
 # ---------------------------------------------------------------------------------------------- questions
 
 
-@dataclass(frozen=True)
-class Nudge:
+class Nudge(Frozen):
     """Ask the network: a unit of a, from 0, is raised by `by`; z moves by `dz` = by × the column of W.
 
     cost_moves: by how much C did, run forward again. predicted: by × the unit's entry of Wᵀδ.
@@ -142,8 +136,7 @@ class Nudge:
     predicted: float
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(Frozen):
     """Count the paths: from one unit of a there are as many as W has rows, from one weight only one, so no sum."""
 
     unit: int
@@ -155,8 +148,7 @@ class Paths:
     weight_input: float
 
 
-@dataclass(frozen=True)
-class WholeRows:
+class WholeRows(Frozen):
     """Whole rows: Wᵀδ = Σ_j δ_j · (row j of W)."""
 
     delta: np.ndarray
@@ -165,8 +157,7 @@ class WholeRows:
     total: np.ndarray
 
 
-@dataclass(frozen=True)
-class SentBack:
+class SentBack(Frozen):
     """What W⁻¹ or the pseudo-inverse would send back instead of Wᵀδ.
 
     inverse: "none" (W is not square), "singular", or "inverse"; `value` is W⁻¹δ, or W⁺δ where there is no inverse.
@@ -182,8 +173,7 @@ class SentBack:
     other_lowers: float
 
 
-@dataclass(frozen=True)
-class Orthogonal:
+class Orthogonal(Frozen):
     """Where W is orthogonal the two are one: Q, the nearest such matrix to W, with Qᵀδ and Q⁻¹δ (Q⁺δ)."""
 
     Q: np.ndarray
@@ -192,8 +182,7 @@ class Orthogonal:
     difference: float
 
 
-@dataclass(frozen=True)
-class Adjoint:
+class Adjoint(Frozen):
     """⟨δ, W v⟩ = ⟨Wᵀδ, v⟩ at a v drawn at random."""
 
     v: np.ndarray
@@ -201,8 +190,7 @@ class Adjoint:
     right: float
 
 
-@dataclass(frozen=True)
-class WhyTranspose:
+class WhyTranspose(Frozen):
     """Why Wᵀ at one dense layer, in the order of asking.
 
     back: the error sent back, Wᵀδ. units: of δ, W, Wᵀδ and W⁻¹δ. gives: the symbol of z, a: of what W takes.
@@ -225,8 +213,7 @@ class WhyTranspose:
     units: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Frozen):
     """A question that people ask, and its answer with this network's numbers. key: one word for it."""
 
     key: str
@@ -234,9 +221,8 @@ class Answer:
     answer: str
 
 
-@dataclass(frozen=True)
-class Jacobian:
-    """A Jacobian of the chain, rows by outputs: its symbol, its shape, what it is ("W", "diagonal", "cost", "full")."""
+class Jacobian(Frozen):
+    """A Jacobian of the chain, rows by outputs: symbol, shape and kind ("W", "diagonal", "cost", "full")."""
 
     expression: Expression
     shape: Shape
@@ -244,8 +230,7 @@ class Jacobian:
     diagonal: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Layouts:
+class Layouts(Frozen):
     """The same derivative in row (numerator) and column (denominator) layout: Jacobians in order.
 
     of: the derivative. value: its entries, the same in both. whole: whether the chain goes from C itself, or from the
@@ -261,8 +246,7 @@ class Layouts:
     value: np.ndarray
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(Frozen):
     """∂z/∂W, (out, out, in): entry (k, i, j) is a_j where k = i, else 0; δ contracted with its first axis is δ aᵀ."""
 
     value: np.ndarray
@@ -272,8 +256,7 @@ class Tensor:
     layer: str
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Frozen):
     """Multiplications for ∂C/∂x of the chain of matrices, ⊙ not counted.
 
     widths: of the layers, input first. from_loss, from_input: vector-first from the loss, matrix-first from the
@@ -287,8 +270,7 @@ class Order:
     bracketing: str
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(Frozen):
     """Of one dense layer over m examples: dZ Aᵀ is the sum of the outer products, before which 1/m stands."""
 
     item: int
@@ -303,16 +285,14 @@ class Batch:
     ulp: float
 
 
-@dataclass(frozen=True)
-class NotationRow:
-    """One quantity in the notations: what it is, and what each calls it."""
+class NotationRow(Frozen):
+    """One quantity: its meaning, and its name in each notation."""
 
     what: str
     names: dict[str, str]
 
 
-@dataclass(frozen=True)
-class SumLoop:
+class SumLoop(Frozen):
     """A sum of a dense layer as a loop; `moving` is the summed subscript, "" where there is no sum."""
 
     direction: Literal["forward", "backward", "gradient"]
@@ -321,8 +301,7 @@ class SumLoop:
     code: str
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(Frozen):
     """How far all values are from autodiff's: the largest distance in units of the last place, and by key."""
 
     worst: float
@@ -331,8 +310,7 @@ class Checked:
     ok: bool
 
 
-@dataclass(frozen=True)
-class Derivation:
+class Derivation(Frozen):
     """The backward pass of one network at one example."""
 
     header: Header
@@ -358,21 +336,12 @@ class Derivation:
 def to_dict(thing: Any) -> Any:
     """Dataclasses as tables with their `kind` ("type" where they have a kind of their own), arrays as nested lists."""
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        fields = {
-            each.name: to_dict(getattr(thing, each.name))
-            for each in dataclasses.fields(thing)
-            if each.metadata.get("json", True)
-        }
-        return {"type": type(thing).__name__} | fields
+        shown = [each.name for each in dataclasses.fields(thing) if each.metadata.get("json", True)]
+        return {"type": type(thing).__name__} | {name: to_dict(getattr(thing, name)) for name in shown}
     if isinstance(thing, np.ndarray | np.generic):
         return to_dict(np.asarray(thing).tolist())
     if isinstance(thing, dict):
         return {str(key): to_dict(value) for key, value in thing.items()}
     if isinstance(thing, tuple | list):
         return [to_dict(each) for each in thing]
-    return plain_number(thing)
-
-
-def plain_number(value: Any) -> Any:
-    """A number that JSON can hold: what is not finite as its name."""
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+    return str(thing) if isinstance(thing, float) and not np.isfinite(thing) else thing  # JSON has no infinity

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnet.explaining.expressions import (
-    BigSum,
-    Call,
-    Expression,
-    Fraction,
-    Minus,
-    Name,
-    Number,
-    Product,
-    Sum,
-    Transposed,
-)  # fmt: skip
+from jaxnet.explaining import expressions as ex
+from jaxnet.explaining.expressions import Frozen
 from jaxnet.explaining.kinds import is_activation, maker_of
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item
-from jaxnet.explaining.records import Record
-from jaxnet.explaining.site import Site
+from jaxnet.explaining.records import Record, Site
 from jaxnet.explaining.source_lines import WrittenLine
 from jaxnet.explaining.transcription import at
 from jaxnet.factors import Factor, Outer
@@ -56,10 +44,7 @@ REMARKS: dict[tuple[str, str], str] = {
     ("layer_norm", "g"): "ĝ: ∂C/∂x̂",
     ("group_norm", "mu"): "j: a group of channels, over all places",
     ("batch_norm", "sigma"): "evaluation: μ and v, the variance, are the population's, numbers like any others",
-    (
-        "batch_norm",
-        "dx",
-    ): "while training μ and σ are the batch's own: then it loses its mean and its part along x̂",
+    ("batch_norm", "dx"): "while training μ and σ are the batch's own: then it loses its mean and its part along x̂",
     ("batch_norm in training", "mu"): "E: the mean over the examples i of the batch",
     ("batch_norm in training", "dx"): "every x moves μ and σ: so ∂C/∂x̂ loses its mean and its part along x̂",
     ("attention", "S"): "t: a query, s: a key; −∞ where t does not see s",
@@ -89,7 +74,7 @@ REMARKS: dict[tuple[str, str], str] = {
     ("global_average_pool", "dx"): "spread evenly over all places",
     **{(layer, "U"): "one U at every step, so a sum over time" for layer in ("rnn", "lstm", "gru")},
 }
-"""By the maker of the layer and by what the line gives, or the variable that it assigns."""
+"""By the maker of the layer, and by the line's gradient or variable."""
 
 
 def remark_of(record: Record, name: str) -> str:
@@ -218,48 +203,57 @@ NOTES: dict[tuple[str, str], Callable[[Record, WrittenLine], str]] = {
     **{(layer, "d_h"): carried for layer in ("rnn", "lstm", "gru")},
     **{(layer, "dx"): taken_off for layer in ("layer_norm", "rms_norm")},
 }
-"""By the maker and by what the line gives, or the variable that it assigns."""
+"""By the maker, and by the line's gradient or variable."""
 
 # ------------------------------------------------------------------------------------------------------- notations
 
 
-@dataclass(frozen=True)
-class ByHand:
+class ByHand(Frozen):
     """Both equations of a layer whose source says them less well, and the lines below them."""
 
-    out: tuple[Expression, Expression]
-    dx: tuple[Expression, Expression]
+    out: tuple[ex.Expression, ex.Expression]
+    dx: tuple[ex.Expression, ex.Expression]
     notes: tuple[str, ...] = ()
     back_notes: tuple[str, ...] = ()
 
 
 def by_hand(site: Site) -> ByHand | None:
     """The equations of an activation, a pool, a rotation; None for a layer whose source says them."""
-    record = site.record
-    if record.kind != "leaf":
-        return None
-    if is_activation(record.layer):
-        return activation(site)
-    if record.word == "softmax" and np.ndim(record.out) == 1:
-        return softmax(site)
-    return HANDS[record.word](site) if record.word in HANDS else None
+    record, layer = site.record, site.record.layer
+    z, a, error, back = site.takes[0], site.gives, site.error, site.back[0]
+    match record.word if record.kind == "leaf" else "":
+        case "identity":
+            return ByHand((a, z), (back, error))
+        case "elementwise":
+            of = ex.Call(named_function(layer), z)
+            return ByHand((a, of), (back, ex.Product((error, ex.Call(prime(layer), z)), "⊙")))
+        case "softmax" if np.ndim(record.out) == 1:  # the error times the whole Jacobian
+            J, of = softmax_jacobian(a, site.notation), ex.Call(named_function(layer), z)
+            return ByHand((a, of), (back, ex.Product((error, J) if site.notation.rows else (J, error))))
+        case "rotary":  # pairs turned by their position, and turned back
+            R = ex.Name("R", below="t")
+            taken, gives, error, sent = (at(each, "t") for each in (z, a, error, back))
+            return ByHand((gives, ex.Product((R, taken))), (sent, ex.Product((ex.Transposed(R), error))))
+        case "max_pool" | "global_max_pool" | "average_pool":
+            return pool(site)
+    return None
 
 
-def named_function(layer: Layer) -> Name:
+def named_function(layer: Layer) -> ex.Name:
     """An activation's symbol: σ, relu, softmax."""
     name = layer.name.replace(" ", "_")
-    return Name("σ" if maker_of(layer, own=True) == "sigmoid" else name, key=name)
+    return ex.Name("σ" if maker_of(layer, own=True) == "sigmoid" else name, key=name)
 
 
-def prime(layer: Layer) -> Name:
+def prime(layer: Layer) -> ex.Name:
     """The symbol of its derivative."""
     name = named_function(layer)
-    return Name(f"{name.base}′", key=f"{name.key}'")
+    return ex.Name(f"{name.base}′", key=f"{name.key}'")
 
 
 @lru_cache(maxsize=256)
 def slope(of: Record | Item) -> np.ndarray:
-    """g′ at what an activation takes: what its own backward makes of ones."""
+    """g′ at an activation's input: its own backward of ones."""
 
     def at_ones(x, ones):
         return of.layer.backward(of.params, of.layer.forward(of.params, x)[1], ones, product)[0]
@@ -267,80 +261,31 @@ def slope(of: Record | Item) -> np.ndarray:
     return np.asarray(quickly(at_ones, (of.x, np.ones_like(of.out))))
 
 
-def activation(site: Site) -> ByHand:
-    """a = g(z), and the error times g′(z)."""
-    z, layer = site.takes[0], site.record.layer
-    if site.record.word == "identity":
-        return ByHand((site.gives, z), (site.back[0], site.error))
-    back = Product((site.error, Call(prime(layer), z)), "⊙")
-    return ByHand((site.gives, Call(named_function(layer), z)), (site.back[0], back))
-
-
-def softmax(site: Site) -> ByHand:
-    """a = softmax(z), and the error times the whole Jacobian."""
-    out = (site.gives, Call(named_function(site.record.layer), site.takes[0]))
-    J = softmax_jacobian(site.gives, site.notation)
-    return ByHand(out, (site.back[0], Product((site.error, J) if site.notation.rows else (J, site.error))))
-
-
-def softmax_jacobian(a: Name, notation: Notation) -> Expression:
+def softmax_jacobian(a: ex.Name, notation: Notation) -> ex.Expression:
     """∂a/∂z of a softmax, diag(a) − a aᵀ: its own transpose."""
-    return Sum((Call(Name("diag"), a), Minus(notation.outer(a, a))))
+    return ex.Sum((ex.Call(ex.Name("diag"), a), ex.Minus(notation.outer(a, a))))
 
 
-def rotary(site: Site) -> ByHand:
-    """Pairs turned by their position, and turned back."""
-    R = Name("R", below="t")
-    taken, gives, error, sent = (at(each, "t") for each in (site.takes[0], site.gives, site.error, site.back[0]))
-    return ByHand((gives, Product((R, taken))), (sent, Product((Transposed(R), error))))
-
-
-def windows(site: Site) -> tuple[str, str, bool, tuple[int, ...]]:
-    """Of a pool: the indices of a place and of a position, whether windows overlap, and the window's lengths."""
-    options, places = site.record.options, site.record.x.shape[:-1]
-    if "window" not in options:
-        return "k", "", False, places
-    window = for_each_axis("window", options["window"], len(places))
-    stride = window if options["stride"] is None else for_each_axis("stride", options["stride"], len(places))
-    overlap = any(step < length for step, length in zip(stride, window, strict=True))
-    alike = options["padding"] == "VALID" and len(set(stride)) == 1
-    return f"{'' if stride[0] == 1 else stride[0]}p+k" if alike else "p,k", "p", overlap, window
-
-
-def max_pool(site: Site) -> ByHand:
-    """The largest of what a window sees; the error goes to the winner alone, the first on ties."""
-    place, position, _, window = windows(site)
-    x, error = site.record.x, at(site.error, position)
-    first = np.asarray(x)[tuple(slice(length) for length in window)][..., 0]
-    won = ",".join(str(int(i) + 1) for i in np.unravel_index(first.argmax(), first.shape))
-    d = one(float(np.asarray(site.record.d_out).reshape(-1)[0]))
-    said = f"channel 1, first window: ({won}) won and gets all of {d}, the others nothing"
-    return ByHand(
-        (at(site.gives, position), Call(Name("max", below="k"), at(site.takes[0], place))),
-        (at(site.back[0], place), Product((error, Name("[k won]")))),
-        back_notes=() if site.record.options.get("padding", "VALID") != "VALID" else (said,),
-    )
-
-
-def average_pool(site: Site) -> ByHand:
-    """The mean of what a window sees; the error is spread evenly."""
-    place, position, overlap, window = windows(site)
-    whole = site.record.options.get("padding", "VALID") == "VALID"
-    n = math.prod(window)
-    count = Number(str(n) if whole else "nₚ")
-    share = Fraction(at(site.error, position), count)
-    d = float(np.asarray(site.record.d_out).reshape(-1)[0])
-    said = f"channel 1, first window: each of its {n} places gets {one(d)}/{n} = {one(d / n)}"
-    return ByHand(
-        (at(site.gives, position), Fraction(BigSum("k", at(site.takes[0], place)), count)),
-        (at(site.back[0], place), BigSum("p", share) if overlap else share),
-        back_notes=(said,) if whole else (),
-    )
-
-
-HANDS: dict[str, Callable[[Site], ByHand]] = {
-    "rotary": rotary,
-    "max_pool": max_pool,
-    "global_max_pool": max_pool,
-    "average_pool": average_pool,
-}
+def pool(site: Site) -> ByHand:
+    """The largest entry of a window, which gets the error; or the mean, whose error is spread evenly."""
+    options, places, x = site.record.options, site.record.x.shape[:-1], np.asarray(site.record.x)
+    window, stride, whole, place, position = places, places, True, "k", ""
+    if "window" in options:
+        window = for_each_axis("window", options["window"], len(places))
+        stride = window if options["stride"] is None else for_each_axis("stride", options["stride"], len(places))
+        whole, position = options["padding"] == "VALID", "p"
+        place = f"{'' if stride[0] == 1 else stride[0]}p+k" if whole and len(set(stride)) == 1 else "p,k"
+    taken, gives, sent = at(site.takes[0], place), at(site.gives, position), at(site.back[0], place)
+    error, d, n = at(site.error, position), float(np.asarray(site.record.d_out).reshape(-1)[0]), math.prod(window)
+    if "max" in site.record.word:
+        first = x[tuple(slice(length) for length in window)][..., 0]
+        won = ",".join(str(int(i) + 1) for i in np.unravel_index(first.argmax(), first.shape))
+        said = f"({won}) won and gets all of {one(d)}, the others nothing"
+        right, back = ex.Call(ex.Name("max", below="k"), taken), ex.Product((error, ex.Name("[k won]")))
+    else:
+        count = ex.Number(str(n) if whole else "nₚ")
+        said = f"each of its {n} places gets {one(d)}/{n} = {one(d / n)}"
+        right, back = ex.Fraction(ex.BigSum("k", taken), count), ex.Fraction(error, count)
+        if any(step < length for step, length in zip(stride, window, strict=True)):
+            back = ex.BigSum("p", back)
+    return ByHand((gives, right), (sent, back), back_notes=(f"channel 1, first window: {said}",) if whole else ())

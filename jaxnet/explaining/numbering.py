@@ -22,7 +22,7 @@ Kind = Literal["dense", "activation", "softmax", "other"]
 
 @dataclass(frozen=True, eq=False)
 class NumberedLayer:
-    """An item of the chain, its kind, its layer's number (from the input as 0), and what it takes and gives."""
+    """An item of the chain: its kind, its layer's number (the input is 0), the symbols of its input and output."""
 
     index: int
     item: Item

@@ -6,7 +6,6 @@ A network is walked as a chain: `serial` is opened, every other combination (res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +17,14 @@ from jaxnet.backprop import own_weight
 from jaxnet.combinators import serial
 from jaxnet.explaining.notation import ExplainError
 from jaxnet.layer import Layer, Loss, Tree
-from jaxnet.losses import is_index, one_hot
+from jaxnet.losses import one_hot
 from jaxnet.program.evaluate import quickly
 from jaxnet.readings import product
 
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One layer of the chain at one example: what it takes and gives, and the error on both sides.
+    """One layer of the chain at one example: input, output, and the error on both sides.
 
     reference: autodiff's ∂C/∂out, ∂C/∂x (None for whole numbers) and ∂C/∂params. single: whether it takes and gives
     one array.
@@ -88,70 +87,54 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
     """Forward and backward of one example, in evaluation mode, with autodiff's values beside.
 
     x: one input of the network. y: its target. params: as `initialize` gives them.
-    Raises `ExplainError` for a network without layers, and what the layers raise for a wrong shape.
+    Raises `ExplainError` for a network without layers, and `ShapeError` for a wrong shape.
     """
     x, y = jax.tree.map(jnp.asarray, x), jnp.asarray(y)
     net_params, loss_params = (params, ()) if loss.init is None else params
     items = chain(net, net_params)
     if not items:
         raise ExplainError("a network to be explained has at least one layer, got none: put one into serial(…)")
-    layers = [layer for layer, _ in items]
+    layers, own = [layer for layer, _ in items], [p for _, p in items]
     weight = own_weight(loss, y)
 
-    def by_hand(item_params, x, y):
-        outs, saved = [], []
-        for layer, p in zip(layers, item_params, strict=True):
-            x, s = layer.forward(p, x)
-            outs.append(x)
+    def by_hand(params, x, y):
+        outs, saved = [x], []
+        for layer, p in zip(layers, params, strict=True):
+            out, s = layer.forward(p, outs[-1])
+            outs.append(out)
             saved.append(s)
-        cost, d_out, _ = loss.turn(loss_params, x, y, weight, product)
+        cost, d_out, _ = loss.turn(loss_params, outs[-1], y, weight, product)
         errors, grads = [d_out], []
-        for layer, p, s in zip(reversed(layers), reversed(item_params), reversed(saved), strict=True):
+        for layer, p, s in zip(reversed(layers), reversed(params), reversed(saved), strict=True):
             d_out, g = layer.backward(p, s, d_out, product)
             errors.append(d_out)
             grads.append(g)
-        return cost, outs, errors[::-1], grads[::-1]
+        return (cost, outs, errors[::-1], grads[::-1]), by_autodiff(params, outs, y)
 
-    def both(item_params, x, y):
-        outs = by_hand(item_params, x, y)
-        return outs, reference(layers, loss, loss_params, item_params, x, y, outs[1])
+    def by_autodiff(params, outs, y):
+        """∂C/∂params of each layer, and ∂C/∂ of the input and of each layer's value, by zeros added to them."""
 
-    own = [p for _, p in items]
-    (cost, outs, errors, grads), found = quickly(both, (own, x, y))
+        def added(value, zeros):
+            return value if zeros is None else jax.tree.map(jnp.add, value, zeros)
+
+        def cost(params, zeros):
+            value = added(outs[0], zeros[0])
+            for layer, p, each in zip(layers, params, zeros[1:], strict=True):
+                value = added(layer.forward(p, value)[0], each)
+            return loss.turn(loss_params, value, y, weight, product)[0]
+
+        zeros = [jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), out) if exact(out) else None for out in outs]
+        return jax.grad(cost, argnums=(0, 1), allow_int=True)(params, zeros)
+
+    (cost, outs, errors, grads), (expected_grads, slopes) = quickly(by_hand, (own, x, y))
     made = []
     for i, layer in enumerate(layers):
-        taken = x if i == 0 else outs[i - 1]
-        dx = array(errors[i]) if exact(taken) and errors[i] is not None else None
-        numbers, slopes = jax.tree.map(np.asarray, (own[i], grads[i], found[0][i])), found[1]
-        expected = (array(slopes[i + 1]), None if dx is None else array(slopes[i]), numbers[2])
-        single = len(jax.tree.leaves((taken, outs[i]))) == 2
-        made.append(Item(layer, numbers[0], array(taken), array(outs[i]), array(errors[i + 1]), dx, numbers[1],
-                         expected, single))  # fmt: skip
+        numbers, dx = jax.tree.map(np.asarray, (own[i], grads[i], expected_grads[i])), errors[i]
+        sent = (array(dx), array(slopes[i])) if exact(outs[i]) and dx is not None else (None, None)
+        single = len(jax.tree.leaves((outs[i], outs[i + 1]))) == 2
+        made.append(Item(layer, numbers[0], array(outs[i]), array(outs[i + 1]), array(errors[i + 1]), sent[0],
+                         numbers[1], (array(slopes[i + 1]), sent[1], numbers[2]), single))  # fmt: skip
     return Observed(net, loss, params, array(x), np.asarray(y), float(cost), tuple(made))
-
-
-def reference(layers: Sequence[Layer], loss: Loss, loss_params: Tree, params: Sequence[Tree], x, y, outs) -> tuple:
-    """Autodiff's ∂C/∂params of each layer, and ∂C/∂ of the input and of each layer's value, by zeros added to them."""
-    weight = own_weight(loss, y)
-
-    def probe(value):
-        return jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), value) if exact(value) else None
-
-    def with_probe(value, zeros):
-        return value if zeros is None else jax.tree.map(jnp.add, value, zeros)
-
-    def cost(params, probes, x, y):
-        value = with_probe(x, probes[0])
-        for layer, p, zeros in zip(layers, params, probes[1:], strict=True):
-            value = with_probe(layer.forward(p, value)[0], zeros)
-        return loss.turn(loss_params, value, y, weight, product)[0]
-
-    return jax.grad(cost, argnums=(0, 1), allow_int=True)(list(params), [probe(each) for each in (x, *outs)], x, y)
-
-
-def as_class(y: np.ndarray) -> int | None:
-    """The class of a target that is one."""
-    return int(y) if is_index(jnp.asarray(y)) and y.ndim == 0 else None
 
 
 def features(out: np.ndarray) -> int:
@@ -163,8 +146,3 @@ def terms_of(observed: Observed) -> float:
     """Over how many terms (tokens) the cost of the example is the mean."""
     weight = float(own_weight(observed.loss, jnp.asarray(observed.y)))
     return round(1 / weight) if weight else 1
-
-
-def units(shape: tuple[int, ...]) -> str:
-    """A shape in words: 3, 28×28."""
-    return "×".join(map(str, shape)) if shape else "1"

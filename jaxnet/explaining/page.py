@@ -15,14 +15,13 @@ from markupsafe import Markup
 
 from jaxnet.explaining.derive import chain_of, derive
 from jaxnet.explaining.expressions import written
-from jaxnet.explaining.history import History
+from jaxnet.explaining.history import History, run_charts
 from jaxnet.explaining.live import specification
 from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, Notation, notation
 from jaxnet.explaining.observe import Observed
-from jaxnet.explaining.run_charts import run_charts
 from jaxnet.explaining.template_files import template, text
-from jaxnet.explaining.variants import merged
-from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View
+from jaxnet.explaining.terminal import check_line
+from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View, merged
 
 
 def write_page(path: str | Path, observed: Observed, notation: Notation, **options: Any) -> Path:
@@ -59,11 +58,14 @@ def page(
             number = None if place is None else place + each.first
             derivation = dataclasses.replace(derive(observed, each, layer=number, **about), batch=chosen.batch)
         view = View(derivation, chain_of(observed, each), digits, spec, moved)
-        bodies[name_of(each)] = template("body.html.j2").render(v=view, d=derivation, written=written, **FUNCTIONS)
+        bodies[name_of(each)] = template("body.html.j2").render(
+            v=view, d=derivation, written=written, check=check_line(derivation), MOST_ITEMS=MOST_ITEMS, **FUNCTIONS
+        )
     body, variants = merged(bodies, name_of(first))
-    data = {"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames}
+    data = json.dumps({"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames},
+                      ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # fmt: skip
     return template("page.html.j2").render(
-        title=chosen.header.title, body=Markup(body), style=text("style.css"), data=Markup(json_of(data)),
+        title=chosen.header.title, body=Markup(body), style=text("style.css"), data=Markup(data),
         scripts=[text(name) for name in ("numbers.js", "network.js", "drawing.js", "paths.js", "trying.js", "page.js")],
     )  # fmt: skip
 
@@ -79,8 +81,3 @@ def notations(first: Notation, observed: Observed) -> list[Notation]:
 def name_of(each: Notation) -> str:
     """The script's name of a notation: nielsen 1 out-in."""
     return f"{each.name} {each.first} {each.weights}"
-
-
-def json_of(data: Any) -> str:
-    """JSON that may stand within a script element."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

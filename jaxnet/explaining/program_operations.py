@@ -60,11 +60,6 @@ class HandedOn(Evaluation):
         return "matmul", tuple(sides)
 
 
-def plain(value: Any) -> Any:
-    """A constant number as Python's."""
-    return value.item() if isinstance(value, np.ndarray | np.generic) and not value.ndim else value
-
-
 def from_program(f: Callable, kept: Kept, functions: Sequence[str]) -> Callable:
     """A function that runs the program of another, and hands its operations on. functions: those not opened."""
 

@@ -49,8 +49,9 @@ OPERATORS: dict[str, tuple[str, Callable]] = {
     "USub": ("negative", operator.neg), "Gt": ("greater", operator.gt), "Lt": ("less", operator.lt),
     "GtE": ("greater_equal", operator.ge), "LtE": ("less_equal", operator.le), "Eq": ("equal", operator.eq),
     "NotEq": ("not_equal", operator.ne), "Subscript": ("getitem", operator.getitem),
+    "T": ("transpose", operator.attrgetter("T")), "mT": ("transpose", operator.attrgetter("mT")),
 }  # fmt: skip
-"""Operators of Python by the node of their syntax: the name of the function of `jax.numpy`, and what runs it."""
+"""Operators of Python by the node of their syntax: its name in `jax.numpy`, and the function."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,6 @@ class Recording:
             if not alike(one, two):
                 return False
         return True
-
-    def factor_values(self, factor: Factor) -> Factor:
-        """A factor with the values of its arrays in their places."""
-        return jax.tree.map(lambda leaf: self.values[self.refs[id(leaf)]], factor)
 
     def root(self, ref: int) -> int:
         """The number of the value whose dtype or shape was changed to make this one; its own if it is no such."""
@@ -216,10 +213,6 @@ class Recorder:
         """An operator of Python."""
         name, run = OPERATORS[kind]
         return self.kept(name, run(*operands), operands, {})
-
-    def transposed(self, of: Any, name: str) -> Any:
-        """x.T or x.mT."""
-        return self.kept("transpose", getattr(of, name), (of,), {})
 
     def method(self, of: Any, name: str, *args: Any, **options: Any) -> Any:
         """A method of an array, or any other function that is an attribute."""
@@ -375,7 +368,7 @@ def named_parts(names: Any, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def author_function(f: Any) -> types.FunctionType | None:
-    """The plain function of something called, if an author wrote it; None for what a library made."""
+    """The plain function of something called, if an author wrote it; None for a library's."""
     plain = inspect.unwrap(f) if callable(f) and not isinstance(f, type) else None
     if not isinstance(plain, types.FunctionType) or inspect.isgeneratorfunction(plain):
         return None
@@ -390,7 +383,9 @@ def recording_code(code: types.CodeType) -> types.CodeType | None:
     tree = parsed("".join(lines)) if lines else None
     found: list[Any] = [each for each in ast.walk(tree) if is_source(each, code)] if tree is not None else []
     if len(found) > 1:  # lambdas of one line: the one whose code is the same
-        found = [each for each in found if bare_code(each).co_code == code.co_code][:1]
+        bare = [compile(ast.fix_missing_locations(ast.Expression(each)), "", "eval").co_consts for each in found]
+        found = [each for each, consts in zip(found, bare, strict=True)
+                 if code.co_code in (getattr(of, "co_code", None) for of in consts)][:1]  # fmt: skip
     if not found:
         return None
     marked = Marking(code.co_filename).function(copy.deepcopy(found[0]))
@@ -415,12 +410,6 @@ def is_source(node: ast.AST, code: types.CodeType) -> bool:
     return min([node.lineno, *(each.lineno for each in node.decorator_list)]) == code.co_firstlineno
 
 
-def bare_code(node: ast.Lambda) -> types.CodeType:
-    """A lambda's code as Python compiles it."""
-    module = compile(ast.fix_missing_locations(ast.Expression(node)), "", "eval")
-    return next(each for each in module.co_consts if isinstance(each, types.CodeType))
-
-
 def inner_code(node: ast.FunctionDef | ast.Lambda, outer: list[str], code: types.CodeType) -> types.CodeType:
     """The code of a function whose free names are `outer`."""
     is_lambda = isinstance(node, ast.Lambda)
@@ -439,82 +428,59 @@ class Marking(ast.NodeTransformer):
         self.file = file
 
     def function(self, node: Any) -> Any:
-        """A function with its own body marked; functions inside it stay as they are. Defaults and annotations go: the
-        function that is made has the defaults."""
-        for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg):
-            if each is not None:
+        """A function with its own body marked, without defaults and annotations; functions inside it stay as they are.
+
+        The defaults are given to the function that is made.
+        """
+        for each in ast.walk(node.args):
+            if isinstance(each, ast.arg):
                 each.annotation = None
         node.args.defaults, node.args.kw_defaults = [], [None] * len(node.args.kwonlyargs)
         if isinstance(node, ast.Lambda):
             node.body = self.visit(node.body)
-            return node
-        node.body, node.decorator_list, node.returns = list(map(self.visit, node.body)), [], None
+        else:
+            node.body, node.decorator_list, node.returns = list(map(self.visit, node.body)), [], None
         return node
+
+    def visit(self, node: Any) -> Any:
+        """A call of the recorder in the place of an operator, a call, an index or an assigned value."""
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            return node
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if not isinstance(node, ast.AugAssign) or isinstance(node.target, ast.Name):
+                return self.assignment(node, targets)
+        self.generic_visit(node)
+        match node:
+            case ast.Call(ast.Attribute(of, name), args, keywords):
+                return self.to(node, "method", of, ast.Constant(name), *args, keywords=keywords)
+            case ast.Call(function, args, keywords):
+                return self.to(node, "call", function, *args, keywords=keywords)
+            case ast.Attribute(of, "T" | "mT", ast.Load()):
+                kind, operands = node.attr, [of]
+            case ast.Subscript(of, index, ast.Load()):
+                kind, operands = "Subscript", [of, index_of(index)]
+            case ast.BinOp(left, op, right) | ast.Compare(left, [op], [right]):
+                kind, operands = type(op).__name__, [left, right]
+            case ast.UnaryOp(ast.USub(), of):
+                kind, operands = "USub", [of]
+            case _:
+                return node
+        return self.to(node, "operator", ast.Constant(kind), *operands) if kind in OPERATORS else node
+
+    def assignment(self, node: Any, targets: list[Any]) -> ast.Assign:
+        """A statement whose value is kept on its way; x += y as x = x + y."""
+        value, line = node.value, (self.file, node.lineno, node.col_offset)
+        if isinstance(node, ast.AugAssign):
+            value = ast.copy_location(ast.BinOp(ast.Name(targets[0].id, ast.Load()), node.op, value), node)
+        of: Any = names_of(targets[0]), line
+        marked = self.to(node, "assigned", *map(ast.Constant, of), self.visit(value))
+        return ast.copy_location(ast.Assign(targets, marked), node)
 
     def to(self, node: ast.AST, method: str, *args: ast.expr, keywords: Sequence[ast.keyword] = ()) -> ast.Call:
         """A call of the recorder in a node's place."""
         called = ast.Attribute(ast.Name(RECORDER, ast.Load()), method, ast.Load())
         return ast.copy_location(ast.Call(called, list(args), list(keywords)), node)
-
-    def visit_FunctionDef(self, node):
-        return node
-
-    def visit_Lambda(self, node):
-        return node
-
-    def visit_Call(self, node):
-        self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute):
-            target = (node.func.value, ast.Constant(node.func.attr))
-            return self.to(node, "method", *target, *node.args, keywords=node.keywords)
-        return self.to(node, "call", node.func, *node.args, keywords=node.keywords)
-
-    def visit_BinOp(self, node):
-        self.generic_visit(node)
-        return self.operation(node, node.op, node.left, node.right)
-
-    def visit_UnaryOp(self, node):
-        self.generic_visit(node)
-        return self.operation(node, node.op, node.operand)
-
-    def visit_Compare(self, node):
-        self.generic_visit(node)
-        return self.operation(node, node.ops[0], node.left, *node.comparators)
-
-    def visit_Subscript(self, node):
-        self.generic_visit(node)
-        return self.operation(node, node, node.value, index_of(node.slice)) if is_read(node) else node
-
-    def operation(self, node: ast.AST, op: ast.AST, *operands: ast.expr) -> ast.AST:
-        """An operator, or the node as it is for one that no array has."""
-        kind = type(op).__name__
-        fits = kind in OPERATORS and len(operands) == (1 if kind == "USub" else 2)
-        return self.to(node, "operator", ast.Constant(kind), *operands) if fits else node
-
-    def visit_Attribute(self, node):
-        self.generic_visit(node)
-        turns = node.attr in ("T", "mT") and is_read(node)
-        return self.to(node, "transposed", node.value, ast.Constant(node.attr)) if turns else node
-
-    def assigning(self, node: Any) -> Any:
-        """A statement whose value is kept on its way; x += y as x = x + y."""
-        if node.value is None or (isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Name)):
-            return self.generic_visit(node)
-        targets: list[Any] = node.targets if isinstance(node, ast.Assign) else [node.target]
-        value = node.value
-        if isinstance(node, ast.AugAssign):
-            old = ast.Name(targets[0].id, ast.Load())
-            value = ast.copy_location(ast.BinOp(old, node.op, value), node)
-        line: Any = (self.file, node.lineno, node.col_offset)
-        names, line = ast.Constant(names_of(targets[0])), ast.Constant(line)
-        return ast.copy_location(ast.Assign(targets, self.to(node, "assigned", names, line, self.visit(value))), node)
-
-    visit_Assign = visit_AugAssign = visit_AnnAssign = assigning  # noqa: N815 - named by ast
-
-
-def is_read(node: Any) -> bool:
-    """Whether an index or an attribute is read, not assigned to."""
-    return isinstance(node.ctx, ast.Load)
 
 
 def names_of(target: Any) -> Any:
@@ -547,7 +513,8 @@ def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0, t
     """
     with jax.enable_x64(True), plain_forms():
         wide = jax.tree.map(in_float64, (params, x, d_out))
-        run, plan = compiled(layer, positions, training, *hashable(jax.tree.map(jax.typeof, wide)))
+        leaves, structure = jax.tree.flatten(jax.tree.map(jax.typeof, wide))
+        run, plan = compiled(layer, positions, training, tuple(leaves), structure)
         values, grads, slopes = jax.device_get(run(*wide))
         others, _, other_slopes = jax.device_get(run(elsewhere(wide[0], 1), wide[1], elsewhere(wide[2], 2)))
     summed = (np.asarray(value).sum(tuple(range(positions))) for value in grads)
@@ -569,12 +536,6 @@ def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0, t
             recording.values[ref] = value.reshape(-1, *value.shape[recording.stacked[ref] :])[0]
             recording.stacked[ref] = 0
     return recording
-
-
-def hashable(tree: Tree) -> tuple[tuple, Any]:
-    """A tree's leaves and its structure."""
-    leaves, structure = jax.tree.flatten(tree)
-    return tuple(leaves), structure
 
 
 @functools.lru_cache(maxsize=64)
@@ -600,12 +561,18 @@ def compiled(
         recording.factors = {path: factor for path, factor in leaves if is_factor(factor)}
         for leaf in jax.tree.leaves(list(recording.factors.values())):
             recorder.ref(leaf)
-        slopes = slopes_of(layer, params, x, d_out, training, [each for _, each in recorder.probed])
+
+        def cost(probes):  # ⟨out, d_out⟩
+            again = Recorder()
+            again.probes = probes
+            return jax.numpy.vdot(again.opens(layer.forward)(params, x, None, training)[0], d_out)
+
+        slopes = jax.grad(cost)([jax.numpy.zeros(each.shape, each.dtype) for _, each in recorder.probed])
         made.append(recording)
         return (
             recorder.arrays[-1],
             [each.multiply() for each in recording.factors.values()],
-            {ref: slope for (ref, _), slope in zip(recorder.probed, slopes, strict=True)},
+            {ref: slope for (ref, _), slope in reversed([*zip(recorder.probed, slopes, strict=True)])},
         )
 
     run = one
@@ -621,19 +588,16 @@ def elsewhere(tree: Tree, seed: int) -> Tree:
     draw = np.random.default_rng(seed)
 
     def near(value):
-        value = np.asarray(value)
-        return (
-            value * draw.uniform(1, 1.5, value.shape) + draw.uniform(0, 0.5, value.shape) if is_float(value) else value
-        )
+        return value * draw.uniform(1, 1.5, value.shape) + draw.uniform(0, 0.5, value.shape)
 
-    return jax.tree.map(near, tree)
+    return jax.tree.map(lambda value: near(np.asarray(value)) if is_float(value) else value, tree)
 
 
 def link(recording: Recording) -> None:
     """Finds the line of each value that came another way than by a line.
 
-    A value is that of a line where it has the same numbers: what a scan takes and gives, what backward computes again.
-    It is that of the step before, or after, where it has them one step later, or earlier: what a scan carries.
+    A value is that of a line where it has the same numbers: inputs and outputs of a scan, forward values in backward.
+    It is that of the step before, or after, where it has them one step later, or earlier: the carry of a scan.
     """
     operations = recording.operations
     sized: dict[int, list[int]] = {}
@@ -680,23 +644,12 @@ def alike(value: np.ndarray, other: np.ndarray) -> bool:
 
 
 def close(got: np.ndarray, expected: np.ndarray, beside: float = 0.0) -> bool:
-    """Whether two arrays are the same but for rounding. beside: a size of what was added up to make them."""
+    """Whether two arrays are the same but for rounding. beside: the size of the terms of a sum."""
     scale = max(float(np.abs(expected[np.isfinite(expected)]).max(initial=0)), beside)
     return bool(np.allclose(got, expected, rtol=CLOSE, atol=CLOSE * (scale or 1), equal_nan=True))
 
 
-def slopes_of(layer: Layer, params: Tree, x: Any, d_out: Any, training: bool, types_of: list[Any]) -> list[Any]:
-    """∂C/∂ of every forward value that a line names, in their order, by jax.grad: C is ⟨out, d_out⟩."""
-
-    def cost(probes):
-        recorder = Recorder()
-        recorder.probes = probes
-        return jax.numpy.vdot(recorder.opens(layer.forward)(params, x, None, training)[0], d_out)
-
-    return jax.grad(cost)([jax.numpy.zeros(each.shape, each.dtype) for each in types_of])
-
-
 def in_float64(value: Any) -> Any:
-    """A float in float64; what is whole stays."""
+    """A float in float64; an integer stays."""
     value = np.asarray(value)
-    return value.astype(np.float64) if jax.numpy.issubdtype(value.dtype, jax.numpy.inexact) else value
+    return value.astype(np.float64) if is_float(value) else value

@@ -1,4 +1,4 @@
-"""The leaves of a composed layer at one example: what each takes and gives, and the error on both sides.
+"""The leaves of a composed layer at one example: input, output, and the error on both sides.
 
 `residual`, `parallel`, `per_position`, `repeat`, `remat`, `tied` and `serial` are walked as they compute. Where ways
 meet there is a record of its own (a sum, a product, a row of both); of `repeat` the last block is opened, and those
@@ -16,16 +16,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.combinators import per_position, remat, residual, serial
-from jaxnet.explaining.coupled import in_training
+from jaxnet.combinators import over_positions, per_position, remat, residual, serial
+from jaxnet.explaining.expressions import Expression, Name, Product
 from jaxnet.explaining.kinds import INDICES, maker_of, options_of
+from jaxnet.explaining.notation import Notation, Number
 from jaxnet.explaining.observe import Item
-from jaxnet.layer import Layer, Tree
+from jaxnet.layer import EXAMPLES, Layer, Tree
 from jaxnet.program.evaluate import quickly
 from jaxnet.readings import product
 
+
+def in_training(layer: Layer) -> Layer:
+    """A layer in training over a whole batch, the first axis of x. It gives the sum of the examples' gradients."""
+
+    def init(key, xs):
+        return layer.init(key, jax.eval_shape(lambda xs: xs[0], xs))
+
+    def forward(params, xs, key=None, train=False):
+        return jax.vmap(lambda x: layer.forward(params, x, None, True), axis_name=EXAMPLES)(xs)
+
+    def backward(params, saved, d_outs, read):
+        def at_one(saved, d_out):
+            return layer.backward(params, saved, d_out, over_positions(read))
+
+        return jax.vmap(at_one, out_axes=(0, None), axis_name=EXAMPLES)(saved, d_outs)
+
+    return Layer(layer.name, init, forward, backward, (layer,), in_training)
+
+
+def couples(layer: Layer, params: Tree, x: Any) -> bool:
+    """Whether a layer takes statistics over a batch in training: one example alone it refuses."""
+
+    def runs(layer: Layer, x: Any) -> bool:
+        try:
+            jax.eval_shape(lambda p, x: layer.forward(p, x, None, True), params, x)
+        except ValueError:
+            return False
+        return True
+
+    return not runs(layer, x) and runs(
+        in_training(layer), jax.tree.map(lambda t: jax.ShapeDtypeStruct((2, *t.shape), t.dtype), x)
+    )
+
+
 BLOCK = -1  # the number of what a composed layer takes itself; records count from 0
-UNKNOWN = "a combination that is not known here"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,47 +113,54 @@ class Record:
 
 @dataclass
 class Walk:
-    """A forward pass through a composed layer that remembers how to come back."""
+    """A forward pass through a composed layer that remembers how to come back.
+
+    A way through gives the value, the record that gives it, and a function from ∂C/∂out to ∂C/∂x.
+    """
 
     records: list[Record] = field(default_factory=list)
     training: bool = False
 
     def through(self, layer: Layer, params: Tree, x: Any, token: int, positions: int, within: str = "") -> Any:
-        """What a layer gives, the record that gives it, and its way back: from ∂C/∂out to ∂C/∂x."""
+        """The way through a layer."""
+        made_by, options, at = maker_of(layer), options_of(layer), (x, token, positions, within)
         if layer.rebuild is None:
-            return self.leaf(layer, params, x, token, positions, within)
+            return self.leaf(layer, params, *at)
         if layer.rebuild is serial:
-            return self.one_after_the_other(layer.parts, params, x, token, positions, within)
-        if layer.rebuild is residual:
-            return self.residual(layer, params, x, token, positions, within)
+            return self.one_after_the_other(layer.parts, params, *at)
         if layer.rebuild is in_training:
             self.training = True
         if layer.rebuild in (per_position, in_training):
             return self.through(layer.parts[0], params, x, token, positions + 1, within)
         if layer.rebuild is remat:
-            return self.through(layer.parts[0], params, x, token, positions, within)
-        made_by, options = maker_of(layer), options_of(layer)
-        if made_by == "bidirectional":
-            return self.parallel(layer, "concatenate", params, x, token, positions, within)
-        if made_by == "parallel":
-            return self.parallel(layer, options["join"], params, x, token, positions, within)
+            return self.through(layer.parts[0], params, *at)
+        if layer.rebuild is residual:
+            way = self.through(layer.parts[0], params, *at)
+            return self.joined(layer, "sum", [(x, token, lambda d: d), way], within)
+        if made_by in ("parallel", "bidirectional"):
+            ways = [self.through(part, p, *at) for part, p in zip(layer.parts, params, strict=True)]
+            return self.joined(layer, options.get("join", "concatenate"), ways, within)
         if made_by == "repeat":
-            return self.repeated(layer, options["times"], params, x, token, positions, within)
+            return self.repeated(layer, options["times"], params, *at)
         if made_by == "tied":
             share, owner = options["share"], min(options["where"])
             borrowed = tuple(
                 p | {share: params[owner][share]} if i in options["where"] else p for i, p in enumerate(params)
             )
-            return self.one_after_the_other(layer.parts, borrowed, x, token, positions, within)
-        raise LookupError(UNKNOWN)
+            return self.one_after_the_other(layer.parts, borrowed, *at)
+        raise LookupError("a combination that is not known here")
 
     def put(self, record: Record) -> int:
         """The number of a new record."""
         self.records.append(record)
         return len(self.records) - 1
 
-    def leaf(self, layer: Layer, params, x, token: int, positions: int, within: str):
-        bare = layer
+    def returned(self, n: int, **found: Any) -> None:
+        """Puts the errors that came back into a record."""
+        self.records[n] = replace(self.records[n], **found)
+
+    def leaf(self, bare: Layer, params, x, token, positions, within):
+        layer = bare
         for i in range(positions):
             layer = in_training(layer) if self.training and i == positions - 1 else per_position(layer)
         out, saved = layer.forward(params, x)
@@ -129,14 +170,10 @@ class Walk:
         def back(d_out):
             dx, grads = layer.backward(params, saved, d_out, product)
             exact = jnp.issubdtype(x.dtype, jnp.inexact)
-            if exact:
-                expected = jax.vjp(lambda p, x: layer.forward(p, x)[0], params, x)[1](d_out)
-            else:
-                expected = (*jax.vjp(lambda p: layer.forward(p, x)[0], params)[1](d_out), None)
-            here = self.records[mine]
-            self.records[mine] = replace(
-                here, d_out=d_out, dxs=(dx if exact else None,), grads=grads, reference=expected
-            )
+            by = (params, x) if exact else (params,)
+            expected = jax.vjp(lambda p, x=x: layer.forward(p, x)[0], *by)[1](d_out)
+            self.returned(mine, d_out=d_out, dxs=(dx if exact else None,), grads=grads,
+                          reference=expected if exact else (*expected, None))  # fmt: skip
             return dx
 
         return out, mine, back
@@ -146,37 +183,21 @@ class Walk:
         for layer, p in zip(layers, params, strict=True):
             x, token, back = self.through(layer, p, x, token, positions, within)
             backs.append(back)
-
-        def back(d_out):
-            for each in reversed(backs):
-                d_out = each(d_out)
-            return d_out
-
-        return x, token, back
+        return x, token, lambda d_out: functools.reduce(lambda d, back: back(d), reversed(backs), d_out)
 
     def joined(self, layer, join, ways, within):
-        """The record where ways meet: the join's own derivative says what goes back along each of them."""
+        """The record where ways meet: the join's own derivative sends the error back along each."""
         outs, tokens, backs = zip(*ways, strict=True)
         out, pieces = jax.vjp(JOINS[join], *outs)
         mine = self.put(Record(join, layer, tokens, (), outs, out, within=within))
 
         def back(d):
             dxs = pieces(d)
-            self.records[mine] = replace(self.records[mine], d_out=d, dxs=dxs)
+            self.returned(mine, d_out=d, dxs=dxs)
             found = [one(piece) for one, piece in reversed([*zip(backs, dxs, strict=True)])]
             return functools.reduce(jnp.add, found)
 
         return out, mine, back
-
-    def parallel(self, layer, join, params, x, token, positions, within):
-        parts = zip(layer.parts, params, strict=True)
-        return self.joined(
-            layer, join, [self.through(part, p, x, token, positions, within) for part, p in parts], within
-        )
-
-    def residual(self, layer, params, x, token, positions, within):
-        way = self.through(layer.parts[0], params, x, token, positions, within)
-        return self.joined(layer, "sum", [(x, token, lambda d: d), way], within)
 
     def repeated(self, layer, times, params, x, token, positions, within):
         block = layer.parts[0]
@@ -198,8 +219,7 @@ class Walk:
         def back(d):
             d = back_last(d)
             dx, errors = jax.lax.scan(one_back, d, (before, taken), reverse=True)
-            here = self.records[first]
-            self.records[first] = replace(here, d_out=d, dxs=(dx,), blocks=(outs, errors))
+            self.returned(first, d_out=d, dxs=(dx,), blocks=(outs, errors))
             return dx
 
         return out, token, back
@@ -216,7 +236,7 @@ ARRAYS: dict[str, Any] = {"params": (), "xs": (), "out": None, "d_out": None, "d
 
 @functools.lru_cache(maxsize=64)
 def opened(item: Item) -> tuple[Record, ...]:
-    """The records of a composed layer, first to last; the one of itself of a leaf, or of what cannot be opened."""
+    """The records of a composed layer, first to last; a leaf, or a layer that cannot be opened, is one record."""
     layer = item.layer
     expected = (item.reference[2], item.reference[1])
     alone = Record(
@@ -239,3 +259,46 @@ def opened(item: Item) -> tuple[Record, ...]:
     except LookupError:
         return (alone,)
     return tuple(replace(each, **jax.tree.map(np.asarray, values)) for each, values in zip(made, arrays, strict=True))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A record with its symbols.
+
+    takes: what it takes. gives: what it gives. error: ∂C/∂gives. back: the left side of what it sends back.
+    """
+
+    record: Record
+    notation: Notation
+    number: Number
+    takes: tuple[Name, ...]
+    gives: Name
+    error: Expression
+    back: tuple[Expression, ...]
+
+    def name(self, base: str, key: str) -> Name:
+        """A symbol of this layer."""
+        return self.notation.name_of(base, self.number, key)
+
+    def outer(self, error: Expression, a: Expression) -> Product:
+        """δ aᵀ."""
+        return self.notation.outer(error, a)
+
+
+def words(path: tuple) -> list[str]:
+    """The words of a parameter's path, without those that lead to state."""
+    found = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path]
+    state = [i for i, entry in enumerate(path) if isinstance(entry, jax.tree_util.GetAttrKey)]
+    return found[state[-1] + 1 if state else 0 :] or ["p"]
+
+
+def parameter(path: tuple) -> str:
+    """A parameter's name: the words of its path."""
+    return "_".join(words(path))
+
+
+def param_name(notation: Notation, path: tuple, number: Number) -> Name:
+    """The symbol of a parameter: its own name, after the words of the path that leads to it."""
+    *before, own = words(path)
+    base = notation.param(own, number)
+    return Name(base.base, base.above, " ".join(before), "_".join([base.key, *before])) if before else base

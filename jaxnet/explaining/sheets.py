@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import jax
 import numpy as np
 from markupsafe import Markup, escape
 
 from jaxnet.explaining.derive import Derivation, derive
-from jaxnet.explaining.expressions import Expression, Name, Product, Transposed, latex
+from jaxnet.explaining.expressions import Expression, Frozen, Name, Product, Transposed, latex
 from jaxnet.explaining.lines import oriented
 from jaxnet.explaining.mathml import math, mathml
 from jaxnet.explaining.model import Line
@@ -24,16 +20,14 @@ Part = str | Expression | np.ndarray
 """Of a sentence: words, a formula, or numbers."""
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(Frozen):
     """A question and its answer, each in parts."""
 
     question: tuple[Part, ...]
     answer: tuple[Part, ...]
 
 
-@dataclass(frozen=True)
-class Sheet:
+class Sheet(Frozen):
     """What is given, as symbols and numbers, and the tasks."""
 
     title: str
@@ -79,7 +73,7 @@ def tasks(derivation: Derivation, notation: Notation, draw: np.random.Generator)
     order = draw.permutation(len(choices))
     letters = "ABCD"
     listed = [part for i, at in enumerate(order) for part in (f"   {letters[i]}: ", choices[at])]
-    symbols, errors = between([line.left for line in forward]), between([line.left for line in backward])
+    symbols, errors = ([part for line in lines for part in (", ", line.left)][1:] for lines in (forward, backward))
     cost, sent = one(derivation.header.value), ", ".join(one(float(value)) for value in z)
     shapes = tuple(part for line in backward for part in (line.left, f": {shape(line.shape)}   "))
     return [
@@ -90,14 +84,6 @@ def tasks(derivation: Derivation, notation: Notation, draw: np.random.Generator)
         Question(("Which of these is the error at ", why.a, "?", *listed),
              (letters[int(np.argmin(order))], f": its entries are {sent}")),
     ]  # fmt: skip
-
-
-def between(parts: list[Expression]) -> list[Part]:
-    """Symbols with commas between them."""
-    found: list[Part] = []
-    for each in parts:
-        found += [", ", each] if found else [each]
-    return found
 
 
 def values(lines: tuple[Line, ...]) -> tuple[Part, ...]:
@@ -131,25 +117,8 @@ def in_html(part: Part) -> Markup:
     if isinstance(part, str):
         return escape(part.replace("   ", "\N{EM SPACE}"))
     if isinstance(part, np.ndarray):
-        cells = Markup("").join(
-            Markup("<mtr>{}</mtr>").format(
-                Markup("").join(Markup("<mtd><mn>{}</mn></mtd>").format(cell) for cell in row)
-            )
-            for row in rows_of(part)
-        )
-        return math(Markup("<mo>(</mo><mtable>{}</mtable><mo>)</mo>").format(cells))
+        cell, line, table = (Markup(text) for text in ("<mtd><mn>{}</mn></mtd>", "<mtr>{}</mtr>",
+                                                       "<mo>(</mo><mtable>{}</mtable><mo>)</mo>"))  # fmt: skip
+        rows = (Markup("").join(map(cell.format, row)) for row in rows_of(part))
+        return math(table.format(Markup("").join(map(line.format, rows))))
     return math(mathml(part))
-
-
-def whole(of: list[Sheet], form: Callable[[Part], Any], template: Any) -> str:
-    """All sheets, then their answers, by a template."""
-
-    def joined(parts: tuple[Part, ...]) -> Any:
-        return Markup("").join(map(form, parts)) if form is in_html else "".join(map(form, parts))
-
-    shown = [
-        {"title": form(each.title), "given": [joined((symbol, " = ", value)) for symbol, value in each.given],
-         "tasks": [(joined(task.question), joined(task.answer)) for task in each.tasks]}
-        for each in of
-    ]  # fmt: skip
-    return template.render(sheets=shown)

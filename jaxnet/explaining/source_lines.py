@@ -7,38 +7,30 @@ one that does not agree is left out. What the layer itself gives is held against
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache, singledispatch
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnet.explaining.evaluation import AXES, MisfitError, Values, symbols
-from jaxnet.explaining.expressions import BigSum, Call, Derivative, Expression, Name, Product, Sum, Transposed
+from jaxnet.explaining import expressions as ex
+from jaxnet.explaining.evaluation import AXES, Lead, MisfitError, Values, symbols
 from jaxnet.explaining.notation import GREEK
 from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.recording import OWN, RecordedOperation, Recording, alike, close, record
-from jaxnet.explaining.records import Record
-from jaxnet.explaining.site import Site, param_name, parameter
-from jaxnet.explaining.transcription import (
-    Transcription,
-    UnwritableError,
-    at,
-    multiple,
-    padding_before,
-    window_place,
-)  # fmt: skip
-from jaxnet.explaining.ulp import ulps
+from jaxnet.explaining.records import Record, Site, param_name, parameter
+from jaxnet.explaining.transcription import Transcription, UnwritableError, at, multiple, padding_before, window_place
+from jaxnet.explaining.ulp import largest, ulps
 from jaxnet.factors import Factor, FactorSum, Outer, Plain
 from jaxnet.layer import Untrained
 from jaxnet.layers.conv import Patches
 from jaxnet.layers.embedding import Rows
 
 
-@dataclass(frozen=True)
-class WrittenLine:
+class WrittenLine(ex.Frozen):
     """A line as an equation.
 
     key: of its value in the derivation. gives: "out", "dx", a parameter's name, or "". name: the variable. shown: the
@@ -46,8 +38,8 @@ class WrittenLine:
     """
 
     key: str
-    left: Expression
-    right: Expression
+    left: ex.Expression
+    right: ex.Expression
     value: np.ndarray
     forward: bool
     gives: str = ""
@@ -91,14 +83,14 @@ class LineWriter:
     def __init__(self, site: Site, recording: Recording):
         self.site, self.recording = site, recording
         self.rows = site.notation.rows
-        self.fixed: set[Expression] = set()
+        self.fixed: set[ex.Expression] = set()
         self.error = -1
-        self.names: dict[str, Name] = {}
-        self.differentiated: set[Name] = set()
-        self.symbols: dict[int, Expression] = {}
+        self.names: dict[str, ex.Name] = {}
+        self.differentiated: set[ex.Name] = set()
+        self.symbols: dict[int, ex.Expression] = {}
         self.given()
         self.names = {recording.names[ref]: each for ref, each in self.symbols.items()
-                      if ref in recording.names and isinstance(each, Name)}  # fmt: skip
+                      if ref in recording.names and isinstance(each, ex.Name)}  # fmt: skip
         self.named()
         shapes = {each.shape for each in recording.values.values() if each.ndim == 3}
         self.grouped = [of for of in shapes if (1, of[1], 1) in shapes and of[1] > 1]
@@ -108,7 +100,7 @@ class LineWriter:
     # ------------------------------------------------------------------------------------------- symbols
 
     def given(self) -> None:
-        """Symbols of what the layer takes and gives, and of its parameters."""
+        """Symbols of the layer's input, output and parameters."""
         site, recording = self.site, self.recording
         taken = {each for ref in recording.operations for each in recording.operands(ref)}
         self.symbols[recording.out] = site.gives
@@ -121,13 +113,13 @@ class LineWriter:
                 symbol = param_name(site.notation, path, site.number)
                 self.fixed.add(symbol)
                 laid = self.rows and recording.values[ref].ndim == 2
-                self.symbols[ref] = Transposed(symbol) if laid else symbol
+                self.symbols[ref] = ex.Transposed(symbol) if laid else symbol
             else:
                 self.symbols[ref] = site.takes[0] if kind == "x" else site.error
                 self.error = ref
 
     def named(self) -> None:
-        """Symbols of what the author named; not of a value that its name's next value is made of."""
+        """Symbols of the values that the author named; none where the name then goes to a value made of it."""
         recording = self.recording
         params = {parameter(path) for kind, path in recording.given.values() if kind == "param"}
         for ref, made in recording.operations.items():
@@ -141,16 +133,16 @@ class LineWriter:
             self.symbols[ref] = symbol = slope or self.symbol(name, made.forward)
             if recording.stacked.get(ref, 0) < self.site.record.positions:  # statistics of a batch
                 self.fixed.add(symbol)
-            if isinstance(symbol, Name) and ref in recording.slopes:
+            if isinstance(symbol, ex.Name) and ref in recording.slopes:
                 self.differentiated.add(symbol)
 
-    def slope(self, ref: int, name: str) -> Expression | None:
+    def slope(self, ref: int, name: str) -> ex.Expression | None:
         """∂C/∂ of the forward value by which a backward value is the derivative, if it is one."""
         recording, found = self.recording, []
         for of, slope in recording.slopes.items():
             symbol = self.symbols.get(recording.root(of))
             value = recording.values.get(ref)
-            if isinstance(symbol, Name) and value is not None and value.size == slope.size:
+            if isinstance(symbol, ex.Name) and value is not None and value.size == slope.size:
                 other = recording.others[ref].reshape(slope.shape)
                 if alike(value.reshape(slope.shape), slope) and alike(other, recording.other_slopes[of]):
                     found.append((name.removeprefix("d_").removeprefix("d") == self.recording.names.get(of), symbol))
@@ -173,7 +165,7 @@ class LineWriter:
                 return True
         return False
 
-    def symbol(self, name: str, forward: bool) -> Expression:
+    def symbol(self, name: str, forward: bool) -> ex.Expression:
         """The symbol of a variable: dW is ∇W, d_g and dg are ∂C/∂g of a g of the forward pass."""
         notation = self.site.notation
         if not forward:
@@ -185,7 +177,7 @@ class LineWriter:
                         self.site.error, *self.symbols.values()) else made  # fmt: skip
         made = self.site.name(*self.spelled(name))
         while made in self.symbols.values() or made in self.fixed:  # another value of the same name
-            made = Name(f"{made.base}′", made.above, made.below, f"{made.key}_")
+            made = ex.Name(f"{made.base}′", made.above, made.below, f"{made.key}_")
         if forward:
             self.names[name] = made
         return made
@@ -211,12 +203,12 @@ class LineWriter:
     def all_values(self) -> Values:
         """The same, computed."""
         recording = self.recording
-        forms: dict[Expression, list[np.ndarray]] = {}
+        forms: dict[ex.Expression, list[np.ndarray]] = {}
         for ref, value in recording.values.items():
             symbol = self.symbols.get(root := recording.root(ref))
             if symbol is None or value.size != recording.values[root].size:
                 continue
-            if isinstance(symbol, Transposed):
+            if isinstance(symbol, ex.Transposed):
                 symbol, value = symbol.of, value.T
             found = forms.setdefault(symbol, [])
             found.insert(0 if ref == root else len(found), value)
@@ -262,7 +254,7 @@ class LineWriter:
         return found
 
     def used(self, lines: list[WrittenLine]) -> list[WrittenLine]:
-        """The lines that give what the layer gives, or a value that another line takes."""
+        """The lines of the layer's results, and of values that another line takes."""
         while True:
             taken = {self.plain(each) for line in lines for each in every(line.right)}
             for ref, made in self.recording.operations.items():  # of a part what it is a part of
@@ -273,14 +265,11 @@ class LineWriter:
                 return lines
             lines = left
 
-    def plain(self, symbol: Expression) -> Expression:
+    def plain(self, symbol: ex.Expression) -> ex.Expression:
         """A symbol without its index."""
-        match symbol:
-            case Name(base, above, _, key):
-                return Name(base, above, "", key)
-            case Derivative(by, of, nabla):
-                return Derivative(self.plain(by), of, nabla)
-        return symbol
+        if isinstance(symbol, ex.Derivative):
+            return replace(symbol, by=self.plain(symbol.by))
+        return replace(symbol, below="") if isinstance(symbol, ex.Name) else symbol
 
     def indices(self) -> None:
         """Learns the indices of values from products: those of one shape in one line have the same."""
@@ -298,22 +287,18 @@ class LineWriter:
                     if alike and len(alike[0]) == len(sizes) > 1:
                         letters.setdefault(each, alike[0])
 
-    def right(self, ref: int) -> Expression | None:
+    def right(self, ref: int) -> ex.Expression | None:
         """The right side of a value's line; None where it has no equation."""
-        try:
+        with suppress(UnwritableError, LookupError):
             return self.transcription.line(ref)
-        except (UnwritableError, LookupError):
-            return None
 
-    def passed(self, ref: int, left: Expression, right: Expression, forward: bool) -> list[WrittenLine]:
+    def passed(self, ref: int, left: ex.Expression, right: ex.Expression, forward: bool) -> list[WrittenLine]:
         """What is given as it came."""
-        value = self.recording.values[ref]
+        value, gives = self.recording.values[ref], "out" if forward else "dx"
         own = self.site.record.out if forward else self.site.record.dxs[0]
         if own.shape != value.shape:
-            right, value = Call(Name("reshape"), right), value.reshape(own.shape)
-        return [
-            self.compared(WrittenLine("", left, right, value, forward, "out" if forward else "dx", shape(value.shape)))
-        ]
+            right, value = ex.Call(ex.Name("reshape"), right), value.reshape(own.shape)
+        return [self.compared(WrittenLine("", left, right, value, forward, gives, shape(value.shape)))]
 
     def line(self, line: RecordedOperation) -> list[WrittenLine]:
         """A line as an equation; nothing where it has none, or where that is not its value."""
@@ -342,8 +327,8 @@ class LineWriter:
         return [self.compared(WrittenLine("", left, right, value, line.forward, gives, sizes, name=name, shown=shown))]
 
     def at_positions(
-        self, left: Expression, right: Expression, value: np.ndarray, least: int
-    ) -> tuple[Expression, Expression, str] | None:
+        self, left: ex.Expression, right: ex.Expression, value: np.ndarray, least: int
+    ) -> tuple[ex.Expression, ex.Expression, str] | None:
         """Both sides with their subscripts and the shapes in words, as a whole or at each position; None where neither
         way of reading gives the value."""
         values, letters = self.values(), self.transcription.letters
@@ -365,7 +350,7 @@ class LineWriter:
                     return at(left, "j"), groups.subscripted(laid, turned.shape[:1], "j"), shape(value.shape)
         return None
 
-    def gives(self, right: Expression, values: Values, lead: tuple[int, ...], value: np.ndarray) -> Expression | None:
+    def gives(self, right: ex.Expression, values: Values, lead: Lead, value: np.ndarray) -> ex.Expression | None:
         """The right side as it is laid out where its text gives the value; else None."""
         expected = values.matrix(value, len(lead))
         try:
@@ -376,7 +361,7 @@ class LineWriter:
             return None
         return laid if got.shape == expected.shape and close(got, expected) else None
 
-    def index(self, left: Expression, right: Expression, lead: tuple[int, ...], values: Values) -> str:
+    def index(self, left: ex.Expression, right: ex.Expression, lead: Lead, values: Values) -> str:
         """The index of these first axes: the letters that a value has there, or t, p, q by their number."""
         if any(each in self.transcription.computed for each in symbols(right, values.known)):
             return "p"
@@ -418,16 +403,17 @@ class LineWriter:
         if got.shape != values.matrix(laid).shape or not close(got, values.matrix(laid), beside):
             return []
         text = values.subscripted(right, (), "")
-        sizes, parts = sizes_of(values, right, (), value), self.recording.factor_values(factor)
-        return [self.compared(WrittenLine("", at(left, index), text, value, False, name, sizes, factor=parts))]
+        known, sizes = self.recording.refs, sizes_of(values, right, (), value)
+        factor = jax.tree.map(lambda leaf: self.recording.values[known[id(leaf)]], factor)
+        return [self.compared(WrittenLine("", at(left, index), text, value, False, name, sizes, factor=factor))]
 
-    def computed(self, made: Expression, value: np.ndarray) -> Expression:
-        """A sum over what no symbol has the axes of: its value is the factor's own."""
+    def computed(self, made: ex.Expression, value: np.ndarray) -> ex.Expression:
+        """A sum over axes that no symbol has: its value is the factor's own."""
         self.transcription.computed[made] = lambda _: value
         return made
 
     def compared(self, line: WrittenLine) -> WrittenLine:
-        """A line with its key, its value in the layer's dtype, and how far that is from what must be the same."""
+        """A line with its key, its value in the layer's dtype, and its distance from equal values."""
         record = self.site.record
         dtype = np.asarray(record.out).dtype
         value, apart = line.value.astype(dtype), [0.0]
@@ -439,7 +425,7 @@ class LineWriter:
         ulp = max(apart, key=lambda each: np.inf if np.isnan(each) else each)
         if self.rows and line.factor is not None and value.ndim == 2:
             value = value.T
-        return replace(line, key=key_of(line.left), value=value, ulp=ulp)
+        return replace(line, key=ex.key_of(line.left), value=value, ulp=ulp)
 
 
 NOTHING = {"out", "result"}
@@ -452,56 +438,33 @@ LETTERS = GREEK | {
 """Greek letters and marks by the words of variables."""
 
 
-def largest(arrays: Sequence[Any]) -> float:
-    """The largest entry of all."""
-    return max((float(np.abs(np.asarray(each, np.float64)).max(initial=0)) for each in arrays), default=0.0)
-
-
 def given_by(record: Record, gives: str) -> list[Any]:
-    """What the layer itself gives, and what autodiff does: the same of a right layer."""
-    if gives == "":
-        return []
-    if gives == "out":
-        return [record.out]
-    if gives == "dx":
-        return [record.dxs[0], *([] if record.reference[1] is None else [record.reference[1]])]
-    found = []
-    for tree in (record.grads, record.reference[0]):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda each: isinstance(each, Untrained)):
-            if parameter(path) == gives and not isinstance(leaf, Untrained):
-                found.append(leaf)
-    return found
+    """The layer's own value and autodiff's: the same of a right layer."""
+    known = {"": (), "out": (record.out,), "dx": (record.dxs[0], record.reference[1])}
+    found = known[gives] if gives in known else [
+        leaf for tree in (record.grads, record.reference[0])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda each: isinstance(each, Untrained))
+        if parameter(path) == gives and not isinstance(leaf, Untrained)
+    ]  # fmt: skip
+    return [each for each in found if each is not None]
 
 
 def moved(value: np.ndarray, steps: int) -> np.ndarray:
     """Values of each step so many steps later; 0 where there is none."""
-    found = np.zeros_like(value)
-    if steps > 0:
-        found[:-steps] = value[steps:]
-    else:
-        found[-steps:] = value[:steps]
+    found = np.roll(value, -steps, 0)
+    found[slice(-steps, None) if steps > 0 else slice(-steps)] = 0
     return found
 
 
-def key_of(symbol: Expression) -> str:
-    """What formulas call a value."""
-    match symbol:
-        case Name(key=key):
-            return key
-        case Derivative(by):
-            return f"d{key_of(by)}"
-    return ""
-
-
-def sizes_of(values: Values, right: Expression, lead: tuple[int, ...], value: np.ndarray) -> str:
+def sizes_of(values: Values, right: ex.Expression, lead: Lead, value: np.ndarray) -> str:
     """The shapes of a matrix product in words, with how many times or terms; of other equations the result's."""
     over, inner = "", right
-    if any(isinstance(each, BigSum) for each in symbols(right, values.known)):
+    if any(isinstance(each, ex.BigSum) for each in symbols(right, values.known)):
         return shape(value.shape)  # a product with indices: they say it
-    if isinstance(right, BigSum) and right.index:
-        largest = max((values.known[each] for each in symbols_in(right.of, values)), key=np.ndim)
-        axes = AXES[right.index]
-        lead, inner, over = largest.shape[:axes], right.of, f", {int(np.prod(largest.shape[:axes]))} terms"
+    if isinstance(right, ex.BigSum) and right.index:
+        own = [each for each in symbols(right.of, values.known) if each not in values.fixed]
+        lead = max((values.known[each] for each in own), key=np.ndim).shape[: AXES[right.index]]
+        inner, over = right.of, f", {int(np.prod(lead))} terms"
     elif lead:
         over = f", {int(np.prod(lead))} times"
     product = first_product(inner)
@@ -514,27 +477,19 @@ def sizes_of(values: Values, right: Expression, lead: tuple[int, ...], value: np
     return f"{'·'.join(texts)} → {result}{over}"
 
 
-def symbols_in(expression: Expression, values: Values) -> list[Expression]:
-    """The symbols of an expression that may differ from position to position."""
-    return [each for each in symbols(expression, values.known) if each not in values.fixed]
-
-
-def every(expression: Any) -> Iterator[Any]:
+def every(expression: ex.Expression) -> Iterator[ex.Expression]:
     """All parts of an expression."""
-    if is_dataclass(expression):
-        yield expression
-        for each in fields(expression):
-            value = getattr(expression, each.name)
-            for part in value if isinstance(value, tuple) else (value,):
-                yield from every(part)
+    yield expression
+    for each in expression.children():
+        yield from every(each)
 
 
-def first_product(expression: Expression) -> Product | None:
+def first_product(expression: ex.Expression) -> ex.Product | None:
     """The matrix product that an equation is, beside terms and factors of its entries."""
     match expression:
-        case Product(sign=""):
+        case ex.Product(sign=""):
             return expression
-        case Product(factors=parts) | Sum(terms=parts):
+        case ex.Product(factors=parts) | ex.Sum(terms=parts):
             return next((found for each in parts if (found := first_product(each)) is not None), None)
     return None
 
@@ -543,46 +498,46 @@ def first_product(expression: Expression) -> Product | None:
 
 
 @singledispatch
-def gradient_of(factor: Factor, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
+def gradient_of(factor: Factor, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
     """∇ of a parameter as its factor's equation, and the index of the parameter there."""
     raise UnwritableError(f"{type(factor).__name__} has no equation")
 
 
-def summed(sums: int, of: Expression, writer: LineWriter) -> Expression:
+def summed(sums: int, of: ex.Expression, writer: LineWriter) -> ex.Expression:
     """Σ over leading axes, those of the positions among them."""
     axes = sums + writer.site.record.positions
-    return BigSum(writer.site.record.index(axes), of) if axes else of
+    return ex.BigSum(writer.site.record.index(axes), of) if axes else of
 
 
 @gradient_of.register
-def _(factor: Outer, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: Outer, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
     delta, a = writer.transcription.value(factor.delta), writer.transcription.value(factor.a)
     return summed(factor.sums, writer.site.outer(delta, a), writer), ""
 
 
 @gradient_of.register
-def _(factor: Plain, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: Plain, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
     return summed(factor.sums, writer.transcription.value(factor.delta), writer), ""
 
 
 @gradient_of.register
-def _(factor: FactorSum, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
-    return Sum(tuple(gradient_of(use, writer, grad)[0] for use in factor.uses)), ""
+def _(factor: FactorSum, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
+    return ex.Sum(tuple(gradient_of(use, writer, grad)[0] for use in factor.uses)), ""
 
 
 @gradient_of.register
-def _(factor: Rows, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: Rows, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
     index = "t" if np.ndim(factor.tokens) else ""
     delta, tokens = (at(writer.transcription.value(each), index) for each in (factor.delta, factor.tokens))
-    outer = writer.site.outer(Call(Name("unit"), tokens), delta)
-    return writer.computed(BigSum(index, outer) if index else outer, grad), ""
+    outer = writer.site.outer(ex.Call(ex.Name("unit"), tokens), delta)
+    return writer.computed(ex.BigSum(index, outer) if index else outer, grad), ""
 
 
 @gradient_of.register
-def _(factor: Patches, writer: LineWriter, grad: np.ndarray) -> tuple[Expression, str]:
+def _(factor: Patches, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
     window = factor.window
     before = padding_before(window.padding)
     place = window_place(multiple(window.stride), multiple(window.dilation), before)
     delta, a = writer.transcription.value(factor.delta), writer.transcription.value(factor.a)
     delta, a = (at(delta, place), at(a, "p")) if factor.transposed else (at(delta, "p"), at(a, place))
-    return writer.computed(BigSum("p", writer.site.outer(delta, a)), grad), "k"
+    return writer.computed(ex.BigSum("p", writer.site.outer(delta, a)), grad), "k"

@@ -14,11 +14,11 @@ from jaxnet.checking.network_subjects import takes_batch
 from jaxnet.checking.networks import is_network
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.checking.targets import Target, find
-from jaxnet.explaining.coupled import couples, in_training
 from jaxnet.explaining.functions import FunctionSubject
 from jaxnet.explaining.history import History
 from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.notation import ExplainError
+from jaxnet.explaining.records import couples, in_training
 from jaxnet.layer import Layer, Loss, Tree, output
 from jaxnet.layers import identity
 from jaxnet.losses import quadratic
@@ -53,7 +53,7 @@ def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Explained
 
     An object is a `Layer` with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as `jaxnet check` takes
     it. A layer by itself has the cost ½‖out − y‖² of a target drawn at random.
-    Raises `ExplainError` for what is not there or cannot be explained.
+    Raises `ExplainError` for a name that is not found, or an object that cannot be explained.
     """
     try:
         first, *_ = find(target, inputs)

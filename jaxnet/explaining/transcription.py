@@ -8,30 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-from jaxnet.explaining.expressions import (
-    BigSum,
-    Call,
-    Comparison,
-    Derivative,
-    Entry,
-    Expression,
-    Fraction,
-    Listed,
-    Minus,
-    Name,
-    Number,
-    Power,
-    Product,
-    Sum,
-    Transposed,
-    Words,
-    raised,
-)  # fmt: skip
+from jaxnet.explaining import expressions as ex
 from jaxnet.explaining.kinds import INDICES
 from jaxnet.explaining.recording import FUNCTIONS, SAME, Array, RecordedOperation, Recording, arrays_in
 
@@ -39,8 +21,8 @@ KEYS = {"σ": "sigmoid", "√": "sqrt"}
 SEVERAL = {"maximum": "max", "minimum": "min", "where": "where", "clip": "clip"}
 SIGNS = {"greater": ">", "less": "<", "greater_equal": "≥", "less_equal": "≤", "equal": "=", "not_equal": "≠"}
 REDUCING = {"sum", "mean", "var", "max", "min"}
-FLIP = Name("flip")
-EXPECTED = Name("E", key="E")
+FLIP = ex.Name("flip")
+EXPECTED = ex.Name("E", key="E")
 
 
 class UnwritableError(Exception):
@@ -58,17 +40,17 @@ class Transcription:
     """
 
     recording: Recording
-    symbols: dict[int, Expression]
-    numbers: dict[Expression, float]
-    fixed: set[Expression]
-    moved: dict[Expression, tuple[Expression, int]] = field(default_factory=dict)
+    symbols: dict[int, ex.Expression]
+    numbers: dict[ex.Expression, float]
+    fixed: set[ex.Expression]
+    moved: dict[ex.Expression, tuple[ex.Expression, int]] = field(default_factory=dict)
     within: set[int] = field(default_factory=set)
-    products: dict[Expression, tuple[list[Expression], list[str], str]] = field(default_factory=dict)
-    letters: dict[Expression, str] = field(default_factory=dict)
-    firsts: dict[Expression, tuple[Expression, int]] = field(default_factory=dict)
-    computed: dict[Expression, Callable[[Callable], np.ndarray]] = field(default_factory=dict)
+    products: dict[ex.Expression, tuple[list[ex.Expression], list[str], str]] = field(default_factory=dict)
+    letters: dict[ex.Expression, str] = field(default_factory=dict)
+    firsts: dict[ex.Expression, tuple[ex.Expression, int]] = field(default_factory=dict)
+    computed: dict[ex.Expression, Callable[[Callable], np.ndarray]] = field(default_factory=dict)
 
-    def line(self, ref: int) -> Expression:
+    def line(self, ref: int) -> ex.Expression:
         """The expression of a value, also of one that has a symbol. Raises `UnwritableError` where it has none."""
         operation = self.recording.operations.get(ref)
         if operation is None or operation.part or ref in self.within:
@@ -79,14 +61,14 @@ class Transcription:
         finally:
             self.within.discard(ref)
 
-    def value(self, value: Any) -> Expression:
+    def value(self, value: Any) -> ex.Expression:
         """An array's symbol, or the expression that gives it."""
         ref = self.recording.number(value)
         if ref is None:
             raise UnwritableError("a value that no operation gives")
         return self.numbered(ref)
 
-    def numbered(self, ref: int) -> Expression:
+    def numbered(self, ref: int) -> ex.Expression:
         """The same for a value's number."""
         ref = self.recording.root(ref)
         if ref in self.symbols:
@@ -98,7 +80,7 @@ class Transcription:
 
     def move(self, expression: Any, steps: int) -> Any:
         """An expression at a step before or after: hₜ₋₁."""
-        if isinstance(expression, Name | Derivative) and expression in self.symbols.values():
+        if isinstance(expression, ex.Name | ex.Derivative) and expression in self.symbols.values():
             if expression in self.fixed:
                 return expression
             moved = at(expression, f"t{'+' if steps > 0 else '−'}{abs(steps)}")
@@ -106,19 +88,19 @@ class Transcription:
             return moved
         return rebuilt(expression, lambda each: self.move(each, steps))
 
-    def number(self, value: float) -> Expression:
+    def number(self, value: float) -> ex.Expression:
         """A number, with powers of ten as such, and the root of another as that."""
         if isinstance(value, float) and value in self.recording.roots:
-            return Call(Name("√", key="sqrt"), self.number(self.recording.roots[value]))
+            return ex.Call(ex.Name("√", key="sqrt"), self.number(self.recording.roots[value]))
         exponent = round(math.log10(abs(value))) if value and math.isfinite(value) else 0
         text = f"{value:g}".replace("inf", "∞")
         if exponent <= -3 and math.isclose(value, 10.0**exponent):
-            text = f"10{raised(str(exponent))}"
-        made = Number(text.replace("-", "−"))
+            text = f"10{ex.raised(str(exponent))}"
+        made = ex.Number(text.replace("-", "−"))
         self.numbers[made] = float(value)
         return made
 
-    def of(self, operand: Any) -> Expression:
+    def of(self, operand: Any) -> ex.Expression:
         """An operand: an array's symbol or expression, or a number."""
         if isinstance(operand, Array):
             return self.numbered(operand.ref)
@@ -126,7 +108,7 @@ class Transcription:
             raise UnwritableError(f"{type(operand).__name__} is no number")
         return self.number(operand if isinstance(operand, float) else int(operand))
 
-    def written(self, operation: RecordedOperation) -> Expression:
+    def written(self, operation: RecordedOperation) -> ex.Expression:
         """An operation's equation."""
         name, args, options = operation.name, operation.args, operation.options
         if name in SAME:
@@ -135,43 +117,43 @@ class Transcription:
             return self.reduced(operation)
         if name in FUNCTIONS:
             function = FUNCTIONS[name]
-            return Call(Name(function, key=KEYS.get(function, function)), self.of(args[0]))
+            return ex.Call(ex.Name(function, key=KEYS.get(function, function)), self.of(args[0]))
         if name in SEVERAL:
-            return Call(Name(SEVERAL[name], key=name), Listed(tuple(map(self.of, args))))
+            return ex.Call(ex.Name(SEVERAL[name], key=name), ex.Listed(tuple(map(self.of, args))))
         if name in SIGNS:
-            return Comparison(self.of(args[0]), SIGNS[name], self.of(args[1]))
+            return ex.Comparison(self.of(args[0]), SIGNS[name], self.of(args[1]))
         match name, args:
             case (("matmul" | "dot"), (left, right)):
-                return Product((self.of(left), self.of(right)))
+                return ex.Product((self.of(left), self.of(right)))
             case "multiply", (left, right):
                 return times(self.of(left), self.of(right))
             case (("divide" | "true_divide"), (left, right)):
-                return Fraction(self.of(left), self.of(right))
+                return ex.Fraction(self.of(left), self.of(right))
             case (("add" | "subtract"), (left, right)):
                 first, second = self.of(left), self.of(right)
                 if self.numbers.get(second) == 0:
                     return first
-                return Sum((*terms(first), *(terms(second) if name == "add" else (Minus(second),))))
+                return ex.Sum((*terms(first), *(terms(second) if name == "add" else (ex.Minus(second),))))
             case "power", (of, int() | float() as exponent):
-                return Power(self.of(of), f"{exponent:g}")
+                return ex.Power(self.of(of), f"{exponent:g}")
             case "square", (of,):
-                return Power(self.of(of), "2")
+                return ex.Power(self.of(of), "2")
             case "negative", (of,):
-                return Minus(self.of(of))
+                return ex.Minus(self.of(of))
             case "rsqrt", (of,):
-                return Fraction(self.number(1), Call(Name("√", key="sqrt"), self.of(of)))
+                return ex.Fraction(self.number(1), ex.Call(ex.Name("√", key="sqrt"), self.of(of)))
             case "logsumexp", (of, *_):
-                return Call(Name("ln"), BigSum("", Call(Name("exp"), self.of(of))))
+                return ex.Call(ex.Name("ln"), ex.BigSum("", ex.Call(ex.Name("exp"), self.of(of))))
             case "outer", (left, right):
-                return Product((self.of(left), transposed(self.of(right))))
+                return ex.Product((self.of(left), transposed(self.of(right))))
             case ("transpose", (of,)) | ("swapaxes", (of, *_)):
                 return transposed(self.of(of))
             case "concatenate", ([*parts], *_):
-                return Listed(tuple(map(self.of, parts)))
+                return ex.Listed(tuple(map(self.of, parts)))
             case "pmean", (of, *_):  # over the examples of a batch
-                return Call(EXPECTED, self.of(of))
+                return ex.Call(EXPECTED, self.of(of))
             case "flip", (of, *_):
-                return Call(FLIP, self.of(of))
+                return ex.Call(FLIP, self.of(of))
             case "getitem", (of, index):
                 return self.entry(of, index)
             case "einsum", (str(indices), *operands):
@@ -180,7 +162,7 @@ class Transcription:
                 return self.convolution(x, kernel, options, operation.ref)
         return self.named(operation)
 
-    def entry(self, of: Array, index: Any) -> Expression:
+    def entry(self, of: Array, index: Any) -> ex.Expression:
         """Rows or entries that an index names; of an index that only adds axes, or takes the only entry, the whole."""
         parts = index if isinstance(index, tuple) else (index,)
         if all(each is None or each is ... or each == slice(None) for each in parts if not isinstance(each, Array)):
@@ -189,21 +171,21 @@ class Transcription:
         elif parts == (0,) and of.shape[0] == 1:
             return self.of(of)
         elif isinstance(index, slice) and not index.start and not index.step:
-            made = Entry(self.of(of), Words("t"))
+            made = ex.Entry(self.of(of), ex.Words("t"))
             self.firsts[made] = (made.of, index.stop)
             return made
-        return Entry(self.of(of), self.of(index))
+        return ex.Entry(self.of(of), self.of(index))
 
-    def named(self, operation: RecordedOperation) -> Expression:
+    def named(self, operation: RecordedOperation) -> ex.Expression:
         """Another function of a library, by its name: its value is the one that it gave."""
         of = [self.of(each) for each in operation.args if any(arrays_in(each))]
         if not of or not operation.name or operation.ref not in self.recording.values:
             raise UnwritableError(f"{operation.name} has no equation")
-        made = Call(Name(operation.name), of[0] if len(of) == 1 else Listed(tuple(of)))
+        made = ex.Call(ex.Name(operation.name), of[0] if len(of) == 1 else ex.Listed(tuple(of)))
         self.computed[made] = lambda value: value(operation.ref)
         return made
 
-    def product(self, indices: str, operands: list[Array]) -> Expression:
+    def product(self, indices: str, operands: list[Array]) -> ex.Expression:
         """A product with indices, Σₜ PₜₛVₜ: `indices` as einsum has them; those of one entry are left out."""
         inputs, result = indices.replace(" ", "").split("->")
         factors, sizes = [self.of(each) for each in operands], {}
@@ -211,20 +193,20 @@ class Transcription:
             sizes |= dict(zip(letters, each.shape, strict=True))
         alone = {ord(letter): None for letter, size in sizes.items() if size == 1}
         own, result = inputs.translate(alone).split(","), result.translate(alone)
-        if not all(isinstance(each, Name | Derivative) for each in factors):
+        if not all(isinstance(each, ex.Name | ex.Derivative) for each in factors):
             raise UnwritableError("a product with indices of what has no symbol")
         over = "".join(letter for letter in dict.fromkeys("".join(own)) if letter not in result)
-        made: Expression = Product(tuple(at(each, letters) for each, letters in zip(factors, own, strict=True)))
-        made = BigSum(over, made) if over else made
+        made: ex.Expression = ex.Product(tuple(at(each, letters) for each, letters in zip(factors, own, strict=True)))
+        made = ex.BigSum(over, made) if over else made
         self.products[made] = (factors, own, result)
         self.letters |= dict(zip(factors, own, strict=True)) | {made: result}
         return made
 
-    def convolution(self, x: Array, kernel: Array, options: dict[str, Any], ref: int) -> Expression:
+    def convolution(self, x: Array, kernel: Array, options: dict[str, Any], ref: int) -> ex.Expression:
         """Σₖ Wₖ xₚ₊ₖ, or Σₖ Wₖ xₚ₋ₖ of a kernel that is flipped; of stride s, dilation d and padding l xₛₚ₊dₖ₋ₗ."""
         of = self.opened(kernel.ref)
-        flipped = isinstance(of, Call)
-        of = of.of if isinstance(of, Call) else of
+        flipped = isinstance(of, ex.Call)
+        of = of.of if isinstance(of, ex.Call) else of
         stride, spread = multiple(options.get("window_strides")), multiple(options.get("lhs_dilation"))
         dilation, before = options.get("rhs_dilation"), padding_before(options.get("padding"))
         if flipped and before:  # of the window that is turned round: what it reaches less what was put before
@@ -235,11 +217,11 @@ class Transcription:
             before = [length - low for length, low in zip(reach, before, strict=False)]
         place = window_place(stride, multiple(dilation), before, flipped)
         place = f"({place})/{spread}" if spread else place
-        made = BigSum("k", Product((at(of, "k"), at(self.of(x), place))))
+        made = ex.BigSum("k", ex.Product((at(of, "k"), at(self.of(x), place))))
         self.computed[made] = lambda value: value(ref)[0]
         return made
 
-    def opened(self, ref: int) -> Expression:
+    def opened(self, ref: int) -> ex.Expression:
         """A kernel before its axes were put in a library's order: another one flipped, or with its channels exchanged,
         as that; else its symbol."""
         ref = self.recording.root(ref)
@@ -247,12 +229,12 @@ class Transcription:
         if made is not None and made.name in ("moveaxis", "transpose"):
             return self.opened(made.args[0].ref)
         if made is not None and made.name == "flip":
-            return Call(FLIP, self.opened(made.args[0].ref))
+            return ex.Call(FLIP, self.opened(made.args[0].ref))
         if made is not None and made.name == "swapaxes":
             return transposed(self.opened(made.args[0].ref))
         return self.numbered(ref)
 
-    def reduced(self, operation: RecordedOperation) -> Expression:
+    def reduced(self, operation: RecordedOperation) -> ex.Expression:
         """A sum or a mean: of all entries, or over leading axes, by an index."""
         (of, *rest), options = operation.args, operation.options
         axes = options.get("axis", rest[0] if rest else None)
@@ -265,9 +247,9 @@ class Transcription:
             if axes == tuple(range(len(axes))) and len(axes) < rank:
                 index = INDICES.get(len(axes), "")
         return (
-            BigSum(index, self.of(of))
+            ex.BigSum(index, self.of(of))
             if operation.name == "sum"
-            else Call(Name(operation.name, below=index), self.of(of))
+            else ex.Call(ex.Name(operation.name, below=index), self.of(of))
         )
 
 
@@ -291,47 +273,44 @@ def multiple(steps: Any) -> str:
     return "" if each == {1} else str(each.pop()) if len(each) == 1 else ""
 
 
-def at(symbol: Expression, below: str) -> Expression:
+def at(symbol: ex.Expression, below: str) -> ex.Expression:
     """A symbol, or the error at it, with a subscript: a²ₚ, ∂C/∂a²ₚ."""
     match symbol:
-        case Name(base, above, own, key):
-            return Name(base, above, f"{own}{',' if own and below else ''}{below}", key)
-        case Derivative(by, of, nabla):
-            return Derivative(at(by, below), of, nabla)
-        case Transposed(of):
-            return Transposed(at(of, below))
+        case ex.Name(below=own):
+            return replace(symbol, below=f"{own}{',' if own and below else ''}{below}")
+        case ex.Derivative(by):
+            return replace(symbol, by=at(by, below))
+        case ex.Transposed(of):
+            return ex.Transposed(at(of, below))
     return symbol
 
 
 def rebuilt(expression: Any, change: Callable[[Any], Any]) -> Any:
-    """An expression with each of its parts changed."""
-    if not is_dataclass(expression) or isinstance(expression, Name | Number):
+    """An expression with each of its parts changed, but for the name of a function."""
+    if isinstance(expression, ex.Name):
         return expression
-    made = {}
-    for each in fields(expression):
-        value = getattr(expression, each.name)
+    made = {each.name: getattr(expression, each.name) for each in fields(expression)}
+    for name, value in made.items():
         if isinstance(value, tuple):
-            made[each.name] = tuple(change(part) for part in value)
-        elif is_dataclass(value) and each.name != "function":
-            made[each.name] = change(value)
-        else:
-            made[each.name] = value
+            made[name] = tuple(map(change, value))
+        elif isinstance(value, ex.Expression) and name != "function":
+            made[name] = change(value)
     return type(expression)(**made)
 
 
-def transposed(of: Expression) -> Expression:
+def transposed(of: ex.Expression) -> ex.Expression:
     """Aᵀ; of Aᵀ it is A."""
-    return of.of if isinstance(of, Transposed) else Transposed(of)
+    return of.of if isinstance(of, ex.Transposed) else ex.Transposed(of)
 
 
-def times(left: Expression, right: Expression) -> Expression:
+def times(left: ex.Expression, right: ex.Expression) -> ex.Expression:
     """Entry by entry; a number before a symbol by ×."""
-    if isinstance(left, Number) or isinstance(right, Number):
-        return Product((left, right), "×")
-    own = left.factors if isinstance(left, Product) and left.sign == "⊙" else (left,)
-    return Product((*own, right), "⊙")
+    if isinstance(left, ex.Number) or isinstance(right, ex.Number):
+        return ex.Product((left, right), "×")
+    own = left.factors if isinstance(left, ex.Product) and left.sign == "⊙" else (left,)
+    return ex.Product((*own, right), "⊙")
 
 
-def terms(of: Expression) -> tuple[Expression, ...]:
+def terms(of: ex.Expression) -> tuple[ex.Expression, ...]:
     """The terms of a sum; of anything else it alone."""
-    return of.terms if isinstance(of, Sum) else (of,)
+    return of.terms if isinstance(of, ex.Sum) else (of,)

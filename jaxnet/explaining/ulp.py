@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -32,3 +35,8 @@ def last_place(size: float, kind: np.dtype) -> float:
     """The distance from a number to the next larger one in a dtype, bfloat16 among them."""
     bits = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}[str(kind)]
     return 2.0 ** (int(np.floor(np.log2(size))) - bits + 1) if size else 2.0**-149
+
+
+def largest(arrays: Iterable[Any]) -> float:
+    """The largest size of all entries; 0 where there is none."""
+    return max((float(np.abs(np.asarray(each, np.float64)).max(initial=0)) for each in arrays), default=0.0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,30 +17,51 @@ from markupsafe import Markup, escape
 from jaxnet.explaining import cells
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.drawing import Drawing, drawing
-from jaxnet.explaining.expressions import (
-    Derivative,
-    Expression,
-    Name,
-    Power,
-    Product,
-    Sum,
-    Transposed,
-    entry,
-)
+from jaxnet.explaining.expressions import Derivative, Expression, Name, Power, Product, Sum, Transposed, entry
 from jaxnet.explaining.guided_walk import WalkStep, walk_steps
+from jaxnet.explaining.history import RunCharts
 from jaxnet.explaining.layouts import layouts, tensor
 from jaxnet.explaining.lines import Chain, inside, oriented
 from jaxnet.explaining.mathml import equation, math, mathml
-from jaxnet.explaining.model import Answer, Batch, Derivation, Layouts, Line, NotationRow, Tensor, WhyTranspose
-from jaxnet.explaining.notation import NOTATIONS, WHO, Notation
-from jaxnet.explaining.notation_tables import notation_rows
-from jaxnet.explaining.numbering import NumberedLayer
+from jaxnet.explaining.model import Derivation, Line, Tensor, WhyTranspose
+from jaxnet.explaining.notation import NOTATIONS, WHO, Notation, notation_rows
 from jaxnet.explaining.numbers import LONGEST, number, one, shape, vector
-from jaxnet.explaining.run_charts import RunCharts
-from jaxnet.explaining.site import param_name
-from jaxnet.explaining.terminal import given
-from jaxnet.explaining.variants import varying
-from jaxnet.explaining.whytext import check_line
+from jaxnet.explaining.records import param_name
+from jaxnet.explaining.terminal import given, headed
+
+OPEN, MIDDLE, CLOSE = "\x02", "\x01", "\x03"
+SLOT = re.compile(f"{OPEN}([a-z]+){MIDDLE}(.*?){CLOSE}", re.DOTALL)
+
+
+def varying(content: Markup | str, tag: str = "span") -> Markup:
+    """A place whose content depends on the notation."""
+    return Markup(OPEN + tag + MIDDLE + escape(content) + CLOSE)
+
+
+def merged(bodies: Mapping[str, str], first: str) -> tuple[str, dict[str, Any]]:
+    """The body of the first notation with its places numbered, and the contents of the others there.
+
+    Raises `RuntimeError` where the bodies differ elsewhere: a template that does so is wrong.
+    """
+    skeletons = {SLOT.sub("", body) for body in bodies.values()}
+    if len(skeletons) != 1:
+        raise RuntimeError("the page differs between notations outside of the marked places")
+    contents = {name: [found[1] for found in SLOT.findall(body)] for name, body in bodies.items()}
+    differing = [i for i, each in enumerate(zip(*contents.values(), strict=True)) if len(set(each)) > 1]
+    numbers = {i: n for n, i in enumerate(differing)}
+    strings: dict[str, int] = {}
+    variants = {
+        name: [strings.setdefault(found[i], len(strings)) for i in differing] for name, found in contents.items()
+    }
+    count = iter(range(len(contents[first])))
+
+    def put(found: re.Match[str]) -> str:
+        tag, content = found.groups()
+        number = numbers.get(next(count))
+        return f"<{tag}{'' if number is None else f' data-s={number}'}>{content}</{tag}>"
+
+    return SLOT.sub(put, bodies[first]), {"strings": list(strings), "of": variants}
+
 
 MOST_ITEMS = 24  # layers of a network, beyond which the page keeps to the notation asked for
 MOST_ASKED = 8  # dense layers to choose from
@@ -65,20 +87,6 @@ FUNCTIONS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """The questions about one dense layer."""
-
-    place: NumberedLayer
-    number: str
-    why: WhyTranspose
-    layouts: tuple[Layouts, ...]
-    tensor: Tensor | None
-    answers: tuple[Answer, ...]
-    rows: tuple[NotationRow, ...]
-    batch: Batch | None
-
-
-@dataclass(frozen=True, eq=False)
 class View:
     """A derivation in one notation, for the template."""
 
@@ -99,20 +107,16 @@ class View:
         return drawing(self.chain.places)
 
     @cached_property
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[SimpleNamespace]:
         """The dense layers with their questions; the chosen one first."""
-        batches = {each.item: each for each in self.d.batch}
-        found = []
-        for why in self.d.why[:MOST_ASKED]:
-            place = self.chain.places[why.item]
-            number = self.n.number(place.number)
-            found.append(
-                Asked(
-                    place, number, why, layouts(self.chain, place), tensor(self.chain, place),
-                    answers(self.chain, place, why), notation_rows(place.number, self.n.weights), batches.get(why.item),
-                )
-            )  # fmt: skip
-        return found
+        batches, chain = {each.item: each for each in self.d.batch}, self.chain
+        return [
+            SimpleNamespace(
+                place=place, number=self.n.number(place.number), why=why, layouts=layouts(chain, place),
+                tensor=tensor(chain, place), answers=answers(chain, place, why), batch=batches.get(why.item),
+                rows=notation_rows(place.number, self.n.weights),
+            ) for why in self.d.why[:MOST_ASKED] for place in (chain.places[why.item],)
+        ]  # fmt: skip
 
     @cached_property
     def walk(self) -> list[WalkStep]:
@@ -125,23 +129,8 @@ class View:
         return json.dumps([step.units, [(*edge, product) for edge, product in step.edges.items()]])
 
     @property
-    def picker(self) -> list[Asked]:
-        """The same in the order of the network."""
-        return sorted(self.asked, key=lambda each: each.place.index)
-
-    @property
-    def dense(self) -> list[NumberedLayer]:
-        """The dense layers whose numbers can be changed."""
-        return [place for place in self.chain.places if place.kind == "dense"]
-
-    @property
-    def check(self) -> str:
-        """How far all is from autodiff."""
-        return check_line(self.d)
-
-    @property
     def title(self) -> Markup:
-        """The network in a line, no arrow torn from what stands on it."""
+        """The network in a line, no arrow torn from its label."""
         parts = re.split(r"(—[^→]+→)", self.d.header.title)
         arrow = Markup('<span class="nowrap">{}</span>')
         return Markup("").join(arrow.format(part) if part.startswith("—") else escape(part) for part in parts)
@@ -167,23 +156,20 @@ class View:
         return Markup('<span class="ends">{}</span>').format(vector(values, digits))
 
     def gallery(self) -> list[tuple[str, list[tuple[Expression, Markup]]]]:
-        """Heat maps of what each layer gives, of the error there, and of its parameters."""
-        found: list[tuple[str, list[tuple[Expression, Markup]]]] = []
+        """Heat maps of each layer's output, the error there, and its parameters."""
+        found = []
         for place in self.chain.places[:MOST_ITEMS]:
             within = inside(self.chain, place)
+            own = len(within.records) == 1
             for n, record in enumerate(within.records):
-                if record.d_out is None or (len(within.records) > 1 and record.kind != "leaf"):
+                if record.d_out is None or not (own or record.kind == "leaf"):
                     continue
-                own = len(within.records) == 1
-                maps = [
-                    (within.gives(n), cells.heat(f"out.{place.index}" if own else "step", record.out)),
-                    (within.error(n)[0], cells.heat(f"err.{place.index}" if own else "step", record.d_out)),
-                ]
-                for path, leaf in jax.tree_util.tree_leaves_with_path(record.params):
-                    if np.size(leaf) > LONGEST:
-                        symbol = param_name(self.n, path, within.number(n))
-                        maps.append((symbol, cells.heat("param", np.asarray(leaf))))
-                found.append((f"{record.within and f'{record.within}: '}{record.layer.name}", maps))
+                params = [(param_name(self.n, path, within.number(n)), "param", np.asarray(leaf)) for path, leaf
+                          in jax.tree_util.tree_leaves_with_path(record.params) if np.size(leaf) > LONGEST]  # fmt: skip
+                maps = [(within.gives(n), f"out.{place.index}" if own else "step", record.out),
+                        (within.error(n), f"err.{place.index}" if own else "step", record.d_out), *params]  # fmt: skip
+                found.append((f"{record.within and f'{record.within}: '}{record.layer.name}",
+                              [(symbol, cells.heat(name, of)) for symbol, name, of in maps]))  # fmt: skip
         return found
 
     def single(self, name: str, value: float, digits: int = 0) -> Markup:
@@ -195,19 +181,13 @@ class View:
         laid = oriented(values, self.n)
         return varying(self.array(name, laid, digits, turned=self.n.rows))
 
-    def marked(self, lines: Sequence[Line]) -> list[tuple[Line, str, str]]:
-        """Lines with what stands above them: the block that begins there, and the layer."""
-        found, before, block = [], ("", ""), ""
-        for line in lines:
-            begins = line.of and (line.layer, line.of) != before
-            named = f"{line.layer} {line.of}" if begins else ""
-            found.append((line, line.within if line.within != block else "", named))
-            before, block = (line.layer, line.of), line.within
-        return found
+    def marked(self, lines: Sequence[Line]) -> Iterator[tuple[Line, str, str]]:
+        """Lines with the headings above them."""
+        return headed(lines)
 
     def remarks(self, line: Line) -> list[tuple[str, str]]:
         """A line's remarks. off.1 and slopes.1 name those that the script writes anew."""
-        activations = [place.index for place in self.chain.places if place.kind == "activation"] if self.live else []
+        activations = [place.index for place in self.chain.places if place.kind == "activation"] if self.spec else []
         forward = line.ulp is None and line.item in activations
         if forward:  # of units that are off, which may be none now
             return [("; ".join(line.remarks), f"off.{line.item}")]
@@ -254,10 +234,6 @@ class View:
                 found.setdefault(line.of.split(" at every")[0], line)
         return list(found.values())
 
-    def ulps(self) -> list[Line]:
-        """The lines that autodiff gives too."""
-        return [line for line in self.d.backward if line.ulp is not None]
-
     def bars(self) -> Sequence[tuple[str, int, float]]:
         """The orders of ∂C/∂x, their products and their share of the largest."""
         order = self.d.order
@@ -268,30 +244,18 @@ class View:
         most = max(count for _, count in found)
         return [(name, count, count / most) for name, count in found]
 
-    @property
-    def live(self) -> bool:
-        """Whether the page computes the network by itself."""
-        return self.spec is not None
+    def laid(self, name: str, values: np.ndarray) -> Markup:
+        """A matrix as cells, however large."""
+        return cells.group("mat", name, np.asarray(values), self.digits, 2, ())
 
-    def column(self, name: str, values: np.ndarray) -> Markup:
-        """A vector as a column."""
-        return cells.group("mat", name, np.asarray(values)[:, None], self.digits, 2, ())
-
-    def row(self, name: str, values: np.ndarray) -> Markup:
-        """A vector as a row of cells."""
-        return cells.group("mat", name, np.asarray(values)[None], self.digits, 2, ())
-
-    def tensor_shape(self, asked: Asked) -> str:
+    def tensor_shape(self, of: Tensor) -> str:
         """The shape of ∂z/∂W in W's orientation."""
-        assert asked.tensor is not None
-        out, rows, columns = asked.tensor.value.shape
+        out, rows, columns = of.value.shape
         return shape((out, columns, rows) if self.n.rows else (out, rows, columns))
 
-    def slab(self, asked: Asked, k: int) -> Markup:
+    def slab(self, item: int, values: np.ndarray, k: int) -> Markup:
         """The entries of ∂z/∂W for one entry of z."""
-        assert asked.tensor is not None
-        laid = oriented(asked.tensor.value[k], self.n)
-        return self.array(f"slab.{asked.place.index}.{k}", laid, least=0, turned=self.n.rows)
+        return self.array(f"slab.{item}.{k}", oriented(values, self.n), least=0, turned=self.n.rows)
 
     def inverse(self, why: WhyTranspose) -> Product:
         """W⁻¹δ as the notation writes it."""
@@ -301,10 +265,6 @@ class View:
     def weight(self, W: Expression, out: int, into: int) -> Expression:
         """An entry of W, counted from 1, its subscripts in W's orientation."""
         return entry(W, *((into, out) if self.n.rows else (out, into)))
-
-    def choices(self) -> bool:
-        """Whether another notation can be chosen."""
-        return len(self.chain.places) <= MOST_ITEMS
 
 
 def name_of_value(line: Line, chain: Chain) -> str:

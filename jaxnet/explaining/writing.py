@@ -1,4 +1,4 @@
-"""The lines of an item's records: numbers and symbols for what is inside, and each record's equations."""
+"""The lines of an item's records: numbers and symbols of the records, and their equations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnet.explaining.expressions import Call, Expression, Listed, Name, Product, Sum
+from jaxnet.explaining.expressions import Call, Expression, Listed, Name, Product, Sum, key_of
 from jaxnet.explaining.kinds import LINEAR, is_activation, maker_of, options_of
 from jaxnet.explaining.layer_source import quoted
 from jaxnet.explaining.model import Line
@@ -16,15 +16,14 @@ from jaxnet.explaining.notation import Notation, Number
 from jaxnet.explaining.notes import by_hand, notes_of, remark_of
 from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import one, shape
-from jaxnet.explaining.records import BLOCK, Record, opened
-from jaxnet.explaining.site import Site, param_name
+from jaxnet.explaining.records import BLOCK, Record, Site, param_name
 from jaxnet.explaining.source_lines import readable, recorded, written_lines
-from jaxnet.explaining.ulp import ulps
+from jaxnet.explaining.ulp import largest, ulps
 
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """An item's records with their symbols. below: the error at what the item takes, and its key.
+    """An item's records with their symbols. below: the error at the item's input.
 
     alone: whether the item is the whole network, and one layer. arrives: the error at what the item gives, where that
     is written as the layer above sends it.
@@ -33,7 +32,7 @@ class Inside:
     place: NumberedLayer
     notation: Notation
     records: tuple[Record, ...]
-    below: tuple[Expression, str]
+    below: Expression
     alone: bool = False
     arrives: Expression | None = None
 
@@ -42,60 +41,48 @@ class Inside:
         return self.place.number if len(self.records) == 1 else (self.place.number, numbers(self.records)[n])
 
     def is_z(self, n: int) -> bool:
-        """Whether a record gives z; the last is what the item is."""
+        """Whether a record gives z; the last record gives the item's own output."""
         return self.place.is_z if n == len(self.records) - 1 else self.records[n].word in LINEAR
 
     def gives(self, token: int) -> Name:
-        """The symbol of what a record gives; of `BLOCK` what the item takes."""
+        """The symbol of a record's output; of `BLOCK` the item's input."""
         if token == BLOCK:
             return self.place.takes
         if token == len(self.records) - 1:
             return self.place.gives
         return self.notation.z(self.number(token)) if self.is_z(token) else self.notation.a(self.number(token))
 
-    def error(self, token: int) -> tuple[Expression, str]:
-        """The error at what a record gives, and its key."""
+    def error(self, token: int) -> Expression:
+        """The error at a record's output."""
         if token == BLOCK:
             return self.below
         if token == len(self.records) - 1:
-            left, key = error_at(self.notation, self.place)
-            return self.arrives or left, key
-        if self.is_z(token):
-            return self.notation.delta(self.number(token)), key_of("delta", self.notation, self.number(token))
-        return self.notation.partial(self.gives(token)), f"d{self.gives(token).key}"
+            return self.arrives or error_at(self.notation, self.place)
+        of = self.gives(token)
+        return self.notation.delta(self.number(token)) if self.is_z(token) else self.notation.partial(of)
 
     def takers(self, token: int) -> list[int]:
-        """The records that take what one gives."""
+        """The records that take one's output."""
         return [n for n, each in enumerate(self.records) for taken in each.takes if taken == token]
 
-    def sent(self, n: int, i: int) -> tuple[Expression, str]:
-        """What a record sends back to what it takes: the error there, or one of several errors that add up."""
+    def sent(self, n: int, i: int) -> Expression:
+        """The error that a record sends back to an input; where several add up, its own part."""
         token = self.records[n].takes[i]
         if len(self.takers(token)) == 1:
             return self.error(token)
-        if self.records[n].kind == "sum":
-            return self.error(n)
-        symbol = self.notation.name_of("e", self.number(n))
-        return symbol, symbol.key
+        return self.error(n) if self.records[n].kind == "sum" else self.notation.name_of("e", self.number(n))
 
     def site(self, n: int) -> Site:
         """A record's symbols."""
         record = self.records[n]
-        back = tuple(self.sent(n, i)[0] for i in range(len(record.takes)))
+        back = tuple(self.sent(n, i) for i in range(len(record.takes)))
         takes = tuple(self.gives(token) for token in record.takes)
-        return Site(record, self.notation, self.number(n), takes, self.gives(n), self.error(n)[0], back)
+        return Site(record, self.notation, self.number(n), takes, self.gives(n), self.error(n), back)
 
 
-def error_at(notation: Notation, place: NumberedLayer) -> tuple[Expression, str]:
-    """The error at what a place gives, and its key."""
-    if place.is_z:
-        return notation.delta(place.number), key_of("delta", notation, place.number)
-    return notation.partial(place.gives), f"d{place.gives.key}"
-
-
-def key_of(base: str, notation: Notation, number: Number) -> str:
-    """A quantity's key."""
-    return notation.name_of(base, number).key
+def error_at(notation: Notation, place: NumberedLayer) -> Expression:
+    """The error at a place's output."""
+    return notation.delta(place.number) if place.is_z else notation.partial(place.gives)
 
 
 def numbers(records: tuple[Record, ...]) -> list[int]:
@@ -105,14 +92,6 @@ def numbers(records: tuple[Record, ...]) -> list[int]:
         follows = activates(record) and record.takes[0] >= 0 and records[record.takes[0]].word in LINEAR
         found.append(found[-1] if follows else (found[-1] if found else 0) + 1)
     return found
-
-
-def inside(
-    place: NumberedLayer, notation: Notation, below: tuple[Expression, str], items: int, arrives: Expression | None
-) -> Inside:
-    """What is inside an item, one of so many."""
-    records = opened(place.item)
-    return Inside(place, notation, records, below, items == len(records) == 1, arrives)
 
 
 def activates(record: Record) -> bool:
@@ -146,7 +125,7 @@ def backward_lines(within: Inside) -> list[Line]:
 
 
 def lines_of(within: Inside, n: int, forward: bool) -> list[Line]:
-    """A record's lines: what it is by itself, or read off its source; what these leave out by the layer's name."""
+    """A record's lines: by hand, or read off its source; the rest by the layer's name."""
     record = within.records[n]
     if record.kind in JOINED:
         return [joined(within, n)] if forward else ways(within, n)
@@ -157,19 +136,12 @@ def lines_of(within: Inside, n: int, forward: bool) -> list[Line]:
     return [*read, *(each for each in opaque_backward(within, n) if each.key not in keys)]
 
 
-def made(
-    within: Inside, n: int, kind: str, symbol: tuple[Expression, str], right: Expression, value: Any, **more: Any
-) -> Line:
-    """A line of a record. symbol: its left side and key."""
-    record, value, (left, key) = within.records[n], np.asarray(value), symbol
+def made(within: Inside, n: int, kind: str, left: Expression, right: Expression, value: Any, **more: Any) -> Line:
+    """A line of a record."""
+    record, value = within.records[n], np.asarray(value)
     others: dict[str, Any] = {"of": title(record), "within": record.within, "sizes": shape(value.shape)} | more
     layer = within.notation.number(within.number(n))
-    return Line(key, kind, within.place.index, layer, left, right, (), value.shape, value, **others)
-
-
-def named(symbol: Name) -> tuple[Expression, str]:
-    """A symbol and its key."""
-    return symbol, symbol.key
+    return Line(key_of(left), kind, within.place.index, layer, left, right, (), value.shape, value, **others)
 
 
 def hidden(within: Inside, n: int) -> bool:
@@ -182,19 +154,17 @@ def source_lines(within: Inside, n: int, forward: bool) -> list[Line]:
     record, site = within.records[n], within.site(n)
     if record.kind != "leaf" or by_hand(site) or not readable(record):
         return []
-    alone = len(within.records) == 1
     found = []
     for each in written_lines(site):
         if each.forward != forward:
             continue
-        key = {"out": within.gives(n).key, "dx": within.sent(n, 0)[1]}.get(each.gives, each.key)
-        kind = "step" if forward else "error"
-        if each.gives not in ("", "out", "dx"):
+        whole, kind = each.gives in ("", "out", "dx"), "step" if forward else "error"
+        if not whole:
             kind = "db" if each.gives in ("b", "beta") or each.gives.startswith("b_") else "dW"
         found.append(made(
-            within, n, kind, (each.left, key), each.right, each.value, sizes=each.sizes, notes=notes_of(record, each),
+            within, n, kind, each.left, each.right, each.value, sizes=each.sizes, notes=notes_of(record, each),
             ulp=None if forward else each.ulp, aside=each.gives == "dx" and hidden(within, n),
-            gives=each.gives if alone and each.gives in ("out", "dx") else "",
+            gives=each.gives if whole and len(within.records) == 1 else "",
             remarks=(*remarks_of(within, n, each.gives or each.name), *([each.shown] if each.shown else [])),
         ))  # fmt: skip
     return found
@@ -220,7 +190,7 @@ def joined(within: Inside, n: int) -> Line:
     record, takes, gives = within.records[n], within.site(n).takes, within.gives(n)
     rights = {"sum": Sum(takes), "product": Product(takes, "⊙"), "concatenate": Listed(takes)}
     whole = "out" if len(within.records) == 1 else ""
-    return made(within, n, "step", named(gives), rights[record.kind], record.out, gives=whole)
+    return made(within, n, "step", gives, rights[record.kind], record.out, gives=whole)
 
 
 def ways(within: Inside, n: int) -> list[Line]:
@@ -243,13 +213,14 @@ def ways(within: Inside, n: int) -> list[Line]:
         else:
             for j, other in enumerate(record.xs):
                 expected = expected if j == i else expected * np.asarray(other, np.float64)
-        symbol, ulp = (site.back[i], within.sent(n, i)[1]), ulps(expected.astype(np.asarray(error).dtype), error)
-        found.append(made(within, n, "error", symbol, right, error, remarks=(said,), ulp=ulp, aside=hidden(within, n)))
+        ulp = ulps(expected.astype(np.asarray(error).dtype), error)
+        found.append(made(within, n, "error", site.back[i], right, error, remarks=(said,), ulp=ulp,
+                          aside=hidden(within, n)))  # fmt: skip
     return found
 
 
 def title(record: Record) -> str:
-    """What a record is, in words: what stands above its lines; nothing above an activation's one line."""
+    """The title above a record's lines; none above an activation's one line."""
     if activates(record) and record.word != "softmax":
         return ""
     ways = f"{'two' if len(record.takes) == 2 else len(record.takes)} ways"
@@ -274,9 +245,8 @@ def meetings(within: Inside, n: int) -> list[Line]:
         own, expected = (item.dx, item.reference[1]) if token == BLOCK else (within.records[token].d_out, None)
         value = np.asarray(own if own is not None else sum(errors[1:], start=errors[0]))
         summed = np.sum([np.asarray(each, np.float64) for each in errors], axis=0).astype(value.dtype)
-        largest = max(float(np.abs(each).max(initial=0)) for each in errors)
-        ulp = max(ulps(summed, value, largest), 0.0 if expected is None else ulps(value, expected))
-        terms = tuple(within.sent(m, i)[0] for m, i in ways)
+        ulp = max(ulps(summed, value, largest(errors)), 0.0 if expected is None else ulps(value, expected))
+        terms = tuple(within.sent(m, i) for m, i in ways)
         said = f"{'two' if len(terms) == 2 else len(terms)} ways lead from here to C, so {len(terms)} errors add up"
         aside = within.place.index == 0 and token == BLOCK
         found.append(made(within, n, "error", within.error(token), Sum(terms), value, remarks=(said,), ulp=ulp,
@@ -314,72 +284,61 @@ def whole_check(within: Inside, found: list[Line]) -> list[Line]:
         return found
     expected = dict(jax.tree_util.tree_leaves_with_path(item.reference[2]))
     pairs = [(leaf, expected[path]) for path, leaf in jax.tree_util.tree_leaves_with_path(item.grads)]
-    largest = max((float(np.abs(leaf).max(initial=0)) for leaf, _ in pairs), default=0.0)
-    worst = max([found[-1].ulp or 0.0, *(ulps(leaf, other, largest) for leaf, other in pairs)])
+    beside = largest([leaf for leaf, _ in pairs])
+    worst = max([found[-1].ulp or 0.0, *(ulps(leaf, other, beside) for leaf, other in pairs)])
     return [*found[:-1], replace(found[-1], ulp=worst)]
 
 
 # ----------------------------------------------------------------------- layers that are explained by their source
 
 
+def blocks(values: Any, said: str, back: str) -> tuple[str, tuple[str, ...]]:
+    """The name of the blocks before the last, and ‖·‖ of each one's values."""
+    lengths = [one(float(np.linalg.norm(np.asarray(each, np.float64)))) for each in values]
+    if len(lengths) == 1:
+        return f"block 1{back}", ()
+    ends = (len(lengths), 1) if back else (1, len(lengths))
+    return f"blocks {ends[0]} to {ends[1]}{back}", (f"‖{said}‖ of each block: {', '.join(lengths)}",)
+
+
 def opaque_forward(within: Inside, n: int) -> Line:
     """What a record gives, by the layer's name, or in a notation of its own."""
-    record, site = within.records[n], within.site(n)
-    value = np.asarray(record.out)
-    sizes = f"{shape(np.shape(record.x))} → {shape(value.shape)}"
-    symbol = named(site.gives)
+    record, site, value = within.records[n], within.site(n), np.asarray(within.records[n].out)
+    more: dict[str, Any] = {"sizes": f"{shape(np.shape(record.x))} → {shape(value.shape)}"}
     if record.kind == "blocks":
-        count = len(record.blocks[0])
-        said = "block 1" if count == 1 else f"blocks 1 to {count}"
-        note = (f"‖out‖ of each block: {lengths(record.blocks[0])}",) if count > 1 else ()
-        return made(within, n, "step", symbol, Call(Name(said), site.takes[0]), value, sizes=sizes, notes=note)
-    gives = "out" if len(within.records) == 1 else ""
-    hand = by_hand(site)
-    if hand is not None:
-        sizes = shape(value.shape) if value.shape == np.shape(record.x) else sizes
-        return made(within, n, "step", (hand.out[0], symbol[1]), hand.out[1], value, gives=gives, notes=hand.notes,
-                    sizes=sizes, remarks=remarks_of(within, n, "out"))  # fmt: skip
-    right = Call(Name(record.layer.name), site.takes[0])
-    return made(within, n, "layer", symbol, right, value, sizes=sizes, opaque=True, gives=gives)
-
-
-def lengths(values: Any) -> str:
-    """‖·‖ of each block's."""
-    return ", ".join(one(float(np.linalg.norm(np.asarray(each, np.float64)))) for each in values)
+        said, notes = blocks(record.blocks[0], "out", "")
+        return made(within, n, "step", site.gives, Call(Name(said), site.takes[0]), value, notes=notes, **more)
+    more["gives"] = "out" if len(within.records) == 1 else ""
+    if (hand := by_hand(site)) is None:
+        right = Call(Name(record.layer.name), site.takes[0])
+        return made(within, n, "layer", site.gives, right, value, opaque=True, **more)
+    more |= {"sizes": shape(value.shape)} if value.shape == np.shape(record.x) else {}
+    return made(within, n, "step", *hand.out, value, notes=hand.notes, remarks=remarks_of(within, n, "out"), **more)
 
 
 def opaque_backward(within: Inside, n: int) -> list[Line]:
     """Gradients and the error sent back by the layer's own backward pass."""
-    record, site = within.records[n], within.site(n)
-    found = []
-    notes: tuple[str, ...] = ()
-    if record.kind == "blocks":
-        count = len(record.blocks[1])
-        said = "block 1, back" if count == 1 else f"blocks {count} to 1, back"
-        notes = (f"‖∂C/∂out‖ of each block: {lengths(record.blocks[1])}",) if count > 1 else ()
-        expected = within.place.item.reference[1] if record.takes == (BLOCK,) else None
-    else:
-        said, expected = f"{record.layer.name} backward", record.reference[1]
-        references = dict(jax.tree_util.tree_leaves_with_path(record.reference[0]))
-        leaves = jax.tree_util.tree_leaves_with_path(record.grads)
-        largest = max((float(np.abs(leaf).max(initial=0)) for _, leaf in leaves), default=0.0)
-        for path, gradient in leaves:
-            name, ulp = param_name(within.notation, path, within.number(n)), ulps(gradient, references[path], largest)
-            symbol = within.notation.gradient(name), f"d{name.key}"
-            found.append(made(within, n, "dW", symbol, Call(Name(said), site.error), gradient, ulp=ulp, opaque=True))
+    record, site, found = within.records[n], within.site(n), []
+    said, expected, notes = f"{record.layer.name} backward", record.reference[1], ()
+    references = dict(jax.tree_util.tree_leaves_with_path(record.reference[0]))
+    leaves = jax.tree_util.tree_leaves_with_path(record.grads)
+    beside = largest([leaf for _, leaf in leaves])
+    for path, gradient in leaves:
+        left = within.notation.gradient(param_name(within.notation, path, within.number(n)))
+        ulp = ulps(gradient, references[path], beside)
+        found.append(made(within, n, "dW", left, Call(Name(said), site.error), gradient, ulp=ulp, opaque=True))
     if record.dxs[0] is None:
         return found
-    value = np.asarray(record.dxs[0])
-    left, key = within.sent(n, 0)
-    right: Expression = Call(Name(said), site.error)
-    hand = by_hand(site) if record.kind == "leaf" else None
-    if hand is not None:
-        (left, right), notes = hand.dx, hand.back_notes
+    if record.kind == "blocks":
+        said, notes = blocks(record.blocks[1], "∂C/∂out", ", back")
+        expected = within.place.item.reference[1] if record.takes == (BLOCK,) else None
+    value, sides = np.asarray(record.dxs[0]), (site.back[0], Call(Name(said), site.error))
+    if (hand := by_hand(site)) is not None:
+        sides, notes = hand.dx, hand.back_notes
     before, after = shape(np.shape(record.d_out)), shape(value.shape)
-    found.append(made(
-        within, n, "error", (left, key), right, value, ulp=0.0 if expected is None else ulps(value, expected),
+    return [*found, made(
+        within, n, "error", *sides, value, ulp=0.0 if expected is None else ulps(value, expected),
         sizes=after if before == after else f"{before} → {after}", notes=notes, aside=hidden(within, n),
         opaque=record.kind != "blocks" and hand is None, remarks=remarks_of(within, n, "dx"),
         gives="dx" if len(within.records) == 1 else "",
-    ))  # fmt: skip
-    return found
+    )]  # fmt: skip

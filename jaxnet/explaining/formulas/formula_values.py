@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.explaining.evaluation import softmax
 from jaxnet.explaining.formulas.parse import NO_MEANING, SLOPE, Formula
 from jaxnet.explaining.numbers import shape
 from jaxnet.layer import Layer
@@ -96,10 +97,7 @@ class FormulaEvaluation:
     scope: Symbols
 
     def of(self, node: ast.expr) -> np.ndarray:
-        """The value of a part.
-
-        Raises `FormulaError` for what has no meaning, `Misfit` where shapes do not fit.
-        """
+        """The value of a part."""
         match node:
             case ast.Constant(int() | float() as value) if not isinstance(value, bool):
                 return np.full(self.scope.draws, float(value))
@@ -125,20 +123,14 @@ class FormulaEvaluation:
         raise self.formula.error(node, f"this {NO_MEANING}")
 
     def named(self, node: ast.expr, name: str) -> np.ndarray:
-        """A quantity of the network.
-
-        Raises `FormulaError`, with the names that come near.
-        """
+        """A quantity of the network."""
         key = self.scope.key(name)
         if key is not None:
             return self.scope.values[key]
         raise self.formula.error(node, self.scope.missing(name))
 
     def joined(self, node: ast.expr, sign: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Two values entry by entry, of one shape or one of them a number.
-
-        Raises `Misfit`.
-        """
+        """Two values entry by entry, of one shape or one of them a number."""
         text, said, function = SIGNS[type(sign)]
         if size(left) != size(right) and not (is_number(left) or is_number(right)):
             raise Misfit(node, text, size(left), size(right), f"{said} needs equal shapes")
@@ -148,10 +140,7 @@ class FormulaEvaluation:
             return np.where(np.isnan(left + right), np.nan, function(left, right))
 
     def times(self, node: ast.expr, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """left @ right; of a number and a matrix that stand side by side, their product.
-
-        Raises `Misfit`.
-        """
+        """left @ right; of a number and a matrix that stand side by side, their product."""
         if () in (size(left), size(right)):
             if "@" not in self.formula.source(node):
                 return self.joined(node, ast.Mult(), left, right)
@@ -175,10 +164,7 @@ class FormulaEvaluation:
         return np.broadcast_to(found, (self.scope.draws, *found.shape))
 
     def part(self, node: ast.expr, value: np.ndarray, parts: list[ast.expr]) -> np.ndarray:
-        """A vector as a row, [None, :], or as a column, [:, None]; rows and columns, [:, 0] and [1:, :2].
-
-        Raises `FormulaError` for other subscripts, and for rows and columns that there are not.
-        """
+        """A vector as a row, [None, :], or as a column, [:, None]; rows and columns, [:, 0] and [1:, :2]."""
         new = [isinstance(each, ast.Constant) and each.value is None for each in parts]
         if any(new):
             return self.laid(value, *new)
@@ -200,10 +186,7 @@ class FormulaEvaluation:
     # ------------------------------------------------------------------------------------------- functions
 
     def called(self, node: ast.Call, function: ast.expr, arguments: list[ast.expr], keywords: list) -> np.ndarray:
-        """A function of its arguments, np.tanh(z), or a method of a value, a.sum(axis=0).
-
-        Raises `FormulaError` for one that there is not, or for arguments that it does not take.
-        """
+        """A function of its arguments, np.tanh(z), or a method of a value, a.sum(axis=0)."""
         path, error = ast.unparse(function), self.formula.error
         if isinstance(function, ast.Attribute) and path.split(".")[0] not in ("np", "jnp", "numpy", "torch"):
             arguments, name = [function.value, *arguments], function.attr
@@ -223,13 +206,13 @@ class FormulaEvaluation:
             there = ", ".join(["s", *ACTIVATIONS, *FUNCTIONS])
             said = f"{base}'" if primes else base
             raise error(node, f"there is no function {said}: there are {there}, and s', relu', …")
-        count, computed = (1, applied(layer, primes)) if layer is not None else FUNCTIONS[base]
+        count, computed = (1, applied(layer, primes > 0)) if layer is not None else FUNCTIONS[base]
         if len(values) != count or options:
             raise error(node, f"{name.replace(SLOPE, chr(39))} takes {count}, got {len(values)} arguments")
         if base in ("dot", "matmul"):
             return self.times(node, *values)
-        if base in ("multiply", "maximum"):
-            return self.joined(node, ast.Mult(), *values) if base == "multiply" else clipped(*values)
+        if base == "multiply":
+            return self.joined(node, ast.Mult(), *values)
         if base == "softmax":
             return softmax(values[0], 2 if self.scope.rows else 1)
         try:
@@ -239,10 +222,7 @@ class FormulaEvaluation:
             raise error(node, f"{name} of {shape(size(values[0]))}: {fault}") from None
 
     def resized(self, node: ast.Call, name: str, arguments: list[ast.expr], options: dict) -> np.ndarray:
-        """sum, mean and max along an axis or of all, reshape and ones.
-
-        Raises `FormulaError`.
-        """
+        """sum, mean and max along an axis or of all, reshape and ones."""
         try:
             sizes = [ast.literal_eval(each) for each in arguments[name != "ones" :]]
             axis = ast.literal_eval(options["axis"]) if "axis" in options else (sizes or [None])[0]
@@ -259,10 +239,7 @@ class FormulaEvaluation:
             raise self.formula.error(node, f"{name} cannot be taken like this: {fault}") from None
 
     def activation(self, node: ast.expr, base: str, arguments: list[ast.expr]) -> Layer | None:
-        """The layer of an activation's name; s and g are that of the z it is taken of.
-
-        Raises `FormulaError` for an s of something else where the network has several.
-        """
+        """The layer of an activation's name; s and g are that of the z it is taken of."""
         activations = self.scope.activations
         if base == "identity":
             return identity
@@ -293,42 +270,14 @@ def is_number(value: np.ndarray) -> bool:
     return value.size == len(value)
 
 
-def number_like(number: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """A number with as many axes as another value; what is no number stays."""
-    return number.reshape(len(number), *[1] * (other.ndim - 1)) if is_number(number) else number
+def number_like(value: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """A number with as many axes as another value; any other array stays."""
+    return value.reshape(len(value), *[1] * (other.ndim - 1)) if is_number(value) else value
 
 
 def transposed(value: np.ndarray) -> np.ndarray:
     """The transpose; a number stays."""
     return value if value.ndim == 1 else value.swapaxes(1, 2)
-
-
-def outer(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """u vᵀ of two vectors, columns or rows."""
-    return u.reshape(len(u), -1, 1) * v.reshape(len(v), 1, -1)
-
-
-def diag(v: np.ndarray) -> np.ndarray:
-    """The diagonal matrix of a vector."""
-    flat = v.reshape(len(v), -1)
-    return flat[:, :, None] * np.eye(flat.shape[1])
-
-
-def top(v: np.ndarray) -> np.ndarray:
-    """1 at the largest entry, 0 elsewhere."""
-    flat = v.reshape(len(v), -1)
-    return np.eye(flat.shape[1])[flat.argmax(1)].reshape(v.shape)
-
-
-def softmax(z: np.ndarray, axis: int) -> np.ndarray:
-    """exp(z) over its sum."""
-    raised = np.exp(z - z.max(axis, keepdims=True))
-    return raised / raised.sum(axis, keepdims=True)
-
-
-def clipped(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The larger of both, entry by entry, where one may be a number."""
-    return np.maximum(number_like(a, b), number_like(b, a))
 
 
 def inverse(W: np.ndarray) -> np.ndarray:
@@ -340,39 +289,40 @@ def inverse(W: np.ndarray) -> np.ndarray:
 FUNCTIONS: dict[str, tuple[int, Callable]] = {
     **{name: (1, getattr(np, name)) for name in ("exp", "log", "abs", "sign", "sqrt", "tanh", "square")},
     "ln": (1, np.log),
-    "outer": (2, outer),
-    "diag": (1, diag),
+    "outer": (2, lambda u, v: u.reshape(len(u), -1, 1) * v.reshape(len(v), 1, -1)),
+    "diag": (1, lambda v: v.reshape(len(v), -1, 1) * np.eye(v[0].size)),
     "inv": (1, inverse),
     "pinv": (1, np.linalg.pinv),
     "transpose": (1, transposed),
     "clip": (2, lambda e, t: np.clip(e, -number_like(t, e), number_like(t, e))),
-    "top": (1, top),
+    "top": (1, lambda v: np.eye(v[0].size)[v.reshape(len(v), -1).argmax(1)].reshape(v.shape)),
+    "maximum": (2, lambda a, b: np.maximum(number_like(a, b), number_like(b, a))),
     "where": (3, lambda where, a, b: np.where(where, number_like(a, where), number_like(b, where))),
-    **dict.fromkeys(("dot", "matmul", "multiply", "maximum"), (2, np.multiply)),
+    **dict.fromkeys(("dot", "matmul", "multiply"), (2, np.multiply)),
     **dict.fromkeys(("softmax", "asarray", "array", "copy"), (1, np.asarray)),
     **dict.fromkeys(("sum", "mean", "reshape", "ones"), (0, np.asarray)),
 }
-"""Functions besides the activations and their derivatives: how many arguments, and what they do."""
+"""Functions besides the activations and their derivatives: the number of arguments, and the function."""
 
 
-def applied(layer: Layer, primes: int) -> Callable:
+def applied(layer: Layer, slope: bool) -> Callable:
     """An activation, or its derivative by the layer's own backward, in float64."""
 
     def function(z: np.ndarray) -> np.ndarray:
         room = max(64, 4 ** math.ceil(math.log(max(z.size, 1), 4)))  # few lengths, each compiled once
         with jax.enable_x64(True):
-            return np.asarray(entries_of(layer, primes)(np.resize(z, room)))[: z.size].reshape(z.shape)
+            return np.asarray(entries_of(layer, slope)(np.resize(z, room)))[: z.size].reshape(z.shape)
 
     return function
 
 
 @cache
-def entries_of(layer: Layer, primes: int) -> Callable:
+def entries_of(layer: Layer, slope: bool) -> Callable:
     """An activation of a vector, or its derivative, compiled."""
 
     def function(z: jax.Array) -> jax.Array:
         a, saved = layer.forward((), z)
-        return a if primes == 0 else layer.backward((), saved, jnp.ones_like(a), product)[0]
+        return layer.backward((), saved, jnp.ones_like(a), product)[0] if slope else a
 
     return jax.jit(function)
 

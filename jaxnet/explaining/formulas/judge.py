@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxnet.explaining.arrays import array_lines
 from jaxnet.explaining.derive import Derivation, chain_of
-from jaxnet.explaining.expressions import written
+from jaxnet.explaining.expressions import Frozen, written
 from jaxnet.explaining.formulas.formula_values import (
     FormulaEvaluation,
     Misfit,
@@ -22,15 +22,14 @@ from jaxnet.explaining.formulas.formula_values import (
     transposed,
 )
 from jaxnet.explaining.formulas.nearest_formula import NearestFormula, repair
-from jaxnet.explaining.formulas.parse import Formula, FormulaError, parse
+from jaxnet.explaining.formulas.parse import FormulaError, parse
 from jaxnet.explaining.formulas.quantities import Quantity, capital, near, scope_of
 from jaxnet.explaining.notation import Notation
-from jaxnet.explaining.numbers import one, shape
+from jaxnet.explaining.numbers import array_lines, one, shape
 from jaxnet.explaining.observe import Observed
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(NamedTuple):
     """A factor in the text of a formula, and its shape."""
 
     start: int
@@ -38,8 +37,7 @@ class Operand:
     shape: Shape
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """The first misfit: from where to where its operator's operands stand, their shapes, and why they do not fit."""
 
     start: int
@@ -50,8 +48,7 @@ class Fault:
     why: str
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(Frozen):
     """The verdict on a formula.
 
     verdict: "right", "value" (shapes fit, the value is none of the network's), "misfit", or "shapes" (only shapes
@@ -72,6 +69,7 @@ class Trial:
 def quantities_of(derivation: Derivation, scope: Symbols, batch: bool) -> list[Quantity]:
     """The network's quantities; of a formula that names a batch those of the batch."""
     found, cost = [], written(derivation.header.cost_left)
+    symbol_of_error = "dz" if derivation.header.notation == "ng" else "δ"
     for line in (*derivation.backward, *derivation.forward):
         key, symbol, error = line.key, written(line.left), line.ulp is not None
         if not batch:
@@ -79,7 +77,7 @@ def quantities_of(derivation: Derivation, scope: Symbols, batch: bool) -> list[Q
             found.append(Quantity(key, symbol, scope.values[key], error, said + ", as jax.grad has it" * error))
         elif (mean := scope.values.get(f"mean {key}")) is not None:
             summed = mean * scope.values["m"][:, None, None]
-            before = f"1/m of it is that of the mean, unless 1/m stands on each {symbol_of_error(derivation)} already"
+            before = f"1/m of it is that of the mean, unless 1/m stands on each {symbol_of_error} already"
             found.append(Quantity(key, symbol, mean, error, f" of the mean cost, 1/m Σ {cost}"))
             found.append(Quantity(key, symbol, summed, error, f" of the summed cost: {before}"))
         elif (name := capital(key)) in scope.batch:
@@ -88,11 +86,6 @@ def quantities_of(derivation: Derivation, scope: Symbols, batch: bool) -> list[Q
     if (error_key := f"d{last.key}") in scope.values and not batch and all(each.key != error_key for each in found):
         found.append(Quantity(error_key, f"∂{cost}/∂{written(last.left)}", scope.values[error_key], True))
     return [*found, Quantity("C", cost, scope.values["mean C" if batch and "mean C" in scope.values else "C"])]
-
-
-def symbol_of_error(derivation: Derivation) -> str:
-    """δ, or dz."""
-    return "dz" if derivation.header.notation == "ng" else "δ"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,55 +107,49 @@ def tried_on(
 def try_formula(text: str, subject: Tried) -> Trial:
     """Judges a formula at a network's values.
 
-    Raises `FormulaError` where it cannot be read, or names what the network does not have.
+    Raises `FormulaError` where it cannot be read, or names a quantity that the network does not have.
     """
     derivation, scope = subject.derivation, subject.scope
     formula = parse(text)
-    evaluation = FormulaEvaluation(formula, scope)
-    names = [each.id for each in ast.walk(formula.tree) if isinstance(each, ast.Name)]
-    keys = [key for name in names if (key := scope.key(name)) is not None]
-    batched = not scope.batch.isdisjoint(keys)
+    evaluation, parts = FormulaEvaluation(formula, scope), list(ast.walk(formula.tree))
+    names = [each.id for each in parts if isinstance(each, ast.Name)]
+    keys = [scope.key(name) for name in names]
+    batched = not scope.batch.isdisjoint(key for key in keys if key is not None)
     found = quantities_of(derivation, scope, batched)
     wanted = [each for each in found if not formula.target or each.key == scope.key(formula.target)]
-    words = tuple(
-        f"{name} is read as {key}"
-        for name, key in dict.fromkeys(zip(names, map(scope.key, names), strict=True))
-        if key and not name[-1].isdigit() and name[-1:] != key[-1:]
-    )
     if not wanted:
         raise FormulaError(text, 0, scope.missing(formula.target), len(formula.target))
+    words = [
+        f"{name} is read as {key}"
+        for name, key in dict.fromkeys(zip(names, keys, strict=True))
+        if key and not name[-1].isdigit() and name[-1:] != key[-1:]
+    ]
+    called = {ast.unparse(each.func).split(".")[-1] for each in parts if isinstance(each, ast.Call)}
+    inverse = [each.answer for each in derivation.answers if each.key == "inverse" and called & {"inv", "pinv"}]
     try:
         value = evaluation.of(formula.tree)
     except Misfit as misfit:
-        start, end = formula.span(misfit.node)
-        fault = Fault(start, end, misfit.sign, misfit.left, misfit.right, misfit.why)
+        fault = Fault(*formula.span(misfit.node), misfit.sign, misfit.left, misfit.right, misfit.why)
         fix = repair(formula, scope, wanted, batched)
         return Trial(text, operands(evaluation), fault, "misfit", fix.quantity if fix else "", None, None,
-                     (misfit.why, *words, *inverse_words(formula, derivation)), fix)  # fmt: skip
-    sizes = operands(evaluation)
-    if any(isinstance(each, ast.Name) and each.id == "Shape" for each in ast.walk(formula.tree)):
+                     (misfit.why, *words, *inverse), fix)  # fmt: skip
+
+    def trial(verdict: str, key: str, said: Sequence[str], fix: NearestFormula | None = None) -> Trial:
+        shown = None if verdict == "shapes" else np.asarray(value[0])
+        return Trial(text, operands(evaluation), None, verdict, key, size(value), shown, tuple(said), fix)
+
+    if "Shape" in names:
         like = ", ".join(each.key for each in found if size(each.value) == size(value)) or "nothing here"
         said = f"the shapes fit and give {shape(size(value))}, the shape of {like}"
-        said += ": whether the value is right they do not say"
-        return Trial(text, sizes, None, "shapes", "", size(value), None, (said, *words))
+        return trial("shapes", "", (said + ": whether the value is right they do not say", *words))
     right = next((each for each in [*wanted, *found] if near(value, each.value)), None)
-    shown = np.asarray(value[0])
     if right is not None and right in wanted:
-        said = f"right: this is {right.symbol}{right.said}"
-        return Trial(text, sizes, None, "right", right.key, size(value), shown, (said, *words))
+        return trial("right", right.key, (f"right: this is {right.symbol}{right.said}", *words))
     fix = repair(formula, scope, wanted, batched)
     if right is not None:
-        said = f"the value is {right.symbol}, not {formula.target}"
-        return Trial(text, sizes, None, "value", right.key, size(value), shown, (said, *words), fix)
+        return trial("value", right.key, (f"the value is {right.symbol}, not {formula.target}", *words), fix)
     key, said, fine = wrong(value, wanted, fix, scope)
-    said = (said, *words, *inverse_words(formula, derivation))
-    return Trial(text, sizes, None, "right" if fine else "value", key, size(value), shown, said, None if fine else fix)
-
-
-def inverse_words(formula: Formula, derivation: Derivation) -> tuple[str, ...]:
-    """The answer to "is it the inverse?" of a formula that takes one."""
-    called = {ast.unparse(each.func).split(".")[-1] for each in ast.walk(formula.tree) if isinstance(each, ast.Call)}
-    return tuple(each.answer for each in derivation.answers if each.key == "inverse" and called & {"inv", "pinv"})
+    return trial("right" if fine else "value", key, (said, *words, *inverse), None if fine else fix)
 
 
 def operands(evaluation: FormulaEvaluation) -> tuple[Operand, ...]:
@@ -195,7 +182,7 @@ def operands(evaluation: FormulaEvaluation) -> tuple[Operand, ...]:
 def wrong(
     value: np.ndarray, found: list[Quantity], mended: NearestFormula | None, scope: Symbols
 ) -> tuple[str, str, bool]:
-    """The quantity that a value should be, what is told of it, and whether it is right but for how it is laid out."""
+    """The quantity that a value should be, the verdict in words, and whether only the layout differs."""
     for each in found:
         if value.ndim == 3 and near(transposed(value), each.value):
             vector = 1 in size(value)
@@ -310,11 +297,11 @@ def trial_lines(trial: Trial, digits: int, width: int) -> list[str]:
 def labels(trial: Trial) -> list[str]:
     """The shape of each operand under its middle, on as many lines as they need."""
     rows: list[str] = []
-    for operand in sorted(trial.operands, key=lambda each: each.start):
+    for operand in sorted(trial.operands):
         text = shape(operand.shape) if operand.shape else "number"
         start = max(0, (operand.start + operand.end - len(text)) // 2)
         for i, row in enumerate(rows):
-            if len(row) + (1 if row else 0) <= start:
+            if len(row) < start:
                 rows[i] = row.ljust(start) + text
                 break
         else:

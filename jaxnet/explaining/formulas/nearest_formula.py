@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from jaxnet.explaining.expressions import Frozen
 from jaxnet.explaining.formulas.formula_values import (
     FormulaEvaluation,
     Misfit,
@@ -34,9 +35,8 @@ TURNED, BEHIND, OTHER_PRODUCT, OTHER_FACTOR, MISSING, TOO_MUCH, THE_ERROR = 2, 2
 SUM, PRODUCT, TIGHT = range(3)  # how a part's text binds
 
 
-@dataclass(frozen=True)
-class NearestFormula:
-    """A formula that is right: its text, the quantity that it gives, that one's symbol, and what was changed."""
+class NearestFormula(Frozen):
+    """A formula that is right: its text, the quantity that it gives, its symbol, and the changes."""
 
     formula: str
     quantity: str
@@ -46,7 +46,7 @@ class NearestFormula:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A factor, or several joined: text, how tightly it binds, value, the changes made, and what they cost."""
+    """A factor, or several joined: text, how tightly it binds, value, the changes made, and their cost."""
 
     text: str
     binds: int
@@ -117,10 +117,7 @@ def factors(node: ast.expr) -> list[tuple[str, ast.expr]]:
 
 
 def choices(evaluation: FormulaEvaluation, node: ast.expr, words: Sequence[Part], among: bool) -> Iterator[Part]:
-    """A factor, and its replacements. A formula of one factor has none.
-
-    Raises `Misfit` and `FormulaError` for a factor without a value.
-    """
+    """A factor, and its replacements. A formula of one factor has none."""
     formula, scope = evaluation.formula, evaluation.scope
     value, text = evaluation.of(node), formula.source(node)
     if np.isnan(value).all():  # a shape alone

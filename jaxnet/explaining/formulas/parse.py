@@ -109,17 +109,14 @@ class Rewriting:
             depth[0] = len(self.pieces)
 
     def end_product(self) -> None:
-        """An operator or a bracket ends what stands side by side."""
+        """An operator or a bracket ends the factors side by side."""
         if self.depths[-1][1] is not None:
             last = self.pieces[-1][2]
             self.put(")", last - 1, last)
         self.depths[-1] = [None, None]
 
     def word(self, kind: str, text: str, start: int, end: int, behind: str) -> None:
-        """Rewrites one word. behind: the text that follows.
-
-        Raises `FormulaError` for one that cannot stand there.
-        """
+        """Rewrites one word. behind: the text that follows."""
         inside = self.brackets[-1] if self.brackets else ""
         if kind in ("number", "shape", "name", "numbered") or (text in ("(", "[") and not self.calls(text, behind)):
             self.begin_factor(start)

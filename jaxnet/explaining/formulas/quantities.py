@@ -18,7 +18,6 @@ from jaxnet.explaining.expressions import formula
 from jaxnet.explaining.formulas.formula_values import Misfit, Symbols, evaluate
 from jaxnet.explaining.formulas.parse import FormulaError, parse
 from jaxnet.explaining.lines import Chain, loss_slope
-from jaxnet.explaining.numbering import NumberedLayer
 
 DRAWS = 3  # beside the example that is shown
 CANDIDATES = 64  # from which they are chosen: none where a whole layer is off
@@ -51,17 +50,18 @@ def laid(values: Any, rows: bool) -> np.ndarray:
 
 def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None = None) -> Symbols:
     """x, y, C, every z, a, δ, parameter and gradient, under the names that the lines have. batch: (xs, ys)."""
-    rows, header = chain.notation.rows, derivation.header
+    rows, header, last = chain.notation.rows, derivation.header, chain.places[-1]
     leaves = {"x": laid(header.x, rows), "y": laid(header.y, rows)}
+    activations = {}
     for place in chain.places:
-        leaves |= parameters(chain, place, rows)
-    activations = {
-        place.takes.key: place.item.layer for place in chain.places if place.kind == "activation" and place.takes.key
-    }
+        if place.kind == "activation" and place.takes.key:
+            activations[place.takes.key] = place.item.layer
+        for name, value in place.item.params.items() if isinstance(place.item.params, dict) else ():
+            if isinstance(value, np.ndarray):
+                turned = value.T if place.kind == "dense" and name == "W" and rows else value
+                leaves[f"{name}{chain.notation.number(place.number)}"] = laid(turned, rows)
     shown = {key: value[None] for key, value in leaves.items()}
-    for line in (*derivation.forward, *derivation.backward):
-        shown[line.key] = laid(line.value, rows)[None]
-    last = chain.places[-1]
+    shown |= {line.key: laid(line.value, rows)[None] for line in (*derivation.forward, *derivation.backward)}
     shown.setdefault(f"d{last.gives.key}", laid(last.item.d_out, rows)[None])
     shown["C"] = np.asarray([header.value])
     bare = Symbols(shown, activations, rows, other_names(chain, shown))
@@ -69,31 +69,13 @@ def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None
     drawn = None if equations is None else at_draws(leaves, bare, equations)
     if drawn is None or equations is None:
         return bare
-    scope = Symbols(drawn, activations, rows, bare.others)
-    examples = (
-        None
-        if batch is None
-        else [
-            (laid(x, rows), laid(dataclasses.replace(chain.observed, y=np.asarray(y)).target, rows))
-            for x, y in zip(*batch, strict=True)
-        ]
-    )
-    of_batch = batched(leaves, scope, equations, examples)
+    examples = None if batch is None else [
+        (laid(x, rows), laid(dataclasses.replace(chain.observed, y=np.asarray(y)).target, rows))
+        for x, y in zip(*batch, strict=True)
+    ]  # fmt: skip
+    of_batch = batched(leaves, dataclasses.replace(bare, values=drawn), equations, examples)
     names = frozenset(name for name in of_batch if " " not in name)
-    return Symbols({**drawn, **of_batch}, activations, rows, bare.others, names)
-
-
-def parameters(chain: Chain, place: NumberedLayer, rows: bool) -> Values:
-    """A layer's parameters by name, a dense W as the notation lays it."""
-    params = place.item.params
-    if not isinstance(params, dict):
-        return {}
-    found = {}
-    for name, value in params.items():
-        if isinstance(value, np.ndarray):
-            turned = value.T if place.kind == "dense" and name == "W" and rows else value
-            found[f"{name}{chain.notation.number(place.number)}"] = laid(turned, rows)
-    return found
+    return dataclasses.replace(bare, values={**drawn, **of_batch}, batch=names)
 
 
 def other_names(chain: Chain, values: Values) -> dict[str, str]:
