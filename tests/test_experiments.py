@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from experiments import evaluation_order, general_network, two_three_two, which_layout, why_transpose
+from experiments import evaluation_order, general_network, readings, two_three_two, which_layout, why_transpose
 from experiments.page import equations_in, tables_in
-from jaxnet.training.config import ConfigError
+from jaxnet.training.config import ConfigError, load_config
 
 
 def numbers(row, first):
@@ -144,6 +144,20 @@ def test_why_transpose(tmp_path, monkeypatch):
     assert orthogonal["inverse"].update_angles[0][0] < 0.1
     assert orthogonal["inverse"].feedback_angles[0][1] < 0.1
     assert self_contained(page)
+
+
+def test_readings(tmp_path):
+    """Each setting is a config that holds; and a table of runs has their metrics."""
+    for of in readings.TABLES.values():
+        for overrides in of.get("settings", {"": of.get("overrides")}).values():
+            load_config(readings.ROOT / of["config"], overrides)
+    of = readings.TABLES["optimizers"] | {"settings": {"SOAP": readings.TABLES["optimizers"]["settings"]["SOAP"]}}
+    small = ["data=digits", "train.epochs=2", 'model=[{dense=8},"tanh",{dense=10}]']
+    heading, *rows = readings.table(of, small, tmp_path, None)
+    assert heading == ["setting", "metric", "epoch 1", "epoch 2"]
+    assert [row[:2] for row in rows] == [["SOAP", name] for name in of["metrics"]]
+    assert float(rows[0][3]) < float(rows[0][2])
+    assert readings.area(np.array([3.0, 1, 2, 0]), np.array([True, False, True, False])) == 1
 
 
 def test_settings_are_held():

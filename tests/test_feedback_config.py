@@ -12,12 +12,13 @@ from jaxnet.feedback import unstated
 from jaxnet.layer import ShapeError
 from jaxnet.readings import bare
 from jaxnet.registry import makers
+from jaxnet.training import loop
 from jaxnet.training.angles import angles
 from jaxnet.training.build import build
 from jaxnet.training.config import ConfigError, load_config
 from jaxnet.training.data import load
 from jaxnet.training.monitors import ranks
-from tests.runs import ROOT
+from tests.runs import ROOT, metrics, small
 
 CONFIG = ROOT / "configs" / "digits.toml"
 
@@ -121,3 +122,12 @@ def test_a_block_inside_of_a_stack_has_its_own_angle():
     assert found["update_angles"].shape == found["feedback_angles"].shape == (4,)
     assert found["update_angles"][-1] == 0  # its δ is the loss's own
     assert len(set(np.round(found["feedback_angles"], 3))) == 4
+
+
+@pytest.mark.parametrize("way", ["kolen_pollack", "weight_mirror"])
+def test_a_run_learns_its_feedback(tmp_path, way):
+    """Beside the weights: each B comes nearer to its W than it was, with weight decay on both."""
+    config = small(f"feedback='{way}'", "train.epochs=6", "train.l2=20.0", "monitor.angles=20")
+    lines = metrics(loop.train(config, run_dir=tmp_path / "r", quiet=True))
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert lines[-1]["feedback_angles"][-1] < 0.7 * lines[0]["feedback_angles"][-1]
