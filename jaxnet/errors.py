@@ -65,7 +65,7 @@ def of_this_network(init: Callable[[jax.Array, Tree], Tree], params: Tree, xs: T
                 f"{refused}; xs of shape {jnp.shape(jax.tree.leaves(xs)[0])} is one example, and a batch has the "
                 "examples along its first axis: for one example give x[None] and y[None]"
             ) from None
-        if isinstance(error, ShapeError) or same_structure(params, expected):
+        if isinstance(error, ShapeError) or same_shapes(params, expected):
             raise
         raise ShapeError(
             f"the parameters are another network's: this one takes {told(expected)}, got {told(params)}: initialise it"
@@ -77,9 +77,10 @@ def fresh(init: Callable[[jax.Array, Tree], Tree], x: Tree) -> Tree:
     return jax.eval_shape(lambda: init(jax.random.key(0), x))
 
 
-def same_structure(params: Tree, expected: Tree) -> bool:
-    """Whether parameters have the structure of those expected; their state may have been taken out."""
-    return jax.tree.structure(split_state(params)[0]) == jax.tree.structure(split_state(expected)[0])
+def same_shapes(params: Tree, expected: Tree) -> bool:
+    """Whether parameters have the structure and shapes of those expected; their state may have been taken out."""
+    one, other = (jax.tree.map(jnp.shape, split_state(tree)[0]) for tree in (params, expected))
+    return one == other
 
 
 def told(params: Tree) -> str:

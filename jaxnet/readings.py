@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from jaxnet.factors import Plain, dataclass_tree, is_factor
-from jaxnet.layer import Passing, Reading, Tree
+from jaxnet.layer import Passing, Reading, ShapeError, Tree
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import explicit_sharding
 
@@ -49,7 +49,14 @@ def sum_over_examples(out_sharding):
 
 def total_of(factor, p):
     """The gradient of one parameter, in its dtype and with its sharding."""
-    return sum_over_examples(explicit_sharding(p))(factor).astype(p.dtype)
+    return like_parameter(sum_over_examples(explicit_sharding(p))(factor), p)
+
+
+def like_parameter(gradient, p):
+    """A gradient in the dtype of its parameter; refused in another shape, as of a bias that was broadcast."""
+    if gradient.shape != p.shape:
+        raise ShapeError(f"a parameter of shape {p.shape} has a gradient of shape {gradient.shape}: give it this shape")
+    return gradient.astype(p.dtype)
 
 
 total = Reading(each(total_of), out_axes=None, additive=True, coupled=True, linear=True)
@@ -62,7 +69,7 @@ total = Reading(each(total_of), out_axes=None, additive=True, coupled=True, line
 (2, 4)
 """
 
-product = Reading(each(lambda factor, p: factor.multiply().astype(p.dtype)), out_axes=0, linear=True)
+product = Reading(each(lambda factor, p: like_parameter(factor.multiply(), p)), out_axes=0, linear=True)
 """Each example's own ∂C_x/∂p.
 
 >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])

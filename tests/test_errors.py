@@ -127,6 +127,20 @@ SHAPES = {
         lambda: jaxnet.predict(serial(dense(3)))(start(serial(dense(3), sigmoid), 4), jnp.zeros((8, 4))),
         "the parameters are another network's",
     ),
+    "a_bias_of_another_length": (
+        lambda: grads(dense(3), start(dense(3), 4) | {"b": jnp.zeros(4)}, jnp.zeros((8, 4)), jnp.zeros((8, 3))),
+        "the parameters are another network's: this one takes {'W': (3, 4), 'b': (3,)}, got {'W': (3, 4), 'b': (4,)}",
+    ),
+    "a_bias_that_is_broadcast": (
+        lambda: grads(dense(3), start(dense(3), 4) | {"b": jnp.zeros(1)}, jnp.zeros((8, 4)), jnp.zeros((8, 3))),
+        "a parameter of shape (1,) has a gradient of shape (3,): give it this shape",
+    ),
+    "a_bias_that_is_broadcast_for_each_example": (
+        lambda: jaxnet.per_example(dense(3), jaxnet.quadratic)(
+            start(dense(3), 4) | {"b": jnp.zeros(())}, jnp.zeros((8, 4)), jnp.zeros((8, 3))
+        ),
+        "a parameter of shape () has a gradient of shape (3,): give it this shape",
+    ),
     "trace": (
         lambda: jaxnet.trace(dense(2), jaxnet.quadratic)(start(dense(2), 3), jnp.zeros((4, 5)), jnp.zeros((4, 2))),
         "dense 2 has W of shape (2, 3), which takes a vector of 3, got 5",
