@@ -5,6 +5,7 @@ Everything here is one function, `backpropagate`, with another reading.
 
 from collections.abc import Callable
 from functools import partial
+from html import escape
 from typing import Any, NamedTuple
 
 import jax
@@ -391,6 +392,21 @@ class Trace(NamedTuple):
 
     cost: jax.Array
     steps: tuple[Step, ...]
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: of each layer its value and its δ."""
+        cells = [(step.layer.value, _brief(step.out), _brief(step.delta)) for step in self.steps]
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+        head = (
+            f"<caption>C = {escape(_brief(self.cost))}</caption><tr><th>layer</th><th>out</th><th>δ = ∂C/∂out</th></tr>"
+        )
+        return f"<table>{head}{rows}</table>"
+
+
+def _brief(values: Tree) -> str:
+    """Arrays as text, their ends alone where they are long."""
+    leaves = map(np.asarray, jax.tree.leaves(values))
+    return "; ".join(np.array2string(leaf, precision=4, threshold=12, edgeitems=2) for leaf in leaves)
 
 
 def _recording(layer: Layer) -> Layer:

@@ -525,6 +525,7 @@ def explain(
     more: Annotated[
         bool, typer.Option("--more", help="Show the whole chain of Jacobians, and ∂z/∂W as a tensor.")
     ] = False,
+    shapes: Annotated[bool, typer.Option("--shapes", help="Show the equations and shapes, without numbers.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Show the equations in every notation, and as loops.")] = False,
     try_: Annotated[
         str | None,
@@ -571,6 +572,7 @@ def explain(
         exercise=exercise,
         questions=questions,
         more=more,
+        shapes=shapes,
         table=table,
         batch=batch is not None,
         formula=try_,

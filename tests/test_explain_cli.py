@@ -78,6 +78,13 @@ def test_steps_questions_table_and_formula():
     assert "repair: delta3 @ a2.T = ∇W³" in tried.stdout
 
 
+def test_shapes_without_numbers():
+    lines = explained(CONFIG, "--shapes").stdout.splitlines()
+    assert "  z² = W²x + b²            3×2·2 → 3" in lines
+    assert "  ∇W² = δ²xᵀ               3·2 → 3×2" in lines
+    assert not any("." in line for line in lines)
+
+
 def test_formulas_one_after_the_other():
     """`--try -` reads them from standard input; one that cannot be read does not end it."""
     given = "W3.T @ delta3\nW4 @ x\ndelta3 @ a2.T\n"

@@ -206,6 +206,14 @@ def test_the_walk_holds_in_its_own_numbers(observed, name, weights):
     assert all(measured == said for measured, said in again)
 
 
+def test_in_a_notebook_a_derivation_and_a_trace_are_tables(observed, derivation):
+    shown = derivation._repr_html_()
+    assert "<td>δ³ = (a³−y) ⊙ σ′(z³)</td><td>2</td><td>[-0.1395  0.128 ]</td>" in shown
+    traced = j.trace(observed.net, observed.loss)(observed.params, observed.x, observed.y)._repr_html_()
+    assert "<caption>C = 0.417</caption>" in traced
+    assert "<td>relu</td><td>[0.4 0.  1.3]</td><td>[-0.0407 -0.1768  0.1361]</td>" in traced
+
+
 def test_the_walk_measures_the_network(observed):
     """A wrong error is seen: what the network does is not what the chain rule says."""
     items = (*observed.items[:2], dataclasses.replace(observed.items[2], d_out=2 * observed.items[2].d_out))

@@ -43,6 +43,7 @@ class Options:
     exercise: bool = False
     questions: bool = False
     more: bool = False
+    shapes: bool = False
     table: bool = False
     batch: bool = False
     formula: str | None = None
@@ -76,7 +77,7 @@ def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
             "examples": tuple(range(first, first + len(subject.ys))), "source": subject.source,
             "example": subject.example, "seed": subject.seed,
         }  # fmt: skip
-        silent = options.table or (options.formula not in (None, "-") and "inv" not in options.formula)
+        silent = options.table or options.shapes or (options.formula not in (None, "-") and "inv" not in options.formula)
         whole = options.step or options.more or options.json_file is not None
         asked = None if whole else 0 if silent else 1  # more layers are not shown, and each takes a while
         derivation = derive(observed, options.notation, asked=asked, **about)
@@ -127,7 +128,7 @@ def show_function(derivation: Derivation, options: Options, width: int) -> None:
 
     Raises `ExplainError` for an option that takes a network.
     """
-    shown = {"notation", "digits", "json_file", "latex", "width"}
+    shown = {"notation", "digits", "json_file", "latex", "shapes", "width"}
     for each in fields(Options):
         if each.name not in shown and getattr(options, each.name) != each.default:
             option = {"html_file": "html", "formula": "try"}.get(each.name, each.name)
@@ -136,6 +137,8 @@ def show_function(derivation: Derivation, options: Options, width: int) -> None:
         write_json(options.json_file, derivation)
     if options.latex:
         print(latex_of(derivation))
+    elif options.shapes:
+        write(terminal.shape_lines(derivation, width), width)
     elif str(options.json_file) != "-":
         write(terminal.overview(derivation, digits=options.digits, width=width).splitlines(), width)
 
@@ -162,6 +165,8 @@ def show(subject: ExplainedNetwork, observed: Observed, derivation: Derivation, 
         walk(terminal.steps(derivation, digits=digits, width=width, layer=None if layer is None else str(layer)))
     elif options.latex:
         print(latex_of(derivation))
+    elif options.shapes:
+        write(terminal.shape_lines(only(derivation, layer), width), width)
     elif options.questions:
         write(terminal.question_lines(derivation, width), width)
     elif options.table:

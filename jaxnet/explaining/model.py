@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
 
-from jaxnet.explaining.expressions import Expression, Frozen
+from jaxnet.explaining.expressions import Expression, Frozen, written
 
 Shape = tuple[int, ...]
 
@@ -331,6 +332,16 @@ class Derivation(Frozen):
     def to_dict(self) -> dict[str, Any]:
         """The derivation as plain values for JSON."""
         return to_dict(self)
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: the equations, the shapes of what they give, and its values."""
+        cells = [
+            (f"{written(line.left)} = {written(line.right)}", "×".join(map(str, line.shape)),
+             np.array2string(line.value, precision=4, threshold=12, edgeitems=2))
+            for line in (*self.forward, *self.backward)
+        ]  # fmt: skip
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+        return f"<table><caption>{escape(self.header.title)}</caption>{rows}</table>"
 
 
 def to_dict(thing: Any) -> Any:

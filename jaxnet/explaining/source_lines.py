@@ -20,7 +20,7 @@ from jaxnet.explaining import expressions as ex
 from jaxnet.explaining.evaluation import AXES, Lead, MisfitError, Values, symbols
 from jaxnet.explaining.notation import GREEK
 from jaxnet.explaining.numbers import shape
-from jaxnet.explaining.recording import OWN, RecordedOperation, Recording, alike, close, record
+from jaxnet.explaining.recording import OWN, Array, RecordedOperation, Recording, alike, close, record
 from jaxnet.explaining.records import Record, Site, param_name, parameter
 from jaxnet.explaining.transcription import Transcription, UnwritableError, at, multiple, padding_before, window_place
 from jaxnet.explaining.ulp import largest, ulps
@@ -106,13 +106,17 @@ class LineWriter:
         self.symbols[recording.out] = site.gives
         if recording.dx >= 0:
             self.symbols[recording.dx] = site.back[0]
+        tables = set()  # a row of W[x] is a row in every layout
+        for made in recording.operations.values():
+            if made.name == "getitem" and all(isinstance(each, Array) for each in made.args[:2]):
+                tables.add(recording.root(made.args[0].ref))
         for ref, (kind, path) in recording.given.items():
             if kind == "param" and ref not in taken:
                 continue
             if kind == "param":
                 symbol = param_name(site.notation, path, site.number)
                 self.fixed.add(symbol)
-                laid = self.rows and recording.values[ref].ndim == 2
+                laid = self.rows and recording.values[ref].ndim == 2 and ref not in tables
                 self.symbols[ref] = ex.Transposed(symbol) if laid else symbol
             else:
                 self.symbols[ref] = site.takes[0] if kind == "x" else site.error
