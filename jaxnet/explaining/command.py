@@ -77,7 +77,8 @@ def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
             "examples": tuple(range(first, first + len(subject.ys))), "source": subject.source,
             "example": subject.example, "seed": subject.seed,
         }  # fmt: skip
-        silent = options.table or options.shapes or (options.formula not in (None, "-") and "inv" not in options.formula)
+        formula = options.formula
+        silent = options.table or options.shapes or (formula not in (None, "-") and "inv" not in formula)
         whole = options.step or options.more or options.json_file is not None
         asked = None if whole else 0 if silent else 1  # more layers are not shown, and each takes a while
         derivation = derive(observed, options.notation, asked=asked, **about)

@@ -395,7 +395,7 @@ class LineWriter:
         name = parameter(path)
         symbol = param_name(self.site.notation, path, self.site.number)
         value = self.recording.grads[path]
-        laid = value.T if self.rows and value.ndim == 2 else value
+        laid = value.T if self.turned(factor, value) else value
         left = self.site.notation.gradient(symbol)
         try:
             right, index = gradient_of(factor, self, value)
@@ -410,6 +410,10 @@ class LineWriter:
         known, sizes = self.recording.refs, sizes_of(values, right, (), value)
         factor = jax.tree.map(lambda leaf: self.recording.values[known[id(leaf)]], factor)
         return [self.compared(WrittenLine("", at(left, index), text, value, False, name, sizes, factor=factor))]
+
+    def turned(self, factor: Factor, value: np.ndarray) -> bool:
+        """Whether a gradient is shown as (in, out); a table's rows stay rows."""
+        return self.rows and value.ndim == 2 and not isinstance(factor, Rows)
 
     def computed(self, made: ex.Expression, value: np.ndarray) -> ex.Expression:
         """A sum over axes that no symbol has: its value is the factor's own."""
@@ -427,7 +431,7 @@ class LineWriter:
             apart.append(ulps(value, other, beside))
             value = np.asarray(other) if len(apart) == 2 else value
         ulp = max(apart, key=lambda each: np.inf if np.isnan(each) else each)
-        if self.rows and line.factor is not None and value.ndim == 2:
+        if line.factor is not None and self.turned(line.factor, value):
             value = value.T
         return replace(line, key=ex.key_of(line.left), value=value, ulp=ulp)
 

@@ -44,6 +44,13 @@ def overview(derivation: model.Derivation, *, digits: int = DIGITS, width: int =
     return "\n".join(line.rstrip() for line in folded(lines, width))
 
 
+def shape_lines(derivation: model.Derivation, width: int) -> list[str]:
+    """The equations with the shapes of their factors, without numbers."""
+    columns = columns_of(derivation)
+    lines = [derivation.header.title, "FORWARD", *section(derivation.forward, columns, 0, width)]
+    return [*lines, "BACKWARD", *section(shown(derivation.backward), columns, 0, width)]
+
+
 def why_block(derivation: model.Derivation, why: model.WhyTranspose, digits: int, width: int) -> list[str]:
     """Why Wᵀ, for the terminal, folded under its own column."""
     rows = derivation.header.weights == "in-out"
@@ -145,10 +152,10 @@ def split_at_why(derivation: model.Derivation) -> tuple[list[model.Line], list[m
 
 
 def section(lines: Sequence[model.Line], columns: ColumnStarts, digits: int, width: int) -> list[str]:
-    """Equations, one a line: symbols, shapes, value, remarks."""
+    """Equations, one a line: symbols, shapes, value, remarks; with 0 digits symbols and shapes alone."""
     cell: dict[tuple[int, ...], int] = {}
     for line in lines:
-        if len(line.shape) == 1:
+        if len(line.shape) == 1 and digits:
             cell[line.shape] = max(cell.get(line.shape, 0), widest(line.value, digits))
     found: list[str] = []
     for line, block, layer in headed(lines):
@@ -173,6 +180,8 @@ def one_line(line: model.Line, columns: ColumnStarts, digits: int, width: int, c
     if len(text) > at_shapes - 2:
         text, found = "", [text]
     first = f"{text:<{at_shapes}}{shapes(line):<{at_values - at_shapes}}"
+    if not digits:
+        return [*found, first]
     brief = bool(line.of) or line.kind in ("delta", "da")
     values = array_lines(line.value, digits, width - at_values, cell, brief)
     found += [first + values[0], *(" " * at_values + value for value in values[1:])]
