@@ -135,3 +135,40 @@ def low_rank(inner: optax.GradientTransformation, projections: Tree) -> optax.Gr
         return over(lifted, state.projections, found, params), LowRankState(state.projections, after)
 
     return optax.GradientTransformation(init, update)
+
+
+def channel_scaled(inner: optax.GradientTransformation, projections: Tree) -> optax.GradientTransformation:
+    """The whole gradient G, each of its columns as much longer as `inner` makes that of PᵀG: APOLLO.
+
+    G ⊙ s, s_j = ‖u_j‖ / ‖(PᵀG)_j‖, u what `inner` makes of PᵀG: such as `optax.scale_by_adam`, whose moments then take
+    rank/out of the memory. Follow it by `optax.scale_by_learning_rate`. A vector gets what `inner` makes of it.
+    Source: Zhu et al., APOLLO: SGD-like Memory, AdamW-level Performance, 2024, §4.
+
+    >>> params, P = {"W": jnp.ones((2, 4)), "b": jnp.ones(2)}, {"W": jnp.ones((2, 1)), "b": None}
+    >>> optimizer = channel_scaled(optax.scale_by_sign(), P)
+    >>> updates, state = optimizer.update(params, optimizer.init(params))
+    >>> print(updates["W"].round(2)[0])
+    [0.5 0.5 0.5 0.5]
+    """
+    over = partial(jax.tree.map, is_leaf=lambda node: node is None)
+
+    def small(P, g):
+        return g if P is None else jnp.matmul(P.mT, g.reshape(*P.shape[:-1], -1))
+
+    def scaled(P, before, after, g):
+        if P is None:
+            return after
+        lengths = (jnp.linalg.norm(t, axis=-2, keepdims=True) for t in (after, before))
+        share = next(lengths) / jnp.maximum(next(lengths), jnp.finfo(g.dtype).tiny)
+        matrix = g.reshape(*P.shape[:-1], -1)
+        return (matrix * jnp.broadcast_to(share, matrix.shape)).reshape(g.shape)
+
+    def init(params):
+        return LowRankState(projections, inner.init(over(small, projections, params)))
+
+    def update(updates, state, params=None):
+        before = over(small, state.projections, updates)
+        after, moments = inner.update(before, state.inner)
+        return over(scaled, state.projections, before, after, updates), LowRankState(state.projections, moments)
+
+    return optax.GradientTransformation(init, update)

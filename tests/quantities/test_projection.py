@@ -10,6 +10,7 @@ from jaxnet import dense, relu, repeat, serial, softmax_cross_entropy, tanh, val
 from jaxnet.bench.example_gradients import mlp_problem
 from jaxnet.quantities.kept_factors import kept, of_function, of_network, ranks
 from jaxnet.quantities.projection import (
+    channel_scaled,
     leading_projections,
     low_rank,
     projected,
@@ -128,3 +129,20 @@ def test_of_any_function(x64):
     _, found = projected_gradient(of_function(cost))(W, P, tokens)
     right = P.T @ jax.grad(lambda W: jax.vmap(cost, (None, 0))(W, tokens).mean())(W)
     assert_agree(found, right)
+
+
+def test_channels_are_scaled_as_adam_scales_those_of_the_small_gradient(x64):
+    P = {"W": normal(1, (2, 5, 3)).astype(float), "b": None}  # a stack of two
+    first, second = ({"W": normal(i, (2, 5, 2, 2)).astype(float), "b": normal(i, (2, 5)).astype(float)} for i in (2, 3))
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam relies on it
+        optimizer, adam = channel_scaled(optax.scale_by_adam(), P), optax.scale_by_adam()
+        _, state = optimizer.update(first, optimizer.init(first))
+        assert state.inner.mu["W"].shape == (2, 3, 4)
+        found, _ = optimizer.update(second, state)
+        for i in range(2):
+            small = [P["W"][i].T @ g["W"][i].reshape(5, 4) for g in (first, second)]
+            _, own = adam.update(small[0], adam.init(small[0]))
+            share = jnp.linalg.norm(adam.update(small[1], own)[0], axis=0) / jnp.linalg.norm(small[1], axis=0)
+            assert_agree(found["W"][i], second["W"][i] * jnp.broadcast_to(share.reshape(1, 2, 2), (5, 2, 2)), 1e-6)
+        _, own = adam.update(first["b"], adam.init(first["b"]))
+        assert_agree(found["b"], adam.update(second["b"], own)[0], 1e-6)
