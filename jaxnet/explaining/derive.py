@@ -9,7 +9,7 @@ import numpy as np
 from jaxnet.combinators import per_position, remat, serial
 from jaxnet.explaining.answers import answers
 from jaxnet.explaining.batches import batches
-from jaxnet.explaining.kinds import LINEAR, maker_of, options_of
+from jaxnet.explaining.kinds import LINEAR, options_of, own_maker
 from jaxnet.explaining.layouts import layouts, order, tensor
 from jaxnet.explaining.lines import Chain, backward_lines, forward_lines
 from jaxnet.explaining.losses import value_of
@@ -125,12 +125,12 @@ def label(layer: Layer) -> str:
     """What a layer is, in a word or two, of which its shapes say the rest: conv2d 5×5, 4 blocks."""
     while layer.rebuild in (per_position, remat, in_training) or (layer.rebuild is serial and len(layer.parts) == 1):
         (layer,) = layer.parts
-    made = maker_of(layer, own=True)
+    made = own_maker(layer)
     if made == "repeat":
         block, times = layer.parts[0], options_of(layer)["times"]
-        inside = [each for each in leaves(block) if maker_of(each) != "dropout"]
+        inside = [each for each in leaves(block) if each.maker != "dropout"]
         plain = len(inside) == 1 and block.rebuild in (None, serial, per_position)
-        one = maker_of(inside[0], own=True) if plain else ""
+        one = own_maker(inside[0]) if plain else ""
         many = f"{times} × {one}" if one else f"{times} blocks"
         return many if times > 1 else one or "a block"
     if made in LINEAR and made != "dense":
@@ -139,7 +139,7 @@ def label(layer: Layer) -> str:
     if layer.rebuild is serial:
         return ", ".join(label(part) for part in layer.parts)
     named = {"residual": "a residual block", "tied": "tied layers", "parallel": "parallel ways"}
-    root = maker_of(layer)
+    root = layer.maker
     return named.get(made, root if root in ("embedding", "dense", "reshape", "lstm", "gru", "rnn") else layer.name)
 
 

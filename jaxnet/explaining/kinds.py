@@ -16,12 +16,9 @@ INDICES = {1: "t", 2: "p", 3: "q"}
 """The index of a sum, by how many axes it runs over; over the examples of a batch it is "i"."""
 
 
-def maker_of(layer: Layer, *, own: bool = False) -> str:
-    """The name of the maker, conv2d; nothing of a layer that none made, or that was changed.
-
-    own: the last maker's, relu, and not the one that it stands on, elementwise.
-    """
-    return "" if layer.made is None else layer.made.maker if own else layer.made.root.maker
+def own_maker(layer: Layer) -> str:
+    """The name of the last maker, relu, and not the one that it stands on, elementwise; "" where there is none."""
+    return "" if layer.made is None else layer.made.maker
 
 
 def options_of(layer: Layer) -> Mapping[str, Any]:
@@ -31,11 +28,11 @@ def options_of(layer: Layer) -> Mapping[str, Any]:
 
 def is_activation(layer: Layer) -> bool:
     """Whether a layer is a = g(z), entry by entry."""
-    return layer.rebuild is None and maker_of(layer) in ("elementwise", "identity")
+    return layer.rebuild is None and layer.maker in ("elementwise", "identity")
 
 
 def gives_z(layer: Layer) -> bool:
     """Whether a layer, or the one inside it, is a linear one."""
     while layer.rebuild in (per_position, remat):
         (layer,) = layer.parts
-    return layer.rebuild is None and maker_of(layer) in LINEAR
+    return layer.rebuild is None and layer.maker in LINEAR

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxnet.explaining import writing
 from jaxnet.explaining.expressions import Call, Expression, Product, Sum, Transposed, key_of
-from jaxnet.explaining.kinds import maker_of
+from jaxnet.explaining.kinds import own_maker
 from jaxnet.explaining.losses import made_by, said_of, slope_of
 from jaxnet.explaining.model import EquationFactor, Line
 from jaxnet.explaining.notation import Notation
@@ -166,14 +166,14 @@ def loss_remarks(chain: Chain, place: NumberedLayer) -> tuple[str, ...]:
     loss = chain.observed.loss
     if slope_of(loss, place.gives, chain.notation.target, 1) is None:
         return (f"from the loss, {loss.name}",)
-    if made_by(loss) == "binary_cross_entropy" and maker_of(place.item.layer, own=True) == "sigmoid":
+    if made_by(loss) == "binary_cross_entropy" and own_maker(place.item.layer) == "sigmoid":
         return ("a(1−a) below cancels σ′: a−y",)
     return said_of(loss)
 
 
 def diagonal(item: Item) -> tuple[str, ...]:
     """The Jacobian of a relu of few units as the matrix it is."""
-    if item.out.ndim != 1 or len(item.out) > SHOWN_UNITS or maker_of(item.layer, own=True) != "relu":
+    if item.out.ndim != 1 or len(item.out) > SHOWN_UNITS or own_maker(item.layer) != "relu":
         return ()
     return (f"relu′ = diag{diagonal_entries(item)}, not a column",)
 

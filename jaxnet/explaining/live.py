@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnet.explaining.kinds import maker_of
+from jaxnet.explaining.kinds import own_maker
 from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.model import WhyTranspose
 from jaxnet.explaining.numbering import NumberedLayer
@@ -54,7 +54,7 @@ def layer_of(place: NumberedLayer) -> dict[str, Any] | None:
         return {"kind": "dense", "W": plain(params["W"]), "b": plain(params["b"]) if "b" in params else None}
     if place.kind == "softmax":
         return {"kind": "softmax"}
-    name, made = maker_of(item.layer, own=True), item.layer.made
+    name, made = own_maker(item.layer), item.layer.made
     if made is not None and place.kind == "activation" and name in ACTIVATIONS and item.x.ndim == 1:
         option = next((float(each) for each in made.options.values() if isinstance(each, int | float)), 0.0)
         return {"kind": "activation", "name": name, "option": option}

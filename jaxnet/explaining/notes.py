@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxnet.explaining import expressions as ex
 from jaxnet.explaining.expressions import Frozen
-from jaxnet.explaining.kinds import is_activation, maker_of
+from jaxnet.explaining.kinds import is_activation, own_maker
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import one
 from jaxnet.explaining.observe import Item
@@ -242,7 +242,7 @@ def by_hand(site: Site) -> ByHand | None:
 def named_function(layer: Layer) -> ex.Name:
     """An activation's symbol: σ, relu, softmax."""
     name = layer.name.replace(" ", "_")
-    return ex.Name("σ" if maker_of(layer, own=True) == "sigmoid" else name, key=name)
+    return ex.Name("σ" if own_maker(layer) == "sigmoid" else name, key=name)
 
 
 def prime(layer: Layer) -> ex.Name:

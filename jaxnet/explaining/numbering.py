@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxnet.explaining.expressions import Name
-from jaxnet.explaining.kinds import gives_z, is_activation, maker_of
+from jaxnet.explaining.kinds import gives_z, is_activation
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.observe import Item, Observed
 
@@ -38,9 +38,9 @@ def kind_of(item: Item) -> Kind:
     layer, params = item.layer, item.params
     if layer.rebuild is not None:
         return "other"
-    if maker_of(layer) == "dense" and isinstance(params, dict) and np.ndim(params.get("W", 0)) == 2:
+    if layer.maker == "dense" and isinstance(params, dict) and np.ndim(params.get("W", 0)) == 2:
         return "dense" if item.x.ndim == 1 else "other"
-    if maker_of(layer) == "softmax":
+    if layer.maker == "softmax":
         return "softmax" if item.x.ndim == 1 else "other"
     return "activation" if is_activation(layer) else "other"
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxnet.combinators import over_positions, per_position, remat, residual, serial
 from jaxnet.explaining.expressions import Expression, Name, Product
-from jaxnet.explaining.kinds import INDICES, maker_of, options_of
+from jaxnet.explaining.kinds import INDICES, options_of
 from jaxnet.explaining.notation import Notation, Number
 from jaxnet.explaining.observe import Item
 from jaxnet.layer import EXAMPLES, Layer, Tree
@@ -108,7 +108,7 @@ class Record:
     @property
     def word(self) -> str:
         """The maker of the layer, conv2d; of other records their kind."""
-        return maker_of(self.layer) if self.kind == "leaf" else self.kind
+        return self.layer.maker if self.kind == "leaf" else self.kind
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Walk:
 
     def through(self, layer: Layer, params: Tree, x: Any, token: int, positions: int, within: str = "") -> Any:
         """The way through a layer."""
-        made_by, options, at = maker_of(layer), options_of(layer), (x, token, positions, within)
+        made_by, options, at = layer.maker, options_of(layer), (x, token, positions, within)
         if layer.rebuild is None:
             return self.leaf(layer, params, *at)
         if layer.rebuild is serial:

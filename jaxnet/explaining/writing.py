@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxnet.explaining.expressions import Call, Expression, Listed, Name, Product, Sum, key_of
-from jaxnet.explaining.kinds import LINEAR, is_activation, maker_of, options_of
+from jaxnet.explaining.kinds import LINEAR, is_activation, options_of
 from jaxnet.explaining.layer_source import quoted
 from jaxnet.explaining.model import Line
 from jaxnet.explaining.notation import Notation, Number
@@ -257,7 +257,7 @@ def meetings(within: Inside, n: int) -> list[Line]:
 def shared(within: Inside) -> list[Line]:
     """The gradient of a parameter that several layers share: the sum over its uses."""
     layer = within.place.item.layer
-    if maker_of(layer) != "tied" or len(within.records) == 1:
+    if layer.maker != "tied" or len(within.records) == 1:
         return []
     options = options_of(layer)
     share, owner = options["share"], min(options["where"])
