@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import linecache
 import sys
 import textwrap
 from collections.abc import Collection, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jaxnet.explaining.model import Quoted
+from jaxnet.explaining.recording import parsed
 from jaxnet.layer import Layer
 from jaxnet.registry import makers
 
@@ -29,7 +30,8 @@ def quoted(layer: Layer, lines: Collection[tuple]) -> Quoted:
     file, at = next(iter(lines), ("", 0))[:2]
     if made is not None:
         file, at = getattr(sys.modules.get(made.module), "__file__", None) or "", made.title
-    text, tree = parsed(file)
+    text = "".join(linecache.getlines(file))
+    tree = parsed(text) or ast.Module([], [])
     found = {way: next(functions(tree, at, names), None) for way, names in WAYS.items()}
     code = {way: "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]) if node is not None else ""
             for way, node in found.items()}  # fmt: skip
@@ -38,13 +40,6 @@ def quoted(layer: Layer, lines: Collection[tuple]) -> Quoted:
     where = f"{path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path}:{back.lineno}" if back else ""
     of = equations(layer, ast.get_docstring(tree) or "", back)
     return Quoted(of, **{way: textwrap.dedent(each) for way, each in code.items()}, where=where)
-
-
-@lru_cache(maxsize=64)
-def parsed(file: str) -> tuple[str, ast.Module]:
-    """A file's text and tree; of no file, nothing."""
-    text = Path(file).read_text(encoding="utf-8") if Path(file).is_file() else ""
-    return text, ast.parse(text)
 
 
 def functions(tree: ast.Module, at: str | int, names: tuple[str, ...]) -> Iterator[Any]:
