@@ -50,12 +50,6 @@ class WrittenLine(ex.Frozen):
     factor: Factor | None = None
 
 
-def readable(record: Record) -> bool:
-    """Whether a layer's equations can be read off its source, forward and backward."""
-    recording = recorded(record)
-    return recording is not None and (recording.out in recording.given or recording.out in recording.operations)
-
-
 @lru_cache(maxsize=64)
 def recorded(record_: Record) -> Recording | None:
     """A leaf's lines at one example; None where it is no leaf of one array, or its source is not there."""
@@ -71,9 +65,10 @@ def recorded(record_: Record) -> Recording | None:
 
 @lru_cache(maxsize=256)
 def written_lines(site: Site) -> tuple[WrittenLine, ...]:
-    """The lines of a record in a notation's symbols."""
+    """The lines of a record in a notation's symbols; none where they cannot be read off its source."""
     recording = recorded(site.record)
-    assert recording is not None
+    if recording is None or recording.out not in recording.given.keys() | recording.operations.keys():
+        return ()
     return tuple(LineWriter(site, recording).lines())
 
 

@@ -17,7 +17,7 @@ from jaxnet.explaining.notes import by_hand, notes_of, remark_of
 from jaxnet.explaining.numbering import NumberedLayer
 from jaxnet.explaining.numbers import one, shape
 from jaxnet.explaining.records import BLOCK, Record, Site, param_name
-from jaxnet.explaining.source_lines import readable, recorded, written_lines
+from jaxnet.explaining.source_lines import recorded, written_lines
 from jaxnet.explaining.ulp import largest, ulps
 
 
@@ -152,10 +152,8 @@ def hidden(within: Inside, n: int) -> bool:
 def source_lines(within: Inside, n: int, forward: bool) -> list[Line]:
     """A leaf's lines as its source has them; none where it cannot be read."""
     record, site = within.records[n], within.site(n)
-    if record.kind != "leaf" or by_hand(site) or not readable(record):
-        return []
     found = []
-    for each in written_lines(site):
+    for each in () if by_hand(site) else written_lines(site):
         if each.forward != forward:
             continue
         whole, kind = each.gives in ("", "out", "dx"), "step" if forward else "error"
