@@ -166,6 +166,11 @@ class Execution:
             return int(around[0].eqn.params["length"])
         return -1 if around else 0
 
+    def as_run(self, number: int, steps: np.ndarray) -> np.ndarray:
+        """The steps of an array that stands where a value does, in the order in which they run."""
+        loops = self.loops(number)
+        return steps[::-1] if loops and loops[-1].eqn.params.get("reverse", False) else steps
+
     @cached_property
     def same(self) -> dict[int, int]:
         """By a value's number, that of the value that a loop, a rule or the branch that runs takes in or hands on."""
@@ -480,9 +485,8 @@ class Effect:
         """
         (operation,) = self.place.operations
         number = operation.outputs[0]
-        around = self.aligned.loops(number)
-        backwards = bool(around) and around[-1].eqn.params.get("reverse", False)
-        steps = iter(array[::-1] if backwards else array) if around else itertools.repeat(array)
+        once = not self.aligned.loops(number)
+        steps = itertools.repeat(array) if once else iter(self.aligned.as_run(number, array))
         return {number: lambda values: value(values[number], next(steps))}
 
     def at(self, point: int, vector: np.ndarray) -> np.ndarray:

@@ -277,7 +277,7 @@ class Scope:
     @cached_property
     def terms(self) -> list[Term]:
         """Arrays that can stand beside the place's value: atoms, and functions of them and of the value itself."""
-        found = [Term(template.replace("{1}", "{0}")) for template in UNARY[1:]]
+        found = [Term("1"), *(Term(template.replace("{1}", "{0}")) for template in UNARY[1:])]
         for text in list(self.aligned.primal_numbers)[:4]:
             for atom in self.names:
                 found += [joined(f"{text} * {{}}", laid) for laid in self.laid_out(Term("{1}", (atom,)), atom.shape)]
@@ -366,7 +366,7 @@ class Scope:
             for sign in "+-":
                 if f"{'-' if sign == '+' else '+'} {bracketed(text)}" not in self.text:  # else that part is left out
                     yield self.edit(joined(f"{{}} {sign} {{}}", HERE, term), "term", term, cost)
-            if cost > 2:
+            if term.template != "{1}":  # an atom by itself has been there
                 yield self.edit(term)
         yield from (self.edit(term) for term in self.sums if len(term.atoms) == 1)
         for atom in self.names:

@@ -28,11 +28,14 @@ INFIX = {
     "add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=",
     "gt": ">", "ge": ">=", "and": "&", "or": "|", "rem": "%", "pow": "**",
 }  # fmt: skip
-LAX = ("erf", "erf_inv", "erfc", "lgamma", "digamma", "cbrt", "exp2", "logistic")
 CALLS = {
-    name: name for name in ("exp", "log", "tanh", "sin", "cos", "sqrt", "sign", "abs", "log1p", "expm1", "square",
-                            "floor", "ceil", "round", "conj", "real", "imag", "tan", "sinh", "cosh", "arctan2")
-} | {"max": "maximum", "min": "minimum", "atan2": "arctan2", "not": "logical_not", "is_finite": "isfinite"}  # fmt: skip
+    **{name: f"%.{name}" for name in ("exp", "log", "tanh", "sin", "cos", "sqrt", "sign", "abs", "log1p", "expm1",
+                                      "tan", "square", "floor", "ceil", "round", "conj", "real", "imag", "sinh", "cosh")},
+    **{name: f"@.{name}" for name in ("erf", "erf_inv", "erfc", "lgamma", "digamma", "cbrt", "exp2", "logistic")},
+    "max": "%.maximum", "min": "%.minimum", "atan2": "%.arctan2", "not": "%.logical_not", "is_finite": "%.isfinite",
+    "rsqrt": "1 / %.sqrt",
+}  # fmt: skip
+"""Functions of arrays of one shape; `%` stands for the name of `jax.numpy`, `@` for that of `jax.lax`."""
 REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "prod", "psum": "sum"}
 UNCHANGED = (
     "copy",
@@ -317,11 +320,9 @@ class Writer:
             return self.infix(INFIX[name], *map(self.write, inputs))
         if name in CALLS:
             parts = [self.write(each) for each in inputs]
-            text = f"{self.library}.{CALLS[name]}({', '.join(part.text for part in parts)})"
+            function = CALLS[name].replace("%", self.library) if "%" in CALLS[name] else self.of_lax + CALLS[name][1:]
+            text = f"{function}({', '.join(part.text for part in parts)})"
             return Written(text, np.broadcast_shapes(*(part.shape for part in parts)))
-        if name in LAX:
-            written = self.write(inputs[0])
-            return Written(f"{self.of_lax}.{name}({written.text})", written.shape)
         if name in REDUCTIONS and all(isinstance(axis, int) for axis in params["axes"]):
             return self.reduced(REDUCTIONS[name], self.write(inputs[0]), shapes[0], params["axes"])
         if writer is None:
@@ -404,11 +405,6 @@ class Writer:
         """1 − x²"""
         written = self.write(inputs[0])
         return Written(f"1 - {bracketed(written.text)}**2", written.shape)
-
-    def write_rsqrt(self, params, inputs, shapes, shape) -> Written:
-        """1 / √x"""
-        written = self.write(inputs[0])
-        return Written(f"1 / {self.library}.sqrt({written.text})", written.shape)
 
     def write_select_n(self, params, inputs, shapes, shape) -> Written:
         """One of two, by a mask."""

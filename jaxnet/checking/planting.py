@@ -6,7 +6,6 @@ mistake is a cause only if the gradients are then the rule's own, at the point w
 
 from __future__ import annotations
 
-import linecache
 import os
 import re
 import time
@@ -141,10 +140,7 @@ class Names:
         if operation is None or not operation.position.file:
             return "", "the primal"
         position = operation.position
-        text = linecache.getline(position.file, position.line)
-        same = position.line == position.end_line
-        part = text.encode()[position.column : position.end_column].decode() if same else text.strip()
-        return f"{os.path.basename(position.file)}:{position.line}", part
+        return f"{os.path.basename(position.file)}:{position.line}", position.segment
 
     def slips(self, operation: Operation) -> Iterator[tuple[int, Callable, str]]:
         """The usual mistakes at an operation: (value left out or transposed, function of all values, words).

@@ -34,7 +34,7 @@ from jaxnet.checking.subject import Subject
 FRESH = (501, 502)
 GRAFTS = {"replaced": lambda v, u: u, "added": lambda v, u: v + u, "taken": lambda v, u: v - u}
 MOST_EQUAL, MOST_CONFIRMED, MOST_AT_A_PLACE = 3, 24, 24
-AT_A_PLACE = 0.25  # of the time that is left
+AT_A_PLACE, IN_TURN = 0.25, 0.7  # of the time that is left: for one place, for edits that are run one by one
 LONG, CLEAR = 10**6, 20  # tokens: a longer edit is another expression, and its cause says so
 LONGEST_CAUSE = 120  # letters of the two expressions in a cause
 SHORT = 3  # tokens: a longer repair is looked for in the text too
@@ -138,8 +138,8 @@ class RepairSearch:
 
         The loop is right in the steps before: only the step is looked at in which the first such value is.
         """
-        values = [np.asarray(self.aligned.values[0][effect.place.number]) for effect in effects]
-        values = [v[::-1] if self.backwards(e.place) else v for v, e in zip(values, effects, strict=True)]
+        numbers = [effect.place.number for effect in effects]
+        values = [self.aligned.as_run(number, np.asarray(self.aligned.values[0][number])) for number in numbers]
         for t in range(max(map(len, values), default=0)):
             known = [t >= len(v) or self.aligned.reference.has_step(v[t]) for v in values]
             if not all(known):
@@ -165,30 +165,20 @@ class RepairSearch:
     def found(self, goal: Sequence[int], most: int) -> list[Found]:
         """The edits that make a goal right at every point and cost at most so much, the shortest first."""
         hits: list[Found] = []
-        likely: list[tuple[Edit, Effect]] = []
         others: list[tuple[Edit, Effect]] = []
         for effect in self.places(goal):
             linear = effect.linear
-            if linear is False:
-                continue
-            scope = self.scope(effect.place)
-            if linear is True:
-                others += [(edit, effect) for edit in scope.singles]
-            elif effect.feeds_itself:
-                likely += [(edit, effect) for edit in scope.singles]
-            else:
+            if isinstance(linear, tuple) and not effect.feeds_itself:
                 hits += self.exact(effect, linear, first=1)
-        start = time.process_time()
-        for some, share in ((likely, 0.5), (others, 0.6)):
-            until = start + share * (self.until - start)
-            for edit, effect in sorted(some, key=lambda each: (each[0].cost, each[0].rank)):
-                best = min((hit.cost for hit in hits), default=most)
-                if time.process_time() > until or edit.cost > best:
-                    break
-                if self.holds(edit, effect, first=0):
-                    hits.append(self.hit(edit, effect))
-            if min((hit.cost for hit in hits), default=most) <= SHORT:
+            elif linear is not False:
+                others += [(edit, effect) for edit in self.scope(effect.place).singles]
+        until = time.process_time() + IN_TURN * (self.until - time.process_time())
+        for edit, effect in sorted(others, key=lambda each: (each[0].cost, each[0].rank)):
+            best = min((hit.cost for hit in hits), default=most)
+            if time.process_time() > until or edit.cost > best or best <= SHORT:
                 break
+            if self.holds(edit, effect, first=0):
+                hits.append(self.hit(edit, effect))
         best = min((hit.cost for hit in hits), default=most)
         if best > SHORT:
             hits += self.found_in_text(goal, SHORT if hits else best)
@@ -228,27 +218,22 @@ class RepairSearch:
 
     def hit(self, edit: Edit, effect: Effect) -> Found:
         """An edit as a change of the text."""
-        mark = effect.place.mark
+        mark, text = effect.place.mark, tidy(edit.text)
         start, end = mark.source.span(mark.node)
-        before, reach = mark.text, len(effect.changed)
-        edit = replace(edit, text=tidy(edit.text), what=tidy(edit.what))
-        if mark.defines:
-            indent = " " * mark.node.col_offset
-            statement = f"{before} = {edit.text}"
-            at = mark.until or start
-            text = f"\n{indent}{statement}" if mark.until else f"{statement}\n{indent}"
-            cost = 2 + distance(before, edit.text)
-            return Found(
-                cost, edit.rank, reach, len(text), Change(mark.source, at, at, text), before, cause(edit, before)
-            )
+        before, cost = mark.text, 1 if edit.kind == "sign" else distance(mark.text, text)
+        said = cause(replace(edit, text=text, what=tidy(edit.what)), before)
         operator = re.search(rb"[\w)\]] ?([+-]) ?$", mark.source.text[:start]) if edit.kind == "sign" else None
-        if operator is not None:
+        if mark.defines:
+            indent, statement = " " * mark.node.col_offset, f"{before} = {text}"
+            start = end = mark.until or start
+            text = f"\n{indent}{statement}" if mark.until else f"{statement}\n{indent}"
+            cost += 2
+        elif operator is not None:
             start, end = operator.span(1)
             before = operator[1].decode()
-            edit = replace(edit, text="-" if before == "+" else "+")
-        cost = 1 if edit.kind == "sign" else distance(before, edit.text)
-        return Found(cost, edit.rank, reach, len(edit.text), Change(mark.source, start, end, edit.text), before,
-                     cause(edit, mark.text))  # fmt: skip
+            text = "-" if before == "+" else "+"
+        change = Change(mark.source, start, end, text)
+        return Found(cost, edit.rank, len(effect.changed), len(text), change, before, said)
 
     @cached_property
     def in_text(self) -> list[Found]:
@@ -310,18 +295,13 @@ class RepairSearch:
                 if isinstance(linear, tuple):
                     A, b = linear
                     new = function(here, u)
-                    step = (new - here)[::-1] if self.backwards(place) else new - here
+                    step = self.aligned.as_run(place.number, new - here)
                     if not np.max(np.abs(A @ step.ravel() - b), initial=0.0) <= EXACT * max(1.0, np.linalg.norm(b)):
                         continue
                 if self.late:
                     return
                 if self.right_with(effect, number, function):
                     yield number, kind
-
-    def backwards(self, place: Any) -> bool:
-        """Whether the loop around a place runs from the end."""
-        around = self.aligned.loops(place.number)
-        return bool(around) and around[-1].eqn.params["reverse"]
 
     def right_with(self, effect: Effect, number: int, function: Callable) -> bool:
         """Whether the goal is right with a value of autodiff at a place."""

@@ -35,6 +35,12 @@ class Position(NamedTuple):
         return linecache.getline(self.file, self.line).strip() if self.file else ""
 
     @property
+    def segment(self) -> str:
+        """The span as it is written; of one over several lines, its first line."""
+        line = linecache.getline(self.file, self.line) if self.file else ""
+        return line.encode()[self.column : self.end_column].decode() if self.line == self.end_line else line.strip()
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names that a statement assigns, where the position spans the whole value that it gives them."""
         return assignments(self.file).get(self[1:5], ()) if self.file else ()
