@@ -30,7 +30,8 @@ INFIX = {
 }  # fmt: skip
 CALLS = {
     **{name: f"%.{name}" for name in ("exp", "log", "tanh", "sin", "cos", "sqrt", "sign", "abs", "log1p", "expm1",
-                                      "tan", "square", "floor", "ceil", "round", "conj", "real", "imag", "sinh", "cosh")},
+                                      "tan", "square", "floor", "ceil", "round", "conj", "real", "imag", "sinh",
+                                      "cosh")},
     **{name: f"@.{name}" for name in ("erf", "erf_inv", "erfc", "lgamma", "digamma", "cbrt", "exp2", "logistic")},
     "max": "%.maximum", "min": "%.minimum", "atan2": "%.arctan2", "not": "%.logical_not", "is_finite": "%.isfinite",
     "rsqrt": "1 / %.sqrt",
