@@ -30,6 +30,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
+from jaxnet.layer import Layer
+
 SEE = "__jaxnet_see__"
 MARK = "jaxnet mark "
 MOST_OBJECTS = 5000
@@ -68,7 +70,7 @@ def functions_of(*parts: Any, rules: bool = True) -> list[FunctionType]:
         elif isinstance(each, partial):
             queue += [each.func, *each.args, *each.keywords.values()]
         elif isinstance(each, tuple | list):
-            queue += each
+            queue += each._replace(backward=None) if isinstance(each, Layer) and not rules else each
         elif isinstance(each, dict):
             queue += each.values()
         elif isinstance(each, type):

@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 from jaxnet.checking import check
+from jaxnet.layer import Layer
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "inside": False, "precise": False}
 
@@ -121,6 +122,22 @@ def test_a_pair_of_functions():
 
     report = check((forward, backward), "float32[3,3], float32[3]", **QUICK)
     assert report.repair.patch.splitlines()[1] == "+ return jnp.outer(x, d_out).T, W.T @ d_out"
+
+
+def test_a_layer_of_ones_own():
+    def forward(w, x, key=None, train=False):
+        a = jnp.tanh(w * x)
+        return a, (x, a)
+
+    def backward(w, saved, d_out, read):
+        x, a = saved
+        dz = d_out * (1 - a)
+        return w * dz, dz * x
+
+    scale = Layer("scale", lambda key, x: jax.random.normal(key, x.shape, x.dtype), forward, backward)
+    repair = check(scale, "float32[5]", **QUICK).repair
+    assert repair is not None
+    assert repair.patch == "- dz = d_out * (1 - a)\n+ dz = d_out * (1 - a * a)"
 
 
 def test_a_rule_inside_a_function():
