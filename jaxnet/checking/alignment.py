@@ -50,6 +50,20 @@ class Inputs:
         leaves = jax.tree.leaves(self.d_out)
         return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
+    def outputs(self, args: tuple, out: Any, grads: Any) -> list:
+        """The outputs and gradients that a rule gives at some arguments. Raises `ValueError` where one is missing."""
+        outs = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        if isinstance(self.subject.custom, jax.custom_jvp):
+            return outs + [leaf for leaf in jax.tree.leaves(grads) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        found, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads)
+        if problems:
+            raise ValueError(problems[0])
+        return [*outs, *found]
+
+    def called(self, run: Callable) -> list[np.ndarray]:
+        """What a rule gives here, called as it is."""
+        return [np.asarray(each) for each in self.outputs(self.args, *run(self.args, self.d_out))]
+
     def trace(self, run: Callable) -> Graph:
         """The program (arrays) -> outputs and gradients."""
         leaves = leaves_of(self.args, self.subject.fixed)
@@ -60,14 +74,7 @@ class Inputs:
             given = iter(flat[n + m :])
             d_out = [next(given) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf for leaf in seeds]
             args = leaves.tree(flat[:n], flat[n : n + m])
-            out, grads = run(args, jax.tree.unflatten(tree, d_out))
-            outs = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-            if isinstance(self.subject.custom, jax.custom_jvp):
-                return outs, [leaf for leaf in jax.tree.leaves(grads) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-            found, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads)
-            if problems:
-                raise ValueError(problems[0])
-            return outs, found
+            return self.outputs(args, *run(args, jax.tree.unflatten(tree, d_out)))
 
         return graph_of(jax.make_jaxpr(function)(*self.flat))
 

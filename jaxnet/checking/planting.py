@@ -30,7 +30,6 @@ from jaxnet.checking.alignment import (
 )
 from jaxnet.checking.grafts import CannotWriteError, Writer
 from jaxnet.checking.reference import in_float64
-from jaxnet.checking.rules import flat_gradients
 from jaxnet.checking.subject import Subject, leaves_of
 from jaxnet.program import Operation
 from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values
@@ -178,7 +177,7 @@ class Planting:
         inputs = [Inputs(subject, *point) for point in points]
         self.rule, reference = runs(subject)
         right = Execution.of(inputs[0].trace(reference), [each.flat for each in inputs])
-        given = [rule_outputs(subject, self.rule, each) for each in inputs]
+        given = [each.called(self.rule) for each in inputs]
         rough = any(v.dtype not in (np.float64, np.complex128) for vs in given for v in vs)
         self.aligned = Aligned(
             right.graph, right.flat, right.values, right.outputs, subject, inputs, given, 1e-3 if rough else 1e-6,
@@ -302,7 +301,7 @@ class Planting:
     def beside(self, goal: Sequence[int]) -> Iterator[Plant]:
         """What the rule gives at cotangent 0, where taking it away makes the gradients right."""
         still = [
-            rule_outputs(self.subject, self.rule, replace(each, d_out=jax.tree.map(np.zeros_like, each.d_out)))
+            replace(each, d_out=jax.tree.map(np.zeros_like, each.d_out)).called(self.rule)
             for each in self.aligned.points
         ]
         for k in goal:
@@ -329,19 +328,6 @@ class Planting:
         words = "; and ".join(dict.fromkeys(plant.words for plant in known.values()))
         where = next(iter(known.values())).where
         return Cause(words, where, len(known) == len(wrong), (), tuple(map(self.names.of_output, known)))
-
-
-def rule_outputs(subject: Subject, rule: Callable, inputs: Inputs) -> list[np.ndarray]:
-    """What a rule gives, called as it is: its outputs and gradients."""
-    out, grads = rule(inputs.args, inputs.d_out)
-    outs = [leaf for leaf in jax.tree.leaves(out) if np.issubdtype(leaf.dtype, np.inexact)]
-    if isinstance(subject.custom, jax.custom_jvp):
-        found: list = [leaf for leaf in jax.tree.leaves(grads) if np.issubdtype(leaf.dtype, np.inexact)]
-    else:
-        found, problems = flat_gradients(leaves_of(inputs.args, subject.fixed), grads)
-        if problems:
-            raise ValueError(problems[0])
-    return [np.asarray(each) for each in (*outs, *found)]
 
 
 def planted(subject: Subject, points: Sequence[tuple], *, seconds: float = 3.0) -> Cause | None:
