@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxnet.explaining.history import History
 from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.notation import ExplainError
 from jaxnet.explaining.records import couples, in_training
+from jaxnet.explaining.torch_modules import is_torch_module, network_of
 from jaxnet.layer import Layer, Loss, Tree, output
 from jaxnet.layers import identity
 from jaxnet.losses import quadratic
@@ -51,12 +52,16 @@ class ExplainedNetwork:
 def named(target: str, *, inputs: str | None = None, seed: int = 0) -> ExplainedNetwork | FunctionSubject:
     """A layer, loss or network that jaxnet ships, "package.module:object" or "file.py:object", at inputs by the seed.
 
-    An object is a `Layer` with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as `jaxnet check` takes
+    An object is a `Layer` or a PyTorch module with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as `jaxnet check` takes
     it. A layer by itself has the cost ½‖out − y‖² of a target drawn at random.
     Raises `ExplainError` for a name that is not found, or an object that cannot be explained.
     """
     try:
         first, *_ = find(target, inputs)
+        if is_torch_module(first.rule):
+            net, params = network_of(first.rule)
+            note = f"x and y are drawn at random, seed {seed}; the parameters are the module's"
+            return replace(of_target(replace(first, rule=net), seed=seed), params=params, notes=(note,))
         if callable(first.rule) and not is_network(first.rule):
             return FunctionSubject(first.rule, points.draw(points.expand(first.args), seed), target, seed)
         return of_target(first, seed=seed)
