@@ -12,7 +12,8 @@ pytestmark = pytest.mark.peers
 SOURCE = """
 from torch import nn
 
-known = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 3, bias=False)), nn.GELU(), nn.Linear(3, 2))
+middle = nn.Sequential(nn.ReLU(), nn.Linear(3, 3, bias=False))
+known = nn.Sequential(nn.Linear(2, 3), middle, nn.GELU(), nn.Linear(3, 2))
 unknown = nn.Sequential(nn.Linear(2, 3), nn.PReLU(), nn.Dropout())
 
 

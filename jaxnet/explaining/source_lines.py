@@ -79,6 +79,7 @@ class LineWriter:
         self.site, self.recording = site, recording
         self.rows = site.notation.rows
         self.fixed: set[ex.Expression] = set()
+        self.tables: set[str] = set()  # parameters whose rows are taken
         self.error = -1
         self.names: dict[str, ex.Name] = {}
         self.differentiated: set[ex.Name] = set()
@@ -101,17 +102,17 @@ class LineWriter:
         self.symbols[recording.out] = site.gives
         if recording.dx >= 0:
             self.symbols[recording.dx] = site.back[0]
-        tables = set()  # a row of W[x] is a row in every layout
-        for made in recording.operations.values():
-            if made.name == "getitem" and all(isinstance(each, Array) for each in made.args[:2]):
-                tables.add(recording.root(made.args[0].ref))
+        sliced = {recording.root(made.args[0].ref) for made in recording.operations.values()
+                  if made.name == "getitem" and isinstance(made.args[0], Array)}  # fmt: skip
         for ref, (kind, path) in recording.given.items():
             if kind == "param" and ref not in taken:
                 continue
             if kind == "param":
                 symbol = param_name(site.notation, path, site.number)
                 self.fixed.add(symbol)
-                laid = self.rows and recording.values[ref].ndim == 2 and ref not in tables
+                if ref in sliced:
+                    self.tables.add(parameter(path))
+                laid = self.turned(parameter(path), recording.values[ref])
                 self.symbols[ref] = ex.Transposed(symbol) if laid else symbol
             else:
                 self.symbols[ref] = site.takes[0] if kind == "x" else site.error
@@ -390,7 +391,7 @@ class LineWriter:
         name = parameter(path)
         symbol = param_name(self.site.notation, path, self.site.number)
         value = self.recording.grads[path]
-        laid = value.T if self.turned(factor, value) else value
+        laid = value.T if self.turned(name, value) else value
         left = self.site.notation.gradient(symbol)
         try:
             right, index = gradient_of(factor, self, value)
@@ -406,9 +407,9 @@ class LineWriter:
         factor = jax.tree.map(lambda leaf: self.recording.values[known[id(leaf)]], factor)
         return [self.compared(WrittenLine("", at(left, index), text, value, False, name, sizes, factor=factor))]
 
-    def turned(self, factor: Factor, value: np.ndarray) -> bool:
-        """Whether a gradient is shown as (in, out); a table's rows stay rows."""
-        return self.rows and value.ndim == 2 and not isinstance(factor, Rows)
+    def turned(self, name: str, value: np.ndarray) -> bool:
+        """Whether a parameter or its gradient is shown as (in, out); a table's rows stay rows."""
+        return self.rows and value.ndim == 2 and name not in self.tables
 
     def computed(self, made: ex.Expression, value: np.ndarray) -> ex.Expression:
         """A sum over axes that no symbol has: its value is the factor's own."""
@@ -426,7 +427,7 @@ class LineWriter:
             apart.append(ulps(value, other, beside))
             value = np.asarray(other) if len(apart) == 2 else value
         ulp = max(apart, key=lambda each: np.inf if np.isnan(each) else each)
-        if line.factor is not None and self.turned(line.factor, value):
+        if line.factor is not None and self.turned(line.gives, value):
             value = value.T
         return replace(line, key=ex.key_of(line.left), value=value, ulp=ulp)
 

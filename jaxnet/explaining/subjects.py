@@ -52,8 +52,8 @@ class ExplainedNetwork:
 def named(target: str, *, inputs: str | None = None, seed: int = 0) -> ExplainedNetwork | FunctionSubject:
     """A layer, loss or network that jaxnet ships, "package.module:object" or "file.py:object", at inputs by the seed.
 
-    An object is a `Layer` or a PyTorch module with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as `jaxnet check` takes
-    it. A layer by itself has the cost ½‖out − y‖² of a target drawn at random.
+    An object is a `Layer` or a PyTorch module with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as
+    `jaxnet check` takes it. A layer by itself has the cost ½‖out − y‖² of a target drawn at random.
     Raises `ExplainError` for a name that is not found, or an object that cannot be explained.
     """
     try:
