@@ -76,7 +76,8 @@ def test_only_what_a_call_needs_is_read(arrays):
     for call in (session.calls[0], session.calls[1], session.calls[4], session.calls[0], session.calls[-1]):
         train, at, start = session.given(call, order)
         expected = places[call.start : call.start + call.count * call.batch]
-        np.testing.assert_array_equal(train.x, blobs()["x_train"][expected])
+        assert train.x.shape == (call.count, call.batch, 5)
+        np.testing.assert_array_equal(train.x.reshape(-1, 5), blobs()["x_train"][expected])
         np.testing.assert_array_equal(at, np.arange(len(expected)))
         assert start == 0
     assert session.arrays["train"].x.shape == (1, 5)

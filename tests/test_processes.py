@@ -1,5 +1,6 @@
 """Several processes as one program: the numbers of one process, checkpoints for any count, and an end for all."""
 
+import json
 import os
 import signal
 import socket
@@ -14,9 +15,9 @@ import tomli_w
 
 from jaxnet.devices import launch, processes
 from jaxnet.training import loop
-from jaxnet.training.config import load_config
+from jaxnet.training.config import load_config, make_config
 from jaxnet.training.trained_network import restore
-from tests.runs import ROOT, metrics, summary
+from tests.runs import DOCUMENT, ROOT, blobs, metrics, summary
 
 RECIPE = {
     "data": "digits",
@@ -67,6 +68,49 @@ def test_one_process_goes_on_with_their_checkpoint(together):
     loop.resume(together, overrides=["train.epochs=3"], quiet=True)
     assert len(metrics(together)) == 3
     assert summary(together)["status"] == "finished"
+
+
+READER = """
+import json, pathlib, sys
+import numpy as np
+from jaxnet.devices import processes
+processes.join(sys.argv[1])
+from jaxnet.training import loop, session
+from jaxnet.training.config import make_config
+seen, read = set(), session.Session.read
+def counted(self, places):
+    seen.update(np.ravel(places).tolist())
+    return read(self, places)
+session.Session.read = counted
+loop.train(make_config(json.loads(sys.argv[2])), run_dir=pathlib.Path(sys.argv[3]), quiet=True)
+print(json.dumps(sorted(seen)))
+"""
+
+
+def test_each_process_reads_its_own_rows_of_data_on_disk(tmp_path):
+    data = blobs()
+    for name, array in data.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    train = {"epochs": 1, "shuffle": False, "batch": 10, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
+    config = DOCUMENT | {"data": f"{tmp_path}/", "train": train}
+    alone = loop.train(make_config(config), run_dir=tmp_path / "alone", quiet=True)
+    address = f"127.0.0.1:{launch.free_port()}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    arguments = json.dumps(config | {"mesh": {"data": 2}}), str(tmp_path / "run")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, f"{address},{i},2", *arguments],
+            **{"env": environment, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        )
+        for i in range(2)
+    ]
+    told = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], told
+    rest = set(range(100, 103))  # two devices do not divide the last batch, so both have it
+    for i, (out, _) in enumerate(told):
+        assert set(json.loads(out)) == {at for at in range(100) if (at % 10 >= 5) == i} | rest
+    for name in ("train_loss", "test_loss", "validation_accuracy"):
+        np.testing.assert_allclose(metrics(tmp_path / "run")[0][name], metrics(alone)[0][name], rtol=1e-5)
 
 
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(recipe, tmp_path):

@@ -1,6 +1,7 @@
 """Several processes as one program: joining, what they agree on, and arrays that lie on the devices of all.
 
-Every process runs the same program on the same data. Process 0 writes the run's folder; the others only read it.
+Every process runs the same program. Of data on disk each reads the examples of its own devices; other data it has
+whole. Process 0 writes the run's folder; the others only read it.
 """
 
 import re
@@ -115,3 +116,27 @@ def on_devices(tree: Tree, shardings: Any) -> Tree:
     if isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda leaf: of(leaf, shardings), tree)
     return jax.tree.map(of, tree, shardings)
+
+
+def own_columns(shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> np.ndarray:
+    """The columns of an array, (rows, columns), that lie on this process's devices."""
+    columns = np.arange(shape[1])
+    if sharding is None:
+        return columns
+    parts = [columns[index[1]] for index in sharding.addressable_devices_indices_map(shape).values() if index]
+    return np.unique(np.concatenate(parts))
+
+
+def from_columns(own: np.ndarray, shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """The array (rows, columns, …) on the devices of all, of which every process has its `own_columns`.
+
+    shape: (rows, columns). sharding: of these two axes; None for one device.
+    """
+    if sharding is None:
+        return jax.device_put(own)
+    columns = own_columns(shape, sharding)
+
+    def part(index):
+        return own[:, np.searchsorted(columns, np.arange(shape[1])[index[1]])]
+
+    return jax.make_array_from_callback((*shape, *own.shape[2:]), sharding, part)

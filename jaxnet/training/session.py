@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxnet.devices import processes
 from jaxnet.devices.placement import RULES, batch_shares, check_rules, forms_for, layout, stacked
 from jaxnet.layer import Layer, Loss, Tree, with_state
 from jaxnet.quantities.privacy import epsilon
@@ -22,7 +23,7 @@ from jaxnet.training.data.on_disk import ReadAhead
 from jaxnet.training.devices import mesh_of, placed
 from jaxnet.training.low_precision import in_precision, saving
 from jaxnet.training.step import Arrays, Private, Recipe, State, StepCall
-from jaxnet.training.text_windows import Windows, shifted
+from jaxnet.training.text_windows import Batches, Windows, shifted
 
 SHUFFLED = 2  # tells the stream of orders from others with the same seed
 
@@ -92,19 +93,26 @@ class Session:
         return Windows(placed(text.tokens, self.mesh), self.dataset.train.x.shape[1])
 
     def read(self, places: np.ndarray) -> Split:
-        """Examples of data on disk."""
+        """Examples of data on disk, at places of any shape."""
         (x, y), text = self.dataset.train, self.dataset.text
         if text is None:
             return Split(x[places], y[places])
-        windows = text.tokens[places[:, None] + np.arange(x.shape[1] + 1)[None]]
-        return Split(windows[:, :-1], windows[:, 1:])
+        windows = text.tokens[places[..., None] + np.arange(x.shape[1] + 1)]
+        return Split(windows[..., :-1], windows[..., 1:])
 
     def given(self, call: StepCall, order: jax.Array | ReadAhead) -> tuple[Tree, jax.Array, np.int32]:
         """Training examples, their order, and the place in it where a call begins; of data on disk the call's own."""
         if not isinstance(order, ReadAhead):
             return self.training, order, np.int32(call.start)
         places = np.arange(call.count * call.batch, dtype=np.int32)
-        return self.on_device(order.of(call)), placed(places, self.mesh), np.int32(0)
+        shape, sharding = (call.count, call.batch), step.batch_sharding(self.mesh, call.batch)
+        own = (processes.from_columns(self.typed(t), shape, sharding) for t in order.of(call))
+        return Batches(*own), placed(places, self.mesh), np.int32(0)
+
+    def places_read(self, call: StepCall, order: np.ndarray) -> np.ndarray:
+        """The places of the examples that this process reads for a call: (steps, its share of each batch)."""
+        places = order[call.start : call.start + call.count * call.batch].reshape(call.count, call.batch)
+        return places[:, processes.own_columns(places.shape, step.batch_sharding(self.mesh, call.batch))]
 
     def order(self, epoch: int) -> jax.Array | ReadAhead:
         """The places of the examples in their order in an epoch, from the seed and the epoch alone; one for each seed.
@@ -125,7 +133,7 @@ class Session:
 
         orders = np.stack([of(seed) for seed in self.seeds])
         if self.dataset.on_disk:
-            return ReadAhead(self.read, orders[0], self.calls)
+            return ReadAhead(self.read, [self.places_read(call, orders[0]) for call in self.calls], self.calls)
         return placed(orders if self.together else orders[0], self.mesh)
 
     # -------------------------------------------------------------------------------------- programs

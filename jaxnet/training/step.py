@@ -365,6 +365,14 @@ def sharded(mesh: Mesh | None, batch: int) -> Callable[[jax.Array], jax.Array]:
     return lambda t: jax.lax.with_sharding_constraint(t, NamedSharding(mesh, PartitionSpec(batch_axes(mesh))))
 
 
+def batch_sharding(mesh: Mesh | None, batch: int) -> NamedSharding | None:
+    """How the batches of a call, (steps, batch, …), lie on the mesh: as `sharded` puts each."""
+    if mesh is None:
+        return None
+    axes = None if batch % batch_shares(mesh) else batch_axes(mesh)
+    return NamedSharding(mesh, PartitionSpec(None, axes))
+
+
 def state_shardings(recipe: Recipe) -> State:
     """The shardings of the state."""
     assert recipe.mesh is not None

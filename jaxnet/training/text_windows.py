@@ -1,4 +1,4 @@
-"""Windows of a text: it stays on the device once, and each step cuts its examples from it."""
+"""Where a step's examples are: rows of arrays, windows of a text on the device, or batches read from disk."""
 
 from dataclasses import field
 
@@ -21,8 +21,19 @@ class Windows:
     length: int = field(metadata={"static": True})
 
 
+@dataclass_tree
+class Batches:
+    """The batches of a call, (steps, batch, …): batch i has the places from i · batch on."""
+
+    x: jax.Array
+    y: jax.Array
+
+
 def examples_at(train: Tree, places: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x and y of the examples at some places, (examples,): rows of arrays x and y, or windows of a text."""
+    """x and y of the examples at some places, (examples,): of batches those of one."""
+    if isinstance(train, Batches):
+        step = places[0] // len(places)
+        return train.x[step], train.y[step]
     if not isinstance(train, Windows):
         x, y = (t.at[places].get(mode="promise_in_bounds") for t in train)
         return x, y
