@@ -632,6 +632,7 @@ def plan(
     devices: Annotated[str, typer.Option(help="cpu:8, cuda:h100:8, tpu:v5e:16x16; they need not be here.")] = "cpu:1",
     program: Annotated[Path | None, typer.Option(help="Write the compiled step's text to this file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file.")] = None,
+    scale: Annotated[bool, typer.Option("--scale", help="Estimate the step on up to 4,096 devices.")] = False,
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -639,7 +640,7 @@ def plan(
     from jaxnet.training.config import load_config
     from jaxnet.training.plan import run
 
-    run(load_config(config, tuple(overrides or ())), devices, data_dir, program, json_file)
+    run(load_config(config, tuple(overrides or ())), devices, data_dir, program, json_file, scale)
 
 
 @app.command()

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnet.devices.chips import CHIPS, DeviceTarget, TargetError, target
+from jaxnet.devices import scaling
+from jaxnet.devices.chips import CHIPS, Chip, DeviceTarget, TargetError, target
 from jaxnet.training.config import ConfigError
 from jaxnet.training.data import load
 from jaxnet.training.plan import PlanError, planned, run
@@ -96,3 +97,22 @@ def test_every_chip_has_its_numbers():
     assert isinstance(target("tpu:v5e:4x4"), DeviceTarget)
     assert target("tpu:v5e:4x4").total == 16
     assert jax.device_count() == 8
+
+
+def test_weak_scaling_on_paper():
+    """Rings by hand: 8 in a domain of 8 at 4 B/s, then domains at 2 B/s."""
+    chip = Chip("made up", 1e9, 1.0, (1.0, 1.0), 4.0, 0.0, 8, 2.0)
+    rows = {row.devices: row for row in scaling.scaled(3.0, 8.0, 1, chip)}
+    assert list(rows) == [2**i for i in range(13)]
+    assert rows[1].exchange == 0
+    assert rows[1].efficiency == (1, 1)
+    assert rows[8].exchange == 2 * 8 * 7 / 8 / 4
+    assert rows[16].exchange == rows[8].exchange + 2 * 1 * 1 / 2 / 2
+    assert rows[8].efficiency == (3 / 6.5, 3 / 4.5)  # 2 of the 3 seconds hide as many of the 3.5
+    assert scaling.scaled(3.0, 8.0, 8, chip)[1].exchange == 2 * 8 / 2 / 2
+    assert scaling.scaled(3.0, 8.0, 8, chip, replicas=4)[1].exchange == 2 * 8 / 4 / 2 / 2
+
+
+def test_the_plan_prints_more_devices(capsys):
+    run(small(), "cpu:1", None, None, None, scale=True)
+    assert "4,096" in capsys.readouterr().out

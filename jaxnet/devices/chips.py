@@ -40,6 +40,7 @@ class Chip(NamedTuple):
     - `memory`: bytes. `bandwidth`: bytes a second to its memory. `link`: bytes a second to other devices, one way.
     - `flops`: multiplications and additions a second, with operands in float32 and in bfloat16.
     - `launch`: seconds that a kernel costs beside its work.
+    - `domain`: how many devices `link` joins. `network`: bytes a second of one device to others beyond; 0 for none.
     """
 
     title: str
@@ -48,17 +49,19 @@ class Chip(NamedTuple):
     flops: tuple[float, float]
     link: float
     launch: float = 0.0
+    domain: int = 1
+    network: float = 0.0
 
 
 CHIPS = MappingProxyType(
     {
         # A float32 product runs in TF32 on these GPUs, and as one bfloat16 pass on a TPU: JAX's default precision.
-        ("cuda", "h100"): Chip("NVIDIA H100 80GB HBM3", 84_978_434_048, 3.352e12, (4.95e14, 9.89e14), 4.5e11, 3e-6),
-        ("cuda", "h200"): Chip("NVIDIA H200", 150_754_820_096, 4.8e12, (4.95e14, 9.89e14), 4.5e11, 3e-6),
-        ("tpu", "v4"): Chip("TPU v4", 32 * 2**30, 1.228e12, (2.75e14, 2.75e14), 3e11),
-        ("tpu", "v5e"): Chip("TPU v5e", 16 * 2**30, 8.19e11, (1.97e14, 1.97e14), 2e11),
-        ("tpu", "v5p"): Chip("TPU v5p", 95 * 2**30, 2.765e12, (4.59e14, 4.59e14), 6e11),
-        ("tpu", "v6e"): Chip("TPU v6e", 32 * 2**30, 1.64e12, (9.18e14, 9.18e14), 4.48e11),
+        ("cuda", "h100"): Chip("NVIDIA H100 80GB HBM3", 84_978e6, 3.352e12, (4.95e14, 9.89e14), 4.5e11, 3e-6, 8, 5e10),
+        ("cuda", "h200"): Chip("NVIDIA H200", 150_755e6, 4.8e12, (4.95e14, 9.89e14), 4.5e11, 3e-6, 8, 5e10),
+        ("tpu", "v4"): Chip("TPU v4", 32 * 2**30, 1.228e12, (2.75e14, 2.75e14), 3e11, domain=4096),
+        ("tpu", "v5e"): Chip("TPU v5e", 16 * 2**30, 8.19e11, (1.97e14, 1.97e14), 2e11, 0.0, 256, 3.1e9),
+        ("tpu", "v5p"): Chip("TPU v5p", 95 * 2**30, 2.765e12, (4.59e14, 4.59e14), 6e11, domain=8960),
+        ("tpu", "v6e"): Chip("TPU v6e", 32 * 2**30, 1.64e12, (9.18e14, 9.18e14), 4.48e11, 0.0, 256, 1.25e10),
     }
 )
 

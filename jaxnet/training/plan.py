@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnet.devices import scaling
 from jaxnet.devices.chips import DeviceTarget, target
 from jaxnet.devices.placement import batch_axes, batch_shares, forms_for, make_mesh
 from jaxnet.devices.program_text import CompiledText
@@ -82,8 +83,15 @@ class StepPlan(NamedTuple):
         return target(self.devices).chip.memory
 
 
-def run(config: Config, devices: str, data_dir: Path | None, program: Path | None, json_file: Path | None) -> None:
-    """Prints the plan of a config, and writes the compiled text and the plan where asked.
+def run(
+    config: Config,
+    devices: str,
+    data_dir: Path | None,
+    program: Path | None,
+    json_file: Path | None,
+    scale: bool = False,
+) -> None:
+    """Prints the plan of a config, and writes the compiled text and the plan where asked. scale: on more devices too.
 
     Raises as `planned`.
     """
@@ -97,6 +105,12 @@ def run(config: Config, devices: str, data_dir: Path | None, program: Path | Non
         write_whole(json_file, json.dumps(plan._asdict(), indent=2).encode())
     for line in plan.lines():
         print(line)
+    if scale:
+        of_products = plan.flops / aim.chip.flops[0 if config.precision not in HALF else 1]
+        seconds = of_products if plan.seconds is None else sum(plan.seconds.values())
+        rows = scaling.scaled(seconds, plan.parameters, aim.total, aim.chip, config.mesh.data)
+        for line in scaling.lines(rows, aim.chip):
+            print(line)
     if plan.peak > plan.memory:
         raise too_large(plan.devices, plan.memory, f"{size(plan.peak)}", plan.largest)
 
