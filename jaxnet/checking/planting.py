@@ -30,6 +30,7 @@ from jaxnet.checking.alignment import (
 )
 from jaxnet.checking.grafts import CannotWriteError, Writer
 from jaxnet.checking.reference import in_float64
+from jaxnet.checking.rules import HERE
 from jaxnet.checking.subject import Subject, leaves_of
 from jaxnet.program import Operation
 from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values
@@ -136,7 +137,8 @@ class Names:
     def line(self, number: int) -> tuple[str, str]:
         """The line of the primal that a value comes from, and its text."""
         operation, _ = self.execution.made.get(number, (None, 0))
-        if operation is None or not operation.position.file:
+        file = "" if operation is None else operation.position.file
+        if operation is None or not file or os.path.dirname(file) == HERE:  # the checker's own lines are no author's
             return "", "the primal"
         position = operation.position
         return f"{os.path.basename(position.file)}:{position.line}", position.segment
