@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxnet.backprop import vjp
 from jaxnet.checking import points
+from jaxnet.checking.network_subjects import takes_batch
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.checking.targets import Target, find, in_dtype, shipped
 from jaxnet.layer import Layer
@@ -43,7 +44,10 @@ def backward_pass(net: Layer, params: Any, x: Any, d_out: Any) -> list[np.ndarra
 def noise_of(target: Target, dtype: str, seed: int) -> float:
     """The noise of a layer's backward pass at one point, in one dtype."""
     net: Layer = target.rule
-    [x] = points.draw(points.expand(in_dtype(target.args, dtype)), seed)
+    template = points.expand(in_dtype(target.args, dtype))
+    [x] = points.draw(template, seed)
+    if takes_batch(net, template):
+        x = jax.tree.map(lambda t: t[0], x)
     example = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype), x)
     params = jax.jit(lambda key: net.init(key, example))(jax.random.key(seed))
     out = jax.eval_shape(lambda params, x: net.forward(params, x)[0], params, x)

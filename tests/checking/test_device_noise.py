@@ -20,6 +20,12 @@ def test_noise_grows_as_bits_are_lost():
     assert measured(shipped("relu"))[0].noise == (0, 0, 0)
 
 
+def test_of_a_batch_one_example_is_taken():
+    """The examples of layers that couple a batch are batches."""
+    [target] = [each for each in shipped("batch_norm") if "dense" in each.name]
+    assert 0 < noise_of(target, "float32", 0) < 1e-5
+
+
 def test_products_in_fewer_bits_are_seen():
     """As a device that multiplies float32 in bfloat16, and float64 as it is."""
     exact = dense(20)
