@@ -86,20 +86,19 @@ def run(names: Sequence[str] = (), json_file: Path | None = None) -> int:
     Raises `CannotCheckError` for a name that is none, or of no layer.
     """
     targets = [each for name in names for each in find(name)] if names else shipped()
-    rows = measured(targets)
-    if not rows:
+    layers = [each for each in targets if isinstance(each.rule, Layer)]
+    if not layers:
         raise CannotCheckError(f"the noise of layers is measured, got {', '.join(names)}: name a layer")
-    device, tolerances = jax.devices()[0], holds(rows)
-    if json_file is not None:
-        made = {
-            "device": device.device_kind,
-            "noise": {row.name: dict(zip(DTYPES, row.noise, strict=True)) for row in rows},
-            "tolerance": tolerances,
-        }
-        json_file.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    device, rows = jax.devices()[0], []
     print(f"{device.device_kind}: largest error of a backward pass, over its largest entry\n")
     print(f"{'layer':48}" + "".join(f"{dtype:>10}" for dtype in DTYPES))
-    for row in rows:
-        print(f"{row.name:48}" + "".join(f"{each:>10.0e}" for each in row.noise))
+    for each in layers:
+        rows += (found := measured([each]))
+        print(f"{each.name:48}" + "".join(f"{noise:>10.0e}" for noise in found[0].noise), flush=True)
+    tolerances = holds(rows)
     print(f"{'tolerance that holds':48}" + "".join(f"{tolerances[dtype]:>10.0e}" for dtype in DTYPES))
+    if json_file is not None:
+        noise = {row.name: dict(zip(DTYPES, row.noise, strict=True)) for row in rows}
+        made = {"device": device.device_kind, "noise": noise, "tolerance": tolerances}
+        json_file.write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
