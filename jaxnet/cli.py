@@ -372,6 +372,7 @@ def sweep(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes that share the runs.")] = 1,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End at the first run that fails.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Only go on with a sweep that was begun.")] = False,
     figure: Annotated[
         Path | None, typer.Option(help="Write a picture to this file: importance of keys, parallel coordinates.")
     ] = None,
@@ -394,7 +395,8 @@ def sweep(
     same += [] if together is None else ["--together" if together else "--apart"]
     same += [*(["--allow-code"] if allow_code else []), *(["--fail-fast"] if fail_fast else [])]
     with more_processes([str(each) for each in same], jobs - 1) as wait:
-        outcomes = run_sweep(wanted, runs_dir=runs_dir, data_dir=data_dir, wait=wait, fail_fast=fail_fast)
+        options = {"runs_dir": runs_dir, "data_dir": data_dir, "fail_fast": fail_fast, "resume": resume}
+        outcomes = run_sweep(wanted, wait=wait, **options)
     console().print(sweep_table(outcomes))
     if figure is not None:
         from jaxnet.training.sweep_figure import write_figure

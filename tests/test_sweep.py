@@ -229,7 +229,7 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(tmp_path, together):
     killed_sweep(*arguments, begun, after=lambda: len(list(begun.glob("*/checkpoints.json"))) == 2)
     statuses = [record.status for record in find_runs(begun)[0]]
     assert "unfinished" in statuses
-    status, out, err = finished(command("sweep", *arguments, begun))
+    status, out, err = finished(command("sweep", *arguments, begun, "--resume"))
     assert status == 0, err
     assert "unfinished, resumed" in out
     assert hashes_of(begun) == hashes_of(tmp_path / "whole")
@@ -238,6 +238,11 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(tmp_path, together):
     if together == "--together":
         assert "seeds=0,1" in out
         assert all("going on from step" in (folder / "log.txt").read_text() for folder in begun.iterdir())
+
+
+def test_to_resume_a_sweep_it_must_have_been_begun(base, tmp_path):
+    with pytest.raises(ConfigError, match="has none of its 2 runs: name its folder"):
+        run_sweep(read_sweep(base, seeds=2), runs_dir=tmp_path / "elsewhere", resume=True)
 
 
 def test_a_group_goes_on_beside_a_run_that_diverged(base, tmp_path):

@@ -16,6 +16,7 @@ from jaxnet.training.build import build
 from jaxnet.training.checkpoint import DamagedError
 from jaxnet.training.data import load
 from jaxnet.training.lock import LockedError
+from jaxnet.training.overrides import ConfigError
 from jaxnet.training.run_folder import Run, TakenError, config_sha256, data_sha256
 from jaxnet.training.run_listing import RunRecord, find_runs, heading, read_run, results, short_keys, table_of, told
 from jaxnet.training.run_summary import result_lines
@@ -60,22 +61,30 @@ def run_sweep(
     say: Say = print,
     wait: Callable[[], None] = lambda: None,
     fail_fast: bool = False,
+    resume: bool = False,
 ) -> list[Outcome]:
     """Trains the runs that are not finished, each in a folder; interrupted and killed runs are resumed.
 
     Runs that another process trains are left to it, so two sweeps at once share the work. A run that diverges or
     cannot be resumed is named and left, and the others go on; with fail_fast its error ends the sweep.
     wait: called before the results are gathered, so that other processes of the sweep may end.
+    resume: one of its runs must be there already, else ConfigError.
     Raises ConfigError, DataError and ShapeError before anything is trained, also for a search without optuna;
     RunError, CheckpointError and Stopped as `loop.train` does.
     """
     if sweep.search is not None:
-        return run_search(sweep, sweep.search, runs_dir=runs_dir, data_dir=data_dir, say=say, fail_fast=fail_fast)
+        options = {"runs_dir": runs_dir, "data_dir": data_dir, "say": say, "fail_fast": fail_fast}
+        return run_search(sweep, sweep.search, resume=resume, **options)
     data = tried(sweep, data_dir)
     hashes = [
         {seed: config_sha256(setting.of_seed(seed), of) for seed in sweep.seeds_of(setting)}
         for setting, of in zip(sweep.settings, data, strict=True)
     ]
+    if resume and earlier(runs_dir).keys().isdisjoint(sha256 for seeds in hashes for sha256 in seeds.values()):
+        raise ConfigError(
+            f"--resume goes on with a sweep that was begun; {runs_dir} has none of its {sum(map(len, hashes))} runs: "
+            "name its folder by --runs-dir, or begin it without --resume"
+        )
     total, number = len(sweep.settings) * sweep.seeds, 0
     for setting, seeds in zip(sweep.settings, hashes, strict=True):
         before = earlier(runs_dir)  # anew for each setting: another sweep may have come to it meanwhile
@@ -97,7 +106,14 @@ def run_sweep(
 
 
 def run_search(
-    sweep: Sweep, trials: SettingSearch, *, runs_dir: Path, data_dir: Path | None, say: Say, fail_fast: bool
+    sweep: Sweep,
+    trials: SettingSearch,
+    *,
+    runs_dir: Path,
+    data_dir: Path | None,
+    say: Say,
+    fail_fast: bool,
+    resume: bool = False,
 ) -> list[Outcome]:
     """Trains each setting as it is suggested, the runs of one that goes on for longer; else as `run_sweep`."""
     found: list[Outcome] = []
@@ -120,7 +136,8 @@ def run_search(
             number += 1
             say(f"trial {number} of {trials.search.trials}")
         one = replace(sweep, settings=[setting], search=None)
-        found += run_sweep(one, runs_dir=runs_dir, data_dir=data_dir, say=say, fail_fast=fail_fast)
+        first = resume and not found
+        found += run_sweep(one, runs_dir=runs_dir, data_dir=data_dir, say=say, fail_fast=fail_fast, resume=first)
     return found
 
 
