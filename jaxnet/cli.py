@@ -471,7 +471,7 @@ def check(
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Check a backward pass entry by entry and name what is wrong. Status 0: right, 1: wrong, 2: not checked."""
+    """Check a backward pass entry by entry and name the mistake. Status 0: right, 1: wrong, 2: not checked."""
     from jaxnet.checking import command, device_noise
     from jaxnet.checking import primitives as of_jax
 

@@ -65,7 +65,7 @@ def serial(*layers: Layer) -> Layer:
 
 
 def forward_through(layers: Sequence[Layer], params: Sequence[Tree], x: Tree, keys: Sequence, train: bool):
-    """One layer after the other, each with its own key: out, and the tuple of what they save."""
+    """One layer after the other, each with its own key: out, and the tuple of saved values."""
     saved = []
     for i, (layer, p, key) in enumerate(zip(layers, params, keys, strict=True)):
         with numbered(layers, i):
@@ -77,7 +77,7 @@ def forward_through(layers: Sequence[Layer], params: Sequence[Tree], x: Tree, ke
 def backward_through(
     layers: Sequence[Layer], params: Sequence[Tree], saved: Sequence[Tree], d_out: Tree, read: Reading
 ):
-    """Back through them, the last first: dx, and the tuple of what was read."""
+    """Back through them, the last first: dx, and the tuple of readings."""
     readings = []
     for layer, p, s in reversed([*zip(layers, params, saved, strict=True)]):
         d_out, reading = layer.backward(p, s, d_out, read)
@@ -364,7 +364,7 @@ def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
 class Shared(NamedTuple):
     """A parameter that several layers of `tied` use: it stands in the `owner`, and the `borrowers` have none.
 
-    Each function takes a sequence with an entry for each layer: parameters, or what was read of them.
+    Each function takes a sequence with an entry for each layer: parameters, or readings of them.
     """
 
     name: str

@@ -94,6 +94,6 @@ def run(name: str, json_file: Path | None, markdown_file: Path | None, only: str
 
 
 def show(title: str, rows: Sequence[Shown], console: Console) -> None:
-    """Print the table and what it was measured on."""
+    """Print the table and the machine."""
     console.print(table(title, rows))
     console.print(headline(), highlight=False)

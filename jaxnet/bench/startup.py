@@ -30,7 +30,7 @@ def startup(rounds: int = 3) -> Row:
 
 
 def cold_and_warm() -> tuple[float, float]:
-    """Seconds to the first step with an empty cache, and again with what that left in it."""
+    """Seconds to the first step with an empty cache, and again with the cache that this filled."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "startup.toml")
         config.write_text(CONFIG)

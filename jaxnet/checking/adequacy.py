@@ -30,7 +30,7 @@ HIDDEN = 1e-5
 
 @dataclass(frozen=True)
 class Blind:
-    """A mistake that the test point cannot tell from the reference, and what would let it be seen."""
+    """A mistake that the test point cannot tell from the reference, and inputs that would show it."""
 
     mistake: str
     remedy: str
@@ -45,7 +45,7 @@ def adequacy(subject: Subject, args: tuple, d_out: Any, *, budget: float = 5.0) 
     Args:
         subject: its primal is differentiable by `jax.vjp`.
         args, d_out: the test point.
-        budget: seconds; what is not tried by then is not reported.
+        budget: seconds; mistakes not tried by then are not reported.
 
     Raises:
         ValueError: where no argument is a floating-point array.

@@ -1,4 +1,4 @@
-"""A rule's program beside autodiff's, on the same numbers: where the rule is wrong, and what a change would do to it.
+"""A rule's program beside autodiff's, on the same numbers: where the rule is wrong, and the effect of a change.
 
 Both are traced in float64 and run in NumPy at several points. Every expression of the author's source is a place with
 a value. A change there is run through what depends on it, and nothing else.
@@ -90,7 +90,7 @@ def runs(subject: Subject) -> tuple[Callable, Callable]:
 
 
 def seeded(subject: Subject, points: Sequence[tuple]) -> list[tuple]:
-    """Points with what a rule takes beside its arguments: a cotangent, or, for a rule of tangents, random tangents."""
+    """Points: arguments, and a cotangent or, for a rule of tangents, random tangents."""
     if not isinstance(subject.custom, jax.custom_jvp):
         return list(points)
     rng = np.random.default_rng(0)
@@ -525,7 +525,7 @@ class Effect:
 
     @cached_property
     def feeds_itself(self) -> bool:
-        """Whether the place's value depends on what it was before, at an earlier step or call."""
+        """Whether the place's value depends on its value at an earlier step or call."""
         return any(number in self.changed for each in self.place.operations for number in each.inputs)
 
     @cached_property
@@ -562,7 +562,7 @@ class Effect:
         return S[:, None] * Vt, b
 
     def rights(self, point: int, changes: dict[int, Callable]) -> bool:
-        """Whether a change makes the outputs of the goal right, and leaves right what was."""
+        """Whether a change makes the outputs of the goal right, and leaves the right ones right."""
         right, tolerance = self.aligned.right[point], self.aligned.tolerance
         return all(
             close(out, right[k], tolerance) for k, out in zip(self.outputs, self.run(point, changes), strict=True)

@@ -47,7 +47,7 @@ numbers = itertools.count(1)
 
 
 def functions_of(*parts: Any, rules: bool = True) -> list[FunctionType]:
-    """The functions that some parts are made of: themselves, what they call by name, and what they close over.
+    """The functions that some parts are made of: themselves, those that they call by name, those that they close over.
 
     `rules`: whether the functions that give a derivative belong to it.
     """
@@ -354,7 +354,7 @@ class Marker(ast.NodeTransformer):
 
 
 def is_unpacking(statement: ast.stmt) -> bool:
-    """Whether a statement only gives names to what is there; a docstring counts."""
+    """Whether a statement only gives another name to a value; a docstring counts."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
     return isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name | ast.Subscript | ast.Attribute)
@@ -472,7 +472,7 @@ def changed_statement(source: Source, k: int, changes: Iterable[Change]) -> ast.
 
 
 def same_variables(change: Change) -> Change:
-    """The same change with every variable still read, since a function keeps what it closes over."""
+    """The same change with every variable still read: a function keeps the variables that it closes over."""
     before = change.source.text[change.start : change.end].decode()
     try:
         old, new = (read_in(ast.parse(text.strip())) for text in (f"({before})", f"({change.text})"))

@@ -60,9 +60,9 @@ def check(
             autodiff cannot follow need one.
         intended: a declared deviation: a function with the intended derivative, or (*args, d_out) -> grads.
         seed, seeds: the first seed, and how many: each is another random cotangent, and other inputs where drawn.
-        tolerance: relative to a leaf's largest entry, instead of what is measured to be allowed.
+        tolerance: relative to a leaf's largest entry, in place of the measured one.
         precise: run the rule in float64 too, where it can: small mistakes show that rounding would hide.
-        also: hold what must hold beside the values (linearity, jit, vmap, repeated runs).
+        also: try linearity, jit, vmap and repeated runs too.
         shapes: with drawn inputs, try other shapes and points (batch 1, odd, square, block edges, ties, small).
         inside: check the custom rules found inside, each at the inputs that reach it.
         diagnose: look for the cause of a mismatch, for up to `budget` seconds.

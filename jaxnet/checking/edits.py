@@ -125,7 +125,7 @@ def joined(template: str, *terms: Term) -> Term:
 
 @dataclass(frozen=True)
 class Edit:
-    """An expression in the place of another: its cost, its text, what was wrong, and what is missing or belongs there.
+    """An expression in the place of another: its cost, its text, the mistake, and the missing or right part.
 
     `kind`: "sign", "transposed", "factor", "term", "order" or "replaced"; equal costs are ordered by `rank`.
     """
@@ -138,7 +138,7 @@ class Edit:
 
     @property
     def rank(self) -> int:
-        """What is missing comes before what is another value, and that before a wrong sign."""
+        """A missing part comes before another value, and that before a wrong sign."""
         return RANKS.get(self.kind, OTHER)
 
 
@@ -295,7 +295,7 @@ class Scope:
 
     @cached_property
     def compared(self) -> list[tuple[Atom, Any]]:
-        """Pairs that a mask may compare: a variable with a number of the primal, or with what has its values."""
+        """Pairs that a mask may compare: a variable and a number of the primal, or an expression of equal values."""
         names = [atom for atom in self.names if atom.shape][:6]
         others = [atom for atom in [*self.names, *self.borrowed] if atom.shape or atom in self.borrowed][:12]
         pairs = [(one, other) for one in names for other in others if one is not other and fit(one.shape, other.shape)]
@@ -392,7 +392,7 @@ class Scope:
         calls = effect.calls(usable, right if grafted else {})
 
         def vector(term: Term) -> np.ndarray | None:
-            """An expression's values, one for each time that the place runs; what is zero by chance mends too much."""
+            """An expression's values, one for each time that the place runs; a zero by chance mends too much."""
             if not all(id(atom) in index for atom in term.atoms):
                 return None
             parts = []
@@ -462,7 +462,7 @@ class Scope:
         return self.edit(whole, "term" if template.count("{}") > 1 else "replaced", term)
 
     def two_more(self, every: list, wanted: np.ndarray, base: Term) -> Iterator[Edit]:
-        """A base with two products added or taken away, found by a random projection of what each does."""
+        """A base with two products added or taken away, found by a random projection of their effects."""
         if not every or not wanted.size:
             return
         w = np.random.default_rng(0).standard_normal(wanted.size)

@@ -1,4 +1,4 @@
-"""Autodiff's own values, written in the author's names: what should stand in the place of an expression.
+"""Autodiff's own values, written in the author's names, to stand in the place of an expression.
 
 Autodiff's program runs on the same numbers as the rule's. Each of its values is looked up among those that a place has
 names for; one that has no name is written as the operation that made it, of what that operation was given.
@@ -302,7 +302,7 @@ class Writer:
         return self.lax
 
     def made(self, number: int) -> Written:
-        """A value as the operation that made it, of what that was given."""
+        """A value as the operation that made it, with its operands written."""
         if number not in self.reference.made:
             raise CannotWriteError(f"a value that was given: {number}")
         operation, k = self.reference.made[number]
@@ -333,7 +333,7 @@ class Writer:
         return writer(params, inputs, shapes, shape)
 
     def infix(self, sign: str, one: Written, other: Written) -> Written:
-        """Two expressions joined; what changes nothing is left out."""
+        """Two expressions joined; + 0 and * 1 are left out."""
         shape = np.broadcast_shapes(one.shape, other.shape)
         a, b = one.text, other.text
         if sign == "*" and "1" in (a, b):
@@ -420,7 +420,7 @@ class Writer:
         return Written(f"{self.library}.where({which.text}, {yes.text}, {no.text})", shape)
 
     def write_broadcast_in_dim(self, params, inputs, shapes, shape) -> Written:
-        """Axes added; what is only repeated stays as it is."""
+        """Axes added; a value that is only repeated stays as it is."""
         written = self.write(inputs[0])
         own = (1,) * (len(shapes[0]) - len(written.shape)) + written.shape
         new = [1] * len(shape)
@@ -565,7 +565,7 @@ class Writer:
         return Written(f"{bracketed(first)}.at[{which.text}].add({self.write(inputs[2]).text})", shape)
 
     def write_conv_general_dilated(self, params, inputs, shapes, shape) -> Written:
-        """A convolution, with every option that differs from what it is by default."""
+        """A convolution, with every option that is not the default."""
         x, kernel = (self.broadcast(self.write(each), s) for each, s in zip(inputs, shapes, strict=True))
         specs = []
         for spec, letters in zip(params["dimension_numbers"], ("NC", "OI", "NC"), strict=True):
@@ -599,7 +599,7 @@ def factor(text: str) -> str:
 
 @lru_cache(maxsize=10_000)
 def term(text: str) -> str:
-    """An expression as what is taken away."""
+    """An expression after a minus."""
     node = ast.parse(text, mode="eval").body
     return text if isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Add | ast.Sub) else bracketed(text)
 

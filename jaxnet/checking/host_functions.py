@@ -17,7 +17,7 @@ def on_host(function: Callable, sample: tuple = ()) -> Callable:
     """`function` as a JAX function that calls it, so it may be compiled and mapped, and has no derivative.
 
     Args:
-        function: takes and gives trees of NumPy arrays; what else stands in them is passed on as it is.
+        function: takes and gives trees of NumPy arrays; other leaves are passed on as they are.
         sample: arguments that it takes. It is called once for each shape, to learn the shapes of its results: with the
             sample where the shapes are the same, else with random numbers.
 

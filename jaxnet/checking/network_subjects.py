@@ -97,7 +97,7 @@ def random_params(init: Callable) -> Callable[[Tree, int], Tree]:
 
 
 def network_points(template: tuple, batched: bool, parameters: Callable) -> Points:
-    """Points of a network: x (and what follows) as given or drawn, parameters as given or drawn anew at each seed."""
+    """Points of a network: x and the arguments after it and parameters, as given or drawn."""
     made: dict[int, Tree] = {}
 
     def draw(seed: int, how: str = "plain") -> tuple:
@@ -136,7 +136,7 @@ def layer_subject(
 
 
 def as_declared(subject: Subject, net: Layer, function: Callable[[Layer], Callable]) -> Subject:
-    """The subject, held against what is declared where the network's way back is not Wᵀ. `function`: a network's."""
+    """The subject, held against the declared backward pass where the way back is not Wᵀ. `function`: a network's."""
     words = deviation(net)
     if not words:
         return subject
@@ -144,7 +144,7 @@ def as_declared(subject: Subject, net: Layer, function: Callable[[Layer], Callab
 
 
 def held_still(params: Tree) -> Tree:
-    """The parameters, of which autodiff then differentiates what is trained alone."""
+    """The parameters; autodiff differentiates the trained ones alone."""
 
     def still(node):
         return jax.tree.map(jax.lax.stop_gradient, node) if isinstance(node, Untrained) else node
@@ -153,7 +153,7 @@ def held_still(params: Tree) -> Tree:
 
 
 def zero_for_state(params: Tree, d_params: Tree) -> Tree:
-    """Gradients with zeros for what is not trained, as autodiff gives them for what is held still."""
+    """Gradients with zeros for the parameters that are not trained, as autodiff gives them."""
     _, state = split_state(params)
     return with_state(d_params, jax.tree.map(jnp.zeros_like, state))
 

@@ -153,7 +153,7 @@ def check_pair(net: Layer, loss: Loss, template: tuple, options: CheckOptions, n
 
 
 def placed(net: Layer, loss: Loss, template: tuple, args: tuple, options: CheckOptions) -> dict[str, Any]:
-    """Layer and repair of a wrong gradient: the network by itself, the loss by itself, or what joins them."""
+    """Layer and repair of a wrong gradient: the network by itself, the loss by itself, or their junction."""
     inner = replace(options, shapes=False, also=False)
     at_net = check_layer(net, template[:-1] if loss.init is None else (template[-2],), inner)
     if not at_net.ok:

@@ -77,7 +77,7 @@ class Plant(NamedTuple):
 
 
 class Names:
-    """Names for the values of a reference: arguments, cotangent, the primal's expressions, and what is made of them."""
+    """Names for the values of a reference: arguments, cotangent, the primal's expressions, and combinations of them."""
 
     def __init__(self, execution: Execution, subject: Subject, points: list[Inputs]):
         self.execution, self.subject, self.points = execution, subject, points
@@ -333,7 +333,7 @@ class Planting:
 
 
 def planted(subject: Subject, points: Sequence[tuple], *, seconds: float = 3.0) -> Cause | None:
-    """The mistake in autodiff's program that gives what a rule gives at some points; None where none is found.
+    """The mistake in autodiff's program that gives a rule's own gradients at some points; None where none is found.
 
     Args:
         subject: the rule; its reference has a backward program.

@@ -116,7 +116,7 @@ def adjoint(runs: Runs, values, seed, got, exact: Exact) -> Property | None:
 
 
 def mapped(runs: Runs, values, seed, exact: Exact) -> Property | None:
-    """vmap over two sets of inputs gives what each gives by itself."""
+    """vmap over two sets of inputs gives the same as each set by itself."""
     if not runs.subject.transforms:
         return None
 

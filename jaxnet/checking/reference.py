@@ -82,7 +82,7 @@ class Runs:
         return ["∂" + self.subject.label(path) for path in self.leaves.paths]
 
     def rule(self, values, seed, rest=None):
-        """out, gradients by the rule, as flat lists; the compiled function notes what is wrong with their structure."""
+        """out, gradients by the rule, as flat lists; the compiled function notes faults of their structure."""
         args = self.args(values, rest)
         if self.subject.tangents:
             out, tangents = self.subject.run(args, seed)

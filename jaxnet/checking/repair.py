@@ -45,7 +45,7 @@ class Repair:
     """Changes of the author's source that make every gradient right; without a patch, the line alone.
 
     `file`, `line`: where the first stands; `before`, `after`: the expression and its replacement; `patch`: the changed
-    lines, each after `- ` or `+ `; `cause`: what was wrong, in words; `equal`: patches as short that are right too;
+    lines, each after `- ` or `+ `; `cause`: the mistake, in words; `equal`: patches as short that are right too;
     `mended`: the text of the whole file with the patch.
     """
 

@@ -27,7 +27,7 @@ class Report:
     """What a check found. `ok` says whether the backward pass is right; printing gives the table.
 
     - `leaves`: one verdict for each output and each gradient (path, ok, error, index, got, expected, allowed, cosine).
-    - `layer`: the first wrong layer; `cause`: what was wrong, in words.
+    - `layer`: the first wrong layer; `cause`: the mistake, in words.
     - `repair`: the change of the author's source that makes it right.
     - `planted`: where there is no repair, the mistake in autodiff's program that gives the same gradients.
     - `inside`: the reports of custom rules found inside.
@@ -200,7 +200,7 @@ def known(leaf: Leaf) -> str:
 
 
 def table(report: Report) -> str:
-    """The report's table and what stands under it."""
+    """The report's table and the remarks under it."""
     lines = [f"{report.name}: backward {report.verdict}".ljust(35) + f"{report.where}   seed {report.seed}"]
     if report.leaves:
         lines += rows(report.leaves)

@@ -3,7 +3,7 @@
 Three measures of rounding, each for the largest entry of a leaf:
 - own: |reference in this dtype − reference in float64|, the reference's own error;
 - spread: |reference in float64 at inputs moved by one rounding of this dtype − at the inputs|. A backward-stable rule
-  is the exact one for inputs so moved, whatever order it computes in; this sees what is badly conditioned here;
+  is the exact one for inputs so moved, whatever order it computes in; this sees where the problem is badly conditioned;
 - a floor of 4 + √N/8 units in the last place of the leaf's largest entry, N the size of the largest array: a sum of N
   terms rounds like a random walk of N steps (Higham, "Accuracy and Stability of Numerical Algorithms", 4.2), most of
   them against partial sums below the total, and a reference may round to zero error by luck. In half precision, where

@@ -15,7 +15,7 @@ Tree = Any
 
 
 class CannotCheckError(ValueError):
-    """The rule or its reference is missing, or does not run; the message says why, and what to give."""
+    """The rule or its reference is missing, or does not run; the message says why, and how to mend it."""
 
 
 def on_device(host: Any, dtype: Any = None) -> jax.Array:
@@ -122,7 +122,7 @@ class Subject:
     - `primal(*args) -> out`: the function whose derivative it is; differentiable as the `mode` says.
     - `plain(*args) -> out`: the function called without differentiation, where that is another path through the code.
     - `mode`: "reverse", "forward" or "differences": how the reference is had.
-    - `declared(args, d_out) -> grads`: what the backward pass is meant to give where that is not the derivative.
+    - `declared(args, d_out) -> grads`: the gradients that are meant, where these are not the derivative.
     - `tangents`: the rule gives tangents of out and not gradients of args (a jvp that cannot be transposed).
     """
 

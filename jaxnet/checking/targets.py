@@ -31,7 +31,7 @@ def find(target: str, inputs: str | None = None, dtype: str | None = None) -> li
     """Finds the rules of a target: a name of jaxnet's own, "package.module:object", or "file.py:object".
 
     An object of a module needs `inputs` ("float32[8,256], float32[256]"), or is a function without arguments that
-    returns (rule, args). Raises `CannotCheckError` with what is there instead.
+    returns (rule, args). Raises `CannotCheckError` with the names that there are.
     """
     if ":" in target:
         return [of_object(target, inputs, dtype)]

@@ -292,7 +292,7 @@ def repair_of(subject: Subject, options: CheckOptions, found: Findings) -> tuple
 
 
 def planted_in(subject: Subject, options: CheckOptions, found: Findings) -> Cause | None:
-    """The mistake in autodiff's program that gives what the rule gave at the first wrong point and at fresh ones."""
+    """The mistake in autodiff's program that gives the rule's gradients, at the first wrong point and fresh ones."""
     assert found.witness is not None
     args, cotangent, where = found.witness
     fresh = fresh_points(subject, where)

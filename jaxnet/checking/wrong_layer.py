@@ -89,7 +89,7 @@ def itself(part: Layer) -> Layer:
 
 
 def one_further(around: Callable[[Layer], Layer], node: Layer, place: int) -> Callable[[Layer], Layer]:
-    """A layer in its place inside `node`, inside what is around it; all else references."""
+    """A layer in its place inside `node` and the nodes around it; all else references."""
     return lambda part: around(all_but(node, place, part))
 
 

@@ -215,7 +215,7 @@ class Stage(NamedTuple):
         return before, jax.lax.dynamic_slice_in_dim(blocks, jax.lax.axis_index(self.axis) * here, here), after
 
     def enter(self, params, x, key):
-        """The layers before the blocks, of a microbatch: x and what they save."""
+        """The layers before the blocks, of a microbatch: x and their saved values."""
         return jax.vmap(lambda x, key: forward_through(self.parts.before, params, x, self.keys(key)[0], self.train))(
             x, key
         )

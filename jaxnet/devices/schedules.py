@@ -61,7 +61,7 @@ EQUAL = Times()
 
 
 class ScheduleRule(NamedTuple):
-    """How a schedule chooses, and what is published of it.
+    """How a schedule chooses, and its published bubble.
 
     - `split`: whether W is apart from B.
     - `ahead(stages, stage, microbatches)`: by how many microbatches F may be ahead of B in a stage.
@@ -237,7 +237,7 @@ def schedule(name: str, stages: int, microbatches: int) -> Schedule:
 
 
 def lines(names: Sequence[str] = (), stages: int = 4, microbatches: int = 8, times: Times = EQUAL) -> list[str]:
-    """Schedules as text: what each one costs beside what is published, then their pictures. All without a name.
+    """Schedules as text: the cost of each beside the published one, then their pictures. All without a name.
 
     >>> print(*lines(["1f1b", "zb-h1"], 2, 2), sep="\\n")
     schedule   bubble  published  kept  time

@@ -43,7 +43,7 @@ def derive(
         observed: by `observe(net, loss, params, x, y)`. layer: the number, as written, of the one dense layer whose
             questions are answered first; by default the last whose weights are not too many.
         asked: of how many dense layers the questions are answered; by default of all.
-        batch: (xs, ys), for what a batch's gradients are the sums of. examples: their indices in the data.
+        batch: (xs, ys), for the gradients of a batch. examples: their indices in the data.
         source, example, seed: where it came from, for the header.
 
     Raises `ExplainError` for a layer that is none, or is no dense one.

@@ -33,7 +33,7 @@ ONE_PATH, ONE_STEP, ONE_MOMENT = 900, 4500, 400  # milliseconds
 
 @dataclass(frozen=True)
 class Picture:
-    """The network, what is said below it, and what is lit; `lasts` milliseconds. width: of edges, 1 for the largest."""
+    """The network, the text below it, and the lit parts; `lasts` milliseconds. width: of edges, 1 for the largest."""
 
     chain: Chain
     said: str = ""
@@ -152,7 +152,7 @@ def units_and_edges(axes: Any, drawn: Drawing, picture: Picture) -> None:
 
 
 def heat_maps(figure: Any, picture: Picture) -> tuple[float, float]:
-    """A row for each layer: what it gives, and the error there."""
+    """A row for each layer: its output, and the error there."""
     chain = picture.chain
     if hasattr(figure, "set_layout_engine"):
         figure.set_layout_engine("constrained")

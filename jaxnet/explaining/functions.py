@@ -178,7 +178,7 @@ class Backwards:
         return self.writer.site.notation.partial(of)  # type: ignore[arg-type]  # what is transposed here is a name
 
     def line(self, symbol: Expression, value: np.ndarray) -> Line:
-        """One line back: the sum of what comes by each way, where its text gives the value."""
+        """One line back: the sum over the ways, where its text gives the value."""
         left, terms = self.partial(symbol), self.errors.get(symbol, [])
         right = sum_of(terms)
         said, sizes, found = "", shape(value.shape), None
@@ -203,7 +203,7 @@ class Backwards:
         self.errors.setdefault(symbol, []).append(error)
 
     def through(self, right: Expression, error: Expression) -> None:
-        """The error at a line's value sent back to what the line is made of."""
+        """The error at a line's value sent back to the line's operands."""
         if self.size(right) == 1 < self.size(error):  # one number that moves every entry
             error = BigSum("", error)
         if right in self.writer.symbols.values() or right in self.writer.transcription.moved:

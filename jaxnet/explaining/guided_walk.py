@@ -30,7 +30,7 @@ MOST_PRODUCTS = 8  # written on the edges
 
 @dataclass(frozen=True)
 class WalkStep:
-    """A step: its title, its sentences and equations, and what it lights in the drawing of the network.
+    """A step: its title, its sentences and equations, and the parts of the drawing that it lights.
 
     units: (item, index) as `Column.item` and `Unit.index` count them. edges: (item, index), with the product on each.
     """

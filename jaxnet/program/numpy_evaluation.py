@@ -126,7 +126,7 @@ class NumpyEvaluation(Evaluation):
         return carry
 
     def keep_step(self, body: Graph, kept: dict[int, list]) -> None:
-        """Keeps what a step computed."""
+        """Keeps the values of a step."""
         if self.keeping:
             for number in numbers_in(body):
                 if number in self.values:

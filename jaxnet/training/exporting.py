@@ -111,7 +111,7 @@ def difference(one: Tree, other: Tree) -> float:
 
 
 def run(source: Path, out: Path, platforms: str, overrides: Sequence[str], data_dir: Path | None) -> None:
-    """Exports a run's folder or a config's file, and prints what was written.
+    """Exports a run's folder or a config's file, and prints the names of the files.
 
     Raises as `export_run` and `export_step`.
     """

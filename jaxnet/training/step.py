@@ -234,7 +234,7 @@ def measured(recipe: Recipe) -> Callable:
 
 
 def private_gradients(recipe: Recipe, private: Private) -> Callable:
-    """As `measured`, with the gradients clipped for each example, and noise; counts: 1 for what is in the batch."""
+    """As `measured`, with the gradients clipped for each example, and noise; counts: 1 for each that is there."""
     own = partial(per_example, recipe.net, recipe.loss)
     clipped = clipped_sum(own, clip=private.clip_norm, per_layer=private.per_layer, chunks=recipe.chunks)
 

@@ -14,7 +14,7 @@ from jaxnet.checking.subject import on_device
 
 
 class Case(NamedTuple):
-    """One mistake: the right function, the wrong rule, inputs by size (0, 1, 2), and what a diagnosis has to say.
+    """One mistake: the right function, the wrong rule, inputs by size (0, 1, 2), and the words of the right cause.
 
     Each of `cause_words` is a regular expression that the cause or the mended equation must hold, small letters.
     """

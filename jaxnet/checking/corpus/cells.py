@@ -1,4 +1,4 @@
-"""Mistakes in recurrences as jaxnet has them: in a cell's step back, and in what the steps are collected into."""
+"""Mistakes in recurrences as jaxnet has them: in a cell's step back, and in the sums over the steps."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ GRU = Kind(gru_over, Cell(3, gru_step, gru_back, at_state=delta_U), ("W", "U", "
 
 def _lstm_back(params, gates, c_before, before, d, *, slope=lambda t: 1 - t**2, cell=lambda c_before, c: c_before,
                at=lambda c_before, c: c, order=(0, 1, 2, 3), h=True):  # fmt: skip
-    """The right step back of an LSTM, but for what is given."""
+    """The step back of an LSTM, with the given parts in place of the right ones."""
     i, f, g, o = jnp.split(gates, 4)
     c = f * c_before + i * g
     t = jnp.tanh(at(c_before, c))
@@ -168,7 +168,7 @@ LSTM.enter("108 LSTM: h of this step in dU", "stands in the place|step|shift", (
 
 
 def _gru_back(params, gates, r, before, d, *, kept=True, z_of=lambda h, n: h - n, u_of=lambda u: u, r_of=lambda r: r):
-    """The right step back of a GRU, but for what is given."""
+    """The step back of a GRU, with the given parts in place of the right ones."""
     [h], (u, z, n) = wide(before), jnp.split(gates, 3)
     delta_n = d["h"] * (1 - z) * (1 - n**2)
     delta_z = d["h"] * z_of(h, n) * z * (1 - z)
@@ -203,7 +203,7 @@ GRU.enter(
 
 
 def _rnn_back(params, h, more, before, d, *, slope=lambda h, before: 1 - h**2, through=transpose_times):
-    """The right step back of the simple recurrence, but for what is given."""
+    """The step back of the simple recurrence, with the given parts in place of the right ones."""
     delta = d["h"] * slope(h, before)
     return {"h": through(params["U"], delta)}, delta
 

@@ -1,4 +1,4 @@
-"""Mistakes in losses and in what they start: softmax, cotangents, rows and entries, ignored tokens."""
+"""Mistakes in losses and their first errors: softmax, cotangents, rows and entries, ignored tokens."""
 
 from __future__ import annotations
 

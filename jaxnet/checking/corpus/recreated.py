@@ -1,6 +1,6 @@
 """Mistakes of public reports, recreated in our own words: right backward passes, and one change of a line for each.
 
-`MISTAKES` names the report, the backward pass, what stands there, and what stood there wrongly. No part of the checker
+`MISTAKES` names the report, the backward pass, its right text, and the wrong one. No part of the checker
 was tuned to these.
 """
 
