@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +15,8 @@ import jaxnet as jn
 from jaxnet.layer import Layer, ShapeError
 from jaxnet.layers import INITIALIZERS, pinned
 from jaxnet.layers.initializers import Initializer
-from jaxnet.training.build import Experiment, build, in_toml, is_weight, network, optimizer_of
+from jaxnet.quantities.kronecker import kronecker
+from jaxnet.training.build import Experiment, build, in_toml, is_weight, network, optimizer_of, takes_blocks
 from jaxnet.training.config import Config, ConfigError, load_config, make_config
 from jaxnet.training.data import Dataset, Split, load
 from jaxnet.training.data.text import from_text
@@ -76,13 +78,15 @@ def test_every_recipe_takes_two_steps(path):
     fetched = {"mnist": lambda: made_up(picture, 10, n=1100), "tinyshakespeare": some_text}
     data = fetched[name]() if name in fetched else load(recipe.data)
     net, loss, optimizer, example = build(recipe, data)
+    blocks = kronecker(net, loss)
 
     @jax.jit
     def two_steps(key):
         def step(so_far, batch):
             params, state = so_far
             value, grads = jn.value_and_grad(net, loss)(params, *batch, key=key, train=True)
-            updates, state = optimizer.update(grads, state, params)
+            extra = {"curvature": partial(blocks, params, *batch, key=key, train=True)} if takes_blocks(recipe) else {}
+            updates, state = optimizer.update(grads, state, params, **extra)
             return (optax.apply_updates(params, updates), state), value
 
         params = jn.initialize(net, loss, key, example)

@@ -215,7 +215,7 @@ def test_a_failure_says_what_the_checker_finds_wrong(x64):
         lambda params, x, key=None, train=False: (x.mean(), Static(x.shape)),
         lambda params, shape, d_out: (jnp.broadcast_to(d_out, shape.value), ()),
     )
-    with pytest.raises(AssertionError, match=r"the factor 1/x\.shape\[0\] is missing in ∂x"):
+    with pytest.raises(AssertionError, match=r"the factor \(1 / 6\) is missing in d_out"):
         check_against_autodiff(Problem("mean_of_all", wrong, (6,)))
 
 

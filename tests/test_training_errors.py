@@ -1,6 +1,7 @@
 """What goes wrong while training: divergence, disks, folders. A message, exit status 2, and nothing lost."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -126,23 +127,23 @@ def test_an_unwritable_place(tmp_path, place):
 def test_a_full_disk_under_the_metrics(tmp_path, monkeypatch):
     """A real ENOSPC, after the first epoch; what was written stays, and the run goes on once there is room."""
     whole = loop.train(small(), run_dir=tmp_path / "whole", quiet=True)
-    usual = Run.add_metrics
+    usual = Run.append
 
-    def full(self, line):
-        if line["epoch"] == 2:
-            with (self.folder / "metrics.jsonl").open() as file:
-                saved = file.read()
-            (self.folder / "metrics.jsonl").unlink()
-            (self.folder / "metrics.jsonl").symlink_to("/dev/full")
+    def full(self, name, text):
+        file = self.folder / name
+        if name == "metrics.jsonl" and json.loads(text)["epoch"] == 2:
+            saved = file.read_text()
+            file.unlink()
+            file.symlink_to("/dev/full")
             try:
-                usual(self, line)
+                usual(self, name, text)
             finally:
-                (self.folder / "metrics.jsonl").unlink()
-                (self.folder / "metrics.jsonl").write_text(saved)
-        usual(self, line)
+                file.unlink()
+                file.write_text(saved)
+        usual(self, name, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "add_metrics", full)
+        patch.setattr(Run, "append", full)
         with pytest.raises(RunError, match="No space left on device"):
             loop.train(small("checkpoint.every_seconds=0.0"), run_dir=tmp_path / "run", quiet=True)
     assert len(metrics(tmp_path / "run")) == 1

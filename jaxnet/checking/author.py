@@ -38,6 +38,7 @@ MOST_OBJECTS = 5000
 LIBRARIES = tuple(
     {os.path.realpath(sysconfig.get_paths()[key]) + os.sep for key in ("stdlib", "platstdlib")}
     | {os.path.dirname(os.path.realpath(module.__file__ or "")) + os.sep for module in (jax, np)}
+    | {os.path.realpath(sys.modules[Layer.__module__].__file__ or "")}  # its functions are around every layer's own
 )
 trace_number = jax.make_user_context(default_value=0)
 numbers = itertools.count(1)

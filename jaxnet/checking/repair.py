@@ -459,6 +459,9 @@ def kind_of(before: str, after: str) -> tuple[str, str]:
                     return kind, rest
                 if kind == "factor" and isinstance(node.op, ast.Mult | ast.Div):
                     return kind, rest
+    match ast.parse(after, mode="eval").body:
+        case ast.BinOp(left, ast.Div(), by) if ast.unparse(left) in (v, before):
+            return "factor", f"1 / {bracketed(ast.unparse(by))}"
     return "replaced", after
 
 
