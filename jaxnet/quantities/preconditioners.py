@@ -4,7 +4,7 @@
     K-FAC     factors of the curvature (`kronecker`)      (B + √λ/π)⁻¹ G (A + π√λ)⁻¹
               π² = mean eigenvalue of A / mean eigenvalue of B
     Shampoo   B = G Gᵀ, A = Gᵀ G                          (B + λ)^(−1/4) G (A + λ)^(−1/4), made as long as G
-    SOAP      Shampoo's factors; Adam in their eigenvectors' axes
+    SOAP      Shampoo's factors; Adam in their eigenvectors' axes, its squares carried along as these turn
 
 Of a bias b only B stands, with the powers −1, −1/2, and Adam in B's axes; of anything else (gains of a norm, rows of an
 embedding) the diagonal. In a stack (`repeat`) each layer has its own.
@@ -238,6 +238,18 @@ def turned(axes: Tree, grads: Tree, back: bool = False) -> Tree:
     return jax.tree.map(lambda own, g: own.turned(g, back), axes, grads, is_leaf=is_axes)
 
 
+def carried(old: Tree, new: Tree, squares: Tree) -> Tree:
+    """The mean squares along new axes, of entries that are uncorrelated along the old ones: (B′ᵀ B)² v (Aᵀ A′)²."""
+
+    def of(old, new, v):
+        if new.B is None:
+            return v
+        right = None if new.A is None else jnp.square(old.A.mT @ new.A)
+        return between(jnp.square(new.B.mT @ old.B), v, right)
+
+    return jax.tree.map(of, old, new, squares, is_leaf=is_axes)
+
+
 def soap(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -277,7 +289,11 @@ def soap(
         factors = refreshed(state.factors, updates, lambda: own_products(blocks, updates))
         along = turned(factors.derived, updates)
         mean = optax.tree.update_moment(updates, state.mean, b1, 1)
-        square = optax.tree.update_moment(along, state.square, b2, 2)
+        old = state.factors.derived
+        square = jax.lax.cond(
+            state.factors.steps % every == 0, lambda: carried(old, factors.derived, state.square), lambda: state.square
+        )
+        square = optax.tree.update_moment(along, square, b2, 2)
 
         def adam(m, v):
             m, v = (t / (1 - jnp.asarray(b, t.dtype) ** factors.steps.astype(t.dtype)) for t, b in ((m, b1), (v, b2)))

@@ -122,6 +122,23 @@ def test_soap_is_adam_along_the_eigenvectors(at):
         assert_agree(got, -B @ (mean / (np.sqrt(square) + 1e-8)) @ A.T, 1e-5)
 
 
+def test_soap_carries_its_squares_to_new_axes(at):
+    params, grads = at
+    others = jax.tree.map(lambda g: jnp.flip(g, -1) * 2, grads)
+    optimizer = soap(1.0, b1=0.8, b2=0.6, every=1, shapes=blocks)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    step, _ = optimizer.update(others, state, params)
+    G, H = grads[0]["W"], others[0]["W"]
+    (B, A), (new_B, new_A) = (
+        [np.linalg.eigh(t)[1] for t in pair]
+        for pair in ((G @ G.T, G.T @ G), ((G @ G.T + H @ H.T) / 2, (G.T @ G + H.T @ H) / 2))
+    )
+    square = 0.6 * (new_B.T @ B) ** 2 @ (0.4 * (B.T @ G @ A) ** 2) @ (A.T @ new_A) ** 2
+    square = (square + 0.4 * (new_B.T @ H @ new_A) ** 2) / (1 - 0.6**2)
+    mean = new_B.T @ (0.8 * 0.2 * G + 0.2 * H) @ new_A / (1 - 0.8**2)
+    assert_agree(step[0]["W"], -new_B @ (mean / (np.sqrt(square) + 1e-8)) @ new_A.T, 1e-5)
+
+
 @pytest.mark.parametrize("optimizer", [kfac, shampoo, soap])
 def test_shapes_must_be_given(optimizer):
     with pytest.raises(ValueError, match=r"give it kronecker\(net, loss\)"):
