@@ -79,7 +79,7 @@ class LineWriter:
         self.site, self.recording = site, recording
         self.rows = site.notation.rows
         self.fixed: set[ex.Expression] = set()
-        self.tables: set[str] = set()  # parameters whose rows are taken
+        self.tables: set[str] = set()  # parameters whose rows are taken, or added one by one
         self.error = -1
         self.names: dict[str, ex.Name] = {}
         self.differentiated: set[ex.Name] = set()
@@ -102,15 +102,15 @@ class LineWriter:
         self.symbols[recording.out] = site.gives
         if recording.dx >= 0:
             self.symbols[recording.dx] = site.back[0]
-        sliced = {recording.root(made.args[0].ref) for made in recording.operations.values()
-                  if made.name == "getitem" and isinstance(made.args[0], Array)}  # fmt: skip
+        by_rows = {recording.root(each.ref) for made in recording.operations.values() if made.name in ("getitem", "add")
+                   for each in made.args[: 1 if made.name == "getitem" else 2] if isinstance(each, Array)}  # fmt: skip
         for ref, (kind, path) in recording.given.items():
             if kind == "param" and ref not in taken:
                 continue
             if kind == "param":
                 symbol = param_name(site.notation, path, site.number)
                 self.fixed.add(symbol)
-                if ref in sliced:
+                if ref in by_rows:
                     self.tables.add(parameter(path))
                 laid = self.turned(parameter(path), recording.values[ref])
                 self.symbols[ref] = ex.Transposed(symbol) if laid else symbol
