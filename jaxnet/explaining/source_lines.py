@@ -254,13 +254,17 @@ class LineWriter:
         return found
 
     def used(self, lines: list[WrittenLine]) -> list[WrittenLine]:
-        """The lines of the layer's results, and of values that another line takes."""
+        """The lines of the layer's results, and of values that another line takes, or whose error it takes."""
+
+        def names(symbol: ex.Expression) -> set[ex.Expression]:
+            return {symbol, self.site.notation.partial(symbol)} if isinstance(symbol, ex.Name) else {symbol}
+
         while True:
             taken = {self.plain(each) for line in lines for each in every(line.right)}
             for ref, made in self.recording.operations.items():  # of a part what it is a part of
                 if made.part and ref not in self.recording.same and self.symbols.get(ref) in taken:
                     taken |= {self.symbols[each] for each in self.recording.made_of(ref) if each in self.symbols}
-            left = [line for line in lines if line.gives or self.plain(line.left) in taken]
+            left = [line for line in lines if line.gives or names(self.plain(line.left)) & taken]
             if len(left) == len(lines):
                 return lines
             lines = left
