@@ -60,6 +60,11 @@ def inverse_gaussian_sample(shape, mean, concentration, seed):
     return moved(held, inverse_gaussian_cdf, mean, concentration)
 
 
+def in_box() -> tuple[jax.Array, jax.Array]:
+    """A box and five places in it."""
+    return jnp.eye(3) + 0.2 * normal(3, 3), normal(5, 3, seed=1)
+
+
 def in_turned_box(box, R, held: bool):
     """The positions, with the derivative R ↦ box R, or R ↦ R with that of the box."""
     turned = constant(R) @ box.T
@@ -156,7 +161,10 @@ def spectrum(k: int) -> jax.Array:
 
 def iterated(least: int, a: jax.Array, x: jax.Array) -> jax.Array:
     """Six steps of ott's loop of x ← cos(a x), of which so many are always done."""
-    step = lambda i, a, x, error: jnp.cos(a * x)  # noqa: E731
+
+    def step(i, a, x, error):
+        return jnp.cos(a * x)
+
     loop = part("ott.math.fixed_point_loop:fixpoint_iter_backprop")
     return loop(lambda *_: True, step, least, 6, 2, a, x)
 
@@ -223,8 +231,7 @@ def tfp(module: str, point: Point) -> dict[str, Point]:
 
 KEPT = "what softmax keeps for other blocks has no derivative, as meant"
 SOFTMAX = Point(lambda: (normal(4, 5), True), intended=softmax_alone, note=KEPT)
-BOX = lambda: (jnp.eye(3) + 0.2 * normal(3, 3), normal(5, 3, seed=1))  # noqa: E731
-GRADIENTS_OF_BOX = Point(BOX, intended=partial(in_turned_box, held=False), note="as declared: gradients in the box")
+GRADIENTS_OF_BOX = Point(in_box, intended=partial(in_turned_box, held=False), note="as declared: gradients in the box")
 
 POINTS: dict[str, Point] = {
     "distrax._src.distributions.von_mises._von_mises_sample": Point(
@@ -238,7 +245,7 @@ POINTS: dict[str, Point] = {
     "jax_md._energy.electrostatics.transform_gradients": GRADIENTS_OF_BOX,
     "jax_md.mm_forcefields.nonbonded.electrostatics.transform_gradients": GRADIENTS_OF_BOX,
     "jax_md.space.transform": Point(
-        BOX, intended=partial(in_turned_box, held=True), note="as declared: forces in real space"
+        in_box, intended=partial(in_turned_box, held=True), note="as declared: forces in real space"
     ),
     "jax_md.rigid_body._quaternion_rotate": Point(
         lambda: (unit(4), normal(3, seed=1)), intended=unit_rotation, note="as declared: along the unit sphere"

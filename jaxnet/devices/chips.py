@@ -110,7 +110,7 @@ def described(text: str, **options: Any) -> Sequence[Any]:
     """
     try:
         return topologies.get_topology_desc(**options).devices
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # by plugin: of XLA, of its options, of none
         first = str(error).strip().splitlines()[0]
         raise TargetError(
             f"{text} cannot be compiled for: {first}. Unset JAX_PLATFORMS, and see that no other process compiles"

@@ -106,8 +106,8 @@ def inverse_root(block: Block, damping: float) -> Block:
     """Shampoo's roots of a block, again as a block: each factor to the power −1/4, one alone to −1/2."""
 
     def root(matrix, power):
-        values, axes = jnp.linalg.eigh(damped(matrix, damping))
-        return (axes * jnp.maximum(values, damping)[..., None, :] ** power) @ axes.mT
+        values, vectors = jnp.linalg.eigh(damped(matrix, damping))
+        return (vectors * jnp.maximum(values, damping)[..., None, :] ** power) @ vectors.mT
 
     if block.B is None:
         return Block(diagonal=(block.diagonal + damping) ** -0.5)
@@ -262,8 +262,7 @@ def soap(
 ) -> optax.GradientTransformation:
     """Adam along the eigenvectors of Shampoo's factors.
 
-    `shapes(params)`: the blocks of `kronecker`, for their shapes. b1, b2, eps: Adam's. decay: of the factors' running
-    means, taken, with their eigenvectors, in every `every`th step.
+    b1, b2, eps: Adam's. decay, every, shapes: as `shampoo`'s, with eigenvectors in the place of roots.
     Raises `ValueError` without shapes.
 
     >>> from jaxnet.quantities.kronecker import kronecker
