@@ -123,6 +123,22 @@ def test_attention_is_written_with_the_indices_of_its_products():
     assert any("takes most" in note for note in lines(found)["P2"].notes)
 
 
+ROTARY = [
+    "q′² = turned(q²)", "S²ᵣₜₛ = Σᵢ q′²ₜᵣᵢk′²ₛᵢ/√4", "D²ᵣₜ = Σⱼ ∂C/∂o²ₜᵣⱼo²ₜᵣⱼ", "∂C/∂P²ᵣₜₛ = Σⱼ ∂C/∂o²ₜᵣⱼv²ₛⱼ",
+    "∂C/∂S²ᵣₜ = P²ᵣₜ ⊙ (∂C/∂P²ᵣₜ − D²ᵣₜ)", "∂C/∂k′²ₛᵢ = Σᵣₜ ∂C/∂S²ᵣₜₛq′²ₜᵣᵢ/√4", "∂C/∂k² = turned(∂C/∂k′²)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("symbols", ["nielsen", "ng", "cs229"])
+def test_rotary_attention_has_every_line_of_the_way_back(symbols):
+    found = of(j.attention(2, causal=False, kv_heads=1, rotary=True), image(3, 8), notation(symbols))
+    assert symbols != "nielsen" or set(ROTARY) <= set(said(found))
+    by_name = {key.rstrip("0123456789_"): line for key, line in lines(found).items()}
+    assert {"D", "dP", "dS", "dq", "dk", "dv"} <= by_name.keys()
+    assert any("turned back" in each for each in by_name["dq"].remarks)
+    assert found.checked.ok
+
+
 LSTM = [
     "c²ₜ = f²ₜ ⊙ c²ₜ₋₁ + i²ₜ ⊙ g²ₜ", "∂C/∂h²ₜ = U²ᵀδ²ₜ₊₁ + ∂C/∂a²ₜ",
     "∂C/∂c²ₜ = ∂C/∂c²ₜ₊₁ ⊙ f²ₜ₊₁ + ∂C/∂h²ₜ ⊙ o²ₜ ⊙ (1 − tanh_c²ₜ²)", "δ_f²ₜ = ∂C/∂c²ₜ ⊙ c²ₜ₋₁ ⊙ f²ₜ ⊙ (1−f²ₜ)",

@@ -49,6 +49,7 @@ REMARKS: dict[tuple[str, str], str] = {
     ("batch_norm in training", "dx"): "every x moves μ and σ: so ∂C/∂x̂ loses its mean and its part along x̂",
     ("attention", "S"): "t: a query, s: a key; −∞ where t does not see s",
     ("attention", "P"): "softmax: each row sums to 1",
+    ("attention", "turned"): "rotary positions: each pair turned by its position's angle, the error turned back",
     ("attention", "dS"): "softmax's Jacobian, row by row: each row sums to 0",
     ("attention", "dx"): "three ways back, by q, k and v, added",
     ("rnn", "d_h"): BACK_IN_TIME,

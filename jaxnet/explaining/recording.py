@@ -92,6 +92,7 @@ class Recording:
     - `slopes`: ∂C/∂ of the forward values that a line names, by jax.grad; `other_slopes`: at the other parameters.
     - `roots`: of the square root of a number of Python's that number.
     - `outside`: name, depth and line of what `vmap` gives, until its inner value is found.
+    - `calls`: of what an author's function gives, its name and what it takes.
     """
 
     operations: dict[int, RecordedOperation] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class Recording:
     other_slopes: dict[int, Any] = field(default_factory=dict)
     roots: dict[float, float] = field(default_factory=dict)
     outside: dict[int, tuple[str, int, tuple]] = field(default_factory=dict)
+    calls: dict[int, tuple[str, tuple]] = field(default_factory=dict)
     out: int = -1
     dx: int = -1
 
@@ -141,6 +143,13 @@ class Recording:
         """The numbers of the arrays that an operation takes."""
         made = self.operations[ref]
         yield from (self.root(each.ref) for each in arrays_in((made.args, made.options)))
+
+    def varies(self, ref: int) -> bool:
+        """Whether a value depends on what the layer was given."""
+        found = [self.root(ref)]
+        for each in found:  # which grows: a value that is linked to an earlier one may be among its own operands
+            found += (of for of in self.operands(each) if of not in found) if each in self.operations else ()
+        return not self.given.keys().isdisjoint(found)
 
     def made_of(self, ref: int) -> Iterator[int]:
         """The numbers of the values in one's expression: those that it takes, and theirs where they have no name."""
@@ -230,6 +239,8 @@ class Recorder:
             self.depth += 1
             result = inner(*args, **options)
             self.depth -= 1
+            if is_array(result):
+                self.recording.calls.setdefault(self.root(result), (getattr(f, "__name__", ""), self.numbered(args)))
             return result
         result = f(*args, **options)
         if f is math.sqrt:

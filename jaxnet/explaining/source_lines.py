@@ -33,8 +33,8 @@ from jaxnet.layers.embedding import Rows
 class WrittenLine(ex.Frozen):
     """A line as an equation.
 
-    key: of its value in the derivation. gives: "out", "dx", a parameter's name, or "". name: the variable. shown: the
-    part of the value that is shown, in words. factor: of a gradient.
+    key: of its value in the derivation. gives: "out", "dx", a parameter's name, or "". name: the variable, or of a
+    function by name that. shown: the part of the value that is shown, in words. factor: of a gradient.
     """
 
     key: str
@@ -223,6 +223,7 @@ class LineWriter:
             known[made] = known[table][:count]
         for made, compute in written.computed.items():
             known[made] = compute(recording.values.__getitem__)
+            forms[made] = [known[made].squeeze()]
         known |= {number: np.asarray(worth) for number, worth in written.numbers.items()}
         known |= {symbol: moved(known[of], steps) for symbol, (of, steps) in written.moved.items() if of in known}
         indexed = frozenset(written.moved)
@@ -322,9 +323,12 @@ class LineWriter:
         if value.ndim > 1 and value.shape[-1] == 1 and not gives:  # a number at each position
             sizes, value = sizes.removesuffix("×1"), value[..., 0]
         name, shown = self.recording.names.get(line.ref, ""), ""
-        letters = list(self.transcription.letters.values())
+        if right in self.transcription.called:
+            name = self.transcription.called[right]
+        letters = [each for each in self.transcription.letters.values() if len(each) == 3]
         index = self.transcription.letters.get(self.plain(left), "")
-        axis = next((i for i, letter in enumerate(index) if all(letter in each for each in letters)), None)
+        heads = [letter for letter in index if letter != "t" and all(letter in each for each in letters)]
+        axis = index.index(heads[0]) if heads else None
         if axis is not None and not gives and (part := value.squeeze()).ndim == len(index) == 3:  # one head of several
             shown, value = f"{index[axis]} = 1 of {part.shape[axis]}", np.take(part, 0, axis)
             sizes = shape(value.shape)
@@ -346,7 +350,8 @@ class LineWriter:
             if (laid := self.gives(right, values, lead, value)) is not None:
                 index = self.index(left, right, lead, values) if axes else ""
                 text = values.subscripted(laid, lead, index)
-                return (at(left, index) if axes else left), text, sizes_of(values, laid, lead, value)
+                index = "" if right in self.transcription.called else index
+                return at(left, index), text, sizes_of(values, laid, lead, value)
         for of in self.grouped:  # groups of channels, over all places
             if value.shape in (of, (1, of[1], 1)):
                 groups, turned = values.by_groups(*of), np.moveaxis(value, 1, 0)

@@ -35,8 +35,8 @@ class Transcription:
 
     numbers: what each `Number` that was written is worth. products: of each product with indices its operands and
     the indices of these and of the result. letters: the indices of the axes of a value, those of one entry left out.
-    firsts: of the first rows of a table, the table and how many. computed: of what a library's function gives its
-    value, out of the values of all numbers.
+    firsts: of the first rows of a table, the table and how many. computed: of what a function gives its value, out of
+    the values of all numbers. called: the names of functions of the author's that are not written out.
     """
 
     recording: Recording
@@ -49,6 +49,7 @@ class Transcription:
     letters: dict[ex.Expression, str] = field(default_factory=dict)
     firsts: dict[ex.Expression, tuple[ex.Expression, int]] = field(default_factory=dict)
     computed: dict[ex.Expression, Callable[[Callable], np.ndarray]] = field(default_factory=dict)
+    called: dict[ex.Expression, str] = field(default_factory=dict)
 
     def line(self, ref: int) -> ex.Expression:
         """The expression of a value, also of one that has a symbol. Raises `UnwritableError` where it has none."""
@@ -58,6 +59,8 @@ class Transcription:
         self.within.add(ref)
         try:
             return self.written(operation)
+        except UnwritableError:
+            return self.call(ref)
         finally:
             self.within.discard(ref)
 
@@ -177,12 +180,23 @@ class Transcription:
         return ex.Entry(self.of(of), self.of(index))
 
     def named(self, operation: RecordedOperation) -> ex.Expression:
-        """Another function of a library, by its name: its value is the one that it gave."""
-        of = [self.of(each) for each in operation.args if any(arrays_in(each))]
-        if not of or not operation.name or operation.ref not in self.recording.values:
-            raise UnwritableError(f"{operation.name} has no equation")
-        made = ex.Call(ex.Name(operation.name), of[0] if len(of) == 1 else ex.Listed(tuple(of)))
-        self.computed[made] = lambda value: value(operation.ref)
+        """Another function of a library, by its name."""
+        return self.by_name(operation.name, [each for each in operation.args if any(arrays_in(each))], operation.ref)
+
+    def by_name(self, name: str, args: list, ref: int) -> ex.Expression:
+        """A function by its name, whose value is the one that it gave."""
+        of = [self.of(each) for each in args]
+        if not of or not name or ref not in self.recording.values:
+            raise UnwritableError(f"{name} has no equation")
+        made = ex.Call(ex.Name(name), of[0] if len(of) == 1 else ex.Listed(tuple(of)))
+        self.computed[made] = lambda value: value(ref)
+        return made
+
+    def call(self, ref: int) -> ex.Expression:
+        """What an author's function gives, by its name: a function whose own lines have no equation here."""
+        name, args = self.recording.calls.get(ref, ("", ()))
+        made = self.by_name(name, [each for each in arrays_in(args) if self.recording.varies(each.ref)], ref)
+        self.called[made] = name
         return made
 
     def product(self, indices: str, operands: list[Array]) -> ex.Expression:
