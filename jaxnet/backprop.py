@@ -243,7 +243,8 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
 
     Returns `(params, xs, ys, *, state=None, key=None, train=False) -> costs (batch,), readings`, each with the batch as
     leading axis. Nothing is divided by the batch's size; a sequence's cost is the mean over its terms.
-    Raises `ValueError` for a reading that sums over the examples, or where a layer couples them.
+    Raises `ValueError` for a reading that sums over the examples, and, for all but a coupled reading (`deltas`), where a
+    layer couples them.
 
     >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
     >>> params = net.init(jax.random.key(0), xs[0])
@@ -263,7 +264,8 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
             return one_example(net, loss, read, train)(params, x, y, own_weight(loss, y), k)
 
         with of_this_network(partial(initialize, net, loss), params, xs):
-            costs, readings = jax.vmap(one)(xs, ys, keys_for(key, xs))
+            axis = EXAMPLES if read.coupled else None
+            costs, readings = jax.vmap(one, axis_name=axis)(xs, ys, keys_for(key, xs))
         check_labels(net, loss, params, xs, ys, costs)
         return costs, readings
 
@@ -409,26 +411,30 @@ def _brief(values: Tree) -> str:
     return "; ".join(np.array2string(leaf, precision=4, threshold=12, edgeitems=2) for leaf in leaves)
 
 
-def _recording(layer: Layer) -> Layer:
-    """A leaf layer that saves its value too, for whoever reads."""
+@dataclass_tree
+class Recorded:
+    """What a recorded layer saves: its own saved values, its name, and its output, which readings then meet."""
+
+    saved: Tree
+    layer: Static
+    out: Tree
+
+
+def recorded(layer: Layer) -> Layer:
+    """A leaf layer that saves its output too: `passing.saved` of a reading is a `Recorded`."""
 
     def forward(params, x, key=None, train=False):
         out, saved = layer.forward(params, x, key, train)
-        return out, (saved, Static(layer.name), out)
+        return out, Recorded(saved, Static(layer.name), out)
 
     def backward(params, saved, d_out, read):
         seen = read._replace(at=lambda passing: read.at(passing._replace(saved=saved)))
-        return layer.backward(params, saved[0], d_out, seen)
+        return layer.backward(params, saved.saved, d_out, seen)
 
     return layer._replace(forward=forward, backward=backward)
 
 
-def _step(passing):
-    _, name, out = passing.saved
-    return Step(name, out, passing.d_out)
-
-
-_steps = Reading(_step, out_axes=0)
+_steps = Reading(lambda passing: Step(passing.saved.layer, passing.saved.out, passing.d_out), out_axes=0)
 
 
 def trace(net: Layer, loss: Loss) -> Callable:
@@ -445,13 +451,13 @@ def trace(net: Layer, loss: Loss) -> Callable:
     (3,)
     """
     are_made(net, loss)
-    recorded = on_leaves(_recording, net)
+    watched = on_leaves(recorded, net)
 
     def of(params, x, y, *, state=None, key=None, train=False):
         params = with_state(params, state)
 
         def one(x, y, key):
-            cost, readings = one_example(recorded, loss, _steps, train)(params, x, y, own_weight(loss, y), key)
+            cost, readings = one_example(watched, loss, _steps, train)(params, x, y, own_weight(loss, y), key)
             steps = jax.tree.leaves(readings, is_leaf=lambda node: isinstance(node, Step))
             return Trace(cost, tuple(steps))
 

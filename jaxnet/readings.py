@@ -4,7 +4,7 @@
 the sum of their squares; `deltas` every δ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from jaxnet.factors import Plain, dataclass_tree, is_factor
-from jaxnet.layer import Passing, Reading, ShapeError, Tree
+from jaxnet.layer import Layer, Passing, Reading, ShapeError, Tree
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import explicit_sharding
 
@@ -194,6 +194,22 @@ def apart(readings: Tree, out_axes) -> Tree:
     if not isinstance(out_axes, tuple):
         return readings
     return tuple(apart(of(i), axes) for i, axes in enumerate(out_axes))
+
+
+def in_order(net: Layer, numbers: Tree) -> jax.Array:
+    """The readings of all leaf layers as one vector, first layer first; of a stack, block by block."""
+    return _in_order(net, iter(jax.tree.leaves(numbers)))
+
+
+def _in_order(net: Layer, numbers: Iterator[jax.Array]) -> jax.Array:
+    if net.rebuild is None:
+        return next(numbers)
+    rows = [row for part in net.parts if (row := _in_order(part, numbers)).shape[-1]]
+    if not rows:
+        return jnp.zeros((0,))
+    joined = jnp.concatenate(rows, axis=-1)
+    # Inside a stack each row is (…, times, layers of the block): one time comes after the other.
+    return joined.reshape(*joined.shape[:-2], -1) if net.maker == "repeat" else joined
 
 
 def over_positions(read: Reading) -> Reading:

@@ -39,7 +39,7 @@ def test_divergence_names_step_and_layer_and_keeps_the_last_good_state(tmp_path)
         loop.train(config, run_dir=tmp_path / "run", quiet=True)
     message = str(caught.value)
     assert "at step 6 (epoch 1)" in message, "the sixth batch of ten has example 57"
-    assert "first in the value of layer 1 of 3 (dense 4)" in message
+    assert f"first in the value of layer 1 of 3 (dense 4), in training example {NAN_AT}:" in message
     assert "the last good checkpoint is of step 4" in message
     assert summary(tmp_path / "run")["status"] == "diverged"
     trained = restore(tmp_path / "run")
@@ -53,11 +53,11 @@ def test_divergence_names_step_and_layer_and_keeps_the_last_good_state(tmp_path)
     [
         (
             [{"dense": 4}, "tests.test_training_errors:bad_forward", {"dense": 3}],
-            r"value of layer 2 of 3 \(bad value\)",
+            r"value of layer 2 of 3 \(bad value\), in all 10 examples of the batch",
         ),
         (
             [{"dense": 4}, "tests.test_training_errors:bad_backward", {"dense": 3}],
-            r"the backward pass of layer 2 of 3 \(bad delta\)",
+            r"the backward pass of layer 2 of 3 \(bad delta\), in all 10 examples of the batch",
         ),
     ],
 )

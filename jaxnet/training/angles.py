@@ -10,8 +10,8 @@ from jaxnet.factors import Plain
 from jaxnet.feedback import Sent, by_transpose, watched
 from jaxnet.layer import Layer, Loss, Passing, Reading, Tree
 from jaxnet.lowering.products import accumulated
-from jaxnet.readings import Beside, bare, pair, sum_over_examples, total
-from jaxnet.training.monitors import Ranks, in_order, length, where_params
+from jaxnet.readings import Beside, bare, in_order, pair, sum_over_examples, total
+from jaxnet.training.monitors import Ranks, length, where_params
 
 
 def degrees(apart: jax.Array, together: jax.Array) -> jax.Array:

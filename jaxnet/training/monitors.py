@@ -3,16 +3,16 @@
 Numbers come first layer first; of a block inside `repeat`, time by time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxnet.backprop import backpropagate
-from jaxnet.factors import Plain, dataclass_tree
+from jaxnet.backprop import Recorded, backpropagate, recorded
+from jaxnet.factors import Plain
 from jaxnet.layer import Layer, Loss, Passing, Reading, Static, Tree, on_leaves
 from jaxnet.lowering.products import accumulated
-from jaxnet.readings import sum_over_examples
+from jaxnet.readings import in_order, sum_over_examples
 
 Ranks = list[tuple[int, ...]]
 
@@ -72,38 +72,14 @@ def by_layer(ranks: Ranks, tree: Tree) -> list[jax.Array]:
     return found
 
 
-def in_order(net: Layer, numbers: Tree) -> jax.Array:
-    """The readings of all leaf layers as one vector, first layer first; of a stack, block by block."""
-    return _in_order(net, iter(jax.tree.leaves(numbers)))
-
-
-def _in_order(net: Layer, numbers: Iterator[jax.Array]) -> jax.Array:
-    if net.rebuild is None:
-        return next(numbers)
-    rows = [row for part in net.parts if (row := _in_order(part, numbers)).shape[-1]]
-    if not rows:
-        return jnp.zeros((0,))
-    joined = jnp.concatenate(rows, axis=-1)
-    # Inside a stack each row is (…, times, layers of the block): one time comes after the other.
-    return joined.reshape(*joined.shape[:-2], -1) if net.maker == "repeat" else joined
-
-
 def mean_delta_norms(net: Layer, loss: Loss) -> Callable[[Tree, jax.Array, jax.Array], jax.Array]:
     """(params, xs, ys) -> ‖1/n Σ δ‖ over these examples, by layer, in evaluation mode."""
     read = backpropagate(net, loss, length_of_sum)
     return lambda params, xs, ys: in_order(net, read(params, xs, ys)[1])
 
 
-@dataclass_tree
-class WithValue:
-    """The saved values of a layer, and its output."""
-
-    saved: Tree
-    out: jax.Array
-
-
 def _dead(passing):
-    if not isinstance(passing.saved, WithValue):
+    if not isinstance(passing.saved, Recorded):
         return jnp.zeros((0,))
     alive = (passing.saved.out != 0).astype(jnp.float32)
     within = alive.sum(axis=tuple(range(alive.ndim - 1)))  # of a picture: a channel anywhere in it
@@ -114,15 +90,7 @@ def dead_units(net: Layer, loss: Loss) -> Callable[[Tree, jax.Array, jax.Array],
     """(params, xs, ys) -> of each activation the share of its units that are 0 for all of these examples."""
 
     def watched(layer: Layer) -> Layer:
-        def forward(params, x, key=None, train=False):
-            out, saved = layer.forward(params, x, key, train)
-            return out, WithValue(saved, out)
-
-        def backward(params, saved, d_out, read):
-            seen = read._replace(at=lambda passing: read.at(passing._replace(saved=saved)))
-            return layer.backward(params, saved.saved, d_out, seen)
-
-        return layer._replace(forward=forward, backward=backward) if layer.maker == "elementwise" else layer
+        return recorded(layer) if layer.maker == "elementwise" else layer
 
     read = backpropagate(on_leaves(watched, net), loss, Reading(_dead, out_axes=None, coupled=True))
     return lambda params, xs, ys: in_order(net, read(params, xs, ys)[1])

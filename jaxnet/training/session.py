@@ -133,7 +133,8 @@ class Session:
 
         orders = np.stack([of(seed) for seed in self.seeds])
         if self.dataset.on_disk:
-            return ReadAhead(self.read, [self.places_read(call, orders[0]) for call in self.calls], self.calls)
+            read = [self.places_read(call, orders[0]) for call in self.calls]
+            return ReadAhead(self.read, orders[0], read, self.calls)
         return placed(orders if self.together else orders[0], self.mesh)
 
     # -------------------------------------------------------------------------------------- programs

@@ -19,7 +19,7 @@ from jaxnet.layer import Layer, Loss, Static, Tree, split_state, with_state
 from jaxnet.quantities.gradient_statistics import is_cheap, noise_and_signal, squares_of
 from jaxnet.quantities.kronecker import kronecker
 from jaxnet.quantities.privacy import capacity, clipped_sum, poisson_sample, with_noise
-from jaxnet.readings import new_state, pair, total
+from jaxnet.readings import in_order, new_state, pair, total
 from jaxnet.training import monitors
 from jaxnet.training.build import parameter_names
 from jaxnet.training.flops import products
@@ -221,9 +221,9 @@ def measured(recipe: Recipe) -> Callable:
             read = {name: divided(t, scale ** POWERS[name]) for name, t in read.items()}
         sums = {"loss": value * n}
         if recipe.delta_norms:  # 1/n stands on every δ, and each example's own is asked for
-            sums["delta_norms"] = monitors.in_order(recipe.net, read["squares"]) * n**2
+            sums["delta_norms"] = in_order(recipe.net, read["squares"]) * n**2
         if recipe.gradient_norms:
-            sums["gradient_norms"] = monitors.in_order(recipe.net, monitors.by_layer(layers, read["grads"]))
+            sums["gradient_norms"] = in_order(recipe.net, monitors.by_layer(layers, read["grads"]))
         if recipe.noise_scale:
             parts = noise_and_signal(read["grads"], read["norms"], n)
             both = jnp.stack([jnp.stack(jax.tree.leaves(part)).sum() for part in parts])
@@ -250,17 +250,16 @@ def private_gradients(recipe: Recipe, private: Private) -> Callable:
     return of
 
 
-def batch_of(recipe: Recipe, train: Tree, places: jax.Array, seed: jax.Array, step: jax.Array) -> tuple:
-    """x and y of a step's examples, and None.
+def drawn(recipe: Recipe, places: jax.Array, seed: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """The places of a step's examples, and None.
 
-    With private gradients the examples are drawn for this step alone; the third result is 1 for those that count.
+    With private gradients the examples are drawn for this step alone; the second result is 1 for those that count.
     """
     if recipe.private is None:
-        return *examples_at(train, places), None
+        return places, None
     rate, examples = recipe.private.rate(recipe.batch), recipe.private.examples
     key = jax.random.fold_in(step_key(seed, step), SAMPLED)
-    at, counts = poisson_sample(key, examples, rate, capacity(examples, rate, recipe.chunks))
-    return *examples_at(train, at), counts
+    return poisson_sample(key, examples, rate, capacity(examples, rate, recipe.chunks))
 
 
 def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> tuple[Callable | None, int]:
@@ -281,14 +280,14 @@ def ratios(recipe: Recipe) -> Callable[[Tree, Tree], jax.Array]:
     layers = layer_ranks(recipe)
 
     def of(updates, params):
-        up, down = (monitors.in_order(recipe.net, monitors.by_layer(layers, t)) for t in (updates, params))
+        up, down = (in_order(recipe.net, monitors.by_layer(layers, t)) for t in (updates, params))
         return jnp.where(down > 0, up / jnp.where(down > 0, down, 1), 0.0)
 
     return of
 
 
 def training_step(recipe: Recipe) -> Callable[..., State]:
-    """(state, xs, ys, seed, counts=None) -> the state after one step on one batch; counts as `batch_of` gives them."""
+    """(state, xs, ys, seed, counts=None) -> the state after one step on one batch; counts as `drawn` gives them."""
     gradients = measured(recipe)
     ratio = ratios(recipe) if recipe.update_ratios else None
     blocks = kronecker(recipe.net, recipe.loss) if recipe.curvature else None
@@ -331,7 +330,8 @@ def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[St
         mine = jax.lax.dynamic_slice_in_dim(order, start, count * batch).reshape(count, batch)
 
         def one(state, at):
-            xs, ys, counts = batch_of(recipe, train, at, seed, state.step)
+            places, counts = drawn(recipe, at, seed, state.step)
+            xs, ys = examples_at(train, places)
             return step(state, shard(xs), shard(ys), seed, counts), None
 
         state, _ = jax.lax.scan(one, state, mine)

@@ -117,16 +117,23 @@ def pieces(files: Sequence[Path]) -> Iterator[str]:
 class ReadAhead:
     """The examples of an epoch's calls, read from disk by grain's threads before they are needed.
 
-    examples: (places) -> x and y. places: for each call. calls: of each its start, count and batch.
+    examples: (places) -> x and y. order: the epoch's, of all places. places: those that this process reads, for each
+    call. calls: of each its start, count and batch.
     Raises DataError without grain.
     """
 
-    def __init__(self, examples: Callable[[np.ndarray], Split], places: Sequence[np.ndarray], calls: Sequence[Any]):
+    def __init__(
+        self,
+        examples: Callable[[np.ndarray], Split],
+        order: np.ndarray,
+        places: Sequence[np.ndarray],
+        calls: Sequence[Any],
+    ):
         try:
             import grain
         except ModuleNotFoundError:
             raise DataError("data on disk need grain: install jaxnet with its extra [grain]") from None
-        self.calls, self.next = list(calls), -1
+        self.order, self.calls, self.next = order, list(calls), -1
         self.options = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
         self.source = grain.MapDataset.source(places).map(examples)
 
