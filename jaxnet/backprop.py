@@ -243,8 +243,8 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
 
     Returns `(params, xs, ys, *, state=None, key=None, train=False) -> costs (batch,), readings`, each with the batch as
     leading axis. Nothing is divided by the batch's size; a sequence's cost is the mean over its terms.
-    Raises `ValueError` for a reading that sums over the examples, and, for all but a coupled reading (`deltas`), where a
-    layer couples them.
+    Raises `ValueError` for a reading that sums over the examples, and where a layer couples them, unless the reading is
+    coupled too (`deltas`).
 
     >>> net, xs, ys = dense(2), jnp.ones((3, 4)), jnp.array([0, 1, 1])
     >>> params = net.init(jax.random.key(0), xs[0])

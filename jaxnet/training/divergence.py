@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from jaxnet.backprop import value_and_grad
-from jaxnet.layer import Tree
 from jaxnet.quantities.nonfinite import finite, first_nonfinite
 from jaxnet.readings import in_order
 from jaxnet.training import monitors, step
