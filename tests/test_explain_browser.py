@@ -50,7 +50,7 @@ def files(tmp_path_factory):
         ({"epoch": 1, "train_loss": 0.3, "test_accuracy": 0.75},),
     )
     write_page(folder / "small.html", small, notation(), source="two_three_two.toml", run=history)
-    wide = jaxnet.serial(dense(14), relu, dense(10))
+    wide = jaxnet.serial(dense(200), relu, dense(10))
     params = jaxnet.initialize(wide, softmax_cross_entropy, jax.random.key(0), jnp.ones(20))
     write_page(
         folder / "wide.html", observe(wide, softmax_cross_entropy, params, jnp.ones(20), jnp.asarray(3)), notation()

@@ -76,14 +76,16 @@ def large(name: str, values: np.ndarray, digits: int) -> Markup:
 
 def heat(name: str, values: np.ndarray) -> Markup:
     """A heat map as an image: blue below zero, nothing at zero, red above, as strong as the entry is large."""
-    pixels = montage(np.nan_to_num(np.asarray(values, np.float64)))
+    wide = np.asarray(values, np.float64)
+    pixels = montage(np.where(np.isfinite(wide), wide, 0))
     top = float(np.abs(pixels).max(initial=0))
     height, width = pixels.shape
     scale = max(1, min(8, 256 // max(width, height)))
+    width, height = width * scale, max(height * scale, 10)
     said = f"heat map of {shape(np.shape(values))} numbers, the largest {one(top)}"
     return Markup(
-        '<img class="heat" data-h="{}" src="{}" width="{}" height="{}" alt="{}" title="{}">'
-    ).format(name, data_uri(pixels, top), width * scale, max(height * scale, 10), said, said)  # fmt: skip
+        '<img class="heat" data-h="{}" src="{}" style="--w:{};--h:{}" alt="{}" title="{}">'
+    ).format(name, data_uri(pixels, top), width, height, said, said)  # fmt: skip
 
 
 def montage(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ Its sentences stand in `templates/walk.txt.j2`; here are the symbols and numbers
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from jaxnet.explaining.numbers import one, vector
 from jaxnet.explaining.observe import Observed
 from jaxnet.explaining.template_files import template
 from jaxnet.explaining.terminal import check_line
-from jaxnet.explaining.why import NUDGE, cost_from, entry, plus, some, weight
+from jaxnet.explaining.why import NUDGE, entry, plus, some, weight
 
 MOST = 4  # units whose sums are written out
 MOST_PRODUCTS = 8  # written on the edges
@@ -94,8 +94,7 @@ def values(observed: Observed, derivation: Derivation, n: Notation) -> dict[str,
     W, d, a, z = (written(each) for each in (why.W, why.delta, why.a, why.gives))
     (out, _), u, place = why.shape, why.nudge.unit, chain.places[why.item]
     delta, weights, inputs = why.rows.delta, why.rows.W, np.asarray(place.item.x, np.float64)
-    raised, entry_of = weights.copy(), partial(weight, why, n.rows)
-    raised[0, u] += NUDGE
+    entry_of = partial(weight, why, n.rows)
     below = chain.places[why.item - 1] if why.item else None
     gate = below is not None and below.kind == "activation"
     slopes = slope(below.item) if below is not None and gate else np.zeros(0)
@@ -103,7 +102,7 @@ def values(observed: Observed, derivation: Derivation, n: Notation) -> dict[str,
         "C": written(n.cost), "cost": observed.cost, "W": W, "WT": written(Transposed(why.W)), "d": d, "a": a, "z": z,
         "w11": entry_of(1, u + 1), "a1": entry(a, u + 1), "d1": entry(d, 1), "z1": entry(z, 1), "u": u, "out": out,
         "delta": delta, "weights": weights, "inputs": inputs, "why": why, "rows": n.rows, "NUDGE": NUDGE,
-        "moved": cost_at(observed, why.item, raised) - cost_at(observed, why.item, weights),
+        "moved": why.paths.weight_moves,
         "gradient": written(n.gradient(n.param("W", place.number))), "outer": written(n.outer(why.delta, why.a)),
         "terms": some([f"{entry(d, j + 1)}{entry_of(j + 1, u + 1)}" for j in range(out)]),
         "products": some([one(float(term)) for term in why.paths.terms]).replace("+ −", "− "),
@@ -119,11 +118,3 @@ def values(observed: Observed, derivation: Derivation, n: Notation) -> dict[str,
         found |= {"g": written(prime(below.item.layer)), "gate_z": written(below.takes),
                   "gate_a": written(below.gives), "error": written(n.delta(below.number))}  # fmt: skip
     return found
-
-
-def cost_at(observed: Observed, index: int, W: np.ndarray) -> float:
-    """C with other weights in the dense layer of this index."""
-    item = observed.items[index]
-    changed = replace(item, params={**item.params, "W": W})
-    items = (*observed.items[:index], changed, *observed.items[index + 1 :])
-    return cost_from(replace(observed, items=items), index, [np.asarray(item.x, np.float64)])[0][0]

@@ -147,6 +147,7 @@ class Paths(Frozen):
     weight_gradient: float  # δ_j a_i
     weight_delta: float
     weight_input: float
+    weight_moves: float  # C, where that weight is raised by a thousandth
 
 
 class WholeRows(Frozen):

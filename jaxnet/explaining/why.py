@@ -32,24 +32,23 @@ def wide(tree: Any) -> Any:
     )
 
 
-def cost_from(observed: Observed, index: int, values: list[np.ndarray]) -> tuple[list[float], list[np.ndarray]]:
-    """C and the output of layer `index` at other inputs of that layer: the network run on from there, in float64."""
+def cost_from(
+    observed: Observed, index: int, values: list[np.ndarray], weights: list[np.ndarray]
+) -> tuple[list[float], list[np.ndarray]]:
+    """C and the output of dense layer `index` at other inputs and W: the network runs on from there, in float64."""
     with jax.enable_x64(True):
         loss_params = () if observed.loss.init is None else wide(observed.params[1])
-        rest = [(item.layer, wide(item.params)) for item in observed.items[index:]]
+        (first, own), *rest = [(item.layer, wide(item.params)) for item in observed.items[index:]]
         y = wide(jnp.asarray(observed.y))
         weight = own_weight(observed.loss, y)
 
-        def run(value, y):
-            firsts = []
+        def run(value, W, y):
+            z = value = first.forward({**own, "W": W}, value)[0]
             for layer, params in rest:
                 value, _ = layer.forward(params, value)
-                firsts.append(value)
-            return observed.loss.turn(loss_params, value, y, weight, product)[0], firsts[0]
+            return observed.loss.turn(loss_params, value, y, weight, product)[0], z
 
-        costs, outs = jax.jit(jax.vmap(run, (0, None)))(
-            jnp.stack([jnp.asarray(value, jnp.float64) for value in values]), y
-        )
+        costs, outs = jax.jit(jax.vmap(run, (0, 0, None)))(*(wide(np.stack(each)) for each in (values, weights)), y)
         return [float(cost) for cost in costs], [np.asarray(out) for out in outs]
 
 
@@ -76,15 +75,17 @@ def numbers(observed: Observed, index: int) -> dict[str, Any]:
     back = W.T @ delta
     unit = int(np.argmax(a != 0))  # the first that is on, or the first
     inverse, other = other_way(W, delta)
-    raised = a + NUDGE * np.eye(len(a))[unit]
-    costs, outs = cost_from(observed, index, [a, raised, a - STEP * unit_vector(back), a - STEP * unit_vector(other)])
+    raised, raised_W = a + NUDGE * np.eye(len(a))[unit], W.copy()
+    raised_W[0, unit] += NUDGE
+    values = [a, raised, a - STEP * unit_vector(back), a - STEP * unit_vector(other), a]
+    costs, outs = cost_from(observed, index, values, [W, W, W, W, raised_W])
     return {
         "shape": W.shape,
         "back": back,
         "nudge": Nudge(unit, NUDGE, outs[1] - outs[0], W[:, unit], costs[1] - costs[0], NUDGE * float(back[unit])),
         "paths": Paths(
             unit, delta * W[:, unit], float(back[unit]), (0, unit), float(delta[0] * a[unit]), float(delta[0]),
-            float(a[unit]),
+            float(a[unit]), costs[4] - costs[0],
         ),
         "rows": WholeRows(delta, W, delta[:, None] * W, back),
         "sent_back": SentBack(inverse, other, angle(back, other), STEP, costs[0] - costs[2], costs[0] - costs[3]),
