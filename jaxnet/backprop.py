@@ -27,6 +27,7 @@ from jaxnet.layer import (
     Tree,
     on_leaves,
     output,
+    own_params,
     with_state,
 )
 from jaxnet.lowering.sharding import explicit_sharding
@@ -56,7 +57,7 @@ def one_example(net: Layer, loss: Loss, read: Reading, train: bool = False) -> C
     """(params, x, y, weight, key) -> weight · cost, readings: forward, the turn, backward, of one example."""
 
     def one(params, x, y, weight, key):
-        net_params, loss_params = (params, ()) if loss.init is None else params
+        net_params, loss_params = own_params(loss, params)
         out, saved = net.forward(net_params, x, key, train)
         cost, d_out, loss_reading = loss.turn(loss_params, out, y, weight, read)
         _, reading = net.backward(net_params, saved, d_out, read)
@@ -127,7 +128,7 @@ def check_labels(net: Layer, loss: Loss, params: Tree, xs: Tree, ys: Tree, costs
         return
     if not np.isnan(costs).any():
         return
-    net_params, loss_params = (params, ()) if loss.init is None else params
+    net_params, loss_params = own_params(loss, params)
     out = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), output(net, net_params, jax.tree.map(lambda t: t[0], xs)))
 
     def cost(y):

@@ -18,11 +18,8 @@ def are_made(net: Any, loss: Any) -> None:
             continue
         known = makers("loss") if kind is Loss else makers("layer", "model")
         of_name = thing if isinstance(thing, str) else getattr(thing, "__name__", "")
-        mend = (
-            f"write {known[of_name].call}"
-            if of_name in known
-            else f"make one, as {'quadratic' if kind is Loss else 'dense(3)'}"
-        )
+        mend = "make one, as quadratic" if kind is Loss else "make one, as serial(dense(3))"
+        mend = f"write {known[of_name].call}" if of_name in known else mend
         raise TypeError(f"the {what} must be a {kind.__name__}, got {thing!r}: {mend}")
 
 
@@ -39,7 +36,7 @@ def is_batch(xs: Tree, ys: Tree) -> None:
         raise ShapeError(
             "xs and ys must have as many examples, along the first axis, got "
             f"{', '.join(f'{name} of shape {shape}' for name, shape in shapes)}: "
-            "for one example give x[None] and y[None]"
+            "give a target for each example; for one example give x[None] and y[None]"
         )
 
 

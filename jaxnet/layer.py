@@ -208,6 +208,15 @@ def leaf(name: str, init: Callable, forward: Callable, backward: Callable, accep
     return Layer(name, checked_init, checked_forward, read_backward)
 
 
+def fits_input(name: str, params: Any, key: str, shape: tuple[int, ...], x: Any) -> None:
+    """Raises `ShapeError` unless a parameter has the shape that an input needs. Without parameters nothing is held."""
+    if params is not None and params[key].shape != shape:
+        raise ShapeError(
+            f"{name} takes {key} of shape {shape} for an input of shape {x.shape}, got {params[key].shape}: "
+            "initialise it for this input"
+        )
+
+
 def no_params(key, x) -> tuple[()]:
     """`init` of a layer without parameters."""
     return ()
@@ -243,6 +252,11 @@ def with_state(params: Tree, state: Tree) -> Tree:
     if state is None:
         return params
     return jax.tree.map(lambda p, s: p if s is None else s, params, state, is_leaf=is_untrained)
+
+
+def own_params(loss: Loss, params: Tree) -> tuple[Tree, Tree]:
+    """The network's parameters and the loss's; () where the loss has none."""
+    return (params, ()) if loss.init is None else params
 
 
 def on_leaves(change: Callable[[Layer], Layer], net: Layer) -> Layer:

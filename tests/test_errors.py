@@ -38,7 +38,7 @@ SHAPES = {
     "dense_of_a_number": (lambda: start(dense(5)), "dense 5 takes a vector, got shape ()"),
     "dense_of_another_length": (
         lambda: run(dense(5), (3,), (4,)),
-        "dense 5 has W of shape (5, 3), which takes a vector of 3, got 4: initialise it for this input",
+        "dense 5 takes W of shape (5, 4) for an input of shape (4,), got (5, 3): initialise it for this input",
     ),
     "dense_of_another_rank_at_forward": (
         lambda: run(dense(5), (3,), (2, 3)),
@@ -94,12 +94,12 @@ SHAPES = {
         lambda: start(serial(sigmoid, serial(sigmoid, sigmoid, dense(2))), 4, 3),
         "layer 2 of 2: layer 3 of 3: dense 2 takes a vector, got shape (4, 3)",
     ),
-    "where_in_serial_at_forward": (lambda: run(serial(sigmoid, dense(2)), (3,), (4,)), "layer 2 of 2: dense 2 has W"),
+    "where_in_serial_at_forward": (lambda: run(serial(sigmoid, dense(2)), (3,), (4,)), "layer 2 of 2: dense 2 takes W"),
     "where_in_parallel": (lambda: start(parallel(sigmoid, dense(3)), 4, 3), "layer 2 of 2: dense 3 takes a vector"),
     "one_example_as_a_batch": (
         lambda: grads(dense(3), start(dense(3), 4), jnp.zeros(4), jnp.zeros(3)),
         "xs and ys must have as many examples, along the first axis, got xs of shape (4,), ys of shape (3,): "
-        "for one example give x[None] and y[None]",
+        "give a target for each example; for one example give x[None] and y[None]",
     ),
     "one_example_of_the_size_of_its_target": (
         lambda: grads(dense(4), start(dense(4), 4), jnp.zeros(4), jnp.zeros(4)),
@@ -123,6 +123,12 @@ SHAPES = {
         "the parameters are another network's: this one takes ({'W': (3, 4), 'b': (3,)}, ()), "
         "got {'W': (3, 4), 'b': (3,)}: initialise it",
     ),
+    "parameters_of_a_wider_network": (
+        lambda: grads(
+            serial(dense(3), sigmoid), start(serial(dense(7), sigmoid), 4), jnp.zeros((8, 4)), jnp.zeros((8, 3))
+        ),
+        "layer 1 of 2: dense 3 takes W of shape (3, 4) for an input of shape (4,), got (7, 4): initialise it",
+    ),
     "parameters_of_a_longer_network": (
         lambda: jaxnet.predict(serial(dense(3)))(start(serial(dense(3), sigmoid), 4), jnp.zeros((8, 4))),
         "the parameters are another network's",
@@ -143,7 +149,7 @@ SHAPES = {
     ),
     "trace": (
         lambda: jaxnet.trace(dense(2), jaxnet.quadratic)(start(dense(2), 3), jnp.zeros((4, 5)), jnp.zeros((4, 2))),
-        "dense 2 has W of shape (2, 3), which takes a vector of 3, got 5",
+        "dense 2 takes W of shape (2, 5) for an input of shape (5,), got (2, 3)",
     ),
 }
 

@@ -22,7 +22,7 @@ def test_norms_refuse_what_they_cannot_normalise(net, shape, says):
 
 
 def test_norms_of_other_widths_or_options_are_refused():
-    with pytest.raises(ShapeError, match="gamma for a last axis of 3, got shape"):
+    with pytest.raises(ShapeError, match=r"takes gamma of shape \(4,\)"):
         jaxnet.rms_norm().forward({"gamma": jnp.ones(3)}, jnp.zeros(4))
     with pytest.raises(ValueError, match="must be a whole number of at least 1, got 0"):
         jaxnet.group_norm(0)

@@ -17,7 +17,7 @@ from jaxnet.explaining.notation import NIELSEN, Notation
 from jaxnet.explaining.numbering import NumberedLayer, number_layers
 from jaxnet.explaining.numbers import number, one
 from jaxnet.explaining.observe import Item, Observed, chain
-from jaxnet.layer import Tree, leaves
+from jaxnet.layer import Tree, leaves, own_params
 
 ROWS = 12  # of a table, beyond which rows are left out evenly
 ACCURACIES = ("validation_accuracy", "test_accuracy", "train_accuracy")
@@ -61,7 +61,7 @@ def at_moments(observed: Observed, history: History) -> list[Observed]:
     found = []
     for moment in history.moments:
         traced = run(moment.params, observed.x, observed.y)
-        net_params = moment.params if observed.loss.init is None else moment.params[0]
+        net_params, _ = own_params(observed.loss, moment.params)
         steps = iter(traced.steps)
         items: list[Item] = []
         for before, (_, params) in zip(observed.items, chain(observed.net, net_params), strict=True):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxnet.backprop import own_weight
 from jaxnet.combinators import serial
 from jaxnet.explaining.notation import ExplainError
-from jaxnet.layer import Layer, Loss, Tree
+from jaxnet.layer import Layer, Loss, Tree, own_params
 from jaxnet.losses import one_hot
 from jaxnet.program.evaluate import quickly
 from jaxnet.readings import product
@@ -90,7 +90,7 @@ def observe(net: Layer, loss: Loss, params: Tree, x: Any, y: Any) -> Observed:
     Raises `ExplainError` for a network without layers, and `ShapeError` for a wrong shape.
     """
     x, y = jax.tree.map(jnp.asarray, x), jnp.asarray(y)
-    net_params, loss_params = (params, ()) if loss.init is None else params
+    net_params, loss_params = own_params(loss, params)
     items = chain(net, net_params)
     if not items:
         raise ExplainError("a network to be explained has at least one layer, got none: put one into serial(…)")

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxnet.factors import Outer, Plain
-from jaxnet.layer import Layer, ShapeError, leaf, no_params
+from jaxnet.layer import Layer, ShapeError, fits_input, leaf, no_params
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.embedding import angles, is_sequence, turned
 from jaxnet.layers.initializers import Initializer, initializer
@@ -194,10 +194,7 @@ def self_attended(name: str, heads: int, rotary: bool, seen: Seen) -> Callable:
                 f"{name} with rotary positions takes heads of an even width, whose entries make pairs, got "
                 f"{width // heads}: choose heads of which twice their number divides the width {width}"
             )
-        if params is not None and params["W_q"].shape != (width, width):
-            raise ShapeError(
-                f"{name} has W_q of shape {params['W_q'].shape}, got x of shape {x.shape}: initialise it for this input"
-            )
+        fits_input(name, params, "W_q", (width, width), x)
         fits(name, seen, time, time)
 
     return accepts

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.factors import Plain
-from jaxnet.layer import EXAMPLES, Layer, Passing, ShapeError, Static, Untrained, split_state
+from jaxnet.layer import EXAMPLES, Layer, Passing, ShapeError, Static, Untrained, fits_input, split_state
 from jaxnet.layers.normalization import along_last
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import mean_over_axis
@@ -79,14 +79,10 @@ def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
     {'beta': (3,), 'gamma': (3,), 'population': Untrained(value={'mean': (3,), 'variance': (3,)})}
     """
 
-    def accepts(x, gamma):
+    def accepts(x, params):
         if x.ndim < 1:
             raise ShapeError("batch_norm takes (…, channels), got a single number: put a dense layer before it")
-        if gamma is not None and gamma.shape != x.shape[-1:]:
-            raise ShapeError(
-                f"batch_norm has γ of shape {gamma.shape}, one for each channel, got an input of shape {x.shape}: "
-                "channels come last; initialise it for this input"
-            )
+        fits_input("batch_norm", params, "gamma", x.shape[-1:], x)
 
     def init(key, x):
         accepts(x, None)
@@ -97,7 +93,7 @@ def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
         return {"gamma": one, "beta": zero, "population": Untrained(population)}
 
     def forward(params, x, key=None, train=False):
-        accepts(x, params["gamma"])
+        accepts(x, params)
         wide, population = x.astype(accumulated(x.dtype)), params["population"]
         if train:
             mu, variance = batch_statistics(wide)

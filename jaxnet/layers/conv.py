@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
-from jaxnet.layer import Layer, ShapeError, leaf
+from jaxnet.layer import Layer, ShapeError, fits_input, leaf
 from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.layers.windows import Padding, by, checked_padding, fits, for_each_axis, window_over
 from jaxnet.lowering import conv as patches
@@ -311,11 +311,7 @@ def convolution(name, rank, channels, kernel, stride, padding, dilation, groups,
         image_of_rank(title, a, rank)
         if a.shape[-1] % groups:
             raise ShapeError(f"{title} takes channels that its {groups} groups divide, got {a.shape[-1]} in {a.shape}")
-        if params is not None and params["W"].shape != (channels, *kernel, a.shape[-1] // groups):
-            raise ShapeError(
-                f"{title} has W of shape {params['W'].shape}, which takes {params['W'].shape[-1] * groups} channels, "
-                f"got {a.shape[-1]}: initialise it for this input"
-            )
+        fits_input(title, params, "W", (channels, *kernel, a.shape[-1] // groups), a)
         fits(title, *window_of(a.shape[:-1]))
 
     def new(key, a):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxnet.factors import Outer, Plain
-from jaxnet.layer import Layer, ShapeError, leaf
+from jaxnet.layer import Layer, ShapeError, fits_input, leaf
 from jaxnet.layers.initializers import Initializer, initializer, pinned
 from jaxnet.lowering import form, op, products
 from jaxnet.lowering.products import product
@@ -82,11 +82,7 @@ def dense(
                 f"{name} takes a vector, got shape {a.shape}: put flatten() before it, "
                 f"or per_position({name.replace(' ', '(')})) for a sequence of vectors"
             )
-        if params is not None and params["W"].shape != (units, len(a)):
-            raise ShapeError(
-                f"{name} has W of shape {params['W'].shape}, which takes a vector of {params['W'].shape[-1]}, "
-                f"got {len(a)}: initialise it for this input"
-            )
+        fits_input(name, params, "W", (units, len(a)), a)
 
     def new(key, a):
         dtype = a.dtype if jnp.issubdtype(a.dtype, jnp.floating) else jnp.float32

@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
-from jaxnet.layer import Layer, ShapeError, leaf, no_params
+from jaxnet.layer import Layer, ShapeError, fits_input, leaf, no_params
 from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.lowering.products import accumulated
 from jaxnet.lowering.sharding import explicit_sharding
@@ -171,10 +171,7 @@ def positional_embedding(length: Count, *, init: str | Initializer | Callable = 
             raise ShapeError(
                 f"{name} has {length} positions, got a sequence of {len(x)}: cut it, or initialise with more positions"
             )
-        if params is not None and params["W"].shape != (length, x.shape[1]):
-            raise ShapeError(
-                f"{name} has W of shape {params['W'].shape}, got x of shape {x.shape}: initialise it for this input"
-            )
+        fits_input(name, params, "W", (length, x.shape[1]), x)
 
     def new(key, x):
         return {"W": begin.W(key, (length, x.shape[1]), x.dtype)}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxnet.factors import Plain
-from jaxnet.layer import Layer, ShapeError, leaf
+from jaxnet.layer import Layer, ShapeError, fits_input, leaf
 from jaxnet.lowering import form, op
 from jaxnet.lowering.gpu import kernel
 from jaxnet.lowering.memory import from_memory
@@ -106,11 +106,7 @@ def norm(name: str, epsilon: float, bias: bool, *, groups: int | None = None, ce
     def fits(x, params):
         if x.ndim < 1:
             raise ShapeError(f"{name} takes an input with a last axis to normalise, (…, width), got a single number")
-        if params is not None and params["gamma"].shape != x.shape[-1:]:
-            raise ShapeError(
-                f"{name} has gamma for a last axis of {len(params['gamma'])}, got shape {x.shape}: "
-                "initialise it for this input"
-            )
+        fits_input(name, params, "gamma", x.shape[-1:], x)
         if accepts is not None:
             accepts(x)
 

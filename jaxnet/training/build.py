@@ -17,7 +17,7 @@ import optax
 from jaxnet.backprop import backpropagate, initialize
 from jaxnet.combinators import serial
 from jaxnet.heads import fused_head
-from jaxnet.layer import Layer, Loss, ShapeError, output, split_state
+from jaxnet.layer import Layer, Loss, ShapeError, output, own_params, split_state
 from jaxnet.losses import ignoring
 from jaxnet.quantities.kronecker import kronecker
 from jaxnet.readings import total
@@ -352,7 +352,7 @@ def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset
     took = f"{dataset.name} has inputs of shape {example.shape}"
     try:
         params = make("model", lambda: jax.eval_shape(lambda k: initialize(net, loss, k, example), key))
-        last = output(net, params if loss.init is None else params[0], example)
+        last = output(net, own_params(loss, params)[0], example)
         step = backpropagate(net, loss, total)
         make(
             "model",

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.devices.processes import of_first, on_host
+from jaxnet.devices.processes import of_first, on_host, writes
 from jaxnet.layer import Tree
 from jaxnet.training.atomic_write import write_whole
 
@@ -222,15 +222,16 @@ class Checkpoints:
 
 
 class CheckpointWriter(Checkpoints):
-    """The checkpoints of one run, for the one process that trains it.
+    """The checkpoints of a run, for the processes that train it: the first one writes, the others follow.
 
     keep: number of newest checkpoints to keep. say: called with a message when a damaged one is skipped.
-    Raises CheckpointError where the folder cannot be made.
     """
 
     def __init__(self, folder: Path, keep: int, say: Callable[[str], None] = lambda line: None):
         super().__init__(folder)
         self.keep, self.say = keep, say
+        if not writes():
+            return
         with telling(f"cannot write {folder}"):
             folder.mkdir(exist_ok=True)
             for path in folder.iterdir():
@@ -238,11 +239,8 @@ class CheckpointWriter(Checkpoints):
                     shutil.rmtree(path)
 
     def save(self, step: int, state: Tree, progress: Progress) -> None:
-        """Writes the state after `step`. A checkpoint that exists already stays as it is.
-
-        Raises CheckpointError where it cannot be written.
-        """
-        if step in self.steps():
+        """Writes the state after `step`. A checkpoint that exists already stays as it is."""
+        if not writes() or step in self.steps():
             return
         arrays = plain(state)
         about = progress._asdict() | {"metrics": list(progress.metrics)}
@@ -261,7 +259,7 @@ class CheckpointWriter(Checkpoints):
 
         Each is renamed first, so that no reader sees a half-deleted one.
         """
-        for step in self.steps()[self.keep :]:
+        for step in self.steps()[self.keep :] if writes() else ():
             if step == best:
                 continue
             with telling(f"cannot delete the checkpoint of step {step:,} in {self.folder}"):
@@ -279,10 +277,10 @@ class CheckpointWriter(Checkpoints):
         return f"the last good one is of step {steps[0]:,}" if steps else "there is none before it"
 
     def resumable(self, shapes: Tree, configs: Sequence[str]) -> tuple[int, Tree, Progress] | None:
-        """The newest whole checkpoint. Damaged ones are moved to `damaged/` and reported."""
-        newest = self.newest(shapes, configs, passed_over=self.put_aside)
-        of_first(NONE if newest is None else newest[0])
-        return newest
+        """The newest whole checkpoint, chosen by the first process. Damaged ones go to `damaged/` and are reported."""
+        newest = self.newest(shapes, configs, passed_over=self.put_aside) if writes() else None
+        step = of_first(NONE if newest is None else newest[0])
+        return newest if newest is not None or step == NONE else (step, *self.read(step, shapes, configs))
 
     def put_aside(self, step: int, error: CheckpointError, after: int | None) -> None:
         """Moves a damaged checkpoint away, so that its step can be saved again."""
@@ -292,21 +290,6 @@ class CheckpointWriter(Checkpoints):
             place = shutil.move(self.folder / str(step), free(aside / str(step)))
         going = f"going back to the one of step {after:,}" if after is not None else "none is left"
         self.say(f"{error}; moved to {place}; {going}")
-
-
-class CheckpointFollower(Checkpoints):
-    """The checkpoints of a run that another process writes: the states that this one goes on from."""
-
-    def save(self, step: int, state: Tree, progress: Progress) -> None:
-        """The first process writes."""
-
-    def prune(self, best: int | None = None) -> None:
-        """The first process deletes."""
-
-    def resumable(self, shapes: Tree, configs: Sequence[str]) -> tuple[int, Tree, Progress] | None:
-        """The checkpoint that the first process has chosen."""
-        step = of_first(NONE)
-        return None if step == NONE else (step, *self.read(step, shapes, configs))
 
 
 # ------------------------------------------------------------------------------------------- orbax

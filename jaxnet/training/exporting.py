@@ -42,13 +42,14 @@ def export_run(folder: Path, out: Path, platforms: Sequence[str], data_dir: Path
     """
     trained = restore(folder, data_dir=data_dir)
     recipe = trained.session.recipe
-    params = trained.params if recipe.loss.init is None else trained.params[0]
     with precision(trained.config.precision):
         xs = trained.session.arrays["train"].x[:EXAMPLES]
         [n] = export.symbolic_shape("n")
         shape = jax.ShapeDtypeStruct((n, *recipe.example.shape), recipe.example.dtype)
-        network = predict(recipe.net)
-        return written(out, lambda xs: network(params, xs), (shape,), (xs,), platforms, trained.config.precision)
+        network, params = predict(recipe.net), trained.net_params
+        return written(
+            out, lambda xs: network(params, xs), (shape,), (xs,), platforms, trained.config.precision
+        )
 
 
 def export_step(config: Config, out: Path, platforms: Sequence[str], data_dir: Path | None = None) -> str:

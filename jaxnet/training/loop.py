@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxnet.devices.processes import largest, of_first, writes
 from jaxnet.training import devices
-from jaxnet.training.checkpoint import CheckpointFollower, CheckpointWriter, Progress, leaves_sha256, plain
+from jaxnet.training.checkpoint import CheckpointWriter, Progress, leaves_sha256, plain
 from jaxnet.training.config import Config, ConfigError
 from jaxnet.training.data import load
 from jaxnet.training.display import Display, row
@@ -252,17 +253,12 @@ class Single:
         self.progress = Progress(config=config_sha256)
         self.ended = False
         self.trouble: DivergedError | None = None
-        self._checkpoints: CheckpointWriter | CheckpointFollower | None = None
         self._events: Events | None = None
 
-    @property
-    def checkpoints(self) -> CheckpointWriter | CheckpointFollower:
+    @cached_property
+    def checkpoints(self) -> CheckpointWriter:
         """Opened when first needed: small networks take their first steps before."""
-        if self._checkpoints is None:
-            folder, keep = self.run.checkpoints.folder, self.config.checkpoint.keep
-            own = CheckpointWriter(folder, keep, self.display.say) if writes() else CheckpointFollower(folder)
-            self._checkpoints = own
-        return self._checkpoints
+        return CheckpointWriter(self.run.checkpoints.folder, self.config.checkpoint.keep, self.display.say)
 
     def prune(self) -> None:
         """Deletes older checkpoints but that of the best epoch, if the config asks for it."""
@@ -356,7 +352,7 @@ class Loop:
         self.measure(epoch, state, done)
         self.move(epoch + 1, 0)
         self.end_early(state)
-        self.pause(state, [single for single in self.alive() if self.is_best(single)])
+        self.pause(state, [single for _, single in self.alive() if self.is_best(single)])
         return state
 
     def is_best(self, single: Single) -> bool:
@@ -367,11 +363,11 @@ class Loop:
     def end_early(self, state: State) -> None:
         """Ends the runs whose metric has not improved for `patience` epochs."""
         stop = self.session.config.train.stop_early
-        for seed, single in enumerate(self.runs):
+        if stop is None:
+            return
+        for seed, single in self.alive():
             lines = single.progress.metrics
-            if stop is None or single.ended or single.progress.call or not lines:
-                continue
-            if epochs_without_gain(lines, stop) >= stop.patience:
+            if lines and not single.progress.call and epochs_without_gain(lines, stop) >= stop.patience:
                 self.save_one(seed, single, state)
                 self.finish_one(seed, single, state)
 
@@ -386,21 +382,19 @@ class Loop:
     def move(self, epoch: int, call: int) -> None:
         """Updates the progress of the runs."""
         seconds = self.before + time.perf_counter() - self.began
-        for single in self.alive():
+        for _, single in self.alive():
             single.progress = single.progress._replace(epoch=epoch, call=call, seconds=seconds)
 
-    def alive(self) -> list[Single]:
-        """The runs that have not ended."""
-        return [single for single in self.runs if not single.ended]
+    def alive(self) -> list[tuple[int, Single]]:
+        """The runs that have not ended, each with the place of its seed."""
+        return [(seed, single) for seed, single in enumerate(self.runs) if not single.ended]
 
     def measure(self, epoch: int, state: State, done: int) -> None:
         """An epoch's metrics, into every run."""
         session = self.session
         found = session.averages(state, session.examples, session.steps_per_epoch) | session.watch(state.whole)
         step = self.step_at(epoch + 1, 0)
-        for seed, single in enumerate(self.runs):
-            if single.ended:
-                continue
+        for seed, single in self.alive():
             line = {
                 **{name: value[seed].tolist() for name, value in found.items() if not name.endswith("_confusion")},
                 "epoch": epoch + 1,
@@ -449,10 +443,9 @@ class Loop:
 
     def save(self, state: State) -> None:
         """A checkpoint of every run that is alive. Older ones go after all are written, so that all share a step."""
-        for seed, single in enumerate(self.runs):
-            if not single.ended:
-                self.save_one(seed, single, state)
-        for single in self.alive():
+        for seed, single in self.alive():
+            self.save_one(seed, single, state)
+        for _, single in self.alive():
             single.prune()
         self.saved_at = time.monotonic()
 
@@ -485,8 +478,8 @@ class Loop:
 
         Raises DivergedError where none is left.
         """
-        for seed, single in enumerate(self.runs):
-            if good[seed] or single.ended:
+        for seed, single in self.alive():
+            if good[seed]:
                 continue
             call, one = self.session.calls[i], self.session.one
             self.save_one(seed, single, before)
@@ -513,9 +506,8 @@ class Loop:
                 found = {name: value[seed].tolist() for name, value in self.session.watch(state.whole).items()}
                 single.progress = single.progress._replace(metrics=({"epoch": 0, **found},))
         self.display.end()
-        for seed, single in enumerate(self.runs):
-            if not single.ended:
-                self.finish_one(seed, single, state)
+        for seed, single in self.alive():
+            self.finish_one(seed, single, state)
         draw_curves(single.run for single in self.runs if single.trouble is None)
 
     def finish_one(self, seed: int, single: Single, state: State) -> None:

@@ -14,7 +14,7 @@ from jaxnet.devices import scaling
 from jaxnet.devices.chips import DeviceTarget, target
 from jaxnet.devices.placement import batch_axes, batch_shares, forms_for, make_mesh
 from jaxnet.devices.program_text import CompiledText
-from jaxnet.layer import Tree
+from jaxnet.layer import Tree, own_params
 from jaxnet.lowering import compiling_for, plain_forms
 from jaxnet.training import step
 from jaxnet.training.atomic_write import write_whole
@@ -194,7 +194,7 @@ def arrays(recipe: Recipe, arguments: tuple) -> Iterator[StepArray]:
     each = max(1, recipe.batch // batch_shares(recipe.mesh) // recipe.chunks)
     x = jax.ShapeDtypeStruct((each, *recipe.example.shape), recipe.example.dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    whole = state.whole if recipe.loss.init is None else state.whole[0]
+    whole, _ = own_params(recipe.loss, state.whole)
 
     def kept(params: Tree, x: jax.Array, key: jax.Array) -> Tree:
         return jax.vmap(lambda x: recipe.net.forward(params, x, key, True)[1], axis_name="examples")(x)

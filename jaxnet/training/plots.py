@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from jaxnet.training.run_listing import SPLITS, RunRecord
+from jaxnet.training.data.dataset import PARTS
+from jaxnet.training.run_listing import RunRecord
 
 DASHES: dict[str, Any] = {"train": "-", "validation": (0, (5, 1.5)), "test": (0, (1.2, 1.2))}
 MARKED = 12  # so few epochs are shown as points too
@@ -104,14 +105,14 @@ def by_split(measure: str, factor: float = 1.0) -> Callable[[Axes, Sequence[RunR
     def draw(axes: Axes, records: Sequence[RunRecord], theme: Theme) -> None:
         alone = len(records) == 1
         colors = theme.colors(3 if alone else len(records))
-        shown = [split for split in SPLITS if any(has(record, f"{split}_{measure}") for record in records)]
+        shown = [split for split in PARTS if any(has(record, f"{split}_{measure}") for record in records)]
         for i, record in enumerate(records):
             for split in shown:
                 xs, ys = series(record, f"{split}_{measure}")
-                color = colors[SPLITS.index(split) if alone else i]
+                color = colors[PARTS.index(split) if alone else i]
                 line(axes, xs, [factor * y for y in ys], color=color, linestyle=DASHES[split])
         handles = [
-            Line2D([], [], color=colors[SPLITS.index(s)] if alone else theme.ink, linestyle=DASHES[s], label=s)
+            Line2D([], [], color=colors[PARTS.index(s)] if alone else theme.ink, linestyle=DASHES[s], label=s)
             for s in shown
         ]
         axes.legend(handles=handles, labelcolor=theme.ink, frameon=False, fontsize=10, handlelength=2.4)
@@ -230,7 +231,7 @@ def panels_of(records: Sequence[RunRecord]) -> list[Panel]:
     """The panels that have numbers in any of the runs."""
 
     def names(panel: Panel) -> list[str]:
-        return [panel.name, *(f"{split}_{panel.name}" for split in SPLITS)]
+        return [panel.name, *(f"{split}_{panel.name}" for split in PARTS)]
 
     return [panel for panel in PANELS if any(has(record, name) for record in records for name in names(panel))]
 

@@ -76,10 +76,9 @@ def data_options(trained: Trained) -> dict[str, Any]:
 def answers(trained: Trained, x: np.ndarray) -> tuple[np.ndarray, str]:
     """The network's outputs and their kind, see `Prediction`."""
     recipe = trained.session.recipe
-    params = trained.params if recipe.loss.init is None else trained.params[0]
     turn, kind = AS_PROBABILITIES.get(recipe.loss.name, (None, "output"))
     forward = backprop.predict(recipe.net)
-    outputs = np.asarray(jax.jit(lambda params, x: (turn or (lambda z: z))(forward(params, x)))(params, x))
+    outputs = np.asarray(jax.jit(lambda params, x: (turn or (lambda z: z))(forward(params, x)))(trained.net_params, x))
     return outputs.astype(np.float64), kind
 
 

@@ -59,7 +59,7 @@ def writing(path: Path) -> Iterator[None]:
 def data_sha256(dataset: Dataset) -> str:
     """sha256 over the arrays of all splits, their shapes and dtypes, and over a text's characters."""
     digest = hashlib.sha256()
-    arrays = [array for split in (dataset.train, dataset.validation, dataset.test) for array in split]
+    arrays = [array for split in dataset.splits.values() for array in split]
     for array in arrays if dataset.text is None else [*arrays, dataset.text.tokens]:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)

@@ -20,9 +20,8 @@ from jaxnet.registry import did_you_mean
 from jaxnet.training.config import ConfigError, read_toml
 from jaxnet.training.overrides import UNREADABLE, MissingKeyError, parse_value, value_at
 from jaxnet.training.run_folder import Run, RunError
+from jaxnet.training.run_summary import ACCURACIES
 
-SPLITS = ("train", "validation", "test")
-ACCURACIES = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
 LOSSES = ("test_loss", "validation_loss", "train_loss")
 
 LONGEST_NAME = 72

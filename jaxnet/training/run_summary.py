@@ -10,7 +10,7 @@ from jaxnet.training.config import Config, EarlyStop
 from jaxnet.training.display import percent
 from jaxnet.training.run_folder import VOCABULARY, quoted
 
-PROMISED = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
+ACCURACIES = ("test_accuracy", "best_test_accuracy", "validation_accuracy", "best_validation_accuracy")
 LAST = ("test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "validation_loss", "train_loss")
 
 
@@ -81,7 +81,7 @@ def promised(config: Config, summary: dict[str, Any]) -> Iterator[str]:
     """Each promise of the recipe beside the result, and whether it is kept."""
     promise = config.promise
     within = promise.within or 0.0
-    for name in PROMISED:
+    for name in ACCURACIES:
         wanted = getattr(promise, name)
         if wanted is None or name not in summary:
             continue
@@ -95,7 +95,7 @@ def promised(config: Config, summary: dict[str, Any]) -> Iterator[str]:
         kept = "kept" if found <= promise.validation_loss + within else "NOT kept"
         margin = f" ± {within:g}" if within else ""
         yield f"promised validation loss {promise.validation_loss:g}{margin}: {kept} with {found:.4f}"
-    if promise.published is not None and not any(getattr(promise, name) for name in PROMISED):
+    if promise.published is not None and not any(getattr(promise, name) for name in ACCURACIES):
         yield f"published {percent(promise.published)}"
     if promise.seconds is not None:
         yield f"promised {promise.seconds:g} s on the recipe's machine, took {summary['seconds']:.1f} s"

@@ -15,7 +15,7 @@ from jaxnet.training.data.dataset import Text
 from jaxnet.training.data.text import encode, shown
 from jaxnet.training.program_cache import keep_compiled
 from jaxnet.training.run_folder import VOCABULARY, Run
-from jaxnet.training.trained_network import NEWEST, CheckpointChoice, Trained, restore
+from jaxnet.training.trained_network import NEWEST, CheckpointChoice, restore
 
 
 class SampleError(ValueError):
@@ -49,7 +49,7 @@ def sample(
     checked(length, drawing, len(characters))
     keep_compiled()
     trained = restore(folder, dataset=stand_in(characters, window), reading=reading)
-    net, params = network(trained)
+    net, params = trained.session.recipe.net, trained.net_params
     fits(net, params, window, len(characters))
     with devices.precision(trained.config.precision):
         for token in continued(net, params, tokens, window, length, drawing, len(characters)):
@@ -96,12 +96,6 @@ def stand_in(characters: str, window: int) -> Dataset:
     split = Split(nothing, nothing)
     text = Text(np.zeros(window + 1, np.int32), characters)
     return Dataset("text", split, split, split, len(characters), text=text)
-
-
-def network(trained: Trained) -> tuple[Layer, Tree]:
-    """The network that gives logits, and its parameters."""
-    recipe = trained.session.recipe
-    return recipe.net, trained.params if recipe.loss.init is None else trained.params[0]
 
 
 def fits(net: Layer, params: Tree, window: int, vocab: int) -> None:

@@ -64,7 +64,7 @@ class Session:
             )
         looked_at = max(1, config.monitor.mean_delta, config.monitor.angles, config.monitor.dead_units or 0)
         some = Split(*(t[:looked_at] for t in dataset.train)) if dataset.on_disk else dataset.train
-        splits = {"train": some, "validation": dataset.validation, "test": dataset.test}
+        splits = dataset.splits | {"train": some}
         self.arrays = {name: self.on_device(split) for name, split in splits.items() if len(split.y)}
         self.training = self.arrays["train"] if dataset.text is None or dataset.on_disk else self.windows(dataset.text)
         self.programs: dict[Any, Callable] = {}

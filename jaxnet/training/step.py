@@ -15,7 +15,7 @@ from jaxnet.backprop import backpropagate, initialize, per_example, predict
 from jaxnet.devices.pipeline import pipeline
 from jaxnet.devices.placement import batch_axes, batch_shares, like_params
 from jaxnet.heads import fused_head
-from jaxnet.layer import Layer, Loss, Static, Tree, split_state, with_state
+from jaxnet.layer import Layer, Loss, Static, Tree, own_params, split_state, with_state
 from jaxnet.quantities.gradient_statistics import is_cheap, noise_and_signal, squares_of
 from jaxnet.quantities.kronecker import kronecker
 from jaxnet.quantities.privacy import capacity, clipped_sum, poisson_sample, with_noise
@@ -419,7 +419,7 @@ def steps_per_call(recipe: Recipe) -> int:
     A clock would give other calls after a resumption, and so other bits.
     """
     params = with_state(*whole_shapes(recipe))
-    net_params = params if recipe.loss.init is None else params[0]
+    net_params, _ = own_params(recipe.loss, params)
     forward = products(jax.make_jaxpr(lambda p, x: recipe.net.forward(p, x)[0])(net_params, recipe.example))
     return max(1, int(1 / (STEP_SECONDS + 3 * forward * recipe.batch / FLOPS_PER_SECOND)))
 
@@ -459,7 +459,7 @@ def evaluation(
         return sums
 
     def over(params, xs, ys):
-        net_params, loss_params = (params, ()) if loss.init is None else params
+        net_params, loss_params = own_params(loss, params)
         outs = forward(net_params, xs)
         sums = jax.vmap(one, (None, 0, 0))(loss_params, outs, ys)
         sums = jax.tree.map(lambda t: t.sum(dtype=t.dtype), sums)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from jaxnet.training.data import Dataset, Split
+from jaxnet.training.data import Dataset
+from jaxnet.training.data.dataset import cut
 
 
 def wedge(train: int = 200, validation: int = 100, test: int = 100, seed: int = 0) -> Dataset:
@@ -18,9 +19,4 @@ def wedge(train: int = 200, validation: int = 100, test: int = 100, seed: int = 
     x = (off / 100).astype(np.float32)
     x[0] = 1, 2
     y = (x[:, 1] < abs(x[:, 0])).astype(np.int32)
-    ends = np.cumsum([train, validation, test])
-    first, second, third = (
-        Split(x[end - size : end], y[end - size : end])
-        for end, size in zip(ends, (train, validation, test), strict=True)
-    )
-    return Dataset("wedge", first, second, third, classes=2)
+    return Dataset("wedge", *cut(x, y, (train, validation, test), np.arange(count)), classes=2)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from jaxnet.layer import Tree
+from jaxnet.layer import Tree, own_params
 from jaxnet.training import devices
 from jaxnet.training.checkpoint import CheckpointError, DamagedError, Progress
 from jaxnet.training.config import Config, Mesh
 from jaxnet.training.data import DataError, Dataset, Split, load
+from jaxnet.training.data.dataset import PARTS
 from jaxnet.training.data.sources import is_text, takes
 from jaxnet.training.data.tables import ALL_FOR_TRAINING
 from jaxnet.training.data.text import in_vocabulary
@@ -33,6 +34,11 @@ class Trained(NamedTuple):
     step: int
     epoch: int
 
+    @property
+    def net_params(self) -> Tree:
+        """The network's parameters, without the loss's."""
+        return own_params(self.session.recipe.loss, self.params)[0]
+
 
 @dataclass(frozen=True)
 class CheckpointChoice:
@@ -49,7 +55,6 @@ class CheckpointChoice:
 
 
 NEWEST = CheckpointChoice()
-SPLITS = ("train", "validation", "test")
 MOST = 20
 """Of more classes than these the table shows those with the lowest accuracy."""
 
@@ -196,7 +201,7 @@ def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None, say: C
 def lines(found: Mapping[str, Any]) -> list[str]:
     """An evaluation in words, one line for each split."""
     said = []
-    for split in SPLITS:
+    for split in PARTS:
         if f"{split}_loss" in found:
             shares = [
                 f"{measure.replace('_', ' ')} {percent(found[f'{split}_{measure}'])}"
@@ -210,7 +215,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def confusion_tables(found: Mapping[str, Any]) -> list[Table]:
     """Of each split how often each class got each answer, and its accuracy; of many classes the worst ones alone."""
     tables = []
-    for split in SPLITS:
+    for split in PARTS:
         if f"{split}_confusion" not in found:
             continue
         confusion, shares = np.array(found[f"{split}_confusion"]), found[f"{split}_class_accuracy"]

@@ -82,11 +82,13 @@ def definite(rng, n, dtype):
 
 
 def rms_norm(x, w):
+    """x (1 + w)/√(E[x²] + ε): a norm whose weight is an offset from 1."""
     return x * lax.rsqrt(mean(x * x) + EPS) * (1 + w)
 
 
 @back_of(rms_norm, ("n", 4), (4,))
 def rms_norm_back(args, g):
+    """Reported: unsloth 4533, attorch 17, llm.c 763."""
     x, w = args
     r = lax.rsqrt(mean(x * x) + EPS)
     n = x * r
@@ -97,6 +99,7 @@ def rms_norm_back(args, g):
 
 
 def layer_norm(x, w, b, rows):
+    """Layer norm of x times a number for each row."""
     z = x * rows
     c = z - mean(z)
     return c * lax.rsqrt(mean(c * c) + EPS) * w + b
@@ -104,6 +107,7 @@ def layer_norm(x, w, b, rows):
 
 @back_of(layer_norm, ("n", 4), (4,), (4,), positive("n", 1))
 def layer_norm_back(args, g):
+    """Reported: mamba 1023."""
     x, w, _, rows = args
     z = x * rows
     c = z - mean(z)
@@ -117,11 +121,13 @@ def layer_norm_back(args, g):
 
 
 def weight_norm(v, s):
+    """s v/‖v‖, with the norm of each column of v."""
     return s * v / jnp.sqrt(jnp.sum(v * v, axis=0))
 
 
 @back_of(weight_norm, ("n", 4), (4,))
 def weight_norm_back(args, g):
+    """From the norm of v: dv = s/‖v‖ (g − u (u·g))."""
     v, s = args
     size = jnp.sqrt(jnp.sum(v * v, axis=0))
     u = v / size
@@ -134,6 +140,7 @@ def weight_norm_back(args, g):
 
 
 def cross_entropy(x, y):
+    """Mean cross-entropy of soft-capped logits, with label smoothing and a z loss."""
     cap = CAP * jnp.tanh(x / CAP)
     lse = jax.nn.logsumexp(cap, axis=-1)
     hit = jnp.take_along_axis(cap, y[:, None], axis=-1)[:, 0]
@@ -142,6 +149,7 @@ def cross_entropy(x, y):
 
 @back_of(cross_entropy, ("n", 5), classes(5, "n"))
 def cross_entropy_back(args, g):
+    """Reported: Liger-Kernel 239, ledger 1580."""
     x, y = args
     t = jnp.tanh(x / CAP)
     p = jax.nn.softmax(CAP * t, axis=-1)
@@ -153,12 +161,14 @@ def cross_entropy_back(args, g):
 
 
 def focal_loss(x, y):
+    """−(1 − p)² ln p, p the probability of the right one of two classes."""
     p = jax.nn.sigmoid(jnp.where(y == 1, x, -x))
     return -((1 - p) ** 2) * jnp.log(p)
 
 
 @back_of(focal_loss, ("n",), classes(2, "n"))
 def focal_loss_back(args, g):
+    """Reported: DOOBNet 6."""
     x, y = args
     p = jax.nn.sigmoid(jnp.where(y == 1, x, -x))
     dp = 2 * (1 - p) * jnp.log(p) - (1 - p) ** 2 / p
@@ -167,6 +177,7 @@ def focal_loss_back(args, g):
 
 
 def jensen_shannon(a, b):
+    """Jensen-Shannon divergence of two softmaxes, weighted 0.3 and 0.7."""
     p, q = jax.nn.softmax(a), jax.nn.softmax(b)
     m = 0.3 * p + 0.7 * q
     return jnp.sum(0.3 * p * jnp.log(p / m) + 0.7 * q * jnp.log(q / m), axis=-1)
@@ -174,6 +185,7 @@ def jensen_shannon(a, b):
 
 @back_of(jensen_shannon, ("n", 4), ("n", 4))
 def jensen_shannon_back(args, g):
+    """Each softmax with its own weight."""
     a, b = args
     p, q = jax.nn.softmax(a), jax.nn.softmax(b)
     m = 0.3 * p + 0.7 * q
@@ -185,11 +197,13 @@ def jensen_shannon_back(args, g):
 
 
 def soft_minimum(x, gamma):
+    """−γ ln Σ exp(−x/γ)."""
     return -gamma * jax.nn.logsumexp(-x / gamma)
 
 
 @back_of(soft_minimum, ("n",), positive())
 def soft_minimum_back(args, g):
+    """Reported: ott."""
     x, gamma = args
     p = jax.nn.softmax(-x / gamma)
     dgamma = -jax.nn.logsumexp(-x / gamma) - jnp.sum(p * x) / gamma
@@ -197,11 +211,13 @@ def soft_minimum_back(args, g):
 
 
 def normal_density(x, S):
+    """Log density of a normal distribution of mean 0 and covariance S, without its constant."""
     return -0.5 * x @ jnp.linalg.solve(S, x) - 0.5 * jnp.linalg.slogdet(S)[1]
 
 
 @back_of(normal_density, (4,), definite)
 def normal_density_back(args, g):
+    """Reported: autograd 412."""
     x, S = args
     P = jnp.linalg.inv(S)
     u = P @ x
@@ -211,11 +227,13 @@ def normal_density_back(args, g):
 
 
 def power_law_density(x, k, high):
+    """Log density of a power law between 1 and `high`."""
     return k * jnp.log(x) - jnp.log(high ** (k + 1) - 1) + jnp.log(k + 1)
 
 
 @back_of(power_law_density, positive("n"), positive(), lambda rng, n, dtype: on_device(2.0, dtype))
 def power_law_density_back(args, g):
+    """Reported: numpyro."""
     x, k, high = args
     z = high ** (k + 1) - 1
     dk = jnp.log(x) - high ** (k + 1) * jnp.log(high) / z + 1 / (k + 1)
@@ -227,6 +245,7 @@ def power_law_density_back(args, g):
 
 
 def attention(q, k, v, sink):
+    """Causal attention of one head, aligned at the last key, with a sink in the denominator."""
     s = jnp.where(jnp.tril(jnp.ones((3, len(k)), bool), len(k) - 3), q @ k.T / 2, -jnp.inf)
     top = jnp.maximum(s.max(-1, keepdims=True), sink)
     e = jnp.exp(s - top)
@@ -235,6 +254,7 @@ def attention(q, k, v, sink):
 
 @back_of(attention, (3, 4), ("n", 4), ("n", 4), ())
 def attention_back(args, g):
+    """Reported: cudnn-frontend 421, ffpa-attn 300, tilelang-ascend 1669."""
     q, k, v, sink = args
     seen = jnp.tril(jnp.ones((3, len(k)), bool), len(k) - 3)
     s = jnp.where(seen, q @ k.T / 2, -jnp.inf)
@@ -248,11 +268,13 @@ def attention_back(args, g):
 
 
 def grouped_scores(q, k):
+    """Scores of attention with grouped heads: g groups of queries share each of h heads of keys."""
     return jnp.einsum("ghid,hjd->ghij", q, k)
 
 
 @back_of(grouped_scores, (2, 3, "n", 4), (3, "n", 4))
 def grouped_scores_back(args, g):
+    """Reported: levanter 449, native-sparse-attention 27."""
     q, k = args
     dq = jnp.einsum("ghij,hjd->ghid", g, k)
     dk = jnp.einsum("ghij,ghid->hjd", g, q)
@@ -260,6 +282,7 @@ def grouped_scores_back(args, g):
 
 
 def rotary(x, angle):
+    """Pairs of entries turned by an angle; the rest stays."""
     a, b, rest = x[:, :2], x[:, 2:4], x[:, 4:]
     c, s = jnp.cos(angle), jnp.sin(angle)
     return jnp.concatenate([a * c - b * s, a * s + b * c, rest], axis=-1)
@@ -267,6 +290,7 @@ def rotary(x, angle):
 
 @back_of(rotary, ("n", 6), ("n", 2))
 def rotary_back(args, g):
+    """The turn back, and the slope of the angle."""
     x, angle = args
     a, b = x[:, :2], x[:, 2:4]
     c, s = jnp.cos(angle), jnp.sin(angle)
@@ -280,11 +304,13 @@ def rotary_back(args, g):
 
 
 def gated(z, u):
+    """z σ(z) u."""
     return z * jax.nn.sigmoid(z) * u
 
 
 @back_of(gated, ("n", 4), ("n", 4))
 def gated_back(args, g):
+    """The product rule for z σ(z)."""
     z, u = args
     s = jax.nn.sigmoid(z)
     dz = g * u * (s + z * s * (1 - s))
@@ -293,11 +319,13 @@ def gated_back(args, g):
 
 
 def gelu(x):
+    """GELU by tanh, with rounded constants."""
     return 0.5 * x * (1 + jnp.tanh(0.8 * (x + 0.045 * x**3)))
 
 
 @back_of(gelu, ("n", 4))
 def gelu_back(args, g):
+    """The product rule, and the slope inside tanh."""
     (x,) = args
     t = jnp.tanh(0.8 * (x + 0.045 * x**3))
     slope = 0.8 * (1 + 3 * 0.045 * x**2)
@@ -305,6 +333,8 @@ def gelu_back(args, g):
 
 
 def selective_scan(dt, A, B, C, x):
+    """h_t = exp(dt A) h_{t−1} + dt B x, out_t = C·h_t."""
+
     def step(h, row):
         dt, B, C, x = row
         h = jnp.exp(dt * A) * h + dt * B * x
@@ -315,6 +345,7 @@ def selective_scan(dt, A, B, C, x):
 
 @back_of(selective_scan, positive("n", 3), (3,), ("n", 3), ("n", 3), ("n", 3))
 def selective_scan_back(args, g):
+    """Reported: mamba 368."""
     dt, A, B, C, x = args
     decay = jnp.exp(dt * A)
     h = lax.scan(lambda h, row: (row[0] * h + row[1],) * 2, jnp.zeros_like(A), (decay, dt * B * x))[1]
@@ -328,12 +359,14 @@ def selective_scan_back(args, g):
 
 
 def lstm_step(i, f, o, z, c):
+    """One step of an LSTM: its output from the four gates and the state."""
     new = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(z)
     return jax.nn.sigmoid(o) * jnp.tanh(new)
 
 
 @back_of(lstm_step, (4,), (4,), (4,), (4,), (4,))
 def lstm_step_back(args, g):
+    """Each gate with the slope of its own activation."""
     i, f, o, z, c = args
     i, f, o, z = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(z)
     new = f * c + i * z
@@ -347,11 +380,13 @@ def lstm_step_back(args, g):
 
 
 def embedding(E, tokens):
+    """2 E[tokens]; token 0 is padding and gives 0."""
     return jnp.where((tokens == 0)[:, None], 0, E[tokens]) * 2
 
 
 @back_of(embedding, (7, 4), classes(7, "n"))
 def embedding_back(args, g):
+    """Rows of repeated tokens add up."""
     E, tokens = args
     kept = jnp.where((tokens == 0)[:, None], 0, g)
     dE = jnp.zeros_like(E).at[tokens].add(2 * kept)
@@ -359,11 +394,13 @@ def embedding_back(args, g):
 
 
 def convolution(x, k, b):
+    """A convolution in one dimension, one channel in and two out, with a bias."""
     return sum(x[i : len(x) - 2 + i, :, None] * k[i] for i in range(3)) + b
 
 
 @back_of(convolution, ("n", 4), (3, 2), (2,))
 def convolution_back(args, g):
+    """dx is a convolution with the kernel turned."""
     x, k, _ = args
     dx = sum(jnp.pad(g @ k[i], ((i, 2 - i), (0, 0))) for i in range(3))
     dk = jnp.stack([jnp.sum(x[i : len(x) - 2 + i, :, None] * g, axis=(0, 1)) for i in range(3)])
@@ -372,11 +409,13 @@ def convolution_back(args, g):
 
 
 def cosine(a, b):
+    """Cosine similarity of the rows of a and b."""
     return jnp.sum(a * b, -1) / jnp.sqrt(jnp.sum(a * a, -1) * jnp.sum(b * b, -1))
 
 
 @back_of(cosine, ("n", 4), ("n", 4))
 def cosine_back(args, g):
+    """Each side over its own norm."""
     a, b = args
     A, B = jnp.sqrt(jnp.sum(a * a, -1, keepdims=True)), jnp.sqrt(jnp.sum(b * b, -1, keepdims=True))
     c = jnp.sum(a * b, -1, keepdims=True) / (A * B)
@@ -389,11 +428,13 @@ def cosine_back(args, g):
 
 
 def solve(A, b):
+    """A⁻¹ b."""
     return jnp.linalg.solve(A, b)
 
 
 @back_of(solve, definite, (4,))
 def solve_back(args, g):
+    """db = A⁻ᵀ g, dA = −db xᵀ."""
     A, b = args
     x = jnp.linalg.solve(A, b)
     db = jnp.linalg.solve(A.T, g)
@@ -402,11 +443,13 @@ def solve_back(args, g):
 
 
 def cholesky(A):
+    """L of A = L Lᵀ, A made symmetric."""
     return jnp.linalg.cholesky((A + A.T) / 2)
 
 
 @back_of(cholesky, definite)
 def cholesky_back(args, g):
+    """The diagonal of Lᵀ g counts half."""
     (A,) = args
     L = jnp.linalg.cholesky((A + A.T) / 2)
     P = jnp.tril(L.T @ jnp.tril(g))
@@ -416,11 +459,13 @@ def cholesky_back(args, g):
 
 
 def power_spectrum(x):
+    """|F|² of the real Fourier transform."""
     return jnp.abs(jnp.fft.rfft(x)) ** 2
 
 
 @back_of(power_spectrum, (6,))
 def power_spectrum_back(args, g):
+    """Reported: s2fft."""
     (x,) = args
     F = jnp.fft.rfft(x)
     twice = jnp.array([1, 2, 2, 1])
@@ -428,6 +473,7 @@ def power_spectrum_back(args, g):
 
 
 def simplex(x):
+    """The projection onto the probability simplex."""
     u = jnp.sort(x)[::-1]
     k = jnp.sum(u + (1 - jnp.cumsum(u)) / jnp.arange(1, len(x) + 1) > 0)
     return jnp.maximum(x - (jnp.sum(jnp.where(jnp.arange(len(x)) < k, u, 0)) - 1) / k, 0)
@@ -435,6 +481,7 @@ def simplex(x):
 
 @back_of(simplex, ("n",))
 def simplex_back(args, g):
+    """Reported: optax 1308."""
     (x,) = args
     active = (simplex(x) > 0).astype(x.dtype)
     dx = active * (g - jnp.sum(active * g) / jnp.sum(active))
@@ -442,11 +489,13 @@ def simplex_back(args, g):
 
 
 def decayed_sum(x):
+    """A cumulative sum, row t times t."""
     return jnp.cumsum(x, axis=0) * jnp.arange(1, len(x) + 1)[:, None]
 
 
 @back_of(decayed_sum, ("n", 3))
 def decayed_sum_back(args, g):
+    """A cumulative sum from the end."""
     (x,) = args
     weighted = g * jnp.arange(1, len(x) + 1)[:, None]
     dx = jnp.cumsum(weighted[::-1], axis=0)[::-1]
@@ -454,11 +503,13 @@ def decayed_sum_back(args, g):
 
 
 def documented(x, y):
+    """sin(x) y."""
     return jnp.sin(x) * y
 
 
 @back_of(documented, (4,), (4,))
 def documented_back(args, g):
+    """Reported: jax 3213."""
     x, y = args
     dx = jnp.cos(x) * y * g
     dy = jnp.sin(x) * g

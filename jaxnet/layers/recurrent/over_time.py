@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxnet.factors import Outer, Plain
-from jaxnet.layer import Layer, ShapeError, Static, leaf
+from jaxnet.layer import Layer, ShapeError, Static, fits_input, leaf
 from jaxnet.layers.dense import times, transpose_times
 from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.lowering import form, op, recurrent
@@ -187,11 +187,7 @@ def accepts_piece(name: str, units: int, cell: Cell, piece: Piece, params) -> No
         )
     if not len(xs):
         raise ShapeError(f"{name} takes a sequence of at least one step, got shape {xs.shape}")
-    if params is not None and params["W"].shape != (cell.blocks * units, xs.shape[1]):
-        raise ShapeError(
-            f"{name} has W of shape {params['W'].shape}, which takes vectors of {params['W'].shape[-1]}, "
-            f"got {xs.shape[1]}: initialise it for this input"
-        )
+    fits_input(name, params, "W", (cell.blocks * units, xs.shape[1]), xs)
     if carry is not None:
         wanted = {k: v.shape for k, v in jax.eval_shape(lambda: cell.begin(units, jnp.float32)).items()}
         got = {k: v.shape for k, v in carry.items()} if isinstance(carry, dict) else carry

@@ -1,10 +1,12 @@
 """Data sets, and the checks of their numbers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+PARTS = ("train", "validation", "test")
 
 
 class DataError(ValueError):
@@ -57,11 +59,20 @@ class Dataset:
     notes: tuple[str, ...] = ()
     on_disk: bool = False
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Train, validation and test by name."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    def each(self, change: Callable[[Split], Split], **others: Any) -> "Dataset":
+        """The data set with every split changed. others: other fields changed too."""
+        return replace(self, **{part: change(split) for part, split in self.splits.items()}, **others)
+
     def summary(self) -> str:
         """One line: `mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes`."""
         if self.text is not None:
             return self.text_summary()
-        sizes = " / ".join(f"{len(split.y):,}" for split in (self.train, self.validation, self.test))
+        sizes = " / ".join(f"{len(split.y):,}" for split in self.splits.values())
         x, y = self.train
         shape = self.picture or x.shape[1:]
         what = "×".join(map(str, shape)) if len(shape) > 1 else plural(int(np.prod(shape)), "number")
@@ -81,7 +92,7 @@ class Dataset:
 
     def text_summary(self) -> str:
         """One line, with the unit of the losses."""
-        sizes = " / ".join(f"{split.y.size:,}" for split in (self.train, self.validation, self.test))
+        sizes = " / ".join(f"{split.y.size:,}" for split in self.splits.values())
         window = self.train.x.shape[1]
         return f"{self.name}  {sizes} characters by {window}  {self.classes} different  losses in nats a character"
 

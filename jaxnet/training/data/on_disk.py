@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnet.training.data.dataset import DataError, Dataset, Split, as_labels, check_split
+from jaxnet.training.data.dataset import PARTS, DataError, Dataset, Split, as_labels, check_split
 from jaxnet.training.data.download import cache_folder, cannot_write
 from jaxnet.training.data.files import UNREADABLE
 from jaxnet.training.data.text import SPLIT, WINDOW, encode, from_tokens
@@ -63,7 +63,7 @@ def load_arrays(folder: Path, task: str) -> Dataset:
         return found[:, None] if task == "regression" and axis == "y" and found.ndim == 1 else found
 
     splits = {}
-    for part in ("train", "validation", "test"):
+    for part in PARTS:
         there = part == "train" or any((folder / f"{axis}_{part}.npy").exists() for axis in "xy")
         x, y = (array(axis, part) for axis in "xy") if there else (t[:0] for t in splits["train"])
         first = splits["train"].x if splits else x

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxnet.registry import ENTRY_POINTS, did_you_mean, maker_of
 from jaxnet.training.data.dataset import (
+    PARTS,
     DataError,
     Dataset,
     Split,
@@ -177,7 +178,7 @@ def checked(dataset: Dataset) -> Dataset:
             )
         return Split(x, y)
 
-    train, validation, test = (check(part) for part in ("train", "validation", "test"))
-    for part, split in (("train", train), ("validation", validation), ("test", test)):
-        check_split(f"{dataset.name}, {part}", split, train.x.shape[1:])
-    return replace(dataset, train=train, validation=validation, test=test)
+    splits = {part: check(part) for part in PARTS}
+    for part, split in splits.items():
+        check_split(f"{dataset.name}, {part}", split, splits["train"].x.shape[1:])
+    return replace(dataset, **splits)

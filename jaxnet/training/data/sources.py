@@ -1,7 +1,6 @@
 """Data sets by the value of a config's `data`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -160,8 +159,6 @@ def limited(dataset: Dataset, most: int) -> Dataset:
     def few(split: Split) -> Split:
         return Split(split.x[:most], split.y[:most])
 
-    few_of_all = replace(dataset, train=few(dataset.train), validation=few(dataset.validation), test=few(dataset.test))
-    if dataset.text is None:
-        return few_of_all
-    tokens = dataset.text.tokens[: (most + 1) * dataset.train.x.shape[1]]
-    return replace(few_of_all, text=dataset.text._replace(tokens=tokens))
+    if (text := dataset.text) is not None:
+        text = text._replace(tokens=text.tokens[: (most + 1) * dataset.train.x.shape[1]])
+    return dataset.each(few, text=text)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxnet.registry import did_you_mean
 from jaxnet.training.data.dataset import (
+    PARTS,
     DataError,
     Dataset,
     Split,
@@ -32,7 +33,6 @@ from jaxnet.training.data.files import read_arrays
 
 FRACTIONS = (0.7, 0.15, 0.15)
 ALL_FOR_TRAINING = (1.0, 0.0, 0.0)  # leaves arrays that come split as they are
-PARTS = ("train", "validation", "test")
 KEYS = ("x", "y", *(f"{axis}_{part}" for part in PARTS for axis in "xy"))
 LARGEST = float(np.finfo(np.float32).max)
 

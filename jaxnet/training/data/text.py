@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxnet.training.data.dataset import DataError, Dataset, Split, Text
+from jaxnet.training.data.dataset import PARTS, DataError, Dataset, Split, Text
 from jaxnet.training.data.download import cache_folder, fetch, local
 from jaxnet.training.data.files import read_bytes
 
@@ -88,7 +88,7 @@ def from_tokens(
     name = Path(where).stem
     parts = []
     start = 0
-    for part, count in zip(("train", "validation", "test"), text_counts(where, split, len(tokens)), strict=True):
+    for part, count in zip(PARTS, text_counts(where, split, len(tokens)), strict=True):
         parts.append(tokens[start : start + count])
         start += count
         if len(parts[-1]) < window + 1 and (part == "train" or count):
@@ -146,9 +146,7 @@ def in_vocabulary(dataset: Dataset, characters: str) -> Dataset:
     def part(split: Split) -> Split:
         return Split(other[split.x], other[split.y])
 
-    train, validation, test = (part(split) for split in (dataset.train, dataset.validation, dataset.test))
-    text = Text(other[dataset.text.tokens], characters)
-    return Dataset(dataset.name, train, validation, test, len(characters), text=text)
+    return dataset.each(part, classes=len(characters), text=Text(other[dataset.text.tokens], characters))
 
 
 def shown(characters: str, most: int = 8) -> str:

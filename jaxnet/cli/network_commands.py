@@ -1,0 +1,228 @@
+"""Commands on layers, networks and configs: each a few lines that call its room, imported when it is called."""
+
+import json
+from dataclasses import fields
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from jaxnet.cli.app import AllowCode, ConfigFile, DataDir, Overrides, app, refused
+
+
+@app.command()
+def layers(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Default: all.")] = None,
+) -> None:
+    """List layers, models, losses and feedback: options with defaults, equation, example inputs."""
+    from jaxnet import registry
+
+    try:
+        print(*registry.listed(*(names or ())), sep="\n")
+    except LookupError as error:
+        raise refused(str(error)) from None
+
+
+@app.command()
+def check(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TARGET...", help="A layer, loss or model by name, a config, or package.module:object."),
+    ] = None,
+    inputs: Annotated[str | None, typer.Option(help='Shapes of the arguments: "float32[8,256], int32[8]<10".')] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="package.module:function whose derivative is the right one.")
+    ] = None,
+    intended: Annotated[
+        str | None, typer.Option(help="package.module:function of a backward pass that deviates on purpose.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the reports to this file; - prints them.")
+    ] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with heat maps to this file.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a mended copy of the source to this file, and check it.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Check every layer, loss and model of jaxnet.")] = False,
+    primitives: Annotated[bool, typer.Option("--primitives", help="Check JAX's own derivatives.")] = False,
+    device: Annotated[
+        bool, typer.Option("--device", help="Measure each layer's rounding error on this device.")
+    ] = False,
+    adequacy: Annotated[bool, typer.Option(help="List the mistakes that these inputs cannot reveal.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="First seed of the inputs and cotangents.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Allowed relative error. Default: the measured rounding error.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="dtype in place of float32: bfloat16, float64.")] = None,
+    data_dir: DataDir = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Check a backward pass entry by entry and name the mistake. Status 0: right, 1: wrong, 2: not checked."""
+    from jaxnet.checking import command, device_noise
+    from jaxnet.checking import primitives as of_jax
+
+    if primitives:
+        raise typer.Exit(of_jax.run(tuple(targets or ())))
+    if device:
+        raise typer.Exit(device_noise.run(targets or (), json_file))
+    found: list[Any] = list(targets or ())
+    if any(target.endswith(".toml") for target in found):
+        from jaxnet.training.check_target import config_target
+
+        of_config = {"inputs": inputs, "dtype": dtype, "data_dir": data_dir}
+        found = [config_target(each, **of_config) if each.endswith(".toml") else each for each in found]
+    options = {"adequacy": adequacy, "seed": seed, "seeds": seeds, "tolerance": tolerance, "dtype": dtype}
+    files = {"json_file": json_file, "html_file": html_file, "fix": fix}
+    raise typer.Exit(
+        command.run(found, inputs=inputs, reference=reference, intended=intended, all=everything, **files, **options)
+    )
+
+
+class Explain(TyperCommand):
+    """`--try` without a formula reads formulas one after the other, as `--try -` does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        behind = [*args[1:], "--"]
+        pairs = zip(args, behind, strict=True)
+        given = [(each, "-") if each == "--try" and then.startswith("--") else (each,) for each, then in pairs]
+        return super().parse_args(ctx, list(chain.from_iterable(given)))
+
+
+@app.command(cls=Explain)
+def explain(
+    ctx: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A config, a run's folder, a layer or model by name, module:object or file.py:function.",
+        ),
+    ],
+    overrides: Overrides = None,
+    example: Annotated[int, typer.Option(help="Index of the training example, from 0.")] = 0,
+    batch: Annotated[int | None, typer.Option(help="Explain a batch of N examples.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the parameters. Default: the config's.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Number of the layer that the questions are about.")] = None,
+    walk: Annotated[
+        bool, typer.Option("--walk", help="Walk from one weight to the matrices of the backward pass.")
+    ] = False,
+    exercise: Annotated[
+        bool, typer.Option("--exercise", help="Ask for the lines of the backward pass, and grade the answers.")
+    ] = False,
+    step: Annotated[bool, typer.Option("--step", help="Show the equations one by one.")] = False,
+    questions: Annotated[bool, typer.Option("--questions", help="Answer common questions with these numbers.")] = False,
+    more: Annotated[
+        bool, typer.Option("--more", help="Show the whole chain of Jacobians, and ∂z/∂W as a tensor.")
+    ] = False,
+    shapes: Annotated[bool, typer.Option("--shapes", help="Show the equations and shapes, without numbers.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Show the equations in every notation, and as loops.")] = False,
+    try_: Annotated[
+        str | None,
+        typer.Option(
+            "--try", metavar="FORMULA", help='Check a formula: "W3.T @ delta3"; without one, ask for formulas.'
+        ),
+    ] = None,
+    digits: Annotated[int, typer.Option(help="Number of decimals.")] = 4,
+    notation: Annotated[str, typer.Option(help="nielsen, ng or cs229.")] = "nielsen",
+    numbering: Annotated[int | None, typer.Option(help="Number of the input layer: 0 or 1.")] = None,
+    weights: Annotated[str, typer.Option(help="Layout of W: out-in, or in-out with examples as rows.")] = "out-in",
+    inputs: Annotated[str | None, typer.Option(help='Shapes of the inputs: "float32[6]".')] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything to this file as JSON; - prints it.")
+    ] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the equations as LaTeX.")] = False,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Draw the network, or with --walk its steps: .svg, .png, .pdf; .gif moves, a run too."),
+    ] = None,
+    sheet: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="N exercise sheets with answers: --html FILE, or --latex."),
+    ] = None,
+    data_dir: DataDir = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Show the backward pass of a network, or of any JAX function, in symbols, shapes and numbers."""
+    from jaxnet.explaining import command
+    from jaxnet.explaining.notation import notation as chosen
+    from jaxnet.training.explain_target import subject_of
+
+    symbols = chosen(notation, numbering, weights)
+    found = subject_of(
+        target, overrides or (), example=example, batch=batch, seed=seed, inputs=inputs, data_dir=data_dir
+    )
+    given = {each.name: ctx.params[each.name] for each in fields(command.Options) if each.name in ctx.params}
+    command.run(found, command.Options(**given | {"notation": symbols, "batch": batch is not None, "formula": try_}))
+
+
+@app.command()
+def bench(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="core, layers, models, quantities, growth, launches or checkers")
+    ] = "core",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file as Markdown.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="SUBJECT", help="Run one subject of layers, models or launches only.")
+    ] = None,
+) -> None:
+    """Measure the hand-written backward pass against autodiff's best variants and torch."""
+    from jaxnet.bench.results import run
+
+    run(name, json_file, markdown, only)
+
+
+@app.command()
+def pipeline(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="SCHEDULE...", help="gpipe, 1f1b, zb-h1, zb-h2. Default: all.")
+    ] = None,
+    stages: Annotated[int, typer.Option(help="Number of devices; each holds a part of the layers.")] = 4,
+    microbatches: Annotated[int, typer.Option(help="Number of microbatches in a batch.")] = 8,
+    times: Annotated[
+        str, typer.Option(metavar="F,B,W[,T]", help="Times of forward, backward for δ, backward for weights, transfer.")
+    ] = "1,1,1",
+    figure: Annotated[Path | None, typer.Option(help="Write a picture to this file: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Show the schedules of a pipeline: bubble, time, microbatches kept, and each stage's tasks."""
+    from jaxnet.devices import schedules
+
+    chosen = schedules.read_times(times)
+    print(*schedules.lines(names or (), stages, microbatches, chosen), sep="\n")
+    if figure is not None:
+        from jaxnet.devices.schedule_pictures import draw
+
+        draw(figure, names or tuple(schedules.SCHEDULES), stages, microbatches, chosen)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    devices: Annotated[str, typer.Option(help="cpu:8, cuda:h100:8, tpu:v5e:16x16; they need not be here.")] = "cpu:1",
+    program: Annotated[Path | None, typer.Option(help="Write the compiled step's text to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file.")] = None,
+    scale: Annotated[bool, typer.Option("--scale", help="Estimate the step on up to 4,096 devices.")] = False,
+    data_dir: DataDir = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Compile a config's step for devices: memory, exchanges, operations, launches and time of each step."""
+    from jaxnet.training.config import load_config
+    from jaxnet.training.plan import run
+
+    run(load_config(config, tuple(overrides or ())), devices, data_dir, program, json_file, scale)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of configs, for editors.
+
+    `jaxnet schema > jaxnet.schema.json`, and `#:schema ./jaxnet.schema.json` as the first line of a config.
+    """
+    from jaxnet.training.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
