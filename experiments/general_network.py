@@ -69,7 +69,7 @@ def equations() -> list[tuple[str | Equal, ...]]:
 
 
 class Draws(Settings):
-    """What networks are drawn."""
+    """The networks that are drawn."""
 
     networks: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)

@@ -56,7 +56,7 @@ class Found(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What came out for one rule."""
+    """The outcome for one rule."""
 
     name: str
     kind: str
@@ -84,7 +84,7 @@ def imported(packages: Iterable[str]) -> tuple[list[str], list[str]]:
                 importlib.import_module(module.name)
             except (Exception, SystemExit) as error:
                 failed.append(f"{module.name} does not import: {type(error).__name__}: {error}".splitlines()[0])
-    # Folders without an `__init__` are not walked into, but what is in them is imported by the others.
+    # Folders without an `__init__` are not walked into; other modules import theirs.
     return [name for name in sorted(sys.modules) if any(f"{name}.".startswith(f"{each}.") for each in packages)], failed
 
 
@@ -103,7 +103,7 @@ def custom_rule(thing: Any) -> Any:
 
 
 def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
-    """Every custom rule that the packages define, under its shortest public name, and what could not be imported."""
+    """Every custom rule of the packages, under its shortest public name, and the modules that failed to import."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     with (
         warnings.catch_warnings(),
@@ -131,7 +131,7 @@ def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
 
 
 def attributes(module: Any) -> list[tuple[str, Any]]:
-    """What a module holds, and what its own classes hold."""
+    """The objects of a module and of its own classes."""
     held = list(vars(module).items())
     for name, value in list(held):
         if inspect.isclass(value) and value.__module__ == module.__name__:

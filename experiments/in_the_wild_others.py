@@ -19,7 +19,7 @@ NO_GRADIENT = "it raises, as meant: no derivative there"
 
 
 def part(place: str) -> Any:
-    """What stands at "module:name", imported when it is asked for."""
+    """The object "module:name", imported when it is asked for."""
     module, _, names = place.partition(":")
     found = import_module(module)
     for name in names.split(".") if names else ():

@@ -40,7 +40,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Equations:
-    """Lines as they stand, in letters of one width. `title` says what they are."""
+    """Lines in letters of one width, with a title."""
 
     title: str
     lines: Sequence[str]
@@ -77,7 +77,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot in both themes, as data URIs. `alt`: what it shows, for whoever does not see it."""
+    """A plot in both themes, as data URIs. `alt`: the alternative text."""
 
     title: str
     words: str
@@ -92,7 +92,7 @@ Block = Words | Equations | Formulas | Table | Plot
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it; plots that follow each other stand side by side where there is room."""
+    """A heading and its content; plots that follow each other stand side by side where there is room."""
 
     heading: str
     blocks: Sequence[Block]
@@ -135,7 +135,7 @@ def plot(
 
 
 def page(title: str, question: str, answer: Sequence[str], sections: Sequence[Section], made: str) -> str:
-    """The page. `question`: asked in a sentence; `answer`: in paragraphs; `made`: by what command, from what."""
+    """The page. `question`: asked in a sentence; `answer`: in paragraphs; `made`: the command and its sources."""
     environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True)
     environment.filters["typeset"] = part
     template = environment.get_template("page.html.j2")
@@ -162,7 +162,7 @@ def write_page(path: Path, text: str) -> None:
 def settings_of(kind: type[Kind], path: Path, overrides: Sequence[str] = ()) -> Kind:
     """An experiment's settings from its TOML file, changed by overrides `key=value`.
 
-    Raises ConfigError, with the place, what must hold, and what came.
+    Raises ConfigError, with the place, the requirement, and the value given.
     """
     try:
         return kind.model_validate(apply(read_toml(path), overrides))

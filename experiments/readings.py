@@ -1,4 +1,4 @@
-"""What is made of readings, on MNIST: optimisers with curvature, private training, noise scale, feedback, influence.
+"""Uses of readings, on MNIST: optimisers with curvature, private training, noise scale, feedback, influence.
 
     python -m experiments.readings [TABLE …] [KEY=VALUE …] [--runs-dir runs/readings] [--data-dir DIR] [--markdown FILE]
 
@@ -95,7 +95,7 @@ def main(
     data_dir: Annotated[Path | None, typer.Option(envvar="JAXNET_DATA")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, too.")] = None,
 ) -> None:
-    """Train what readings are used for, and print a table for each."""
+    """Train with each use of readings, and print a table for each."""
     names = [name for name in tables or [] if "=" not in name] or list(TABLES)
     changes = [change for change in tables or [] if "=" in change]
     if unknown := set(names) - set(TABLES):

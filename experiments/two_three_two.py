@@ -118,7 +118,7 @@ def flat(params) -> list[np.ndarray]:
 
 
 def entries(derivation: Derivation, columns: Sequence[Sequence[np.ndarray]]) -> Iterator[Entry]:
-    """Every number with its equation: δ of its layer times what the weight was multiplied by."""
+    """Every number with its equation: δ of its layer times the weight's input."""
     values = {line.key: line.value for line in (*derivation.forward, *derivation.backward)}
     inputs = {"2": ("x", derivation.header.x), "3": ("a²", values["a2"])}
     for n, key in enumerate(("W2", "b2", "W3", "b3")):

@@ -26,7 +26,7 @@ class Equal:
 
 
 def formula(tree: Expression | Equal, shapes: Shapes | None = None) -> Markup:
-    """A tree as MathML; `alttext` holds it as text, by which it is read back. shapes: what stands below its parts."""
+    """A tree as MathML; `alttext` holds it as text, by which it is read back. shapes: written below its parts."""
     if isinstance(tree, Equal):
         element, said = equation(tree.left, tree.right, shapes), f"{written(tree.left)} = {written(tree.right)}"
     else:
@@ -66,7 +66,7 @@ def tree(text: str) -> Expression:
 
 
 def symbol(text: str) -> Expression:
-    """W³ᵀ: a name with what stands above and below it, and its transpose or inverse."""
+    """W³ᵀ: a name with its superscript and subscript, transposed or inverted."""
     base = re.match(r"out|.", text)
     assert base is not None
     marks = text[base.end() :]

@@ -28,7 +28,7 @@ FILE = Path(__file__).with_suffix(".toml")
 
 
 class Layout(Settings):
-    """What the experiment shows and times."""
+    """The options of the experiment."""
 
     config: str
     example: int = Field(default=0, ge=0)
@@ -37,7 +37,7 @@ class Layout(Settings):
 
 
 class Product(NamedTuple):
-    """One derivative in both layouts: what it is, and both products multiplied out."""
+    """One derivative in both layouts: its name, and both products multiplied out."""
 
     of: str
     row: np.ndarray
@@ -130,7 +130,7 @@ def timed(width: int, repeats: int) -> Timing:
 
 
 def measure(overrides: Sequence[str] = ()) -> Results:
-    """What experiments/which_layout.toml says."""
+    """The options in experiments/which_layout.toml."""
     settings = settings_of(Layout, FILE, overrides)
     subject = config_subject(FILE.parent.parent / settings.config, (), example=settings.example)
     observed = observe(subject.net, subject.loss, subject.params, subject.xs[0], subject.ys[0])
@@ -174,7 +174,7 @@ ALIKE = 1.25  # times as long, within which two timings are called the same
 
 
 def time_of(ratios: Sequence[float]) -> str:
-    """What the transpose costs in time, as it was measured. ratios: Wᵀδ's time to δᵀW's, by width."""
+    """The measured time of the transpose. ratios: Wᵀδ's time to δᵀW's, by width."""
     low, high = min(ratios), max(ratios)
     measured = f"Wᵀδ took {low:.2f} to {high:.2f} times as long"
     if low >= 1 / ALIKE and high <= ALIKE:

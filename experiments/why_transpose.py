@@ -4,7 +4,7 @@
 
 Trains one network from one seed with every way back of `jaxnet.feedback` (experiments/why_transpose.toml; KEY=VALUE
 changes it, such as data=digits), and once more with orthogonal matrices, where W⁻¹ is Wᵀ. The page shows accuracies,
-the angle of each layer's gradient to the true one, and the angle of what carries the error to Wᵀ.
+the angle of each layer's gradient to the true one, and the angle of the feedback matrix to Wᵀ.
 """
 
 import json
@@ -170,7 +170,7 @@ def by_way(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def answer(results: Results) -> list[str]:
-    """What was found, in words with numbers."""
+    """The results in words."""
     runs, orthogonal = by_way(results.runs), by_way(results.orthogonal)
     right, told = runs["transpose"], []
     told.append(

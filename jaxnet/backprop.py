@@ -68,7 +68,7 @@ def one_example(net: Layer, loss: Loss, read: Reading, train: bool = False) -> C
 
 
 def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> Callable:
-    """What `read` reads in the backward pass of a batch's mean cost.
+    """The cost of a batch, and a reading of its backward pass.
 
     C = 1/n Σ_x C_x, over n = the terms that count (examples, or tokens), each with its weight.
 
@@ -94,7 +94,7 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     if chunks > 1 and not read.additive:
         raise ValueError("only an additive reading (total, and pairs of such) may run in chunks: call it with chunks=1")
 
-    # The axis has a name where a layer may look across it: for the whole batch, and for what that has a meaning.
+    # The axis has a name where a layer may look across it: for a whole batch, and a reading that allows it.
     axis = EXAMPLES if read.coupled and chunks == 1 else None
 
     def batch(params, xs, ys, *, state=None, key=None, train=False, weights=None):
@@ -380,7 +380,7 @@ def varying_alike(arguments: Tree) -> Tree:
 
 @dataclass_tree
 class Step:
-    """What a trace holds of one leaf layer: its name, its value, and δ = ∂C/∂out (both in the shape of out)."""
+    """One leaf layer in a trace: its name, its value, and δ = ∂C/∂out (both in the shape of out)."""
 
     layer: Static
     out: Tree

@@ -1,4 +1,4 @@
-"""Combinators: networks of layers. Each passes `read` down; none knows what is read.
+"""Combinators: networks of layers. Each passes `read` down, and knows no reading.
 
 Parameters of a combination of several layers are the tuple of theirs; of one layer, that layer's own.
 """
@@ -277,7 +277,7 @@ def repeat(block: Layer, times: Count) -> Layer:
 def remat(block: Layer) -> Layer:
     """A layer that saves only its input and is run forward again in backward: less memory for more time.
 
-    Parameters: the layer's. On a CPU it pays inside `repeat` alone: elsewhere the compiler keeps what it computed.
+    Parameters: the layer's. On a CPU it pays inside `repeat` alone: elsewhere the compiler keeps the values.
     Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016.
 
     >>> net, x = remat(serial(dense(4), tanh)), jnp.ones(6)
@@ -391,7 +391,7 @@ class Shared(NamedTuple):
         return tuple(self.without(p) if i in self.borrowers else p for i, p in enumerate(params))
 
     def added_up(self, readings: Sequence[Tree]) -> tuple:
-        """What was read of each use of the shared parameter, added up in its owner."""
+        """The readings of each use of the shared parameter, added up in its owner."""
         found, name = list(readings), self.name
         for i in self.borrowers:
             found[self.owner] = in_each(

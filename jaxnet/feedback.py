@@ -1,4 +1,4 @@
-"""What carries the error back instead of Wᵀ.
+"""Feedback paths: other ways for the error to pass back than Wᵀ.
 
     transpose   Wᵀ δ                                        backpropagation
     inverse     W⁻¹ δ, pinv: W⁺ δ                           undoing the layer, for a square W, or any
@@ -52,7 +52,7 @@ from jaxnet.registry import Made, maker, makers
 class Way(NamedTuple):
     """A way back. Called with a network it gives that network with this way back; its parameters stay the same.
 
-    `matrix(W, B, scale)`: what stands in W's place as the error passes; B is None where nothing is drawn, and `direct`
+    `matrix(W, B, scale)`: the matrix in W's place as the error passes; B is None where nothing is drawn, and `direct`
     has no matrix. `layers`: places among the layers with weights, from 0, first to last; None for all. A layer that has
     a way back of its own already keeps it, and is not counted. `learned`: how B changes, "gradient": by ∇_W C
     as W does; "mirror": towards W by `rate`, from noise; "": not at all. `through`: δ passes the network as it is.
@@ -149,7 +149,7 @@ class Way(NamedTuple):
         return leaf._replace(forward=forward, backward=backward)
 
     def with_B(self, passing: Passing, params: Tree) -> Passing:
-        """What meets at the layer, with ∇_W as the gradient of each B, or with the B of the next step as state."""
+        """The same passing, with ∇_W as the gradient of each B, or with the B of the next step as state."""
 
         def factor(name, f):
             return Beside(f, f if self.learned == "gradient" else None) if isinstance(params[name], Beside) else f
@@ -192,7 +192,7 @@ class Way(NamedTuple):
         return jax.tree.map(_put_beside, jax.tree.unflatten(structure, places), params, is_leaf=_is_place)
 
     def places(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> tuple[list["Place"], Any]:
-        """What stands at each leaf layer, first to last, as shapes; and the structure in which they stand."""
+        """The shapes at each leaf layer, first to last; and their structure."""
         asked = each_own(_asked, net)
         found = jax.eval_shape(lambda *of: asked.backward(*of, _places)[1], params, saved, d_out)
         return jax.tree.flatten(found, is_leaf=_is_place)
@@ -258,7 +258,7 @@ class Way(NamedTuple):
 
 @dataclass_tree
 class Sent:
-    """By what a watched layer sent the error back, and what would have been right: B and W, or B e and Wᵀ δ."""
+    """How a watched layer sent the error back, and the right way: B and W, or B e and Wᵀ δ."""
 
     instead: Any
     right: Any
@@ -277,7 +277,7 @@ class About(NamedTuple):
 class Place:
     """A leaf layer's place in the tree of parameters. `about`: None where it has a way back of its own.
 
-    Ws: its weights, arrays with the axes of the stacks around the layer. B: what is put beside some of them.
+    Ws: its weights, arrays with the axes of the stacks around the layer. B: beside some of them.
     """
 
     about: Any = field(metadata={"static": True})
@@ -476,7 +476,7 @@ def mirrored(W: jax.Array, B: jax.Array, rate: float, seed: int) -> jax.Array:
 
 @maker
 def weight_mirror(*, rate: float = 0.1, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
-    """Bᵀ δ, B ← B + rate (mean of (W ξ) ξᵀ − B) in each step: what noise ξ through W shows of W, without reading it.
+    """Bᵀ δ, B ← B + rate (mean of (W ξ) ξᵀ − B) in each step: B learns W from noise ξ sent through it.
 
     Each W among the parameters becomes `Beside(W, B)`, B begun as `random`'s, and kept as state (`split_state`).
     `layers`: as `inverse`'s. Source: Akrout et al., 2019.
@@ -492,7 +492,7 @@ def weight_mirror(*, rate: float = 0.1, seed: int = 0, scale: float = 1.0, layer
 def straight_through() -> Way:
     """δ itself, as if the block were the identity: for a step or a rounding, whose derivative is 0 or none.
 
-    The block keeps the shape of its input; gradients of its own parameters stay what they are.
+    The block keeps the shape of its input; gradients of its own parameters stay the same.
     Source: Bengio, Léonard and Courville, 2013.
 
     >>> _, back = vjp(straight_through()(relu))((), jnp.array([-1.0, 2.0]))

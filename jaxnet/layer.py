@@ -35,7 +35,7 @@ class Layer(NamedTuple):
 
     - `init(key, x) -> params`: fresh parameters for inputs with the shape and dtype of `x` (an array or a
       `jax.ShapeDtypeStruct`); `()` where there are none.
-    - `forward(params, x, key=None, train=False) -> out, saved`: the layer's value, and what backward needs.
+    - `forward(params, x, key=None, train=False) -> out, saved`: the layer's value, and the values that backward needs.
       `key` is for randomness, `train` for the mode.
     - `backward(params, saved, d_out, read) -> dx, readings`: from d_out = ∂C/∂out (the shape of `out`) to
       dx = ∂C/∂x and the readings of `read`, with the structure of `params`.
@@ -159,7 +159,7 @@ class Passing(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What is read at each layer as the error passes.
+    """A function of each layer's passing error, such as its gradient.
 
     - `at(passing) -> anything`.
     - `out_axes`: 0 where the result is one for each example, None where it is one for all of them; a tuple of these
@@ -238,7 +238,7 @@ def is_untrained(node) -> bool:
 def split_state(params: Tree) -> tuple[Tree, Tree]:
     """Parameters and state apart, both in the structure of `params`; an entry of the one is None in the other.
 
-    What is trained, decayed and clipped is then the first alone; `with_state` puts them together.
+    The optimiser then takes the first alone; `with_state` puts them together.
     """
 
     def only(kept: bool) -> Tree:

@@ -168,7 +168,7 @@ def total(of) -> Array:
 
 
 INPUTS = ("float32[6], float32[6]", "float32[6], int32[]<6", "float32[5,6], int32[5]<6")
-"""What most losses are checked at: an output and values, a class label, labels of a sequence."""
+"""The inputs at which most losses are checked: an output and values, a class label, labels of a sequence."""
 
 PROBABILITIES = ("float32[6]<1>0, float32[6]<1>0", "float32[6]<1>0, int32[]<6")
 """The same for a loss that takes probabilities."""

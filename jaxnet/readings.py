@@ -138,7 +138,7 @@ sum_of_deltas = Reading(
 
 @dataclass_tree
 class Beside:
-    """A parameter p with something beside it that a backward pass uses too: its curvature, or what sends the error."""
+    """A parameter p with something beside it that a backward pass uses too: its curvature, or the feedback matrix."""
 
     p: Any
     own: Any

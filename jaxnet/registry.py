@@ -92,7 +92,7 @@ class Maker:
 
     @property
     def about(self) -> str:
-        """What it makes: the first line of the docstring."""
+        """The first line of the docstring."""
         return self.doc.partition("\n")[0]
 
     @functools.cached_property
@@ -116,7 +116,7 @@ class Maker:
         return args, rest
 
     def __call__(self, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
-        """What the maker makes of options by name."""
+        """The maker called with options by name."""
         args, rest = self.arguments(options)
         return self.make(*args, **rest) if inspect.isfunction(self.make) else self.make
 
@@ -129,10 +129,10 @@ _makers: dict[tuple[Kind, str], Maker] = {}
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """What a layer, a loss or a way back was made of: the maker and its options, defaults included.
+    """The origin of a layer, a loss or a feedback path: the maker and its options, defaults included.
 
-    Two are equal where maker and options are: arrays by their bytes, functions by identity. `form`: what the maker's
-    body returned, where another maker made it: `serial` of a model, `reshape` of `flatten`.
+    Two are equal where maker and options are: arrays by their bytes, functions by identity. `form`: the origin of the
+    object that the maker's body returned, where another maker made it: `serial` of a model, `reshape` of `flatten`.
     """
 
     by: Maker
@@ -152,7 +152,7 @@ class Made:
 
     @functools.cached_property
     def key(self) -> tuple:
-        """What is compared."""
+        """The maker and its options, in a form that can be compared."""
         return self.by, comparable(self.options)
 
     def __eq__(self, other: object) -> bool:
@@ -317,7 +317,7 @@ def stamped(thing: Any, entry: Maker, options: Mapping[str, Any]) -> Any:
 
 
 def made_of(self: Any) -> Made | None:
-    """What this was made of; None where it was not made by a maker, or one of its functions was replaced."""
+    """The maker and the options; None where there is no maker, or a function of it was replaced."""
     origin = self.origin
     if origin is None or any(own is not given for own, given in zip(self[1:-1], origin.given, strict=True)):
         return None
@@ -364,7 +364,7 @@ def reduced(self: Any) -> tuple:
     if made is None:
         raise TypeError(
             f"pickle takes a {type(self).__name__.lower()} made by a maker (a function under @maker), got {self!r}: "
-            "make it by one, and give what you replaced as an option"
+            "make it by one, and give the replaced function as an option"
         )
     if "<locals>" in made.maker:
         raise TypeError(f"pickle takes makers that can be imported, got {made.maker}: define it at the top of a module")
@@ -372,7 +372,7 @@ def reduced(self: Any) -> tuple:
 
 
 def remade(kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
-    """What pickle reads back."""
+    """The object that pickle reads back."""
     return found(kind, name)(options)
 
 

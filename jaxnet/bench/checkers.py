@@ -25,11 +25,11 @@ from jaxnet.checking.corpus.right import RIGHT, Right
 SIZES = {"small": 0, "large": 2}
 DTYPES = ("float32", "float64")
 LIMIT = 30
-"""Seconds that torch's gradcheck may take for one rule; what it has not answered by then counts as not caught."""
+"""Seconds that torch's gradcheck may take for one rule; without an answer by then the mistake counts as not caught."""
 
 
 class Verdict(NamedTuple):
-    """What a checker says of a rule: whether it is right, the arguments it calls wrong, and why.
+    """A checker's verdict on a rule: whether it is right, the arguments it calls wrong, and why.
 
     `leaves`: places of arguments; `cause`: words; `mended`: whether it gives a patch of the source that it has run and
     found right; `failed`: why it could not answer at all.
@@ -161,7 +161,7 @@ class CheckerRow(NamedTuple):
     absent: str = ""
 
     def headings(self) -> tuple[str, ...]:
-        """What stands over the cells."""
+        """The headings."""
         return (
             "checker",
             "dtype",
@@ -222,7 +222,7 @@ def row(name: str, dtype: str, size: str, cases: Sequence[Case], right: Sequence
     checker = CHECKERS[name]
     seconds: list[float] = []
     said: dict[str, Verdict] = {}
-    jax.clear_caches()  # else each finds what the one before it compiled
+    jax.clear_caches()  # else each finds the programs of the one before it
     with jax.enable_x64(dtype == "float64"):
         trials = [(f"wrong: {case.name}", ruled(case), case.make_args) for case in cases]
         trials += [(f"right: {each.name}", each.rule, each.make_args) for each in right]

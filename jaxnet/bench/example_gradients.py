@@ -1,4 +1,4 @@
-"""`jaxnet bench quantities`: what is read of each example against the best that autodiff does for the same.
+"""`jaxnet bench quantities`: readings of each example against the best that autodiff does for the same.
 
 Autodiff has `vmap(grad)`, which forms every example's gradient; the same in chunks, which trades time for memory; and
 for clipped sums two passes: norms, and the gradient of the weighted cost.
@@ -168,7 +168,7 @@ def moments() -> TimedCase:
 
 
 def noise() -> TimedCase:
-    """The gradient and the noise scale together: what `monitor.noise_scale` adds to a step."""
+    """The gradient and the noise scale together: the cost of `monitor.noise_scale` in a step."""
     made = net, *arguments = mlp_problem()
 
     def both(params, xs, ys):

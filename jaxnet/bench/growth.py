@@ -1,7 +1,7 @@
 """How a GPT's step grows: its time over its operations, by the length of the sequences and by the depth.
 
 A deep stack is one scan, so compiling should take no longer for a deeper one (measured where JAX keeps no programs on
-disk); and a step should take what its products take, at two rates: of those with weights, and of attention's pairs,
+disk); and a step should take the time of its products, at two rates: of those with weights, and of attention's pairs,
 which are smaller.
 """
 
@@ -40,7 +40,7 @@ class Grown(NamedTuple):
     over_fit: float = 1.0
 
     def headings(self) -> tuple[str, ...]:
-        """What stands over the cells."""
+        """The headings."""
         return "a GPT's step by", "", "time", "operations", "time over that of the fit", "to compile"
 
     def cells(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def grown(sizes: Sizes, which: Which, values: Sequence[int]) -> list[Grown]:
 
 
 def finished(program: Any, arguments: tuple) -> Any:
-    """What a program gives, once it is there."""
+    """The result of a program, once it is there."""
     return jax.block_until_ready(program(*arguments))
 
 

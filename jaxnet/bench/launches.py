@@ -46,7 +46,7 @@ class Counted(NamedTuple):
     their_bytes: int
 
     def headings(self) -> tuple[str, ...]:
-        """What stands over the cells."""
+        """The headings."""
         return "case", "against", "launches", "theirs", f"over theirs (aim ≤ {AIM})", "temporary", "theirs"
 
     def cells(self) -> tuple[str, ...]:

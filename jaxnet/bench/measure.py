@@ -85,7 +85,7 @@ class Row(NamedTuple):
         return f"missed: {', '.join(missed)}" if missed else "met"
 
     def headings(self) -> tuple[str, ...]:
-        """What stands over the cells."""
+        """The headings."""
         return "case", "against", "time", "quartiles", "memory", "aim", "", "ours", "theirs", "temporary", "of the rate"
 
     def cells(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def compiled(name: str, f: Callable, *args, time_aim: float | None = None, memor
 
 
 def by_plain_equations(ours: Variant) -> list[Variant]:
-    """Our function without the forms of `jaxnet.lowering`, where its program has some: what the forms win."""
+    """Our function without the forms of `jaxnet.lowering`, where its program has some: the gain of the forms."""
     if ours.source is None:
         return []
     f, arguments = ours.source
@@ -189,7 +189,7 @@ def matrix_rate(size: int = 2048) -> float:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
+    """The machine and the versions of the measurement."""
     device = jax.devices()[0]
     return {
         "date": date.today().isoformat(),

@@ -30,7 +30,7 @@ def torch_variants(
 ) -> tuple[Variant, ...]:
     """Forward and backward in torch: `forward(*inputs)` of tensors, and ∂/∂inputs of ⟨d_out, it⟩.
 
-    `arrange(out, *gradients)`: what a run gives, in the order of ours. `aims` hold against eager and compiled alike.
+    `arrange(out, *gradients)`: its results in the order of ours. `aims` hold against eager and compiled alike.
     """
     module = torch()
     if module is None:

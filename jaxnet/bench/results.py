@@ -1,4 +1,4 @@
-"""What a benchmark prints and writes: a table for the terminal, one for Markdown, rows for JSON."""
+"""The output of a benchmark: a table for the terminal, one for Markdown, rows for JSON."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -23,7 +23,7 @@ class Shown(Protocol):
 
 
 class Benchmark(NamedTuple):
-    """What a benchmark shows, and how its rows are got: of one of its subjects, where it has such and one is named."""
+    """A benchmark's headings, and the function that gives its rows: of one subject, where one is named."""
 
     title: str
     rows: Callable[..., Sequence[Shown]]

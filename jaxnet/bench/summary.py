@@ -18,7 +18,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def line(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The cells of one case; where it has no naive autodiff, against what its first row is."""
+    """The cells of one case, against naive autodiff; where there is none, against its first row."""
     named = {row.against: row for row in rows}
     naive = named.get("autodiff, naive", rows[0])
     best = fastest(row for row in rows if row.against.startswith("autodiff"))
@@ -45,7 +45,7 @@ def variant(row: Row) -> str:
 
 
 def aim(row: Row) -> str:
-    """What was aimed at in time and memory, and whether it was met."""
+    """The aims in time and memory, and whether they were met."""
     aims = ", ".join(f"{aim:.3g}" for aim in (row.time_aim, row.memory_aim) if aim is not None)
     missed = row.verdict().removeprefix("missed: ")
     return aims if not aims else f"{aims} ✓" if missed == "met" else f"{aims} ✗ {missed}"

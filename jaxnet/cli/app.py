@@ -44,7 +44,7 @@ def output_lost() -> typer.Exit:
 
 
 def told_by_the_system(error: OSError) -> str:
-    """What the operating system did not do, and how to mend it."""
+    """The failure of the operating system, and how to mend it."""
     what = f"{error.filename}: " if error.filename else ""
     mend = {
         errno.ENOSPC: ": make room, or write elsewhere with --runs-dir",
@@ -125,7 +125,7 @@ def main() -> None:
     Exit status: 0; 1 only where `check` finds a backward pass wrong; 2 for an error, of the input or of jaxnet itself;
     128 + n for signal n.
     """
-    if sys.stdout is None or sys.stderr is None:  # what is opened next would take their place
+    if sys.stdout is None or sys.stderr is None:  # the next open file would take their place
         if sys.stderr is not None:
             print("jaxnet: stdout must be open: redirect it to a file, or to /dev/null", file=sys.stderr)
         sys.exit(2)

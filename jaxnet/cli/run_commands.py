@@ -152,7 +152,7 @@ def sample(
 
     drawing = sample.TokenDraw(temperature, top_k, seed)
     drawn = sample.sample(run, prompt, length=length, drawing=drawing, reading=reading_of(step, fallback, best))
-    first = next(drawn)  # what is refused is told before anything is shown
+    first = next(drawn)  # a refusal comes before any text
     for piece in chain((prompt, first), drawn):
         print(piece, end="", flush=True)
     print()

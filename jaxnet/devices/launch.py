@@ -27,7 +27,7 @@ def free_port() -> int:
 def launch(command: Sequence[str], processes: int, devices: int | None = None) -> int:
     """Runs `jaxnet COMMAND` in so many processes that join each other; gives the exit status.
 
-    devices: CPU devices of each process; None for what JAX finds. The first process has the terminal. SIGINT and
+    devices: CPU devices of each process; None for those that JAX finds. The first process has the terminal. SIGINT and
     SIGTERM go to all; a second one kills them.
     Raises LaunchError for less than one process or a command that does not train.
     """

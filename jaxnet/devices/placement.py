@@ -52,7 +52,7 @@ class Placed:
 class Layout(NamedTuple):
     """A network on a mesh.
 
-    - `net`: as before, but each layer gathers what `fsdp` cuts before it runs.
+    - `net`: as before, but each layer gathers its parts over `fsdp` before it runs.
     - `params`: the `NamedSharding` of each parameter, in the structure of `initialize(net, loss, key, x)`.
     """
 

@@ -1,4 +1,4 @@
-"""Several processes as one program: joining, what they agree on, and arrays that lie on the devices of all.
+"""Several processes as one program: joining, agreeing on numbers, and arrays that lie on the devices of all.
 
 Every process runs the same program. Of data on disk each reads the examples of its own devices; other data it has
 whole. Process 0 writes the run's folder; the others only read it.

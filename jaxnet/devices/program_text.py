@@ -1,4 +1,4 @@
-"""What a compiled program does, read off its text (optimised HLO): launches, bytes moved, exchanges between devices."""
+"""A compiled program, read off its text (optimised HLO): launches, bytes moved, exchanges between devices."""
 
 import math
 import re

@@ -1,13 +1,13 @@
 """Weak scaling on paper: a step on more and more devices, each with as many examples.
 
 A step on n devices is repeated on c copies of them, which exchange their gradients, G bytes on each device, in rings.
-Of n devices r have the same gradients, and share out what goes to other domains:
+Of n devices r have the same gradients, and share the traffic to other domains:
 
     inside a domain of d copies, at `link`       2 G (d − 1)/d / link
     between k domains, at `network`              2 G/(d r) (k − 1)/k / network
 
-What is left out makes real steps slower: latency, uneven steps, a shared network. What overlaps makes them faster: the
-exchange may run beside the backward pass, two thirds of the step.
+Left out are latency, uneven steps and a shared network, which make a step slower; and overlap, which makes it faster:
+the exchange may run beside the backward pass, two thirds of the step.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def scaled(seconds: float, gradients: float, devices: int, chip: Chip, replicas:
 
 
 def lines(rows: list[ScaledStep], chip: Chip) -> Iterator[str]:
-    """The rows as text, and what they assume."""
+    """The rows as text, with their assumptions."""
     yield "  devices   exchange   efficiency, nothing overlaps   exchange beside backward"
     for row in rows:
         both = "".join(f"{each:>27.1%}" for each in row.efficiency)

@@ -1,4 +1,4 @@
-"""Schedules of a pipeline: what each stage computes, and when.
+"""Schedules of a pipeline: each stage's tasks, and their times.
 
 A network is cut into p stages, each on a device of its own, and a batch into m microbatches. A stage has three things
 to do for each microbatch:
@@ -26,7 +26,7 @@ from jaxnet.registry import did_you_mean
 
 
 class Task(IntEnum):
-    """What a stage does in one tick."""
+    """The work of a stage in one tick."""
 
     IDLE = 0
     F = 1
@@ -40,7 +40,7 @@ class ScheduleError(ValueError):
 
 
 Entry = tuple[Task, int]
-"""What to do, and for which microbatch."""
+"""A kind of work, and its microbatch."""
 
 
 class Times(NamedTuple):
@@ -66,7 +66,7 @@ class ScheduleRule(NamedTuple):
     - `split`: whether W is apart from B.
     - `ahead(stages, stage, microbatches)`: by how many microbatches F may be ahead of B in a stage.
     - `kept(stages, microbatches)`: by how many F may be ahead of W: the most that any stage keeps.
-    - `wait`: how often F, B and W stand in what a stage waits, for each stage but one.
+    - `wait`: how often F, B and W stand in a stage's waiting time, for each stage but one.
     """
 
     split: bool
@@ -75,7 +75,7 @@ class ScheduleRule(NamedTuple):
     wait: tuple[int, int, int]
 
     def published_bubble(self, stages: int, microbatches: int, times: Times) -> float:
-        """What a stage waits over what it works: (p − 1)(F + B + cW) / (m(F + B + W)), c = 1, −1 or −2; 0 at least."""
+        """A stage's waiting over working time: (p − 1)(F + B + cW) / (m(F + B + W)), c = 1, −1, −2; at least 0."""
         wait = sum(c * t for c, t in zip(self.wait, times, strict=False))
         return max(0.0, (stages - 1) * wait / (microbatches * sum(times[:3])))
 
@@ -127,7 +127,7 @@ class Schedule(NamedTuple):
         return len(self.orders)
 
     def played(self, times: Times = EQUAL) -> Timeline:
-        """Play the schedule: a task starts once its stage is free and what it needs has come.
+        """Play the schedule: a task starts once its stage is free and its inputs have come.
 
         >>> round(schedule("1f1b", 4, 8).played().bubble, 3), round(schedule("zb-h1", 4, 8).played().bubble, 3)
         (0.375, 0.125)
@@ -184,7 +184,7 @@ class Schedule(NamedTuple):
 
 
 def needed(task: Task, stage: int, stages: int, i: int) -> list[tuple[Task, int, int]]:
-    """What must have ended, on which stage, before a task may start."""
+    """The tasks, each with its stage, that must have ended before a task may start."""
     if task is Task.F:
         return [(Task.F, stage - 1, i)] if stage else []
     if task is Task.W:

@@ -108,7 +108,7 @@ attend_backward = op(
 
 
 def seen_by(name: str, causal: bool, mask) -> Seen:
-    """What `causal` and `mask` let a query see. Raises `ValueError` for a query that sees nothing."""
+    """The keys that each query sees, by `causal` and `mask`. Raises `ValueError` for a query that sees nothing."""
     if mask is None:
         return Seen(causal, None)
     mask = np.asarray(mask)

@@ -201,7 +201,7 @@ def heads_backward(
         do = head(d_out, h).astype(v.dtype)
         of_h = head_backward(head(q, h), head(k, h // group), head(v, h // group), lse, D, do, seen)
         (dq, dk, dv), (dq_h, dk_h, dv_h) = so_far, of_h
-        if group > 1:  # the heads of a group, one after another, add to what they share
+        if group > 1:  # the heads of a group, one after another, add to their shared head
             dk_h, dv_h = dk_h + head(dk, h // group), dv_h + head(dv, h // group)
         return (with_head(dq, h, dq_h), with_head(dk, h // group, dk_h), with_head(dv, h // group, dv_h)), None
 

@@ -24,7 +24,7 @@ def sum_over_chunks(f: Callable, args: Tree, size: int) -> Tree:
     args, devices = by_device(args)
     n = args[0].shape[1]
     whole = (n - 1) // size
-    first = n - whole * size  # what remains comes first, and is what the loop begins with
+    first = n - whole * size  # the remainder comes first: the loop begins with it
     over_devices = jax.vmap(f)
 
     def add(i, so_far):

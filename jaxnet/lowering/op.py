@@ -50,7 +50,7 @@ def reached(platform: str) -> bool:
 class Form:
     """Another form of an operation.
 
-    - `f(*arrays, **options)`: gives what the plain equation gives, with the same shapes and dtypes.
+    - `f(*arrays, **options)`: gives the plain equation's result, with the same shapes and dtypes.
     - `when(*arrays, **options) -> bool`: whether to use it, by shapes and dtypes alone; None for always.
     - `manual`: whether it may be traced under the manual mesh axes of `shard_map`.
     """

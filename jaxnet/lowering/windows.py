@@ -1,7 +1,7 @@
 """Windows that move over the places of an image or a sequence: convolution and pooling look through them.
 
 At position p a window of stride s, dilation d and padding l before the first place sees, as its tap k, the place
-s p + d k − l, along every axis; what lies outside is padding. Arrays are (…, *places, channels).
+s p + d k − l, along every axis; the rest is padding. Arrays are (…, *places, channels).
 """
 
 import itertools
@@ -52,7 +52,7 @@ def padded(x: jax.Array, window: Window, fill: float = 0.0) -> jax.Array:
 
 
 def pieces(x: jax.Array, window: Window, fill: float = 0.0) -> list[jax.Array]:
-    """What each tap sees at every position, the padding as `fill`: arrays (…, *positions, channels)."""
+    """The input of each tap at every position, the padding as `fill`: arrays (…, *positions, channels)."""
     rank = len(window.kernel)
     leading = x.ndim - rank - 1
     positions = window.positions(x.shape[leading:-1])

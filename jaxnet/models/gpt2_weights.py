@@ -49,11 +49,11 @@ MASKS = ("attn.bias", "attn.masked_bias")  # buffers beside the weights
 
 
 class WeightsError(ValueError):
-    """Weights that are not GPT-2's; the message says what must hold, what came, and how to mend it."""
+    """Weights that are not GPT-2's; the message has the requirement, the value given, and the repair."""
 
 
 class GPT2Sizes(NamedTuple):
-    """What `gpt2` takes to be as large as some weights."""
+    """The options by which `gpt2` is as large as some weights."""
 
     vocab: int
     positions: int
@@ -101,7 +101,7 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
 
 
 def json_table(path: Path) -> dict[str, Any]:
-    """What a JSON file with a table says.
+    """The table of a JSON file.
 
     Raises WeightsError.
     """
@@ -115,7 +115,7 @@ def json_table(path: Path) -> dict[str, Any]:
 
 
 class Configuration(NamedTuple):
-    """What a config.json says: heads, the activation by our name, the ε of layer norms, sizes by their name in it."""
+    """The options of a config.json: heads, the activation by our name, the ε of layer norms, sizes by its names."""
 
     heads: int | None = None
     activation: str = "gelu_tanh"
@@ -127,9 +127,9 @@ PLAIN = Configuration()
 
 
 def config_beside(path: Path) -> Configuration:
-    """What the config.json beside a file says, if there is one.
+    """The options of the config.json beside a file, if there is one.
 
-    Raises WeightsError for what `gpt` cannot do.
+    Raises WeightsError for an option that `gpt` does not have.
     """
     file = path.with_name("config.json")
     if not file.is_file():

@@ -67,7 +67,7 @@ class UnknownPrimitiveError(TypeError):
 
 @dataclass(frozen=True)
 class Opened:
-    """What an equation runs: `kind` is "call", "rule", or one of `LOOPS`; `name` is that of the function."""
+    """A program that an equation runs: `kind` is "call", "rule", or one of `LOOPS`; `name` is that of the function."""
 
     kind: str
     programs: tuple[ClosedJaxpr, ...]
@@ -111,7 +111,7 @@ def inner_programs(eqn: Any) -> list[ClosedJaxpr]:
 
 
 def opened(eqn: Any) -> Opened | None:
-    """What an equation runs; None for an operation that runs no program.
+    """The program that an equation runs; None for an operation that runs none.
 
     Raises `UnknownPrimitiveError` for a primitive with programs inside that the table does not hold.
 

@@ -135,7 +135,7 @@ def rules_inside(function: Callable, args: tuple, limit: int = 4096) -> list[Rul
     """Every rule in `function(*args)`, at any depth, with the inputs that reach it there; at most `limit`.
 
     Raises `UnknownPrimitiveError` for a primitive with programs inside that is not known, `CannotOpenError` for a rule
-    inside what cannot be opened.
+    inside a program that cannot be opened.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxnet.program import rules_inside
@@ -207,7 +207,7 @@ def on_host(value: jax.Array) -> Any:
 def without_rules(function: Callable) -> Callable:
     """The same function without any rule in it, so that autodiff goes through its own operations.
 
-    Raises `CannotOpenError` where a rule stands inside what cannot be opened.
+    Raises `CannotOpenError` where a rule stands inside a program that cannot be opened.
 
     >>> import jax
     >>> from jaxnet.program import without_rules

@@ -44,7 +44,7 @@ class Evaluation:
         return value
 
     def keep(self, operation: Operation, values: Sequence, outs: Sequence) -> Kept:
-        """What to keep of an operation."""
+        """The values to keep of an operation."""
         return {}
 
     def run(self, graph: Graph, args: Sequence) -> list:

@@ -133,7 +133,7 @@ class NumpyEvaluation(Evaluation):
                     kept.setdefault(number, []).append(self.values[number])
 
     def stack(self, kept: dict[int, list], *, reverse: bool) -> None:
-        """What the steps computed, stacked in the order of the sequence."""
+        """The results of the steps, stacked in the order of the sequence."""
         for number, steps in kept.items():
             if isinstance(steps[0], np.ndarray | np.generic):
                 self.values[number] = np.stack(steps[::-1] if reverse else steps)

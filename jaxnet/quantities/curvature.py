@@ -49,12 +49,12 @@ def sent(loss: Loss) -> Loss:
 def signs(key: jax.Array | None, shape: tuple[int, ...], dtype) -> jax.Array:
     """Random numbers ±1; `ValueError` without a key."""
     if key is None:
-        raise ValueError("what is random is drawn by a key: give key = jax.random.key(…), or samples = None")
+        raise ValueError("random numbers are drawn by a key: give key = jax.random.key(…), or samples = None")
     return jax.random.rademacher(key, shape, dtype)
 
 
 def of_columns(net: Layer, loss: Loss, read: Reading, samples: int | None) -> Callable:
-    """What `read` reads of each column Jᵀ S u: of every unit vector u, or of `samples` random ones.
+    """A reading of each column Jᵀ S u: of every unit vector u, or of `samples` random ones.
 
     Returns `(params, xs, ys, *, key=None, state=None, train=False, weights=None) -> readings`. `key` draws u, and what
     the network draws in training mode.

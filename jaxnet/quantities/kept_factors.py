@@ -2,7 +2,7 @@
 
     Σ_x c_x ∇_W C_x = Σ_x (c_x δ_x) a_xᵀ        ⟨∇_W C_x, ∇_W C_x′⟩ = (δ_x·δ_x′)(a_x·a_x′)
 
-c may depend on what was read: on each example's norm, where gradients are clipped. The memory is that of every δ and
+c may depend on the readings: on each example's norm, where gradients are clipped. The memory is that of every δ and
 of every layer's input.
 """
 

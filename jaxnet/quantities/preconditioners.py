@@ -26,11 +26,11 @@ import optax
 from jaxnet.layer import Tree
 from jaxnet.quantities.kronecker import Axes, Block, axes, between, is_axes, is_block
 
-TINY = 1e-12  # keeps what is divided by from 0
+TINY = 1e-12  # keeps divisors from 0
 
 
 class FactorState(NamedTuple):
-    """Steps done, running means of the blocks, and what is made of them now and then: inverses, roots, axes."""
+    """Steps done, running means of the blocks, and their inverses, roots or axes, made now and then."""
 
     steps: jax.Array
     blocks: Tree

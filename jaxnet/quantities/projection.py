@@ -109,7 +109,7 @@ def lifted(P: jax.Array | None, update: jax.Array, p: jax.Array) -> jax.Array:
 def low_rank(inner: optax.GradientTransformation, projections: Tree) -> optax.GradientTransformation:
     """An optimiser of small gradients: `inner` in the small space, its update lifted by P.
 
-    Its `update` takes what `projected_gradient` gives at `state.projections`; gradients of several batches may be
+    Its `update` takes the gradient of `projected_gradient` at `state.projections`; gradients of several batches may be
     summed there, in the small space. New projections go into the state by `_replace(projections=…)`; moments stay.
 
     >>> params, P = {"W": jnp.ones((2, 4)), "b": jnp.ones(2)}, {"W": jnp.ones((2, 1)), "b": None}
@@ -141,7 +141,7 @@ def channel_scaled(inner: optax.GradientTransformation, projections: Tree) -> op
     """The whole gradient G, each of its columns as much longer as `inner` makes that of PᵀG: APOLLO.
 
     G ⊙ s, s_j = ‖u_j‖ / ‖(PᵀG)_j‖, u what `inner` makes of PᵀG: such as `optax.scale_by_adam`, whose moments then take
-    rank/out of the memory. Follow it by `optax.scale_by_learning_rate`. A vector gets what `inner` makes of it.
+    rank/out of the memory. Follow it by `optax.scale_by_learning_rate`. A vector gets `inner`'s update.
     Source: Zhu et al., APOLLO: SGD-like Memory, AdamW-level Performance, 2024, §4.
 
     >>> params, P = {"W": jnp.ones((2, 4)), "b": jnp.ones(2)}, {"W": jnp.ones((2, 1)), "b": None}

@@ -7,8 +7,8 @@ of the cost by the sink is δ, and x comes out beside it. So one backward pass, 
 every parameter's gradient, and a `Reading` reads them. A parameter with several uses has the sum of their factors. In a
 scan each step has a sink of its own.
 
-All other uses of a parameter share one sink, added to the parameter itself: what arrives there is the gradient, formed.
-Of a bias or a scale nothing is smaller. Of a matrix it is as large as what `vmap(grad)` makes, and `coverage` says so.
+All other uses of a parameter share one sink, added to the parameter itself: there the gradient is formed.
+Of a bias or a scale nothing is smaller. Of a matrix it is as large as that of `vmap(grad)`, and `coverage` says so.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Formed(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do at each equation of a program: a use, or a plan for the program that it runs."""
+    """The plan for each equation of a program: a use, or a plan for the program that it runs."""
 
     program: Any
     at: dict[int, Any]
@@ -270,7 +270,7 @@ RULES: dict[str, Callable[[Any, int], LinearUse | None]] = {
 
 
 def plan(program: Any, views: dict[Any, ParameterView]) -> Plan:
-    """What to do at each equation of a program in which some variables are views of parameters."""
+    """The plan for each equation of a program in which some variables are views of parameters."""
     program, views = as_closed(program), dict(views)
     at: dict[int, Any] = {}
     uses: list[LinearUse] = []
@@ -363,7 +363,7 @@ def run(made: Plan, values: Sequence[Any], sinks: Iterator[Any]) -> tuple[list[A
 
 
 def called(made: Plan, eqn: Any, inputs: list[Any], sinks: list[Any]) -> tuple[list[Any], list[Any]]:
-    """A program that is run once; what is rematerialised stays so, but for the inputs of the uses."""
+    """A program that is run once; rematerialisation stays, but for the inputs of the uses."""
 
     def inner(inputs, sinks):
         return run(made, inputs, iter(sinks))
@@ -478,7 +478,7 @@ def coverage(loss: Callable) -> Callable[..., list[Covered]]:
 
 
 def read(loss: Callable, reading: Reading, *, form: bool = False) -> Callable:
-    """What `reading` reads in the backward pass of each example's cost, of any model as it stands.
+    """A reading of the backward pass of each example's cost, of any model as it stands.
 
     `loss(params, *example) -> number`: the cost of one example. Returns `(params, *batch, weights=None) -> costs,
     readings`; the batch's arrays have the examples as leading axis. A weight, one for each example, multiplies its
@@ -515,7 +515,7 @@ def read(loss: Callable, reading: Reading, *, form: bool = False) -> Callable:
 
 
 def one_example(found: Traced, reading: Reading) -> Callable:
-    """(trained parameters, example, weight) -> cost, what is read."""
+    """(trained parameters, example, weight) -> cost, reading."""
     made = found.made
 
     def one(params, example, weight):

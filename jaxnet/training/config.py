@@ -185,7 +185,7 @@ class Config(Table):
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """bfloat16, float16: products in it, parameters and sums in float32. float16 scales the loss."""
     saved: Literal["full", "int8", "float8"] = "full"
-    """What the layers save for the backward pass: as it is, or in 8 bits with a scale for each row."""
+    """The precision of the values saved for the backward pass: full, or 8 bits with a scale for each row."""
     data: DataSpec = "digits"
     """digits, mnist, tinyshakespeare, modular_addition, a .npz, .csv or .txt file, package.module:object, or a table.
 

@@ -47,9 +47,7 @@ def export_run(folder: Path, out: Path, platforms: Sequence[str], data_dir: Path
         [n] = export.symbolic_shape("n")
         shape = jax.ShapeDtypeStruct((n, *recipe.example.shape), recipe.example.dtype)
         network, params = predict(recipe.net), trained.net_params
-        return written(
-            out, lambda xs: network(params, xs), (shape,), (xs,), platforms, trained.config.precision
-        )
+        return written(out, lambda xs: network(params, xs), (shape,), (xs,), platforms, trained.config.precision)
 
 
 def export_step(config: Config, out: Path, platforms: Sequence[str], data_dir: Path | None = None) -> str:

@@ -38,7 +38,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Influences:
-    """What one prediction rests on, the most helpful and most harmful first; and labels that no other one supports."""
+    """The training examples that helped or harmed a prediction most, and the labels that others support least."""
 
     run: str
     split: str

@@ -145,7 +145,7 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
         for run in runs:
             locks.enter_context(run.locked())
             run.extend(overrides)
-        of_first(0)  # the other processes read what the first one has written
+        of_first(0)  # the first process writes before the others read
         for run in runs:
             run.unchanged(run.config())
         config, environment = runs[0].config(), runs[0].environment()

@@ -328,7 +328,7 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
 
 
 def private_of(config: Config, dataset: Dataset) -> Private | None:
-    """What the step needs of `[privacy]`.
+    """The part of `[privacy]` that the step needs.
 
     Raises ConfigError for a text, whose windows overlap from epoch to epoch, so that no example is fixed; for data on
     disk, whose examples are read in an order; and for an optimizer that reads more than the private gradient.

@@ -29,7 +29,7 @@ from jaxnet.training.text_windows import examples_at
 STEP_SECONDS = 5e-5
 FLOPS_PER_SECOND = 5e10
 SAMPLED = 3  # tells the draw of a step's examples from its other random numbers
-POWERS = {"grads": 1, "squares": 2, "norms": 2, "kept": 0}  # of δ in what is read
+POWERS = {"grads": 1, "squares": 2, "norms": 2, "kept": 0}  # of δ in each reading
 EMPTY: Mapping[str, jax.Array] = MappingProxyType({})
 
 

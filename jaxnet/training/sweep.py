@@ -145,7 +145,7 @@ def run_search(
 def more_processes(arguments: Sequence[str], count: int) -> Iterator[Callable[[], None]]:
     """Runs the same sweep in `count` more processes. They share the runs by their locks.
 
-    arguments: of the command. Gives what waits for them; those that are left at the end are stopped by SIGTERM.
+    arguments: of the command. Gives a function that waits for them. At the end those that still run get SIGTERM.
     """
     started = [subprocess.Popen([sys.executable, "-m", "jaxnet", *arguments]) for _ in range(count)]
 

@@ -149,7 +149,7 @@ def evaluate(
     data_dir: Path | None = None,
     reading: CheckpointChoice = NEWEST,
 ) -> dict[str, Any]:
-    """What a run's network does on the validation and test sets of its data, or on all of other data.
+    """A run's network evaluated on the validation and test sets of its data, or on all of other data.
 
     Of each split its loss and, of classes, accuracy, balanced_accuracy (the mean of the classes' own), class_accuracy
     and confusion (class, answer); and the names of the classes.

@@ -1,4 +1,4 @@
-"""What `jaxnet bench layers` and `jaxnet bench models` measure: a file to a subject, its cases made one by one."""
+"""The cases of `jaxnet bench layers` and `jaxnet bench models`: a file for each subject, its cases made one by one."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def convolved_in_their_order(x: jax.Array, W: jax.Array, b: jax.Array) -> jax.Ar
 
 
 def shifts(x: jax.Array, W: jax.Array) -> list[jax.Array]:
-    """What each tap of an odd kernel sees of a batch."""
+    """The inputs of each tap of an odd kernel, over a batch."""
     _, rows, columns, _ = W.shape
     _, height, width, _ = x.shape
     x = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)))

@@ -18,7 +18,7 @@ from jaxnet.training.low_precision import in_precision
 
 
 class Sizes(NamedTuple):
-    """Of a GPT's step: sequences in the batch, their length, and what `gpt` takes."""
+    """Sizes of a GPT's step: sequences in the batch, their length, and the options of `gpt`."""
 
     batch: int = 8
     time: int = 512
@@ -193,7 +193,7 @@ def named(what: str, sizes: Sizes) -> str:
 
 
 def kept(sizes: Sizes = FULL) -> TimedCase:
-    """What each block's backward pass needs is kept."""
+    """The saved values of each block are kept."""
     arguments = sizes.arguments()
     naive, best = {"time_aim": 0.73, "memory_aim": 0.32}, {"time_aim": 0.75}
     return TimedCase(

@@ -168,7 +168,7 @@ def over_time(
 
 
 def keep(counts: Array | None, new: Any, old: Any) -> Any:
-    """What a time step makes of the state: nothing where it lies beyond the sequence's length."""
+    """The new state; the old one where the step lies beyond the sequence's length."""
     return new if counts is None else jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, old)
 
 
@@ -193,7 +193,7 @@ def accepts_piece(name: str, units: int, cell: Cell, piece: Piece, params) -> No
         got = {k: v.shape for k, v in carry.items()} if isinstance(carry, dict) else carry
         if got != wanted:
             raise ShapeError(
-                f"{name} takes a carry of shapes {wanted}, got {got}: hand on what it gave before, or None"
+                f"{name} takes a carry of shapes {wanted}, got {got}: hand on the one it gave before, or None"
             )
     if length is not None and (jnp.ndim(length) or not jnp.issubdtype(jnp.result_type(length), jnp.integer)):
         raise ShapeError(f"{name} takes a length that is one whole number for the sequence, got {length}")

@@ -55,7 +55,7 @@ def fetch(
 
     sha256: of the uncompressed bytes, which are kept; a file in the cache with another hash is fetched anew.
     mirrors: each a whole address, whose content may be gzipped or not.
-    advice: what else one can do, for the error's end; timeout: seconds of silence after which a mirror is given up.
+    advice: another way, for the error's end; timeout: seconds of silence after which a mirror is given up.
     Raises DataError where no mirror delivers (with each one's reason), or the cache cannot be written.
     """
     path, reasons = cache / name, []

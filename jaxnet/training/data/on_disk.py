@@ -1,6 +1,6 @@
 """Data larger than memory: a folder with .npy arrays or with text files. Training examples are read when needed.
 
-Functions raise DataError for a file that cannot be read, or does not hold what it must.
+Functions raise DataError for a file that cannot be read, or holds other arrays than it must.
 """
 
 import hashlib

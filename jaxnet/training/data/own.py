@@ -92,7 +92,7 @@ def packages() -> set[str]:
 
 
 def import_object(where: str) -> Any:
-    """What `"package.module:object"` names, if `ALLOWED` says so.
+    """The object that `"package.module:object"` names, if `ALLOWED` says so.
 
     Raises ImportError, with the whole reason as its message.
     """

@@ -43,7 +43,7 @@ def expanded(split: Split, pixels: int) -> Split:
     x, y = split
     height, width = x.shape[1:3]
     room = np.pad(x, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
-    corners = ((1, 1), (2, 1), (0, 1), (1, 2), (1, 0))  # of what is seen, in steps of `pixels`
+    corners = ((1, 1), (2, 1), (0, 1), (1, 2), (1, 0))  # of the visible part, in steps of `pixels`
     moved = [room[:, i * pixels :, j * pixels :][:, :height, :width] for i, j in corners]
     return Split(np.concatenate(moved), np.tile(y, len(corners)))
 
