@@ -156,14 +156,8 @@ def parallel(*branches: Layer, join: Literal["sum", "product", "concatenate"] = 
         for i, (layer, layer_key) in enumerate(zip(branches, split_key(key, len(branches)), strict=True)):
             with numbered(branches, i):
                 params.append(layer.init(layer_key, x))
-        joinable([output(layer, p, x) for layer, p in zip(branches, params, strict=True)])
+        joinable(join, [output(layer, p, x) for layer, p in zip(branches, params, strict=True)])
         return tuple(params)
-
-    def joinable(outs):
-        shapes = [out.shape[:-1] if join == "concatenate" else out.shape for out in outs]
-        if len(set(shapes)) > 1:
-            which = "shapes that differ in the last axis only" if join == "concatenate" else "the same shape"
-            raise ShapeError(f"parallel ({join}) takes layers that give {which}, got {[out.shape for out in outs]}")
 
     def forward(params, x, key=None, train=False):
         outs, saved = [], []
@@ -172,7 +166,7 @@ def parallel(*branches: Layer, join: Literal["sum", "product", "concatenate"] = 
                 out, s = layer.forward(p, x, k, train)
             outs.append(out)
             saved.append(s)
-        joinable(outs)
+        joinable(join, outs)
         if join == "concatenate":
             return jnp.concatenate(outs, axis=-1), (tuple(saved), Static(tuple(out.shape[-1] for out in outs)))
         out = sum(outs[1:], start=outs[0]) if join == "sum" else math.prod(outs[1:], start=outs[0])
@@ -196,6 +190,14 @@ def parallel(*branches: Layer, join: Literal["sum", "product", "concatenate"] = 
         return sum(dxs[1:], start=dxs[0]), tuple(readings)
 
     return Layer(f"parallel ({join})", init, forward, backward, branches, lambda *parts: parallel(*parts, join=join))
+
+
+def joinable(join: str, outs: Sequence) -> None:
+    """Raises `ShapeError` for outputs of branches that cannot be joined."""
+    shapes = [out.shape[:-1] if join == "concatenate" else out.shape for out in outs]
+    if len(set(shapes)) > 1:
+        which = "shapes that differ in the last axis only" if join == "concatenate" else "the same shape"
+        raise ShapeError(f"parallel ({join}) takes layers that give {which}, got {[out.shape for out in outs]}")
 
 
 @maker(examples={"per_position(serial(dense(4), relu))": "float32[5,6]"})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from jaxnet import ascii_spelling
@@ -83,30 +84,28 @@ def join_others(text: str | None) -> str | None:
     return join(text)
 
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as configs/digits.toml.")]
+ConfigFile = Annotated[Path, Argument(metavar="CONFIG", help="A TOML file, such as configs/digits.toml.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes of the config: train.epochs=3 model.0.dense=50 data=mnist"),
+    Argument(metavar="KEY=VALUE", help="Changes of the config: train.epochs=3 model.0.dense=50 data=mnist"),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/digits-1a2b3c4d.")]
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="A run's folder, such as runs/digits-1a2b3c4d.")]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", callback=allow_code, help="Let the config run code of any installed module.")
+    bool, Option("--allow-code", callback=allow_code, help="Let the config run code of any installed module.")
 ]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Folder of MNIST or the text. Default: $JAXNET_DATA, else a download.")
-]
+DataDir = Annotated[Path | None, Option(help="Folder of MNIST or the text. Default: $JAXNET_DATA, else a download.")]
 Join = Annotated[
     str | None,
-    typer.Option(
+    Option(
         envvar="JAXNET_JOIN",
         metavar="HOST:PORT,I,N",
         callback=join_others,
         help="Be process I of N that train together; detect: ask Slurm, Kubernetes or the TPU pod.",
     ),
 ]
-Step = Annotated[int | None, typer.Option(metavar="N", help="Read the checkpoint of step N. Default: the newest.")]
-Fallback = Annotated[bool, typer.Option("--fallback", help="If the newest checkpoint is damaged, read an older one.")]
-Best = Annotated[bool, typer.Option("--best", help="Read the checkpoint of the best epoch (checkpoint.best).")]
+Step = Annotated[int | None, Option(metavar="N", help="Read the checkpoint of step N. Default: the newest.")]
+Fallback = Annotated[bool, Option("--fallback", help="If the newest checkpoint is damaged, read an older one.")]
+Best = Annotated[bool, Option("--best", help="Read the checkpoint of the best epoch (checkpoint.best).")]
 
 
 def reading_of(step: int | None, fallback: bool, best: bool) -> Any:

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 from jaxnet.cli.app import AllowCode, ConfigFile, DataDir, Overrides, app, refused
 
 
 @app.command()
-def layers(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Default: all.")] = None,
-) -> None:
+def layers(names: Annotated[list[str] | None, Argument(metavar="NAME", help="Default: all.")] = None) -> None:
     """List layers, models, losses and feedback: options with defaults, equation, example inputs."""
     from jaxnet import registry
 
@@ -29,34 +28,26 @@ def layers(
 def check(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TARGET...", help="A layer, loss or model by name, a config, or package.module:object."),
+        Argument(metavar="TARGET...", help="A layer, loss or model by name, a config, or package.module:object."),
     ] = None,
-    inputs: Annotated[str | None, typer.Option(help='Shapes of the arguments: "float32[8,256], int32[8]<10".')] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="package.module:function whose derivative is the right one.")
-    ] = None,
+    inputs: Annotated[str | None, Option(help='Shapes of the arguments: "float32[8,256], int32[8]<10".')] = None,
+    reference: Annotated[str | None, Option(help="package.module:function whose derivative is the right one.")] = None,
     intended: Annotated[
-        str | None, typer.Option(help="package.module:function of a backward pass that deviates on purpose.")
+        str | None, Option(help="package.module:function of a backward pass that deviates on purpose.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the reports to this file; - prints them.")
-    ] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with heat maps to this file.")] = None,
-    fix: Annotated[
-        Path | None, typer.Option(help="Write a mended copy of the source to this file, and check it.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Check every layer, loss and model of jaxnet.")] = False,
-    primitives: Annotated[bool, typer.Option("--primitives", help="Check JAX's own derivatives.")] = False,
-    device: Annotated[
-        bool, typer.Option("--device", help="Measure each layer's rounding error on this device.")
-    ] = False,
-    adequacy: Annotated[bool, typer.Option(help="List the mistakes that these inputs cannot reveal.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="First seed of the inputs and cotangents.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    json_file: Annotated[Path | None, Option("--json", help="Write the reports to this file; - prints them.")] = None,
+    html_file: Annotated[Path | None, Option("--html", help="Write a page with heat maps to this file.")] = None,
+    fix: Annotated[Path | None, Option(help="Write a mended copy of the source to this file, and check it.")] = None,
+    everything: Annotated[bool, Option("--all", help="Check every layer, loss and model of jaxnet.")] = False,
+    primitives: Annotated[bool, Option("--primitives", help="Check JAX's own derivatives.")] = False,
+    device: Annotated[bool, Option("--device", help="Measure each layer's rounding error on this device.")] = False,
+    adequacy: Annotated[bool, Option(help="List the mistakes that these inputs cannot reveal.")] = False,
+    seed: Annotated[int, Option(min=0, help="First seed of the inputs and cotangents.")] = 0,
+    seeds: Annotated[int, Option(min=1, help="Number of seeds.")] = 3,
     tolerance: Annotated[
-        float | None, typer.Option(help="Allowed relative error. Default: the measured rounding error.")
+        float | None, Option(help="Allowed relative error. Default: the measured rounding error.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="dtype in place of float32: bfloat16, float64.")] = None,
+    dtype: Annotated[str | None, Option(help="dtype in place of float32: bfloat16, float64.")] = None,
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -96,52 +87,44 @@ def explain(
     ctx: typer.Context,
     target: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="TARGET",
             help="A config, a run's folder, a layer or model by name, module:object or file.py:function.",
         ),
     ],
     overrides: Overrides = None,
-    example: Annotated[int, typer.Option(help="Index of the training example, from 0.")] = 0,
-    batch: Annotated[int | None, typer.Option(help="Explain a batch of N examples.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the parameters. Default: the config's.")] = None,
-    layer: Annotated[int | None, typer.Option(help="Number of the layer that the questions are about.")] = None,
-    walk: Annotated[
-        bool, typer.Option("--walk", help="Walk from one weight to the matrices of the backward pass.")
-    ] = False,
+    example: Annotated[int, Option(help="Index of the training example, from 0.")] = 0,
+    batch: Annotated[int | None, Option(help="Explain a batch of N examples.")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Seed of the parameters. Default: the config's.")] = None,
+    layer: Annotated[int | None, Option(help="Number of the layer that the questions are about.")] = None,
+    walk: Annotated[bool, Option("--walk", help="Walk from one weight to the matrices of the backward pass.")] = False,
     exercise: Annotated[
-        bool, typer.Option("--exercise", help="Ask for the lines of the backward pass, and grade the answers.")
+        bool, Option("--exercise", help="Ask for the lines of the backward pass, and grade the answers.")
     ] = False,
-    step: Annotated[bool, typer.Option("--step", help="Show the equations one by one.")] = False,
-    questions: Annotated[bool, typer.Option("--questions", help="Answer common questions with these numbers.")] = False,
-    more: Annotated[
-        bool, typer.Option("--more", help="Show the whole chain of Jacobians, and ∂z/∂W as a tensor.")
-    ] = False,
-    shapes: Annotated[bool, typer.Option("--shapes", help="Show the equations and shapes, without numbers.")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Show the equations in every notation, and as loops.")] = False,
+    step: Annotated[bool, Option("--step", help="Show the equations one by one.")] = False,
+    questions: Annotated[bool, Option("--questions", help="Answer common questions with these numbers.")] = False,
+    more: Annotated[bool, Option("--more", help="Show the whole chain of Jacobians, and ∂z/∂W as a tensor.")] = False,
+    shapes: Annotated[bool, Option("--shapes", help="Show the equations and shapes, without numbers.")] = False,
+    table: Annotated[bool, Option("--table", help="Show the equations in every notation, and as loops.")] = False,
     try_: Annotated[
         str | None,
-        typer.Option(
-            "--try", metavar="FORMULA", help='Check a formula: "W3.T @ delta3"; without one, ask for formulas.'
-        ),
+        Option("--try", metavar="FORMULA", help='Check a formula: "W3.T @ delta3"; without one, ask for formulas.'),
     ] = None,
-    digits: Annotated[int, typer.Option(help="Number of decimals.")] = 4,
-    notation: Annotated[str, typer.Option(help="nielsen, ng or cs229.")] = "nielsen",
-    numbering: Annotated[int | None, typer.Option(help="Number of the input layer: 0 or 1.")] = None,
-    weights: Annotated[str, typer.Option(help="Layout of W: out-in, or in-out with examples as rows.")] = "out-in",
-    inputs: Annotated[str | None, typer.Option(help='Shapes of the inputs: "float32[6]".')] = None,
+    digits: Annotated[int, Option(help="Number of decimals.")] = 4,
+    notation: Annotated[str, Option(help="nielsen, ng or cs229.")] = "nielsen",
+    numbering: Annotated[int | None, Option(help="Number of the input layer: 0 or 1.")] = None,
+    weights: Annotated[str, Option(help="Layout of W: out-in, or in-out with examples as rows.")] = "out-in",
+    inputs: Annotated[str | None, Option(help='Shapes of the inputs: "float32[6]".')] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write everything to this file as JSON; - prints it.")
+        Path | None, Option("--json", help="Write everything to this file as JSON; - prints it.")
     ] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
-    latex: Annotated[bool, typer.Option("--latex", help="Print the equations as LaTeX.")] = False,
+    html_file: Annotated[Path | None, Option("--html", help="Write a page to this file.")] = None,
+    latex: Annotated[bool, Option("--latex", help="Print the equations as LaTeX.")] = False,
     figure: Annotated[
-        Path | None,
-        typer.Option(help="Draw the network, or with --walk its steps: .svg, .png, .pdf; .gif moves, a run too."),
+        Path | None, Option(help="Draw the network, or with --walk its steps: .svg, .png, .pdf; .gif moves, a run too.")
     ] = None,
     sheet: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="N exercise sheets with answers: --html FILE, or --latex."),
+        int | None, Option(metavar="N", min=1, help="N exercise sheets with answers: --html FILE, or --latex.")
     ] = None,
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
@@ -162,12 +145,12 @@ def explain(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="core, layers, models, quantities, growth, launches or checkers")
+        str, Argument(metavar="NAME", help="core, layers, models, quantities, growth, launches or checkers")
     ] = "core",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file as Markdown.")] = None,
+    json_file: Annotated[Path | None, Option("--json", help="Write the rows to this file.")] = None,
+    markdown: Annotated[Path | None, Option(help="Write the tables to this file as Markdown.")] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="SUBJECT", help="Run one subject of layers, models or launches only.")
+        str | None, Option(metavar="SUBJECT", help="Run one subject of layers, models or launches only.")
     ] = None,
 ) -> None:
     """Measure the hand-written backward pass against autodiff's best variants and torch."""
@@ -179,14 +162,14 @@ def bench(
 @app.command()
 def pipeline(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="SCHEDULE...", help="gpipe, 1f1b, zb-h1, zb-h2. Default: all.")
+        list[str] | None, Argument(metavar="SCHEDULE...", help="gpipe, 1f1b, zb-h1, zb-h2. Default: all.")
     ] = None,
-    stages: Annotated[int, typer.Option(help="Number of devices; each holds a part of the layers.")] = 4,
-    microbatches: Annotated[int, typer.Option(help="Number of microbatches in a batch.")] = 8,
+    stages: Annotated[int, Option(help="Number of devices; each holds a part of the layers.")] = 4,
+    microbatches: Annotated[int, Option(help="Number of microbatches in a batch.")] = 8,
     times: Annotated[
-        str, typer.Option(metavar="F,B,W[,T]", help="Times of forward, backward for δ, backward for weights, transfer.")
+        str, Option(metavar="F,B,W[,T]", help="Times of forward, backward for δ, backward for weights, transfer.")
     ] = "1,1,1",
-    figure: Annotated[Path | None, typer.Option(help="Write a picture to this file: .png, .svg or .pdf.")] = None,
+    figure: Annotated[Path | None, Option(help="Write a picture to this file: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Show the schedules of a pipeline: bubble, time, microbatches kept, and each stage's tasks."""
     from jaxnet.devices import schedules
@@ -203,10 +186,10 @@ def pipeline(
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    devices: Annotated[str, typer.Option(help="cpu:8, cuda:h100:8, tpu:v5e:16x16; they need not be here.")] = "cpu:1",
-    program: Annotated[Path | None, typer.Option(help="Write the compiled step's text to this file.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file.")] = None,
-    scale: Annotated[bool, typer.Option("--scale", help="Estimate the step on up to 4,096 devices.")] = False,
+    devices: Annotated[str, Option(help="cpu:8, cuda:h100:8, tpu:v5e:16x16; they need not be here.")] = "cpu:1",
+    program: Annotated[Path | None, Option(help="Write the compiled step's text to this file.")] = None,
+    json_file: Annotated[Path | None, Option("--json", help="Write the plan to this file.")] = None,
+    scale: Annotated[bool, Option("--scale", help="Estimate the step on up to 4,096 devices.")] = False,
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from jaxnet.cli.app import (
     AllowCode,
@@ -28,13 +29,11 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     start_from: Annotated[
-        Path | None, typer.Option("--from", metavar="RUN", help="Begin with the trained parameters of this run.")
+        Path | None, Option("--from", metavar="RUN", help="Begin with the trained parameters of this run.")
     ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print", help="Print the config with all defaults, and stop.")
-    ] = False,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of this run. Must be new or empty.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    print_config: Annotated[bool, Option("--print", help="Print the config with all defaults, and stop.")] = False,
+    run_dir: Annotated[Path | None, Option(help="Folder of this run. Must be new or empty.")] = None,
+    runs_dir: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
     join: Join = None,
     allow_code: AllowCode = False,
@@ -57,7 +56,7 @@ def train(
 def resume(
     run: RunFolder,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="To train longer: train.epochs=60")
+        list[str] | None, Argument(metavar="KEY=VALUE", help="To train longer: train.epochs=60")
     ] = None,
     data_dir: DataDir = None,
     join: Join = None,
@@ -73,7 +72,7 @@ def resume(
 def evaluate(
     run: RunFolder,
     data: Annotated[
-        str | None, typer.Option(help="Other data: a name, or a .npz or .csv file. Default: the run's data.")
+        str | None, Option(help="Other data: a name, or a .npz or .csv file. Default: the run's data.")
     ] = None,
     data_dir: DataDir = None,
     step: Step = None,
@@ -94,7 +93,7 @@ def evaluate(
 @app.command()
 def predict(
     run: RunFolder,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Examples: a .npy, .npz or .csv file, or a picture.")],
+    file: Annotated[Path, Argument(metavar="FILE", help="Examples: a .npy, .npz or .csv file, or a picture.")],
     data_dir: DataDir = None,
     step: Step = None,
     fallback: Fallback = False,
@@ -113,10 +112,10 @@ def predict(
 @app.command()
 def influence(
     run: RunFolder,
-    test: Annotated[int, typer.Option(help="Number of the test example, from 0.")] = 0,
-    most: Annotated[int, typer.Option(help="Number of training examples of each kind.", min=1)] = 8,
-    damping: Annotated[float, typer.Option(help="λ, added to the curvature.", min=0)] = 1e-3,
-    out: Annotated[Path | None, typer.Option(help="Output folder. Default: the run's folder.")] = None,
+    test: Annotated[int, Option(help="Number of the test example, from 0.")] = 0,
+    most: Annotated[int, Option(help="Number of training examples of each kind.", min=1)] = 8,
+    damping: Annotated[float, Option(help="λ, added to the curvature.", min=0)] = 1e-3,
+    out: Annotated[Path | None, Option(help="Output folder. Default: the run's folder.")] = None,
     data_dir: DataDir = None,
     step: Step = None,
     fallback: Fallback = False,
@@ -135,13 +134,13 @@ def influence(
 @app.command()
 def sample(
     run: RunFolder,
-    prompt: Annotated[str, typer.Option(help="Text that the network continues.")] = "\n",
-    length: Annotated[int, typer.Option(help="Number of characters.")] = 500,
+    prompt: Annotated[str, Option(help="Text that the network continues.")] = "\n",
+    length: Annotated[int, Option(help="Number of characters.")] = 500,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 likely characters are drawn more often. 0: always the likeliest.")
+        float, Option(help="Below 1 likely characters are drawn more often. 0: always the likeliest.")
     ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest characters only.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    top_k: Annotated[int | None, Option(help="Draw from the K likeliest characters only.")] = None,
+    seed: Annotated[int, Option(help="Seed of the draws.")] = 0,
     step: Step = None,
     fallback: Fallback = False,
     allow_code: AllowCode = False,
@@ -160,9 +159,9 @@ def sample(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.")],
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Runs, or folders of runs.")],
     out: Annotated[
-        Path | None, typer.Option(help="Output folder. Default: the run's folder; for several runs, report/.")
+        Path | None, Option(help="Output folder. Default: the run's folder; for several runs, report/.")
     ] = None,
 ) -> None:
     """Draw the curves of one or several runs: a picture and a page."""
@@ -173,12 +172,11 @@ def report(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds the runs.")] = Path("runs"),
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder that holds the runs.")] = Path("runs"),
     where: Annotated[
-        list[str] | None,
-        typer.Option(help="List only runs with this: test_accuracy>0.9, train.batch=10, tag=good."),
+        list[str] | None, Option(help="List only runs with this: test_accuracy>0.9, train.batch=10, tag=good.")
     ] = None,
-    sort: Annotated[str | None, typer.Option(help="Sort by a result or a config key, largest last.")] = None,
+    sort: Annotated[str | None, Option(help="Sort by a result or a config key, largest last.")] = None,
 ) -> None:
     """List the runs in a folder: their results, and the config keys that differ."""
     from jaxnet.training.run_listing import show_runs
@@ -189,9 +187,9 @@ def runs(
 @app.command()
 def note(
     run: RunFolder,
-    text: Annotated[str | None, typer.Argument(help="A note to add.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A tag to add. Repeatable.")] = None,
-    untag: Annotated[list[str] | None, typer.Option(help="A tag to take away. Repeatable.")] = None,
+    text: Annotated[str | None, Argument(help="A note to add.")] = None,
+    tag: Annotated[list[str] | None, Option(help="A tag to add. Repeatable.")] = None,
+    untag: Annotated[list[str] | None, Option(help="A tag to take away. Repeatable.")] = None,
 ) -> None:
     """Add a note or tags to a run, and print all that it has."""
     from jaxnet.training.run_folder import Run
@@ -205,8 +203,8 @@ def note(
 
 @app.command()
 def delete(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Ask no question.")] = False,
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Runs' folders.")],
+    yes: Annotated[bool, Option("--yes", help="Ask no question.")] = False,
 ) -> None:
     """Delete runs, with their checkpoints."""
     from jaxnet.training.run_folder import Run
@@ -230,8 +228,8 @@ def diff(one: RunFolder, other: RunFolder) -> None:
 @app.command()
 def metrics(
     run: RunFolder,
-    to: Annotated[str, typer.Option(help="csv prints them; tensorboard, wandb, mlflow write files.")] = "csv",
-    out: Annotated[Path | None, typer.Option(help="Folder for the files. Default: one named as the program.")] = None,
+    to: Annotated[str, Option(help="csv prints them; tensorboard, wandb, mlflow write files.")] = "csv",
+    out: Annotated[Path | None, Option(help="Folder for the files. Default: one named as the program.")] = None,
 ) -> None:
     """Print a run's metrics as CSV, a row for each epoch, or write them for another program."""
     from jaxnet.training.run_listing import read_run
@@ -245,7 +243,7 @@ def metrics(
 
 
 @app.command()
-def watch(run: RunFolder, port: Annotated[int, typer.Option(help="Port of the page; 0: any free one.")] = 0) -> None:
+def watch(run: RunFolder, port: Annotated[int, Option(help="Port of the page; 0: any free one.")] = 0) -> None:
     """Show a run's curves in the browser while it trains, on this machine alone; Ctrl-C ends it."""
     from jaxnet.training.watching import address, server
 
@@ -256,22 +254,22 @@ def watch(run: RunFolder, port: Annotated[int, typer.Option(help="Port of the pa
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file of a sweep, or a config.")],
+    file: Annotated[Path, Argument(metavar="FILE", help="A TOML file of a sweep, or a config.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to sweep over: train.batch=[10,32]")
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Values to sweep over: train.batch=[10,32]")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, starting with the config's.")] = None,
+    seeds: Annotated[int | None, Option(min=1, help="Number of seeds, starting with the config's.")] = None,
     together: Annotated[
         bool | None,
-        typer.Option("--together/--apart", help="Train all seeds of a setting in one vmapped program, or each alone."),
+        Option("--together/--apart", help="Train all seeds of a setting in one vmapped program, or each alone."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of processes that share the runs.")] = 1,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End at the first run that fails.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Only go on with a sweep that was begun.")] = False,
+    jobs: Annotated[int, Option(min=1, help="Number of processes that share the runs.")] = 1,
+    fail_fast: Annotated[bool, Option("--fail-fast", help="End at the first run that fails.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Only go on with a sweep that was begun.")] = False,
     figure: Annotated[
-        Path | None, typer.Option(help="Write a picture to this file: importance of keys, parallel coordinates.")
+        Path | None, Option(help="Write a picture to this file: importance of keys, parallel coordinates.")
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    runs_dir: Annotated[Path, Option(help="Folder that holds the runs.")] = Path("runs"),
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -303,10 +301,10 @@ def sweep(
 def find_rate(
     config: ConfigFile,
     overrides: Overrides = None,
-    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-5,
-    high: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
-    steps: Annotated[int, typer.Option(help="Number of training steps.")] = 100,
-    out: Annotated[Path, typer.Option(help="File for the curve, a PNG.")] = Path("learning_rates.png"),
+    low: Annotated[float, Option(help="First learning rate.")] = 1e-5,
+    high: Annotated[float, Option(help="Last learning rate.")] = 10.0,
+    steps: Annotated[int, Option(help="Number of training steps.")] = 100,
+    out: Annotated[Path, Option(help="File for the curve, a PNG.")] = Path("learning_rates.png"),
     data_dir: DataDir = None,
 ) -> None:
     """Train some steps with a growing learning rate, and draw the cost over it."""
@@ -320,10 +318,10 @@ def find_rate(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or a config's TOML file.")],
+    source: Annotated[Path, Argument(metavar="RUN|CONFIG", help="A run's folder, or a config's TOML file.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("network.jax"),
-    platforms: Annotated[str, typer.Option(help="For which the file is: cpu, cuda, rocm, tpu.")] = "cpu,cuda,tpu",
+    out: Annotated[Path, Option(help="The file to write.")] = Path("network.jax"),
+    platforms: Annotated[str, Option(help="For which the file is: cpu, cuda, rocm, tpu.")] = "cpu,cuda,tpu",
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -335,9 +333,9 @@ def export(
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def launch(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="train CONFIG …, or resume RUN …")],
-    processes: Annotated[int, typer.Option(help="Number of processes.")] = 2,
-    devices: Annotated[int | None, typer.Option(help="CPU devices of each process.")] = None,
+    command: Annotated[list[str], Argument(metavar="COMMAND...", help="train CONFIG …, or resume RUN …")],
+    processes: Annotated[int, Option(help="Number of processes.")] = 2,
+    devices: Annotated[int | None, Option(help="CPU devices of each process.")] = None,
 ) -> None:
     """Train in several processes on this machine; when one ends badly, all end."""
     from jaxnet.devices.launch import launch

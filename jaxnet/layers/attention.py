@@ -245,10 +245,23 @@ def attention(
     kv = heads if kv_heads is None else kv_heads
     if heads % kv:
         raise ValueError(f"{name} takes kv_heads that divide the heads, got kv_heads = {kv}")
-    seen = seen_by(name, causal, mask)
     begin = dict.fromkeys("qkv", initializer(init)) | {"o": initializer(init if out_init is None else out_init)}
+    angle_base = rotary_base if rotary else None
+    return self_attention(name, heads, kv, begin, bias=bias, angle_base=angle_base, seen=seen_by(name, causal, mask))
 
-    accepts = self_attended(name, heads, rotary, seen)
+
+def self_attention(
+    name: str,
+    heads: int,
+    kv: int,
+    begin: dict[str, Initializer],
+    *,
+    bias: bool,
+    angle_base: float | None,
+    seen: Seen,
+) -> Layer:
+    """The layer `attention`. begin: the initialisers of q, k, v and o. angle_base: of rotary positions, if any."""
+    accepts = self_attended(name, heads, angle_base is not None, seen)
 
     def new(key, x):
         width = x.shape[1]
@@ -265,8 +278,8 @@ def attention(
     def forward(params, x, key=None, train=False):
         dtype = params["W_q"].dtype
         q, k, v = (project(params, p, x).reshape(len(x), n, -1) for p, n in (("q", heads), ("k", kv), ("v", kv)))
-        if rotary:
-            at = angles(len(x), q.shape[-1] // 2, rotary_base, x.dtype)
+        if angle_base is not None:
+            at = angles(len(x), q.shape[-1] // 2, angle_base, x.dtype)
             q, k = turned(q, at), turned(k, at)
         q, k, v = (t.astype(dtype) for t in (q, k, v))
         o, L = attend(q, k, v, seen=seen)
@@ -281,8 +294,8 @@ def attention(
 
         do = through("o", d_out).reshape(o.shape)
         dq, dk, dv = (t.astype(d_out.dtype) for t in attend_backward(q, k, v, o, L, do, seen=seen))
-        if rotary:
-            at = angles(len(x), q.shape[-1] // 2, rotary_base, x.dtype)
+        if angle_base is not None:
+            at = angles(len(x), q.shape[-1] // 2, angle_base, x.dtype)
             dq, dk = turned(dq, at, back=True), turned(dk, at, back=True)
         deltas = {p: t.reshape(len(x), -1) for p, t in (("q", dq), ("k", dk), ("v", dv))}
         dx = through("q", deltas["q"]) + through("k", deltas["k"]) + through("v", deltas["v"])

@@ -88,8 +88,7 @@ def batch_norm(*, epsilon: float = 1e-5, rate: float = 0.1) -> Layer:
         accepts(x, None)
         dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
         zero, one = jnp.zeros(x.shape[-1:], dtype), jnp.ones(x.shape[-1:], dtype)
-        wide = accumulated(dtype)
-        population = {"mean": zero.astype(wide), "variance": one.astype(wide)}
+        population = {"mean": zero.astype(accumulated(dtype)), "variance": one.astype(accumulated(dtype))}
         return {"gamma": one, "beta": zero, "population": Untrained(population)}
 
     def forward(params, x, key=None, train=False):

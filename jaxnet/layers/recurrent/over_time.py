@@ -106,20 +106,13 @@ def over_time(
     `more_params(dtype)` are parameters beside W, U and b, or b's own beginning; `more_factors(δᵁ)` their factors.
     """
 
-    def accepts(x, params):
-        accepts_piece(name, units, cell, as_piece(x), params)
-
     def new(key, x):
         xs = as_piece(x).xs
         dtype = xs.dtype if jnp.issubdtype(xs.dtype, jnp.floating) else jnp.float32
-
-        def weight(key, of, columns):  # each gate begins as a dense layer of its own
-            begin = initializer(of).W
-            return jnp.concatenate([begin(k, (units, columns), dtype) for k in jax.random.split(key, cell.blocks)])
-
         W_key, U_key = jnp.unstack(jax.random.split(key))
-        weights = {"W": weight(W_key, init, xs.shape[-1]), "U": weight(U_key, recurrent_init, units)}
-        return weights | {"b": jnp.zeros(cell.blocks * units, dtype)} | more_params(dtype)
+        W = gates_of(init, W_key, (cell.blocks, units, xs.shape[-1]), dtype)
+        U = gates_of(recurrent_init, U_key, (cell.blocks, units, units), dtype)
+        return {"W": W, "U": U, "b": jnp.zeros(cell.blocks * units, dtype)} | more_params(dtype)
 
     def onward(params, carry, Wx, counts):
         after, gates, more = cell.step(params, Wx, carry)
@@ -150,21 +143,23 @@ def over_time(
         before = jnp.concatenate([hs[1:], first[None]] if reverse else [first[None], hs[:-1]])
 
         d_last_wide = jax.tree.map(lambda t: t.astype(accumulated(t.dtype)), d_last)
-        over = (d_hs, valid, more, before)
-        d_first, delta, _ = over_rows(params, d_last_wide, gates, over, step=back, reverse=not reverse)
+        at = (d_hs, valid, more, before)
+        d_first, delta, _ = over_rows(params, d_last_wide, gates, at, step=back, reverse=not reverse)
         delta_U = delta if cell.at_state is None else cell.at_state(more, delta)
         dx = transpose_times(params["W"], delta).astype(d_hs.dtype)
         if isinstance(d_out, tuple):
             begun = jax.tree.map(lambda t, like: t.astype(like.dtype), d_first, d_last) if carried.value else None
             dx = Piece(dx, begun)
-        factors = {
-            "W": Outer(delta, xs, 1),
-            "U": Outer(delta_U, before.astype(params["U"].dtype), 1),
-            "b": Plain(delta, 1),
-        }
-        return dx, factors | more_factors(delta_U)
+        of_U = Outer(delta_U, before.astype(params["U"].dtype), 1)
+        return dx, {"W": Outer(delta, xs, 1), "U": of_U, "b": Plain(delta, 1)} | more_factors(delta_U)
 
-    return leaf(name, new, forward, backward, accepts)
+    return leaf(name, new, forward, backward, lambda x, params: accepts_piece(name, units, cell, as_piece(x), params))
+
+
+def gates_of(init: str | Initializer | Callable, key: Array, shape: tuple[int, int, int], dtype) -> Array:
+    """The rows of all gates, (blocks · units, columns). Each gate begins as a dense layer of its own."""
+    blocks, *rows = shape
+    return jnp.concatenate([initializer(init).W(k, tuple(rows), dtype) for k in jax.random.split(key, blocks)])
 
 
 def keep(counts: Array | None, new: Any, old: Any) -> Any:

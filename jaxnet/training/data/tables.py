@@ -68,26 +68,7 @@ def from_arrays(
     if task == "regression" and classes is not None:
         raise DataError(f'{where}: classes = {classes} has no meaning with task = "regression": take one out')
     suffixes = [f"_{part}" for part in named] if named else [""]
-    notes: list[str] = []
-
-    raw = [as_numbers(f"{where}, x{suffix}", arrays[f"x{suffix}"]) for suffix in suffixes]
-    for suffix, x in zip(suffixes, raw, strict=True):
-        if x.ndim < 2:
-            raise DataError(
-                f"{where}, x{suffix}: must have a row for each example, got shape {x.shape}: put x[:, None]"
-            )
-    shape, of_bytes = raw[0].shape[1:], raw[0].dtype == np.uint8
-    if channels == "first" and len(shape) != 3:
-        raise DataError(f'{where}: channels = "first" needs examples of three axes, got shape {shape}')
-    if channels == "first" or (channels is None and channels_first(shape)):
-        raw = [np.moveaxis(x, 1, -1) if x.ndim == 4 else x for x in raw]
-        notes.append(f"pictures of shape {shape} have their channels first: taken as {raw[0].shape[1:]}")
-        shape = raw[0].shape[1:]
-    picture = shape[:2] if of_bytes and (len(shape) == 2 or shape[2:] == (1,)) else None
-    xs = [
-        as_float32(f"{where}, x{suffix}", x, scale or (255 if x.dtype == np.uint8 else 1))
-        for suffix, x in zip(suffixes, raw, strict=True)
-    ]
+    xs, picture, notes = inputs(where, {f"x{suffix}": arrays[f"x{suffix}"] for suffix in suffixes}, channels, scale)
     if flat:
         xs = [x.reshape(len(x), -1) for x in xs]
     names = None
@@ -108,7 +89,28 @@ def from_arrays(
         order = shuffled(None if classes is None else y, len(y), seed)
         train, validation, test = cut(x, y, counts, order)
     assert classes is None or isinstance(classes, int)
-    return Dataset(Path(where).stem, train, validation, test, classes, picture=picture, names=names, notes=tuple(notes))
+    return Dataset(Path(where).stem, train, validation, test, classes, picture=picture, names=names, notes=notes)
+
+
+def inputs(
+    where: str, arrays: Mapping[str, Any], channels: str | None, scale: int | float | None
+) -> tuple[list[np.ndarray], tuple[int, int] | None, tuple[str, ...]]:
+    """The arrays as float32 with channels last, the size of a grey picture if they are some, and notes of changes."""
+    raw = {key: as_numbers(f"{where}, {key}", array) for key, array in arrays.items()}
+    for key, x in raw.items():
+        if x.ndim < 2:
+            raise DataError(f"{where}, {key}: must have a row for each example, got shape {x.shape}: put x[:, None]")
+    first, notes = next(iter(raw.values())), ()
+    shape = came = first.shape[1:]
+    if channels == "first" and len(shape) != 3:
+        raise DataError(f'{where}: channels = "first" needs examples of three axes, got shape {shape}')
+    if channels == "first" or (channels is None and channels_first(shape)):
+        raw = {key: np.moveaxis(x, 1, -1) if x.ndim == 4 else x for key, x in raw.items()}
+        shape = (*came[1:], came[0])
+        notes = (f"pictures of shape {came} have their channels first: taken as {shape}",)
+    picture = shape[:2] if first.dtype == np.uint8 and (len(shape) == 2 or shape[2:] == (1,)) else None
+    scales = {key: scale or (255 if x.dtype == np.uint8 else 1) for key, x in raw.items()}
+    return [as_float32(f"{where}, {key}", x, scales[key]) for key, x in raw.items()], picture, notes
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
