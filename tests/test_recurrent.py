@@ -203,7 +203,7 @@ def test_a_sharded_batch_has_no_more_exchanges_than_autodiffs(net, kind):
     [
         (jnp.zeros(3), r"a sequence of vectors, \(time, in\), got shape \(3,\)"),
         (jnp.zeros((TIME, 4)), "takes W of shape"),
-        (Piece(jnp.zeros((TIME, IN)), {"h": jnp.zeros(3)}), "a carry of shapes .*'c': .* hand on what it gave"),
+        (Piece(jnp.zeros((TIME, IN)), {"h": jnp.zeros(3)}), "a carry of shapes .*'c': .* hand on the one it gave"),
         (Piece(jnp.zeros((TIME, IN)), length=jnp.zeros(2, int)), "one whole number"),
         (Piece(jnp.zeros((TIME, IN)), length=2.5), "one whole number"),
         (jnp.zeros((0, IN)), r"at least one step, got shape \(0, 2\)"),
