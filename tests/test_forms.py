@@ -194,7 +194,7 @@ FORMS = [
     pytest.param(op, each, arrays, options, id=f"{name}-{platform}")
     for name, (op, arrays, options) in CASES.items()
     for platform, each in op.forms.items()
-    if platform == "cpu" or op is over_layers  # kernels are tested in test_gpu_kernels
+    if platform == "cpu" or op is over_layers  # kernels are tested in test_kernels
 ]
 every_form = pytest.mark.parametrize(("op", "form", "arrays", "options"), FORMS)
 SMALL = [param for param in FORMS if "strips" not in str(param.id)]

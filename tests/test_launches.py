@@ -82,9 +82,23 @@ ENTRY %main (a: f32[9,4], i: s32[]) -> f32[8] {
 def test_of_an_array_that_a_kernel_slices_or_updates_the_part_is_moved():
     program = CompiledText.read(SLICES)
     row, index = 4 * 4, 4
-    assert program.traffic() == (row + row + index) + (row + row + 2 * index) + (row + row + 8 * row)
+    assert program.traffic() == (row + row + index) + (row + row + 2 * index) + (row + 8 * row)
     assert program.exchanges() == {"all-gather": (1, 8 * row)}
     assert array_bytes("(bf16[2,8]{1,0}, s32[], pred[3])") == 32 + 4 + 3
+
+
+def test_what_a_tpu_keeps_beside_its_core_is_not_moved():
+    program = """
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %start = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %here = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %squared = f32[8,128]{1,0:T(8,128)S(1)} multiply(%here, %here)
+  ROOT %out = f32[8,128]{1,0:T(8,128)} tanh(%squared)
+}
+"""
+    sign = 4
+    assert CompiledText.read(program).traffic() == 2 * 8 * 128 * 4 + sign
 
 
 @pytest.mark.launches

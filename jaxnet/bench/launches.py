@@ -5,11 +5,10 @@ described; that takes the extra `launches` (the CUDA plugin's wheels, no driver 
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxnet.bench import core
 from jaxnet.bench.cases import attention, convolution, gpt, recurrent
@@ -18,20 +17,17 @@ from jaxnet.devices.chips import target
 from jaxnet.devices.program_text import CompiledText
 from jaxnet.lowering import compiling_for
 
+GPU = "cuda:h100:1"
 AIM = 1.1  # our launches over those of autodiff
 
 
-@cache
-def described_gpu() -> SingleDeviceSharding:
-    """One H100 that is only described."""
-    [gpu] = target("cuda:h100:1").devices()
-    return SingleDeviceSharding(gpu)
-
-
-def compiled_for_gpu(f: Callable, *args: Any) -> Any:
-    """A JAX function compiled for the described GPU."""
-    shapes = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=described_gpu()), args)
-    with compiling_for("cuda"):
+def compiled_for(devices: str, f: Callable, *args: Any) -> Any:
+    """A JAX function compiled for the first of some devices, which are only described: "cuda:h100:1", "tpu:v5e:2x2"."""
+    aim = target(devices)
+    mesh = Mesh(aim.devices()[:1], ("all",), axis_types=(AxisType.Auto,))
+    whole = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=whole), args)
+    with compiling_for(aim.platform), jax.set_mesh(mesh):  # Pallas asks the mesh which TPU it is
         return jax.jit(f).lower(*shapes).compile()
 
 
@@ -71,7 +67,7 @@ STEPS: dict[str, Callable[[], TimedCase]] = {
 def counted(case: TimedCase) -> Iterator[Counted]:
     """A case against each of its variants by autodiff."""
     ours, *others = (
-        (variant.name, compiled_for_gpu(variant.source[0], *variant.source[1]))
+        (variant.name, compiled_for(GPU, variant.source[0], *variant.source[1]))
         for variant in (case.ours, *case.others)
         if variant.source is not None and variant.name.startswith(("hand", "autodiff"))
     )
@@ -89,4 +85,5 @@ def rows(only: str | None = None) -> list[Counted]:
 
     Raises `TargetError` where the CUDA plugin is not installed, or was kept from loading.
     """
+    target(GPU).devices()  # before JAX begins: it asks for a driver else
     return [row for name, step in STEPS.items() if only in (None, name) for row in counted(step())]

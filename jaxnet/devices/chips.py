@@ -96,7 +96,8 @@ class DeviceTarget(NamedTuple):
             os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
             os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
             name = f"{self.text.split(':')[1]}:{'x'.join(map(str, self.shape))}"
-            return described(self.text, platform="tpu", topology_name=name)
+            alone = {"chips_per_host_bounds": (1, 1, 1)} if self.total == 1 else {}  # else there are 4 in each host
+            return described(self.text, platform="tpu", topology_name=name, **alone)
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it asks for a driver's libraries
         config = GPU.format(bandwidth=self.chip.bandwidth, memory=self.chip.memory, title=self.chip.title)
         options = {"topology": f"1x1x{self.total}", "target_config": config}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 ARRAY = re.compile(r"([a-z]\w*?)(\d*)\[([\d,]*)\]")
+ON_CORE = re.compile(r"\w+\[[\d,]*\]\{[^}]*S\(1\)[^}]*\}")  # an array that a TPU keeps beside its cores, not in memory
 EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 PARTS = frozenset(["dynamic-slice", "slice", "gather"])  # they read a part of an array
 NO_KERNEL = frozenset(
@@ -98,8 +99,13 @@ class CompiledText(NamedTuple):
         return self.added_up(lambda each, types: Counter(n=1))["n"]
 
     def traffic(self) -> int:
-        """Bytes that the kernels read and write. Raises `ValueError` as `added_up`."""
-        return self.added_up(lambda each, types: Counter(n=self.touched(each, types)))["n"]
+        """Bytes that the kernels read from memory and write to it. Raises `ValueError` as `added_up`."""
+
+        def in_memory(body):
+            return [each._replace(type=ON_CORE.sub("", each.type)) for each in body]
+
+        seen = CompiledText(self.entry, {name: in_memory(body) for name, body in self.bodies.items()})
+        return seen.added_up(lambda each, types: Counter(n=seen.touched(each, types)))["n"]
 
     def touched(self, kernel: Instruction, types: dict[str, str]) -> int:
         """Bytes that one kernel reads and writes; of an array that it slices or updates in place, the part."""
@@ -114,7 +120,7 @@ class CompiledText(NamedTuple):
             parameters[i]: types.get(name, "") for i, name in enumerate(kernel.operands) if i in parameters
         }
         updates = [each for each in inside if each.operation == "dynamic-update-slice"]
-        total = sum(array_bytes(own.get(each.operands[1], "")) for each in updates) or array_bytes(kernel.type)
+        total = sum(array_bytes(own.get(each.operands[1], "")) for each in updates) or result_bytes(kernel, types)
         for name in parameters.values():
             users = [each for each in inside if name in each.operands]
             if users and all(each.operation in PARTS and each.operands[0] == name for each in users):
@@ -133,13 +139,18 @@ class CompiledText(NamedTuple):
             kind = each.operation.removesuffix("-start")
             if kind not in EXCHANGES:
                 return Counter()
-            size = array_bytes(each.type)
-            if each.operation.endswith("-start") and each.type.startswith("("):  # its operands stand in its type too
-                size = size - sum(array_bytes(types.get(name, "")) for name in each.operands) or size
-            return Counter({kind: 1, f"{kind} bytes": size})
+            return Counter({kind: 1, f"{kind} bytes": result_bytes(each, types)})
 
         found = self.added_up(of)
         return {kind: (found[kind], found[f"{kind} bytes"]) for kind in EXCHANGES if kind in found}
+
+
+def result_bytes(each: Instruction, types: dict[str, str]) -> int:
+    """The bytes of an instruction's results. In the type of one that only begins, its operands stand too."""
+    size = array_bytes(each.type)
+    if each.operation.endswith("-start") and each.type.startswith("("):
+        size -= sum(array_bytes(types.get(name, "")) for name in each.operands)
+    return size
 
 
 def array_bytes(text: str) -> int:

@@ -33,7 +33,7 @@ from jaxnet.layers.initializers import Initializer, initializer
 from jaxnet.lowering import attention as strips
 from jaxnet.lowering import form, op
 from jaxnet.lowering.attention import Seen
-from jaxnet.lowering.gpu import kernel
+from jaxnet.lowering.kernels import kernel
 from jaxnet.lowering.products import accumulated
 from jaxnet.registry import Count, maker
 
@@ -99,9 +99,17 @@ def attend_backward_plain(
     return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-attend = op(attend_plain, cpu=form(strips.heads_forward, manual=True), cuda=kernel("attention", "forward"))
+attend = op(
+    attend_plain,
+    cpu=form(strips.heads_forward, manual=True),
+    cuda=kernel("attention", "forward", on="cuda"),
+    tpu=kernel("attention", "forward", on="tpu"),
+)
 attend_backward = op(
-    attend_backward_plain, cpu=form(strips.heads_backward, manual=True), cuda=kernel("attention", "backward")
+    attend_backward_plain,
+    cpu=form(strips.heads_backward, manual=True),
+    cuda=kernel("attention", "backward", on="cuda"),
+    tpu=kernel("attention", "backward", on="tpu"),
 )
 
 # --------------------------------------------------------------------------------------------------- layers

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxnet.factors import Plain
 from jaxnet.layer import Layer, ShapeError, fits_input, leaf
 from jaxnet.lowering import form, op
-from jaxnet.lowering.gpu import kernel
+from jaxnet.lowering.kernels import kernel
 from jaxnet.lowering.memory import from_memory
 from jaxnet.lowering.products import accumulated
 from jaxnet.registry import Count, maker
@@ -88,11 +88,16 @@ def axes(groups: int | None) -> int | tuple[int, int]:
     return -1 if groups is None else (0, 2)
 
 
-norm_forward = op(norm_forward_plain, cuda=kernel("normalization", "forward"))
+norm_forward = op(
+    norm_forward_plain,
+    cuda=kernel("gpu_normalization", "forward"),
+    tpu=kernel("tpu_normalization", "forward", plain=norm_forward_plain),
+)
 norm_backward = op(
     norm_backward_plain,
     cpu=form(from_memory(norm_backward_plain), when=lambda *arrays, groups, centred: groups is None, manual=True),
-    cuda=kernel("normalization", "backward"),
+    cuda=kernel("gpu_normalization", "backward"),
+    tpu=kernel("tpu_normalization", "backward", plain=norm_backward_plain),
 )
 
 # ---------------------------------------------------------------------------------------------------- the layers

@@ -133,7 +133,7 @@ def planned(config: Config, dataset: Dataset, aim: DeviceTarget, devices: Any = 
             flops = products(jax.make_jaxpr(step.training_step(recipe))(*arguments)) / aim.total
         largest = sorted(arrays(recipe, arguments), key=lambda each: -each.bytes)
         layout = jax.tree.map(lambda t: t.sharding, arguments[0])
-        with compiling_for(aim.platform), forms_for(mesh):
+        with compiling_for(aim.platform), forms_for(mesh), jax.set_mesh(mesh):  # Pallas asks it which TPU it is
             lowered = jax.jit(step.training_step(recipe), out_shardings=layout).lower(*arguments)
         try:
             compiled = lowered.compile()
