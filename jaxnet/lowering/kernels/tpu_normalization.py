@@ -1,7 +1,7 @@
 """Norms over the last axis on a TPU: the plain equation, a block of rows at a time.
 
-XLA goes through x for the mean, the variance and x̂, and backward through δ and x̂ for each sum. Here each array is read and
-written once. A program of the backward kernel adds its sums δ ⊙ x̂ and δ to those of the one before.
+XLA goes through x for the mean, the variance and x̂, and backward through δ and x̂ for each sum. Here each array is read
+and written once. A program of the backward kernel adds its sums δ ⊙ x̂ and δ to those of the one before.
 
 Compiled for a v5e, 8 examples of (512, 256) in float32: forward 12 MiB moved, plain equations 16; backward 12 and 20.
 """
