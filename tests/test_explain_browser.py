@@ -1,7 +1,5 @@
 """The page of `jaxnet explain --html` as a reader meets it: opened, read, and changed by mouse and keyboard."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,24 +18,12 @@ from tests.problems import LOSSES
 
 pytestmark = pytest.mark.peers
 
-CHROMIUM = Path("/usr/bin/chromium")
 PEERS = "needs the extra `peers`: pip install -e '.[peers]'"
 W2, b2 = [[-0.2, 0.2], [-0.8, 0.1], [-0.4, 0.7]], [0.2, 0.3, 0.3]
 W3, b3 = [[0.2, 0.9, -0.7], [-0.1, -0.4, 0.3]], [-0.3, -0.3]
 NET = jaxnet.serial(dense(3), relu, dense(2), sigmoid)
 PARAMS = ({"W": jnp.asarray(W2), "b": jnp.asarray(b2)}, (), {"W": jnp.asarray(W3), "b": jnp.asarray(b3)}, ())
 TRACE = jax.jit(jaxnet.trace(NET, quadratic))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason=PEERS)
-    if not CHROMIUM.exists():
-        pytest.skip(f"needs a browser at {CHROMIUM}: apt-get install chromium (the extra `peers` drives it)")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
             from jaxnet.explaining.page import write_page
 
             write_page(options.html_file, observed, options.notation, digits=options.digits, run=subject.history,
-                       **about)  # fmt: skip
+                       kind=subject.kind, **about)  # fmt: skip
         if options.figure is not None:
             write_figure(options.figure, pictures(subject, observed, derivation, options))
         if options.json_file is not None:

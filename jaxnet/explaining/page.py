@@ -19,9 +19,13 @@ from jaxnet.explaining.history import History, run_charts
 from jaxnet.explaining.live import specification
 from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, Notation, notation
 from jaxnet.explaining.observe import Observed
+from jaxnet.explaining.page_pictures import InputKind, pictures_of
 from jaxnet.explaining.template_files import template, text
 from jaxnet.explaining.terminal import check_line
 from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View, merged
+
+NUMBERS = InputKind()
+SCRIPTS = ("numbers", "network", "drawing", "paths", "trying", "page", "pictures")
 
 
 def write_page(path: str | Path, observed: Observed, notation: Notation, **options: Any) -> Path:
@@ -34,14 +38,14 @@ def write_page(path: str | Path, observed: Observed, notation: Notation, **optio
 
 def page(
     observed: Observed, first: Notation, *, digits: int = 4, run: History | None = None, layer: int | None = None,
-    batch: tuple[Any, Any] | None = None, examples: tuple[int, ...] = (), **about: Any,
+    batch: tuple[Any, Any] | None = None, examples: tuple[int, ...] = (), kind: InputKind = NUMBERS, **about: Any,
 ) -> str:  # fmt: skip
     """The page of a network at one example as text.
 
     Args:
         observed: by `observe`. first: the notation that the page opens with.
         run: the moments of a run, for its slider. layer: the number, as written, of the dense layer that it opens with.
-        batch: (xs, ys), for the sum over a batch. examples: their indices in the data.
+        batch: (xs, ys), for the sum over a batch. examples: their indices in the data. kind: what the input is.
         about: source, example and seed, for its head.
 
     Raises `ExplainError` for a layer that is none.
@@ -51,23 +55,29 @@ def page(
     bodies: dict[str, str] = {}
     moved = None if run is None else run_charts(observed, run, first)
     spec = specification(observed, chain_of(observed, first).places, chosen.why)
+    pictures = pictures_of(chain_of(observed, first), kind)
     for each in notations(first, observed):
         if each == first:
             derivation = chosen
         else:
             number = None if place is None else place + each.first
             derivation = dataclasses.replace(derive(observed, each, layer=number, **about), batch=chosen.batch)
-        view = View(derivation, chain_of(observed, each), digits, spec, moved)
+        view = View(derivation, chain_of(observed, each), digits, spec, moved, pictures)
         bodies[name_of(each)] = template("body.html.j2").render(
             v=view, d=derivation, written=written, check=check_line(derivation), MOST_ITEMS=MOST_ITEMS, **FUNCTIONS
         )
     body, variants = merged(bodies, name_of(first))
-    data = json.dumps({"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames},
-                      ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # fmt: skip
+    data = {"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames}
     return template("page.html.j2").render(
-        title=chosen.header.title, body=Markup(body), style=text("style.css"), data=Markup(data),
-        scripts=[text(name) for name in ("numbers.js", "network.js", "drawing.js", "paths.js", "trying.js", "page.js")],
+        title=chosen.header.title, body=Markup(body), style=text("style.css") + text("pictures.css"),
+        data=in_script(data), pictures=in_script(pictures.encoded()),
+        scripts=[text(f"{name}.js") for name in SCRIPTS if name != "pictures" or pictures.figures],
     )  # fmt: skip
+
+
+def in_script(data: Any) -> Markup:
+    """Data as JSON within a script element."""
+    return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def notations(first: Notation, observed: Observed) -> list[Notation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxnet.explaining.functions import FunctionSubject
 from jaxnet.explaining.history import History
 from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.notation import ExplainError
+from jaxnet.explaining.page_pictures import InputKind
 from jaxnet.explaining.records import couples, in_training
 from jaxnet.explaining.torch_modules import is_torch_module, network_of
 from jaxnet.layer import Layer, Loss, Tree, output
@@ -33,7 +34,7 @@ class ExplainedNetwork:
     """A network with its loss, parameters and examples. The first example is explained, or all as a batch.
 
     xs, ys: examples first; xs a tree of arrays where the network takes several. example: the index of the first in the
-    data, None where they were made up. history: of a run.
+    data, None where they were made up. history: of a run. kind: what an input is.
     """
 
     net: Layer
@@ -47,6 +48,7 @@ class ExplainedNetwork:
     precision: str = "float32"
     history: History | None = None
     notes: tuple[str, ...] = ()
+    kind: InputKind = field(default_factory=InputKind)
 
 
 def named(target: str, *, inputs: str | None = None, seed: int = 0) -> ExplainedNetwork | FunctionSubject:

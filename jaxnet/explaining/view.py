@@ -26,6 +26,7 @@ from jaxnet.explaining.mathml import equation, math, mathml
 from jaxnet.explaining.model import Derivation, Line, Tensor, WhyTranspose
 from jaxnet.explaining.notation import NOTATIONS, WHO, Notation, notation_rows
 from jaxnet.explaining.numbers import LONGEST, number, one, shape, vector
+from jaxnet.explaining.page_pictures import PictureOf, Pictures, symbols_of
 from jaxnet.explaining.records import param_name
 from jaxnet.explaining.terminal import given, headed
 
@@ -95,6 +96,11 @@ class View:
     digits: int
     spec: dict[str, Any] | None
     over: RunCharts | None
+    pictures: Pictures
+
+    def symbols(self, figure: PictureOf) -> dict[str, Expression]:
+        """The symbols of what a figure shows."""
+        return symbols_of(self.chain, figure)
 
     @property
     def n(self) -> Notation:

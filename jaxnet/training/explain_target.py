@@ -13,13 +13,14 @@ from jaxnet.backprop import initialize
 from jaxnet.explaining.functions import FunctionSubject
 from jaxnet.explaining.history import History, Moment
 from jaxnet.explaining.notation import ExplainError
+from jaxnet.explaining.page_pictures import InputKind
 from jaxnet.explaining.subjects import ExplainedNetwork, named, out_of_range
 from jaxnet.program.evaluate import quickly
 from jaxnet.training import devices, step
 from jaxnet.training.build import build
 from jaxnet.training.checkpoint import CheckpointError
 from jaxnet.training.config import load_config
-from jaxnet.training.data import load
+from jaxnet.training.data import Dataset, load
 from jaxnet.training.program_cache import keep_compiled
 from jaxnet.training.run_folder import Run
 from jaxnet.training.run_listing import read_metrics
@@ -76,7 +77,14 @@ def config_subject(
         params = quickly(lambda key: initialize(net, loss, key, shape), (key,))
     xs, ys = chosen(dataset.train.x, dataset.train.y, example, batch)
     wide = "float64" if config.precision == "float64" else "float32"
-    return ExplainedNetwork(net, loss, params, typed(xs, wide), typed(ys, wide), str(file), example, used, wide)
+    xs, ys = typed(xs, wide), typed(ys, wide)
+    kind = input_kind(dataset)
+    return ExplainedNetwork(net, loss, params, xs, ys, str(file), example, used, wide, kind=kind)
+
+
+def input_kind(dataset: Dataset) -> InputKind:
+    """What an example is: a picture, or characters."""
+    return InputKind(dataset.picture, None if dataset.text is None else dataset.text.characters)
 
 
 def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Path | None = None) -> ExplainedNetwork:
@@ -95,7 +103,10 @@ def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Pat
     notes = (f"parameters of step {trained.step:,}, after epoch {trained.epoch:,}",)
     net, loss = session.recipe.net, session.recipe.loss
     xs, ys = typed(xs, wide), typed(ys, wide)
-    return ExplainedNetwork(net, loss, trained.params, xs, ys, str(folder), example, config.seed, wide, past, notes)
+    kind = input_kind(session.dataset)
+    return ExplainedNetwork(
+        net, loss, trained.params, xs, ys, str(folder), example, config.seed, wide, past, notes, kind
+    )
 
 
 def history(folder: Path, trained: Trained) -> History:
