@@ -266,10 +266,7 @@ def optimizer_of(config: Config, n: int, blocks: dict[str, Callable] | None = No
 def freezing(
     optimizer: optax.GradientTransformation, frozen: Sequence[str], params: Any
 ) -> optax.GradientTransformation:
-    """The optimizer for the parameters outside the frozen places; those inside stay as they are.
-
-    Raises ConfigError for a place without parameters, and where nothing is left to train.
-    """
+    """The optimizer for the parameters outside the frozen places; those inside stay as they are."""
     names = jax.tree.leaves(parameter_names(params))
     for place in frozen:
         if not any(is_inside(name, [place]) for name in names):
@@ -342,10 +339,7 @@ def is_weight(params: Any) -> Any:
 
 
 def fits(net: Layer, loss: Loss, example: jax.ShapeDtypeStruct, dataset: Dataset) -> Any:
-    """Tries network and loss on the shapes of the data, forward and backward; gives the parameters' shapes.
-
-    Raises ShapeError with the layer, or ConfigError.
-    """
+    """Tries network and loss on the shapes of the data, forward and backward; gives the parameters' shapes."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     y = dataset.train.y
     target = jax.ShapeDtypeStruct(y.shape[1:], example.dtype if np.issubdtype(y.dtype, np.floating) else y.dtype)

@@ -21,8 +21,6 @@ def config_target(
         file: a TOML file. inputs: shapes of (xs, ys), instead of 5 random examples of the data's shape.
         dtype: instead of float32 (float64 where that is the config's precision), in shapes.
         data_dir: where the data lie, as `jaxnet train` takes it.
-
-    Raises ConfigError, DataError or ShapeError for a config that could not be trained.
     """
     config = load_config(file)
     dataset = load(config.resolved()["data"], data_dir=data_dir)

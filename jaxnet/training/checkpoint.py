@@ -169,7 +169,7 @@ class Checkpoints:
     def progress(self, step: int, changed: str = "") -> tuple[Progress, str]:
         """How far the run was at a checkpoint, and the hash of its state there.
 
-        changed: as the method of that name gives it. Raises as `read` does.
+        changed: as the method of that name gives it.
         """
         with self.damage_or_failure(step, changed):
             about = dict(json.loads((self.folder / str(step) / "progress" / "metadata").read_bytes()))

@@ -298,7 +298,7 @@ def validated(table: type[Checked], data: Any, where: str) -> Checked:
 def with_included(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A TOML file merged over the file that it includes: `include = "base.toml"`, a path relative to it.
 
-    A table is merged key by key, any other value replaces the included one. Raises ConfigError.
+    A table is merged key by key, any other value replaces the included one.
     """
     ALLOWED.read_beside(path)
     document = read_toml(path)

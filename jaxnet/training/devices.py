@@ -32,10 +32,7 @@ def mesh_sizes(config: Config) -> dict[str, int]:
 
 
 def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """The mesh that a config asks for; None for one device. devices: by default those that JAX sees.
-
-    Raises ConfigError where there are fewer devices.
-    """
+    """The mesh that a config asks for; None for one device. devices: by default those that JAX sees."""
     sizes = mesh_sizes(config)
     wanted, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
     if processes.several() and wanted != len(devices):

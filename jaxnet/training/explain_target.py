@@ -65,8 +65,7 @@ def config_subject(
 ) -> ExplainedNetwork:  # fmt: skip
     """The network of a config as it begins to train, at `batch` training examples from `example` on.
 
-    seed: instead of the config's own. Raises ConfigError, DataError or ShapeError for a config that could not be
-    trained, ExplainError for an example that there is not.
+    seed: instead of the config's own.
     """
     config = load_config(file, tuple(overrides))
     dataset = load(config.resolved()["data"], data_dir=data_dir)
@@ -88,10 +87,7 @@ def input_kind(dataset: Dataset) -> InputKind:
 
 
 def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Path | None = None) -> ExplainedNetwork:
-    """The network of a run at its last checkpoint, with the checkpoints and metrics before it.
-
-    Raises as `trained_network.restore` does, and ExplainError for an example that there is not.
-    """
+    """The network of a run at its last checkpoint, with the checkpoints and metrics before it."""
     keep_compiled()
     trained = restore(folder, data_dir=data_dir)
     session, config = trained.session, trained.config

@@ -74,10 +74,7 @@ def export_step(config: Config, out: Path, platforms: Sequence[str], data_dir: P
 def written(
     out: Path, function: Callable, shapes: tuple, arguments: tuple, platforms: Sequence[str], precision: str
 ) -> str:
-    """Exports a function, reads the file back, and compares both on the arguments.
-
-    Raises ExportError where flatbuffers is missing, a platform is unknown, or the outputs differ.
-    """
+    """Exports a function, reads the file back, and compares both on the arguments."""
     if find_spec("flatbuffers") is None:
         raise ExportError("jax.export needs flatbuffers: pip install flatbuffers")
     for platform in platforms:
@@ -110,10 +107,7 @@ def difference(one: Tree, other: Tree) -> float:
 
 
 def run(source: Path, out: Path, platforms: str, overrides: Sequence[str], data_dir: Path | None) -> None:
-    """Exports a run's folder or a config's file, and prints the names of the files.
-
-    Raises as `export_run` and `export_step`.
-    """
+    """Exports a run's folder or a config's file, and prints the names of the files."""
     chosen = [name.strip() for name in platforms.split(",")]
     if source.is_dir():
         if overrides:

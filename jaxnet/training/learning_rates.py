@@ -104,10 +104,7 @@ def smooth(costs: Sequence[float]) -> list[float]:
 
 
 def write_curve(test: RangeTest, path: Path) -> Path:
-    """The curve as a PNG.
-
-    Raises RunError where it cannot be written.
-    """
+    """The curve as a PNG."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor=LIGHT.paper)
     axes = figure.add_subplot()
     finite = np.isfinite(test.costs)

@@ -81,7 +81,6 @@ def train_together(
     """Trains one network for each seed, all in one vmapped program; a run's folder for each, as `train` makes them.
 
     The runs equal those of `train` to floating-point noise. One that diverges ends by itself, the others go on.
-    Raises as `train` does; DivergedError where all diverge.
     """
     return _train(config, list(seeds), None, runs_dir, data_dir, overrides, numbered, quiet)
 
@@ -132,7 +131,7 @@ def resume_together(folders: Sequence[Path], *, data_dir: Path | None = None, qu
     """Resumes runs of `train_together`, in one vmapped program again, to the bits of uninterrupted ones.
 
     folders: of all runs that began together, in the order of their seeds. They go on from the newest step that all
-    have a checkpoint of; diverged runs stay as they are. Raises as `resume` does.
+    have a checkpoint of; diverged runs stay as they are.
     """
     return _resume(folders, [Run.open(folder).config().seed for folder in folders], data_dir, (), quiet)
 
@@ -474,10 +473,7 @@ class Loop:
         raise Stopped(self.stop.status)
 
     def diverged(self, good: np.ndarray, before: State, i: int, order: Any) -> None:
-        """Ends the runs whose state has NaN or infinity, and saves their last good state.
-
-        Raises DivergedError where none is left.
-        """
+        """Ends the runs whose state has NaN or infinity, and saves their last good state."""
         for seed, single in self.alive():
             if good[seed]:
                 continue

@@ -144,7 +144,6 @@ def linked(document: Mapping[str, Any]) -> dict[str, Any]:
     """A config's plain data with the value of another key in the place of each `"${train.batch}"`.
 
     Inside other text a number or a text is put in: `"batch-${train.batch}"`. Environment variables are not read.
-    Raises ConfigError for a key that is not set, or links that lead back to themselves.
     """
 
     def value(node: Any, trail: tuple[str, ...]) -> Any:

@@ -91,10 +91,7 @@ def run(
     json_file: Path | None,
     scale: bool = False,
 ) -> None:
-    """Prints the plan of a config, and writes the compiled text and the plan where asked. scale: on more devices too.
-
-    Raises as `planned`.
-    """
+    """Prints the plan of a config, and writes the compiled text and the plan. scale: the plan on more devices too."""
     aim = target(devices)
     described = aim.devices()  # before the data: it may have to set how many CPU devices there are
     dataset = load(config.resolved()["data"], data_dir=data_dir)

@@ -165,10 +165,7 @@ def tokens(where: str, x: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def from_picture(file: Path, dataset: Dataset) -> tuple[np.ndarray, list[str]]:
-    """A picture as the training data's: grey, on a dark background, of their size and in their range.
-
-    Raises DataError where it cannot be read, or the data are no pictures.
-    """
+    """A picture as the training data's: grey, on a dark background, of their size and in their range."""
     from PIL import Image, ImageOps
 
     wanted = dataset.train.x.shape[1:]

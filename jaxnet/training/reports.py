@@ -31,10 +31,7 @@ PAGE = "report.html"
 
 
 def write_curves(folder: Path) -> Path | None:
-    """curves.png of one run into its folder; None where it has no epoch yet.
-
-    Raises RunError where the folder is no run, or cannot be written to.
-    """
+    """curves.png of one run into its folder; None where it has no epoch yet."""
     record = read_run(folder)
     if not record.metrics:
         return None
@@ -73,10 +70,7 @@ def mistake_panels(records: Sequence[RunRecord], say: Callable[[str], None]) -> 
 
 
 def gathered(places: Sequence[Path], say: Callable[[str], None]) -> list[RunRecord]:
-    """The runs in some places, each once. Damaged runs and runs without an epoch are left out; say: called for each.
-
-    Raises RunError where a place holds no run, or none is left.
-    """
+    """The runs in some places, each once. Damaged runs and runs without an epoch are left out; say: called for each."""
     found: dict[Path, RunRecord] = {}
     left_out: list[str] = []
     for place in places:

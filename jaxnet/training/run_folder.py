@@ -253,10 +253,7 @@ class Run:
         self.replace(NOTES, {"notes": [*found["notes"], *notes], "tags": tags})
 
     def delete(self) -> None:
-        """Deletes the folder with all that is in it.
-
-        Raises LockedError where a process writes it, RunError where it cannot be deleted.
-        """
+        """Deletes the folder with all that is in it."""
         folder = self.folder.resolve()
         with self.locked(), writing(folder):
             shutil.rmtree(folder.rename(free(folder.with_name(f".{folder.name}.deleted"))))

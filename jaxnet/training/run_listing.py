@@ -83,10 +83,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one for each epoch; a last line that was cut off is left out.
-
-    Raises RunError for any other line that is no JSON table.
-    """
+    """The lines of metrics.jsonl, one for each epoch; a last line that was cut off is left out."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -109,10 +106,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def find_runs(folder: Path) -> tuple[list[RunRecord], list[str]]:
-    """The runs in a folder and in the folders within it, by name, and the errors of those that cannot be read.
-
-    Raises RunError where there is no such folder.
-    """
+    """The runs in a folder and in the folders within it, by name, and the errors of those that cannot be read."""
     if not folder.is_dir():
         what = "it is a file" if folder.exists() else "there is nothing there"
         raise RunError(
@@ -371,8 +365,7 @@ def show_runs(folder: Path, *, where: Sequence[str] = (), sort: str | None = Non
     """Prints the table of a folder's runs, and the errors of those that cannot be read.
 
     where: conditions that a run must meet, such as `test_accuracy>0.9` or `train.batch=10`. sort: the figure or key by
-    which the runs are sorted, the largest last; those without it come first. Raises RunError where there is no run, or
-    a condition cannot be read.
+    which the runs are sorted, the largest last; those without it come first.
     """
     records, damaged = find_runs(folder)
     if not records and not damaged:

@@ -33,7 +33,6 @@ class Session:
 
     seeds: None for the config's own seed; else a state has a leading axis of so many seeds throughout.
     patiently: makes the long calls, compilations and computations, so that a signal may be heard meanwhile.
-    Raises ConfigError and ShapeError as `build` does.
     """
 
     def __init__(
@@ -292,10 +291,7 @@ class Session:
 
 
 def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
-    """The parts of the training step of a config on a mesh.
-
-    Raises ConfigError and ShapeError as `build` does, and where the mesh does not divide the network.
-    """
+    """The parts of the training step of a config on a mesh."""
     net, loss, optimizer, example = build(config, dataset)
     if config.precision == "float16" and takes_blocks(config):
         raise ConfigError("precision: float16 scales the loss, and kfac's curvature is not scaled: take bfloat16")

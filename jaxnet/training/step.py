@@ -263,10 +263,7 @@ def drawn(recipe: Recipe, places: jax.Array, seed: jax.Array, step: jax.Array) -
 
 
 def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> tuple[Callable | None, int]:
-    """The gradients of a batch by a pipeline, and the divisor of the batch size; None if the mesh has no pipeline.
-
-    Raises PipelineError for a network or a mesh that cannot be one.
-    """
+    """The gradients of a batch by a pipeline, and the divisor of the batch size; None if the mesh has no pipeline."""
     mesh = recipe.mesh
     if mesh is None or mesh.shape.get("pipeline", 1) == 1:
         return None, 1

@@ -179,10 +179,7 @@ def groups(there: dict[int, Earlier]) -> list[list[int]]:
 
 
 def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
-    """The hash of each setting's data. Builds every network first, so that errors come before any training.
-
-    Raises ConfigError, DataError and ShapeError.
-    """
+    """The hash of each setting's data. Builds every network first, so that errors come before any training."""
     loaded = {}
     for setting in sweep.settings:
         spec = setting.config.resolved()["data"]

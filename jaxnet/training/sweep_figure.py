@@ -24,7 +24,7 @@ def write_figure(outcomes: Sequence[Outcome], path: Path, metric: str | None = N
 
     metric: by default the first result of the runs; its mean over the seeds is taken. Importance is the share of the
     metric's variance that a key explains. Source: Hutter, Hoos and Leyton-Brown, An Efficient Approach for Assessing
-    Hyperparameter Importance, 2014. Raises ConfigError without optuna, or for fewer than two different settings.
+    Hyperparameter Importance, 2014.
     """
     metric = metric or next(iter(results([record for each in outcomes for record in each.records])), "")
     done = [(each, statistics.fmean(values)) for each in outcomes if (values := each.values(metric))]
@@ -48,10 +48,7 @@ def write_figure(outcomes: Sequence[Outcome], path: Path, metric: str | None = N
 
 
 def importances(columns: Sequence[list[Any]], values: Sequence[float]) -> list[float]:
-    """The share of the values' variance that each column explains, by optuna's functional ANOVA.
-
-    Raises ConfigError without optuna.
-    """
+    """The share of the values' variance that each column explains, by optuna's functional ANOVA."""
     optuna: Any = of_extra("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if len(set(values)) == 1:

@@ -162,7 +162,7 @@ class SettingSearch:
 
         With halving a setting comes several times, for more epochs each time, as long as it is among the best.
         results: the metric of a setting that has been trained; None where no seed came to its end. The same results
-        give the same settings, so a search that was cut off goes on where it was. Raises ConfigError without optuna.
+        give the same settings, so a search that was cut off goes on where it was.
         """
         optuna: Any = of_extra("optuna", "search")
         optuna.logging.set_verbosity(optuna.logging.WARNING)

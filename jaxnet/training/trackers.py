@@ -103,11 +103,7 @@ FORMATS: dict[str, Callable[[RunRecord, Path], None]] = {
 
 
 def export(record: RunRecord, to: str, out: Path | None = None) -> Path:
-    """Writes a run's metrics, config, tags and notes for another program; gives the folder, by default of its name.
-
-    Raises ConfigError for a program that there is none of or that is not installed, RunError where nothing can be
-    written.
-    """
+    """Writes a run's metrics, config, tags and notes for another program; gives the folder, by default of its name."""
     if to not in FORMATS:
         raise ConfigError(f"--to must be csv, {', '.join(FORMATS)}, got {to}")
     out = Path(to) if out is None else out
@@ -117,10 +113,7 @@ def export(record: RunRecord, to: str, out: Path | None = None) -> Path:
 
 
 def of_extra(module: str, extra: str) -> Any:
-    """A module of an extra.
-
-    Raises ConfigError where it is not installed.
-    """
+    """A module of an extra."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -90,10 +90,7 @@ def restore(
 
 
 def saved(run: Run, shapes: Tree, reading: CheckpointChoice) -> tuple[int, Any, Progress]:
-    """Step, state and progress of the checkpoint that is asked for.
-
-    Raises RunError where there is none, CheckpointError where it is damaged or cannot be read.
-    """
+    """Step, state and progress of the checkpoint that is asked for."""
     folder, checkpoints = run.folder, run.checkpoints
     steps, mend = checkpoints.steps(), f"jaxnet resume {quoted(folder)}"
     wanted = best_step(run) if reading.best else reading.step
@@ -123,10 +120,7 @@ def saved(run: Run, shapes: Tree, reading: CheckpointChoice) -> tuple[int, Any, 
 
 
 def best_step(run: Run) -> int:
-    """The step of a run's best epoch.
-
-    Raises RunError where its config keeps no checkpoint of that, or no epoch is done.
-    """
+    """The step of a run's best epoch."""
     metric, metrics = run.config().checkpoint.best, read_metrics(run.folder / "metrics.jsonl")
     if metric is None or not metrics:
         why = "no epoch is done" if metric else 'train it with checkpoint.best = "validation_loss" or another metric'
@@ -177,8 +171,6 @@ def as_test(dataset: Dataset) -> Dataset:
 def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None, say: Callable[[str], None]) -> Dataset:
     """Other data than a run's, read as the run's own were: a text in its windows and vocabulary, a table with its
     options and classes. say: told of the options.
-
-    Raises DataError where it has a character that the run's text had not.
     """
     spec = {"name": data} if isinstance(data, str) else dict(data)
     kept = run.vocabulary()

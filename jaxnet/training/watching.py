@@ -17,7 +17,6 @@ def server(folder: Path, port: int = 0) -> HTTPServer:
     """A server of the page, to be run by its `serve_forever`. port: 0 takes any that is free.
 
     It answers on the loopback alone, to requests that name it so: no page of another site can read it.
-    Raises RunError where the folder is no run or the port is taken.
     """
     read_run(folder)
     try:

@@ -32,10 +32,7 @@ def cache_folder() -> Path:
 
 
 def local(data_dir: str | Path | None, find: Callable[[Path], Any], holds: str) -> Any:
-    """The files that `find` gives for data_dir, else for `$JAXNET_DATA`; None where neither is given or has them.
-
-    Raises DataError where data_dir has them not, or one of the two is no folder. holds: its content instead.
-    """
+    """The files that `find` gives for data_dir, else for `$JAXNET_DATA`; None where neither is given or has them."""
     named = os.environ.get("JAXNET_DATA") if data_dir is None else data_dir
     if not named:
         return None

@@ -33,10 +33,7 @@ def unpacked(file: IO[bytes]) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, unpacked where it is gzipped.
-
-    Raises DataError where it cannot be read, is damaged, or unpacks to more than `MOST_BYTES`.
-    """
+    """The bytes of a file, unpacked where it is gzipped."""
     try:
         with path.open("rb") as file:
             packed = file.read(len(GZIP)) == GZIP
@@ -54,10 +51,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | np.ndarray:
-    """The arrays of an .npz file by name, or that of an .npy file.
-
-    Raises DataError where it cannot be read, or promises more than it holds or than `MOST_BYTES` of packed bytes.
-    """
+    """The arrays of an .npz file by name, or that of an .npy file."""
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):

@@ -16,7 +16,6 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     """The unsigned bytes of an IDX file with `axes` axes: 3 for pictures, 1 for labels.
 
     The file: 00 00, 08 (unsigned bytes), the number of axes, each axis's length as a big-endian uint32, the bytes.
-    Raises DataError where the file cannot be read, is no such file, or is not as long as it says.
     """
     content = read_bytes(path)
     magic, kind = bytes([0, 0, 8, axes]), HOLDS.get(axes, f"{axes} axes")

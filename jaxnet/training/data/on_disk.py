@@ -28,7 +28,6 @@ def load_folder(
     """The arrays of a folder, x_train.npy and so on, or its .txt files in the order of their names as one text.
 
     Validation and test sets must fit in memory. task: as for .npz; window, split: as for .txt.
-    Raises DataError.
     """
     shards = sorted(path.glob("*.txt"))
     if (path / "x_train.npy").is_file():
@@ -119,7 +118,6 @@ class ReadAhead:
 
     examples: (places) -> x and y. order: the epoch's, of all places. places: those that this process reads, for each
     call. calls: of each its start, count and batch.
-    Raises DataError without grain.
     """
 
     def __init__(

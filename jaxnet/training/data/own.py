@@ -128,10 +128,7 @@ def raised(error: BaseException) -> str:
 
 
 def load_own(where: str, options: Mapping[str, Any]) -> Dataset:
-    """A Dataset, or a mapping of arrays as an .npz file holds them; a callable is called with the options.
-
-    Raises DataError where it cannot be imported, fails, or gives something else.
-    """
+    """A Dataset, or a mapping of arrays as an .npz file holds them; a callable is called with the options."""
     try:
         made = import_object(where)
     except ImportError as error:

@@ -86,7 +86,6 @@ def mnist(
     downloaded into the cache. split: counts; train is the first of the training files' examples, validation the last
     (with the default as Nielsen's: 50,000 and 10,000 of the 60,000), test the first of the test files'. expand: as
     `expanded` moves the training pictures; 0 for not at all.
-    Raises DataError where a file is missing, damaged or does not fit the others.
     """
     if not all(isinstance(part, int) for part in split) or split[0] < 1:
         raise DataError(f"mnist: split must be three counts such as [50000, 10000, 10000], got {list(split)}")

@@ -128,7 +128,6 @@ def numbered(
 
     Labels are whole numbers from 0, or text, or whole numbers from above 0: these two are names of classes, in order.
     classes: how many, or the names in order; by default those that there are.
-    Raises DataError.
     """
     arrays = {key: np.asarray(values) for key, values in labels.items()}
     for key, array in arrays.items():
@@ -263,7 +262,6 @@ def csv_inputs(
     """The inputs, (examples, width), in a table with the columns of the training data, with or without the target.
 
     target, drop, header: as in `load_csv`; columns to leave out may be missing.
-    Raises DataError.
     """
     with rows_of(path) as (_, rows):
         first = [cell.strip() for cell in next(rows, [])]
@@ -297,7 +295,7 @@ def read_table(
 ) -> tuple[Columns, np.ndarray, np.ndarray]:
     """The columns, the numbers with 0 where a column is left out, and the target: numbers, or text if classified.
 
-    target: None where there is none. Raises DataError.
+    target: None where there is none.
     """
     numbers, labels, lines = ArrayType("d"), [], ArrayType("q")
     with rows_of(path) as (reader, rows):

@@ -34,7 +34,7 @@ def tinyshakespeare(
     """1,115,394 characters of Shakespeare's plays, 65 different ones, as `from_text` cuts them.
 
     Looked for in data_dir, then in `$JAXNET_DATA` (in either input.txt, plain or gzipped, or a folder tinyshakespeare/
-    with it), else downloaded into the cache. Raises DataError where it is missing, damaged or another text.
+    with it), else downloaded into the cache.
     Source: Karpathy, The Unreasonable Effectiveness of Recurrent Neural Networks, 2015.
     """
     path = local(data_dir, text_under, f"no {SHAKESPEARE_FILE}, itself or in tinyshakespeare/. {ADVICE}") or fetch(
@@ -83,7 +83,6 @@ def from_tokens(
     An example is x, (window,) tokens, with y, (window,), the token after each. split: how many characters (counts or
     fractions). Each part is cut into windows one after another; the rest is left out. In training
     an epoch goes once through the text, its windows shifted together by a new random offset below `window`.
-    Raises DataError for a part too short for a window.
     """
     name = Path(where).stem
     parts = []
@@ -133,10 +132,7 @@ def encode(text: str, characters: str) -> np.ndarray:
 
 
 def in_vocabulary(dataset: Dataset, characters: str) -> Dataset:
-    """The same text in tokens that stand for other characters.
-
-    Raises DataError where one of its own is none of them.
-    """
+    """The same text in tokens that stand for other characters."""
     assert dataset.text is not None
     strange = "".join(sorted(set(dataset.text.characters) - set(characters)))
     if strange:
