@@ -310,7 +310,7 @@ def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
     `share`: the name of the parameter, for layers whose parameters are a dict, inside `per_position` too. `where`:
     indices into `layers`, at least two. Parameters: as `serial`'s; the shared one stands in the first of those layers
     and is left out in the others.
-    Raises `ValueError` for fewer than two uses or a layer without such a parameter, `ShapeError` where shapes differ.
+    Raises `ValueError` for fewer than two uses or a layer without that parameter, `ShapeError` where shapes differ.
 
     >>> net, x = tied(dense(4), tanh, dense(4), where=(0, 2)), jnp.ones(4)
     >>> params = net.init(jax.random.key(0), x)

@@ -171,7 +171,7 @@ class Way(NamedTuple):
     def beside(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> Tree:
         """The network's parameters with B beside each W that this way back is for (None where nothing is drawn).
 
-        saved and d_out may be shapes. Raises `ValueError` for a place that is none, `ValueError` or `ShapeError` for a
+        saved and d_out may be shapes. Raises `ValueError` for an unknown place, `ValueError` or `ShapeError` for a
         layer that this way back is not for.
         """
         places, structure = self.places(net, params, saved, d_out)

@@ -39,7 +39,7 @@ class Layer(NamedTuple):
       `key` is for randomness, `train` for the mode.
     - `backward(params, saved, d_out, read) -> dx, readings`: from d_out = ∂C/∂out (the shape of `out`) to
       dx = ∂C/∂x and the readings of `read`, with the structure of `params`.
-    - `parts`: the layers inside, first to last, for whoever walks the network.
+    - `parts`: the layers inside, first to last.
     - `rebuild(*parts) -> Layer`: the same combination of other layers; None for a leaf.
     - `origin`: put there by `maker`; read `made`.
 

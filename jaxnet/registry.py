@@ -426,7 +426,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def listed(*names: str) -> Iterator[str]:
     """The lines of `jaxnet layers`: each maker's call with its defaults, its first line, its example inputs.
 
-    Raises `LookupError` for a name that is none.
+    Raises `LookupError` for an unknown name.
     """
     kinds: tuple[Kind, ...] = ("layer", "model", "loss", "feedback")
     known = makers(*kinds)

@@ -251,7 +251,7 @@ def row(name: str, dtype: str, size: str, cases: Sequence[Case], right: Sequence
 
 
 def ruled(case: Case) -> Callable:
-    """A case of the corpus as the `jax.custom_vjp` that somebody wrote."""
+    """A case of the corpus as a `jax.custom_vjp`."""
     rule = jax.custom_vjp(case.primal)
     rule.defvjp(*case.wrong_rule)
     return rule

@@ -98,7 +98,7 @@ def mapped(one: Callable) -> Callable:
 
 
 def plain_gradient(name: str, made: tuple, **aims: float) -> Variant:
-    """Our gradient of the mean, which nobody can do without."""
+    """Our gradient of the mean, for comparison."""
     net, *arguments = made
     return compiled(name, value_and_grad(net, LOSS), *arguments, **aims)
 

@@ -43,7 +43,7 @@ BENCHMARKS = {
 
 
 class BenchError(ValueError):
-    """A benchmark, or a subject of one, that there is none of."""
+    """An unknown benchmark, or an unknown subject of one."""
 
 
 def table(title: str, rows: Sequence[Shown]) -> Table:
@@ -76,7 +76,7 @@ def write_json(file: Path, rows: Sequence[Shown]) -> None:
 def run(name: str, json_file: Path | None, markdown_file: Path | None, only: str | None = None) -> None:
     """Measure the benchmark of a name, or one subject of it, print its table, and write it where asked.
 
-    Raises BenchError for a name that is none.
+    Raises BenchError for an unknown name.
     """
     if name not in BENCHMARKS:
         raise BenchError(f"a benchmark is one of {', '.join(BENCHMARKS)}, got {name!r}")

@@ -31,7 +31,7 @@ platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_descriptio
 
 
 class TargetError(ValueError):
-    """Devices that there are none of, or for which no compiler is installed."""
+    """Unknown devices, or devices without an installed compiler."""
 
 
 class Chip(NamedTuple):

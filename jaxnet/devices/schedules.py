@@ -36,7 +36,7 @@ class Task(IntEnum):
 
 
 class ScheduleError(ValueError):
-    """A schedule that there is none of, or sizes or times that none can have."""
+    """An unknown schedule, or impossible sizes or times."""
 
 
 Entry = tuple[Task, int]
@@ -203,7 +203,7 @@ def schedule(name: str, stages: int, microbatches: int) -> Schedule:
 
     In each tick a stage does F while it may keep one more microbatch, else B where δ has come, else W. Where the
     schedule does not split, B and W are one task.
-    Raises `ScheduleError` for a name that there is none of, or less than one stage or microbatch.
+    Raises `ScheduleError` for an unknown name, or less than one stage or microbatch.
     """
     if name not in SCHEDULES:
         raise ScheduleError(f"no schedule {name!r}: {did_you_mean(name, SCHEDULES)}")
@@ -259,7 +259,7 @@ def lines(names: Sequence[str] = (), stages: int = 4, microbatches: int = 8, tim
 
 
 def read_times(text: str) -> Times:
-    """The times that a text such as "1,1.2,0.8" names: of F, B and W, and perhaps of a transfer.
+    """The times in a text, "1,1.2,0.8": of F, B and W, and perhaps of a transfer.
 
     Raises `ScheduleError` for other than three or four numbers, or a time that is negative, or 0 for F, B or W.
 

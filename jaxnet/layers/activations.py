@@ -72,7 +72,7 @@ def rows() -> tuple[Activation, ...]:
     examples={'elementwise(Activation("cube", lambda z: z**3, lambda z, a: 3 * z**2, "z"))': "float32[6]"},
 )
 def elementwise(activation: Activation) -> Layer:
-    """a = g(z), dz = da ⊙ g′(z): the layer of a row of the table, or of a row of one's own.
+    """a = g(z), dz = da ⊙ g′(z): the layer of a row of the table, or of your own row.
 
     Takes and gives arrays of any one shape.
 
@@ -134,7 +134,7 @@ ACTIVATIONS: dict[str, Layer] = {each.name: row(elementwise(each), __name__, "fl
 def activation_named(name: str) -> Layer:
     """The activation of a name, for arrays of any one shape.
 
-    Raises `ValueError` for a name that is none of `ACTIVATIONS`.
+    Raises `ValueError` for a name that is not in `ACTIVATIONS`.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"an activation is one of {', '.join(ACTIVATIONS)}, got {name!r}")

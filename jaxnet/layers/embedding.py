@@ -109,7 +109,7 @@ def embedding(vocab: Count, width: Count, *, init: str | Initializer | Callable 
     `vocab`: how many ids there are. `init`: as of `dense`, by default N(0, 0.02²). Parameters: `{"W": (vocab, width)}`.
     out has W's dtype, but float32 where that is narrower: the residual stream begins here.
     Raises `ShapeError` for ids that are no integers, `ValueError` for an id outside the vocabulary. Inside `jit` and
-    `vmap` values cannot raise: there the vector of such an id is NaN (JAX's own look-up would take the nearest row).
+    `vmap` values cannot raise: there its vector is NaN (JAX's own look-up would take the nearest row).
 
     >>> net, x = embedding(5, 3), jnp.array([1, 1])
     >>> params = net.init(jax.random.key(0), x)
@@ -155,7 +155,7 @@ def positional_embedding(length: Count, *, init: str | Initializer | Callable = 
 
     `length`: the most positions there may be. `init`: as of `dense`, by default N(0, 0.02²).
     Parameters: `{"W": (length, width)}`.
-    Raises `ShapeError` for a longer sequence, or an input that is none; `ValueError` for a length below 1.
+    Raises `ShapeError` for a longer sequence, or an input that is no sequence; `ValueError` for a length below 1.
 
     >>> net, x = positional_embedding(7), jnp.ones((5, 2))
     >>> params = net.init(jax.random.key(0), x)

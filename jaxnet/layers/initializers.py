@@ -66,7 +66,7 @@ INITIALIZERS: dict[str, Initializer] = {
 def initializer(of: str | Initializer | Callable) -> Initializer:
     """The initialiser of a name; a function is taken for W's, with b = 0.
 
-    Raises `ValueError` for a name that is none of `INITIALIZERS`.
+    Raises `ValueError` for a name that is not in `INITIALIZERS`.
     """
     if isinstance(of, Initializer):
         return of

@@ -60,7 +60,7 @@ class Form:
     manual: bool = False
 
     def serves(self, arrays: tuple, options: dict[str, Any]) -> bool:
-        """Whether this form is used for such arguments, here."""
+        """Whether this form is used here for these arguments."""
         if not self.manual and jax.sharding.get_abstract_mesh().manual_axes:
             return False
         return self.when is None or self.when(*arrays, **options)
@@ -122,7 +122,7 @@ def op(plain: Callable[..., Any], **forms: Form) -> Op:
 
     Arrays, or trees of them, are given by position, static options by name: hashable, and without arrays inside.
     Its derivative, of every order, is that of the plain equation.
-    Raises `TypeError` for a form that is none, and when called with an option that has no hash.
+    Raises `TypeError` for anything but a form, and when called with an option that has no hash.
 
     >>> import jax.numpy as jnp
     >>> from jaxnet.lowering import form, op

@@ -41,7 +41,7 @@ def gated(
 
     `hidden`: the length inside; `width`: that of out. `bias`: whether there is a b in each of the three. `init`: as of
     `dense`; `out_init`: that of W_down, where it is another. Parameters: the dense layers', (((gate, ()), up), down).
-    Raises `ValueError` for an activation that there is none of.
+    Raises `ValueError` for an unknown activation.
 
     >>> gated(8, 6).parts
     (parallel(serial(dense(8, bias=False), silu), dense(8, bias=False), join='product'), dense(6, bias=False))

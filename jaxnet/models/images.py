@@ -37,7 +37,7 @@ def lenet5(
 
     Takes an image (28, 28, channels), which it pads to 32×32. 61,706 parameters for one channel and 10 outputs; every
     channel of the second convolution sees all of the first, and pooling has no weights.
-    Raises `ValueError` for an activation or a pooling that there is none of.
+    Raises `ValueError` for an unknown activation or pooling.
     Source: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998, §II.B.
 
     >>> params = jax.eval_shape(lenet5().init, jax.random.key(0), jnp.ones((28, 28, 1)))

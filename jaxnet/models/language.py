@@ -82,7 +82,7 @@ def gpt(
     `tied_head`: the embedding's W as the head's. `drop_rate`: of dropout after the embedding and in each branch.
     `remat`: keep each branch's input alone, and run the branch again in backward. `init`: as `dense`'s, of the blocks.
     LLaMA's form is norm "rms_norm", activation "silu", gate, rotary, bias=False.
-    Raises `ValueError` for an activation or norm that there is none of, or sizes that do not go together.
+    Raises `ValueError` for an unknown activation or norm, or sizes that do not go together.
 
     >>> net, tokens = gpt(11, 8, 2, 2, 6), jnp.zeros(6, int)
     >>> params = jax.eval_shape(net.init, jax.random.key(0), tokens)

@@ -22,7 +22,7 @@ def mlp(
 
     `out`: the activation after the last, none where the loss takes logits. `drop_rate`: of a dropout after each hidden
     activation. `init`: as `dense`'s. Takes a vector.
-    Raises `ValueError` for no widths, or an activation that there is none of.
+    Raises `ValueError` for no widths, or an unknown activation.
 
     >>> mlp([30, 10], init="lecun_normal").parts
     (dense(30), relu, dense(10))
@@ -43,7 +43,7 @@ def residual_mlp(
 ) -> Layer:
     """A dense layer to `width`, `depth` blocks x + g(W x + b) in one scan, a dense layer to `outputs` logits.
 
-    Takes a vector. Raises `ValueError` for an activation that there is none of, or less than one block.
+    Takes a vector. Raises `ValueError` for an unknown activation, or less than one block.
 
     >>> residual_mlp(30, 3, 10, init="lecun_normal").parts
     (dense(30), relu, repeat(residual(serial(dense(30), relu)), 3), dense(10))

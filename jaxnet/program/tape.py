@@ -159,7 +159,7 @@ def replay(tape: Tape, changes: Mapping[int, Change], *args: Any) -> Any:
     unknown = sorted(set(changes) - known)
     if unknown:
         raise ValueError(
-            f"a change must be of an input or of an operation's result, no such value has the number {unknown[0]}: "
+            f"a change must be of an input or of an operation's result, and no value has the number {unknown[0]}: "
             "take it from `tape.operations[i].outputs`"
         )
     flat = jax.tree.leaves(args) if args else tape.args

@@ -156,7 +156,7 @@ def own(where: str, name: str, kind: type, options: Mapping[str, Any]) -> Any:
 
 
 def imported(where: str, name: str) -> Any:
-    """The object of a name of one's own; "jaxnet:NAME" is the maker NAME, in whatever module it stands."""
+    """The object of a custom name; "jaxnet:NAME" is the maker NAME, whatever its module."""
     module, _, own = name.partition(":")
     if module == "jaxnet" and "." not in own:
         known = makers("layer", "model", "loss")

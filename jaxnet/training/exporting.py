@@ -86,7 +86,7 @@ def written(
     write_whole(out, bytes(exported.serialize()))
     told = f"{out}: {out.stat().st_size:,} bytes for {', '.join(platforms)}"
     if jax.default_backend() not in [*platforms, *({"gpu"} if {"cuda", "rocm"} & {*platforms} else ())]:
-        return f"{told}; not run, since no such device is here"
+        return f"{told}; not run, since none of these devices is here"
     again = export.deserialize(bytearray(out.read_bytes())).call(*arguments)
     off = difference(again, compiled(*arguments))
     if not off <= TOLERANCE[precision]:

@@ -72,7 +72,7 @@ def of_run(
 ) -> Influences:
     """The influence of each training example of a run on the prediction for one example of its test set.
 
-    Raises RunError for a place that is none, or a network or data without influences; else as `restore` does.
+    Raises RunError for an unknown place, or a network or data without influences; else as `restore` does.
     """
     trained = restore(folder, data_dir=data_dir, reading=reading)
     session, dataset = trained.session, trained.session.dataset

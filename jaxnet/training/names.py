@@ -75,7 +75,7 @@ def layers_in(option: inspect.Parameter) -> Literal["none", "one", "several"]:
 
 
 def is_own(name: Any) -> bool:
-    """Whether this is the name of an object of one's own, `"package.module:object"`."""
+    """Whether this is the name of your own object, `"package.module:object"`."""
     if not isinstance(name, str):
         return False
     module, colon, attribute = name.partition(":")

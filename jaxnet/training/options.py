@@ -38,7 +38,7 @@ from jaxnet.training.names import (
     parameters,
 )
 
-OWN = {"type": "string", "pattern": r"^[\w.]+:[\w.]+$", "description": "package.module:object, of one's own"}
+OWN = {"type": "string", "pattern": r"^[\w.]+:[\w.]+$", "description": "package.module:object, your own"}
 
 
 def refuse(message: str) -> PydanticCustomError:
@@ -67,7 +67,7 @@ class Table(BaseModel):
 
 
 class OwnTable(BaseModel):
-    """The table of an object of one's own: its name, and options that only it knows."""
+    """The table of your own object: its name, and its own options."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
     name: str
@@ -334,7 +334,7 @@ ModelSpec = Annotated[
     Annotated[list[LayerSpec], Field(min_length=1), tag("layers")] | Annotated[NamedModel, tag("named")],
     by_type(list, "layers", "named"),
 ]
-"""A list of layers, a model's name or table, or an object of one's own."""
+"""A list of layers, a model's name or table, or your own object."""
 
 DataSpec = Annotated[
     Annotated[str, tag("text")] | Annotated[OwnTable, *PLAIN, tag("table")], by_type(dict, "table", "text")

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import jax
-from jax._src import compilation_cache  # JAX has no public place for a cache of one's own
+from jax._src import compilation_cache  # JAX has no public place for another cache
 from jax._src.compilation_cache_interface import CacheInterface
 
 from jaxnet.training.atomic_write import write_whole

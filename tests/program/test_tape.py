@@ -79,7 +79,7 @@ def test_a_change_is_made_at_each_step_and_can_be_differentiated():
     assert jnp.allclose(grad, jax.grad(lambda w: loops(w, X)[0])(0.7))
     changed = jax.vmap(lambda x: replay(tape, {row: lambda v: 2 * v}, 0.0, x)[1])(jnp.stack([X, 2 * X]))
     assert changed.tolist() == [[0.0, 2.0, 4.0], [0.0, 4.0, 8.0]]
-    with pytest.raises(ValueError, match=r"no such value has the number 9999.*tape\.operations"):
+    with pytest.raises(ValueError, match=r"no value has the number 9999.*tape\.operations"):
         replay(tape, {9999: 0.0})
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name, by file, or of one's own: `load` gives a checked `Dataset`, or a `DataError` that says why."""
+"""Data sets by name, from files, or from your own code: `load` gives a checked `Dataset`, or raises `DataError`."""
 
 from jaxnet.training.data.dataset import DataError, Dataset, Split
 from jaxnet.training.data.download import cache_folder, fetch

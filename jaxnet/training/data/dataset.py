@@ -16,7 +16,7 @@ class DataError(ValueError):
 class Split(NamedTuple):
     """Examples and their targets.
 
-    x: (examples, …), float32 (int32 for tokens of one's own).
+    x: (examples, …), float32 (int32 for tokens).
     y: (examples,) int32 class labels, or (examples, …) float32 targets of a regression.
     """
 

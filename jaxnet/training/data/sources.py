@@ -80,9 +80,9 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
         "package.module:object" (a Dataset, a mapping of arrays, or a function that gives one of them); or a mapping
         with that as its `name` and options beside it: split, limit (at most so many of each split), flat, of a text
         window, and for tables task, classes, scale, seed, for .csv also target, drop and header, for .npz channels. The
-        options of one's own function are its arguments.
+        options of your own function are its arguments.
     data_dir: where MNIST's files, Shakespeare's text, or a file that the current folder has not, lie.
-    seed: shuffles a file of one's own before it is split; runs that are compared must share it.
+    seed: shuffles your own file before it is split; runs that are compared must share it.
     Raises DataError.
     """
     if isinstance(spec, str):

@@ -1,6 +1,6 @@
 """Text, a character a token: windows of it, each with the next characters as its targets.
 
-Tiny Shakespeare from a file or a public mirror, or a text file of one's own.
+Tiny Shakespeare from a file or a public mirror, or your own text file.
 """
 
 import hashlib
@@ -146,7 +146,7 @@ def in_vocabulary(dataset: Dataset, characters: str) -> Dataset:
 
 
 def shown(characters: str, most: int = 8) -> str:
-    """A few characters as one may type them."""
+    """A few characters, quoted."""
     some = ", ".join(map(repr, characters[:most]))
     return some if len(characters) <= most else f"{some} and {len(characters) - most:,} more"
 
