@@ -420,7 +420,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean "mnist"?`, or all names where none is close."""
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.55)
-    return f'did you mean "{lowered[close[0]]}"?' if close else f"there is {', '.join(lowered.values())}"
+    return f'did you mean "{lowered[close[0]]}"?' if close else f"choose from {', '.join(lowered.values())}"
 
 
 def listed(*names: str) -> Iterator[str]:

@@ -152,7 +152,7 @@ def test_splits_that_cannot_be(tmp_path):
     [
         ("mnsit", 'did you mean "mnist"?'),
         ("MNIST", 'did you mean "mnist"?'),
-        ("weather", "there is digits, mnist"),
+        ("weather", "choose from digits, mnist"),
         ("table.parquet", "a path to a .npz, .csv or .txt file"),
         ({"split": [1, 2, 3]}, "must be a name, or a table with a name"),
         ({"name": 7}, "must be a name, or a table with a name"),

@@ -245,7 +245,7 @@ def test_a_column_that_counts_the_rows_is_named():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"drop": ["q"]}, '"q" must name one column: there is a, b, c'),
+        ({"drop": ["q"]}, '"q" must name one column: choose from a, b, c'),
         ({"drop": ["c"]}, "the target, column 3 (c), is in drop"),
         ({"drop": [0, 1]}, "every column but the target is left out"),
         ({"drop": [5]}, "column 5 must be one of 3 columns"),
