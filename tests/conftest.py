@@ -1,5 +1,6 @@
 """What every test runs under: eight CPU devices, float64 where asked for, strict dtypes and ranks, checked shapes."""
 
+import gc
 import os
 import signal
 from importlib.metadata import version
@@ -18,6 +19,8 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
+
+gc.disable()  # until the tests are collected: of the time until then it takes a fifth
 
 # nohup and a shell's & have these ignored, and a process of a test would inherit it.
 for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
@@ -42,7 +45,12 @@ TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True
 jaxtyping.jaxtyped = where_annotated(jaxtyping.jaxtyped)
 jaxtyping.install_import_hook([f"jaxnet.{room}" for room in ROOMS.split()], TYPECHECKER)
 
-from jaxnet.training.data.own import ALLOWED  # noqa: E402 (the hook above comes before any module of jaxnet)
+from jaxnet.training import loop  # noqa: E402 (the hook above comes before any module of jaxnet)
+from jaxnet.training.data.own import ALLOWED  # noqa: E402
+from jaxnet.training.program_cache import keep_compiled  # noqa: E402
+
+# Of the tests' time XLA takes two fifths: the workers, and the next run, have what one of them compiled.
+keep_compiled(Path(__file__).parent.parent / ".pytest_cache" / "programs")
 
 ALLOWED.read_beside(Path(__file__).parent)  # a config in any folder may name the tests' own modules
 
@@ -63,6 +71,22 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish():
+    """What is imported stays: the collector need not look at it again and again."""
+    gc.freeze()
+    gc.enable()
+
+
+DRAW_CURVES = loop.draw_curves
+loop.draw_curves = lambda runs: None  # half of the time of a small training
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """Training draws its curves, as it does for users."""
+    monkeypatch.setattr(loop, "draw_curves", DRAW_CURVES)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typer.testing import CliRunner, Result
 
+from jaxnet.cli import app
 from jaxnet.training.config import Config, make_config
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +42,14 @@ DOCUMENT: dict[str, Any] = {
 def small(*overrides: str, **document: Any) -> Config:
     """A config that trains in a moment: 103 examples in batches of 10, so with a remainder of 3."""
     return make_config(DOCUMENT | document, overrides)
+
+
+def called(*arguments: object, answer: str = "") -> Result:
+    """`jaxnet …` in this process; an error that is no message fails the test."""
+    result = CliRunner().invoke(app, [str(each) for each in arguments], input=answer)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise AssertionError(f"jaxnet {' '.join(map(str, arguments))} crashed") from result.exception
+    return result
 
 
 def one_device() -> dict[str, str]:

@@ -15,7 +15,7 @@ from jaxnet.training.data.files import read_arrays
 from jaxnet.training.data.own import ALLOWED, import_object
 from jaxnet.training.data.tables import from_arrays
 from tests.datasets import facts, nothing_of_this_machine, refused  # noqa: F401 (the fixture)
-from tests.runs import command, finished
+from tests.runs import called
 
 # ----------------------------------------------------------------------------------------------- npz
 
@@ -484,14 +484,15 @@ def test_code_that_a_config_may_run(own, tmp_path, monkeypatch):
     refused("failed: SystemExit: 3", "own_data:leaves")
 
 
-def test_a_config_runs_no_command(tmp_path):
+def test_a_config_runs_no_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(ALLOWED, "everything", False)
     config = 'data = {{ name = "os:system", command = "touch {}" }}\nloss = "quadratic"\nmodel = [{{ dense = 2 }}]\n'
     (tmp_path / "c.toml").write_text(
         config.format(tmp_path / "RAN") + '[train]\nepochs = 1\noptimizer = { name = "sgd", learning_rate = 1.0 }\n'
     )
-    status, _, error = finished(command("train", tmp_path / "c.toml", "--runs-dir", tmp_path / "runs"))
-    assert (status, (tmp_path / "RAN").exists()) == (2, False)
-    assert '"os:system" runs code of ' in error
-    status, _, error = finished(command("train", tmp_path / "c.toml", "--allow-code", "--runs-dir", tmp_path / "runs"))
-    assert (status, (tmp_path / "RAN").exists()) == (2, True)
-    assert "must give a jaxnet.training.data.Dataset" in error
+    found = called("train", tmp_path / "c.toml", "--runs-dir", tmp_path / "runs")
+    assert (found.exit_code, (tmp_path / "RAN").exists()) == (2, False)
+    assert '"os:system" runs code of ' in found.stderr
+    found = called("train", tmp_path / "c.toml", "--allow-code", "--runs-dir", tmp_path / "runs")
+    assert (found.exit_code, (tmp_path / "RAN").exists()) == (2, True)
+    assert "must give a jaxnet.training.data.Dataset" in found.stderr

@@ -41,7 +41,7 @@ def test_the_best_line():
     assert best_line([{"test_accuracy": 2, "n": 1}, {"test_accuracy": 1, "n": 2}], "test_accuracy")["n"] == 1
 
 
-def test_training_ends_early_to_the_bits_of_so_many_epochs(tmp_path, capsys):
+def test_training_ends_early_to_the_bits_of_so_many_epochs(tmp_path, capsys, curves):
     run = loop.train(small(*NO_GAIN), run_dir=tmp_path / "run")
     said = capsys.readouterr().out
     assert "stopped early: validation_loss has not been better for 2 of 9 epochs" in said

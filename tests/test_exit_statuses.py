@@ -3,30 +3,24 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaxnet import ascii_spelling
-
-ROOT = Path(__file__).parent.parent
-
-
-def jaxnet(
-    *arguments: str, script: str = "", stdout: Any = subprocess.PIPE, **environment: str
-) -> subprocess.CompletedProcess[bytes]:
-    """`jaxnet …` in a process of its own. script: Python that runs in it before."""
-    code = f"{script}\nimport sys\nsys.argv = ['jaxnet', *{list(arguments)!r}]\nfrom jaxnet.cli import main\nmain()"
-    surroundings = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(
-        [sys.executable, "-c", code], env=surroundings, cwd=ROOT, timeout=120, stdout=stdout, stderr=subprocess.PIPE
-    )
+from jaxnet import ascii_spelling, cli
+from jaxnet.checking import command
+from tests.runs import ROOT, called
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def jaxnet(*arguments: str, stdout: Any = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """`jaxnet …` in a process of its own."""
+    words, surroundings = [sys.executable, "-m", "jaxnet", *arguments], os.environ | environment
+    return subprocess.run(words, env=surroundings, cwd=ROOT, timeout=120, stdout=stdout, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_an_encoding_that_lacks_the_characters(encoding):
-    assert "⊙ g′(z)" in jaxnet("layers", "sigmoid", PYTHONIOENCODING="utf-8").stdout.decode("utf-8")
+    assert "⊙ g′(z)" in called("layers", "sigmoid").stdout
     ended = jaxnet("layers", "sigmoid", PYTHONIOENCODING=encoding)
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b"* g'(z)" in ended.stdout
@@ -55,19 +49,21 @@ def test_a_reader_that_is_gone():
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
-CRASH = "import jaxnet.checking.command as c\ndef crash(*args, **options): raise {}\nc.run = crash"
+@pytest.mark.parametrize(
+    ("found", "status"), [(ZeroDivisionError("x"), 2), (KeyboardInterrupt(), 130), (0, 0), (1, 1)], ids=repr
+)
+def test_only_a_wrong_backward_pass_is_1(found, status, monkeypatch, capsys):
+    def run(*arguments, **options):
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
-
-@pytest.mark.parametrize(("error", "status"), [("ZeroDivisionError('x')", 2), ("KeyboardInterrupt()", 130)])
-def test_a_crash_is_not_a_wrong_backward_pass(error, status):
-    ended = jaxnet("check", "dense", script=CRASH.format(error))
-    assert ended.returncode == status
-    assert (b"a mistake of jaxnet itself" in ended.stderr) == (status == 2)
-
-
-def test_wrong_is_1():
-    wrong = "import jaxnet.checking.command as c\nc.run = lambda *args, **options: 1"
-    assert jaxnet("check", "dense", script=wrong).returncode == 1
+    monkeypatch.setattr(command, "run", run)
+    monkeypatch.setattr(sys, "argv", ["jaxnet", "check", "dense"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == status
+    assert ("a mistake of jaxnet itself" in capsys.readouterr().err) == (status == 2)
 
 
 def test_every_character_of_the_package_has_a_spelling():

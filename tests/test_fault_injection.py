@@ -17,15 +17,13 @@ from typing import Any
 
 import pytest
 import tomli_w
-from typer.testing import CliRunner
 
-from jaxnet.cli import app
 from jaxnet.layer import ShapeError
 from jaxnet.training import loop
 from jaxnet.training.build import build
 from jaxnet.training.config import ConfigError, load_config, make_config
 from jaxnet.training.data import DataError, load
-from tests.runs import ROOT, command, finished, metrics, one_device, small, summary
+from tests.runs import ROOT, called, command, finished, metrics, one_device, small, summary
 from tests.test_resume import LONG, dump_toml, newest, same_bits
 
 pytestmark = pytest.mark.slow
@@ -141,7 +139,7 @@ def test_corruptions(tmp_path):
         path for path in newest.rglob("*") if path.is_file()
     ]
     files = sorted(path.relative_to(whole) for path in files)
-    right, outcomes = figures(run_command("eval", whole)), Counter()
+    right, outcomes = figures(called("eval", whole)), Counter()
     folder = tmp_path / "whole-corrupted"
     for file in files:
         for name, change in CORRUPTIONS.items():
@@ -152,16 +150,16 @@ def test_corruptions(tmp_path):
                 (folder / file).write_bytes(change((folder / file).read_bytes()))
             where = f"{file} {name}"
             before = contents(folder)
-            read = run_command("eval", folder)
+            read = called("eval", folder)
             assert contents(folder) == before, where
             assert read.exit_code == 2 or figures(read) == right, where
             if len(file.parts) == 1:
-                run_command("runs", folder)
-                run_command("report", folder, "--out", tmp_path / "report")
-            mended = run_command("resume", folder)
+                called("runs", folder)
+                called("report", folder, "--out", tmp_path / "report")
+            mended = called("resume", folder)
             assert mended.exit_code in (0, 2), where
             if mended.exit_code == 0:
-                again = run_command("eval", folder)
+                again = called("eval", folder)
                 assert figures(again) == right, f"{where}: {again.output}"
                 assert summary(folder)["params_sha256"] == summary(whole)["params_sha256"], where
                 assert metrics(folder) == metrics(whole), where
@@ -178,14 +176,6 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def figures(result) -> list[str]:
     """An evaluation's lines."""
     return [line for line in result.output.splitlines() if line.startswith(("validation", "test"))]
-
-
-def run_command(*arguments):
-    """`jaxnet …` in this process; an error that is no message fails the test."""
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise AssertionError(f"jaxnet {' '.join(map(str, arguments))} crashed") from result.exception
-    return result
 
 
 # ---------------------------------------------------------------------------------------- mutated configs

@@ -12,7 +12,7 @@ from jaxnet.training.checkpoint import plain
 from jaxnet.training.config import ConfigError
 from jaxnet.training.run_folder import RunError
 from jaxnet.training.trained_network import restore
-from tests.runs import command, finished, metrics, small, summary
+from tests.runs import called, metrics, small, summary
 
 NORMED = [{"dense": 8}, "batch_norm", "tanh", {"dense": 3}]
 NEW_HEAD = [*NORMED[:3], {"dense": 6}]  # six classes have room for three
@@ -97,6 +97,6 @@ def test_what_does_not_fit_is_told(source, tmp_path, overrides, words):
 
 
 def test_the_command(source, tmp_path):
-    status, out, err = finished(command("train", source / "config.toml", "--from", source, "--runs-dir", tmp_path))
-    assert status == 0, err
-    assert f"begins with 8 parameters of {source}, step 33" in out
+    found = called("train", source / "config.toml", "--from", source, "--runs-dir", tmp_path)
+    assert found.exit_code == 0, found.stderr
+    assert f"begins with 8 parameters of {source}, step 33" in found.stdout

@@ -5,11 +5,10 @@ import shlex
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from jaxnet.cli import app
 from jaxnet.training import loop
 from jaxnet.training.config import make_config
+from tests.runs import called
 from tests.test_readme import PAGES, ROOT, blocks
 
 COMMANDS = re.findall(r"^\| `jaxnet (.*?)` \|", PAGES["docs/run.md"], flags=re.MULTILINE)
@@ -41,8 +40,8 @@ def folder(tmp_path_factory):
 
 def run(line: str) -> None:
     answer = "y\n" if line.startswith("delete") else ""
-    found = CliRunner().invoke(app, shlex.split(line), input=answer)
-    assert found.exit_code == 0, (line, found.output, found.exception)
+    found = called(*shlex.split(line), answer=answer)
+    assert found.exit_code == 0, (line, found.output)
 
 
 def test_every_command_of_the_tables_runs(folder, monkeypatch):

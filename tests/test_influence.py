@@ -15,7 +15,7 @@ from jaxnet.quantities.influence import self_influence
 from jaxnet.training import influence, loop
 from jaxnet.training.config import make_config
 from jaxnet.training.run_folder import RunError
-from tests.runs import command, finished
+from tests.runs import called
 
 DIGITS = {
     "data": "digits",
@@ -31,10 +31,9 @@ def run(tmp_path_factory):
 
 
 def test_a_page_with_pictures(run, tmp_path):
-    process = command("influence", run, "--test", "3", "--most", "2", "--out", tmp_path)
-    status, out, err = finished(process)
-    assert status == 0, err
-    said, *groups, file = out.splitlines()
+    found = called("influence", run, "--test", "3", "--most", "2", "--out", tmp_path)
+    assert found.exit_code == 0, found.stderr
+    said, *groups, file = found.stdout.splitlines()
     assert re.fullmatch(r"test example 3, \d: the network says \d", said)
     assert [line.partition(":")[0] for line in groups] == [
         "helped most by",

@@ -8,7 +8,7 @@ import pytest
 from jaxnet.training import loop
 from jaxnet.training.config import ConfigError
 from jaxnet.training.learning_rates import RangeTest, range_test, smooth
-from tests.runs import command, finished, metrics, small
+from tests.runs import ROOT, called, metrics, small
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_what_cannot_be_tested(overrides, bounds, words):
 
 def test_the_command(tmp_path):
     out = tmp_path / "curve.png"
-    status, said, err = finished(command("find-rate", "configs/two_three_two.toml", "--steps", "30", "--out", out))
-    assert status == 0, err
-    assert "the cost falls fastest at learning rate" in said
+    found = called("find-rate", ROOT / "configs/two_three_two.toml", "--steps", "30", "--out", out)
+    assert found.exit_code == 0, found.stderr
+    assert "the cost falls fastest at learning rate" in found.stdout
     assert out.read_bytes().startswith(b"\x89PNG")

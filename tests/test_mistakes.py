@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from jaxnet import backprop, conv2d, dense, flatten, mean_squared_error, per_position, relu, repeat, serial
-from jaxnet.cli import app
 from jaxnet.training import loop, mistakes, monitors, reports
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.lock import Lock
 from jaxnet.training.predict import predict
-from tests.runs import metrics, small
+from tests.runs import called, metrics, small
 
 MODEL = [{"dense": 8}, "relu", {"dense": 10}]
 
@@ -39,10 +37,6 @@ def original(tmp_path_factory):
 @pytest.fixture
 def run(original, tmp_path):
     return shutil.copytree(original, tmp_path / "run")
-
-
-def command(*arguments, answer=""):
-    return CliRunner().invoke(app, [str(each) for each in arguments], input=answer)
 
 
 def test_the_worst_examples_are_those_of_the_highest_cost(original, tmp_path):
@@ -142,31 +136,31 @@ def test_dead_units_are_among_the_metrics(original):
 
 
 def test_notes_and_tags_are_kept_listed_and_found(run):
-    assert command("note", run, "a first try", "--tag", "good", "--tag", "small").exit_code == 0
-    shown = command("note", run, "more", "--untag", "small", "--tag", "good").stdout
+    assert called("note", run, "a first try", "--tag", "good", "--tag", "small").exit_code == 0
+    shown = called("note", run, "more", "--untag", "small", "--tag", "good").stdout
     assert shown == "a first try\nmore\ntags: good\n"
-    assert command("note", run).stdout == shown
-    assert "good" in command("runs", run.parent, "--where", "tag=good").stdout
-    assert "no run meets" in command("runs", run.parent, "--where", "tag=small").stdout
-    assert "no run meets" in command("runs", run.parent, "--where", "tag!=good").stdout
+    assert called("note", run).stdout == shown
+    assert "good" in called("runs", run.parent, "--where", "tag=good").stdout
+    assert "no run meets" in called("runs", run.parent, "--where", "tag=small").stdout
+    assert "no run meets" in called("runs", run.parent, "--where", "tag!=good").stdout
     assert "a first try" in reports.report([run], say=print)[0].read_text("utf-8")
 
 
 def test_damaged_notes_are_told(run):
     (run / "notes.json").write_text("[")
-    found = command("note", run, "x")
+    found = called("note", run, "x")
     assert found.exit_code == 2
     assert (run / "notes.json").read_text() == "["
 
 
 def test_a_run_is_deleted_after_a_question(run):
-    assert command("delete", run, answer="n\n").exit_code == 2
-    assert command("delete", run).exit_code == 2  # no answer
-    assert command("delete", run.parent, "--yes").exit_code == 2  # no run
+    assert called("delete", run, answer="n\n").exit_code == 2
+    assert called("delete", run).exit_code == 2  # no answer
+    assert called("delete", run.parent, "--yes").exit_code == 2  # no run
     lock = Lock(run)
-    found = command("delete", run, "--yes")
+    found = called("delete", run, "--yes")
     assert (found.exit_code, run.is_dir()) == (2, True)
     lock.release()
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
-    assert command("delete", run, answer="y\n").exit_code == 0
+    assert called("delete", run, answer="y\n").exit_code == 0
     assert list(run.parent.iterdir()) == []

@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from jaxnet.cli import app
 from jaxnet.training import loop, predict, trained_network
 from jaxnet.training.config import make_config
 from jaxnet.training.data import DataError, Dataset, Split, load
+from tests.runs import called
 
 DIGITS = {
     "data": {"name": "digits", "limit": 300},
@@ -41,9 +40,7 @@ def plain_dataset():
 
 
 def said_by(run, file):
-    result = CliRunner().invoke(app, ["predict", str(run), str(file)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
+    return called("predict", run, file)
 
 
 # ------------------------------------------------------------------------------------------- answers

@@ -15,7 +15,7 @@ from jaxnet.training.explain_target import run_subject
 from jaxnet.training.run_folder import RunError
 from jaxnet.training.run_listing import find_runs
 from jaxnet.training.trained_network import CheckpointChoice, evaluate, restore
-from tests.runs import command, finished, metrics, small, summary
+from tests.runs import called, metrics, small, summary
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +93,17 @@ def test_reading_while_it_trains(tmp_path):
 def test_an_older_checkpoint_is_asked_for(run, capfd):
     before, last = steps(run)[-2:]
     flip(run, last)
-    status, out, err = finished(command("eval", run))
-    assert (status, out) == (2, "")
-    assert f"the checkpoint of step {last}" in err
-    assert "--fallback" in err
-    status, out, err = finished(command("eval", run, "--fallback"))
-    assert status == 0
-    assert "accuracy" in out
-    assert f"checkpoint of step {before}, epoch {before // 11} of 4" in err
-    status, _, err = finished(command("eval", run, "--step", str(before)))
-    assert status == 0
-    assert f"checkpoint of step {before}, epoch" in err
+    found = called("eval", run)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert f"the checkpoint of step {last}" in found.stderr
+    assert "--fallback" in found.stderr
+    found = called("eval", run, "--fallback")
+    assert found.exit_code == 0
+    assert "accuracy" in found.stdout
+    assert f"checkpoint of step {before}, epoch {before // 11} of 4" in found.stderr
+    found = called("eval", run, "--step", before)
+    assert found.exit_code == 0
+    assert f"checkpoint of step {before}, epoch" in found.stderr
     with pytest.raises(RunError, match=f"has no checkpoint of step 7: there are {last}, {before}, "):
         restore(run, reading=CheckpointChoice(step=7))
 

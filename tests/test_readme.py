@@ -1,19 +1,20 @@
 """README and the guides keep their word: every command in them runs, and every example does what it says."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
+from contextlib import chdir, contextmanager
+from functools import cache
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from sklearn import datasets
+from typer.testing import Result
 
-ROOT = Path(__file__).parent.parent
+from tests.runs import ROOT, called
+
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
 }
@@ -41,21 +42,28 @@ def folder(tmp_path_factory):
     return folder
 
 
-def command_line(command: str, folder: Path) -> subprocess.CompletedProcess:
-    """A command of a page, run in a folder, with this checkout before any installed package."""
-    words = [sys.executable, "-m", "jaxnet", *shlex.split(command)[1:]]
-    # One device, as a reader has.
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    surroundings = kept | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(words, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=300)
+@contextmanager
+def lenient():
+    """JAX's own promotion of dtypes and ranks, as readers have it; optax's Adam relies on it."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
-def run(command: str, folder: Path) -> str:
+@cache
+def run(command: str, folder: Path) -> Result:
+    """A command of a page, run in a folder: once, wherever it stands."""
+    program, *words = shlex.split(command)
+    assert program.endswith("jaxnet"), f"no test runs {command!r}"
+    with chdir(folder), pytest.MonkeyPatch.context() as patch, lenient():
+        patch.setenv("PYTHONPATH", str(ROOT))
+        return called(*words)
+
+
+def succeeds(command: str, folder: Path) -> str:
     """The output of a command; its exit status must be 0."""
-    assert command.startswith(".venv/bin/jaxnet "), f"no test runs {command!r}"
-    done = command_line(command, folder)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    found = run(command, folder)
+    assert found.exit_code == 0, f"{command}\n{found.output}"
+    return found.stdout
 
 
 def test_the_first_two_commands_are_those_that_continuous_integration_runs():
@@ -69,7 +77,7 @@ def test_the_front_page_is_two_screens():
 
 
 def test_the_first_command_learns_the_digits(folder):
-    printed = run(INSTALL_AND_TRAIN.rpartition("&& ")[2], folder)
+    printed = succeeds(INSTALL_AND_TRAIN.rpartition("&& ")[2], folder)
     assert "kept with" in printed
     assert "jaxnet report" in printed
 
@@ -79,13 +87,15 @@ def test_every_other_command_of_a_page_runs_in_order(page, folder):
     for block in blocks(page, "python"):
         if named := re.match(r"# (\w+\.py)$", block, flags=re.MULTILINE):  # a file that a command reads
             (folder / named[1]).write_text(block)
-    assert all(run(command, folder) for command in COMMANDS[page])
+    for command in COMMANDS[page]:
+        assert command.startswith(".venv/bin/jaxnet ")
+        succeeds(command, folder)
 
 
 def run_example(page: str) -> dict:
     """The names that a page's Python blocks define, run one after another."""
     names: dict = {}
-    with jax.numpy_dtype_promotion("standard"):  # optax's Adam relies on it
+    with lenient():
         exec(compile("\n".join(blocks(page, "python")), page, "exec"), names)
     return names
 
@@ -114,8 +124,8 @@ def test_the_wrong_layer_norm_is_found_out_as_printed(tmp_path):
     (tmp_path / "my_layer_norm.py").write_text(blocks(page, "python")[0])
     [shown] = [block for block in blocks(page, "") if block.startswith("$ jaxnet check")]
     command, table, *_ = shown.splitlines()
-    done = command_line(command.removeprefix("$ "), tmp_path)
-    assert done.returncode == 1, done.stderr
+    done = run(command.removeprefix("$ "), tmp_path)
+    assert done.exit_code == 1, done.output
     assert table in done.stdout
     [cause] = [line for line in shown.splitlines() if line.startswith("cause")]
     assert cause in done.stdout
@@ -132,8 +142,7 @@ def test_the_regression_of_the_guide_trains(tmp_path):
     np.savetxt(
         tmp_path / "diabetes.csv", rows, delimiter=",", comments="", header=f"row,{','.join(table.feature_names)},y"
     )
-    done = command_line("jaxnet train diabetes.toml --run-dir run", tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeeds("jaxnet train diabetes.toml --run-dir run", tmp_path)
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert found["test_loss"] < 0.4  # half the target's variance is 0.5
 

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
 
-from jaxnet.cli import app
 from jaxnet.training import plots, reports, run_listing, watching
 from jaxnet.training.config import dump_toml, make_config
 from jaxnet.training.run_folder import RunError, replace_file
+from tests.runs import called
 
 BASE = {
     "name": "digits",
@@ -61,12 +60,6 @@ def fake_run(folder: Path, overrides=(), epochs=5, summary=True, layers=2, scale
         said |= {"best_test_accuracy": 0.95, "status": "finished", "epochs": epochs, "seconds": 10.0}
         (folder / "summary.json").write_text(json.dumps(said))
     return folder
-
-
-def run_command(*arguments):
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -131,7 +124,7 @@ def test_a_report_leaves_damaged_runs_out(tmp_path):
     fake_run(tmp_path / "good")
     (fake_run(tmp_path / "bad") / "summary.json").write_text("[1]")
     (fake_run(tmp_path / "new") / "metrics.jsonl").write_text("")
-    result = run_command("report", tmp_path, "--out", tmp_path / "out")
+    result = called("report", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 0
     assert re.search(r"left out: .*bad/summary\.json must hold a JSON object, got \[1\]: delete it", result.stdout)
     assert "new has no epoch yet" in result.stdout
@@ -166,7 +159,7 @@ def test_runs_are_chosen_and_sorted(tmp_path):
         (folder / "summary.json").write_text(json.dumps(said))
 
     def listed(*options):
-        result = run_command("runs", tmp_path, *options)
+        result = called("runs", tmp_path, *options)
         assert result.exit_code == 0, result.stderr
         return re.findall(r"batch(\d+)", result.stdout)
 
@@ -183,7 +176,7 @@ def test_runs_are_chosen_and_sorted(tmp_path):
         ),
         (("--sort", "accuracy"), 'no run has a result or a config key "accuracy": '),
     ):
-        result = run_command("runs", tmp_path, *options)
+        result = called("runs", tmp_path, *options)
         assert result.exit_code == 2
         assert words in result.stderr
 
@@ -194,11 +187,11 @@ def test_two_runs_are_compared(tmp_path):
     lines = (other / "metrics.jsonl").read_text().splitlines()
     third = json.loads(lines[2]) | {"train_loss": 8.5, "seconds": 99.0}
     (other / "metrics.jsonl").write_text("\n".join([*lines[:2], json.dumps(third), *lines[3:]]) + "\n")
-    shown = run_command("diff", same, other).stdout
+    shown = called("diff", same, other).stdout
     assert "config.train.batch: 32 → 7" in shown
     assert 'environment.versions.jax: "0.10.2" → "0.11.0"' in shown
     assert re.search(r"metrics differ first after epoch 3:\n  train_loss: .* → 8\.5\n$", shown)
-    assert run_command("diff", same, same).stdout == "no difference\n"
+    assert called("diff", same, same).stdout == "no difference\n"
 
 
 def test_runs_are_in_the_order_of_their_numbers(tmp_path):
@@ -212,7 +205,7 @@ def test_runs_are_in_the_order_of_their_numbers(tmp_path):
 def test_nothing_to_list(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    result = run_command("runs", tmp_path / place)
+    result = called("runs", tmp_path / place)
     assert result.exit_code == 2
     assert str(tmp_path / place) in result.stderr
 
@@ -302,7 +295,7 @@ def three(tmp_path_factory):
 
 
 def test_a_report_of_several_runs(three, tmp_path):
-    result = run_command("report", three, three / "run-0", "--out", tmp_path / "out")
+    result = called("report", three, three / "run-0", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     page = Page((tmp_path / "out" / "report.html").read_text("utf-8"))
     assert page.outside == []
@@ -399,7 +392,7 @@ def test_nothing_to_report(tmp_path, place):
     (tmp_path / "empty").mkdir()
     (fake_run(tmp_path / "no_epoch") / "metrics.jsonl").write_text("")
     (fake_run(tmp_path / "damaged") / "metrics.jsonl").write_text("x\n")
-    result = run_command("report", tmp_path / place, "--out", tmp_path / "out")
+    result = called("report", tmp_path / place, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert place in result.stderr
     assert not (tmp_path / "out").exists()
@@ -407,7 +400,7 @@ def test_nothing_to_report(tmp_path, place):
 
 def test_a_place_that_cannot_be_written(three, tmp_path):
     (tmp_path / "out").write_text("taken")
-    result = run_command("report", three, "--out", tmp_path / "out")
+    result = called("report", three, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "cannot write" in result.stderr
     assert (tmp_path / "out").read_text() == "taken"

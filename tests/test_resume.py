@@ -19,7 +19,7 @@ from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter, Progre
 from jaxnet.training.config import dump_toml
 from jaxnet.training.run_folder import Run, RunError
 from tests import runs
-from tests.runs import command, finished, killed, metrics, small, summary
+from tests.runs import called, command, killed, metrics, small, summary
 
 # Dropout, a schedule and accumulation have states of their own; a checkpoint after each of eight calls in an epoch.
 LONG = small(
@@ -48,23 +48,20 @@ def whole(tmp_path_factory):
     """A run that nothing cut off."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "small.toml").write_text(dump_toml(LONG))
-    status, _, err = finished(command("train", folder / "small.toml", "--run-dir", folder / "run"))
-    assert status == 0, err
+    assert called("train", folder / "small.toml", "--run-dir", folder / "run").exit_code == 0
     return folder / "run"
 
 
 def begin_or_go_on(folder, config):
-    """`train`, or `resume` where there is something to resume."""
-    if (folder / "config.toml").exists():
-        return command("resume", folder)
-    return command("train", config, "--run-dir", folder)
+    """The words of `train`, or of `resume` where there is something to resume."""
+    return ("resume", folder) if (folder / "config.toml").exists() else ("train", config, "--run-dir", folder)
 
 
 def cut_off(folder, config, kills, seed):
     """Runs to the end, killed so many times, each at a moment drawn after the folder has changed."""
     dice = random.Random(seed)
     while kills:
-        process = begin_or_go_on(folder, config)
+        process = command(*begin_or_go_on(folder, config))
         began, before = time.monotonic(), newest(folder)
         while process.poll() is None and newest(folder) == before and time.monotonic() - began < 60:
             time.sleep(0.01)
@@ -74,8 +71,7 @@ def cut_off(folder, config, kills, seed):
         killed(process)
         if folder.exists() and (folder / "summary.json").exists():
             break
-    status, _, err = finished(begin_or_go_on(folder, config))
-    assert status == 0, err
+    assert called(*begin_or_go_on(folder, config)).exit_code == 0
     return kills
 
 
@@ -160,9 +156,8 @@ def test_killed_before_the_first_checkpoint(half, whole):
     same_bits(half, whole)
 
 
-def test_a_finished_run_stays(whole, capsys):
+def test_a_finished_run_stays(whole, capsys, curves):
     before = (whole / "summary.json").read_bytes()
-    (whole / "curves.png").unlink()
     loop.resume(whole)
     assert "nothing to do" in capsys.readouterr().out
     assert (whole / "curves.png").is_file()

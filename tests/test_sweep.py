@@ -8,9 +8,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from jaxnet.cli import app
 from jaxnet.training import loop
 from jaxnet.training.config import ConfigError, dump_toml
 from jaxnet.training.lock import Lock
@@ -19,7 +17,7 @@ from jaxnet.training.run_listing import find_runs, read_run
 from jaxnet.training.sweep import Outcome, run_sweep, sweep_table
 from jaxnet.training.sweep_figure import importances, places
 from jaxnet.training.sweep_file import read_sweep
-from tests.runs import command, finished, killed, metrics, small
+from tests.runs import called, command, finished, killed, metrics, small
 
 
 @pytest.fixture
@@ -37,12 +35,6 @@ def sweep_file(base):
         return path
 
     return write
-
-
-def run_command(*arguments):
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 # ------------------------------------------------------------------------------------ what it goes over
@@ -124,7 +116,7 @@ def test_what_cannot_be_swept_is_told(sweep_file, tmp_path, text, words):
     path = sweep_file(text)
     with pytest.raises(ConfigError, match=words):
         read_sweep(path)
-    result = run_command("sweep", path, "--runs-dir", tmp_path / "runs")
+    result = called("sweep", path, "--runs-dir", tmp_path / "runs")
     assert result.exit_code == 2
     assert not (tmp_path / "runs").exists()
 
@@ -141,7 +133,7 @@ def test_no_base(tmp_path):
 # ------------------------------------------------------------------------------------------ running
 
 
-def test_each_run_has_its_folder_and_finished_ones_are_skipped(base, tmp_path):
+def test_each_run_has_its_folder_and_finished_ones_are_skipped(base, tmp_path, curves):
     said = []
     options = {"runs_dir": tmp_path / "runs", "say": said.append}
     first = run_sweep(read_sweep(base, ["model.0.dense=[2,8]"]), **options)
@@ -191,7 +183,7 @@ def test_seeds_together(base, tmp_path):
     assert all(record.environment["together"] == [0, 1, 2] for record in outcome.records)
     assert len({record.summary["params_sha256"] for record in outcome.records}) == 3
     assert said[0] == "[3/3] seeds=0,1,2"
-    result = run_command("sweep", base, "--seeds", "3", "--together", "--runs-dir", tmp_path / "runs")
+    result = called("sweep", base, "--seeds", "3", "--together", "--runs-dir", tmp_path / "runs")
     assert result.exit_code == 0, result.stderr
     heading, row = result.stdout.splitlines()[-2:]
     assert heading.split()[0] == "runs"
@@ -223,20 +215,19 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(tmp_path, together):
     options = ("train.epochs=16", "train.steps_per_call=4", "checkpoint.every_seconds=0.0")
     (tmp_path / "long.toml").write_text(dump_toml(small(*options)), "utf-8")
     arguments = (tmp_path / "long.toml", "--seeds", "2", together, "--runs-dir")
-    status, _, err = finished(command("sweep", *arguments, tmp_path / "whole"))
-    assert status == 0, err
+    assert called("sweep", *arguments, tmp_path / "whole").exit_code == 0
     begun = tmp_path / "killed"
     killed_sweep(*arguments, begun, after=lambda: len(list(begun.glob("*/checkpoints.json"))) == 2)
     statuses = [record.status for record in find_runs(begun)[0]]
     assert "unfinished" in statuses
-    status, out, err = finished(command("sweep", *arguments, begun, "--resume"))
-    assert status == 0, err
-    assert "unfinished, resumed" in out
+    found = called("sweep", *arguments, begun, "--resume")
+    assert found.exit_code == 0, found.stderr
+    assert "unfinished, resumed" in found.stdout
     assert hashes_of(begun) == hashes_of(tmp_path / "whole")
     for folder in begun.iterdir():
         assert [line["epoch"] for line in metrics(folder)] == list(range(1, 17))
     if together == "--together":
-        assert "seeds=0,1" in out
+        assert "seeds=0,1" in found.stdout
         assert all("going on from step" in (folder / "log.txt").read_text() for folder in begun.iterdir())
 
 
@@ -296,7 +287,7 @@ def test_a_diverging_run_does_not_end_the_sweep(base, tmp_path):
 
 
 def test_what_does_not_fit_is_told_before_anything_is_trained(base, tmp_path):
-    result = run_command("sweep", base, "train.batch=[10,5000]", "--runs-dir", tmp_path / "runs")
+    result = called("sweep", base, "train.batch=[10,5000]", "--runs-dir", tmp_path / "runs")
     assert result.exit_code == 2
     assert "train.batch must be at most 103" in result.stderr
     assert not (tmp_path / "runs").exists()
@@ -346,7 +337,7 @@ def test_mean_and_spread(tmp_path):
 SEARCH = """
 seeds = 2
 [search]
-trials = 4
+trials = 2
 sampler = "SAMPLER"
 [search.space]
 train.optimizer.learning_rate = { low = 1e-3, high = 1.0, log = true }
@@ -362,8 +353,8 @@ def drawn(settings):
 
 
 def test_a_random_search_draws_its_settings_from_the_seed(sweep_file):
-    sweep = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "random").replace("trials = 4", "trials = 200")))
-    again = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "random").replace("trials = 4", "trials = 200")))
+    sweep = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "random").replace("trials = 2", "trials = 200")))
+    again = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "random").replace("trials = 2", "trials = 200")))
     rates, dense, batches = drawn(sweep.settings)
     assert (rates, dense, batches) == drawn(again.settings)
     assert len(rates) == 200
@@ -377,20 +368,20 @@ def test_a_search_by_tpe_goes_on_where_it_was(sweep_file, tmp_path):
     sweep = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "tpe")))
     said = []
     whole = run_sweep(sweep, runs_dir=tmp_path / "whole", say=said.append)
-    assert said[0] == "trial 1 of 4"
-    assert [len(each.records) for each in whole] == [2] * 4
-    shorter = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "tpe").replace("trials = 4", "trials = 2")))
+    assert said[0] == "trial 1 of 2"
+    assert [len(each.records) for each in whole] == [2, 2]
+    shorter = read_sweep(sweep_file(SEARCH.replace("SAMPLER", "tpe").replace("trials = 2", "trials = 1")))
     first = run_sweep(shorter, runs_dir=tmp_path / "cut", say=lambda line: None)
     again = run_sweep(sweep, runs_dir=tmp_path / "cut", say=said.append)
-    assert sum("finished already, skipped" in line for line in said) == 4
+    assert sum("finished already, skipped" in line for line in said) == 2
     assert drawn([each.setting for each in again]) == drawn([each.setting for each in whole])
-    assert drawn([each.setting for each in first]) == tuple(each[:2] for each in drawn([e.setting for e in whole]))
-    assert len(set(drawn([each.setting for each in whole])[0])) == 4
+    assert drawn([each.setting for each in first]) == tuple(each[:1] for each in drawn([e.setting for e in whole]))
+    assert len(set(drawn([each.setting for each in whole])[0])) == 2
 
 
 def test_a_search_goes_towards_the_better_settings(sweep_file):
     """Of a parabola, without training: the later half of the trials is nearer its lowest point."""
-    text = SEARCH.replace("SAMPLER", "tpe").replace("trials = 4", "trials = 100")
+    text = SEARCH.replace("SAMPLER", "tpe").replace("trials = 2", "trials = 100")
     trials = read_sweep(sweep_file(text)).search
 
     def off(setting):
@@ -404,7 +395,7 @@ def test_a_search_goes_towards_the_better_settings(sweep_file):
     ("change", "words"),
     [
         (("low = 1e-3", "low = 2.0"), "low must be below high, above 0, got 2 and 1"),
-        (("trials = 4", "trials = 0"), "search.trials: must be at least 1"),
+        (("trials = 2", "trials = 0"), "search.trials: must be at least 1"),
         (("[5, 10]", "5"), "a sweep takes a list of values"),
         (("[search]", "[grid]\nseed = [1, 2]\n[search]"), "a sweep has a search or lists of values, got both"),
         (("SAMPLER", "cma"), "search.sampler: must be 'random' or 'tpe'"),
@@ -460,10 +451,10 @@ def test_an_extended_run_is_not_finished(base, tmp_path):
 def test_a_sweep_that_fails_fast_ends_at_the_first_failure(base, tmp_path):
     changes = ["train.optimizer.learning_rate=[1e39,0.1]", "loss=quadratic", "precision=float64"]
     arguments = ["sweep", base, *changes, "--runs-dir", tmp_path / "runs"]
-    found = run_command(*arguments, "--fail-fast")
+    found = called(*arguments, "--fail-fast")
     assert found.exit_code == 2
     assert [record.status for record in find_runs(tmp_path / "runs")[0]] == ["diverged"]
-    assert run_command(*arguments).exit_code == 0
+    assert called(*arguments).exit_code == 0
     assert len(find_runs(tmp_path / "runs")[0]) == 2
 
 
@@ -485,12 +476,12 @@ def test_importance_is_the_share_of_the_variance():
 def test_a_sweep_is_drawn(base, tmp_path):
     picture = tmp_path / "sweep.png"
     arguments = ["sweep", base, "train.optimizer.learning_rate=[0.001,0.1]", 'feedback=["random","transpose"]']
-    found = run_command(*arguments, "--runs-dir", tmp_path / "runs", "--figure", picture)
+    found = called(*arguments, "--runs-dir", tmp_path / "runs", "--figure", picture)
     assert found.exit_code == 0
     with Image.open(picture) as drawn:
         assert drawn.format == "PNG"
         assert len(np.unique(np.asarray(drawn.convert("RGB")).reshape(-1, 3), axis=0)) > 30
-    found = run_command("sweep", base, "--runs-dir", tmp_path / "runs", "--figure", tmp_path / "one.png")
+    found = called("sweep", base, "--runs-dir", tmp_path / "runs", "--figure", tmp_path / "one.png")
     assert found.exit_code == 2
     assert not (tmp_path / "one.png").exists()
 
@@ -504,10 +495,8 @@ def test_the_axes_of_a_picture_are_spread_by_the_values():
 
 def test_jobs_share_the_runs(base, tmp_path):
     runs = tmp_path / "runs"
-    arguments = ("sweep", base, "train.batch=[5,10]", "--seeds", 2, "--jobs", 2, "--runs-dir", runs)
-    status, out, err = finished(command(*map(str, arguments)))
-    assert status == 0, err
-    assert len(find_runs(runs)[0]) == 4
-    assert all(record.status == "finished" for record in find_runs(runs)[0])
-    table = out.splitlines()[-2:]
-    assert [line.split()[:2] for line in table] == [["5", "2"], ["10", "2"]]
+    found = called("sweep", base, "train.batch=[5,10]", "--jobs", 2, "--runs-dir", runs)
+    assert found.exit_code == 0, found.stderr
+    assert [record.status for record in find_runs(runs)[0]] == ["finished"] * 2
+    table = found.stdout.splitlines()[-2:]
+    assert [line.split()[:2] for line in table] == [["5", "1"], ["10", "1"]]

@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from jaxnet.training.run_folder import Run
 from jaxnet.training.run_listing import read_run
 from jaxnet.training.trackers import export, metrics_csv
-from tests.runs import command, finished
+from tests.runs import called, command, finished
 from tests.test_reports import fake_run
 
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
@@ -46,8 +46,8 @@ def events(file):
 
 
 def test_tensorboard(run, tmp_path):
-    status, out, err = finished(command("metrics", run, "--to", "tensorboard", "--out", tmp_path / "out"))
-    assert (status, out) == (0, f"{tmp_path / 'out'}\n"), err
+    found = called("metrics", run, "--to", "tensorboard", "--out", tmp_path / "out")
+    assert (found.exit_code, found.stdout) == (0, f"{tmp_path / 'out'}\n"), found.stderr
     [file] = (tmp_path / "out").rglob("events*")
     found = {(each.step, value.tag): value.simple_value for each in events(file) for value in each.summary.value}
     for line in read_run(run).metrics:

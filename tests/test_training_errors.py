@@ -14,7 +14,7 @@ from jaxnet.training.checkpoint import CheckpointError, CheckpointWriter
 from jaxnet.training.config import ConfigError, dump_toml
 from jaxnet.training.run_folder import Run, RunError
 from jaxnet.training.trained_network import evaluate, restore
-from tests.runs import ROOT, command, finished, metrics, small, summary
+from tests.runs import ROOT, called, metrics, small, summary
 
 NAN_AT = 57  # which example of the training set spoils a step
 
@@ -116,10 +116,9 @@ def test_an_empty_folder_will_do(tmp_path):
 def test_an_unwritable_place(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "small.toml").write_text(dump_toml(small()))
-    status, _, err = finished(command("train", tmp_path / "small.toml", "--run-dir", tmp_path / place))
-    assert status == 2
-    assert "jaxnet: cannot write" in err
-    assert "Traceback" not in err
+    found = called("train", tmp_path / "small.toml", "--run-dir", tmp_path / place)
+    assert found.exit_code == 2
+    assert "jaxnet: cannot write" in found.stderr
     assert (tmp_path / "file").read_text() == ""
 
 
@@ -191,10 +190,9 @@ def test_files_that_may_not_grow(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["resume"], ["eval"]])
 def test_a_folder_that_is_no_run(tmp_path, arguments):
-    status, out, err = finished(command(*arguments, tmp_path))
-    assert (status, out) == (2, "")
-    assert "is not a run: it has no config.toml" in err
-    assert "Traceback" not in err
+    found = called(*arguments, tmp_path)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert "is not a run: it has no config.toml" in found.stderr
 
 
 def test_more_devices_than_there_are(tmp_path):

@@ -42,11 +42,11 @@ def sealed(key: str, program: bytes) -> bytes:
     return hashlib.sha256(key.encode() + program).digest() + program
 
 
-def keep_compiled() -> None:
-    """Keeps compiled programs in the user's cache folder, or where JAX is told to."""
+def keep_compiled(folder: Path | None = None) -> None:
+    """Keeps compiled programs in a folder, by default the user's cache; where JAX is told to, if it is."""
     if jax.config.values["jax_compilation_cache_dir"]:
         return
-    folder = cache_folder() / "programs"
+    folder = folder or cache_folder() / "programs"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
