@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxnet.training import loop, predict
+from jaxnet.training.accuracy import evaluation
 from jaxnet.training.data import DataError, load
 from jaxnet.training.session import Session, recalls
-from jaxnet.training.step import evaluation
 from jaxnet.training.trained_network import MOST, CheckpointChoice, confusion_tables, evaluate, lines, restore
 from tests.runs import metrics, small
 

@@ -11,7 +11,7 @@ from jaxnet.backprop import one_example, predict, trace
 from jaxnet.combinators import per_position, repeat, residual, serial, tied
 from jaxnet.layers import ACTIVATIONS, conv2d, dense, dropout, flatten
 from jaxnet.readings import total
-from jaxnet.training import monitors, step
+from jaxnet.training import accuracy, monitors, step
 from jaxnet.training.build import promoting
 from jaxnet.training.flops import products
 from jaxnet.training.low_precision import in_precision
@@ -248,7 +248,7 @@ def test_evaluation_in_chunks_is_the_whole():
     split, params = data(of, 23), jax.jit(step.begin(of))(step.key_data(0)).params
     out = jax.jit(predict(of.net))(params, split.x)
     for chunk in (4, 23, 100):
-        found = jax.jit(step.evaluation(of, True, chunk))(params, split)
+        found = jax.jit(accuracy.evaluation(of, True, chunk))(params, split)
         expected = optax.softmax_cross_entropy_with_integer_labels(out, split.y).mean()
         np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
         assert int(found["right"]) == int((out.argmax(-1) == split.y).sum())

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxnet.readings import total
-from jaxnet.training import devices, step
+from jaxnet.training import accuracy, devices
 from jaxnet.training.data import Dataset
 from jaxnet.training.plots import Panel, Theme
 from jaxnet.training.session import recalls
@@ -106,7 +106,7 @@ def mistakes(folder: Path) -> Mistakes | None:
         return loss.turn((), out, xy[1], 1.0, total)[0], jnp.argmax(out)
 
     with devices.precision(trained.config.precision):
-        at_once = step.at_once(session.recipe)
+        at_once = accuracy.at_once(session.recipe)
         run = jax.jit(lambda arrays: jax.lax.map(of, tuple(arrays), batch_size=at_once))
         costs, answers = map(np.asarray, run(session.arrays[split]))
     count = max(dataset.classes or 0, int(answers.max()) + 1)

@@ -13,7 +13,7 @@ from jaxnet.devices import processes
 from jaxnet.devices.placement import RULES, batch_shares, check_rules, forms_for, layout, stacked
 from jaxnet.layer import Layer, Loss, Tree, with_state
 from jaxnet.quantities.privacy import epsilon
-from jaxnet.training import monitors, step
+from jaxnet.training import accuracy, monitors, step
 from jaxnet.training.angles import angles
 from jaxnet.training.build import build, make, takes_blocks
 from jaxnet.training.config import Config, ConfigError
@@ -193,7 +193,7 @@ class Session:
         monitor = self.config.monitor
         splits = {name: split for name, split in self.arrays.items() if name != "train" or monitor.train_accuracy}
         confusion = bool(monitor.class_accuracy)
-        evaluate = step.evaluation(self.recipe, self.classified, ignore=self.dataset.ignore, confusion=confusion)
+        evaluate = accuracy.evaluation(self.recipe, self.classified, ignore=self.dataset.ignore, confusion=confusion)
         beside = self.beside()
 
         def of(params, splits, some):

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnet.backprop import backpropagate, initialize, per_example, predict
+from jaxnet.backprop import backpropagate, initialize, per_example
 from jaxnet.devices.pipeline import pipeline
 from jaxnet.devices.placement import batch_axes, batch_shares, like_params
 from jaxnet.heads import fused_head
-from jaxnet.layer import Layer, Loss, Static, Tree, own_params, split_state, with_state
+from jaxnet.layer import Layer, Loss, Tree, own_params, split_state, with_state
 from jaxnet.quantities.gradient_statistics import is_cheap, noise_and_signal, squares_of
 from jaxnet.quantities.kronecker import kronecker
 from jaxnet.quantities.privacy import capacity, clipped_sum, poisson_sample, with_noise
@@ -419,69 +419,3 @@ def steps_per_call(recipe: Recipe) -> int:
     net_params, _ = own_params(recipe.loss, params)
     forward = products(jax.make_jaxpr(lambda p, x: recipe.net.forward(p, x)[0])(net_params, recipe.example))
     return max(1, int(1 / (STEP_SECONDS + 3 * forward * recipe.batch / FLOPS_PER_SECOND)))
-
-
-# ---------------------------------------------------------------------------------------- evaluation
-
-
-def at_once(recipe: Recipe) -> int:
-    """Number of examples evaluated at a time: 1,000; for sequences of tokens, as many as make 16,384 tokens."""
-    x = recipe.example
-    return min(1000, max(1, 16_384 // max(1, x.size))) if jnp.issubdtype(x.dtype, jnp.integer) else 1000
-
-
-def evaluation(
-    recipe: Recipe,
-    classified: bool,
-    chunk: int | None = None,
-    ignore: int | None = None,
-    confusion: bool = False,
-) -> Callable[[Tree, Arrays], dict[str, jax.Array]]:
-    """(params, split) -> mean loss over a split, and how many answers are right of how many, where targets are classes.
-
-    In evaluation mode, `chunk` examples at a time, by default `at_once`. An answer is the largest output. Labels
-    `ignore` do not count. confusion: also (class, answer), how often each class got each answer.
-    """
-    net, loss, chunk = recipe.net, recipe.loss, chunk or at_once(recipe)
-    forward = predict(net)
-
-    def one(loss_params, out, y):
-        cost, _, _ = loss.turn(loss_params, out, y, 1.0, total)
-        terms = loss.terms(y)
-        sums = {"loss": cost, "terms": jnp.asarray(terms.value if isinstance(terms, Static) else terms, cost.dtype)}
-        if classified:
-            right = jnp.argmax(out, axis=-1).astype(y.dtype) == y
-            counts = jnp.ones_like(right) if ignore is None else y != ignore
-            sums |= {"right": jnp.sum(right & counts).astype(jnp.int32), "answers": jnp.sum(counts).astype(jnp.int32)}
-        return sums
-
-    def over(params, xs, ys):
-        net_params, loss_params = own_params(loss, params)
-        outs = forward(net_params, xs)
-        sums = jax.vmap(one, (None, 0, 0))(loss_params, outs, ys)
-        sums = jax.tree.map(lambda t: t.sum(dtype=t.dtype), sums)
-        if classified and confusion:
-            counts = 1 if ignore is None else (ys != ignore).astype(jnp.int32)
-            empty = jnp.zeros((outs.shape[-1],) * 2, jnp.int32)
-            sums["confusion"] = empty.at[ys, jnp.argmax(outs, axis=-1)].add(counts)
-        return sums
-
-    def of(params, split):
-        n = len(split.y)
-        whole, rest = divmod(n, chunk)
-        shard = sharded(recipe.mesh, chunk)
-
-        def at(i):
-            return over(params, *(shard(jax.lax.dynamic_slice_in_dim(t, i * chunk, chunk)) for t in split))
-
-        pieces = [over(params, *(t[whole * chunk :] for t in split))] if rest else []
-        if whole:
-            sums = jax.lax.map(at, jnp.arange(whole))
-            pieces.append(jax.tree.map(lambda t: t.sum(axis=0, dtype=t.dtype), sums))
-        sums = jax.tree.map(lambda *parts: sum(parts[1:], start=parts[0]), *pieces)
-        found = {"loss": sums["loss"] / sums["terms"]}
-        if classified:
-            found |= {name: sums[name] for name in ("right", "answers", "confusion") if name in sums}
-        return found
-
-    return of
