@@ -306,6 +306,7 @@ def find_rate(
     steps: Annotated[int, Option(help="Number of training steps.")] = 100,
     out: Annotated[Path, Option(help="File for the curve, a PNG.")] = Path("learning_rates.png"),
     data_dir: DataDir = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train some steps with a growing learning rate, and draw the cost over it."""
     from jaxnet.training.config import load_config

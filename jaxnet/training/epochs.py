@@ -205,8 +205,8 @@ class Loop:
         seen = sum(each.count * each.batch for each in self.session.calls[:call])
         loss = float(self.session.rows(state.sums["loss"]).mean()) / seen
         parts = [f"loss {loss:.4g}"]
-        if lines:
-            parts += [f"{k} {lines[-1][f'{k}_accuracy']:.2%}" for k in ("test",) if f"{k}_accuracy" in lines[-1]]
+        if lines and "test_accuracy" in lines[-1]:
+            parts.append(f"test {lines[-1]['test_accuracy']:.2%}")
         parts.append(f"{done / self.compute:,.0f} examples/s")
         what = f"epoch {epoch + 1}/{self.session.config.train.epochs}"
         self.display.show(self.step_at(epoch, call), what, "  ".join(parts))
