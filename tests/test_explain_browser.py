@@ -330,14 +330,26 @@ def test_picture_and_sentence_are_seen_together_on_a_narrow_screen(tab, width):
 
 def test_the_error_goes_back_step_by_step(tab):
     said = tab.locator("#paths-said")
-    for n, lit in enumerate(((2, 0), (2, 6), (5, 6), (5, 12), (7, 12)), 1):
+    tab.locator("#stage-next").click()
+    assert said.inner_text() == "1 of 7. The error starts at the cost: ∂C/∂C = 1."
+    assert tab.locator(".node.cost.lit").count() == 1
+    assert tab.locator("#forward .line.cost.now").count() == 1
+    tab.locator("#stage-next").click()
+    slopes = values(tab, "err.3")
+    assert [float(each.replace("−", "-")) for each in tab.locator(".product").all_text_contents()] == pytest.approx(
+        slopes, abs=6e-4
+    )
+    assert tab.locator(".to-cost.lit").count() == 4
+    for n, lit in enumerate(((2, 0), (2, 6), (5, 6), (5, 12), (7, 12)), 3):
         tab.locator("#stage-next").click()
-        assert said.inner_text().startswith(f"{n} of 5. ")
+        assert said.inner_text().startswith(f"{n} of 7. ")
         assert (tab.locator(".unit.lit").count(), tab.locator(".edge.lit").count()) == lit
     assert not tab.locator("#play").is_visible(), "motion is not wanted here"
     tab.locator("#stage").focus()
     tab.keyboard.press("Home")
-    assert said.inner_text().startswith("1 of 5. ")
+    assert said.inner_text().startswith("1 of 7. ")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
     assert tab.locator('#backward .line.now [data-k="delta3"]').count() > 0
     tab.locator('label:has(input[value="weights"])').click()
     tab.keyboard.press("Escape")
@@ -348,12 +360,90 @@ def test_the_error_plays_where_motion_is_welcome(browser, files):
     moving.goto((files / "small.html").as_uri())
     moving.locator("#play").click()
     assert moving.locator("#play").inner_text() == "Pause"
-    moving.wait_for_function("document.querySelector('#paths-said').textContent.startsWith('2 of 5')")
-    assert moving.evaluate("getComputedStyle(document.querySelector('.edge.flowing')).animationName") == "flow"
+    moving.wait_for_function("document.querySelector('#paths-said').textContent.startsWith('2 of 7')")
+    assert moving.evaluate("getComputedStyle(document.querySelector('.flowing')).animationName") == "flow"
     moving.emulate_media(reduced_motion="reduce")
     moving.wait_for_function("document.querySelector('#play').hidden")
     assert moving.locator(".flowing").count() == 0
     moving.close()
+
+
+def test_cost_and_target_are_nodes(tab):
+    """By mouse and keyboard: the slopes at the output, and the target dragged."""
+    said = tab.locator("#paths-said")
+    tab.locator(".node.cost").focus()
+    tab.keyboard.press("Enter")
+    assert said.inner_text().endswith("how fast it rises with that output: −.756, .512.")
+    node = tab.locator('.node.target[data-k="0"]')
+    box = node.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.7
+    tab.mouse.move(x, y)
+    tab.mouse.down()
+    tab.mouse.move(x, y + 20, steps=4)
+    tab.mouse.up()
+    assert tab.evaluate("window.jaxnet.spec.y[0]") == pytest.approx(0.6)
+    cost = holds(tab)
+    assert node.locator(".act").text_content() == ".600"
+    assert tab.locator(".node.cost .act").text_content() == f"{cost:.3f}"[1:]
+    tab.locator('.unit[data-z="0"][data-k="0"]').focus()
+    tab.keyboard.press(" ")
+    assert "reaches the cost by 2 paths" in said.inner_text()
+    tab.keyboard.press("Escape")
+
+
+def test_a_link_holds_the_edited_numbers(browser, files):
+    """Inputs, weights, biases and the target; the numbers of the page that it opens are jaxnet's."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    first = context.new_page()
+    first.goto((files / "small.html").as_uri())
+    for name, k, value in (("x", 0, "-2"), ("W.2", 2, "0.25"), ("b.0", 1, "1e-3"), ("y", 1, "0.5")):
+        first.locator(f'[data-f="{name}"][data-k="{k}"]').fill(value)
+    cost, shown_there = holds(first), texts(first)
+    first.locator("#copy").click()
+    first.wait_for_function("document.querySelector('#link-said').textContent.startsWith('Copied')")
+    address = first.evaluate("navigator.clipboard.readText()")
+    assert address.endswith("small.html#x.0=-2&b.0.1=0.001&W.2.2=0.25&y.1=0.5")
+    second = context.new_page()
+    second.goto(address)
+    assert holds(second) == cost
+    assert texts(second) == shown_there
+    assert second.evaluate("window.jaxnet.spec") == first.evaluate("window.jaxnet.spec")
+    assert second.locator("body.changed").count() == 1
+    second.locator('nav a[href="#why"]').click()
+    assert holds(second) == cost, "a link to a section keeps the numbers"
+    second.locator("#reset").click()
+    second.wait_for_function("!location.hash.includes('=')")
+    second.goto((files / "small.html").as_uri() + "#x.7=1")
+    assert "“x.7=1” fits no number" in second.locator("#link-said").inner_text()
+    assert holds(second) == pytest.approx(0.4170, abs=1e-4)
+    context.close()
+
+
+def test_the_exercise_is_graded_by_the_program_s_table(tab):
+    """Every answer of the table, filled in: the right ones pass, a mistake gets the checker's hints in order."""
+    tab.reload()
+    tables = tab.evaluate("JSON.parse(document.getElementById('data').textContent).tasks")
+    assert len(tables) == 7
+    for i, table in enumerate(tables):
+        form = tab.locator(f'[data-task="{i}"]')
+
+        def answered(answer, form=form, table=table):
+            if "value" in answer:
+                for field, value in zip(form.locator("input").all(), answer["value"], strict=True):
+                    field.fill(f"{value:.4f}".replace("-", "−"))
+            else:
+                form.locator("input").nth(table["answers"].index(answer)).check()
+            form.locator("button").click()
+            return form.locator(".verdict").inner_text()
+
+        attempt = 0
+        for answer in sorted(table["answers"], key=lambda each: not each["hints"]):
+            for _ in answer["hints"][attempt:]:
+                assert answered(answer) == answer["hints"][min(attempt, len(answer["hints"]) - 1)]
+                attempt += 1
+        right = next(each for each in table["answers"] if not each["hints"])
+        assert answered(right).startswith("Right.")
+    assert tab.locator("#score").inner_text() == "7 of 7 done, 0 right at once."
 
 
 @pytest.mark.parametrize(

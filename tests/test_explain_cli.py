@@ -95,9 +95,10 @@ def test_formulas_one_after_the_other():
 
 
 def test_the_exercise_grades_answers():
-    given = "(a3-y)*s'(z3)\ndelta3 @ a2\ndelta3 @ a2.T\nq\n"
+    given = "C\nB\nq\n(a3-y)*s'(z3)\ndelta3 @ a2\ndelta3 @ a2.T\nq\n"
     result = CliRunner().invoke(cli.app, ["explain", str(CONFIG), "--exercise"], input=given, prog_name="jaxnet")
     assert result.exit_code == 0, result.output
+    assert "A weight has one path" in result.stdout
     assert "2 of 8   ∇W³ = ?   2×3" in result.stdout
     assert result.stdout.count("Right: BP") == 2
     assert result.stdout.rstrip().endswith("1 of 2 right at once")

@@ -99,7 +99,7 @@ def explain(
     layer: Annotated[int | None, Option(help="Number of the layer that the questions are about.")] = None,
     walk: Annotated[bool, Option("--walk", help="Walk from one weight to the matrices of the backward pass.")] = False,
     exercise: Annotated[
-        bool, Option("--exercise", help="Ask for the lines of the backward pass, and grade the answers.")
+        bool, Option("--exercise", help="Ask for signs, shapes, numbers and lines, and grade the answers.")
     ] = False,
     step: Annotated[bool, Option("--step", help="Show the equations one by one.")] = False,
     questions: Annotated[bool, Option("--questions", help="Answer common questions with these numbers.")] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ import jax
 from jaxnet.explaining import terminal
 from jaxnet.explaining.derive import chain_of, derive
 from jaxnet.explaining.exercise import exercise
+from jaxnet.explaining.exercise_tasks import asked_tasks, by_hand, tasks_of
 from jaxnet.explaining.expressions import latex
 from jaxnet.explaining.figures import Picture, pictures_of_run, pictures_of_walk, write_figure
 from jaxnet.explaining.formulas import FormulaError, Tried, trial_lines, tried_on, try_formula
@@ -157,7 +159,11 @@ def show(subject: ExplainedNetwork, observed: Observed, derivation: Derivation, 
     if options.exercise or options.formula is not None:
         batch = (subject.xs, subject.ys) if options.batch else None
         tried = tried_on(observed, derivation, options.notation, batch)
-        lines = exercise(tried) if options.formula is None else tried_lines(options.formula, tried, digits, width)
+        if options.formula is not None:
+            lines = tried_lines(options.formula, tried, digits, width)
+        else:
+            tasks = tasks_of(observed, options.notation, subject.seed or 0) if by_hand(derivation) else None
+            lines = itertools.chain(asked_tasks(tasks) if tasks else (), exercise(tried))
         for line in lines:
             print(line, flush=True)
     elif options.walk:

@@ -15,6 +15,7 @@ MOST_UNITS = 12  # of a layer that is drawn
 MOST_EDGES = 320
 MOST_COLUMNS = 9
 ACROSS, DOWN, MARGIN, RADIUS = 130, 84, 42, 23
+TO_COST, TO_TARGET = 100, 76  # from the output to the cost, from there to the target
 
 
 class Unit(Frozen):
@@ -54,6 +55,15 @@ class Column(Frozen):
     edges: tuple[Edge, ...] = ()
 
 
+class CostNode(Frozen):
+    """Where the cost stands to the right of the output, where the target's entries do, and how wide all is then."""
+
+    x: float
+    y: float
+    targets: tuple[tuple[float, float], ...]
+    width: float
+
+
 class Drawing(Frozen):
     """The network as drawn; `why_not`: why it is not, with the columns empty."""
 
@@ -62,6 +72,7 @@ class Drawing(Frozen):
     columns: tuple[Column, ...] = ()
     why_not: str = ""
     radius: float = RADIUS
+    cost: CostNode | None = None
 
 
 class DenseGroup(NamedTuple):
@@ -139,4 +150,7 @@ def drawn(layers: Sequence[DenseGroup]) -> Drawing:
             for j, i in np.ndindex(*layer.W.shape)
         )  # fmt: skip
         columns.append(Column(layer.item, layer.shown, layer.name, x, units, edges))
-    return Drawing(2 * MARGIN + (len(layers) - 1) * ACROSS, height, tuple(columns))
+    x, width = columns[-1].x + TO_COST, 2 * MARGIN + (len(layers) - 1) * ACROSS
+    targets = tuple((x + TO_TARGET, unit.y) for unit in columns[-1].units)
+    cost = CostNode(x, height / 2 - 2, targets, width + TO_COST + TO_TARGET - 12)
+    return Drawing(width, height, tuple(columns), cost=cost)

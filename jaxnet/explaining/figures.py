@@ -128,6 +128,8 @@ def units_and_edges(axes: Any, drawn: Drawing, picture: Picture) -> None:
 
     Where something is lit all else is pale.
     """
+    from matplotlib.patches import Circle
+
     chosen = bool(picture.units or picture.edges)
     axes.set(xlim=(0, drawn.width), ylim=(drawn.height, 0), aspect="equal")
     axes.axis("off")
@@ -144,7 +146,7 @@ def units_and_edges(axes: Any, drawn: Drawing, picture: Picture) -> None:
         for unit in column.units:
             pale = 0.3 if chosen and (column.item, unit.index) not in picture.units else 1
             at = (unit.x, unit.y)
-            axes.scatter(*at, s=(2 * drawn.radius) ** 2 * 0.9, facecolor="white", edgecolor="0.3", zorder=2)
+            axes.add_patch(Circle(at, drawn.radius, facecolor="white", edgecolor="0.3", zorder=2))
             axes.annotate(f"${latex(unit.symbol)}$\n{one(unit.a, 2)}", at, ha="center", va="center", size=8, alpha=pale)
             said = f"{'δ' if column.item >= 0 else '∂C/∂x'} {one(unit.delta, 3)}"
             axes.annotate(said, (unit.x, unit.y + drawn.radius + 9), ha="center", va="center", size=7, color="0.35",

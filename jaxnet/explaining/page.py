@@ -14,18 +14,20 @@ from typing import Any
 from markupsafe import Markup
 
 from jaxnet.explaining.derive import chain_of, derive
+from jaxnet.explaining.exercise_tasks import by_hand, table, tasks_of
 from jaxnet.explaining.expressions import written
 from jaxnet.explaining.history import History, run_charts
 from jaxnet.explaining.live import specification
 from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, Notation, notation
 from jaxnet.explaining.observe import Observed
 from jaxnet.explaining.page_pictures import InputKind, pictures_of
+from jaxnet.explaining.sheets import in_html
 from jaxnet.explaining.template_files import template, text
 from jaxnet.explaining.terminal import check_line
 from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View, merged
 
 NUMBERS = InputKind()
-SCRIPTS = ("numbers", "network", "drawing", "paths", "trying", "page", "pictures")
+SCRIPTS = ("numbers", "network", "drawing", "paths", "trying", "exercise", "link", "page", "pictures")
 
 
 def write_page(path: str | Path, observed: Observed, notation: Notation, **options: Any) -> Path:
@@ -56,6 +58,7 @@ def page(
     moved = None if run is None else run_charts(observed, run, first)
     spec = specification(observed, chain_of(observed, first).places, chosen.why)
     pictures = pictures_of(chain_of(observed, first), kind)
+    exercise = tasks_of(observed, first, about.get("seed") or 0) if by_hand(chosen) else None
     for each in notations(first, observed):
         if each == first:
             derivation = chosen
@@ -64,10 +67,12 @@ def page(
             derivation = dataclasses.replace(derive(observed, each, layer=number, **about), batch=chosen.batch)
         view = View(derivation, chain_of(observed, each), digits, spec, moved, pictures)
         bodies[name_of(each)] = template("body.html.j2").render(
-            v=view, d=derivation, written=written, check=check_line(derivation), MOST_ITEMS=MOST_ITEMS, **FUNCTIONS
-        )
+            v=view, d=derivation, written=written, check=check_line(derivation), MOST_ITEMS=MOST_ITEMS,
+            exercise=exercise, part=in_html, numbering=chosen.header.numbering, **FUNCTIONS,
+        )  # fmt: skip
     body, variants = merged(bodies, name_of(first))
-    data = {"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames}
+    data = {"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames,
+            "tasks": [table(each) for each in exercise.tasks] if exercise else []}  # fmt: skip
     return template("page.html.j2").render(
         title=chosen.header.title, body=Markup(body), style=text("style.css") + text("pictures.css"),
         data=in_script(data), pictures=in_script(pictures.encoded()),

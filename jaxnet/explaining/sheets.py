@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from markupsafe import Markup, escape
 
-from jaxnet.explaining.derive import Derivation, derive
-from jaxnet.explaining.expressions import Expression, Frozen, Name, Product, Transposed, latex
-from jaxnet.explaining.lines import oriented
+from jaxnet.explaining.derive import Derivation
+from jaxnet.explaining.exercise_tasks import drawn
+from jaxnet.explaining.expressions import Expression, Frozen, Product, Transposed, latex
 from jaxnet.explaining.mathml import math, mathml
 from jaxnet.explaining.model import Line
-from jaxnet.explaining.notation import ExplainError, Notation
+from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import entries, one, shape
-from jaxnet.explaining.observe import Observed, observe
+from jaxnet.explaining.observe import Observed
 
-WIDEST = 4  # units of a layer that is computed by hand
 Part = str | Expression | np.ndarray
 """Of a sentence: words, a formula, or numbers."""
 
@@ -45,20 +43,8 @@ def sheets(observed: Observed, notation: Notation, count: int, seed: int) -> lis
 
 def sheet(observed: Observed, notation: Notation, seed: int, title: str) -> Sheet:
     """One sheet."""
-    draw = np.random.default_rng(seed)
-    params = jax.tree.map(lambda p: np.round(draw.uniform(-0.6, 1, p.shape), 1).astype(p.dtype), observed.params)
-    x = draw.integers(1, 4, observed.x.shape).astype(observed.x.dtype)
-    derivation = derive(observe(observed.net, observed.loss, params, x, observed.y), notation, asked=1)
-    dense = [each for each in derivation.layers if each.kind == "dense"]
-    if not derivation.why or any(each.kind == "other" for each in derivation.layers) or max(
-        len(x), *(len(each.out) for each in dense)) > WIDEST:  # fmt: skip
-        raise ExplainError(f"--sheet takes dense layers of at most {WIDEST} units, which are computed by hand")
-    given: list[tuple[Expression, np.ndarray]] = [(Name("x"), x), (Name("y"), np.asarray(derivation.header.y))]
-    for place in dense:
-        number = int(place.number) - notation.first
-        given += [(notation.param(name, number), oriented(p, notation) if np.ndim(p) == 2 else p)
-                  for name, p in place.params.items()]  # fmt: skip
-    return Sheet(f"{title}: {derivation.header.title}", tuple(given), tuple(tasks(derivation, notation, draw)))
+    at = drawn(observed, notation, seed)
+    return Sheet(f"{title}: {at.derivation.header.title}", at.given, tuple(tasks(at.derivation, notation, at.draw)))
 
 
 def tasks(derivation: Derivation, notation: Notation, draw: np.random.Generator) -> list[Question]:

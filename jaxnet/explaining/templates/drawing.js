@@ -25,6 +25,9 @@ const drawing = (() => {
       unit.querySelector(".act").textContent = numbers.one(a, 3);
       unit.querySelector(".err").textContent = `δ ${numbers.one(d, 3)}`;
     }
+    for (const node of document.querySelectorAll(".node")) {
+      node.querySelector(".act").textContent = numbers.one(node.matches(".cost") ? values.C : values.y[node.dataset.k], 3);
+    }
   }
 
   // A mouse or a finger that moves `along` an axis: begin() gives the value at first, move(value) takes the new one.

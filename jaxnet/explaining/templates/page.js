@@ -9,13 +9,13 @@
   // ---------------------------------------------------------------------------------------- numbers
 
   // The array that a field belongs to, and where in it: W.0 is the first layer's W.
-  function place(name, k) {
+  function place(name, k, of = spec) {
     const [what, item] = name.split(".");
-    if (item === undefined) return [spec[what], k];
-    const array = spec.layers[item][what];
+    if (item === undefined) return [of[what], k];
+    const array = of.layers[item][what];
     return what === "W" ? [array[Math.floor(k / array[0].length)], k % array[0].length] : [array, k];
   }
-  const get = (name, k) => { const [array, i] = place(name, k); return array[i]; };
+  const get = (name, k, of) => { const [array, i] = place(name, k, of); return array[i]; };
   const set = (name, k, value) => { const [array, i] = place(name, k); array[i] = value; };
 
   function derived(name) {  // what is part of another array
@@ -71,6 +71,34 @@
     }
     follow();
     window.jaxnet = {values, spec};
+    clearTimeout(waiting);
+    waiting = setTimeout(keep, 300);
+  }
+
+  // ------------------------------------------------------------------------------- the address
+
+  let waiting = null;
+
+  function keep() {  // the numbers in the address
+    clearTimeout(waiting);
+    const first = JSON.parse(given), at = of => field => get(field.dataset.f, field.dataset.k, of);
+    const hash = link.write(all("[data-f]"), at(spec), at(first));
+    if (hash || location.hash.includes("=")) history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
+    one("#link-said").textContent = "";
+  }
+
+  function restore() {
+    let found;
+    try {
+      found = link.read(location.hash, all("[data-f]"));
+    } catch (error) {
+      one("#link-said").textContent = error.message;
+      return;
+    }
+    if (!found) return;
+    Object.assign(spec, JSON.parse(given));
+    for (const [field, number] of found) set(field.dataset.f, field.dataset.k, number);
+    refresh();
   }
 
   // ------------------------------------------------------------------------- fields, slider, drawing
@@ -118,6 +146,7 @@
         choose(field);
         if (what === "W") paths.choose("weight", item, field.dataset.k);
         if (what === "x") paths.choose("unit", -1, field.dataset.k);
+        if (what === "y") paths.choose("target", "", field.dataset.k);
       });
       field.addEventListener("input", () => { if (field.value !== "") change(field, Number(field.value), field); });
       field.addEventListener("blur", () => refresh());
@@ -143,13 +172,16 @@
       drawing.draggable(edge, "y", 0.01, () => { choose(field); return get(field.dataset.f, field.dataset.k); },
         number => change(field, number));
     }
-    for (const unit of all('.unit[data-z="-1"]')) {
-      const field = one(`[data-f="x"][data-k="${unit.dataset.k}"]`);
-      drawing.draggable(unit, "y", 0.02, () => { choose(field); return get("x", unit.dataset.k); },
+    for (const unit of all('.unit[data-z="-1"], .node.target')) {
+      const name = unit.matches(".target") ? "y" : "x", field = one(`[data-f="${name}"][data-k="${unit.dataset.k}"]`);
+      drawing.draggable(unit, "y", 0.02, () => { choose(field); return get(name, unit.dataset.k); },
         number => change(field, number));
     }
+    one("#copy").addEventListener("click", () => { keep(); link.copy(one("#link-said")); });
+    addEventListener("hashchange", restore);
     document.body.classList.add("live");
     choose(one('[data-f^="W."]'));
+    restore();
   }
 
   // -------------------------------------------------------------------------- notations and layers
@@ -257,6 +289,7 @@
   if (spec) startFields();
   paths.startWalk();
   if (data.run) startRun();
+  exercise.start(data.tasks);
   startMarks();
   reachable();
   addEventListener("resize", reachable);

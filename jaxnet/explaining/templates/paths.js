@@ -13,10 +13,13 @@ const paths = (() => {
   const source = (item, k) => unitsOf(columns()[columns().indexOf(String(item)) - 1])[k % inputs(item)];
   const target = (item, k) => unitsOf(item)[Math.floor(k / inputs(item))];
   const short = number => numbers.one(number, 3);
+  const toCost = k => all(`.to-cost[data-k="${k}"]`);
+  const outputs = () => unitsOf(columns().at(-1));
+  const slopes = () => now[`err.${outputs()[0].dataset.out}`];  // of the cost by each output
   const added = texts => texts.join(" + ").replaceAll("+ −", "− ");
 
   function label(edge, text) {  // a product on an edge, nearer to its end than to the crowded middle
-    const far = text.includes("×") ? 0.5 : 0.78;
+    const far = edge.matches(".to-cost") ? 0.4 : text.includes("×") ? 0.5 : 0.78;
     const at = axis => Number(edge.getAttribute(`${axis}1`)) * (1 - far) + Number(edge.getAttribute(`${axis}2`)) * far;
     const made = document.createElementNS(edge.namespaceURI, "text");
     made.setAttribute("class", "product");
@@ -39,6 +42,18 @@ const paths = (() => {
     if (!chosen || !now) return;
     const {kind, item, k} = chosen, lit = (...elements) => elements.forEach(each => each.classList.add("lit"));
     one(".drawing").classList.add("following");
+    if (kind === "cost") {
+      lit(one(".node.cost"), ...all(".node.target, .to-cost"), ...outputs());
+      outputs().forEach((_, j) => label(toCost(j)[0], short(slopes()[j])));
+      one("#paths-said").textContent = `${name(one(".node.cost"))} = ${short(now.C)} compares the output with the target. On each line stands how fast it rises with that output: ${slopes().map(short).join(", ")}.`;
+      return;
+    }
+    if (kind === "target") {
+      lit(one(".node.cost"), one(`.node.target[data-k="${k}"]`), ...toCost(k), outputs()[k]);
+      label(toCost(k)[0], short(slopes()[k]));
+      one("#paths-said").textContent = `${name(one(`.node.target[data-k="${k}"]`))} = ${short(now.y[k])} enters the cost beside ${name(outputs()[k])} = ${short(now[`out.${outputs()[k].dataset.out}`][k])}. There the slope of the cost is ${short(slopes()[k])}. Drag the target, and it changes.`;
+      return;
+    }
     if (kind === "weight") {
       const edge = edgesOf(item)[k], from = source(item, k), to = target(item, k);
       const a = (columns().indexOf(item) === 1 ? now.x : now[`out.${Number(item) - 1}`])[k % inputs(item)];
@@ -51,6 +66,8 @@ const paths = (() => {
     const next = columns()[columns().indexOf(item) + 1], unit = unitsOf(item)[k];
     lit(unit);
     if (next === undefined) {
+      lit(one(".node.cost"), toCost(k)[0]);
+      label(toCost(k)[0], short(slopes()[k]));
       one("#paths-said").textContent = `${name(unit)} is an output: its error comes from the cost alone, δ = ${short(now[`err.${item}`][k])}.`;
       return;
     }
@@ -75,7 +92,7 @@ const paths = (() => {
 
   function choose(kind, item, k) {  // of kind null nothing is chosen
     stop();
-    chosen = kind && {kind, item: String(item), k: Number(k)};
+    chosen = kind && {kind, item: String(item), k: Number(k ?? 0)};
     if (!chosen && one("#paths-said")) one("#paths-said").textContent = "";
     show();
   }
@@ -84,12 +101,17 @@ const paths = (() => {
 
   let stage = -1;
 
-  function stages() {  // of each layer from the loss: δ at its units, then along its edges
-    const found = [];
+  function stages() {  // the cost, its lines to the output; then of each layer δ at its units, and along its edges
+    const last = columns().at(-1), gated = outputs()[0].dataset.out !== last, cost = name(one(".node.cost"));
+    const found = [
+      {units: [one(".node.cost")], edges: [], said: `The error starts at the cost: ∂${cost}/∂${cost} = 1.`},
+      {units: all(".node.target"), edges: all(".to-cost"),
+        said: `To the output: how fast ${cost} rises with each entry, given the target: ${slopes().map(short).join(", ")}.`},
+    ];
     for (const item of columns().slice(1).reverse()) {
-      const first = found.length === 0;
+      const first = item === last;
       found.push({units: unitsOf(item), edges: [], item,
-        said: first ? `At the output: the slope of the cost times g′ is δ at ${unitsOf(item).map(name).join(" and ")}.`
+        said: first ? `At the output: ${gated ? "that slope times g′ is" : "no activation follows z, so that slope is"} δ at ${unitsOf(item).map(name).join(", ")}.`
           : `The gate: times g′, entry by entry, that is δ at ${unitsOf(item).map(name).join(", ")}. Where g′ is 0 nothing goes on.`});
       found.push({units: [], edges: edgesOf(item), item,
         said: "Back along every edge: each δ times the weight. What meets at a unit is added up: this is Wᵀδ."});
@@ -109,7 +131,9 @@ const paths = (() => {
       [...units, ...edges].forEach(each => each.classList.add("lit"));
       edges.forEach(edge => edge.classList.toggle("flowing", i === stage));
     });
-    all(".edge.flowing").forEach(edge => { if (!found[stage].edges.includes(edge)) edge.classList.remove("flowing"); });
+    if (stage === 1) outputs().forEach((_, j) => label(toCost(j)[0], short(slopes()[j])));
+    all(".flowing").forEach(edge => { if (!found[stage].edges.includes(edge)) edge.classList.remove("flowing"); });
+    one("#forward .line.cost").classList.toggle("now", stage < 2);
     all("#backward .line").forEach(line => line.classList.toggle("now", line.dataset.item === found[stage].item
       && (line.classList.contains("dW") ? found[stage].edges.length > 0 : found[stage].units.length > 0)));
     one("#stage").value = stage;
@@ -121,7 +145,7 @@ const paths = (() => {
     timer = null;
     if (one("#play")) one("#play").textContent = "Play";
     all(".flowing").forEach(each => each.classList.remove("flowing"));
-    all("#backward .line.now").forEach(each => each.classList.remove("now"));
+    all(".line.now").forEach(each => each.classList.remove("now"));
   }
 
   function play() {
@@ -144,7 +168,15 @@ const paths = (() => {
     one("#stage-next").addEventListener("click", () => { stop(); at(stage >= stages().length - 1 ? 0 : stage + 1); });
     addEventListener("keydown", event => { if (event.key === "Escape") choose(null); });
     for (const edge of all(".edge")) edge.addEventListener("click", () => choose("weight", edge.dataset.e, edge.dataset.k));
-    for (const unit of all(".unit")) unit.addEventListener("click", () => choose("unit", unit.dataset.z, unit.dataset.k));
+    for (const unit of all(".unit, .node")) {
+      const kind = ["cost", "target"].find(each => unit.matches(`.${each}`)) ?? "unit";
+      unit.addEventListener("click", () => choose(kind, unit.dataset.z, unit.dataset.k));
+      unit.addEventListener("keydown", event => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        choose(kind, unit.dataset.z, unit.dataset.k);
+      });
+    }
   }
 
   // ----------------------------------------------------------------------------------------- the guided walk
