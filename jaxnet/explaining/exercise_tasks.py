@@ -1,4 +1,4 @@
-"""Tasks about a network's backward pass, at numbers of their own, each with the table of its answers.
+"""ExerciseTasks about a network's backward pass, at numbers of their own, each with the table of its answers.
 
 The wrong answers are the lines' own formulas with a mistake planted. Their hints are the checker's, the vague first.
 """
@@ -39,7 +39,7 @@ MISTAKES = (
 """What is written in a formula for what it should be."""
 
 
-class Answer(Frozen):
+class GradedAnswer(Frozen):
     """A choice or a value, and the hints that it gets, the vague first; the right one gets none."""
 
     text: str
@@ -47,7 +47,7 @@ class Answer(Frozen):
     value: np.ndarray | None = None
 
 
-class Task(Frozen):
+class ExerciseTask(Frozen):
     """A question and the table of its answers.
 
     shape: of the numbers to be filled in; () where an answer is chosen. hints: for numbers that no answer has.
@@ -55,17 +55,17 @@ class Task(Frozen):
     """
 
     question: str
-    answers: tuple[Answer, ...]
+    answers: tuple[GradedAnswer, ...]
     solution: str
     shape: tuple[int, ...] = ()
     hints: tuple[str, ...] = ()
 
 
-class Tasks(Frozen):
+class ExerciseTasks(Frozen):
     """What is given, as symbols and numbers, and the tasks."""
 
     given: tuple[tuple[Expression, np.ndarray], ...]
-    tasks: tuple[Task, ...]
+    tasks: tuple[ExerciseTask, ...]
 
 
 class Mistake(Frozen):
@@ -123,7 +123,7 @@ def telling(at: Drawn) -> bool:
     return all(np.abs(line.value).max() > 0.02 for line in at.derivation.backward)
 
 
-def tasks_of(observed: Observed, notation: Notation, seed: int) -> Tasks:
+def tasks_of(observed: Observed, notation: Notation, seed: int) -> ExerciseTasks:
     """The tasks, at the first seed from this one on where every error has an entry that is not 0.
 
     Raises `ExplainError` as `drawn` does.
@@ -132,10 +132,10 @@ def tasks_of(observed: Observed, notation: Notation, seed: int) -> Tasks:
     at = next(filter(telling, draws), None) or drawn(observed, notation, seed)
     tried = tried_on(at.observed, at.derivation, notation)
     forward = tuple((line.left, line.value) for line in at.derivation.forward)
-    return Tasks((*at.given, *forward), tuple(made(at, tried)))
+    return ExerciseTasks((*at.given, *forward), tuple(made(at, tried)))
 
 
-def made(at: Drawn, tried: Tried) -> Iterator[Task]:
+def made(at: Drawn, tried: Tried) -> Iterator[ExerciseTask]:
     """Sign, shape, numbers, a missing line, the wrong line of four, and the planted mistake."""
     lines = [line for line in questions(tried) if line.kind != "db"]
     gradients = [line for line in lines if line.kind == "dW"]
@@ -198,7 +198,7 @@ def in_numbers(line: Line, planted: Mistake | None = None) -> str:
     return f"{written(line.left)} = {' '.join(array_lines(value, 3, 200))}"
 
 
-def sign(line: Line, at: Drawn) -> Task:
+def sign(line: Line, at: Drawn) -> ExerciseTask:
     """Whether C rises where a weight is raised."""
     places = np.argwhere(np.abs(line.value) > tolerance(line.value))
     row, column = (int(each) for each in places[at.draw.integers(len(places))])
@@ -209,55 +209,57 @@ def sign(line: Line, at: Drawn) -> Task:
     rises = f"The gradient is {product} = {one(value)}: {cost} {'rises' if value > 0 else 'falls'}."
     hints = ("A weight has one path: its gradient is δ where it leads to, times the activation where it comes from.",
              f"Look at the signs of the two factors of {product}.", rises)  # fmt: skip
-    answers = [Answer(f"{cost} {verb}", () if right else hints)
+    answers = [GradedAnswer(f"{cost} {verb}", () if right else hints)
                for verb, right in (("rises", value > 0), ("falls", value < 0), ("stays", False))]  # fmt: skip
-    return Task(f"{weight} is raised a little. What does {cost} do?", tuple(answers), rises)
+    return ExerciseTask(f"{weight} is raised a little. What does {cost} do?", tuple(answers), rises)
 
 
-def sizes(line: Line) -> Task:
+def sizes(line: Line) -> ExerciseTask:
     """The shape of a gradient."""
     rows, columns = line.shape
     said = f"{in_words(line)} is {shape(line.shape)}."
     hints = ("A gradient has the shape of the parameter.", "One number for each weight, laid as W is.", said)
     found = dict.fromkeys(map(shape, ((rows, columns), (columns, rows), (rows, rows), (columns, 1), (rows, 1))))
-    answers = [Answer(each, () if each == shape(line.shape) else hints) for each in list(found)[:CHOICES]]
-    return Task(f"What is the shape of {written(line.left)}?", tuple(sorted(answers, key=lambda each: each.text)), said)
+    answers = [GradedAnswer(each, () if each == shape(line.shape) else hints) for each in list(found)[:CHOICES]]
+    return ExerciseTask(
+        f"What is the shape of {written(line.left)}?", tuple(sorted(answers, key=lambda each: each.text)), said
+    )
 
 
-def numbers(line: Line, wrong: list[Mistake], lines: list[Line]) -> Task:
+def numbers(line: Line, wrong: list[Mistake], lines: list[Line]) -> ExerciseTask:
     """Numbers to be filled in; the lines before are given."""
     before = [each for each in lines[: lines.index(line)] if each.kind == "delta"]
     known = f"{in_numbers(before[-1])}. " if before and line.kind == "delta" else ""
     if line.kind == "dW":
         delta = next(each for each in lines if each.kind == "delta" and each.item == line.item)
         known = f"{in_numbers(delta)}. "
-    values = [Answer(each.formula, each.hints, each.value.reshape(line.shape))
+    values = [GradedAnswer(each.formula, each.hints, each.value.reshape(line.shape))
               for each in wrong if each.value is not None and misleads(each, line)]  # fmt: skip
     parts = sorted(set(re.findall(r"\b[A-Za-z]+\d*\b", formula(line.right))) - {"T"})
     hints = (f"It is made of {', '.join(parts)}.", f"{in_words(line)}.", f"{in_numbers(line)}.")
-    right = Answer(formula(line.right), (), line.value)
-    return Task(f"{known}Fill in {written(line.left)}.", (right, *values), hints[1], line.shape, hints)
+    right = GradedAnswer(formula(line.right), (), line.value)
+    return ExerciseTask(f"{known}Fill in {written(line.left)}.", (right, *values), hints[1], line.shape, hints)
 
 
-def missing(line: Line, wrong: list[Mistake], draw: np.random.Generator) -> Task:
+def missing(line: Line, wrong: list[Mistake], draw: np.random.Generator) -> ExerciseTask:
     """The formula of a line, among wrong ones."""
-    found = [Answer(formula(line.right)), *(Answer(each.formula, each.hints) for each in wrong)][:CHOICES]
+    found = [GradedAnswer(formula(line.right)), *(GradedAnswer(each.formula, each.hints) for each in wrong)][:CHOICES]
     answers = tuple(found[i] for i in draw.permutation(len(found)))
-    return Task(f"A line of the backward pass is missing: {line.key} = ?", answers, in_words(line))
+    return ExerciseTask(f"A line of the backward pass is missing: {line.key} = ?", answers, in_words(line))
 
 
-def among(lines: list[Line], line: Line, planted: Mistake, question: str, told: Callable[..., str]) -> Task:
+def among(lines: list[Line], line: Line, planted: Mistake, question: str, told: Callable[..., str]) -> ExerciseTask:
     """Lines, one of them with a mistake."""
     cause = f"{written(line.left)} is wrong: it was computed as {planted.formula}. Right is {in_words(line)}."
     answers = tuple(
-        Answer(told(each, planted)) if each is line else
-        Answer(told(each), (f"This line is right: {in_words(each)}.", f"Look at {written(line.left)}.", cause))
+        GradedAnswer(told(each, planted)) if each is line else
+        GradedAnswer(told(each), (f"This line is right: {in_words(each)}.", f"Look at {written(line.left)}.", cause))
         for each in lines
     )  # fmt: skip
-    return Task(question, answers, cause)
+    return ExerciseTask(question, answers, cause)
 
 
-def table(task: Task) -> dict[str, object]:
+def table(task: ExerciseTask) -> dict[str, object]:
     """A task's answers as the page's script takes them."""
     answers = [
         {"hints": each.hints}
@@ -272,7 +274,7 @@ def table(task: Task) -> dict[str, object]:
 LETTERS = "ABCDEFGH"
 
 
-def judged(task: Task, text: str, attempt: int) -> tuple[str, bool]:
+def judged(task: ExerciseTask, text: str, attempt: int) -> tuple[str, bool]:
     """The verdict on an answer, a letter or numbers, and whether it is right. exercise.js does the same on a page."""
     if not task.shape:
         at = LETTERS.find(text.upper()) if len(text) == 1 else -1
@@ -290,14 +292,14 @@ def judged(task: Task, text: str, attempt: int) -> tuple[str, bool]:
     return f"{count} of {right.size} numbers are right. {task.hints[min(attempt, len(task.hints) - 1)]}", False
 
 
-def verdict(task: Task, answer: Answer, attempt: int) -> tuple[str, bool]:
+def verdict(task: ExerciseTask, answer: GradedAnswer, attempt: int) -> tuple[str, bool]:
     """What is said of an answer of the table."""
     if not answer.hints:
         return f"Right. {task.solution}", True
     return answer.hints[min(attempt, len(answer.hints) - 1)], False
 
 
-def asked_tasks(tasks: Tasks, ask: Callable[[str], str] = input) -> Iterator[str]:
+def asked_tasks(tasks: ExerciseTasks, ask: Callable[[str], str] = input) -> Iterator[str]:
     """Asks the tasks in a terminal, grades the answers, and counts those that were right at once."""
     at_once = 0
     yield "   ".join(f"{written(symbol)} = {' '.join(array_lines(value, 3, 200))}" for symbol, value in tasks.given)
