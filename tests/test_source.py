@@ -229,7 +229,9 @@ AUTHORS_CODE = {
     "program.calls": "names a rule",
     "checking.author": "runs an author's functions with their text changed",
     "checking.rules": "finds the arrays that an author's rule captures",
-    "explaining.recording": "runs an author's function with its values kept",
+    "explaining.marked_source": "finds the source of an author's function",
+    "explaining.recorder": "runs an author's function with its values kept",
+    "explaining.numpy_modules": "runs an author's function with another NumPy",
 }
 """Modules that read functions, not layers."""
 

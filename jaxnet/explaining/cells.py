@@ -21,6 +21,7 @@ WIDEST = 8  # rows or columns of a matrix that is shown whole
 MOST_PIXELS = 192  # a side of a heat map; of larger arrays each tile is shown by its largest entry
 GAP = 1  # pixels between the tiles of a montage
 BELOW, ABOVE = (37, 110, 190), (206, 70, 50)
+LEVELS = 31  # of each colour in a heat map: with fewer bits a page is half as large
 
 
 def array(
@@ -129,17 +130,17 @@ def reduced(matrix: np.ndarray) -> np.ndarray:
 def data_uri(pixels: np.ndarray, top: float) -> str:
     """A PNG whose transparency is the size of each entry, so that it lies on light paper and on dark."""
     share = pixels / (top or 1.0)
-    image = np.zeros((*pixels.shape, 4), np.uint8)
-    image[..., :3] = np.where((share < 0)[..., None], BELOW, ABOVE)
-    image[..., 3] = np.round(255 * np.abs(share) ** 0.7)
-    return encoded(image.tobytes(), pixels.shape[1], pixels.shape[0])
+    levels = LEVELS + np.round(LEVELS * np.sign(share) * np.abs(share) ** 0.7)
+    return encoded(levels.astype(np.uint8).tobytes(), pixels.shape[1], pixels.shape[0])
 
 
 @lru_cache(maxsize=512)
-def encoded(image: bytes, width: int, height: int) -> str:
-    """Pixels as PNG in a data URI; once for all notations."""
+def encoded(levels: bytes, width: int, height: int) -> str:
+    """Levels from most below zero to most above as PNG in a data URI; once for all notations."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.frombytes("RGBA", (width, height), image).save(buffer, format="PNG", optimize=True)
+    image, all_levels, buffer = Image.frombytes("P", (width, height), levels), range(2 * LEVELS + 1), io.BytesIO()
+    image.putpalette([part for level in all_levels for part in (BELOW if level < LEVELS else ABOVE)])
+    opaque = bytes(255 * abs(level - LEVELS) // LEVELS for level in all_levels)
+    image.save(buffer, format="PNG", optimize=True, transparency=opaque)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxnet.explaining import expressions as ex
 from jaxnet.explaining.kinds import INDICES
+from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.recording import FUNCTIONS
 from jaxnet.explaining.transcription import EXPECTED, REDUCING, SEVERAL, SIGNS, at, rebuilt, transposed
 
@@ -237,3 +238,37 @@ def fitting(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if left.shape[-2:] != right.shape[-2:] and (1, 1) not in (left.shape[-2:], right.shape[-2:]):
         raise MisfitError("shapes differ")
     return left, right
+
+
+# ------------------------------------------------------------------------------------------- shapes in words
+
+
+def sizes_of(values: Values, right: ex.Expression, lead: Lead, value: np.ndarray) -> str:
+    """The shapes of a matrix product in words, with how many times or terms; of other equations the result's."""
+    over, inner = "", right
+    if any(isinstance(each, ex.BigSum) for each in symbols(right, values.known)):
+        return shape(value.shape)  # a product with indices: they say it
+    if isinstance(right, ex.BigSum) and right.index:
+        own = [each for each in symbols(right.of, values.known) if each not in values.fixed]
+        lead = max((values.known[each] for each in own), key=np.ndim).shape[: AXES[right.index]]
+        inner, over = right.of, f", {int(np.prod(lead))} terms"
+    elif lead:
+        over = f", {int(np.prod(lead))} times"
+    product = first_product(inner)
+    if product is None:
+        own = shape(value.shape)
+        return f"{own}{over}" if "terms" in over else own
+    parts = [values.of(each, lead).shape[-2:] for each in product.factors]
+    texts = [shape(tuple(n for n in each if n != 1)) for each in parts]
+    result = shape(tuple(n for n in (parts[0][0], parts[-1][1]) if n != 1))
+    return f"{'·'.join(texts)} → {result}{over}"
+
+
+def first_product(expression: ex.Expression) -> ex.Product | None:
+    """The matrix product that an equation is, beside terms and factors of its entries."""
+    match expression:
+        case ex.Product(sign=""):
+            return expression
+        case ex.Product(factors=parts) | ex.Sum(terms=parts):
+            return next((found for each in parts if (found := first_product(each)) is not None), None)
+    return None

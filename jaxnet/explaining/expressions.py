@@ -29,6 +29,12 @@ class EquationNode(Frozen):
             yield from (part for part in (value if isinstance(value, tuple) else (value,))
                         if isinstance(part, EquationNode))  # fmt: skip
 
+    def every(self) -> Iterator[Expression]:
+        """The node and all below it."""
+        yield self
+        for each in self.children():
+            yield from each.every()
+
 
 Expression = EquationNode
 """What stands on a side of an equation."""

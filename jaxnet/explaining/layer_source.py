@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxnet.explaining.marked_source import parsed
 from jaxnet.explaining.model import Quoted
-from jaxnet.explaining.recording import parsed
 from jaxnet.layer import Layer
 from jaxnet.registry import makers
 

@@ -7,27 +7,26 @@ one that does not agree is left out. What the layer itself gives is held against
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache, singledispatch
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxnet.explaining import expressions as ex
-from jaxnet.explaining.evaluation import AXES, Lead, MisfitError, Values, symbols
-from jaxnet.explaining.notation import GREEK
+from jaxnet.explaining.evaluation import Lead, MisfitError, Values, sizes_of, symbols
+from jaxnet.explaining.factor_equations import gradient_of
+from jaxnet.explaining.line_symbols import LineSymbols
 from jaxnet.explaining.numbers import shape
-from jaxnet.explaining.recording import OWN, Array, RecordedOperation, Recording, alike, close, record
+from jaxnet.explaining.recorder import record
+from jaxnet.explaining.recording import RecordedOperation, Recording, close
 from jaxnet.explaining.records import Record, Site, param_name, parameter
-from jaxnet.explaining.transcription import Transcription, UnwritableError, at, multiple, padding_before, window_place
+from jaxnet.explaining.transcription import Transcription, UnwritableError, at
 from jaxnet.explaining.ulp import largest, ulps
-from jaxnet.factors import Factor, FactorSum, Outer, Plain
+from jaxnet.factors import Factor
 from jaxnet.layer import Untrained
-from jaxnet.layers.conv import Patches
-from jaxnet.layers.embedding import Rows
 
 
 class WrittenLine(ex.Frozen):
@@ -77,118 +76,12 @@ class LineWriter:
 
     def __init__(self, site: Site, recording: Recording):
         self.site, self.recording = site, recording
-        self.rows = site.notation.rows
-        self.fixed: set[ex.Expression] = set()
-        self.tables: set[str] = set()  # parameters whose rows are taken, or added one by one
-        self.error = -1
-        self.names: dict[str, ex.Name] = {}
-        self.differentiated: set[ex.Name] = set()
-        self.symbols: dict[int, ex.Expression] = {}
-        self.given()
-        self.names = {recording.names[ref]: each for ref, each in self.symbols.items()
-                      if ref in recording.names and isinstance(each, ex.Name)}  # fmt: skip
-        self.named()
+        self.chosen = LineSymbols(site, recording)
+        self.symbols, self.fixed = self.chosen.symbols, self.chosen.fixed
         shapes = {each.shape for each in recording.values.values() if each.ndim == 3}
         self.grouped = [of for of in shapes if (1, of[1], 1) in shapes and of[1] > 1]
         self.known: tuple[int, Values] | None = None
         self.transcription = Transcription(recording, self.symbols, {}, self.fixed)
-
-    # ------------------------------------------------------------------------------------------- symbols
-
-    def given(self) -> None:
-        """Symbols of the layer's input, output and parameters."""
-        site, recording = self.site, self.recording
-        taken = {each for ref in recording.operations for each in recording.operands(ref)}
-        self.symbols[recording.out] = site.gives
-        if recording.dx >= 0:
-            self.symbols[recording.dx] = site.back[0]
-        by_rows = {recording.root(each.ref) for made in recording.operations.values() if made.name in ("getitem", "add")
-                   for each in made.args[: 1 if made.name == "getitem" else 2] if isinstance(each, Array)}  # fmt: skip
-        for ref, (kind, path) in recording.given.items():
-            if kind == "param" and ref not in taken:
-                continue
-            if kind == "param":
-                symbol = param_name(site.notation, path, site.number)
-                self.fixed.add(symbol)
-                if ref in by_rows:
-                    self.tables.add(parameter(path))
-                laid = self.turned(parameter(path), recording.values[ref])
-                self.symbols[ref] = ex.Transposed(symbol) if laid else symbol
-            else:
-                self.symbols[ref] = site.takes[0] if kind == "x" else site.error
-                self.error = ref
-
-    def named(self) -> None:
-        """Symbols of the values that the author named; none where the name then goes to a value made of it."""
-        recording = self.recording
-        params = {parameter(path) for kind, path in recording.given.values() if kind == "param"}
-        for ref, made in recording.operations.items():
-            name = recording.names.get(ref, "")
-            if not made.forward and name.removeprefix("d").removeprefix("_") in params:
-                continue  # a gradient: it has a line of its own
-            root = recording.root(ref)
-            if not name or root in self.symbols or root in recording.moved or self.rewritten(made):
-                continue
-            slope = None if made.forward or name.startswith("delta") else self.slope(ref, name)
-            self.symbols[ref] = symbol = slope or self.symbol(name, made.forward)
-            if recording.stacked.get(ref, 0) < self.site.record.positions:  # statistics of a batch
-                self.fixed.add(symbol)
-            if isinstance(symbol, ex.Name) and ref in recording.slopes:
-                self.differentiated.add(symbol)
-
-    def slope(self, ref: int, name: str) -> ex.Expression | None:
-        """∂C/∂ of the forward value by which a backward value is the derivative, if it is one."""
-        recording, found = self.recording, []
-        for of, slope in recording.slopes.items():
-            symbol = self.symbols.get(recording.root(of))
-            value = recording.values.get(ref)
-            if isinstance(symbol, ex.Name) and value is not None and value.size == slope.size:
-                other = recording.others[ref].reshape(slope.shape)
-                if alike(value.reshape(slope.shape), slope) and alike(other, recording.other_slopes[of]):
-                    found.append((name.removeprefix("d_").removeprefix("d") == self.recording.names.get(of), symbol))
-        return self.site.notation.partial(max(found, key=lambda each: each[0])[1]) if found else None
-
-    def rewritten(self, operation: RecordedOperation) -> bool:
-        """Whether the name says nothing of this value: the author gives it to another value that is made of this one,
-        or it is a helper's, which is called several times."""
-        recording, ref = self.recording, operation.ref
-        name, deep = recording.names[ref], recording.depths[ref] > OWN
-        if deep and name in NOTHING:
-            return True
-        out = recording.names.get(recording.out) or self.site.gives.base
-        for other, made in recording.operations.items():
-            if other == ref or made.forward != operation.forward or other not in recording.names | {recording.out: ""}:
-                continue
-            if deep and other not in recording.same and recording.lines.get(other) == recording.lines[ref]:
-                return True
-            if name == (out if other == recording.out else recording.names[other]) and ref in recording.made_of(other):
-                return True
-        return False
-
-    def symbol(self, name: str, forward: bool) -> ex.Expression:
-        """The symbol of a variable: dW is ∇W, d_g and dg are ∂C/∂g of a g of the forward pass."""
-        notation = self.site.notation
-        if not forward:
-            for start in ("d_", "d", "delta_"):
-                of = self.names.get(name.removeprefix(start)) if name.startswith(start) else None
-                if of is not None and of not in self.differentiated and (start != "delta_" or notation.name == "ng"):
-                    made = notation.partial(of)
-                    return notation.partial(self.site.name(*self.spelled(name.removeprefix(start)))) if made in (
-                        self.site.error, *self.symbols.values()) else made  # fmt: skip
-        made = self.site.name(*self.spelled(name))
-        while made in self.symbols.values() or made in self.fixed:  # another value of the same name
-            made = ex.Name(f"{made.base}′", made.above, made.below, f"{made.key}_")
-        if forward:
-            self.names[name] = made
-        return made
-
-    def spelled(self, name: str) -> tuple[str, str]:
-        """A variable's symbol, x̂ of x_hat, and its key."""
-        base, *rest = name.strip("_").split("_")
-        letter = LETTERS.get(base, base)
-        if rest and rest[0] in MARKS:
-            letter, rest = letter + MARKS[rest[0]], rest[1:]
-        return "_".join([letter, *rest]), name
 
     # --------------------------------------------------------------------------------------------- lines
 
@@ -227,7 +120,8 @@ class LineWriter:
         known |= {number: np.asarray(worth) for number, worth in written.numbers.items()}
         known |= {symbol: moved(known[of], steps) for symbol, (of, steps) in written.moved.items() if of in known}
         indexed = frozenset(written.moved)
-        return Values(known, frozenset(self.fixed) | frozenset(written.numbers), self.rows, forms, indexed)
+        fixed, rows = frozenset(self.fixed) | frozenset(written.numbers), self.site.notation.rows
+        return Values(known, fixed, rows, forms, indexed)
 
     def lettered(self, forms: list[np.ndarray], axes: int) -> np.ndarray:
         """A value with so many axes, those of one entry left out."""
@@ -261,7 +155,7 @@ class LineWriter:
             return {symbol, self.site.notation.partial(symbol)} if isinstance(symbol, ex.Name) else {symbol}
 
         while True:
-            taken = {self.plain(each) for line in lines for each in every(line.right)}
+            taken = {self.plain(each) for line in lines for each in line.right.every()}
             for ref, made in self.recording.operations.items():  # of a part what it is a part of
                 if made.part and ref not in self.recording.same and self.symbols.get(ref) in taken:
                     taken |= {self.symbols[each] for each in self.recording.made_of(ref) if each in self.symbols}
@@ -400,30 +294,21 @@ class LineWriter:
         name = parameter(path)
         symbol = param_name(self.site.notation, path, self.site.number)
         value = self.recording.grads[path]
-        laid = value.T if self.turned(name, value) else value
+        laid = value.T if self.chosen.turned(name, value) else value
         left = self.site.notation.gradient(symbol)
         try:
-            right, index = gradient_of(factor, self, value)
+            right, index = gradient_of(factor, self.transcription, self.site, value)
             values = self.values()
             got = values.of(right)
         except (UnwritableError, MisfitError, LookupError, ValueError):
             return []
-        beside = largest([self.recording.values.get(self.error, np.zeros(()))])
+        beside = largest([self.recording.values.get(self.chosen.error, np.zeros(()))])
         if got.shape != values.matrix(laid).shape or not close(got, values.matrix(laid), beside):
             return []
         text = values.subscripted(right, (), "")
         known, sizes = self.recording.refs, sizes_of(values, right, (), value)
         factor = jax.tree.map(lambda leaf: self.recording.values[known[id(leaf)]], factor)
         return [self.compared(WrittenLine("", at(left, index), text, value, False, name, sizes, factor=factor))]
-
-    def turned(self, name: str, value: np.ndarray) -> bool:
-        """Whether a parameter or its gradient is shown as (in, out); a table's rows stay rows."""
-        return self.rows and value.ndim == 2 and name not in self.tables
-
-    def computed(self, made: ex.Expression, value: np.ndarray) -> ex.Expression:
-        """A sum over axes that no symbol has: its value is the factor's own."""
-        self.transcription.computed[made] = lambda _: value
-        return made
 
     def compared(self, line: WrittenLine) -> WrittenLine:
         """A line with its key, its value in the layer's dtype, and its distance from equal values."""
@@ -436,19 +321,9 @@ class LineWriter:
             apart.append(ulps(value, other, beside))
             value = np.asarray(other) if len(apart) == 2 else value
         ulp = max(apart, key=lambda each: np.inf if np.isnan(each) else each)
-        if line.factor is not None and self.turned(line.gives, value):
+        if line.factor is not None and self.chosen.turned(line.gives, value):
             value = value.T
         return replace(line, key=ex.key_of(line.left), value=value, ulp=ulp)
-
-
-NOTHING = {"out", "result"}
-"""Names that say nothing of a value inside a helper."""
-
-MARKS = {"hat": "\u0302", "prime": "′", "bar": "\u0304", "tilde": "\u0303"}
-LETTERS = GREEK | {
-    "mu": "μ", "sigma": "σ", "lambda": "λ", "theta": "θ", "rho": "ρ", "tau": "τ", "phi": "φ", "omega": "ω", "eta": "η",
-}  # fmt: skip
-"""Greek letters and marks by the words of variables."""
 
 
 def given_by(record: Record, gives: str) -> list[Any]:
@@ -467,90 +342,3 @@ def moved(value: np.ndarray, steps: int) -> np.ndarray:
     found = np.roll(value, -steps, 0)
     found[slice(-steps, None) if steps > 0 else slice(-steps)] = 0
     return found
-
-
-def sizes_of(values: Values, right: ex.Expression, lead: Lead, value: np.ndarray) -> str:
-    """The shapes of a matrix product in words, with how many times or terms; of other equations the result's."""
-    over, inner = "", right
-    if any(isinstance(each, ex.BigSum) for each in symbols(right, values.known)):
-        return shape(value.shape)  # a product with indices: they say it
-    if isinstance(right, ex.BigSum) and right.index:
-        own = [each for each in symbols(right.of, values.known) if each not in values.fixed]
-        lead = max((values.known[each] for each in own), key=np.ndim).shape[: AXES[right.index]]
-        inner, over = right.of, f", {int(np.prod(lead))} terms"
-    elif lead:
-        over = f", {int(np.prod(lead))} times"
-    product = first_product(inner)
-    if product is None:
-        own = shape(value.shape)
-        return f"{own}{over}" if "terms" in over else own
-    parts = [values.of(each, lead).shape[-2:] for each in product.factors]
-    texts = [shape(tuple(n for n in each if n != 1)) for each in parts]
-    result = shape(tuple(n for n in (parts[0][0], parts[-1][1]) if n != 1))
-    return f"{'·'.join(texts)} → {result}{over}"
-
-
-def every(expression: ex.Expression) -> Iterator[ex.Expression]:
-    """All parts of an expression."""
-    yield expression
-    for each in expression.children():
-        yield from every(each)
-
-
-def first_product(expression: ex.Expression) -> ex.Product | None:
-    """The matrix product that an equation is, beside terms and factors of its entries."""
-    match expression:
-        case ex.Product(sign=""):
-            return expression
-        case ex.Product(factors=parts) | ex.Sum(terms=parts):
-            return next((found for each in parts if (found := first_product(each)) is not None), None)
-    return None
-
-
-# --------------------------------------------------------------------------------------------- factors
-
-
-@singledispatch
-def gradient_of(factor: Factor, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
-    """∇ of a parameter as its factor's equation, and the index of the parameter there."""
-    raise UnwritableError(f"{type(factor).__name__} has no equation")
-
-
-def summed(sums: int, of: ex.Expression, writer: LineWriter) -> ex.Expression:
-    """Σ over leading axes, those of the positions among them."""
-    axes = sums + writer.site.record.positions
-    return ex.BigSum(writer.site.record.index(axes), of) if axes else of
-
-
-@gradient_of.register
-def _(factor: Outer, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
-    delta, a = writer.transcription.value(factor.delta), writer.transcription.value(factor.a)
-    return summed(factor.sums, writer.site.outer(delta, a), writer), ""
-
-
-@gradient_of.register
-def _(factor: Plain, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
-    return summed(factor.sums, writer.transcription.value(factor.delta), writer), ""
-
-
-@gradient_of.register
-def _(factor: FactorSum, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
-    return ex.Sum(tuple(gradient_of(use, writer, grad)[0] for use in factor.uses)), ""
-
-
-@gradient_of.register
-def _(factor: Rows, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
-    index = "t" if np.ndim(factor.tokens) else ""
-    delta, tokens = (at(writer.transcription.value(each), index) for each in (factor.delta, factor.tokens))
-    outer = writer.site.outer(ex.Call(ex.Name("unit"), tokens), delta)
-    return writer.computed(ex.BigSum(index, outer) if index else outer, grad), ""
-
-
-@gradient_of.register
-def _(factor: Patches, writer: LineWriter, grad: np.ndarray) -> tuple[ex.Expression, str]:
-    window = factor.window
-    before = padding_before(window.padding)
-    place = window_place(multiple(window.stride), multiple(window.dilation), before)
-    delta, a = writer.transcription.value(factor.delta), writer.transcription.value(factor.a)
-    delta, a = (at(delta, place), at(a, "p")) if factor.transposed else (at(delta, "p"), at(a, place))
-    return writer.computed(ex.BigSum("p", writer.site.outer(delta, a)), grad), "k"

@@ -13,11 +13,12 @@ from jaxnet.checking import points
 from jaxnet.checking.network_subjects import takes_batch
 from jaxnet.checking.networks import is_network
 from jaxnet.checking.subject import CannotCheckError
-from jaxnet.checking.targets import Target, find
+from jaxnet.checking.targets import Target, find, takes_nothing
 from jaxnet.explaining.functions import FunctionSubject
 from jaxnet.explaining.history import History
 from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.notation import ExplainError
+from jaxnet.explaining.numpy_modules import is_numpy_module, network_in_numpy, traceable
 from jaxnet.explaining.page_pictures import InputKind
 from jaxnet.explaining.records import couples, in_training
 from jaxnet.explaining.torch_modules import is_torch_module, network_of
@@ -54,18 +55,22 @@ class ExplainedNetwork:
 def named(target: str, *, inputs: str | None = None, seed: int = 0) -> ExplainedNetwork | FunctionSubject:
     """A layer, loss or network that jaxnet ships, "package.module:object" or "file.py:object", at inputs by the seed.
 
-    An object is a `Layer` or a PyTorch module with `inputs` ("float32[6]"), or a function that gives (rule, inputs) as
-    `jaxnet check` takes it. A layer by itself has the cost ½‖out − y‖² of a target drawn at random.
+    An object is a `Layer`, a PyTorch or NumPy module with `inputs` ("float32[6]"), or a function that gives
+    (rule, inputs) as `jaxnet check` takes it. A layer by itself has the cost ½‖out − y‖² of a target drawn at random.
     Raises `ExplainError` for a name that is not found, or an object that cannot be explained.
     """
     try:
         first, *_ = find(target, inputs)
-        if is_torch_module(first.rule):
-            net, params = network_of(first.rule)
+        rule = first.rule() if isinstance(first.rule, type) and takes_nothing(first.rule) else first.rule
+        if is_network(rule):
+            return of_target(replace(first, rule=rule), seed=seed)
+        args = points.draw(points.expand(first.args), seed)
+        if is_torch_module(rule) or is_numpy_module(rule):
+            net, params = network_of(rule) if is_torch_module(rule) else network_in_numpy(rule, np.size(args[0]))
             note = f"x and y are drawn at random, seed {seed}; the parameters are the module's"
             return replace(of_target(replace(first, rule=net), seed=seed), params=params, notes=(note,))
-        if callable(first.rule) and not is_network(first.rule):
-            return FunctionSubject(first.rule, points.draw(points.expand(first.args), seed), target, seed)
+        if callable(rule):
+            return FunctionSubject(traceable(rule, args), args, target, seed)
         return of_target(first, seed=seed)
     except CannotCheckError as error:
         raise ExplainError(str(error)) from None

@@ -121,6 +121,8 @@ class Transcription:
         if name in FUNCTIONS:
             function = FUNCTIONS[name]
             return ex.Call(ex.Name(function, key=KEYS.get(function, function)), self.of(args[0]))
+        if name == "maximum" and len(args) == 2 and isinstance(args[1], int | float) and args[1] == 0:
+            return ex.Call(ex.Name("relu", key="relu"), self.of(args[0]))
         if name in SEVERAL:
             return ex.Call(ex.Name(SEVERAL[name], key=name), ex.Listed(tuple(map(self.of, args))))
         if name in SIGNS:
@@ -190,6 +192,11 @@ class Transcription:
             raise UnwritableError(f"{name} has no equation")
         made = ex.Call(ex.Name(name), of[0] if len(of) == 1 else ex.Listed(tuple(of)))
         self.computed[made] = lambda value: value(ref)
+        return made
+
+    def known_by_value(self, made: ex.Expression, value: np.ndarray) -> ex.Expression:
+        """A sum over axes that no symbol has: its value is the one that is given."""
+        self.computed[made] = lambda _: value
         return made
 
     def call(self, ref: int) -> ex.Expression:
