@@ -143,10 +143,10 @@ def embedding(vocab: Count, width: Count, *, init: str | Initializer | Callable 
     return leaf(name, new, forward, backward, accepts)
 
 
-def is_sequence(name: str, x, what: str = "(time, width)") -> None:
+def is_sequence(name: str, x) -> None:
     """Raises `ShapeError` for an input that is no sequence of vectors."""
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ShapeError(f"{name} takes a sequence of vectors, {what}, got {x.dtype} of shape {x.shape}")
+        raise ShapeError(f"{name} takes a sequence of vectors, (time, width), got {x.dtype} of shape {x.shape}")
 
 
 @maker(examples={"positional_embedding(7)": "float32[5,6]"}, axes={"W": "time width"})

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ def mesh_sizes(config: Config) -> dict[str, int]:
     return {axis: size for axis in AXES if (size := getattr(config.mesh, axis)) > 1}
 
 
-def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """The mesh that a config asks for; None for one device. devices: by default those that JAX sees."""
+def mesh_of(config: Config) -> Mesh | None:
+    """The mesh that a config asks for, of the devices that JAX sees; None for one device."""
     sizes = mesh_sizes(config)
-    wanted, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
+    wanted, devices = math.prod(sizes.values()), jax.devices()
     if processes.several() and wanted != len(devices):
         raise ConfigError(
             f"{jax.process_count()} processes have {len(devices)} devices together, and [mesh] must take all of them, "

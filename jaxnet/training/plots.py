@@ -270,7 +270,7 @@ def svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def overview(records: Sequence[RunRecord], names: Sequence[str], title: str, theme: Theme = LIGHT) -> Figure:
+def overview(records: Sequence[RunRecord], names: Sequence[str], title: str) -> Figure:
     """All panels in one figure, with the runs' names below where there are several."""
     panels = panels_of(records)
     columns = min(2, len(panels))
@@ -278,22 +278,22 @@ def overview(records: Sequence[RunRecord], names: Sequence[str], title: str, the
     legend = 0.0 if len(records) == 1 else 0.2 * len(records) + 0.2
     width, height = COLUMN_INCHES
     figure = Figure(
-        figsize=(columns * width, rows * height + 0.4 + legend), layout="constrained", facecolor=theme.paper
+        figsize=(columns * width, rows * height + 0.4 + legend), layout="constrained", facecolor=LIGHT.paper
     )
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]  # "constrained" has one
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
-        panel.draw(axes, records, theme)
-        dress(axes, theme)
-        axes.set_title(panel.title, loc="left", color=theme.ink, fontsize=11)
+        panel.draw(axes, records, LIGHT)
+        dress(axes, LIGHT)
+        axes.set_title(panel.title, loc="left", color=LIGHT.ink, fontsize=11)
     title = "\n".join(part for line in title.split("\n") for part in textwrap.wrap(line, 48 * columns))
-    figure.suptitle(title, color=theme.ink, fontsize=12, x=0.01, ha="left")
+    figure.suptitle(title, color=LIGHT.ink, fontsize=12, x=0.01, ha="left")
     if legend:
-        colors = theme.colors(len(records))
+        colors = LIGHT.colors(len(records))
         handles = [
             Line2D([], [], color=color, linewidth=2, label=name) for color, name in zip(colors, names, strict=True)
         ]
-        figure.legend(handles=handles, loc="outside lower left", labelcolor=theme.ink, frameon=False, fontsize=10)
+        figure.legend(handles=handles, loc="outside lower left", labelcolor=LIGHT.ink, frameon=False, fontsize=10)
     return figure
 
 
