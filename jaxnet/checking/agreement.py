@@ -21,6 +21,7 @@ from jaxnet.checking.rounding import Exact, coarsest, exact_at, scale_of, unit_o
 from jaxnet.checking.rules import raised, short
 from jaxnet.checking.subject import Tree, leaves_of
 from jaxnet.program import first_not_finite, float_dtypes
+from jaxnet.program.evaluate import UNOPTIMISED
 
 MOST_ASKED = 256  # numbers that finite differences are taken in
 SLACK = 32  # a rule that is right in float64 may lose so many times what rounding allows
@@ -198,7 +199,7 @@ def plain_forward(runs: Runs, values, exact: Exact, options: CheckOptions, found
         return
     plain = runs.subject.plain
     try:
-        out = jax.jit(lambda v: runs.flat_out(plain(*runs.args(v))))(list(values))
+        out = jax.jit(lambda v: runs.flat_out(plain(*runs.args(v))), compiler_options=UNOPTIMISED)(list(values))
     except Exception as error:
         found.problems.append(f"called without differentiation, the rule raises {raised(error)}")
         return

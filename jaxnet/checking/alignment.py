@@ -27,6 +27,7 @@ from jaxnet.program.dependencies import Uses, dependents, passed_in, uses
 from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values, host
 
 TOLERANCE = 1e-7  # relative to a gradient's largest entry, in float64
+MOST_FUNCTIONS = 3  # of the primal, itself first
 MOST_ENTRIES = 400  # of a value whose whole effect on the gradients is taken
 
 
@@ -314,6 +315,43 @@ class Expression:
         return None if missing or len(text) > 200 else text
 
 
+@dataclass(frozen=True, eq=False)
+class Primal:
+    """The primal's own lines: its expressions with their values, and the numbers that others of them give, by text."""
+
+    expressions: tuple[Expression, ...] = ()
+    constants: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> dict[str, ast.expr]:
+        """What the primal assigns to each of its variables, where it does so once."""
+        found: dict[str, list] = {}
+        lines = {each.mark.node.lineno for each in self.expressions}
+        for source in {each.mark.source for each in self.expressions}:
+            for node in ast.walk(source.tree):
+                if (
+                    isinstance(node, ast.Assign)
+                    and node.value.lineno in lines
+                    and isinstance(node.targets[0], ast.Name)
+                ):
+                    found.setdefault(node.targets[0].id, []).append(node.value)
+        return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The numbers that the primal's lines name."""
+        found = {}
+        for each in self.expressions:
+            for node in ast.walk(parsed(each.mark.text)):
+                if (
+                    isinstance(node, ast.Constant)
+                    and isinstance(node.value, int | float)
+                    and node.value not in (0, 1, -1)
+                ):
+                    found[repr(node.value)] = float(node.value)
+        return found
+
+
 @dataclass(eq=False)
 class Aligned(Execution):
     """A rule's program at several points, beside the right outputs there and autodiff's program.
@@ -328,38 +366,9 @@ class Aligned(Execution):
     right: list[list[np.ndarray]]
     tolerance: float
     reference: Execution
-    primal: list[Expression]
+    primal: Primal
     marks: list[Mark] = field(default_factory=list)
     seen: dict[int, Any] = field(default_factory=dict)
-
-    @cached_property
-    def primal_names(self) -> dict[str, ast.expr]:
-        """What the primal assigns to each of its variables, where it does so once."""
-        found: dict[str, list] = {}
-        lines = {each.mark.node.lineno for each in self.primal}
-        for source in {each.mark.source for each in self.primal}:
-            for node in ast.walk(source.tree):
-                if (
-                    isinstance(node, ast.Assign)
-                    and node.value.lineno in lines
-                    and isinstance(node.targets[0], ast.Name)
-                ):
-                    found.setdefault(node.targets[0].id, []).append(node.value)
-        return {name: values[0] for name, values in found.items() if len(values) == 1}
-
-    @cached_property
-    def primal_numbers(self) -> dict[str, float]:
-        """The numbers that the primal's lines name."""
-        found = {}
-        for each in self.primal:
-            for node in ast.walk(parsed(each.mark.text)):
-                if (
-                    isinstance(node, ast.Constant)
-                    and isinstance(node.value, int | float)
-                    and node.value not in (0, 1, -1)
-                ):
-                    found[repr(node.value)] = float(node.value)
-        return found
 
     @cached_property
     def wrong(self) -> tuple[int, ...]:
@@ -586,18 +595,18 @@ def aligned(subject: Subject, points: Sequence[tuple[tuple, Any]], functions: li
     rough = any(v.dtype != np.float64 for vs in of_rule.outputs for v in vs if v.dtype.kind == "f")
     return Aligned(
         graph, flat, of_rule.values, of_rule.outputs, subject, inputs, other.outputs, 1e-3 if rough else TOLERANCE,
-        other, primal_expressions(subject, inputs), marks.marks, seen.constants,
+        other, primal_of(subject, inputs), marks.marks, seen.constants,
     )  # fmt: skip
 
 
-def primal_expressions(subject: Subject, inputs: list[Inputs]) -> list[Expression]:
-    """The expressions of the primal's own lines, with their values."""
-    functions = author.functions_of(subject.primal, rules=False)[:1]
+def primal_of(subject: Subject, inputs: list[Inputs]) -> Primal:
+    """The primal's own lines."""
+    functions = author.functions_of(subject.primal, rules=False)[:MOST_FUNCTIONS]
     if not functions:
-        return []
+        return Primal()
     marks = author.marked(functions)
 
-    with author.seeing(functions, marks):
+    with author.seeing(functions, marks) as seen:
         leaves = leaves_of(inputs[0].args, subject.fixed)
         n = len(leaves.values)
 
@@ -624,7 +633,9 @@ def primal_expressions(subject: Subject, inputs: list[Inputs]) -> list[Expressio
             continue
         variables = {n: fingerprint(value) for (n, path), value in named.items() if path == mark.path}
         expressions.append(Expression(mark, value, variables))
-    return expressions
+    numbers = {marks.marks[k].text: np.asarray(value) for k, value in seen.constants.items()}
+    constants = {text: float(v) for text, v in numbers.items() if not v.ndim and v.dtype.kind in "fiu"}
+    return Primal(tuple(expressions), constants)
 
 
 def is_traced(leaf: Any) -> bool:

@@ -1,8 +1,7 @@
 """The grammar of edits: the expressions that may stand in the place of another, in the author's own names.
 
 An expression is a template with atoms: its text and its value both come from the template. Its cost is its description
-length: how many tokens of the source change. Where the gradients are linear in a place's value, products of
-expressions are compared all at once.
+length: how many tokens of the source change.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking.alignment import Aligned, Atom, Effect, MarkedPlace, fingerprint
+from jaxnet.checking.alignment import Aligned, Atom, MarkedPlace, fingerprint, parsed
+from jaxnet.checking.author import read_in
 
 MISSING, OTHER, SIGN = 0, 1, 2
 RANKS = {"sign": SIGN, "factor": MISSING, "term": MISSING}
-FEW_NAMES, MOST_TERMS, MOST_BORROWED, MOST_SUMS = 16, 400, 24, 32
+FEW_NAMES, MOST_BORROWED = 16, 24
 EXACT = 1e-6  # relative to the largest entry of each gradient
 UNARY = ("{1}", "1 - {1}", "{1}**2", "1 - {1}**2", "{1} * (1 - {1})", "{1} > 0", "{1} < 0", "1 + {1}")
 OF_LIBRARY = (*(f"%.{name}({{1}})" for name in ("sign", "sqrt", "exp", "log", "tanh", "cos", "sin", "abs")),
@@ -37,7 +37,7 @@ OF_LIBRARY = (*(f"%.{name}({{1}})" for name in ("sign", "sqrt", "exp", "log", "t
 @lru_cache(maxsize=100_000)
 def tokens(text: str) -> tuple[str, ...]:
     """The tokens of a text, brackets and commas aside."""
-    return tuple(re.findall(r"\w+(?:\.\w+)*(?=\()|\w+|\*\*|[-+*/@<>=!:]+", text))
+    return tuple(re.findall(r"\w+(?:\.\w+)*(?=\()|\d+\.\d+|\w+|\*\*|[-+*/@<>=!:]+", text))
 
 
 def distance(before: str, after: str) -> int:
@@ -218,8 +218,8 @@ class Scope:
                 values = [self.value(atom, point) for point in range(len(self.aligned.points))]
                 by_value.setdefault(fingerprint(values), atom.text)
         found: dict[tuple, Atom] = {}
-        for expression in self.aligned.primal:
-            text = expression.text_in(by_value, self.aligned.primal_names)
+        for expression in self.aligned.primal.expressions:
+            text = expression.text_in(by_value, self.aligned.primal.names)
             if text is not None and text not in known and len(tokens(text)) <= MOST_BORROWED:
                 shape = tuple(np.shape(expression.values[0]))
                 key = (shape, np.asarray(expression.values[0]).tobytes())
@@ -237,15 +237,35 @@ class Scope:
             value = None if np.ndim(constant) else float(np.real(np.asarray(constant)))
             if value is not None and value not in (0.0, 1.0, -1.0) and np.isfinite(value) and self.visible(mark):
                 found.setdefault(value, mark.text)
-        for text, value in self.aligned.primal_numbers.items():
+        for text, value in {**self.primal_constants, **self.aligned.primal.numbers}.items():
             found.setdefault(value, text)
-        for atom in self.names:
-            for axis, n in enumerate(atom.shape):
-                if n > 1 and len(atom.shape) <= 3:
-                    text = f"len({atom.text})" if axis == 0 else f"{atom.text}.shape[{axis}]"
-                    found.setdefault(float(n), text)
-                    found.setdefault(float(n) ** 0.5, f"{text}**0.5")
+        for text, atom, axis in self.sizes:
+            if (n := atom.shape[axis]) > 1 and len(atom.shape) <= 3:
+                found.setdefault(float(n), text)
+                found.setdefault(float(n) ** 0.5, f"{text}**0.5")
         return [(text, value) for value, text in found.items()]
+
+    @cached_property
+    def primal_constants(self) -> dict[str, float]:
+        """Numbers that the primal computes of what has a name here too, by its text."""
+        known = {"len", *self.place.mark.source.modules, *(atom.text for atom in self.names)}
+        return {
+            text: value
+            for text, value in self.aligned.primal.constants.items()
+            if abs(value) not in (0.0, 1.0) and np.isfinite(value) and read_in(parsed(text)) <= known
+        }
+
+    @cached_property
+    def sizes(self) -> list[tuple[str, Atom, int]]:
+        """The axes of the variables, those first that the primal names, in its words."""
+        found = []
+        for atom in self.names:
+            for axis in range(len(atom.shape)):
+                usual = f"{atom.text}.shape[{axis}]" if axis else f"len({atom.text})"
+                texts = (usual, f"{atom.text}.shape[{axis}]", f"{atom.text}.shape[{axis - len(atom.shape)}]")
+                named = [text for text in texts if text in self.primal_constants]
+                found.append((not named, (*named, usual)[0], atom, axis))
+        return [each[1:] for each in sorted(found, key=lambda each: each[0])]
 
     @cached_property
     def names(self) -> list[Atom]:
@@ -278,7 +298,7 @@ class Scope:
     def terms(self) -> list[Term]:
         """Arrays that can stand beside the place's value: atoms, and functions of them and of the value itself."""
         found = [Term("1"), *(Term(template.replace("{1}", "{0}")) for template in UNARY[1:])]
-        for text in list(self.aligned.primal_numbers)[:4]:
+        for text in list(self.aligned.primal.numbers)[:4]:
             for atom in self.names:
                 found += [joined(f"{text} * {{}}", laid) for laid in self.laid_out(Term("{1}", (atom,)), atom.shape)]
         for (one, other), sign in itertools.product(self.compared, ("==", "<", ">")):
@@ -299,7 +319,7 @@ class Scope:
         names = [atom for atom in self.names if atom.shape][:6]
         others = [atom for atom in [*self.names, *self.borrowed] if atom.shape or atom in self.borrowed][:12]
         pairs = [(one, other) for one in names for other in others if one is not other and fit(one.shape, other.shape)]
-        return [*itertools.product(names, ("1", "(-1)", *list(self.aligned.primal_numbers)[:4])), *pairs]
+        return [*itertools.product(names, ("1", "(-1)", *list(self.aligned.primal.numbers)[:4])), *pairs]
 
     @cached_property
     def sums(self) -> list[Term]:
@@ -377,48 +397,7 @@ class Scope:
                 if n == shape[-1]:
                     yield self.edit(joined("{} @ {}", HERE, side), "factor", side, cost=2)
 
-    # --------------------------------------------------------------------------------------- many edits at once
-
-    def exact(self, effect: Effect, right: tuple | dict[int, Callable], late: Callable[[], bool]) -> Iterator[Edit]:
-        """The edits that make the outputs right, those with two terms included, until it is late.
-
-        `right`: A and b, where A (x − v) = b says which values are right in the place of v; or the graft of the right
-        values.
-        """
-        grafted = isinstance(right, dict)  # then what the loop carries is right, and may be used
-        every = (*self.atoms, *self.borrowed, *self.constants)
-        usable = [atom for atom in every if grafted or not self.depends(atom)]
-        index = {id(atom): k for k, atom in enumerate(usable)}
-        calls = effect.calls(usable, right if grafted else {})
-
-        def vector(term: Term) -> np.ndarray | None:
-            """An expression's values, one for each time that the place runs; a zero by chance mends too much."""
-            if not all(id(atom) in index for atom in term.atoms):
-                return None
-            parts = []
-            for v, _, *others in calls:
-                try:
-                    part = np.asarray(term.value(v, *(others[index[id(atom)]] for atom in term.atoms)), float)
-                    parts.append(np.broadcast_to(part, v.shape).ravel())
-                except (ValueError, IndexError, TypeError, np.linalg.LinAlgError):
-                    return None
-            row = np.concatenate(parts)
-            return row if np.any(row) else None
-
-        v, new = (np.concatenate([call[k].ravel() for call in calls]) for k in range(2))
-        if isinstance(right, dict):  # random sums of the entries tell arrays apart
-            A = np.random.default_rng(0).standard_normal((min(v.size, MOST_SUMS), v.size))
-            right = A, A @ (new - v)
-        system = System(right[0], right[1], v)
-        for edit in self.singles:
-            row = vector(edit.term)
-            if row is not None and system.fits(system.A @ row, system.b + system.Av):
-                yield edit
-        terms = sorted([*self.terms, *self.sums], key=lambda term: len(tokens(term.text(self.text))))
-        known = [(term, row) for term in terms[:MOST_TERMS]
-                 if (row := vector(term)) is not None and np.all(np.isfinite(row))]  # fmt: skip
-        yield from self.products([term for term, _ in known], [row for _, row in known], system, late)
-        yield from self.matrices(usable, vector, system)
+    # ----------------------------------------------------------------------------------------------------- values
 
     def value(self, atom: Atom, point: int) -> Any:
         """An atom's value at a point, as the place sees it the first time that it runs."""
@@ -428,101 +407,6 @@ class Scope:
     def depends(self, atom: Atom) -> bool:
         """Whether an atom's value depends on the place."""
         return any(self.aligned.number(atom, each) in self.inside for each in self.place.operations)
-
-    def products(self, terms: list[Term], rows: list[np.ndarray], system: System, late) -> Iterator[Edit]:
-        """v ± t u, v ± t / u, t u, t / u, t ± u for two terms; v or a part of it with two terms more."""
-        R = np.array(rows).reshape(len(rows), system.A.shape[1])
-        images = system.A @ R.T  # of each term alone
-        short = [k for k, term in enumerate(terms) if len(tokens(term.text(self.text))) <= 9]
-        every: list[tuple] = list(zip(images.T, [(term,) for term in terms], strict=True))
-        for i in short:
-            if late():
-                return
-            for op, product in (("*", R[i] * R), ("/", R[i] / np.where(R == 0, np.nan, R))):
-                image = system.A @ np.nan_to_num(product, nan=1e300, posinf=1e300, neginf=-1e300).T
-                chosen = {j for j in range(len(terms)) if op == "/" or j >= i or j not in short}
-                if op == "*":
-                    every += [(image[:, j], (terms[i], terms[j])) for j in sorted(chosen)]
-                for template, wanted in system.joins:
-                    for j in chosen.intersection(system.fitting(image, wanted)):
-                        yield self.join(template, joined(f"{{}} {op} {{}}", terms[i], terms[j]))
-            for op, image in (("+", images[:, [i]] + images), ("-", images[:, [i]] - images)):
-                for j in system.fitting(image, system.b + system.Av):
-                    yield self.edit(joined(f"{{}} {op} {{}}", terms[i], terms[j]))
-        yield from self.two_more(every, system.b, HERE)
-        parts = [
-            (image, term) for image, term in zip(images.T, terms, strict=True) if term.text(self.text) in self.text
-        ]
-        for image, term in parts[:11]:
-            yield from self.two_more(every, system.b + system.Av - image, term)
-
-    def join(self, template: str, term: Term) -> Edit:
-        """An expression added to the place's, taken from it, or in its place."""
-        whole = joined(template, *([HERE] if template.count("{}") > 1 else []), term)
-        return self.edit(whole, "term" if template.count("{}") > 1 else "replaced", term)
-
-    def two_more(self, every: list, wanted: np.ndarray, base: Term) -> Iterator[Edit]:
-        """A base with two products added or taken away, found by a random projection of their effects."""
-        if not every or not wanted.size:
-            return
-        w = np.random.default_rng(0).standard_normal(wanted.size)
-        images = np.stack([image for image, _ in every])
-        size = float(np.max(np.abs(wanted), initial=0.0)) + 1e-12
-        usable = np.flatnonzero(np.all(np.abs(images) < 1e6 * size, 1) & (np.max(np.abs(images), 1) > 1e-9 * size))
-        signed = np.concatenate([images[usable], -images[usable]])
-        at = signed @ w
-        order = np.argsort(at)
-        ordered, target = at[order], float(wanted @ w)
-        tolerance = 1e-9 * (np.abs(w) @ np.abs(wanted) + abs(target))
-        low, high = (np.searchsorted(ordered, target - at + d) for d in (-tolerance, tolerance))
-        pairs = [(i, k) for i in np.flatnonzero(high > low) for k in order[low[i] : high[i]]
-                 if k > i and np.max(np.abs(signed[i] + signed[k] - wanted)) <= EXACT * size]  # fmt: skip
-        found = []
-        for pair in pairs:
-            parts = [joined(" * ".join(["{}"] * len(some)), *some) for some in
-                     (every[usable[k % len(usable)]][1] for k in pair)]  # fmt: skip
-            signs = ["+" if k < len(usable) else "-" for k in pair]
-            found.append((sum(len(part.text(self.text)) for part in parts), signs, parts))
-        for _, (one, other), parts in sorted(found, key=lambda each: each[0])[:6]:
-            missing = joined("{} and {}", *parts) if base is HERE else None
-            yield self.edit(joined(f"{{}} {one} {{}} {other} {{}}", base, *parts),
-                            "term" if base is HERE else "replaced", missing)  # fmt: skip
-
-    def matrices(self, usable: list[Atom], vector: Callable, system: System) -> Iterator[Edit]:
-        """Products of two matrices, and outer products of two vectors, alone or added."""
-        small = [atom for atom in usable if 1 <= len(atom.shape) <= 2 and len(tokens(atom.text)) <= 7]
-        sides = [(template, atom, shape) for atom in small for template, shape in
-                 (("{1}", atom.shape), ("{1}.T", atom.shape[::-1]))[: len(atom.shape)]]  # fmt: skip
-        for (one, a, rows), (other, c, columns) in itertools.product(sides, sides):
-            products = []
-            if rows[-1] == columns[0] and (*rows[:-1], *columns[1:]) == self.shape:
-                products.append("{} @ {}")
-            if len(rows) == len(columns) == 1 and (*rows, *columns) == self.shape and self.jnp:
-                products.append(f"{self.jnp}.outer({{}}, {{}})")
-            for template in products:
-                product = joined(template, Term(one, (a,)), Term(other, (c,)))
-                row = vector(product)
-                for template, wanted in system.joins if row is not None else ():
-                    if not template.startswith("-") and system.fits(system.A @ row, wanted):
-                        yield self.join(template, product)
-
-
-class System:
-    """The values x at a place that make the outputs right: A (x − v) = b, where v stands there."""
-
-    def __init__(self, A: np.ndarray, b: np.ndarray, v: np.ndarray):
-        self.A, self.b, self.Av = A, b, A @ v
-        self.allowed = EXACT * max(float(np.linalg.norm(b)), 1.0)
-        self.joins = (("{} + {}", b), ("{} - {}", -b), ("{}", b + self.Av), ("-{}", -b - self.Av))
-        # Templates of v and a term, and what the term's image must be.
-
-    def fitting(self, images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The columns that are as wanted."""
-        return np.flatnonzero(np.max(np.abs(images - wanted[:, None]), 0, initial=0.0) <= self.allowed)
-
-    def fits(self, image: np.ndarray, wanted: np.ndarray) -> bool:
-        """Whether a vector is as wanted."""
-        return bool(self.fitting(image[:, None], wanted).size)
 
 
 def fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

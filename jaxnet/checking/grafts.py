@@ -653,10 +653,10 @@ def writer_at(scope: Scope, values: Sequence[dict[int, Any]], other: OtherShape 
 def sizes_in(scope: Scope, other: OtherShape) -> list[tuple[str, float, float]]:
     """Sizes of the variables and products of them: text, size here, size at the other shape."""
     found: dict[tuple[float, float], str] = {}
-    for atom in scope.atoms:
-        there = other.shapes.get(atom.place.number) if atom.text.isidentifier() and atom.place is not None else None
-        for axis, pair in enumerate(zip(atom.shape, there or (), strict=False)):
-            found.setdefault(pair, f"{atom.text}.shape[{axis}]" if axis else f"len({atom.text})")
+    for text, atom, axis in scope.sizes:
+        there = None if atom.place is None else other.shapes.get(atom.place.number)
+        if there is not None and len(there) == len(atom.shape):
+            found.setdefault((atom.shape[axis], there[axis]), text)
     for count in (2, 3):
         for some in itertools.combinations(list(found.items())[:8], count):
             n, m = (float(np.prod(each)) for each in zip(*(pair for pair, _ in some), strict=True))

@@ -23,8 +23,9 @@ from jaxnet.checking.alignment import (
     Execution,
     Inputs,
     MarkedPlace,
+    Primal,
     close,
-    primal_expressions,
+    primal_of,
     runs,
     seeded,
 )
@@ -96,7 +97,7 @@ class Names:
         flat, first = self.execution.flat, len(self.execution.graph.inputs) - len(self.seeds)
         seeds = ["d_out"] if len(self.seeds) == 1 else [f"d_out[{k}]" for k in range(len(self.seeds))]
         found = [(name, [each[k] for each in flat]) for k, name in [*enumerate(self.labels), *enumerate(seeds, first)]]
-        expressions = sorted(primal_expressions(self.subject, self.points), key=lambda each: len(each.mark.text))
+        expressions = sorted(primal_of(self.subject, self.points).expressions, key=lambda each: len(each.mark.text))
         return [*found, *((each.mark.text, list(map(np.asarray, each.values))) for each in expressions)]
 
     @cached_property
@@ -183,7 +184,7 @@ class Planting:
         rough = any(v.dtype not in (np.float64, np.complex128) for vs in given for v in vs)
         self.aligned = Aligned(
             right.graph, right.flat, right.values, right.outputs, subject, inputs, given, 1e-3 if rough else 1e-6,
-            right, [],
+            right, Primal(),
         )  # fmt: skip
         self.names = Names(right, subject, inputs)
 

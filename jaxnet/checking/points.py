@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -255,21 +257,23 @@ def other_shapes(args: Tree) -> list[tuple[str, Tree]]:
     return [each for i, each in enumerate(unlike) if each[1] not in [shape for _, shape in unlike[:i]]]
 
 
-def smaller(args: Tree) -> Tree | None:
-    """`args` with every axis longer than 8 cut to 5 or a little more, axes of one length alike; None where none is."""
+def smaller(args: Tree) -> Iterator[Tree]:
+    """`args` with axes longer than 8 cut to 5 or a little more, axes of one length alike; as many as possible first."""
     shapes = [np.shape(leaf) if not is_spec(leaf) else leaf.shape for leaf in jax.tree.leaves(args, is_leaf=is_spec)]
     lengths = sorted({n for shape in shapes for n in shape})
     short = [n for n in range(5, 5 + len(lengths)) if n not in lengths]
-    sizes = dict(zip([n for n in lengths if n > LONG], short, strict=False))
-    if not sizes or len(sizes) > len(short):
-        return None
+    long = [n for n in reversed(lengths) if n > LONG]
 
-    def cut(leaf: Any) -> Any:
+    def cut(sizes: dict[int, int], leaf: Any) -> Any:
         if is_spec(leaf):
             return replace(leaf, shape=tuple(sizes.get(n, n) for n in leaf.shape))
         return leaf[tuple(slice(sizes.get(n, n)) for n in np.shape(leaf))] if np.shape(leaf) else leaf
 
-    return jax.tree.map(cut, args, is_leaf=is_spec)
+    for count in range(len(long), 0, -1):
+        for some in itertools.combinations(long, count):
+            if count <= len(short):
+                sizes = dict(zip(reversed(some), short, strict=False))
+                yield jax.tree.map(partial(cut, sizes), args, is_leaf=is_spec)
 
 
 def described(args: Tree) -> str:
@@ -290,8 +294,8 @@ def described(args: Tree) -> str:
 class Points:
     """Where a rule is checked: `draw(seed, how)` gives the arguments, `elsewhere()` the same at other shapes, by name.
 
-    `ranks()` gives those of another rank, which the rule may not be meant for, `smaller()` those of short axes, None
-    where all are. `fresh` says whether another seed gives other arguments; `words` describes them.
+    `ranks()` gives those of another rank, which the rule may not be meant for, `smaller()` those of shorter axes.
+    `fresh` says whether another seed gives other arguments; `words` describes them.
     """
 
     draw: Callable[[int, str], tuple]
@@ -299,7 +303,7 @@ class Points:
     words: str
     elsewhere: Callable[[], list[tuple[str, Points]]] = list
     ranks: Callable[[], list[tuple[str, Points]]] = list
-    smaller: Callable[[], Points | None] = lambda: None
+    smaller: Callable[[], Iterator[Points]] = lambda: iter(())
 
 
 def points_of(template: tuple) -> Points:
@@ -313,8 +317,7 @@ def points_of(template: tuple) -> Points:
         return [(how, points_of(other)) for how, other in other_ranks(template)]
 
     def shorter():
-        args = smaller(template)
-        return None if args is None else points_of(args)
+        return map(points_of, smaller(template))
 
     def at(seed, how="plain"):
         return draw(template, seed, how)

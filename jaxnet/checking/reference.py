@@ -17,13 +17,15 @@ from jax.extend.core import ClosedJaxpr
 
 from jaxnet.checking.rules import flat_gradients
 from jaxnet.checking.subject import CannotCheckError, Leaves, Subject, Tree, cast, leaves_of
-from jaxnet.program import draws_numbers, widened_program
+from jaxnet.program import draws_numbers, in_numpy, widened_program
+from jaxnet.program.evaluate import UNOPTIMISED
 
 MOST_COLUMNS = 16384  # entries of which a Jacobian is taken column by column
 MOST_DIFFERENCES = 4096
 RATIO = 4.0
 STEPS = tuple(RATIO**-k for k in range(2, 10))
 COMPLEX_STEP = 1e-30
+MOST_ENTRIES, MANY_ENTRIES = 5e6, 4e7  # computed in NumPy in the time of a compilation: in some 60 runs, in five
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Runs:
     problems: list[str] = field(default_factory=list)
     curve: list[tuple[float, float]] = field(default_factory=list)  # of finite differences: step, change
     compiled: dict = field(default_factory=dict)
+    elsewhere: bool = False  # at another shape than the first: each program runs a few times
     x64: bool = field(default_factory=lambda: jnp.result_type(float) == jnp.float64)  # whether the user has float64 on
 
     @classmethod
@@ -57,7 +60,7 @@ class Runs:
         if signature(leaves) != signature(self.leaves) or any(
             leaves.everything[i] is not self.leaves.everything[i] for i in leaves.static if i not in leaves.where
         ):
-            return Runs.at(replace(self.subject, args=args), args)
+            return replace(Runs.at(replace(self.subject, args=args), args), elsewhere=True)
         return replace(self, subject=replace(self.subject, args=args), leaves=leaves)
 
     def with_rule(self, run: Callable) -> Runs:
@@ -141,10 +144,28 @@ class Runs:
             return self.differences(values, seed)
         key = which, self.finer(values), tuple(str(v.dtype) for v in values)
         if key not in self.compiled:
-            function = self.function(which, values, seed)
-            self.compiled[key] = jax.jit(function) if which != "rule" or self.subject.transforms else function
+            self.compiled[key] = self.executable(which, values, seed)
         out, grads = self.compiled[key](list(values), list(seed), self.leaves.rest)
         return [widened(o) for o in out], [widened(g) for g in grads]
+
+    def executable(self, which: str, values, seed) -> Callable:
+        """The method of this name: in NumPy where that is quicker, else compiled.
+
+        What the user's own dtype rounds is measured with compiled programs: the rule's, and at the first shape the
+        reference's too.
+        """
+        function = self.function(which, values, seed)
+        if which == "rule" and not self.subject.transforms:
+            return function
+        compiled = jax.jit(function, compiler_options=UNOPTIMISED if self.elsewhere else None)
+        if not self.finer(values) and (which == "rule" or not self.elsewhere):
+            return compiled
+        traced = compiled.trace(list(values), list(seed), self.leaves.rest)
+        run = in_numpy(traced.jaxpr, MANY_ENTRIES if self.elsewhere else MOST_ENTRIES)
+        tree = jax.tree.structure(traced.out_info)
+        if run is None:
+            return compiled
+        return lambda *args: jax.tree.unflatten(tree, run(*jax.tree.leaves(args)))
 
     def finer(self, values) -> bool:
         """Whether values are in float64 where the user's are not."""

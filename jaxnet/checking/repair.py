@@ -27,6 +27,7 @@ from jaxnet.checking.alignment import Aligned, Effect, Execution, Inputs, Marked
 from jaxnet.checking.author import Change, Source
 from jaxnet.checking.edits import EXACT, OTHER, Edit, Scope, bracketed, changes, distance, tidy
 from jaxnet.checking.grafts import CannotWriteError, OtherShape, plain, writer_at
+from jaxnet.checking.linear_edits import LinearEdits
 from jaxnet.checking.reference import in_float64
 from jaxnet.checking.rules import short
 from jaxnet.checking.subject import Subject
@@ -166,16 +167,22 @@ class RepairSearch:
         """The edits that make a goal right at every point and cost at most so much, the shortest first."""
         hits: list[Found] = []
         others: list[tuple[Edit, Effect]] = []
+        linear: list[LinearEdits] = []
         for effect in self.places(goal):
-            linear = effect.linear
-            if isinstance(linear, tuple) and not effect.feeds_itself:
-                hits += self.exact(effect, linear, first=1)
-            elif linear is not False:
+            right = effect.linear
+            if isinstance(right, tuple) and not effect.feeds_itself:
+                linear.append(LinearEdits(self.scope(effect.place), effect, right))
+                hits += self.exact(linear[-1].singles(), effect)
+            elif right is not False:
                 others += [(edit, effect) for edit in self.scope(effect.place).singles]
-        until = time.process_time() + IN_TURN * (self.until - time.process_time())
+        for each in linear:
+            if self.late or min((hit.cost for hit in hits), default=most) <= SHORT:
+                break
+            hits += self.exact(each.several(self.share(AT_A_PLACE)), each.effect)
+        late = self.share(IN_TURN)
         for edit, effect in sorted(others, key=lambda each: (each[0].cost, each[0].rank)):
             best = min((hit.cost for hit in hits), default=most)
-            if time.process_time() > until or edit.cost > best or best <= SHORT:
+            if late() or edit.cost > best or best <= SHORT:
                 break
             if self.holds(edit, effect, first=0):
                 hits.append(self.hit(edit, effect))
@@ -184,11 +191,14 @@ class RepairSearch:
             hits += self.found_in_text(goal, SHORT if hits else best)
         return sorted(hits, key=lambda hit: hit[:4])
 
-    def exact(self, effect: Effect, right: tuple | dict[int, Callable], first: int) -> list[Found]:
-        """The edits at a place that are right at the points from `first` on."""
+    def share(self, part: float) -> Callable[[], bool]:
+        """Whether a part of the time that is left now has passed."""
         now = time.process_time()
-        until = now + AT_A_PLACE * (self.until - now)
-        edits = self.scope(effect.place).exact(effect, right, lambda: time.process_time() > until)
+        until = now + part * (self.until - now)
+        return lambda: time.process_time() > until
+
+    def exact(self, edits: Iterable[Edit], effect: Effect, first: int = 1) -> list[Found]:
+        """Those of some edits that are right at the points from `first` on; at most so many."""
         held = (edit for edit in edits if self.holds(edit, effect, first))
         return [self.hit(edit, effect) for edit in itertools.islice(held, MOST_AT_A_PLACE)]
 
@@ -252,12 +262,25 @@ class RepairSearch:
     def found_in_text(self, goal: Sequence[int], most: int) -> list[Found]:
         """The changes of the text that cost at most so much and are right: each is run as a program."""
         hits: list[Found] = []
+        idle = [self.span(place.mark) for place in self.aligned.places.values() if not self.reaches(place, goal)]
         for option in self.in_text:
             if self.late or option.cost > most or (hits and option.cost > hits[0].cost):
                 break
-            if self.confirmed([option.change], goal, first_only=True):
+            source, start, end, _ = option.change
+            inside = any(file == source.file and first <= start and end <= last for file, first, last in idle)
+            if not inside and self.confirmed([option.change], goal, first_only=True):
                 hits.append(option)
         return hits
+
+    def reaches(self, place: MarkedPlace, goal: Sequence[int]) -> bool:
+        """Whether every output of a goal depends on an expression; a statement may give other variables too."""
+        changed = self.aligned.dependents([each.outputs[0] for each in place.operations])
+        return place.mark.defines or all(self.aligned.graph.outputs[k] in changed for k in goal)
+
+    @staticmethod
+    def span(mark: author.Mark) -> tuple[str, int, int]:
+        """An expression's file, and the bytes that it takes there."""
+        return mark.source.file, *mark.source.span(mark.node)
 
     def grafts(self, goal: Sequence[int]) -> list[Found]:
         """Autodiff's values in the place of an expression, added to it or taken from it, the shortest first."""
@@ -269,7 +292,9 @@ class RepairSearch:
                 continue
             for k, (number, kind) in enumerate(self.grafted(effect)):
                 if steps and not k:
-                    hits += self.exact(effect, self.graft(effect, number, GRAFTS[kind], 0), first=0)
+                    edits = LinearEdits(self.scope(effect.place), effect, self.graft(effect, number, GRAFTS[kind], 0))
+                    every = itertools.chain(edits.singles(), edits.several(self.share(AT_A_PLACE)))
+                    hits += self.exact(every, effect, first=0)
                     if hits:
                         self.until = min(self.until, 2 * time.process_time() - start)  # as long again as this took
                 hits += self.written(effect, number, kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -274,21 +274,27 @@ def repair_of(subject: Subject, options: CheckOptions, found: Findings) -> tuple
     """The change of the author's source that makes every gradient right; in words why it could not be looked for."""
     assert found.witness is not None
     args, cotangent, where = found.witness
-    elsewhere = next((there for how, there in where.elsewhere() if how.startswith("one more")), None)
     seconds = REPAIR * options.budget
-    small = where.smaller()
+    small = first_drawn(subject, where.smaller(), options.seed)
     if small is not None:  # there more is tried in the same time; it is proved at the user's own shape
-        draw = fresh_points(subject, small)
-        try:
-            first = draw(options.seed)
-        except Exception:  # a rule may refuse other shapes in any way: then it is looked for at the user's own
-            first = None
-        if first is not None:
-            found_there, _ = repaired(subject, first, draw, lambda seed: (args, cotangent), seconds=seconds)
-            if found_there is not None and found_there.patch:
-                return found_there, ""
-    redraw = None if elsewhere is None else fresh_points(subject, elsewhere)
+        draw, first = small
+        found_there, _ = repaired(subject, first, draw, lambda seed: (args, cotangent), seconds=seconds)
+        if found_there is not None and found_there.patch:
+            return found_there, ""
+    other = first_drawn(subject, (there for _, there in where.elsewhere()), FRESH[0])
+    redraw = None if other is None else other[0]
     return repaired(subject, (args, cotangent), fresh_points(subject, where), redraw, seconds=seconds)
+
+
+def first_drawn(subject: Subject, places: Iterable[Points], seed: int) -> tuple[Callable, tuple] | None:
+    """`fresh_points` at the first of some shapes that the primal takes, and a point there; None where there is none."""
+    for there in places:
+        draw = fresh_points(subject, there)
+        try:
+            return draw, draw(seed)
+        except Exception:  # the user's function may refuse a shape in any way
+            continue
+    return None
 
 
 def planted_in(subject: Subject, options: CheckOptions, found: Findings) -> Cause | None:

@@ -12,6 +12,7 @@ from jaxnet.program.custom_rules import (
 from jaxnet.program.evaluate import Evaluation
 from jaxnet.program.graph import Graph, Operation, graph_of
 from jaxnet.program.not_finite import first_not_finite
+from jaxnet.program.numpy_evaluation import in_numpy
 from jaxnet.program.positions import Position
 from jaxnet.program.tape import Tape, record, replay
 from jaxnet.program.widening import widened_program
@@ -30,6 +31,7 @@ __all__ = [
     "float_dtypes",
     "graph_of",
     "has_custom",
+    "in_numpy",
     "inner_programs",
     "opened",
     "record",

@@ -19,6 +19,8 @@ from jaxnet.program.graph import Graph, Operation
 Kept = dict[tuple, Any]
 """Kept values, by (number of an operation or a value, kind of the kept value)."""
 TURNS, RAN = "turns", "ran"
+UNOPTIMISED: dict[str, Any] = {"xla_backend_optimization_level": "0"}
+"""The compiler's options for a program that runs a few times."""
 
 
 class Evaluation:
@@ -269,4 +271,4 @@ def turns_of(graph: Graph, args: Sequence) -> dict[int, int]:
 
 def quickly(function: Callable, args: Sequence) -> Any:
     """`function(*args)`, compiled without optimisation: for programs that run once."""
-    return jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": "0"})(*args)
+    return jax.jit(function).lower(*args).compile(compiler_options=UNOPTIMISED)(*args)

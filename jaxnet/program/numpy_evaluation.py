@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
-from jaxnet.program.calls import bind, scan_counts
+from jaxnet.program.calls import UnknownPrimitiveError, bind, scan_counts
 from jaxnet.program.evaluate import Evaluation, Kept
-from jaxnet.program.graph import Graph, Operation
+from jaxnet.program.graph import Graph, Operation, graph_of
 
 Values = dict[int, Any]
 MOST_STEPS = 100_000
+CALL = 2000  # entries that NumPy computes in the time of a call
 
 
 def host(value: Any) -> Any:
@@ -139,6 +141,51 @@ class NumpyEvaluation(Evaluation):
                 self.values[number] = np.stack(steps[::-1] if reverse else steps)
 
 
+def in_numpy(program: ClosedJaxpr, most: float) -> Callable[..., list] | None:
+    """A traced program as a function of its flat inputs, in NumPy; None where it computes more entries than `most`."""
+    try:
+        graph = graph_of(program)
+    except UnknownPrimitiveError:
+        return None
+    if work(graph) > most:
+        return None
+
+    def run(*args: Any) -> list:
+        evaluation = NumpyEvaluation()
+        evaluation.keeping = False
+        with np.errstate(all="ignore"):
+            return evaluation.run(graph, args)
+
+    return run
+
+
+def work(graph: Graph) -> float:
+    """The entries that a graph computes; infinite where an operation, a dtype or an empty array is left to JAX."""
+    total = 0.0
+    for operation in graph.operations:
+        eqn, kind = operation.eqn, operation.kind
+        if kind == "scan":
+            total += eqn.params["length"] * work(operation.bodies[0])
+        elif kind in ("rule", "cond"):
+            total += max(map(work, operation.bodies))
+        elif operation.name not in NUMPY or not all(is_plain(v.aval) for v in (*eqn.invars, *eqn.outvars)):
+            return np.inf
+        else:
+            total += CALL + max(v.aval.size for v in (*eqn.invars, *eqn.outvars))
+        if operation.name == "dot_general":
+            (left, _), _ = eqn.params["dimension_numbers"]
+            total += eqn.outvars[0].aval.size * np.prod([eqn.invars[0].aval.shape[axis] for axis in left]) / 8
+    return total
+
+
+def is_plain(aval: Any) -> bool:
+    """Whether an array has entries, in a dtype that NumPy computes in as JAX does."""
+    dtype = getattr(aval, "dtype", None)
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended) or dtype == jax.dtypes.float0 or not aval.size:
+        return False
+    return not jnp.issubdtype(dtype, jnp.inexact) or np.dtype(dtype).itemsize >= 4
+
+
 @lru_cache(maxsize=256)
 def numbers_in(graph: Graph) -> tuple[int, ...]:
     """The numbers of a body's values: its inputs, and all that its operations give."""
@@ -165,17 +212,17 @@ def dot_general(params: dict, a: Any, b: Any) -> Any:
     """dot_general"""
     (left, right), (left_batch, right_batch) = params["dimension_numbers"]
     wide = params["preferred_element_type"]
-    if not left_batch and len(left) == 1:
-        out = np.tensordot(a, b, (left, right))
-    else:
-        one, other = list(range(a.ndim)), [a.ndim + k for k in range(b.ndim)]
-        for i, j in [*zip(left_batch, right_batch, strict=True), *zip(left, right, strict=True)]:
-            other[j] = one[i]
-        batch = [one[i] for i in left_batch]
-        free = [n for i, n in enumerate(one) if i not in (*left_batch, *left)]
-        free += [n for j, n in enumerate(other) if j not in (*right_batch, *right)]
-        out = np.einsum(a, one, b, other, [*batch, *free])
-    return np.asarray(out, wide) if wide is not None else np.asarray(out)
+    if wide is not None:
+        a, b = (x.astype(wide, copy=False) for x in (a, b))
+    if not left_batch:
+        return np.asarray(np.tensordot(a, b, (left, right)))
+    rows = [i for i in range(a.ndim) if i not in (*left_batch, *left)]
+    columns = [j for j in range(b.ndim) if j not in (*right_batch, *right)]
+    a, b = a.transpose(*left_batch, *rows, *left), b.transpose(*right_batch, *right, *columns)
+    n, m = len(left_batch), len(left)
+    batch, free = a.shape[:n], (*a.shape[n : a.ndim - m], *b.shape[n + m :])
+    inner = int(np.prod(a.shape[a.ndim - m :]))
+    return (a.reshape(*batch, -1, inner) @ b.reshape(*batch, inner, -1)).reshape(*batch, *free)
 
 
 def select(params: dict, which: Any, *cases: Any) -> Any:

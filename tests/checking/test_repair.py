@@ -246,3 +246,57 @@ def test_large_arrays_are_searched_at_a_smaller_shape(given):
     assert not report.ok
     assert report.repair is not None
     assert "x_hat * (dx * x_hat).mean(-1, keepdims=True)" in report.repair.patch
+
+
+def attend(q, k, v):
+    return jax.nn.softmax(q @ k.T / jnp.sqrt(q.shape[-1])) @ v
+
+
+@jax.custom_vjp
+def attention(q, k, v):
+    return attend(q, k, v)
+
+
+def attention_forward(q, k, v):
+    p = jax.nn.softmax(q @ k.T / jnp.sqrt(q.shape[-1]))
+    return p @ v, (q, k, v, p)
+
+
+def attention_backward(saved, g):
+    q, k, v, p = saved
+    dp = g @ v.T
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True))
+    return ds @ k, ds.T @ q, p.T @ g
+
+
+attention.defvjp(attention_forward, attention_backward)
+
+
+def test_a_number_is_written_as_the_primal_writes_it():
+    report = check(attention, *["float32[12,6]"] * 3, **QUICK)  # where q and g have the same shape
+    assert report.repair is not None
+    assert report.repair.patch.endswith("/ jnp.sqrt(q.shape[-1])")
+
+
+@jax.custom_vjp
+def gated(z):
+    a, b, c = jnp.split(z, 3)
+    return a * b + c
+
+
+def gated_forward(z):
+    return gated(z), jnp.split(z, 3)
+
+
+def gated_backward(saved, g):
+    a, b, c = saved
+    return (jnp.concatenate([g * b, g * b, g]),)
+
+
+gated.defvjp(gated_forward, gated_backward)
+
+
+def test_shapes_that_the_primal_refuses_are_passed_over():
+    report = check(gated, "float32[24]", **QUICK)
+    assert report.repair is not None
+    assert report.repair.patch.endswith("+ return (jnp.concatenate([g * b, g * a, g]),)")

@@ -13,6 +13,7 @@ from jaxnet.program import (
     draws_numbers,
     first_not_finite,
     graph_of,
+    in_numpy,
     rules_inside,
     widened_program,
     without_rules,
@@ -27,6 +28,33 @@ def square(x):
 
 
 square.defvjp(lambda x: (x * x, x), lambda x, g: (4 * x * g,))
+
+
+def test_a_program_runs_in_numpy_as_in_jax():
+    def attend(q, k, xs):
+        scores = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+        carried, steps = lax.scan(lambda c, x: (jnp.tanh(c @ x), c.sum()), jnp.eye(3), xs)
+        return scores, carried, jnp.einsum("bij,bjk,b->ik", xs, xs, steps)
+
+    shapes = ((2, 5, 4, 3), (2, 6, 4, 3), (7, 3, 3))
+    args = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+    run = in_numpy(jax.make_jaxpr(attend)(*args), 1e6)
+    for got, expected in zip(run(*args), jax.jit(attend)(*args), strict=True):
+        assert jnp.allclose(got, expected, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "x"),
+    [
+        (jnp.cumprod, X),
+        (lambda x: x + 1, X.astype(jnp.bfloat16)),
+        (lambda x: x.sum(), jnp.zeros((0, 3))),
+        (lambda x: lax.fori_loop(0, 1000, lambda _, c: c * 0.5, x), X),
+    ],
+    ids=["an operation that it has not", "half precision", "an empty array", "too many steps"],
+)
+def test_a_program_is_left_to_jax(function, x):
+    assert in_numpy(jax.make_jaxpr(function)(x), 1e6) is None
 
 
 def test_a_reducer_is_an_operand_and_runs_in_float64():
