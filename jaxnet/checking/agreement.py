@@ -26,7 +26,7 @@ from jaxnet.program.evaluate import UNOPTIMISED
 MOST_ASKED = 256  # numbers that finite differences are taken in
 SLACK = 32  # a rule that is right in float64 may lose so many times what rounding allows
 ELSEWHERE_SECONDS = 6.0  # of the processor's time
-TIED = "ties", "zeros"  # kinds of points at which many branches are open at once
+TIED = "ties", "zeros", "bounds"  # kinds of points at which many branches are open at once
 NOT_FINITE = "not finite in the reference itself"
 
 
@@ -364,12 +364,13 @@ def imprecise(leaf: Leaf, slack: float, unit: float, options: CheckOptions) -> L
 def judge_elsewhere(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> None:
     """Small inputs, ties, rows of zeros and of equal entries, other shapes and ranks, while time lasts.
 
-    At a rank that a rule may not be meant for, a wrong leaf is a warning.
+    At a rank that a rule may not be meant for, and at the bounds of its inputs, a wrong leaf is a warning.
     """
     kinds = ("small inputs", "small"), ("inputs with ties", "ties"), ("a row of zeros", "zeros")
     places = [(how, where, kind, found) for how, kind in kinds]
     places += [(how, there, "plain", found) for how, there in where.elsewhere()]
     places += [(how, there, "plain", Findings(seconds=found.seconds)) for how, there in where.ranks()]
+    places += [("the bounds of the inputs", where, "bounds", Findings(seconds=found.seconds))] * where.bounded
     end = time.process_time() + ELSEWHERE_SECONDS
     tried, left = [], []
     for how, there, kind, kept in places:

@@ -295,24 +295,33 @@ class Expression:
     values: tuple
     variables: dict[str, tuple]
 
-    def text_in(self, names: dict[tuple, str], assigned: dict[str, ast.expr]) -> str | None:
+    def text_in(self, names: dict[tuple, str], assigned: dict[tuple, ast.expr]) -> str | None:
         """Its text in other names, by value; None where a variable has no value there."""
-        missing = False
-        variables = self.variables
+        renaming = Renaming(self, names, assigned)
+        text = ast.unparse(renaming.visit(parsed(self.mark.text)))
+        return None if renaming.missing or len(text) > 200 else text
 
-        class Renamed(ast.NodeTransformer):
-            def visit_Name(self, node: ast.Name) -> ast.AST:
-                nonlocal missing
-                name = names.get(variables[node.id]) if node.id in variables else None
-                if name is not None:
-                    return ast.parse(name, mode="eval").body
-                if node.id in variables:
-                    missing = missing or node.id not in assigned
-                    return self.visit(copy.deepcopy(assigned[node.id])) if node.id in assigned else node
-                return node
 
-        text = ast.unparse(Renamed().visit(parsed(self.mark.text)))
-        return None if missing or len(text) > 200 else text
+class Renaming(ast.NodeTransformer):
+    """Writes an expression of the primal in other names: a variable without one as what the primal assigns to it."""
+
+    def __init__(self, of: Expression, names: dict[tuple, str], assigned: dict[tuple, ast.expr]):
+        self.of, self.names, self.assigned = of, names, dict(assigned)
+        self.missing = False
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id not in self.of.variables:
+            return node
+        name = self.names.get(self.of.variables[node.id])
+        if name is not None:
+            return parsed(name)
+        value = self.assigned.pop((self.of.mark.path, node.id), None)  # once: it may be made of the same variable
+        if value is None:
+            self.missing = True
+            return node
+        renamed = self.visit(copy.deepcopy(value))
+        self.assigned[self.of.mark.path, node.id] = value
+        return renamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,19 +332,16 @@ class Primal:
     constants: dict[str, float] = field(default_factory=dict)
 
     @cached_property
-    def names(self) -> dict[str, ast.expr]:
-        """What the primal assigns to each of its variables, where it does so once."""
-        found: dict[str, list] = {}
-        lines = {each.mark.node.lineno for each in self.expressions}
+    def names(self) -> dict[tuple, ast.expr]:
+        """By function and name, what the primal assigns to a variable, where it does so once."""
+        paths = {(each.mark.source.file, each.mark.node.lineno): each.mark.path for each in self.expressions}
+        found: dict[tuple, list] = {}
         for source in {each.mark.source for each in self.expressions}:
             for node in ast.walk(source.tree):
-                if (
-                    isinstance(node, ast.Assign)
-                    and node.value.lineno in lines
-                    and isinstance(node.targets[0], ast.Name)
-                ):
-                    found.setdefault(node.targets[0].id, []).append(node.value)
-        return {name: values[0] for name, values in found.items() if len(values) == 1}
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    path = paths.get((source.file, node.value.lineno))
+                    found.setdefault((path, node.targets[0].id), []).append(node.value)
+        return {key: values[0] for key, values in found.items() if len(values) == 1}
 
     @cached_property
     def numbers(self) -> dict[str, float]:

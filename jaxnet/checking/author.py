@@ -107,7 +107,7 @@ def closed_over(function: FunctionType) -> list:
 
 def called(function: FunctionType) -> list:
     """The globals that a function's code names, and the attributes of modules that it names."""
-    names = {name for code in codes_in(function.__code__) for name in code.co_names}
+    names = dict.fromkeys(name for code in codes_in(function.__code__) for name in code.co_names)
     found = [function.__globals__[name] for name in names if name in function.__globals__]
     for module in [each for each in found if isinstance(each, ModuleType)]:
         if not is_library(getattr(module, "__file__", None) or ""):
@@ -202,6 +202,16 @@ def functions_in(file: str) -> tuple[ast.FunctionDef | ast.Lambda, ...]:
     source = source_of(file)
     nodes = ast.walk(source.tree) if source is not None else ()
     return tuple(node for node in nodes if isinstance(node, ast.FunctionDef | ast.Lambda))
+
+
+def arguments_at(place: str) -> tuple[str, ...]:
+    """The names of the arguments of the function that is defined at file:line; none where there is no such function."""
+    file, _, line = place.rpartition(":")
+    for node in functions_in(file) if line.isdigit() else ():
+        first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+        if first == int(line):
+            return tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args))
+    return ()
 
 
 def number_of(function: ast.FunctionDef | ast.Lambda) -> int:

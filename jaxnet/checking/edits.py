@@ -40,11 +40,11 @@ def tokens(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+(?:\.\w+)*(?=\()|\d+\.\d+|\w+|\*\*|[-+*/@<>=!:]+", text))
 
 
-def distance(before: str, after: str) -> int:
-    """How many tokens are taken out and put in."""
+def distance(before: str, after: str) -> float:
+    """How many tokens are put in, and half of those that are taken out."""
     a, b = tokens(before), tokens(after)
     same = sum(block.size for block in difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks())
-    return len(a) + len(b) - 2 * same
+    return len(b) - same + (len(a) - same) / 2
 
 
 @lru_cache(maxsize=100_000)
@@ -130,7 +130,7 @@ class Edit:
     `kind`: "sign", "transposed", "factor", "term", "order" or "replaced"; equal costs are ordered by `rank`.
     """
 
-    cost: int
+    cost: float
     text: str
     kind: str = "replaced"
     what: str = ""
@@ -343,7 +343,7 @@ class Scope:
 
     # ------------------------------------------------------------------------------------------------ single edits
 
-    def edit(self, term: Term, kind: str = "replaced", what: Term | None = None, cost: int | None = None) -> Edit:
+    def edit(self, term: Term, kind: str = "replaced", what: Term | None = None, cost: float | None = None) -> Edit:
         """An expression in the place of this one; `what` is missing, or belongs there."""
         text = term.text(self.text)
         said = text if what is None else what.text(self.text)
@@ -371,7 +371,7 @@ class Scope:
             number, cost = Term("{1}", (atom,)), 1 + len(tokens(atom.text))
             yield self.edit(Term("{1} * {0}", (atom,)), "factor", number, cost)
             yield self.edit(Term("{0} / {1}", (atom,)), "factor", joined("1 / {}", number), cost)
-        for atom in self.atoms:
+        for atom in [*self.atoms, *self.borrowed]:
             if atom.shape == shape:
                 yield self.edit(Term("{1}", (atom,)))
             if atom.shape == shape[::-1] and nd == 2:

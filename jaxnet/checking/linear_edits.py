@@ -111,8 +111,8 @@ class LinearEdits:
                         yield self.join(template, pair)
         first, second = np.nonzero(once)
 
-        def factors(k: int) -> Term:
-            return terms[k] if k < n else joined("{} * {}", terms[first[k - n]], terms[second[k - n]])
+        def factors(k: int) -> tuple[Term, ...]:
+            return (terms[k],) if k < n else (terms[first[k - n]], terms[second[k - n]])
 
         lengths = np.array([len(term.text(self.scope.text)) for term in terms])
         sums = Sums(
@@ -120,6 +120,7 @@ class LinearEdits:
             np.concatenate([lengths, lengths[first] + lengths[second]]),
         )
         yield from self.two_more(factors, sums, self.b, HERE)
+        yield from self.two_more(factors, sums, self.b + self.Av, None)
         parts = [k for k, term in enumerate(terms) if term.text(self.scope.text) in self.scope.text]
         for k in parts[:MOST_PARTS]:
             if late():
@@ -132,17 +133,36 @@ class LinearEdits:
             return self.scope.edit(joined(template, HERE, term), "term", term)
         return self.scope.edit(joined(template, term))
 
-    def two_more(self, factors: Callable[[int], Term], sums: Sums, wanted: np.ndarray, base: Term) -> Iterator[Edit]:
-        """A base with two products added or taken away, the shortest ones."""
+    def two_more(
+        self, factors: Callable[[int], tuple[Term, ...]], sums: Sums, wanted: np.ndarray, base: Term | None
+    ) -> Iterator[Edit]:
+        """Two products added to a base or taken away, or by themselves; the shortest ones."""
         nearest = EXACT * (float(np.max(np.abs(wanted), initial=0.0)) + 1e-12)
         for some in sums.of_two(self.W @ wanted):
             parts = [factors(k) for k, _ in some]
-            image = sum(sign * self.image(part) for (_, sign), part in zip(some, parts, strict=True))
-            if np.max(np.abs(image - wanted), initial=0.0) <= nearest:
-                one, other = ("-" if sign < 0 else "+" for _, sign in some)
-                missing = joined("{} and {}", *parts) if base is HERE else None
-                yield self.scope.edit(joined(f"{{}} {one} {{}} {other} {{}}", base, *parts),
+            one, other = map(product_of, parts)
+            (_, a), (_, b) = some
+            if not np.max(np.abs(a * self.image(one) + b * self.image(other) - wanted), initial=0.0) <= nearest:
+                continue
+            signs = ["-" if sign < 0 else "+" for sign in (a, b)]
+            if base is None:
+                yield self.edit_of_two(parts, signs)
+            else:
+                missing = joined("{} and {}", one, other) if base is HERE else None
+                yield self.scope.edit(joined(f"{{}} {signs[0]} {{}} {signs[1]} {{}}", base, one, other),
                                       "term" if base is HERE else "replaced", missing)  # fmt: skip
+
+    def edit_of_two(self, parts: list[tuple[Term, ...]], signs: list[str]) -> Edit:
+        """The sum of two products, a common factor in front."""
+        if signs == ["-", "+"]:
+            parts, signs = parts[::-1], signs[::-1]
+        one, other = parts
+        first = signs[0].removeprefix("+")
+        common = next((term for term in one if term in other), None)
+        if common is None or len(one) == len(other) == 1:
+            return self.scope.edit(joined(f"{first}{{}} {signs[1]} {{}}", product_of(one), product_of(other)))
+        rest = [next((t for t in part if t is not common), Term("1")) for part in parts]
+        return self.scope.edit(joined("{} * {}", common, joined(f"{first}{{}} {signs[1]} {{}}", *rest)))
 
     def matrices(self) -> Iterator[Edit]:
         """Products of two matrices, and outer products of two vectors, alone or added."""
@@ -163,6 +183,11 @@ class LinearEdits:
                 for template, wanted in self.joins[:3]:
                     if self.as_wanted(image, wanted):
                         yield self.join(template, product)
+
+
+def product_of(factors: tuple[Term, ...]) -> Term:
+    """One factor, or the product of two."""
+    return joined(" * ".join(["{}"] * len(factors)), *factors)
 
 
 class Sums:

@@ -123,9 +123,10 @@ def generator(seed: int, *more: int) -> np.random.Generator:
 
 
 def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
-    """Random numbers for one input; `how` is "plain", "small" (variances near the usual ε), "ties" or "zeros".
+    """Random numbers for one input; `how` is "plain", "small" (variances near the usual ε), "ties", "zeros", "bounds".
 
     With "zeros" the first row is zero, and the entries of the last row are equal; of a mask one is False, one True.
+    With "bounds" the first row of an input with bounds is at the lower one, the last row at the upper one.
     """
     dtype = jnp.dtype(spec.dtype)
     if jnp.issubdtype(dtype, jnp.bool_):
@@ -152,6 +153,9 @@ def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
         values = spec.above + np.abs(values) + (0.05 if how != "small" else 0.05 * SMALL)
     elif spec.below is not None:
         values = spec.below - np.abs(spec.below - values)
+    if how == "bounds" and spec.shape and values.size:
+        values[-1] = values[-1] if spec.below is None else spec.below
+        values[0] = values[0] if spec.above is None else spec.above
     return on_device(values, dtype)
 
 
@@ -257,6 +261,18 @@ def other_shapes(args: Tree) -> list[tuple[str, Tree]]:
     return [each for i, each in enumerate(unlike) if each[1] not in [shape for _, shape in unlike[:i]]]
 
 
+def grown(args: Tree) -> Tree:
+    """Arrays with one more entry along every axis that has several: the first ones again."""
+
+    def more(leaf: Any) -> Any:
+        shape = np.shape(leaf)
+        if not any(n > 1 for n in shape) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            return leaf
+        return on_device(np.pad(np.asarray(leaf), [(0, int(n > 1)) for n in shape], mode="wrap"), leaf.dtype)
+
+    return jax.tree.map(more, args)
+
+
 def smaller(args: Tree) -> Iterator[Tree]:
     """`args` with axes longer than 8 cut to 5 or a little more, axes of one length alike; as many as possible first."""
     shapes = [np.shape(leaf) if not is_spec(leaf) else leaf.shape for leaf in jax.tree.leaves(args, is_leaf=is_spec)]
@@ -295,7 +311,8 @@ class Points:
     """Where a rule is checked: `draw(seed, how)` gives the arguments, `elsewhere()` the same at other shapes, by name.
 
     `ranks()` gives those of another rank, which the rule may not be meant for, `smaller()` those of shorter axes.
-    `fresh` says whether another seed gives other arguments; `words` describes them.
+    `fresh` says whether another seed gives other arguments, `bounded` whether any is drawn between bounds; `words`
+    describes them.
     """
 
     draw: Callable[[int, str], tuple]
@@ -304,6 +321,7 @@ class Points:
     elsewhere: Callable[[], list[tuple[str, Points]]] = list
     ranks: Callable[[], list[tuple[str, Points]]] = list
     smaller: Callable[[], Iterator[Points]] = lambda: iter(())
+    bounded: bool = False
 
 
 def points_of(template: tuple) -> Points:
@@ -322,4 +340,7 @@ def points_of(template: tuple) -> Points:
     def at(seed, how="plain"):
         return draw(template, seed, how)
 
-    return Points(at, fresh, described(template), *((elsewhere, ranks) if fresh else (list, list)), shorter)
+    drawn = [spec for spec in specs_in(template) if spec.shape and jnp.issubdtype(jnp.dtype(spec.dtype), jnp.inexact)]
+    bounded = any((spec.above, spec.below) != (None, None) for spec in drawn)
+    others = (elsewhere, ranks) if fresh else (lambda: [("one more in every axis", points_of(grown(template)))], list)
+    return Points(at, fresh, described(template), *others, shorter, bounded)

@@ -17,7 +17,8 @@ from jax.extend.core import ClosedJaxpr
 
 from jaxnet.checking.rules import flat_gradients
 from jaxnet.checking.subject import CannotCheckError, Leaves, Subject, Tree, cast, leaves_of
-from jaxnet.program import draws_numbers, in_numpy, widened_program
+from jaxnet.program import draws_numbers, in_numpy, widened_program, with_longer_loops
+from jaxnet.program.calls import equations
 from jaxnet.program.evaluate import UNOPTIMISED
 
 MOST_COLUMNS = 16384  # entries of which a Jacobian is taken column by column
@@ -38,6 +39,7 @@ class Runs:
     problems: list[str] = field(default_factory=list)
     curve: list[tuple[float, float]] = field(default_factory=list)  # of finite differences: step, change
     compiled: dict = field(default_factory=dict)
+    iterates: bool = False  # the primal has a while loop
     elsewhere: bool = False  # at another shape than the first: each program runs a few times
     x64: bool = field(default_factory=lambda: jnp.result_type(float) == jnp.float64)  # whether the user has float64 on
 
@@ -46,13 +48,15 @@ class Runs:
         """The rule and its reference at the shapes of `args`."""
         leaves = leaves_of(args, subject.fixed)
         leaves.require()
-        shapes = jax.eval_shape(lambda values: subject.primal(*leaves.tree(values)), leaves.values)
+        program, shapes = jax.make_jaxpr(lambda values: subject.primal(*leaves.tree(values)), return_shape=True)(
+            leaves.values
+        )
         outs = leaves_of(shapes)
         if not outs.where:
             raise CannotCheckError("no output has a gradient: all are integers, booleans or keys")
         if subject.custom is not None and subject.fixed:
             leaves = replace(leaves, static=frozenset(range(len(leaves.everything))))
-        return cls(subject, leaves, outs)
+        return cls(subject, leaves, outs, iterates=any(eqn.primitive.name == "while" for eqn in equations(program)))
 
     def moved(self, args: tuple) -> Runs:
         """The same functions at other arguments; compiled programs are kept where the shapes are the same."""
@@ -128,6 +132,16 @@ class Runs:
         # a function that is told its dtype gives that in float64 too
         seed = [s.astype(o.dtype) for s, o in zip(seed, outs, strict=True)]
         return outs, list(pull(self.outs.zeros_elsewhere(seed))[0])
+
+    def continued(self, values, seed, rest=None):
+        """out, gradients by the reference with its while loops run on, as flat lists."""
+        primal, fixed = self.subject.primal, self.subject.fixed
+
+        def longer(*args):
+            inner = leaves_of(args, fixed)
+            return with_longer_loops(lambda *values: primal(*inner.tree(values)))(*inner.values)
+
+        return replace(self, subject=replace(self.subject, primal=longer)).expected(values, seed, rest)
 
     def outputs(self, values, seed, rest=None):
         """out by the primal alone, as a flat list; no gradients."""

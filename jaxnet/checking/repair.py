@@ -66,7 +66,7 @@ class Repair:
 class Found(NamedTuple):
     """An edit that was found, ordered by its cost, its rank, how many values it reaches, and its length."""
 
-    cost: int
+    cost: float
     rank: int
     reach: int
     length: int
@@ -163,7 +163,7 @@ class RepairSearch:
             isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         )
 
-    def found(self, goal: Sequence[int], most: int) -> list[Found]:
+    def found(self, goal: Sequence[int], most: float) -> list[Found]:
         """The edits that make a goal right at every point and cost at most so much, the shortest first."""
         hits: list[Found] = []
         others: list[tuple[Edit, Effect]] = []
@@ -259,7 +259,7 @@ class RepairSearch:
                     options.update(dict.fromkeys(changes_of(source, function)))
         return sorted(options, key=lambda each: each[:4])
 
-    def found_in_text(self, goal: Sequence[int], most: int) -> list[Found]:
+    def found_in_text(self, goal: Sequence[int], most: float) -> list[Found]:
         """The changes of the text that cost at most so much and are right: each is run as a program."""
         hits: list[Found] = []
         idle = [self.span(place.mark) for place in self.aligned.places.values() if not self.reaches(place, goal)]

@@ -9,7 +9,9 @@ Three measures of rounding, each for the largest entry of a leaf:
   them against partial sums below the total, and a reference may round to zero error by luck. In half precision, where
   sums are taken in float32, the floor stays at 4.
 
-Allowed is twice the larger of own and spread, plus the floor.
+Allowed is twice the larger of own and spread, plus the floor. Where a while loop of the primal stops at a tolerance,
+the derivative is that of an iteration cut short: how far it moves when the loop goes on for as many turns again belongs
+to the reference's own error.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from jaxnet.checking.subject import CannotCheckError, on_device
 
 DRAWS = 3
 SMALLEST_STEP = 1e-10  # below, the rounding of float64 itself is seen
+CONVERGED = 1e-4  # relative: an output that moves further is not that of an iteration that has converged
 SUSPECT = 64  # times a step: what moves further is looked at for ties
 
 
@@ -79,6 +82,11 @@ def exact_at(runs: Runs, values: Sequence, seed: Sequence, unit: float, still: b
     if coarsest([*values, *seed]) > unit_of(jnp.float64):
         near_out, near = runs.run("expected", values, seed)
         own_out, own = largest(near_out, out), largest(near, grads)
+    if runs.iterates:
+        cut = cut_short(runs, tuple(values), tuple(seed), Near(out, grads))
+        own_out, own = (
+            [max(a, b) for a, b in zip(*pair, strict=True)] for pair in zip((own_out, own), cut, strict=True)
+        )
     if runs.subject.mode == "differences" and runs.subject.declared is None:
         spread = [max(1e-9, 4 * min(change for _, change in runs.curve))] * len(grads)
     elif not still:
@@ -98,6 +106,18 @@ class Near(NamedTuple):
 
     out: list[np.ndarray]
     grads: list[np.ndarray]
+
+
+def cut_short(runs: Runs, values: tuple, seed: tuple, at: Near) -> tuple[list[float], list[float]]:
+    """How far outputs and gradients move when the primal's loops run on; nothing where they have not converged."""
+    nothing = [0.0] * len(at.out), [0.0] * len(at.grads)
+    try:
+        further = Near(*in_float64(lambda v, s: runs.run("continued", v, s), values, seed))
+    except Exception:  # a loop that counts may leave its arrays, a rule inside may not be differentiated
+        return nothing
+    moved = tuple(largest(*pair) for pair in zip(further, at, strict=True))
+    converged = all(d <= CONVERGED * scale_of(o) for d, o in zip(moved[0], at.out, strict=True))
+    return moved if converged else nothing
 
 
 def spreads(runs: Runs, values: tuple, seed: tuple, unit: float, at: Near) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from jaxnet.checking.agreement import (
     judge_seeds,
     point,
 )
+from jaxnet.checking.author import arguments_at
 from jaxnet.checking.compare import Leaf, worst
 from jaxnet.checking.planting import Cause, planted
 from jaxnet.checking.points import Points, points_of
@@ -192,6 +193,7 @@ def right_without_rules(subject: Subject, where: Points, options: CheckOptions) 
 
 def check_site(site: RuleUse, options: CheckOptions) -> Report | None:
     """One use of a custom rule; None where none of its inputs has a gradient."""
+    names = arguments_at(site.where)
     subject = Subject(
         site.name,
         site.inputs,
@@ -199,6 +201,7 @@ def check_site(site: RuleUse, options: CheckOptions) -> Report | None:
         site.primal,
         plain=site.function,
         fixed=site.fixed,
+        names=names if len(names) == len(site.inputs) else (),  # an argument may be a tree of several inputs
     )
     try:
         subject = replace(subject, mode=site_mode(site))
@@ -282,8 +285,11 @@ def repair_of(subject: Subject, options: CheckOptions, found: Findings) -> tuple
         if found_there is not None and found_there.patch:
             return found_there, ""
     other = first_drawn(subject, (there for _, there in where.elsewhere()), FRESH[0])
-    redraw = None if other is None else other[0]
-    return repaired(subject, (args, cotangent), fresh_points(subject, where), redraw, seconds=seconds)
+    redraw, draw = None if other is None else other[0], fresh_points(subject, where)
+    found_here = repaired(subject, (args, cotangent), draw, redraw, seconds=seconds)
+    if where.fresh or redraw is None or (found_here[0] is not None and found_here[0].patch):
+        return found_here
+    return repaired(subject, (args, cotangent), draw, None, seconds=seconds / 2)  # it may be for these shapes alone
 
 
 def first_drawn(subject: Subject, places: Iterable[Points], seed: int) -> tuple[Callable, tuple] | None:

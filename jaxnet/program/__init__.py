@@ -9,7 +9,7 @@ from jaxnet.program.custom_rules import (
     rules_inside,
     without_rules,
 )
-from jaxnet.program.evaluate import Evaluation
+from jaxnet.program.evaluate import Evaluation, with_longer_loops
 from jaxnet.program.graph import Graph, Operation, graph_of
 from jaxnet.program.not_finite import first_not_finite
 from jaxnet.program.numpy_evaluation import in_numpy
@@ -38,5 +38,6 @@ __all__ = [
     "replay",
     "rules_inside",
     "widened_program",
+    "with_longer_loops",
     "without_rules",
 ]

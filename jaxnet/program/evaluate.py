@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.program.calls import bind, scan_counts
-from jaxnet.program.graph import Graph, Operation
+from jaxnet.program.graph import Graph, Operation, graph_of
 
 Kept = dict[tuple, Any]
 """Kept values, by (number of an operation or a value, kind of the kept value)."""
@@ -244,6 +244,47 @@ def blank(shape: Any) -> jax.Array:
         return jnp.zeros(shape.shape, shape.dtype)
     data = jax.eval_shape(jax.random.key_data, shape)
     return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=str(shape.dtype._impl.name))
+
+
+class LongerLoops(Evaluation):
+    """Runs each while loop on for as many turns again; rules, and what has no such loop inside, run as they stand."""
+
+    def opens(self, operation: Operation) -> bool:
+        """Only what has a while loop inside."""
+        return operation.kind == "while" or (operation.kind != "rule" and any(b.has("while") for b in operation.bodies))
+
+    def outcome(self, operation: Operation, values: Sequence) -> tuple[Sequence, Kept]:
+        if operation.kind != "while":
+            return super().outcome(operation, values)
+        a, b = operation.eqn.params["cond_nconsts"], operation.eqn.params["body_nconsts"]
+        condition, body = operation.bodies
+
+        def turn(carry):
+            return tuple(self.body(body, [*values[a : a + b], *carry])[0])
+
+        def going(state):
+            return jnp.any(self.body(condition, [*values[:a], *state[0]])[0][0])
+
+        carry, turns = jax.lax.while_loop(going, lambda s: (turn(s[0]), s[1] + 1), (tuple(values[a + b :]), 0))
+        return list(jax.lax.fori_loop(0, turns, lambda _, carry: turn(carry), carry)), {}
+
+
+def with_longer_loops(function: Callable) -> Callable:
+    """The same function with each of its while loops run on for as many turns again.
+
+    >>> import jax
+    >>> from jaxnet.program import with_longer_loops
+    >>> halved = lambda x: jax.lax.while_loop(lambda x: x > 1, lambda x: x / 2, x)
+    >>> float(halved(4.0)), float(with_longer_loops(halved)(4.0))
+    (1.0, 0.25)
+    """
+
+    def longer(*args):
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        outs = LongerLoops().run(graph_of(program), jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outs)
+
+    return longer
 
 
 class Counting(Evaluation):

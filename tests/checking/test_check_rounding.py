@@ -63,6 +63,28 @@ def test_a_kink_is_called_a_kink():
     assert not check(relu(lambda x, g: g > 0), "float32[9]", **QUICK).ok
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_loop_that_stops_at_a_tolerance_is_no_finer_than_that(factor):
+    """x = a cos x by steps until they are below 1e-6: autodiff follows the steps taken, and is 1e-5 off."""
+
+    def steps(a):
+        def step(state):
+            x, _ = state
+            return a * jnp.cos(x), jnp.max(jnp.abs(a * jnp.cos(x) - x))
+
+        return jax.lax.while_loop(lambda state: state[1] > 1e-6, step, (jnp.ones_like(a), jnp.ones((), a.dtype)))[0]
+
+    @jax.custom_vjp
+    def root(a):
+        return steps(a)
+
+    root.defvjp(
+        lambda a: (steps(a), (a, steps(a))),
+        lambda saved, g: (factor * g * jnp.cos(saved[1]) / (1 + saved[0] * jnp.sin(saved[1])),),
+    )
+    assert check(root, "float32[5]>0<0.8", **QUICK).ok is (factor == 1)
+
+
 def test_ties_show_a_maximum_that_is_given_to_all():
     def maximum(share):
         @jax.custom_vjp

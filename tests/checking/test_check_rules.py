@@ -184,6 +184,27 @@ def test_rules_are_found_at_any_depth_and_checked_at_the_inputs_that_reach_them(
     assert [leaf.ok for leaf in report.inside[0].leaves if not leaf.forward] == [True, False]
 
 
+def test_a_rule_inside_is_told_in_its_own_argument_names():
+    @jax.custom_vjp
+    def scaled(scale, x):
+        return scale * x
+
+    scaled.defvjp(lambda scale, x: (scale * x, (scale, x)), lambda saved, g: (g * saved[1], 2 * g * saved[0]))
+    report = check(lambda v: scaled(v[0] * jnp.ones(3), jnp.sin(v[1:])), "float32[4]", **QUICK)
+    assert [leaf.path for leaf in report.inside[0].leaves if not leaf.forward] == ["∂scale", "∂x"]
+
+
+def test_a_mistake_at_the_bounds_of_an_input_is_a_warning():
+    @jax.custom_vjp
+    def square(p):
+        return p * p
+
+    square.defvjp(lambda p: (p * p, p), lambda p, g: (2 * g * p**3 / p**2,))  # 0 / 0 at p = 0
+    report = check(square, "float32[6]>0<1", **{**QUICK, "shapes": True})
+    assert report.ok
+    assert any("at the bounds of the inputs" in note and "∂p is wrong" in note for note in report.notes)
+
+
 def test_a_rule_inside_the_primal_of_a_rule_is_found():
     inner = cube(wrong=True)
 

@@ -300,3 +300,79 @@ def test_shapes_that_the_primal_refuses_are_passed_over():
     report = check(gated, "float32[24]", **QUICK)
     assert report.repair is not None
     assert report.repair.patch.endswith("+ return (jnp.concatenate([g * b, g * a, g]),)")
+
+
+@jax.custom_vjp
+def pooled(x):
+    return x.mean(0)
+
+
+pooled.defvjp(lambda x: (x.mean(0), x), lambda x, g: (jnp.broadcast_to(g, x.shape),))
+
+
+def test_a_size_of_given_arrays_is_written_by_its_name():
+    report = check(pooled, jax.random.normal(jax.random.key(0), (6, 4)), **QUICK)
+    assert report.repair is not None
+    assert "/ len(x)" in report.repair.patch
+
+
+@jax.custom_vjp
+def scaled_sine(scale, x):
+    return scale * jnp.sin(x)
+
+
+def scaled_sine_backward(saved, g):
+    scale, x = saved
+    return g * jnp.sin(x), 2 * g * scale * jnp.cos(x)
+
+
+scaled_sine.defvjp(lambda scale, x: (scale_of_sine(scale, x), (scale, x)), scaled_sine_backward)
+
+
+def scale_of_sine(scale, x):
+    return scale * jnp.sin(x)
+
+
+def test_a_factor_too_much_is_taken_away():
+    report = check(scaled_sine, *["float32[3]"] * 2, **QUICK)
+    assert report.repair is not None
+    assert report.repair.patch.endswith("+ return g * jnp.sin(x), g * scale * jnp.cos(x)")
+
+
+@jax.custom_vjp
+def softmax(x):
+    return jax.nn.softmax(x)
+
+
+def softmax_forward(x):
+    p = jax.nn.softmax(x)
+    return p, p
+
+
+softmax.defvjp(softmax_forward, lambda p, d: (d * (1 - p),))
+
+
+def test_a_common_factor_stands_in_front():
+    report = check(softmax, "float32[3,5]", **QUICK)
+    assert report.repair is not None
+    assert report.repair.after == "p * (d - (p * d).sum(-1, keepdims=True))"
+
+
+def test_a_variable_that_is_made_of_itself():
+    def primal(W, x):
+        x = x - x.mean()
+        return jnp.tanh(W @ x)
+
+    @jax.custom_vjp
+    def normal_tanh(W, x):
+        return primal(W, x)
+
+    def backward(saved, d_out):
+        out, pull = jax.vjp(primal, *saved)
+        dW, dx = pull(d_out * out)
+        return dW, dx
+
+    normal_tanh.defvjp(lambda W, x: (primal(W, x), (W, x)), backward)
+    report = check(normal_tanh, "float32[4,4], float32[4]", **QUICK)
+    assert not [note for note in report.notes if "no repair was looked for" in note]
+    assert report.repair is not None
