@@ -32,7 +32,7 @@ from experiments import in_the_wild_peers as peers
 from experiments.in_the_wild_points import POINTS as OF_JAX
 from experiments.in_the_wild_points import Point, between
 from jaxnet.checking import CannotCheckError, check
-from jaxnet.checking.rules import mode_of
+from jaxnet.checking.differentiation import mode_of
 
 PACKAGES = (
     "jax", "optax", "chex", "equinox", "flax", "diffrax", "lineax", "optimistix", "brax", "distrax", "e3nn_jax",

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking.alignment import Execution, Inputs
+from jaxnet.checking.differentiation import differentiated
+from jaxnet.checking.execution import Execution, Inputs
 from jaxnet.checking.planting import MISSING, Names
-from jaxnet.checking.rules import differentiated
 from jaxnet.checking.subject import Leaves, Subject, leaves_of, on_device
 from jaxnet.program.numpy_evaluation import NumpyEvaluation
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from jaxnet.checking import points
 from jaxnet.checking.compare import Leaf, compare, drift
+from jaxnet.checking.differentiation import raised, short
 from jaxnet.checking.kinks import kinked
 from jaxnet.checking.points import Points
 from jaxnet.checking.properties import Property
 from jaxnet.checking.reference import Runs, WidenedFunction, in_float64, widened
 from jaxnet.checking.rounding import Exact, coarsest, exact_at, scale_of, unit_of
-from jaxnet.checking.rules import raised, short
 from jaxnet.checking.subject import Tree, leaves_of
 from jaxnet.program import first_not_finite, float_dtypes
 from jaxnet.program.evaluate import UNOPTIMISED

@@ -6,251 +6,23 @@ a value. A change there is run through what depends on it, and nothing else.
 
 from __future__ import annotations
 
-import ast
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking import author
-from jaxnet.checking.author import Mark
-from jaxnet.checking.rules import differentiated, flat_gradients, pushed_forward
-from jaxnet.checking.subject import Subject, leaves_of, on_device
-from jaxnet.program import Graph, Operation, graph_of
-from jaxnet.program.dependencies import Uses, dependents, passed_in, uses
-from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values, host
+from jaxnet.checking.execution import Execution, Inputs, close, runs
+from jaxnet.checking.marks import Mark, marked, marked_by, seeing
+from jaxnet.checking.primal import Primal, primal_of
+from jaxnet.checking.subject import Subject
+from jaxnet.program import Graph, Operation
+from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values
 
 TOLERANCE = 1e-7  # relative to a gradient's largest entry, in float64
-MOST_FUNCTIONS = 3  # of the primal, itself first
 MOST_ENTRIES = 400  # of a value whose whole effect on the gradients is taken
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Arguments and cotangent as flat arrays, and back."""
-
-    subject: Subject
-    args: tuple
-    d_out: Any
-
-    @cached_property
-    def flat(self) -> list[np.ndarray]:
-        """All arrays."""
-        leaves = leaves_of(self.args, self.subject.fixed)
-        return [host(leaf) for leaf in (*leaves.values, *leaves.rest, *self.seeds)]
-
-    @cached_property
-    def seeds(self) -> list:
-        """The cotangent's arrays; for a rule of tangents, the tangents."""
-        leaves = jax.tree.leaves(self.d_out)
-        return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-
-    def outputs(self, args: tuple, out: Any, grads: Any) -> list:
-        """The outputs and gradients that a rule gives at some arguments. Raises `ValueError` where one is missing."""
-        outs = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        if isinstance(self.subject.custom, jax.custom_jvp):
-            return outs + [leaf for leaf in jax.tree.leaves(grads) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        found, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads)
-        if problems:
-            raise ValueError(problems[0])
-        return [*outs, *found]
-
-    def called(self, run: Callable) -> list[np.ndarray]:
-        """What a rule gives here, called as it is."""
-        return [np.asarray(each) for each in self.outputs(self.args, *run(self.args, self.d_out))]
-
-    def trace(self, run: Callable) -> Graph:
-        """The program (arrays) -> outputs and gradients."""
-        leaves = leaves_of(self.args, self.subject.fixed)
-        n, m = len(leaves.values), len(leaves.rest)
-        seeds, tree = jax.tree.flatten(self.d_out)
-
-        def function(*flat):
-            given = iter(flat[n + m :])
-            d_out = [next(given) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf for leaf in seeds]
-            args = leaves.tree(flat[:n], flat[n : n + m])
-            return self.outputs(args, *run(args, jax.tree.unflatten(tree, d_out)))
-
-        return graph_of(jax.make_jaxpr(function)(*self.flat))
-
-
-def runs(subject: Subject) -> tuple[Callable, Callable]:
-    """The rule and the reference, (args, cotangent) -> out, gradients; those of a `custom_jvp` give tangents."""
-    if isinstance(subject.custom, jax.custom_jvp):
-        return pushed_forward(subject.custom, subject.fixed), pushed_forward(subject.primal, subject.fixed)
-    if subject.declared is not None:
-        declared = subject.declared
-        return subject.run, lambda args, d_out: (subject.primal(*args), declared(args, d_out))
-    return subject.run, differentiated(subject.primal, subject.fixed)
-
-
-def seeded(subject: Subject, points: Sequence[tuple]) -> list[tuple]:
-    """Points: arguments, and a cotangent or, for a rule of tangents, random tangents."""
-    if not isinstance(subject.custom, jax.custom_jvp):
-        return list(points)
-    rng = np.random.default_rng(0)
-
-    def tangents(args: tuple) -> tuple:
-        values = leaves_of(args, subject.fixed).values
-        return tuple(on_device(rng.standard_normal(value.shape), value.dtype) for value in values)
-
-    return [(args, tangents(args)) for args, _ in points]
-
-
-@dataclass(eq=False)
-class Execution:
-    """A program run at several points: its inputs, its values by number, its outputs.
-
-    Values inside a loop are stacked over its steps.
-    """
-
-    graph: Graph
-    flat: list[list[np.ndarray]]
-    values: list[Values]
-    outputs: list[list[np.ndarray]]
-
-    @classmethod
-    def of(cls, graph: Graph, flat: Iterable[list]) -> Execution:
-        """A program at some inputs."""
-        execution = cls(graph, list(flat), [], [])
-        for each in execution.flat:
-            evaluation = NumpyEvaluation()
-            execution.outputs.append([np.asarray(out) for out in evaluation.run(graph, each)])
-            execution.values.append(evaluation.values)
-        return execution
-
-    def changed(self, point: int, changes: dict[int, Callable]) -> Values:
-        """All values at a point, with changes."""
-        evaluation = NumpyEvaluation(changes=changes)
-        evaluation.keeping = True
-        evaluation.run(self.graph, self.flat[point])
-        return evaluation.values
-
-    @cached_property
-    def everything(self) -> tuple[Operation, ...]:
-        """Every operation."""
-        return tuple(self.graph.everything())
-
-    @cached_property
-    def made(self) -> dict[int, tuple[Operation, int]]:
-        """By a value's number, the operation that gives it, and which of its results it is."""
-        return {number: (each, k) for each in self.everything for k, number in enumerate(each.outputs)}
-
-    @cached_property
-    def constants(self) -> dict[int, Any]:
-        """The constants, those of inner programs included."""
-        graphs = [self.graph, *(body for operation in self.everything for body in operation.bodies)]
-        return {number: value for graph in graphs for number, value in graph.constants.items()}
-
-    @cached_property
-    def around(self) -> dict[int, tuple[tuple[Operation, int], ...]]:
-        """By a value's number, the operations that it stands in, from the outside, and in which of their bodies."""
-        found: dict[int, tuple] = {}
-
-        def walk(graph: Graph, around: tuple) -> None:
-            found.update(dict.fromkeys(graph.inputs, around))
-            for operation in graph.operations:
-                found.update(dict.fromkeys(operation.outputs, around))
-                for k, body in enumerate(operation.bodies):
-                    walk(body, (*around, (operation, k)))
-
-        walk(self.graph, ())
-        return found
-
-    def loops(self, number: int) -> tuple[Operation, ...]:
-        """The loops that a value stands in, from the outside."""
-        return tuple(each for each, _ in self.around.get(number, ()) if each.kind in ("scan", "while"))
-
-    def steps(self, number: int) -> int:
-        """How many steps the one scan has that a value stands in; 0 where there is none, −1 in any other loop."""
-        around = self.loops(number)
-        if [each.kind for each in around] == ["scan"]:
-            return int(around[0].eqn.params["length"])
-        return -1 if around else 0
-
-    def as_run(self, number: int, steps: np.ndarray) -> np.ndarray:
-        """The steps of an array that stands where a value does, in the order in which they run."""
-        loops = self.loops(number)
-        return steps[::-1] if loops and loops[-1].eqn.params.get("reverse", False) else steps
-
-    @cached_property
-    def same(self) -> dict[int, int]:
-        """By a value's number, that of the value that a loop, a rule or the branch that runs takes in or hands on."""
-        found: dict[int, int] = {}
-        for operation in self.everything:
-            if operation.kind == "scan":
-                found.update(passed_in(operation))
-            body = self.chosen(operation)
-            if body is not None:
-                found.update(
-                    zip(body.inputs, operation.inputs[len(operation.inputs) - len(body.inputs) :], strict=True)
-                )
-                found.update(zip(operation.outputs, body.outputs, strict=True))
-        return found
-
-    def chosen(self, operation: Operation) -> Graph | None:
-        """A rule's program, or the branch that runs at every point; else None."""
-        if operation.kind == "rule":
-            return operation.bodies[0]
-        if operation.kind != "cond":
-            return None
-        number = operation.inputs[0]
-        which = {int(np.max(values.get(number, self.constants.get(number, -1)))) for values in self.values}
-        return operation.bodies[min(max(which.pop(), 0), len(operation.bodies) - 1)] if len(which) == 1 else None
-
-    def known(self, number: int) -> int:
-        """The number of a value as the operation that made it has it."""
-        while number in self.same:
-            number = self.same[number]
-        return number
-
-    @cached_property
-    def floats(self) -> list[int]:
-        """The different values of floating point, one number each."""
-        found: dict[tuple, int] = {}
-        for number in self.around:
-            value = self.values[0].get(number)
-            there = number not in self.same and all(number in values for values in self.values)
-            if there and isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
-                steps = self.steps(number)
-                if steps >= 0:
-                    found.setdefault((steps, value.shape, value.tobytes()), number)
-        return list(found.values())
-
-    @cached_property
-    def uses(self) -> Uses:
-        """By a value's number, those of the values that depend on it directly."""
-        return uses(self.everything)
-
-    def dependents(self, numbers: Iterable[int]) -> frozenset[int]:
-        """The numbers of the values that depend on some, these included."""
-        return dependents(self.uses, numbers)
-
-    @cached_property
-    def step_sizes(self) -> np.ndarray:
-        """The sums of the absolute values of each array at each step of a loop, in order."""
-        inside = [np.asarray(self.values[0][number]) for number in self.floats if self.steps(number)]
-        return np.sort(np.concatenate([np.abs(v).reshape(len(v), -1).sum(1) for v in inside] or [np.zeros(0)]))
-
-    def has_step(self, value: np.ndarray) -> bool:
-        """Whether an array of this size is computed at some step of a loop."""
-        size = float(np.sum(np.abs(value)))
-        k = np.searchsorted(self.step_sizes, size * (1 - 1e-9))
-        return bool(k < len(self.step_sizes) and self.step_sizes[k] <= size * (1 + 1e-9) + 1e-12)
-
-
-def close(got: np.ndarray, right: np.ndarray, tolerance: float) -> bool:
-    """Whether two arrays agree entry by entry, relative to the largest; NaN never is right."""
-    if got.shape != right.shape:
-        return False
-    scale = float(np.max(np.abs(right), initial=0.0)) or 1.0
-    return bool(np.all(np.abs(got - right) <= tolerance * scale))
 
 
 @dataclass(eq=False)
@@ -275,87 +47,6 @@ class Atom:
     shape: tuple[int, ...]
     place: MarkedPlace | None = None
     fixed: tuple = ()
-
-
-def parsed(text: str) -> ast.expr:
-    """An expression's tree."""
-    return ast.parse(f"({text})", mode="eval").body
-
-
-def fingerprint(values: Sequence) -> tuple:
-    """What tells the values of an expression at several points from others."""
-    return tuple((np.shape(value), np.asarray(value).tobytes()) for value in values)
-
-
-@dataclass(frozen=True, eq=False)
-class Expression:
-    """An expression of the primal, with its value at each point and those of the primal's variables."""
-
-    mark: Mark
-    values: tuple
-    variables: dict[str, tuple]
-
-    def text_in(self, names: dict[tuple, str], assigned: dict[tuple, ast.expr]) -> str | None:
-        """Its text in other names, by value; None where a variable has no value there."""
-        renaming = Renaming(self, names, assigned)
-        text = ast.unparse(renaming.visit(parsed(self.mark.text)))
-        return None if renaming.missing or len(text) > 200 else text
-
-
-class Renaming(ast.NodeTransformer):
-    """Writes an expression of the primal in other names: a variable without one as what the primal assigns to it."""
-
-    def __init__(self, of: Expression, names: dict[tuple, str], assigned: dict[tuple, ast.expr]):
-        self.of, self.names, self.assigned = of, names, dict(assigned)
-        self.missing = False
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id not in self.of.variables:
-            return node
-        name = self.names.get(self.of.variables[node.id])
-        if name is not None:
-            return parsed(name)
-        value = self.assigned.pop((self.of.mark.path, node.id), None)  # once: it may be made of the same variable
-        if value is None:
-            self.missing = True
-            return node
-        renamed = self.visit(copy.deepcopy(value))
-        self.assigned[self.of.mark.path, node.id] = value
-        return renamed
-
-
-@dataclass(frozen=True, eq=False)
-class Primal:
-    """The primal's own lines: its expressions with their values, and the numbers that others of them give, by text."""
-
-    expressions: tuple[Expression, ...] = ()
-    constants: dict[str, float] = field(default_factory=dict)
-
-    @cached_property
-    def names(self) -> dict[tuple, ast.expr]:
-        """By function and name, what the primal assigns to a variable, where it does so once."""
-        paths = {(each.mark.source.file, each.mark.node.lineno): each.mark.path for each in self.expressions}
-        found: dict[tuple, list] = {}
-        for source in {each.mark.source for each in self.expressions}:
-            for node in ast.walk(source.tree):
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                    path = paths.get((source.file, node.value.lineno))
-                    found.setdefault((path, node.targets[0].id), []).append(node.value)
-        return {key: values[0] for key, values in found.items() if len(values) == 1}
-
-    @cached_property
-    def numbers(self) -> dict[str, float]:
-        """The numbers that the primal's lines name."""
-        found = {}
-        for each in self.expressions:
-            for node in ast.walk(parsed(each.mark.text)):
-                if (
-                    isinstance(node, ast.Constant)
-                    and isinstance(node.value, int | float)
-                    and node.value not in (0, 1, -1)
-                ):
-                    found[repr(node.value)] = float(node.value)
-        return found
 
 
 @dataclass(eq=False)
@@ -390,7 +81,7 @@ class Aligned(Execution):
         """By mark and path of the leaf, where the values of an expression stand."""
         found: dict[tuple[int, str], MarkedPlace] = {}
         for operation in self.everything:
-            mark = author.marked_by(operation)
+            mark = marked_by(operation)
             if mark is not None and operation.outputs[0] in self.values[0]:  # not in a branch that does not run
                 place = found.setdefault(mark, MarkedPlace(self.marks[mark[0]], mark[1]))
                 place.operations.append(operation)
@@ -406,7 +97,7 @@ class Aligned(Execution):
     @cached_property
     def given(self) -> dict[int, int]:
         """By the number of a marked value, that of the value that the mark was given."""
-        return {o.outputs[0]: o.inputs[0] for o in self.everything if author.marked_by(o) is not None}
+        return {o.outputs[0]: o.inputs[0] for o in self.everything if marked_by(o) is not None}
 
     def seen_at(self, place: MarkedPlace, operation: Operation) -> int | None:
         """The number of a place's value as an operation would see it: the last before it, in the loops around it."""
@@ -593,8 +284,8 @@ def aligned(subject: Subject, points: Sequence[tuple[tuple, Any]], functions: li
     """
     inputs = [Inputs(subject, *point) for point in points]
     rule, reference = runs(subject)
-    marks = author.marked(functions)
-    with author.seeing(functions, marks) as seen:
+    marks = marked(functions)
+    with seeing(functions, marks) as seen:
         graph = inputs[0].trace(rule)
     flat = [each.flat for each in inputs]
     of_rule, other = Execution.of(graph, flat), Execution.of(inputs[0].trace(reference), flat)
@@ -603,47 +294,3 @@ def aligned(subject: Subject, points: Sequence[tuple[tuple, Any]], functions: li
         graph, flat, of_rule.values, of_rule.outputs, subject, inputs, other.outputs, 1e-3 if rough else TOLERANCE,
         other, primal_of(subject, inputs), marks.marks, seen.constants,
     )  # fmt: skip
-
-
-def primal_of(subject: Subject, inputs: list[Inputs]) -> Primal:
-    """The primal's own lines."""
-    functions = author.functions_of(subject.primal, rules=False)[:MOST_FUNCTIONS]
-    if not functions:
-        return Primal()
-    marks = author.marked(functions)
-
-    with author.seeing(functions, marks) as seen:
-        leaves = leaves_of(inputs[0].args, subject.fixed)
-        n = len(leaves.values)
-
-        def primal(*flat):
-            return [
-                leaf for leaf in jax.tree.leaves(subject.primal(*leaves.tree(flat[:n], flat[n:]))) if is_traced(leaf)
-            ]
-
-        count = n + len(leaves.rest)
-        graph = graph_of(jax.make_jaxpr(primal)(*inputs[0].flat[:count]))
-    values = Execution.of(graph, [each.flat[:count] for each in inputs]).values
-    found: dict[int, tuple] = {}
-    for operation in graph.operations:
-        mark = author.marked_by(operation)
-        if mark is not None and not mark[1]:
-            found[mark[0]] = tuple(each[operation.outputs[0]] for each in values)
-    named = {
-        (marks.marks[k].text, marks.marks[k].path): v for k, v in found.items() if marks.marks[k].text.isidentifier()
-    }
-    expressions = []
-    for k, value in found.items():
-        mark = marks.marks[k]
-        if mark.defines or mark.text.isidentifier() or np.asarray(value[0]).dtype.kind not in "fb":
-            continue
-        variables = {n: fingerprint(value) for (n, path), value in named.items() if path == mark.path}
-        expressions.append(Expression(mark, value, variables))
-    numbers = {marks.marks[k].text: np.asarray(value) for k, value in seen.constants.items()}
-    constants = {text: float(v) for text, v in numbers.items() if not v.ndim and v.dtype.kind in "fiu"}
-    return Primal(tuple(expressions), constants)
-
-
-def is_traced(leaf: Any) -> bool:
-    """Whether a leaf is an array."""
-    return hasattr(leaf, "dtype")

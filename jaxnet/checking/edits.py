@@ -18,8 +18,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.checking.alignment import Aligned, Atom, MarkedPlace, fingerprint, parsed
+from jaxnet.checking.alignment import Aligned, Atom, MarkedPlace
 from jaxnet.checking.author import read_in
+from jaxnet.checking.primal import fingerprint, parsed
 
 MISSING, OTHER, SIGN = 0, 1, 2
 RANKS = {"sign": SIGN, "factor": MISSING, "term": MISSING}
@@ -418,47 +419,3 @@ def fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------- edits of the text
-
-
-def changes(node: ast.expr, text: str) -> Iterator[str]:
-    """Changes of one expression that its value does not show: of a number, an option, an argument, a function."""
-    match node:
-        case ast.Constant(value) if isinstance(value, int | float) and not isinstance(value, bool):
-            for other in dict.fromkeys((value + 1, value - 1, -value, 2 * value, value / 2)):
-                yield repr(other)
-            if isinstance(value, int):
-                yield from ("2", "None") if value not in (2,) else ("None",)
-        case ast.Constant(bool() as value):
-            yield repr(not value)
-        case ast.IfExp(_, body, orelse):
-            yield ast.unparse(body)
-            yield ast.unparse(orelse)
-        case ast.Attribute(value, attribute):
-            renamed = {"T": "", "set": ".add", "mean": ".sum", "sum": ".mean", "inv": "", "max": ".min", "min": ".max",
-                       "add": ".set", "sin": ".cos", "cos": ".sin", "floor": ".ceil"}  # fmt: skip
-            if renamed.get(attribute):
-                yield ast.unparse(value) + renamed[attribute]
-        case ast.Call(function, arguments, keywords):
-            yield from (ast.unparse(each) for each in arguments if not isinstance(each, ast.Starred))
-            for i, j in itertools.combinations(range(len(arguments)), 2):
-                swapped = [*arguments]
-                swapped[i], swapped[j] = swapped[j], swapped[i]
-                yield ast.unparse(ast.Call(function, swapped, keywords))
-            for dropped in keywords:
-                yield ast.unparse(ast.Call(function, arguments, [k for k in keywords if k is not dropped]))
-            for dropped in arguments[1:]:
-                yield ast.unparse(ast.Call(function, [a for a in arguments if a is not dropped], keywords))
-        case ast.Compare(left, [operator], [right]):
-            for other in {ast.Gt: ">= <", ast.GtE: "> <=", ast.Lt: "<= >", ast.LtE: "< >="}.get(
-                type(operator), ""
-            ).split():
-                yield f"{ast.unparse(left)} {other} {ast.unparse(right)}"
-        case ast.Tuple(parts) | ast.List(parts) if 1 < len(parts) <= 6:
-            for i, j in itertools.combinations(range(len(parts)), 2):
-                swapped = [*parts]
-                swapped[i], swapped[j] = swapped[j], swapped[i]
-                yield ast.unparse(type(node)(swapped, ast.Load()))
-        case ast.BinOp(left, operator, right):
-            other = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*"}.get(type(operator))
-            if other:
-                yield f"{bracketed(ast.unparse(left))} {other} {bracketed(ast.unparse(right))}"

@@ -103,7 +103,7 @@ class LinearEdits:
         added, taken = (single[0][:, None] + sign * single[0] for sign in (1, -1))
         alone = (("{}", self.b + self.Av),)
         for op, images, chosen, joins in (("*", product[0], once, self.joins), ("/", quotient, short, self.joins),
-                                          ("+", added, once, alone), ("-", taken, short, alone)):  # fmt: skip
+                                          ("+", added, short, alone), ("-", taken, short, alone)):  # fmt: skip
             for template, wanted in joins:
                 for i, j in np.argwhere((np.abs(images - self.W[0] @ wanted) <= self.allowed) & chosen):
                     pair = joined(f"{{}} {op} {{}}", terms[i], terms[j])
@@ -202,7 +202,7 @@ class Sums:
         self.number = np.concatenate([usable, usable])[order]
         self.sign = np.repeat([1, -1], len(usable))[order]
 
-    def of_two(self, wanted: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    def of_two(self, wanted: np.ndarray) -> list[list[tuple[int, int]]]:
         """The pairs, number and sign of each, whose sum is wanted: a few with the shortest texts."""
         first = self.signed[0]
         size = float(np.max(np.abs(wanted), initial=0.0)) + 1e-18
@@ -217,7 +217,8 @@ class Sums:
         near = np.all(np.abs(self.signed[:, one] + self.signed[:, other] - wanted[:, None]) <= tolerance, 0)
         one, other = one[near], other[near]
         shortest = np.argsort(self.lengths[self.number[one]] + self.lengths[self.number[other]], kind="stable")
+        some = shortest[:MOST_PAIRS]
         return [
-            tuple((int(self.number[k]), int(self.sign[k])) for k in pair)
-            for pair in zip(one[shortest[:MOST_PAIRS]], other[shortest[:MOST_PAIRS]], strict=True)
+            [(int(self.number[k]), int(self.sign[k])) for k in pair]
+            for pair in zip(one[some], other[some], strict=True)
         ]

@@ -12,9 +12,10 @@ import numpy as np
 
 from jaxnet.backprop import vjp
 from jaxnet.checking import points
+from jaxnet.checking.differentiation import mode_of
 from jaxnet.checking.feedback_reference import declared, deviation
 from jaxnet.checking.points import Points
-from jaxnet.checking.rules import declared_by, mode_of
+from jaxnet.checking.rules import declared_by
 from jaxnet.checking.subject import CannotCheckError, Subject, Tree, on_device, why_passed_over
 from jaxnet.layer import EXAMPLES, Layer, ShapeError, Untrained, is_untrained, split_state, with_state
 from jaxnet.readings import total

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxnet.backprop import initialize, value_and_grad
 from jaxnet.checking import points
 from jaxnet.checking.agreement import CheckOptions
+from jaxnet.checking.differentiation import mode_of
 from jaxnet.checking.network_subjects import (
     Use,
     as_declared,
@@ -23,7 +24,6 @@ from jaxnet.checking.network_subjects import (
     takes_batch,
 )
 from jaxnet.checking.report import Report
-from jaxnet.checking.rules import mode_of
 from jaxnet.checking.subject import CannotCheckError, Subject
 from jaxnet.checking.verdict import check_subject
 from jaxnet.checking.wrong_layer import bisected

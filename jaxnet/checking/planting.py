@@ -17,22 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnet.checking.alignment import (
-    Aligned,
-    Effect,
-    Execution,
-    Inputs,
-    MarkedPlace,
-    Primal,
-    close,
-    primal_of,
-    runs,
-    seeded,
-)
-from jaxnet.checking.grafts import CannotWriteError, Writer
+from jaxnet.checking.alignment import Aligned, Effect, MarkedPlace
+from jaxnet.checking.differentiation import HERE
+from jaxnet.checking.execution import Execution, Inputs, close, runs, seeded
+from jaxnet.checking.primal import Primal, primal_of
 from jaxnet.checking.reference import in_float64
-from jaxnet.checking.rules import HERE
 from jaxnet.checking.subject import Subject, leaves_of
+from jaxnet.checking.writer import Writer
+from jaxnet.checking.written import CannotWriteError
 from jaxnet.program import Operation
 from jaxnet.program.numpy_evaluation import NumpyEvaluation, Values
 

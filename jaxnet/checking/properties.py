@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.checking.differentiation import short
 from jaxnet.checking.points import random_like
 from jaxnet.checking.reference import Runs, in_float64, widened
 from jaxnet.checking.rounding import Exact, largest, scale_of
-from jaxnet.checking.rules import short
 from jaxnet.checking.subject import on_device
 from jaxnet.program.evaluate import UNOPTIMISED
 

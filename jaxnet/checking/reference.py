@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from jaxnet.checking.rules import flat_gradients
+from jaxnet.checking.differentiation import flat_gradients
 from jaxnet.checking.subject import CannotCheckError, Leaves, Subject, Tree, cast, leaves_of
 from jaxnet.program import draws_numbers, in_numpy, widened_program, with_longer_loops
 from jaxnet.program.calls import equations

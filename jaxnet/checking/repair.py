@@ -8,71 +8,39 @@ draws, and at another shape. The shortest is taken.
 from __future__ import annotations
 
 import ast
-import difflib
 import itertools
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxnet.checking import author
-from jaxnet.checking.alignment import Aligned, Effect, Execution, Inputs, MarkedPlace, aligned, close, runs, seeded
-from jaxnet.checking.author import Change, Source
-from jaxnet.checking.edits import EXACT, OTHER, Edit, Scope, bracketed, changes, distance, tidy
-from jaxnet.checking.grafts import CannotWriteError, OtherShape, plain, writer_at
+from jaxnet.checking.alignment import Aligned, Effect, MarkedPlace, aligned
+from jaxnet.checking.author import Change
+from jaxnet.checking.differentiation import short
+from jaxnet.checking.edits import EXACT, Edit, Scope, bracketed, distance, tidy
+from jaxnet.checking.execution import Execution, Inputs, close, runs, seeded
+from jaxnet.checking.grafts import writer_at
 from jaxnet.checking.linear_edits import LinearEdits
+from jaxnet.checking.marks import Mark, marked, seeing
+from jaxnet.checking.patches import Found, Repair, as_repair, cause, kind_of, line_alone, shown
 from jaxnet.checking.reference import in_float64
-from jaxnet.checking.rules import short
 from jaxnet.checking.subject import Subject
+from jaxnet.checking.text_changes import changes_of
+from jaxnet.checking.written import CannotWriteError, OtherShape, plain
 
 FRESH = (501, 502)
 GRAFTS = {"replaced": lambda v, u: u, "added": lambda v, u: v + u, "taken": lambda v, u: v - u}
 MOST_EQUAL, MOST_CONFIRMED, MOST_AT_A_PLACE = 3, 24, 24
 AT_A_PLACE, IN_TURN = 0.25, 0.7  # of the time that is left: for one place, for edits that are run one by one
-LONG, CLEAR = 10**6, 20  # tokens: a longer edit is another expression, and its cause says so
-LONGEST_CAUSE = 120  # letters of the two expressions in a cause
-SHORT = 3  # tokens: a longer repair is looked for in the text too
-
-
-@dataclass(frozen=True)
-class Repair:
-    """Changes of the author's source that make every gradient right; without a patch, the line alone.
-
-    `file`, `line`: where the first stands; `before`, `after`: the expression and its replacement; `patch`: the changed
-    lines, each after `- ` or `+ `; `cause`: the mistake, in words; `equal`: patches as short that are right too;
-    `mended`: the text of the whole file with the patch.
-    """
-
-    file: str
-    line: int
-    before: str
-    after: str
-    patch: str
-    cause: str = ""
-    equal: tuple[str, ...] = ()
-    mended: str = field(default="", repr=False)
-
-    def __str__(self) -> str:
-        return f"{os.path.basename(self.file)}:{self.line}   {self.before} → {self.after}"
-
-
-class Found(NamedTuple):
-    """An edit that was found, ordered by its cost, its rank, how many values it reaches, and its length."""
-
-    cost: float
-    rank: int
-    reach: int
-    length: int
-    change: Change
-    before: str
-    cause: str
+LONG = 10**6
+SHORT, SEVERAL = 1.5, 3  # the cost of one token for another; no edit with two terms costs less than the second
 
 
 class RepairSearch:
@@ -111,7 +79,7 @@ class RepairSearch:
             return None
         rule, reference = runs(self.subject)
         there = Inputs(self.subject, *self.elsewhere[0])
-        with author.seeing(self.functions, author.marked(self.functions)):
+        with seeing(self.functions, marked(self.functions)):
             graph = there.trace(rule)
         return OtherShape.of(graph, there.trace(reference))
 
@@ -156,7 +124,7 @@ class RepairSearch:
         return self.scopes.setdefault(place.number, Scope(self.aligned, place))
 
     @staticmethod
-    def can_define(mark: author.Mark) -> bool:
+    def can_define(mark: Mark) -> bool:
         """Whether a statement that gives a variable another value can follow the one that defines it."""
         node = mark.node
         return isinstance(node, ast.stmt) and not (
@@ -176,7 +144,7 @@ class RepairSearch:
             elif right is not False:
                 others += [(edit, effect) for edit in self.scope(effect.place).singles]
         for each in linear:
-            if self.late or min((hit.cost for hit in hits), default=most) <= SHORT:
+            if self.late or min((hit.cost for hit in hits), default=most) <= SEVERAL:
                 break
             hits += self.exact(each.several(self.share(AT_A_PLACE)), each.effect)
         late = self.share(IN_TURN)
@@ -278,7 +246,7 @@ class RepairSearch:
         return place.mark.defines or all(self.aligned.graph.outputs[k] in changed for k in goal)
 
     @staticmethod
-    def span(mark: author.Mark) -> tuple[str, int, int]:
+    def span(mark: Mark) -> tuple[str, int, int]:
         """An expression's file, and the bytes that it takes there."""
         return mark.source.file, *mark.source.span(mark.node)
 
@@ -441,131 +409,7 @@ def editable(subject: Subject) -> list[FunctionType]:
     return [function for function in author.functions_of(*parts) if id(function) not in shared]
 
 
-def changes_of(source: Source, function: ast.FunctionDef | ast.Lambda) -> Iterator[Found]:
-    """The changes of each expression of a function's body, and of a number wherever it stands in a statement."""
-    for statement in function.body if isinstance(function.body, list) else [function.body]:
-        equal: dict[str, list[ast.expr]] = {}
-        for node in ast.walk(statement):
-            if not isinstance(node, ast.expr):
-                continue
-            before = source.segment(node)
-            start, end = source.span(node)
-            for text in changes(node, before):
-                if text != before:
-                    said = f"{before} stands in the place of {text}"
-                    change = Change(source, start, end, text)
-                    yield Found(distance(before, text), OTHER, 0, len(text), change, before, said)
-            if isinstance(node, ast.Constant) and isinstance(node.value, int) and not isinstance(node.value, bool):
-                equal.setdefault(repr(node.value), []).append(node)
-        start, end = source.span(statement)
-        for before, nodes in equal.items():
-            for after in dict.fromkeys(changes(nodes[0], before)) if len(nodes) > 1 else ():
-                text = source.text[start:end]
-                for a, b in sorted(map(source.span, nodes), reverse=True):
-                    text = text[: a - start] + after.encode() + text[b - start :]
-                yield Found(2 * len(nodes), OTHER, 0, len(nodes), Change(source, start, end, text.decode()), before,
-                            f"{before} stands in the place of {after}, {len(nodes)} times")  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------------------------ the words
-
-
-def kind_of(before: str, after: str) -> tuple[str, str]:
-    """How an expression differs from another: a sign, a term or a factor is missing, or it is replaced; and by what."""
-    v = bracketed(before)
-    if after in (f"-{v}", f"-{before}"):
-        return "sign", after
-    for sign, kind in ((" + ", "term"), (" - ", "term"), (" * ", "factor")):
-        for text in (v, before):
-            rest = after.removeprefix(text + sign)
-            node = ast.parse(after, mode="eval").body
-            if rest != after and isinstance(node, ast.BinOp):
-                if kind == "term" and isinstance(node.op, ast.Add | ast.Sub):
-                    return kind, rest
-                if kind == "factor" and isinstance(node.op, ast.Mult | ast.Div):
-                    return kind, rest
-    match ast.parse(after, mode="eval").body:
-        case ast.BinOp(left, ast.Div(), by) if ast.unparse(left) in (v, before):
-            return "factor", f"1 / {bracketed(ast.unparse(by))}"
-    return "replaced", after
-
-
-def cause(edit: Edit, before: str) -> str:
-    """What was wrong, in words."""
-    brief = len(edit.what) + len(before) <= LONGEST_CAUSE
-    match edit.kind:
-        case "sign":
-            return f"{before} has the wrong sign"
-        case "transposed":
-            return f"{before} is not transposed"
-        case "factor" if brief:
-            return f"the factor {bracketed(edit.what)} is missing in {before}"
-        case "term":
-            return f"a term is missing in {before}" + (f": {edit.what}" if brief else "")
-        case "order":
-            return f"the entries of {before} are in another order"
-    if edit.cost > CLEAR or not brief:
-        return f"{before} is not the right value; the patch gives it"
-    return f"{before} stands in the place of {edit.what or edit.text}"
-
-
-def shown(change: Change) -> Change:
-    """The change with brackets where it needs them."""
-    if change.start == change.end or change.text in ("+", "-"):
-        return change
-    inside = change._replace(text=f"({change.text})")
-    return change if same(change, inside) else inside
-
-
-def same(one: Change, other: Change) -> bool:
-    """Whether two changes make the same program."""
-    try:
-        k = one.source.statement_at(one.start)
-        first, second = (ast.dump(author.changed_statement(one.source, k, [each])) for each in (one, other))
-        return first == second
-    except SyntaxError:  # without brackets the text may be no expression
-        return False
-
-
-def as_repair(found: Sequence[Found], equal: Sequence[Found]) -> Repair:
-    """Edits as a repair."""
-    first = found[0]
-    return Repair(
-        first.change.source.file,
-        first.change.line,
-        first.before,
-        first.change.text,
-        patch([each.change for each in found]),
-        "; and ".join(each.cause for each in found),
-        tuple(dict.fromkeys(patch([each.change]) for each in equal)),
-        author.changed_text(
-            first.change.source,
-            [shown(each.change) for each in found if each.change.source.file == first.change.source.file],
-        ).decode(),
-    )
-
-
-def line_alone(places: Sequence[MarkedPlace | None]) -> Repair | None:
-    """The first of some places, with no patch; None where there is none."""
-    for place in places:
-        if place is not None:
-            mark = place.mark
-            said = f"{mark.text} is not the right value: with autodiff's in its place the gradient is right"
-            line = Change(mark.source, *mark.source.span(mark.node), mark.text).line
-            return Repair(mark.source.file, line, mark.text, "", "", said)
-    return None
-
-
-def patch(some: Sequence[Change]) -> str:
-    """The lines that changes change, as `- line` and `+ line`."""
-    source, lines = some[0].source, []
-    for source in {change.source.file: change.source for change in some}.values():
-        after = author.changed_text(source, map(shown, some)).decode().splitlines()
-        difference = difflib.unified_diff(source.text.decode().splitlines(), after, n=0, lineterm="")
-        lines += [
-            f"{line[0]} {line[1:].strip()}" for line in difference if line[:3] not in ("---", "+++") and line[0] in "-+"
-        ]
-    return "\n".join(lines)
 
 
 def repair(

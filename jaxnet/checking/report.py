@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from jaxnet.checking.compare import Leaf
+from jaxnet.checking.patches import Repair
 from jaxnet.checking.planting import Cause
 from jaxnet.checking.properties import STRUCTURE, Property
-from jaxnet.checking.repair import Repair
 
 MOST_ROWS = 40
 MOST_PIXELS = 256  # a side of a heat map; larger arrays are shown by the largest entry of each tile

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.checking.differentiation import short
 from jaxnet.checking.points import generator
 from jaxnet.checking.reference import Runs, in_float64, widened
-from jaxnet.checking.rules import short
 from jaxnet.checking.subject import CannotCheckError, on_device
 
 DRAWS = 3
@@ -115,9 +115,9 @@ def cut_short(runs: Runs, values: tuple, seed: tuple, at: Near) -> tuple[list[fl
         further = Near(*in_float64(lambda v, s: runs.run("continued", v, s), values, seed))
     except Exception:  # a loop that counts may leave its arrays, a rule inside may not be differentiated
         return nothing
-    moved = tuple(largest(*pair) for pair in zip(further, at, strict=True))
-    converged = all(d <= CONVERGED * scale_of(o) for d, o in zip(moved[0], at.out, strict=True))
-    return moved if converged else nothing
+    outs, grads = largest(further.out, at.out), largest(further.grads, at.grads)
+    converged = all(d <= CONVERGED * scale_of(o) for d, o in zip(outs, at.out, strict=True))
+    return (outs, grads) if converged else nothing
 
 
 def spreads(runs: Runs, values: tuple, seed: tuple, unit: float, at: Near) -> tuple[np.ndarray, np.ndarray]:

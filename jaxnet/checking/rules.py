@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,11 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxnet.checking.author import is_library
-from jaxnet.checking.host_functions import is_torch_function, on_host, torch_gradients, torch_primal
+from jaxnet.checking.differentiation import (
+    abstract,
+    differentiated,
+    mode_of,
+    ones_for,
+    only_arrays,
+    pushed_forward,
+    raised,
+    transposed,
+)
+from jaxnet.checking.host_functions import is_torch_function
+from jaxnet.checking.pairs import as_tuple, for_jax, of_pair, of_torch
 from jaxnet.checking.subject import (
     CannotCheckError,
-    Leaves,
     Subject,
     Tree,
     argument_names,
@@ -26,85 +33,6 @@ from jaxnet.checking.subject import (
     name_of,
 )
 from jaxnet.program import has_custom, without_rules
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-
-
-def abstract(function: Callable, *args) -> Any:
-    """Shapes and dtypes of `function(*args)`; arguments that are no arrays stay as they are."""
-    leaves = leaves_of(args)
-    return jax.eval_shape(lambda values: only_arrays(function(*leaves.tree(values))), leaves.values)
-
-
-def only_arrays(tree: Tree) -> Tree:
-    """A tree without the leaves that tracing cannot give out (functions, strings)."""
-    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") or isinstance(leaf, float | int) else None, tree)
-
-
-def differentiated(function: Callable, fixed: Sequence[int] = ()) -> Callable[[tuple, Tree], tuple[Tree, tuple]]:
-    """(args, d_out) -> out, gradients, by `jax.vjp`; a leaf without a gradient gets float0 or itself."""
-
-    def run(args, d_out):
-        leaves = leaves_of(args, fixed)
-        out, pull = jax.vjp(lambda values: function(*leaves.tree(values)), leaves.values)
-        return out, leaves.tree(pull(d_out)[0])
-
-    return run
-
-
-def pushed_forward(function: Callable, fixed: Sequence[int] = ()) -> Callable[[tuple, Tree], tuple[Tree, Tree]]:
-    """(args, tangents of the leaves with a gradient) -> out, d_out, by `jax.jvp`."""
-
-    def run(args, tangents):
-        leaves = leaves_of(args, fixed)
-        return jax.jvp(lambda values: function(*leaves.tree(values)), (leaves.values,), (tuple(tangents),))
-
-    return run
-
-
-def ones_for(out: Tree) -> Tree:
-    """A cotangent of ones for outputs of these shapes."""
-    leaves = leaves_of(out)
-    return leaves.zeros_elsewhere([jnp.ones(leaf.shape, leaf.dtype) for leaf in leaves.values])
-
-
-def mode_of(primal: Callable, args: tuple, fixed: Sequence[int] = ()) -> str:
-    """ "reverse" where `jax.vjp` goes through `primal`, "forward" where `jax.jvp` does, else "differences"."""
-    leaves = leaves_of(args, fixed)
-    leaves.require()
-
-    def call(values):
-        return primal(*leaves.tree(values))
-
-    try:
-        out = jax.eval_shape(call, leaves.values)
-    except Exception as error:
-        raise CannotCheckError(f"the reference must run on these inputs, but it raises {raised(error)}") from error
-    modes: dict[str, Callable] = {
-        "reverse": lambda values: jax.vjp(call, values)[1](ones_for(out)),
-        "forward": lambda values: jax.jvp(call, (values,), (values,)),
-    }
-    for mode, differentiate in modes.items():
-        try:
-            jax.eval_shape(differentiate, leaves.values)
-        except Exception:  # the user's function may refuse a mode in any way: the next is tried
-            continue
-        return mode
-    return "differences"
-
-
-def short(error: BaseException) -> str:
-    """An exception in one line."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first[:200]}"
-
-
-def raised(error: BaseException) -> str:
-    """What a user's function raised: the type, the whole message, and the last line of theirs that it came through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not is_library(f.filename) and os.path.dirname(f.filename) != HERE]
-    at = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) and error.args else error}{at}"
 
 
 def is_custom(rule: Any) -> bool:
@@ -194,13 +122,6 @@ def recomputed(rule: Any, subject: Subject) -> Subject | None:
     )
 
 
-def transposed(function, args, fixed, values):
-    """The gradient at a cotangent of ones: it fails where the rule's jvp cannot be transposed."""
-    leaves = leaves_of(args, fixed)
-    out, pull = jax.vjp(lambda values: function(*leaves.tree(values)), values)
-    return pull(ones_for(out))
-
-
 def captured(rule: Any, args: tuple, fixed: Sequence[int]) -> list[str]:
     """What a custom rule captures by closure, or takes as static where it is an array."""
     found = []
@@ -230,115 +151,6 @@ def captured(rule: Any, args: tuple, fixed: Sequence[int]) -> list[str]:
                 "(under jit, vmap or scan); take it out of nondiff_argnums and give back None or zeros for it"
             )
     return list(dict.fromkeys(found))
-
-
-def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) -> Subject:
-    """(forward, backward), or (f, f_vjp): which of the two is found by trying on shapes."""
-    first, second = (partial(part, **kwargs) if kwargs else part for part in rule)
-    tried: list[str] = []
-    for traced in (True, False):
-        tried.clear()
-        for convention in (saved_pair, pullback_pair, cotangent_first, cotangent_last):
-            primal, run = convention(first, second)
-            if not traced:
-                primal, run = on_host(primal, args), on_host(run, (args,))
-            call = primal if reference is None else for_jax(reference, args)
-            try:
-                out = abstract(call, *args)
-                leaves = leaves_of(args)
-                jax.eval_shape(lambda values, run=run, out=out: gradients_only(run, args, values, out), leaves.values)
-            except Exception as error:
-                tried.append(f"{convention.__doc__}: {short(error)}")
-                continue
-            names = argument_names(rule[0], len(args))
-            mode = mode_of(call, args)
-            return Subject(name_of(rule[0]), args, run, call, plain=primal, mode=mode, names=names, parts=tuple(rule))
-    raise CannotCheckError("a pair must fit one of these on the given inputs:\n  " + "\n  ".join(tried))
-
-
-def for_jax(function: Callable, args: tuple) -> Callable:
-    """`function`; where JAX cannot trace it, but it runs on NumPy arrays, as a function that calls it."""
-    try:
-        abstract(function, *args)
-    except Exception:  # the user's function may raise anything: it is called instead
-        called = on_host(function, args)
-        try:
-            abstract(called, *args)
-        except Exception:  # it raises either way: that is told where it is compared
-            return function
-        return called
-    return function
-
-
-def of_torch(rule: Any, args: tuple, reference: Callable | None) -> Subject:
-    """A `torch.autograd.Function`; its `reference` is a function of JAX, or of PyTorch with PyTorch's derivative."""
-    if reference is None:
-        raise CannotCheckError(
-            "a torch.autograd.Function is held against a function without it: give `reference=`, in JAX or in PyTorch"
-        )
-    try:
-        abstract(reference, *args)
-        primal = reference
-    except Exception:  # it is no function of JAX's
-        primal = torch_primal(reference, args)
-    forward, run = torch_gradients(rule.apply)
-    return Subject(
-        name_of(rule),
-        args,
-        on_host(run, (args,)),
-        primal,
-        plain=on_host(forward, args),
-        mode=mode_of(primal, args),
-        names=argument_names(reference, len(args)),
-    )
-
-
-def gradients_only(run, args, values, out):
-    """The arrays among a rule's gradients; raises where there are none at all."""
-    _, grads = run(leaves_of(args).tree(values), ones_for(out))
-    arrays = [leaf for leaf in jax.tree.leaves(grads) if hasattr(leaf, "dtype")]
-    if not arrays:
-        raise TypeError("it gives no gradients")
-    return arrays
-
-
-def as_tuple(grads: Tree, args: tuple) -> tuple:
-    """Gradients as a tuple with one for each argument; one argument's may stand by itself."""
-    if isinstance(grads, list):
-        grads = tuple(grads)
-    if len(args) == 1 and not (isinstance(grads, tuple) and len(grads) == 1 and not isinstance(args[0], tuple)):
-        return (grads,)
-    return grads if isinstance(grads, tuple) else (grads,)
-
-
-def saved_pair(forward, backward):
-    """forward(*args) -> out, saved and backward(saved, d_out) -> grads"""
-
-    def run(args, d_out):
-        out, saved = forward(*args)
-        return out, as_tuple(backward(saved, d_out), args)
-
-    return (lambda *args: forward(*args)[0]), run
-
-
-def pullback_pair(f, f_vjp):
-    """f(*args) -> out and f_vjp(*args) -> out, pullback"""
-
-    def run(args, d_out):
-        out, pullback = f_vjp(*args)
-        return out, as_tuple(pullback(d_out), args)
-
-    return f, run
-
-
-def cotangent_first(f, f_vjp):
-    """f(*args) -> out and f_vjp(d_out, *args) -> grads"""
-    return f, lambda args, d_out: (f(*args), as_tuple(f_vjp(d_out, *args), args))
-
-
-def cotangent_last(f, f_vjp):
-    """f(*args) -> out and f_vjp(*args, d_out) -> grads"""
-    return f, lambda args, d_out: (f(*args), as_tuple(f_vjp(*args, d_out), args))
 
 
 def of_function(function: Callable, args: tuple, reference: Callable | None) -> Subject:
@@ -460,27 +272,3 @@ def declared_by(intended: Callable, subject: Subject) -> Callable[[tuple, Tree],
             f"(*args, d_out) -> grads; called so it raises {raised(error)}"
         ) from error
     return lambda args, d_out: as_tuple(intended(*args, d_out), args)
-
-
-def flat_gradients(leaves: Leaves, grads: Tree, label: Callable[[str], str] = str) -> tuple[list, list[str]]:
-    """The gradients of the leaves that have one, in their order, and faults of structure, each leaf by its `label`."""
-    found = {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(grads, is_leaf=lambda leaf: leaf is None)[0]
-    }
-    problems, values = [], []
-    for path, value in zip(leaves.paths, leaves.values, strict=True):
-        got = found.get(path)
-        if got is None and path in found:
-            got = jnp.zeros(value.shape, value.dtype)  # None stands for zero, as in jax.custom_vjp
-        if got is None:
-            near = ", ".join(sorted(set(found) - set(leaves.paths) - set(leaves.passed_over))) or "nothing more"
-            problems.append(f"no gradient for {label(path)} (the rule returns {near})")
-        elif jnp.shape(got) != value.shape:
-            problems.append(f"{label(path)} has shape {jnp.shape(got)}, its gradient must have {value.shape} as well: "
-                            f"return it summed or reshaped to {value.shape}")  # fmt: skip
-        elif jnp.result_type(got) != value.dtype:
-            problems.append(f"{label(path)} is {value.dtype}, its gradient is {jnp.result_type(got)}: "
-                            f"return it `.astype({value.dtype})`")  # fmt: skip
-        values.append(None if got is None or jnp.shape(got) != value.shape else jnp.asarray(got))
-    return values, problems

@@ -23,14 +23,16 @@ from jaxnet.checking.agreement import (
 )
 from jaxnet.checking.author import arguments_at
 from jaxnet.checking.compare import Leaf, worst
+from jaxnet.checking.differentiation import differentiated, mode_of, short
+from jaxnet.checking.patches import Repair
 from jaxnet.checking.planting import Cause, planted
 from jaxnet.checking.points import Points, points_of
 from jaxnet.checking.properties import STRUCTURE, Property, properties_of
 from jaxnet.checking.reference import Runs, in_float64
-from jaxnet.checking.repair import FRESH, Repair, repaired
+from jaxnet.checking.repair import FRESH, repaired
 from jaxnet.checking.report import Report
 from jaxnet.checking.rounding import scale_of
-from jaxnet.checking.rules import differentiated, inside_out, mode_of, recomputed, short
+from jaxnet.checking.rules import inside_out, recomputed
 from jaxnet.checking.subject import CannotCheckError, Subject, leaves_of
 from jaxnet.program import RuleUse, rules_inside
 

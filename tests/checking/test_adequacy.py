@@ -7,7 +7,7 @@ import pytest
 
 from jaxnet.checking import adequacy as hiding
 from jaxnet.checking.corpus import dense_layers, normalisation
-from jaxnet.checking.rules import differentiated
+from jaxnet.checking.differentiation import differentiated
 from jaxnet.checking.subject import Subject, argument_names
 
 

@@ -10,7 +10,7 @@ from markupsafe import escape
 from jaxnet.checking import check
 from jaxnet.checking.command import run
 from jaxnet.checking.compare import Leaf
-from jaxnet.checking.repair import Repair
+from jaxnet.checking.patches import Repair
 from jaxnet.checking.report import as_matrix, page, remarks
 from tests.checking.rules import layer_norm, layer_norm_reference, shapes
 
