@@ -1,5 +1,7 @@
 """Curvature against matrices formed by autodiff: products, diagonals, Kronecker factors."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,11 +41,13 @@ def mean_cost(net, loss, params, xs, ys, weights=None):
     return jnp.sum(jax.vmap(one)(xs, ys, jaxnet.backprop.mean_weights(loss, ys, weights)))
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def hessian(net, loss, params, *data):
     flat, tree_of = ravel_pytree(params)
     return jax.hessian(lambda flat: mean_cost(net, loss, tree_of(flat), *data))(flat)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def gauss_newton(net, loss, params, xs, ys, weights=None):
     """Σ_x Jᵀ H J, of Jacobians and Hessians formed by autodiff."""
     flat, tree_of = ravel_pytree(params)
@@ -88,9 +92,8 @@ def test_gauss_newton_of_every_loss(loss, x64):
     net, params, xs, ys = problem("dense")
     net = serial(net, sigmoid)  # probabilities, for the losses that take them
     params = (params, ())
-    assert_agree(
-        curvature.ggn_diagonal(net, loss)(params, xs, ys), diagonal(gauss_newton(net, loss, params, xs, ys), params)
-    )
+    found = jax.jit(curvature.ggn_diagonal(net, loss))(params, xs, ys)
+    assert_agree(found, diagonal(gauss_newton(net, loss, params, xs, ys), params))
 
 
 @pytest.mark.parametrize("name", ["dense", "norm"])
@@ -98,9 +101,10 @@ def test_the_hessian(name, x64):
     net, params, xs, ys = problem(name)
     H, v = hessian(net, cross_entropy, params, xs, ys), random_like(5, params)
     flat, tree_of = ravel_pytree(v)
-    assert_agree(curvature.hessian_product(net, cross_entropy)(params, xs, ys, v), tree_of(H @ flat))
-    assert_agree(curvature.hessian_diagonal(net, cross_entropy)(params, xs, ys), diagonal(H, params))
-    estimate = curvature.hessian_diagonal(net, cross_entropy, samples=4000)(params, xs, ys, key=jax.random.key(1))
+    assert_agree(jax.jit(curvature.hessian_product(net, cross_entropy))(params, xs, ys, v), tree_of(H @ flat))
+    assert_agree(jax.jit(curvature.hessian_diagonal(net, cross_entropy))(params, xs, ys), diagonal(H, params))
+    drawn = jax.jit(curvature.hessian_diagonal(net, cross_entropy, samples=4000))
+    estimate = drawn(params, xs, ys, key=jax.random.key(1))
     spread = jnp.sqrt(jnp.sum(H**2, 1) - jnp.diag(H) ** 2) / np.sqrt(4000)  # of the mean, by its formula
     assert jnp.all(jnp.abs(ravel_pytree(estimate)[0] - jnp.diag(H)) < 5 * spread + 1e-12)
 
@@ -108,15 +112,15 @@ def test_the_hessian(name, x64):
 def test_random_columns_of_the_root_are_those_of_the_diagonal(x64):
     net, params, xs, ys = problem("dense")
     given = {"key": jax.random.key(4)}
-    V = curvature.ggn_root(net, cross_entropy, samples=3)(params, xs, ys, **given)
+    V = jax.jit(curvature.ggn_root(net, cross_entropy, samples=3))(params, xs, ys, **given)
     squares = jax.tree.map(lambda t: jnp.sum(t**2, (0, 1)), V)
-    assert_agree(squares, curvature.ggn_diagonal(net, cross_entropy, samples=3)(params, xs, ys, **given))
+    assert_agree(squares, jax.jit(curvature.ggn_diagonal(net, cross_entropy, samples=3))(params, xs, ys, **given))
 
 
 @pytest.mark.parametrize("name", ["dense", "sequence"])
 def test_random_columns_are_right_on_the_mean(name, x64):
     net, params, xs, ys = problem(name)
-    exact = ravel_pytree(curvature.ggn_diagonal(net, cross_entropy)(params, xs, ys))[0]
+    exact = ravel_pytree(jax.jit(curvature.ggn_diagonal(net, cross_entropy))(params, xs, ys))[0]
     estimate = jax.jit(curvature.ggn_diagonal(net, cross_entropy, samples=1))
     found = jax.lax.map(
         lambda key: ravel_pytree(estimate(params, xs, ys, key=key))[0], jax.random.split(jax.random.key(3), 4000)
@@ -139,7 +143,7 @@ def block_of(net, loss, params, xs, ys, at):
 @pytest.mark.parametrize("at", ["[0]['W']", "[0]['b']", "[2]['W']"])
 def test_of_one_example_the_factors_are_the_block(at, x64):
     net, params, xs, ys = problem("dense", batch=1)
-    found = kronecker.kronecker(net, cross_entropy, samples=None)(params, xs, ys)
+    found = jax.jit(kronecker.kronecker(net, cross_entropy, samples=None))(params, xs, ys)
     layer, name = found[int(at[1])], at[5]
     block = layer[name]
     matrix = block.B if block.A is None else jnp.kron(block.B, block.A)
@@ -151,7 +155,7 @@ def test_where_all_is_linear_the_factors_are_the_block(x64):
     net = serial(dense(4), dense(3))
     params = cast(random_like(1, jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(3))), jnp.float64)
     xs, ys = cast((normal(2, (5, 3)), normal(3, (5, 3))), jnp.float64)
-    found = kronecker.kronecker(net, quadratic, samples=None)(params, xs, ys)
+    found = jax.jit(kronecker.kronecker(net, quadratic, samples=None))(params, xs, ys)
     for i in (0, 1):
         matrix = jnp.kron(found[i]["W"].B, found[i]["W"].A)
         assert_agree(matrix, block_of(net, quadratic, params, xs, ys, f"[{i}]['W']"))
@@ -161,21 +165,24 @@ def test_where_all_is_linear_the_factors_are_the_block(x64):
 def test_lengths_are_the_curvature_along_the_axes(name, x64):
     """The diagonal of Qᵀ G Q, Q all axes: for every kind of network exactly, whatever A and B are."""
     net, params, xs, ys = problem(name)
-    axes = jax.jit(kronecker.ekfac(net, cross_entropy, samples=None))(params, xs, ys)
-    G, (flat, tree_of) = gauss_newton(net, cross_entropy, params, xs, ys), ravel_pytree(params)
 
-    def turned(v):  # Q v: a unit vector along the axes, in the parameters' own
-        return ravel_pytree(
-            jax.tree.map(lambda a, t: a.turned(t, back=True), axes, tree_of(v), is_leaf=kronecker.is_axes)
-        )[0]
+    @jax.jit
+    def both(params):
+        axes = kronecker.ekfac(net, cross_entropy, samples=None)(params, xs, ys)
+        G, (flat, tree_of) = gauss_newton(net, cross_entropy, params, xs, ys), ravel_pytree(params)
 
-    Q = jax.vmap(turned)(jnp.eye(flat.size)).T
-    assert_agree(Q.T @ Q, jnp.eye(flat.size))
-    lengths = ravel_pytree(jax.tree.map(lambda a: a.lengths, axes, is_leaf=kronecker.is_axes))[0]
-    assert_agree(lengths, jnp.diag(Q.T @ G @ Q))
-    solved = kronecker.solve(axes, tree_of(flat), 0.1)
-    right = Q @ ((Q.T @ flat) / (jnp.diag(Q.T @ G @ Q) + 0.1))
-    assert_agree(ravel_pytree(solved)[0], right)
+        def turned(v):  # Q v: a unit vector along the axes, in the parameters' own
+            return jax.tree.map(lambda a, t: a.turned(t, back=True), axes, tree_of(v), is_leaf=kronecker.is_axes)
+
+        Q = jax.vmap(lambda v: ravel_pytree(turned(v))[0])(jnp.eye(flat.size)).T
+        lengths = jax.tree.map(lambda a: a.lengths, axes, is_leaf=kronecker.is_axes)
+        solved = kronecker.solve(axes, tree_of(flat), 0.1)
+        along = jnp.diag(Q.T @ G @ Q)
+        right = jnp.eye(flat.size), along, Q @ ((Q.T @ flat) / (along + 0.1))
+        return (Q.T @ Q, ravel_pytree(lengths)[0], ravel_pytree(solved)[0]), right
+
+    for found, right in zip(*both(params), strict=True):
+        assert_agree(found, right)
 
 
 def test_errors():
