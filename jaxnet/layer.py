@@ -266,6 +266,26 @@ def on_leaves(change: Callable[[Layer], Layer], net: Layer) -> Layer:
     return net.rebuild(*(on_leaves(change, part) for part in net.parts))
 
 
+def adapted(
+    layer: Layer, params: Callable = lambda p: p, pack: Callable = lambda s: s, unpack: Callable = lambda s: s
+) -> Layer:
+    """A leaf layer that runs with `params(p)`, and whose saved values lie as `pack(saved)` until `unpack` gives them.
+
+    A reading sees the parameters as they came.
+    """
+
+    def forward(p, x, key=None, train=False):
+        out, saved = layer.forward(params(p), x, key, train)
+        return out, pack(saved)
+
+    def backward(p, saved, d_out, read):
+        own, _ = split_state(p)
+        seen = read._replace(at=lambda passing: read.at(passing._replace(params=own)))
+        return layer.backward(params(p), unpack(saved), d_out, seen)
+
+    return layer._replace(forward=forward, backward=backward)
+
+
 def leaves(net: Layer) -> list[Layer]:
     """The leaf layers of a network, first to last; one inside `repeat` stands once."""
     if net.rebuild is None:

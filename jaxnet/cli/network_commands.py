@@ -40,7 +40,7 @@ def check(
     fix: Annotated[Path | None, Option(help="Write a mended copy of the source to this file, and check it.")] = None,
     everything: Annotated[bool, Option("--all", help="Check every layer, loss and model of jaxnet.")] = False,
     primitives: Annotated[bool, Option("--primitives", help="Check JAX's own derivatives.")] = False,
-    device: Annotated[bool, Option("--device", help="Measure each layer's rounding error on this device.")] = False,
+    device: Annotated[bool, Option("--device", help="Measure the rounding error on this device.")] = False,
     adequacy: Annotated[bool, Option(help="List the mistakes that these inputs cannot reveal.")] = False,
     seed: Annotated[int, Option(min=0, help="First seed of the inputs and cotangents.")] = 0,
     seeds: Annotated[int, Option(min=1, help="Number of seeds.")] = 3,

@@ -25,7 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxnet.backprop import initialize
 from jaxnet.factors import dataclass_tree
-from jaxnet.layer import Layer, Loss, ShapeError, Tree, leaves, on_leaves
+from jaxnet.layer import Layer, Loss, ShapeError, Tree, adapted, leaves, on_leaves
 from jaxnet.lowering import plain_forms
 from jaxnet.registry import Made, did_you_mean
 
@@ -142,13 +142,7 @@ def gathering(layer: Layer, specs: Mapping[str, tuple], mesh: Mesh) -> Layer:
 
         return jax.tree_util.tree_map_with_path(of, params)
 
-    def forward(params, x, key=None, train=False):
-        return layer.forward(whole(params), x, key, train)
-
-    def backward(params, saved, d_out, read):
-        return layer.backward(whole(params), saved, d_out, read)
-
-    return layer._replace(forward=forward, backward=backward)
+    return adapted(layer, whole)
 
 
 # ------------------------------------------------------------------------------------------------ one layer

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxnet.backprop import size
 from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
-from jaxnet.layer import Layer, Loss, Reading, Tree, on_leaves, output, with_state
+from jaxnet.layer import Layer, Loss, Reading, Tree, adapted, on_leaves, output, with_state
 from jaxnet.layers.conv import Patches
 from jaxnet.quantities.curvature import over_columns
 from jaxnet.quantities.sinks import Rearranged, Stacked
@@ -180,17 +180,7 @@ def solve(axes: Tree, grads: Tree, damping: float | jax.Array) -> Tree:
 def with_beside(net: Layer) -> Layer:
     """The network for a tree of `Beside`s in the place of its parameters; a reading meets them as they are."""
 
-    def change(layer: Layer) -> Layer:
-        def forward(params, x, key=None, train=False):
-            return layer.forward(bare(params), x, key, train)
-
-        def backward(params, saved, d_out, read):
-            both = read._replace(at=lambda passing: read.at(passing._replace(params=params)))
-            return layer.backward(bare(params), saved, d_out, both)
-
-        return layer._replace(forward=forward, backward=backward)
-
-    return on_leaves(change, net)
+    return on_leaves(lambda layer: adapted(layer, bare), net)
 
 
 def _turned(factor, beside):

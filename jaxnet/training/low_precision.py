@@ -10,7 +10,6 @@ Sources: Micikevicius et al., Mixed Precision Training, 2018, §3 (loss scaling)
 Approximate Activations for Memory-efficient Network Training, 2019 (saved values).
 """
 
-from collections.abc import Callable
 from dataclasses import field
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnet.factors import dataclass_tree
-from jaxnet.layer import Layer, Loss, Tree, on_leaves, split_state
+from jaxnet.layer import Layer, Loss, Tree, adapted, on_leaves
 
 HALF = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 EIGHT_BITS = {"int8": (jnp.int8, 127), "float8": (jnp.float8_e4m3fn, 448)}  # and the largest number
@@ -27,31 +26,17 @@ LARGEST_SCALE = 2.0**24
 
 
 def in_precision(net: Layer, precision: str) -> Layer:
-    """The network for a precision: in half, matrices are multiplied in it, and all else stays float32."""
-    return on_leaves(lowered(HALF[precision]), net) if precision in HALF else net
-
-
-def lowered(dtype: Any) -> Callable[[Layer], Layer]:
-    """A leaf layer with its matrices cast to `dtype` before each use.
+    """The network for a precision: in half, matrices are multiplied in it, and all else stays float32.
 
     Parameters and gradients keep their own dtype: a reading sees the uncast parameters.
     """
+    if precision not in HALF:
+        return net
 
     def cast(params):
-        return jax.tree.map(lambda p: p.astype(dtype) if p.ndim >= 2 else p, params)
+        return jax.tree.map(lambda p: p.astype(HALF[precision]) if p.ndim >= 2 else p, params)
 
-    def change(layer: Layer) -> Layer:
-        def forward(params, x, key=None, train=False):
-            return layer.forward(cast(params), x, key, train)
-
-        def backward(params, saved, d_out, read):
-            own, _ = split_state(params)
-            seen = read._replace(at=lambda passing: read.at(passing._replace(params=own)))
-            return layer.backward(cast(params), saved, d_out, seen)
-
-        return layer if layer.maker == "elementwise" else layer._replace(forward=forward, backward=backward)
-
-    return change
+    return on_leaves(lambda layer: layer if layer.maker == "elementwise" else adapted(layer, cast), net)
 
 
 # ------------------------------------------------------------------------------------------- saved in 8 bits
@@ -97,24 +82,18 @@ def saving(net: Layer, kind: str) -> Layer:
     if kind == "full":
         return net
 
-    def change(layer: Layer) -> Layer:
-        def forward(params, x, key=None, train=False):
-            out, saved = layer.forward(params, x, key, train)
-            least = SMALL * max((t.size for t in jax.tree.leaves(saved)), default=0)
+    def packed(saved):
+        least = SMALL * max((t.size for t in jax.tree.leaves(saved)), default=0)
 
-            def of(t):
-                real = jnp.issubdtype(t.dtype, jnp.floating)
-                return pack(t, kind) if real and t.ndim and t.size >= least else t
+        def of(t):
+            return pack(t, kind) if jnp.issubdtype(t.dtype, jnp.floating) and t.ndim and t.size >= least else t
 
-            return out, jax.tree.map(of, saved)
+        return jax.tree.map(of, saved)
 
-        def backward(params, saved, d_out, read):
-            whole = jax.tree.map(lambda t: t.unpacked() if is_packed(t) else t, saved, is_leaf=is_packed)
-            return layer.backward(params, whole, d_out, read)
+    def unpacked(saved):
+        return jax.tree.map(lambda t: t.unpacked() if is_packed(t) else t, saved, is_leaf=is_packed)
 
-        return layer._replace(forward=forward, backward=backward)
-
-    return on_leaves(change, net)
+    return on_leaves(lambda layer: adapted(layer, pack=packed, unpack=unpacked), net)
 
 
 def is_packed(node: Any) -> bool:

@@ -1,6 +1,7 @@
 """The device certificate: noise by layer and dtype, against float64."""
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import pytest
@@ -49,9 +50,32 @@ def test_the_tolerance_holds_for_all(tmp_path, capsys):
     assert jnp.finfo("bfloat16").eps / 10 < made["tolerance"]["bfloat16"] < 0.1
 
 
-def test_a_loss_is_no_layer():
-    with pytest.raises(CannotCheckError, match="name a layer"):
-        run(["quadratic"])
+@pytest.mark.parametrize("name", ["quadratic", "linear_cross_entropy", "mlp"])
+def test_losses_and_networks_have_noise_too(name):
+    *_, target = shipped(name)
+    float32, bfloat16 = (noise_of(target, dtype, 0) for dtype in ("float32", "bfloat16"))
+    assert 0 <= float32 < 1e-6
+    assert 1e-4 < bfloat16 < 3e-2
+
+
+def test_the_backward_pass_of_a_loss_is_what_is_measured():
+    [target] = shipped("linear_cross_entropy")
+
+    def turn(*arguments):
+        cost, dx, grads = target.rule.turn(*arguments)
+        return cost, dx.astype(jnp.bfloat16).astype(dx.dtype) if dx.dtype == jnp.float32 else dx, grads
+
+    off = replace(target, rule=target.rule._replace(turn=turn))
+    assert noise_of(off, "float32", 0) > 1e-4 > noise_of(target, "float32", 0)
+
+
+def a_function():
+    return jnp.sin, ("float32[3]",)
+
+
+def test_a_function_has_no_device_noise():
+    with pytest.raises(CannotCheckError, match="a layer, a loss or a pair"):
+        run([f"{__name__}:a_function"])
 
 
 def test_tolerance_in_one_digit():
