@@ -1,82 +1,80 @@
 """Are other people's hand-written derivatives right?
 
-    python -m experiments.in_the_wild [NAME …] [--packages NAME,NAME] [--markdown FILE]
+    python -m experiments.in_the_wild ask [PACKAGE …] --out FILE.jsonl      # one line a rule
+    python -m experiments.in_the_wild table FILE.jsonl …                    # the table of the docs
 
-Finds every `jax.custom_vjp` and `jax.custom_jvp` in the installed packages, classes included, and runs `check` over
-them: at the inputs of `in_the_wild_points`, `in_the_wild_peers` and `in_the_wild_others`, or at the first guessed ones
-that the rule and its derivative take. Prints rule, file, verdict and cause; the others are listed as not asked.
+Finds every `jax.custom_vjp` and `jax.custom_jvp` of the installed packages: those that modules and classes hold, and
+those made as the lines of `in_the_wild.toml` run. Asks each by `check` at the arguments of its first call there; else
+at a point of `in_the_wild_points`; else at the first guess that the rule and its derivative take. A rule that no call
+reaches and no guess fits is not asked, and never counted as right.
 """
 
 import contextlib
 import importlib
 import inspect
 import io
+import json
 import os
 import pkgutil
 import signal
 import sys
+import time
+import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from experiments import in_the_wild_others as others
-from experiments import in_the_wild_peers as peers
-from experiments.in_the_wild_points import POINTS as OF_JAX
-from experiments.in_the_wild_points import Point, between
+from experiments.in_the_wild_others import POINTS as OTHERS
+from experiments.in_the_wild_points import POINTS as FIRST
+from experiments.in_the_wild_points import Point, between, normal, spectrum
 from jaxnet.checking import CannotCheckError, check
 from jaxnet.checking.differentiation import mode_of
 
-PACKAGES = (
-    "jax", "optax", "chex", "equinox", "flax", "diffrax", "lineax", "optimistix", "brax", "distrax", "e3nn_jax",
-    "exojax", "haiku", "interpax", "jax_finufft", "jax_md", "jaxopt", "jaxpole", "keras", "kfac_jax", "mujoco.mjx",
-    "netket", "numpyro", "ott", "quadax", "qwix", "rlax", "s2fft", "tensorflow_probability.substrates.jax", "tinygp",
-    "tokamax",
-)  # fmt: skip
-SECONDS = 40
-"""That one rule may take."""
-USES: dict[str, Point] = peers.USES | others.USES
-POINTS: dict[str, Point] = OF_JAX | peers.POINTS | others.POINTS | USES
-HEADINGS = ("rule", "kind", "file", "verdict", "cause")
+CALLS: dict[str, str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+NAMESPACE: dict[str, Any] = {
+    "jax": jax, "jnp": jnp, "np": np, "grad": jax.grad, "key": jax.random.PRNGKey(0),
+    "x": normal(4, 5), "y": normal(4, 5, seed=1), "v": normal(4), "w": normal(4, seed=1), "u": between(0.1, 0.9, 4),
+    "p": between(0.5, 3, 4), "q": between(0.5, 3, 4, seed=1), "A": normal(4, 4), "S": spectrum(0),
+    "between": between, "normal": normal,
+}  # fmt: skip
+POINTS = FIRST | OTHERS
+SECONDS = 60  # of CPU time, that one rule or line may take
+RIGHT, DECLARED, NOT_ASKED, CRASH = "right", "as declared", "not asked", "CRASH"
+WRAPPERS = "jax._src.custom_derivatives", "equinox._ad", "keras.src.backend.jax.core"  # around `fun` or `fn`
+RULES = jax.custom_jvp | jax.custom_vjp
+app = typer.Typer(add_completion=False, help=__doc__)
 
 
 class Found(NamedTuple):
-    """A custom rule: the name under which it is reached, the object, and file:line of its function."""
+    """A custom rule: the name under which it is reached, the object, file:line of its function, and those of a call.
+
+    Of a call: its arguments, and which of their leaves were differentiated; None where all may be.
+    """
 
     name: str
     rule: Any
     file: str
-
-
-class Row(NamedTuple):
-    """The outcome for one rule."""
-
-    name: str
-    kind: str
-    file: str
-    verdict: str
-    cause: str
+    args: tuple | None = None
+    moved: tuple[bool, ...] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------- to find
 
 
-def imported(packages: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Imports all that is in these packages but their tests; the names, and those that do not import, with why."""
+def imported(package: str) -> tuple[list[str], list[str]]:
+    """Imports all that is in a package but its tests; the names, and those that do not import, with why."""
     failed = []
-    for package in packages:
-        try:
-            path = getattr(importlib.import_module(package), "__path__", ()) if find_spec(package) else ()
-        except (Exception, SystemExit) as error:
-            failed.append(f"{package} does not import: {type(error).__name__}: {error}".splitlines()[0])
-            continue
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        path = getattr(importlib.import_module(package), "__path__", ())
         for module in pkgutil.walk_packages(path, f"{package}.", onerror=lambda _: None):
             if "test" in module.name or ".mlir" in module.name or module.name.endswith("__main__"):
                 continue
@@ -84,80 +82,162 @@ def imported(packages: Iterable[str]) -> tuple[list[str], list[str]]:
                 importlib.import_module(module.name)
             except (Exception, SystemExit) as error:
                 failed.append(f"{module.name} does not import: {type(error).__name__}: {error}".splitlines()[0])
-    # Folders without an `__init__` are not walked into; other modules import theirs.
-    return [name for name in sorted(sys.modules) if any(f"{name}.".startswith(f"{each}.") for each in packages)], failed
+    jax.config.update("jax_enable_x64", False)  # some packages switch it on
+    # Folders without an `__init__` are not walked into, but what is in them is imported by the others.
+    return [name for name in sorted(sys.modules) if f"{name}.".startswith(f"{package}.")], failed
 
 
 def custom_rule(thing: Any) -> Any:
     """The custom rule that a public object is or wraps; None for other objects."""
     for _ in range(6):
-        if isinstance(thing, jax.custom_jvp | jax.custom_vjp):
+        if isinstance(thing, RULES):
             return thing
         try:
             thing = inspect.getattr_static(thing, "__wrapped__", None)
-        except Exception:  # somebody else's rule may raise anything
+        except Exception:  # somebody else's object may raise anything
             return None
         if thing is None:
             return None
     return None
 
 
-def find(packages: Sequence[str] = PACKAGES) -> tuple[list[Found], list[str]]:
-    """Every custom rule of the packages, under its shortest public name, and the modules that failed to import."""
-    os.environ.setdefault("KERAS_BACKEND", "jax")
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        names, failed = imported(packages)
-    jax.config.update("jax_enable_x64", False)  # some packages switch it on
+def held(package: str) -> tuple[list[Found], list[str]]:
+    """The rules that a package's modules and classes hold, under their shortest names, and what does not import."""
+    names, failed = imported(package)
     known: dict[int, tuple[Any, list[str]]] = {}
     for module in names:
         for attribute, value in attributes(sys.modules[module]):
             if (rule := custom_rule(value)) is not None:
                 known.setdefault(id(rule), (rule, []))[1].append(f"{module}.{attribute}")
     found = [
-        Found(min(all_names, key=lambda n: ("._" in n, len(n), n)), rule, place(rule))
-        for rule, all_names in known.values()
+        Found(min(names, key=lambda n: ("._" in n, len(n), n)), rule, place(rule)) for rule, names in known.values()
     ]
-    found += [
-        Found(name, point.through, name.split(".")[0]) for name, point in USES.items() if find_spec(name.split(".")[0])
-    ]
-    own = {package.split(".")[0] for package in packages}
-    found = [each for each in found if each.file.split("/")[0] in own]
-    return sorted(found, key=lambda each: each.name), failed
+    return [each for each in found if each.file.split("/")[0] == package.split(".")[0]], failed
 
 
 def attributes(module: Any) -> list[tuple[str, Any]]:
-    """The objects of a module and of its own classes."""
-    held = list(vars(module).items())
-    for name, value in list(held):
+    """What a module holds, and what its own classes hold."""
+    found = list(vars(module).items())
+    for name, value in list(found):
         if inspect.isclass(value) and value.__module__ == module.__name__:
-            held += [(f"{name}.{inner}", getattr(each, "__func__", each)) for inner, each in vars(value).items()]
-    return held
+            found += [(f"{name}.{inner}", getattr(each, "__func__", each)) for inner, each in vars(value).items()]
+    return found
+
+
+def written(rule: Any) -> Callable:
+    """The function that the author of a rule wrote, below what libraries wrap around it."""
+    function = inspect.unwrap(rule.__wrapped__)
+    while getattr(function, "__module__", None) in WRAPPERS:
+        inner = inspect.getclosurevars(function).nonlocals
+        value = inner.get("fun", getattr(inner.get("self"), "fn", inner.get("fn")))
+        if not callable(value):
+            break
+        function = inspect.unwrap(value)
+    return function
 
 
 def place(rule: Any) -> str:
     """file:line of a rule's function, from its package on."""
-    function = inspect.unwrap(rule.__wrapped__)
-    code = getattr(function, "__code__", None)
-    if code is not None and "fun" in code.co_freevars:  # `jax.custom_gradient` wraps it once more
-        function = inspect.unwrap(inspect.getclosurevars(function).nonlocals["fun"])
-        code = getattr(function, "__code__", code)
-    if code is None:
-        return ""
-    return f"{code.co_filename.rpartition('site-packages/')[2]}:{code.co_firstlineno}"
+    code = getattr(written(rule), "__code__", None)
+    return f"{code.co_filename.rpartition('site-packages/')[2]}:{code.co_firstlineno}" if code else ""
+
+
+# -------------------------------------------------------------------------------------------------------- to record
+
+
+def concrete(leaf: Any) -> tuple[Any, bool]:
+    """The array under the tracers of transformations (of a batch its first example), and whether it is differentiated.
+
+    Raises where there is no array.
+    """
+    moved = False
+    while isinstance(leaf, jax.core.Tracer):
+        if hasattr(leaf, "batch_dim"):
+            leaf = leaf.val if leaf.batch_dim is None else jnp.take(leaf.val, 0, axis=leaf.batch_dim)
+        elif hasattr(leaf, "primal"):
+            leaf, moved = leaf.primal, True
+        else:
+            raise TypeError("an array that is traced has no value")
+    return leaf, moved
+
+
+def called_with(rule: Any, args: tuple, kwargs: dict) -> Found:
+    """A rule at the arguments of a call. Raises where they have no values, or cannot be given by their places."""
+    bound = inspect.signature(rule.__wrapped__).bind(*args, **kwargs)
+    bound.apply_defaults()
+    if bound.kwargs:
+        raise TypeError("a rule is asked at arguments that are given by their places")
+    leaves, tree = jax.tree.flatten(bound.args)
+    values, moved = zip(*map(concrete, leaves), strict=True)
+    function = written(rule)
+    name = f"{function.__module__}.{function.__qualname__}"
+    return Found(name, rule, place(rule), jax.tree.unflatten(tree, values), moved if any(moved) else None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[int, Found]]:
+    """Collects each rule that is called meanwhile, with the arguments of its first call that is differentiated."""
+    calls: dict[int, Found] = {}
+    before = {kind: kind.__call__ for kind in (jax.custom_jvp, jax.custom_vjp)}
+
+    def recording(call: Callable) -> Callable:
+        def called(rule, *args, **kwargs):
+            key = id(rule)
+            if key not in calls or calls[key].moved is None:
+                with contextlib.suppress(Exception):  # arguments without values: a later call may have them
+                    found = called_with(rule, args, kwargs)
+                    if key not in calls or found.moved is not None:
+                        calls[key] = found
+            return call(rule, *args, **kwargs)
+
+        return called
+
+    for kind, call in before.items():
+        kind.__call__ = recording(call)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield calls
+    finally:
+        for kind, call in before.items():
+            kind.__call__ = call
+
+
+def run_calls(lines: str) -> tuple[list[Found], list[str]]:
+    """Runs a package's lines, each by itself; the rules called, and the lines that raise.
+
+    A line that reaches no new rule with values, since they are called inside a compiled function, is run uncompiled.
+    """
+    scope, failed = dict(NAMESPACE), []
+    with recorded() as calls:
+        for line in filter(None, map(str.strip, lines.splitlines())):
+            known, imports = len(calls), " import " in f" {line}" or line.split("=")[0].strip().isidentifier()
+            try:
+                with limited(SECONDS):
+                    exec(line, scope)
+                    if len(calls) == known and not imports:
+                        with jax.disable_jit():
+                            exec(line, scope)
+            except Exception as error:
+                failed.append(f"{line}: {type(error).__name__}: {error}".splitlines()[0])
+            jax.config.update("jax_enable_x64", False)
+    return list(calls.values()), failed
+
+
+def find(package: str) -> tuple[list[Found], list[str]]:
+    """A package's rules, each with the arguments of a call where one reaches it, and what failed on the way."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, failed = held(package)
+        calls, raised = run_calls(CALLS.get(package, ""))
+    reached = {id(call.rule): call for call in calls}
+    known = {id(each.rule) for each in found}
+    own = f"{package.split('.')[0]}/"
+    made = {call.file: call for call in reversed(calls) if id(call.rule) not in known and call.file.startswith(own)}
+    found = [reached.get(id(each.rule), each)._replace(name=each.name) for each in found] + list(made.values())
+    return sorted(found, key=lambda each: each.name), failed + raised
 
 
 # --------------------------------------------------------------------------------------------------------- to check
-
-
-def spectrum(k: int) -> jax.Array:
-    """A positive definite matrix."""
-    A = between(-1, 1, 4, 4, seed=k)
-    return A @ A.T + jnp.eye(4)
 
 
 KINDS: tuple[Callable[[int], Any], ...] = (
@@ -182,9 +262,7 @@ BY_NAME: dict[str, Callable[[], Any]] = {
 
 def guessed(rule: Any) -> Point | None:
     """The first guess at a rule's inputs that it and its derivative take, and where it gives finite numbers."""
-    function = rule.__wrapped__
-    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
-    names = list(parameters(closure.get("fun", function)))
+    names = list(parameters(written(rule)))
     for kind in KINDS:
         args = tuple(BY_NAME[name]() if name in BY_NAME else kind(k) for k, name in enumerate(names))
         try:
@@ -222,22 +300,43 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
+def point_of(found: Found) -> tuple[Point | None, str]:
+    """Where a rule is asked, and how that point came."""
+    if (point := POINTS.get(found.name)) is not None and (point.args is not None or found.args is None):
+        return point, "point"
+    if found.args is not None:
+        return at_call(found, point or Point(None)), "call"
+    return guessed(found.rule), "guess"
+
+
+def at_call(found: Found, point: Point) -> Point:
+    """The arguments of a call; leaves that it did not differentiate are held."""
+    if found.moved is None or all(found.moved):
+        return point._replace(args=lambda: found.args)
+    leaves, tree = jax.tree.flatten(found.args)
+
+    def alone(*given):
+        given = iter(given)
+        return found.rule(*tree.unflatten([next(given) if m else x for x, m in zip(leaves, found.moved, strict=True)]))
+
+    return point._replace(args=lambda: tuple(x for x, m in zip(leaves, found.moved, strict=True) if m), through=alone)
+
+
 def judged(found: Found, point: Point) -> tuple[str, str]:
     """Verdict and cause of a rule at its point."""
     if point.args is None:
-        return "not asked", point.note
-    rule = point.through or found.rule
+        return NOT_ASKED, point.note
     try:
         with limited(SECONDS):
             report = check(
-                rule,
+                point.through or found.rule,
                 *point.args(),
                 reference=point.reference,
                 intended=point.intended,
                 tolerance=point.tolerance,
                 precise=point.tolerance is None,
-                inside=point.through is None,
-                seeds=2,
+                inside=False,
+                seeds=1,
                 budget=3.0,
                 name=found.name,
             )
@@ -246,55 +345,93 @@ def judged(found: Found, point: Point) -> tuple[str, str]:
     except TimeoutError as error:
         return "no answer", str(error)
     except Exception as error:  # the check itself failed: that is a fault of ours, and is told as one
-        return "CRASH", f"{type(error).__name__}: {error}".splitlines()[0]
+        return CRASH, f"{type(error).__name__}: {error}".splitlines()[0]
     if not report.ok:
         wrong = ", ".join(leaf.path for leaf in report.wrong)
         return report.verdict, f"{wrong}: {report.cause}" if wrong else report.cause
     remarks = [f"{leaf.path} {leaf.verdict}" for leaf in report.leaves if leaf.verdict != "ok"]
-    return "as declared" if point.intended else "right", "; ".join([*remarks, *filter(None, [point.note])])
+    return DECLARED if point.intended else RIGHT, "; ".join([*remarks, *filter(None, [point.note])])
 
 
-def rows(found: Iterable[Found], points: dict[str, Point] = POINTS) -> list[Row]:
-    """One row for each rule, in order: those that were checked, then the others."""
-    checked, others = [], []
-    for each in found:
-        custom = custom_rule(each.rule) is not None
-        kind = type(each.rule).__name__ if custom else "made as it runs"
-        point = points.get(each.name) or (guessed(each.rule) if custom else None)
-        if point is None:
-            others.append(Row(each.name, kind, each.file, "not asked", "no inputs"))
-        else:
-            row = Row(each.name, kind, each.file, *judged(each, point))
-            print(f"{row.verdict:10} {row.name} {row.cause}", file=sys.stderr, flush=True)
-            (checked if point.args else others).append(row)
-    return checked + others
+def blank(package: str, found: Found) -> dict[str, Any]:
+    """The row that stands for a rule while it is asked: what kills the process is a crash."""
+    return {
+        "package": package,
+        "version": version_of(package),
+        "rule": found.name,
+        "kind": type(found.rule).__name__,
+        "file": found.file,
+        "verdict": CRASH,
+        "cause": "the process died",
+    }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [HEADINGS, ("---",) * len(HEADINGS), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+def row(package: str, found: Found) -> dict[str, Any]:
+    """What came out for one rule."""
+    start = time.process_time()
+    point, origin = point_of(found)
+    verdict, cause = judged(found, point) if point else (NOT_ASKED, "no inputs")
+    seconds = round(time.process_time() - start, 1)
+    return {**blank(package, found), "inputs": origin, "verdict": verdict, "cause": cause, "seconds": seconds}
+
+
+def version_of(package: str) -> str:
+    """The name and version of the distribution that an import comes from."""
+    names = packages_distributions().get(package.split(".")[0], [package])
+    return f"{names[0]} {version(names[0])}"
+
+
+def read(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """The rows of these files, the last one for each rule."""
+    lines = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+    return list({(line["rule"], line["file"]): line for line in lines}.values())
+
+
+def markdown(rows: Iterable[dict[str, Any]]) -> str:
+    """Rules found, asked, right and so on, of each package, as a Markdown table with its sums."""
+    counts: dict[str, Counter] = {}
+    for each in rows:
+        counts.setdefault(each["version"], Counter())[each["verdict"]] += 1
+    verdicts = sorted({v for each in counts.values() for v in each}, key=lambda v: (v != RIGHT, v != DECLARED, v))
+    lines = [["package", "found", *verdicts], ["---"] * (len(verdicts) + 2)]
+    for name, each in [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]:
+        lines.append([name, str(each.total()), *(str(each[v]) for v in verdicts)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Rules to check; else all.")] = None,
-    packages: Annotated[str, typer.Option(help="Packages to look in.")] = ",".join(PACKAGES),
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the table there.")] = None,
+@app.command()
+def ask(
+    packages: Annotated[list[str] | None, typer.Argument(help="Packages to look in; else all installed ones.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON lines; rules that stand there already are not asked again.")] = Path(
+        "in_the_wild.jsonl"
+    ),
+    only: Annotated[str, typer.Option(help="Rules whose names hold this alone, asked again.")] = "",
 ) -> None:
-    """Check every custom rule in the installed packages."""
-    found, failed = find(tuple(packages.split(",")))
-    if names and (unknown := set(names) - {each.name for each in found}):
-        raise SystemExit(f"there is no rule {', '.join(sorted(unknown))}; without a name all are listed")
-    chosen = rows([each for each in found if not names or each.name in names])
-    shown = Table(*HEADINGS)
-    for row in chosen:
-        shown.add_row(*row)
-    Console().print(shown)
-    for line in failed:
-        print(line)
-    if markdown_file:
-        markdown_file.write_text(markdown(chosen) + "\n")
+    """Checks every custom rule of these packages."""
+    for package in packages or [name for name in CALLS if find_spec(name.split(".")[0])]:
+        found, failed = find(package)
+        print(*failed, sep="\n")
+        known = {(each["rule"], each["file"]) for each in read([out])}
+        for each in found:
+            if only not in each.name or (not only and (each.name, each.file) in known):
+                continue
+            known.add((each.name, each.file))
+            with out.open("a") as file:
+                print(json.dumps(blank(package, each)), file=file, flush=True)
+                said = row(package, each)
+                print(json.dumps(said), file=file)
+            print(f"{said['verdict']:12} {said['seconds']:5} s {said['rule']} {said['cause'][:160]}", flush=True)
+
+
+@app.command()
+def table(files: list[Path]) -> None:
+    """Prints the table of the rows in these files, and every verdict that is not right."""
+    rows = read(files)
+    print(markdown(rows))
+    for each in rows:
+        if each["verdict"] not in (RIGHT, DECLARED):
+            print(f"{each['verdict']}: {each['rule']} ({each['file']}): {each['cause']}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

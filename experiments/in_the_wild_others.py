@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.in_the_wild_peers import through
-from experiments.in_the_wild_points import TPU, Point, between, matrices, normal, one, three, two
+from experiments.in_the_wild_points import TPU, Point, between, matrices, normal, one, root_in_closed_form, spectrum
 
 constant = jax.lax.stop_gradient
 TFP = "tensorflow_probability.substrates.jax"
@@ -108,32 +107,6 @@ def by_score(log_pdf, value, p, s):
     return jnp.mean(L + constant(L - L.mean()) * (log_p - constant(log_p)))
 
 
-def power_law(alpha, low, high, x):
-    """log of x^α (α + 1) / (high^(α+1) − low^(α+1))."""
-    return jnp.log(x**alpha * (alpha + 1) / (high ** (alpha + 1) - low ** (alpha + 1)))
-
-
-def power_law_cdf(alpha, low, high, x):
-    """(x^(α+1) − low^(α+1)) / (high^(α+1) − low^(α+1))."""
-    return (x ** (alpha + 1) - low ** (alpha + 1)) / (high ** (alpha + 1) - low ** (alpha + 1))
-
-
-def power_law_quantile(alpha, low, high, q):
-    """(low^(α+1) + q (high^(α+1) − low^(α+1)))^(1/(α+1))."""
-    return (low ** (alpha + 1) + q * (high ** (alpha + 1) - low ** (alpha + 1))) ** (1 / (alpha + 1))
-
-
-def law(method: str, reference: Callable, low: float, high: float) -> Point:
-    """A method of numpyro's truncated power law."""
-
-    def call(alpha, low, high, x):
-        made = part("numpyro.distributions:DoublyTruncatedPowerLaw")(alpha, low, high, validate_args=False)
-        return getattr(made, method)(x)
-
-    bounds = (0.4, 1.5), (0.5, 0.9), (3.1, 4.0), (low, high)
-    return three(*bounds)._replace(through=call, reference=reference)
-
-
 def roots(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The square root of a matrix and its inverse, by eigenvalues."""
     values, V = jnp.linalg.eigh(symmetric)
@@ -151,12 +124,6 @@ def root_of(name: str, which: Any) -> Point:
         return found if name == "sqrtm" else found[name.startswith("inv")]
 
     return Point(lambda: (spectrum(0),), through=call, reference=reference, tolerance=1e-3)
-
-
-def spectrum(k: int) -> jax.Array:
-    """A positive definite matrix."""
-    A = between(-1, 1, 4, 4, seed=k)
-    return A @ A.T + jnp.eye(4)
 
 
 def iterated(least: int, a: jax.Array, x: jax.Array) -> jax.Array:
@@ -213,6 +180,44 @@ def unquantised_convolution(lhs, rhs):
 LAYOUT = jax.lax.conv_dimension_numbers((1, 6, 6, 2), (3, 3, 2, 3), ("NHWC", "HWIO", "NHWC"))
 
 
+def skew(name: str, B: jax.Array) -> Any:
+    """A function of fermix' of the skew-symmetric matrix B − Bᵀ: of others it has no derivative."""
+    return part(f"fermix:{name}")(B - B.mT)
+
+
+def rooted(a: jax.Array) -> jax.Array:
+    """The root of x³ + x = a by optimistix, differentiated implicitly."""
+    newton = part("optimistix:Newton")(1e-6, 1e-6)
+    return part("optimistix:root_find")(lambda x, a: x**3 + x - a, newton, jnp.ones_like(a), a, max_steps=64).value
+
+
+def ridge(solved: bool, X: jax.Array, y: jax.Array, penalty: jax.Array) -> jax.Array:
+    """The w that makes ½ |X w − y|² + ½ penalty |w|² least, by jaxopt or in closed form."""
+    if not solved:
+        return jnp.linalg.solve(X.T @ X + penalty * jnp.eye(X.shape[1]), X.T @ y)
+
+    def cost(w, X, y, penalty):
+        return 0.5 * jnp.sum((X @ w - y) ** 2) + 0.5 * penalty * jnp.sum(w**2)
+
+    solver = part("jaxopt:GradientDescent")(cost, maxiter=2000, tol=1e-6)
+    return solver.run(jnp.zeros(X.shape[1]), X, y, penalty).params
+
+
+def perturbed(declared: bool, x: jax.Array) -> jax.Array:
+    """jaxopt's perturbed argmax; or a stand-in with the derivative declared: E[argmax(x + σ Z) ∇ log p(Z)]."""
+    module, key = part("jaxopt.perturbations"), jax.random.PRNGKey(0)
+    if not declared:
+        return module.make_perturbed_argmax(winner, 20, 0.5)(x, key)
+    at = constant(x) + 0.5 * module.Gumbel().sample(seed=key, sample_shape=(20, *x.shape))
+    log_p = -jnp.sum((at - x) / 0.5 + jnp.exp(-(at - x) / 0.5), -1)
+    return jnp.mean(jax.vmap(winner)(at) * (1 + log_p - constant(log_p))[:, None], 0)
+
+
+def winner(x):
+    """The argmax as a vector of zeros and a one."""
+    return jax.nn.one_hot(jnp.argmax(x), len(x))
+
+
 def convolution(lhs, rhs):
     """The same by jax."""
     return jax.lax.conv_general_dilated(lhs, rhs, (2, 1), "SAME", dimension_numbers=LAYOUT)
@@ -253,6 +258,20 @@ POINTS: dict[str, Point] = {
     "jax_md._nn.uma.kernels._segment_mm_2d": Point(
         lambda: (normal(7, 3), normal(2, 4, 3, seed=1), jnp.array([3, 4], jnp.int32))
     ),
+    **{f"fermix._diff._{name}_diff.<locals>.f": Point(lambda: (normal(2, 8, 8),), through=partial(skew, name))
+       for name in ("pf", "slogpf")},
+    "optimistix._ad._implicit_impl": Point(
+        lambda: (between(0.5, 3, 4),), through=rooted, reference=root_in_closed_form, tolerance=1e-5
+    ),
+    "jaxopt._src.implicit_diff._custom_root.<locals>.make_custom_vjp_solver_fun.<locals>.solver_fun_flat": Point(
+        lambda: (normal(6, 3), normal(6, seed=1), jnp.float32(0.7)),
+        through=partial(ridge, True), reference=partial(ridge, False), tolerance=1e-3,
+        note="within the solver's own error",
+    ),
+    "jaxopt._src.perturbations.make_perturbed_argmax.<locals>.forward_pert": Point(
+        lambda: (normal(4),), through=partial(perturbed, False), intended=partial(perturbed, True),
+        note="as declared: the derivative of the expectation, by samples",
+    ),
     "jaxopt._src.isotonic._isotonic_l2_pav": Point(None, note="its function does not run with this numba"),
     "jaxopt._src.projection._projection_unit_sparse_simplex": Point(lambda: (between(0, 0.5, 6), 3, False)),
     "jaxpole.filter.allpole": Point(
@@ -267,9 +286,10 @@ POINTS: dict[str, Point] = {
         reference=partial(expectation, by_score),
     ),
     "numpyro.distributions.util.log1mexp": one(-3, -0.1),
-    "ott.math.fixed_point_loop.fixpoint_iter_backprop": through(
-        partial(iterated, 6), lambda: (between(0.5, 0.9, 3), between(0.2, 0.9, 3, seed=1)), unrolled, 1e-5,
-        "min_iterations = max_iterations, a scan; with fewer it is right",
+    "ott.math.fixed_point_loop.fixpoint_iter_backprop": Point(
+        lambda: (between(0.5, 0.9, 3), between(0.2, 0.9, 3, seed=1)),
+        through=partial(iterated, 6), reference=unrolled, tolerance=1e-5,
+        note="min_iterations = max_iterations, a scan; with fewer it is right",
     ),
     "ott.math.matrix_square_root.sqrtm": root_of("sqrtm", slice(0, 2)),
     "ott.math.matrix_square_root.sqrtm_only": root_of("sqrtm_only", ...),
@@ -281,8 +301,9 @@ POINTS: dict[str, Point] = {
     "ott.solvers.linear.semidiscrete._semidiscrete_loss": Point(
         lambda: (normal(4),), through=partial(semidiscrete, True), reference=partial(semidiscrete, False)
     ),
-    "ott.solvers.linear.sinkhorn._iterations_implicit": through(
-        partial(transport, True), lambda: (normal(5, 2), normal(4, 2, seed=1)), partial(transport, False), 1e-3
+    "ott.solvers.linear.sinkhorn._iterations_implicit": Point(
+        lambda: (normal(5, 2), normal(4, 2, seed=1)),
+        through=partial(transport, True), reference=partial(transport, False), tolerance=1e-3,
     ),
     "qwix._src.core.conv_general_qt.conv_general_qt": Point(
         lambda: (normal(1, 6, 6, 2), normal(3, 3, 2, 3, seed=1)), through=unquantised_convolution, reference=convolution
@@ -307,14 +328,4 @@ POINTS: dict[str, Point] = {
             reference=inverse_gaussian_sample, tolerance=1e-3, note=SAMPLER,
         ),
     ),
-    **tfp("math.bessel._bessel_iv_ratio_custom_gradient", two(0.5, 3, 0.5, 4)),
-    **tfp("math.special._betainc_custom_gradient", three((0.5, 3), (0.5, 3), (0.1, 0.9))),
-    **tfp("math.special._log_gamma_difference_custom_gradient", two(0.5, 3, 8, 12)),
-    **tfp("math.special._owens_t_custom_gradient", two(-2, 2, -0.9, 0.9)),
-    **tfp("math.hypergeometric.hyp2f1_small_argument", three((0.5, 2), (0.5, 2), (3, 4), (-0.5, 0.5))),
 }  # fmt: skip
-USES: dict[str, Point] = {
-    "numpyro.distributions.DoublyTruncatedPowerLaw.log_prob": law("log_prob", power_law, 1, 3),
-    "numpyro.distributions.DoublyTruncatedPowerLaw.cdf": law("cdf", power_law_cdf, 1, 3),
-    "numpyro.distributions.DoublyTruncatedPowerLaw.icdf": law("icdf", power_law_quantile, 0.1, 0.9),
-}

@@ -61,6 +61,12 @@ def matrices(*shape: int, extra: tuple = ()) -> Point:
     return Point(lambda: (normal(*shape), *extra))
 
 
+def spectrum(k: int) -> jax.Array:
+    """A positive definite matrix."""
+    A = between(-1, 1, 4, 4, seed=k)
+    return A @ A.T + jnp.eye(4)
+
+
 EPSILON = 0.3
 """Large enough to matter beside a variance of about 1."""
 
@@ -152,6 +158,26 @@ def root_in_closed_form(a):
     """Cardano's root of x³ + x = a."""
     s = jnp.sqrt(a**2 / 4 + 1 / 27)
     return jnp.cbrt(a / 2 + s) + jnp.cbrt(a / 2 - s)
+
+
+FP8 = "flax.linen.fp8_ops"
+UPDATED = "in the place of the gradients of scale and history stand their new values, as meant"
+
+
+def quantised(straight: bool) -> Point:
+    """Flax's float8 rounding of an input, passed straight through; or of an error going back."""
+
+    def intended(dtype, q_dtype, inp, scale, history, d_out):
+        from flax.linen import fp8_ops  # pyright: ignore[reportMissingImports]
+
+        rounded = inp if straight else d_out
+        rounded, scale, history = fp8_ops.quantize_dequantize_update(rounded, q_dtype, scale, history, dtype)
+        return None, None, d_out if straight else rounded, scale, history
+
+    kind = jnp.float8_e4m3fn if straight else jnp.float8_e5m2
+    return Point(
+        lambda: (jnp.float32, kind, normal(4, 5), between(0.5, 1, 1), between(1, 3, 8)), intended=intended, note=UPDATED
+    )
 
 
 SPECIAL = "jax.scipy.special"
@@ -251,4 +277,26 @@ POINTS: dict[str, Point] = {
     ),
     "optax.losses._classification.weighted_logsoftmax": Point(lambda: (normal(4, 5), between(0.1, 1, 4, 5, seed=1))),
     "optax.projections._projections._projection_unit_simplex": matrices(7),
+    "equinox._ad._nondifferentiable": Point(None, note="it raises, as meant: no derivative there"),
+    "equinox.internal.nextafter": one(0.3, 3, intended=lambda x: x, note="that of the identity, as meant"),
+    "equinox.internal.prevbefore": one(0.3, 3, intended=lambda x: x, note="that of the identity, as meant"),
+    f"{FP8}.in_qdq": quantised(straight=True),
+    f"{FP8}.out_qdq": quantised(straight=False),
+    f"{FP8}.in_q": Point(None, note="its output is float8, of which it takes no error: the scale is passed on"),
+    f"{FP8}.out_dq": Point(
+        lambda: (jnp.float32, between(0.5, 1, 1), between(0.5, 1, 1, seed=1), normal(4, 5)),
+        intended=lambda dtype, left, right, out, d_out: (None, None, None, d_out),
+        note="the error passed straight through, as meant",
+    ),
+    f"{FP8}.quantized_dot": Point(None, note="float8 operands: no autodiff to hold it against"),
+    f"{FP8}.dot_general_with_precision": Point(
+        lambda: (normal(4, 5), normal(5, 3, seed=1), (((1,), (0,)), ((), ())), None, None)
+    ),
+    "lineax._misc._asarray": Point(lambda: (jnp.dtype("float32"), normal(4))),
+    "lineax._norm._two_norm": matrices(4, 3),
+    "lineax._norm._zero_grad_at_zero": one(0.2, 3),
+    "rlax.clip_gradient": Point(
+        lambda: (normal(4), -0.5, 0.5), intended=lambda x, low, high, g: (jnp.clip(g, low, high), 0.0, 0.0)
+    ),
+    "optimistix._misc._asarray": Point(lambda: (jnp.dtype("float32"), normal(4))),
 }

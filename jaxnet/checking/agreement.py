@@ -319,7 +319,11 @@ def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Finding
         for seed in range(options.seed, options.seed + options.seeds):
             at = runs.moved(where.draw(seed, "plain"))
             values, d_out = point(at, where, seed)
-            leaves = in_float64(lambda v, s, at=at: finer_leaves_at(at, v, s, inner, finer, options), values, d_out)
+            try:
+                leaves = in_float64(lambda v, s, at=at: finer_leaves_at(at, v, s, inner, finer, options), values, d_out)
+            except Exception as error:  # what can be traced in float64 may still not compile or run there
+                found.notes.append(f"not run in float64: the rule raises {short(error)}")
+                return
             finer_leaves += leaves
             note(found, [leaf for leaf in leaves if not leaf.ok], at, values, d_out, where)
         if any(not leaf.ok for leaf in finer_leaves):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.checking.reference import RATIO, central_differences, extrapolated
+from jaxnet.checking.rules import short
 
 MODULES: dict[str, Any] = {
     "jnp": jnp, "jnp.linalg": jnp.linalg, "jnp.fft": jnp.fft, "nn": jax.nn, "lax": jax.lax,
@@ -115,18 +116,29 @@ def cost_of(function: Callable, rng: np.random.Generator, args: tuple) -> Callab
 
 
 def inputs_of(function: Callable, rng: np.random.Generator) -> tuple[Callable, tuple, Callable] | None:
-    """A function of arrays, the first of them that it takes and where it is finite and moves, its cost; else None."""
+    """A function of arrays, inputs that it takes and where it is finite and moves, and its cost; else None.
+
+    The first inputs at which every gradient is finite and not zero; where there are none, the first that move it.
+    """
+    found = None
     for shape in SHAPES:
         for low, high in DOMAINS:
             call, args = of_arrays(function, drawn(function, rng, low, high, shape))
             try:
                 cost = cost_of(call, rng, args)
-                moves = cost is not None and any(np.any(g) for g in jax.grad(cost, tuple(range(len(args))))(*args))
+                grads = () if cost is None else jax.grad(cost, tuple(range(len(args))))(*args)
             except Exception:  # it is no function of such arrays, or has no derivative
                 continue
-            if cost is not None and moves:
+            if grads and all(np.any(g) and np.isfinite(g).all() for g in grads) and pushes(cost, args):
                 return call, args, cost
-    return None
+            if found is None and any(np.any(g) for g in grads):
+                found = call, args, cost
+    return found
+
+
+def pushes(cost: Callable, args: tuple) -> bool:
+    """Whether forward mode gives a number."""
+    return bool(np.isfinite(jax.jvp(cost, args, tuple(map(np.ones_like, args)))[1]))
 
 
 def edges_of(function: Callable, args: tuple) -> np.ndarray | None:
@@ -166,28 +178,36 @@ def derivatives(cost: Callable, points: np.ndarray, u: np.ndarray) -> dict[str, 
         around = jax.lax.map(lambda i: function(v.at[i].add(h[i])) + function(v.at[i].add(-h[i])), jnp.arange(v.size))
         return jnp.concatenate([table, ((around - 2 * here) / h)[None]])
 
-    def run(v):
-        return {
-            "reverse": grad(v),
-            "forward": jax.jacfwd(cost)(v),
-            "differences": differences(cost, v),
-            "second, reverse": jax.grad(along)(v),
-            "second, forward": jax.jacfwd(along)(v),
-            "second, differences": differences(along, v),
-        }
+    def first(v):
+        return {"reverse": grad(v), "forward": jax.jacfwd(cost)(v), "differences": differences(cost, v)}
 
-    return {name: np.asarray(value) for name, value in jax.jit(jax.vmap(run))(jnp.asarray(points)).items()}
+    def second(v):
+        ways = jax.grad(along)(v), jax.jacfwd(along)(v), differences(along, v)
+        return dict(zip(("second, reverse", "second, forward", "second, differences"), ways, strict=True))
+
+    orders = [first]
+    try:
+        jax.eval_shape(second, points[0])
+    except NotImplementedError:  # it says that it has no second derivative
+        pass
+    else:
+        orders.append(second)
+    found = jax.jit(jax.vmap(lambda v: {name: way for order in orders for name, way in order(v).items()}))(points)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
-def compared(name: str, cost: Callable, points: np.ndarray, rng: np.random.Generator) -> list[Disagreement]:
-    """The disagreements of one function at some points, each a row; of several only where differences converge."""
+def compared(name: str, cost: Callable, points: np.ndarray, rng: np.random.Generator, count: int) -> list[Disagreement]:
+    """The disagreements of a function of `count` arrays at some points, each a row.
+
+    Where there are several points, only where differences converge.
+    """
     found, tables = [], derivatives(cost, points, rng.uniform(0.5, 1.5, points.shape[1]))
-    for order in ("", "second, "):
+    for order in ("", "second, ") if "second, reverse" in tables else ("",):
         reverse, forward = tables[f"{order}reverse"], tables[f"{order}forward"]
         numeric, sure = extrapolated_entries(np.moveaxis(tables[f"{order}differences"], 1, 0))
         for other, said, mask in ((forward, "forward", sure | (len(points) == 1)), (numeric, "differences", sure)):
-            found += at_worst(name, f"{order}reverse against {said}", reverse, other, mask, points, CLOSE)
-    steep = np.abs(tables["reverse"]) + np.abs(points * tables["second, reverse"])
+            found += at_worst(name, f"{order}reverse against {said}", (reverse, other), mask, points, CLOSE, count)
+    steep = np.abs(tables["reverse"]) + np.abs(points * tables.get("second, reverse", 0))
     gradient = jax.jit(jax.vmap(jax.grad(cost)))
     for dtype in (jnp.float32, jnp.bfloat16) if np.isfinite(steep).all() else ():
         rounded = jnp.asarray(points, dtype)
@@ -199,7 +219,7 @@ def compared(name: str, cost: Callable, points: np.ndarray, rng: np.random.Gener
         limits = jnp.finfo(dtype)
         off = np.abs(got - exact) > 1e3 * float(limits.eps) * (steep + np.abs(exact).max() * 1e-2)
         off = (off | np.isnan(got)) & (np.abs(exact) < float(limits.max))
-        found += at_worst(name, f"{jnp.dtype(dtype).name} against float64", got, exact, off, points, 0.5)
+        found += at_worst(name, f"{jnp.dtype(dtype).name} against float64", (got, exact), off, points, 0.5, count)
     return found
 
 
@@ -217,9 +237,13 @@ def extrapolated_entries(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def at_worst(
-    name: str, what: str, a: np.ndarray, b: np.ndarray, where: np.ndarray, points: np.ndarray, close: float
+    name: str, what: str, pair: tuple, where: np.ndarray, points: np.ndarray, close: float, count: int
 ) -> list[Disagreement]:
-    """One disagreement where two derivatives differ by more than `close` of their size; none where they agree."""
+    """One disagreement where two derivatives differ by more than `close` of their size; none where they agree.
+
+    It tells the point: of a single point with `count` arrays of one size, what they hold at the entry.
+    """
+    a, b = pair
     scale = np.maximum(np.abs(a), np.abs(b)) + 1e-3
     with np.errstate(invalid="ignore"):
         off = np.where(np.asarray(where, bool), np.nan_to_num(np.abs(a - b) / scale, nan=np.inf), 0)
@@ -227,7 +251,9 @@ def at_worst(
     if not (off > close).any():
         return []
     i = np.unravel_index(np.argmax(off), off.shape)
-    at = points[i[0]] if len(points) > 1 else points[i][None]
+    at = points[i[0]]
+    if len(points) == 1:
+        at = at.reshape(count, -1)[:, i[1] % (at.size // count)] if at.size % count == 0 else at[i[1]][None]
     return [Disagreement(name, what, f"x = {', '.join(f'{x:.6g}' for x in at)}", (float(a[i]), float(b[i])))]
 
 
@@ -245,9 +271,9 @@ def check_function(name: str, function: Callable, seed: int = 0) -> list[Disagre
         for each, points in (drawn_at, (lambda v: jnp.sum(call(*jnp.split(v, len(args)))), edges_of(call, args))):
             if points is not None and len(points):
                 try:
-                    found += compared(name, each, points, rng)
+                    found += compared(name, each, points, rng, len(args))
                 except Exception as error:
-                    raises = f"a derivative raises {type(error).__name__}"
+                    raises = f"a derivative raises {short(error)}"
                     found.append(Disagreement(name, raises, "", (np.nan, np.nan)))
     return found
 

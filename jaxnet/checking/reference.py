@@ -235,8 +235,8 @@ class Runs:
             return sum(part(jnp.sum(s * o)) for s, o in zip(seed, call(back(vector)), strict=True))
 
         def complex_step(i):
-            moved = jnp.asarray(flat, jnp.complex128).at[i].add(1j * COMPLEX_STEP)
-            return cost(moved, jnp.imag) / COMPLEX_STEP
+            step = jnp.zeros_like(flat).at[i].set(COMPLEX_STEP)
+            return cost(jax.lax.complex(flat, step), jnp.imag) / COMPLEX_STEP
 
         def all_of(steps):
             return call(values), jax.lax.map(lambda step: central_differences(cost, flat, step * scale), steps)

@@ -217,3 +217,19 @@ def test_patterns_of_wrong_entries(where, words):
 def test_scattered_entries_are_said_to_be():
     wrong = np.random.default_rng(0).random((40, 40)) < 0.02
     assert "scattered" in pattern_of(wrong)
+
+
+def test_a_rule_that_can_be_traced_in_float64_and_not_run_there():
+    def host(x):
+        if x.dtype != np.float32:
+            raise TypeError("float32 alone")
+        return np.asarray(2 * x)
+
+    @jax.custom_vjp
+    def double(x):
+        return jax.pure_callback(host, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
+
+    double.defvjp(lambda x: (double(x), None), lambda _, d_out: (2 * d_out,))
+    report = check(double, "float32[3]", reference=lambda x: 2 * x, seeds=1, shapes=False)
+    assert report.ok
+    assert any("not run in float64" in note for note in report.notes)

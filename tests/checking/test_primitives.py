@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxnet.checking import primitives
@@ -62,3 +63,13 @@ def test_every_function_is_asked_once():
 def test_the_command_tells_what_was_asked(capsys):
     assert primitives.run(("jnp.sin", "jnp.cos")) == 0
     assert "2 functions asked, 0 with derivatives that disagree" in capsys.readouterr().out
+
+
+def test_what_says_that_it_has_no_second_derivative_is_asked_about_its_first():
+    """The gradient of the regularised gamma function by its first argument has no derivative in JAX."""
+    assert not [each for each in check_function("mine", jax.scipy.special.gammainc) or ["not asked"] if each.what]
+
+
+def test_inputs_are_taken_from_the_domain():
+    _, args, _ = primitives.inputs_of(jax.scipy.stats.chi2.logpdf, np.random.default_rng(0))
+    assert all((arg > 0).all() for arg in args)
