@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
+from jax.core import Tracer
 
 from experiments.in_the_wild_others import POINTS as OTHERS
 from experiments.in_the_wild_points import POINTS as FIRST
@@ -151,11 +152,12 @@ def concrete(leaf: Any) -> tuple[Any, bool]:
     Raises where there is no array.
     """
     moved = False
-    while isinstance(leaf, jax.core.Tracer):
-        if hasattr(leaf, "batch_dim"):
-            leaf = leaf.val if leaf.batch_dim is None else jnp.take(leaf.val, 0, axis=leaf.batch_dim)
-        elif hasattr(leaf, "primal"):
-            leaf, moved = leaf.primal, True
+    while isinstance(leaf, Tracer):
+        tracer: Any = leaf
+        if hasattr(tracer, "batch_dim"):
+            leaf = tracer.val if tracer.batch_dim is None else jnp.take(tracer.val, 0, axis=tracer.batch_dim)
+        elif hasattr(tracer, "primal"):
+            leaf, moved = tracer.primal, True
         else:
             raise TypeError("an array that is traced has no value")
     return leaf, moved
@@ -193,12 +195,12 @@ def recorded() -> Iterator[dict[int, Found]]:
         return called
 
     for kind, call in before.items():
-        kind.__call__ = recording(call)  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(kind, "__call__", recording(call))  # noqa: B010
     try:
         yield calls
     finally:
         for kind, call in before.items():
-            kind.__call__ = call
+            setattr(kind, "__call__", call)  # noqa: B010
 
 
 def run_calls(lines: str) -> tuple[list[Found], list[str]]:
@@ -311,15 +313,16 @@ def point_of(found: Found) -> tuple[Point | None, str]:
 
 def at_call(found: Found, point: Point) -> Point:
     """The arguments of a call; leaves that it did not differentiate are held."""
-    if found.moved is None or all(found.moved):
-        return point._replace(args=lambda: found.args)
     leaves, tree = jax.tree.flatten(found.args)
+    moved = found.moved or (True,) * len(leaves)
+    if all(moved):
+        return point._replace(args=lambda: found.args)
 
     def alone(*given):
-        given = iter(given)
-        return found.rule(*tree.unflatten([next(given) if m else x for x, m in zip(leaves, found.moved, strict=True)]))
+        live = iter(given)
+        return found.rule(*tree.unflatten([next(live) if m else x for x, m in zip(leaves, moved, strict=True)]))
 
-    return point._replace(args=lambda: tuple(x for x, m in zip(leaves, found.moved, strict=True) if m), through=alone)
+    return point._replace(args=lambda: tuple(x for x, m in zip(leaves, moved, strict=True) if m), through=alone)
 
 
 def judged(found: Found, point: Point) -> tuple[str, str]:

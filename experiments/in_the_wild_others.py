@@ -185,6 +185,21 @@ def skew(name: str, B: jax.Array) -> Any:
     return part(f"fermix:{name}")(B - B.mT)
 
 
+def backsolved(y0: jax.Array, rate: jax.Array) -> jax.Array:
+    """y′ = −rate y t from 0 to 1, by diffrax, solved backwards for the derivative."""
+    d = part("diffrax")
+    steps = d.PIDController(1e-6, 1e-6)
+    equation, adjoint = d.ODETerm(lambda t, y, rate: -rate * y * t), d.BacksolveAdjoint()
+    return d.diffeqsolve(
+        equation, d.Tsit5(), 0.0, 1.0, 0.05, y0, rate, stepsize_controller=steps, adjoint=adjoint
+    ).ys[0]  # fmt: skip
+
+
+def bessel_of_held_order(order, x):
+    """Galsim's K_ν(x), ν held constant."""
+    return part("jax_galsim.bessel:_kv_impl")(constant(order), x)
+
+
 def rooted(a: jax.Array) -> jax.Array:
     """The root of x³ + x = a by optimistix, differentiated implicitly."""
     newton = part("optimistix:Newton")(1e-6, 1e-6)
@@ -260,6 +275,14 @@ POINTS: dict[str, Point] = {
     ),
     **{f"fermix._diff._{name}_diff.<locals>.f": Point(lambda: (normal(2, 8, 8),), through=partial(skew, name))
        for name in ("pf", "slogpf")},
+    "diffrax._adjoint._loop_backsolve": Point(
+        lambda: (between(0.5, 2, 3), between(0.3, 1.5, 3, seed=1)), through=backsolved,
+        reference=lambda y0, rate: y0 * jnp.exp(-rate / 2), tolerance=1e-3, note="within the solver's own error",
+    ),
+    "jax_galsim.bessel.kv": Point(
+        lambda: (jnp.float32(0.7), jnp.float32(1.3)), intended=bessel_of_held_order,
+        note="as declared: no derivative by the order",
+    ),
     "optimistix._ad._implicit_impl": Point(
         lambda: (between(0.5, 3, 4),), through=rooted, reference=root_in_closed_form, tolerance=1e-5
     ),

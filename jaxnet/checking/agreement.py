@@ -115,7 +115,7 @@ def judge_seeds(runs: Runs, where: Points, options: CheckOptions, found: Finding
         exact = exact_at(at, values, d_out, unit)
         leaves = judge(at, values, d_out, got, exact, unit, options)
         if first is None:
-            first = (values, d_out, got[1], exact)
+            first = (values, d_out, got[1], allowing(exact, options.tolerance))
             not_finite_anywhere(at, values, d_out, exact, found)
             plain_forward(at, values, exact, options, found)
             loose_tolerance(options, exact, found)
@@ -290,6 +290,14 @@ def note(found: Findings, leaves: list[Leaf], runs: Runs, values: Sequence, d_ou
 def asks_finer(options: CheckOptions, values: Sequence, d_out: Sequence) -> bool:
     """Whether a finer dtype is asked, or there is none: in float64 only how far a little rounding goes is asked."""
     return options.precise or coarsest([*values, *d_out]) <= unit_of(jnp.float64)
+
+
+def allowing(exact: Exact, tolerance: float | None) -> Exact:
+    """The reference, with no less allowed than a tolerance that the user set."""
+    if tolerance is None:
+        return exact
+    pairs = zip(exact.grads_allowed, exact.grads, strict=True)
+    return replace(exact, grads_allowed=[max(allowed, tolerance * scale_of(grad)) for allowed, grad in pairs])
 
 
 def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> None:

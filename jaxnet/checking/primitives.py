@@ -129,7 +129,9 @@ def inputs_of(function: Callable, rng: np.random.Generator) -> tuple[Callable, t
                 grads = () if cost is None else jax.grad(cost, tuple(range(len(args))))(*args)
             except Exception:  # it is no function of such arrays, or has no derivative
                 continue
-            if grads and all(np.any(g) and np.isfinite(g).all() for g in grads) and pushes(cost, args):
+            if cost is None:
+                continue
+            if all(np.any(g) and np.isfinite(g).all() for g in grads) and pushes(cost, args):
                 return call, args, cost
             if found is None and any(np.any(g) for g in grads):
                 found = call, args, cost
@@ -185,7 +187,7 @@ def derivatives(cost: Callable, points: np.ndarray, u: np.ndarray) -> dict[str, 
         ways = jax.grad(along)(v), jax.jacfwd(along)(v), differences(along, v)
         return dict(zip(("second, reverse", "second, forward", "second, differences"), ways, strict=True))
 
-    orders = [first]
+    orders: list[Callable] = [first]
     try:
         jax.eval_shape(second, points[0])
     except NotImplementedError:  # it says that it has no second derivative

@@ -233,3 +233,11 @@ def test_a_rule_that_can_be_traced_in_float64_and_not_run_there():
     report = check(double, "float32[3]", reference=lambda x: 2 * x, seeds=1, shapes=False)
     assert report.ok
     assert any("not run in float64" in note for note in report.notes)
+
+
+def test_a_tolerance_is_for_the_properties_too():
+    """A gradient that is 0.05 % off, as an iterative solver's may be."""
+    off = jax.custom_vjp(lambda x: jnp.sin(x))
+    off.defvjp(lambda x: (jnp.sin(x), x), lambda x, d_out: (1.0005 * d_out * jnp.cos(x),))
+    assert check(off, "float32[4]", tolerance=2e-3, precise=False, **{**QUICK, "also": True}).ok
+    assert not check(off, "float32[4]", tolerance=1e-5, precise=False, **QUICK).ok
