@@ -72,7 +72,7 @@ class Found(NamedTuple):
 
 
 def imported(package: str) -> tuple[list[str], list[str]]:
-    """Imports all that is in a package but its tests; the names, and those that do not import, with why."""
+    """Imports all that is in a package but its tests; the names, and the modules that fail, with the reason."""
     failed = []
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         path = getattr(importlib.import_module(package), "__path__", ())
@@ -84,7 +84,7 @@ def imported(package: str) -> tuple[list[str], list[str]]:
             except (Exception, SystemExit) as error:
                 failed.append(f"{module.name} does not import: {type(error).__name__}: {error}".splitlines()[0])
     jax.config.update("jax_enable_x64", False)  # some packages switch it on
-    # Folders without an `__init__` are not walked into, but what is in them is imported by the others.
+    # Folders without an `__init__` are not walked into; other modules import theirs.
     return [name for name in sorted(sys.modules) if f"{name}.".startswith(f"{package}.")], failed
 
 
@@ -103,7 +103,7 @@ def custom_rule(thing: Any) -> Any:
 
 
 def held(package: str) -> tuple[list[Found], list[str]]:
-    """The rules that a package's modules and classes hold, under their shortest names, and what does not import."""
+    """The rules that a package's modules and classes hold, under their shortest names, and the modules that fail to import."""
     names, failed = imported(package)
     known: dict[int, tuple[Any, list[str]]] = {}
     for module in names:
@@ -117,7 +117,7 @@ def held(package: str) -> tuple[list[Found], list[str]]:
 
 
 def attributes(module: Any) -> list[tuple[str, Any]]:
-    """What a module holds, and what its own classes hold."""
+    """The objects of a module and of its own classes."""
     found = list(vars(module).items())
     for name, value in list(found):
         if inspect.isclass(value) and value.__module__ == module.__name__:
@@ -126,7 +126,7 @@ def attributes(module: Any) -> list[tuple[str, Any]]:
 
 
 def written(rule: Any) -> Callable:
-    """The function that the author of a rule wrote, below what libraries wrap around it."""
+    """The function that the author of a rule wrote, without the wrappers of libraries."""
     function = inspect.unwrap(rule.__wrapped__)
     while getattr(function, "__module__", None) in WRAPPERS:
         inner = inspect.getclosurevars(function).nonlocals
@@ -303,7 +303,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def point_of(found: Found) -> tuple[Point | None, str]:
-    """Where a rule is asked, and how that point came."""
+    """The inputs at which a rule is asked, and their origin."""
     if (point := POINTS.get(found.name)) is not None and (point.args is not None or found.args is None):
         return point, "point"
     if found.args is not None:
@@ -370,7 +370,7 @@ def blank(package: str, found: Found) -> dict[str, Any]:
 
 
 def row(package: str, found: Found) -> dict[str, Any]:
-    """What came out for one rule."""
+    """The outcome for one rule."""
     start = time.process_time()
     point, origin = point_of(found)
     verdict, cause = judged(found, point) if point else (NOT_ASKED, "no inputs")
