@@ -103,7 +103,7 @@ def custom_rule(thing: Any) -> Any:
 
 
 def held(package: str) -> tuple[list[Found], list[str]]:
-    """The rules that a package's modules and classes hold, under their shortest names, and the modules that fail to import."""
+    """The rules of a package's modules and classes, under their shortest names, and the modules that fail to import."""
     names, failed = imported(package)
     known: dict[int, tuple[Any, list[str]]] = {}
     for module in names:
