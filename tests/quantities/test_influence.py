@@ -18,7 +18,7 @@ LOSS = jaxnet.softmax_cross_entropy
 @pytest.mark.parametrize("name", NETWORKS)
 def test_against_gradients_and_the_matrix(name, x64):
     net, params, xs, ys = problem(name)
-    axes = kronecker.ekfac(net, LOSS, samples=None)(params, xs, ys)
+    axes = jax.jit(kronecker.ekfac(net, LOSS, samples=None))(params, xs, ys)
     flat, tree_of = ravel_pytree(params)
 
     @jax.jit
@@ -43,6 +43,7 @@ def test_it_foretells_training_without_an_example(x64):
     ys = xs @ true.T + 0.3 * jax.random.normal(key, (120, 1))
     query = normal(5, (1, 3)).astype(jnp.float64), jnp.zeros((1, 1))
 
+    @jax.jit
     def solved(xs, ys):
         return {"W": jnp.linalg.lstsq(xs, ys)[0].T}
 
@@ -50,8 +51,9 @@ def test_it_foretells_training_without_an_example(x64):
         return jnp.sum((query[0] @ params["W"].T - query[1]) ** 2) / 2
 
     params = solved(xs, ys)
-    axes = kronecker.axes(kronecker.kronecker(net, jaxnet.quadratic, samples=None)(params, xs, ys), params)
-    found = influence(net, jaxnet.quadratic, damping=0.0)(params, axes, xs, ys, *query)[0]
+    curvature = jax.jit(kronecker.kronecker(net, jaxnet.quadratic, samples=None))(params, xs, ys)
+    axes = jax.jit(kronecker.axes)(curvature, params)
+    found = jax.jit(influence(net, jaxnet.quadratic, damping=0.0))(params, axes, xs, ys, *query)[0]
     rest = [np.delete(np.arange(120), i) for i in range(120)]
     without = [cost(solved(xs[at], ys[at])) - cost(params) for at in rest]
     assert np.corrcoef(found / len(xs), without)[0, 1] > 0.99

@@ -19,18 +19,25 @@ from tests.runs import metrics, small
 
 NET, LOSS = serial(dense(4), repeat(serial(dense(4), tanh), 2), layer_norm(), dense(3)), jaxnet.softmax_cross_entropy
 XS, YS = normal(2, (6, 5)), integers(3, (6,), 3)
+CURVATURE, GRADIENT = jax.jit(kronecker(NET, LOSS, samples=None)), jax.jit(jaxnet.value_and_grad(NET, LOSS))
 
 
 @pytest.fixture
 def at(x64):
     shapes = jax.eval_shape(NET.init, jax.random.key(0), jnp.zeros(5))
     params = cast(random_like(1, shapes), jnp.float64)
-    return params, jaxnet.value_and_grad(NET, LOSS)(params, cast(XS, jnp.float64), YS)[1]
+    return params, GRADIENT(params, cast(XS, jnp.float64), YS)[1]
 
 
 def blocks(params, scale=1.0):
-    found = kronecker(NET, LOSS, samples=None)(params, cast(XS, jnp.float64), YS)
-    return jax.tree.map(lambda t: scale * t, found)
+    return jax.tree.map(lambda t: scale * t, CURVATURE(params, cast(XS, jnp.float64), YS))
+
+
+def first_step(optimizer, params, grads, **given):
+    """What an optimiser's first update gives."""
+    return jax.jit(lambda params, grads: optimizer.update(grads, optimizer.init(params), params, **given)[0])(
+        params, grads
+    )
 
 
 def by_hand(block, g, damping):
@@ -48,8 +55,7 @@ def by_hand(block, g, damping):
 def test_a_step_is_its_formula(at):
     params, grads = at
     found = blocks(params)
-    optimizer = scale_by_kfac(blocks, damping=0.03, limit=1e9)
-    step, _ = optimizer.update(grads, optimizer.init(params), curvature=lambda: found)
+    step = first_step(scale_by_kfac(blocks, damping=0.03, limit=1e9), params, grads, curvature=lambda: found)
     for layer in (0, 2, 3):
         for name, g in grads[layer].items():
             assert_agree(step[layer][name], by_hand(found[layer][name], g, 0.03))
@@ -61,10 +67,10 @@ def test_a_step_is_its_formula(at):
 def test_of_what_has_no_matrices_the_diagonal_is_taken(x64):
     net, xs = jaxnet.serial(jaxnet.embedding(5, 3), jaxnet.flatten(), dense(3)), jnp.array([[0, 1], [1, 4]])
     params = net.init(jax.random.key(0), xs[0])
-    found = kronecker(net, LOSS, samples=None)(params, xs, jnp.array([0, 2]))
-    grads = jaxnet.value_and_grad(net, LOSS)(params, xs, jnp.array([0, 2]))[1]
+    found = jax.jit(kronecker(net, LOSS, samples=None))(params, xs, jnp.array([0, 2]))
+    grads = jax.jit(jaxnet.value_and_grad(net, LOSS))(params, xs, jnp.array([0, 2]))[1]
     optimizer = scale_by_kfac(lambda _: found, damping=0.03, limit=1e9)
-    step, _ = optimizer.update(grads, optimizer.init(params), curvature=lambda: found)
+    step = first_step(optimizer, params, grads, curvature=lambda: found)
     assert_agree(step[0]["W"], by_hand(found[0]["W"], grads[0]["W"], 0.03), 1e-5)
 
 
@@ -72,18 +78,23 @@ def test_running_means_and_when_they_are_taken(at):
     params, grads = at
     optimizer = scale_by_kfac(blocks, decay=0.6, every=2)
     state = optimizer.init(params)
+
+    @jax.jit
+    def update(state, scale):
+        return optimizer.update(grads, state, curvature=lambda: blocks(params, scale))[1]
+
     for scale in (1.0, 7.0, 3.0, 7.0, 5.0):  # the sevens are never asked for
-        _, state = optimizer.update(grads, state, curvature=lambda scale=scale: blocks(params, scale))
+        state = update(state, scale)
     mean = 0.6 * (0.5 * 1.0 + 0.5 * 3.0) + 0.4 * 5.0  # of k the mean, until 1 − 1/k is above the decay
     assert_agree(state.blocks[0]["W"].A, mean * blocks(params)[0]["W"].A, 1e-6)  # steps are counted in float32
 
 
 def test_the_limit(at):
     params, grads = at
-    optimizer = scale_by_kfac(blocks, limit=1e-4)
-    step, _ = optimizer.update(grads, optimizer.init(params), curvature=lambda: blocks(params))
-    free = scale_by_kfac(blocks, limit=1e9)
-    whole, _ = free.update(grads, free.init(params), curvature=lambda: blocks(params))
+    step, whole = (
+        first_step(scale_by_kfac(blocks, limit=limit), params, grads, curvature=lambda: blocks(params))
+        for limit in (1e-4, 1e9)
+    )
     ratio = step[0]["W"] / whole[0]["W"]
     np.testing.assert_allclose(ratio, ratio[0, 0])
     np.testing.assert_allclose(optax.tree.vdot(whole, grads) * ratio[0, 0] ** 2, 1e-4)
@@ -96,8 +107,7 @@ def power(matrix, by):
 
 def test_shampoo_is_its_formula_in_each_layer_of_a_stack(at):
     params, grads = at
-    optimizer = shampoo(1.0, momentum=0.0, damping=1e-6, shapes=blocks)
-    step, _ = optimizer.update(grads, optimizer.init(params), params)
+    step = first_step(shampoo(1.0, momentum=0.0, damping=1e-6, shapes=blocks), params, grads)
     for got, G in ((step[0]["W"], grads[0]["W"]), *zip(step[1][0]["W"], grads[1][0]["W"], strict=True)):
         left, right = (power(t + 1e-6 * np.eye(len(t)), -0.25) for t in (G @ G.T, G.T @ G))
         expected = left @ G @ right
@@ -109,9 +119,9 @@ def test_soap_is_adam_along_the_eigenvectors(at):
     params, grads = at
     others = jax.tree.map(lambda g: jnp.flip(g, -1) * 2, grads)
     optimizer = soap(1.0, b1=0.8, b2=0.6, every=5, shapes=blocks)
-    state = optimizer.init(params)
-    _, state = optimizer.update(grads, state, params)
-    step, _ = optimizer.update(others, state, params)
+    update = jax.jit(optimizer.update)
+    _, state = update(grads, optimizer.init(params), params)
+    step, _ = update(others, state, params)
     pairs = [(step[0]["W"], grads[0]["W"], others[0]["W"])]
     pairs += list(zip(step[1][0]["W"], grads[1][0]["W"], others[1][0]["W"], strict=True))
     for got, G, H in pairs:  # the axes are those of the first step
@@ -126,8 +136,9 @@ def test_soap_carries_its_squares_to_new_axes(at):
     params, grads = at
     others = jax.tree.map(lambda g: jnp.flip(g, -1) * 2, grads)
     optimizer = soap(1.0, b1=0.8, b2=0.6, every=1, shapes=blocks)
-    _, state = optimizer.update(grads, optimizer.init(params), params)
-    step, _ = optimizer.update(others, state, params)
+    update = jax.jit(optimizer.update)
+    _, state = update(grads, optimizer.init(params), params)
+    step, _ = update(others, state, params)
     G, H = grads[0]["W"], others[0]["W"]
     (B, A), (new_B, new_A) = (
         [np.linalg.eigh(t)[1] for t in pair]
