@@ -251,6 +251,8 @@ def test_a_wide_network_says_that_it_is_not_drawn_and_shows_the_rest():
     assert text.count('class="heat"') > 10
     assert "Why backwards?" in text
     assert "heat map of 10×64 numbers" in text
+    captions = re.findall(r"<figcaption>.*?</figcaption>", text, re.DOTALL)
+    assert sum("<mfrac>" in each for each in captions) == 1, "the error at relu's output is ∂C/∂a, not a product"
 
 
 def test_heat_maps_of_a_composed_layer_have_the_names_of_its_layers():

@@ -172,8 +172,9 @@ class View:
                     continue
                 params = [(param_name(self.n, path, within.number(n)), "param", np.asarray(leaf)) for path, leaf
                           in jax.tree_util.tree_leaves_with_path(record.params) if np.size(leaf) > LONGEST]  # fmt: skip
+                error = self.n.partial(within.gives(n)) if own and not place.is_z else within.error(n)
                 maps = [(within.gives(n), f"out.{place.index}" if own else "step", record.out),
-                        (within.error(n), f"err.{place.index}" if own else "step", record.d_out), *params]  # fmt: skip
+                        (error, f"err.{place.index}" if own else "step", record.d_out), *params]  # fmt: skip
                 found.append((f"{record.within and f'{record.within}: '}{record.layer.name}",
                               [(symbol, cells.heat(name, of)) for symbol, name, of in maps]))  # fmt: skip
         return found
