@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.checking.differentiation import short
 from jaxnet.checking.reference import RATIO, central_differences, extrapolated
-from jaxnet.checking.rules import short
 
 MODULES: dict[str, Any] = {
     "jnp": jnp, "jnp.linalg": jnp.linalg, "jnp.fft": jnp.fft, "nn": jax.nn, "lax": jax.lax,
