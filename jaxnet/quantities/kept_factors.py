@@ -88,9 +88,13 @@ def over(f: Callable, factors: Tree, params: Tree, *more: Tree) -> Tree:
 
 
 def of_each(f: Callable[[Any], Any], one: Kept, p: jax.Array) -> Any:
-    """`f` of the factor of each example, and of each entry of the stacks."""
-    for _ in range(one.stacks(p) + 1):
-        f = jax.vmap(f)
+    """`f` of the factor of each example, and of each entry of the stacks.
+
+    Stacks are the outer axes, as the scan over them lays its results: no factor is transposed.
+    """
+    f = jax.vmap(f)
+    for _ in range(one.stacks(p)):
+        f = jax.vmap(f, 1, 1)
     return f(one.factor)
 
 
@@ -129,12 +133,12 @@ def weighted_total(factors: Tree, params: Tree, weights: Tree) -> Tree:
         weights = over(lambda *_: weights, factors, params)
 
     def of(one: Kept, p, c):
-        def contracted(factor, c):
-            return jax.vmap(lambda f, c: f.scaled(c))(factor, c).summed_once_more().multiply()
+        def weighted(factor, c):
+            return factor.weighted(c)
 
         for _ in range(one.stacks(p)):
-            contracted = jax.vmap(contracted, (1, 1 if c.ndim > 1 else None))
-        return contracted(one.factor, c).astype(p.dtype)
+            weighted = jax.vmap(weighted, (1, 1 if c.ndim > 1 else None))
+        return weighted(one.factor, c).astype(p.dtype)
 
     return over(of, factors, params, weights)
 

@@ -44,7 +44,13 @@ class Rearranged(Factor):
     steps: Steps = field(metadata={"static": True})
 
     def multiply(self, out_sharding=None):
-        array = self.factor.multiply()
+        return self.placed(self.factor.multiply())
+
+    def weighted(self, c):
+        return self.placed(self.factor.weighted(c))
+
+    def placed(self, array: jax.Array) -> jax.Array:
+        """A gradient of what `factor` is of in the parameter's own layout."""
         for kind, numbers in self.steps:
             array = array.reshape(numbers) if kind == "reshape" else array.transpose(numbers)
         return array
@@ -54,9 +60,6 @@ class Rearranged(Factor):
 
     def condensed(self):
         return replace(self, factor=self.factor.condensed())
-
-    def scaled(self, by):
-        return replace(self, factor=self.factor.scaled(by))
 
     def gram(self, other):
         # An inner product does not depend on the order of the entries.
@@ -81,8 +84,8 @@ class Stacked(Factor):
     def condensed(self):
         return Stacked(jax.vmap(lambda factor: factor.condensed(), self.axis)(self.factor))
 
-    def scaled(self, by):
-        return replace(self, factor=self.factor.scaled(by))
+    def weighted(self, c):
+        return jax.vmap(lambda factor: factor.weighted(c), self.axis + 1)(self.factor)
 
     def gram(self, other):
         if not isinstance(other, Stacked):
