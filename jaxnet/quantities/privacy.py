@@ -8,8 +8,8 @@ product for each W, and no example's gradient is formed. Each example is in a ba
 mechanism; dp-accounting computes it.
 
 The factors of a batch take about the memory of a plain step once more, so batches run in `chunks`: a GPT of 2 blocks of
-128 in two takes 1.31 of a plain step's time and 1.01 of its memory. A second backward pass for the weighted sum, in the
-place of kept factors, took 1.61 and 1.14.
+128 in two takes 1.4 of a plain step's time and 1.01 of its memory. A second backward pass for the weighted sum, in the
+place of kept factors, took 1.6 and 1.14.
 
 Sources: Abadi et al., Deep Learning with Differential Privacy, 2016, algorithm 1; McMahan et al., A General Approach to
 Adding Differential Privacy to Iterative Training Procedures, 2018, for the norm of each layer; Doroshenko et al.,
