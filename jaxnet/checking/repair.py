@@ -67,10 +67,11 @@ class RepairSearch:
 
     @cached_property
     def other(self) -> list[tuple[Inputs, list[np.ndarray]]]:
-        """Another shape, and the right outputs there."""
+        """Another shape, and the right outputs there, where they are finite."""
         inputs = [Inputs(self.subject, *point) for point in self.elsewhere]
         _, reference = runs(self.subject)
-        return [(each, Execution.of(each.trace(reference), [each.flat]).outputs[0]) for each in inputs]
+        cases = [(each, Execution.of(each.trace(reference), [each.flat]).outputs[0]) for each in inputs]
+        return [case for case in cases if all(np.all(np.isfinite(out)) for out in case[1])]
 
     @cached_property
     def other_shape(self) -> OtherShape | None:

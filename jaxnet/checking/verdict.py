@@ -23,7 +23,7 @@ from jaxnet.checking.agreement import (
 )
 from jaxnet.checking.author import arguments_at
 from jaxnet.checking.compare import Leaf, worst
-from jaxnet.checking.differentiation import differentiated, mode_of, short
+from jaxnet.checking.differentiation import differentiated, mode_of, only_arrays, short
 from jaxnet.checking.patches import Repair
 from jaxnet.checking.planting import Cause, planted
 from jaxnet.checking.points import Points, points_of
@@ -287,19 +287,19 @@ def repair_of(subject: Subject, options: CheckOptions, found: Findings) -> tuple
         if found_there is not None and found_there.patch:
             return found_there, ""
     other = first_drawn(subject, (there for _, there in where.elsewhere()), FRESH[0])
-    redraw, draw = None if other is None else other[0], fresh_points(subject, where)
-    found_here = repaired(subject, (args, cotangent), draw, redraw, seconds=seconds)
-    if where.fresh or redraw is None or (found_here[0] is not None and found_here[0].patch):
-        return found_here
-    return repaired(subject, (args, cotangent), draw, None, seconds=seconds / 2)  # it may be for these shapes alone
+    redraw = None if other is None else other[0]
+    return repaired(subject, (args, cotangent), fresh_points(subject, where), redraw, seconds=seconds)
 
 
 def first_drawn(subject: Subject, places: Iterable[Points], seed: int) -> tuple[Callable, tuple] | None:
-    """`fresh_points` at the first of some shapes that the primal takes, and a point there; None where there is none."""
+    """`fresh_points` at the first of some shapes that primal and rule take, and a point there; None where none is."""
     for there in places:
         draw = fresh_points(subject, there)
         try:
-            return draw, draw(seed)
+            point = draw(seed)
+            if subject.transforms:
+                in_float64(lambda *point: jax.eval_shape(lambda: only_arrays(subject.run(*point))), *point)
+            return draw, point
         except Exception:  # the user's function may refuse a shape in any way
             continue
     return None

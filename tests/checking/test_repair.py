@@ -317,6 +317,20 @@ def test_a_size_of_given_arrays_is_written_by_its_name():
 
 
 @jax.custom_vjp
+def squares(x):
+    return (x * x).sum(1)
+
+
+squares.defvjp(lambda x: (squares(x), x), lambda x, g: (x * g.reshape(6, 1),))
+
+
+def test_a_rule_for_one_shape_alone_is_mended_there():
+    report = check(squares, jax.random.normal(jax.random.key(0), (6, 4)), **QUICK)
+    assert report.repair is not None
+    assert "2" in report.repair.patch
+
+
+@jax.custom_vjp
 def scaled_sine(scale, x):
     return scale * jnp.sin(x)
 
