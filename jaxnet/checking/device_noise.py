@@ -27,6 +27,9 @@ from jaxnet.readings import total
 
 DTYPES = ("float32", "bfloat16", "float16")
 SEEDS = 3
+ZERO = (
+    1e-10  # of the largest gradient: one below is 0 but for rounding, as that of a bias of keys, and is held against it
+)
 
 
 class Noise(NamedTuple):
@@ -79,8 +82,12 @@ def noise_of(target: Target, dtype: str, seed: int) -> float:
     host = jax.tree.map(np.asarray, arrays)
     with jax.enable_x64(True), plain_forms(), jax.default_device(jax.devices("cpu")[0]):
         exact = in_float64(backward, jax.tree.map(widened, host))
-    parts = ((np.abs(a - b).max(), np.abs(b).max()) for a, b in zip(on_device, exact, strict=True) if b.size)
-    return max((float(off / size) if size else float(off) for off, size in parts), default=0.0)
+    sizes = [np.abs(t).max(initial=0.0) for t in exact]
+    whole = max(sizes, default=0.0) or 1.0
+    offs = (np.abs(a - b).max(initial=0.0) for a, b in zip(on_device, exact, strict=True))
+    return max(
+        (float(off / (n if n > ZERO * whole else whole)) for off, n in zip(offs, sizes, strict=True)), default=0.0
+    )
 
 
 def widened(t: np.ndarray) -> jax.Array:
