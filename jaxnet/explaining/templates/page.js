@@ -279,7 +279,7 @@
 
   // What is wider than its place scrolls, by the keyboard too.
   function reachable() {
-    for (const part of all(".eq, .value, .fact, .grid, .rows, .scroll, pre")) {
+    for (const part of all(".eq, .value, .ends, .fact, .grid, .rows, .scroll, pre")) {
       if (part.scrollWidth > part.clientWidth + 1) part.tabIndex = 0;
       else part.removeAttribute("tabindex");
     }
