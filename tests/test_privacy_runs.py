@@ -10,6 +10,7 @@ from jaxnet.training import loop, step
 from jaxnet.training.config import ConfigError
 from jaxnet.training.data import load
 from jaxnet.training.session import Session
+from jaxnet.training.text_windows import examples_at
 from tests.runs import metrics, small, summary
 
 pytest.importorskip("dp_accounting", reason="dp-accounting comes with the extra `privacy`")
@@ -45,7 +46,8 @@ def test_the_gradient_of_a_step(x64):
     session = Session(small(privacy=PRIVACY, monitor=QUIET, precision="float64"), load("tests.runs:blobs"))
     recipe, key = session.recipe, step.key_data(0)
     state = session.begin()
-    xs, ys, counts = step.batch_of(recipe, session.training, jnp.zeros(10, jnp.int32), key, state.step)
+    places, counts = step.drawn(recipe, jnp.zeros(10, jnp.int32), key, state.step)
+    xs, ys = examples_at(session.training, places)
     assert len(xs) == capacity(103, 10 / 103) > counts.sum() > 0
     grads = jax.vmap(jax.grad(of_cost(recipe.net)), (None, 0, 0))(state.params, xs, ys)
     rows = jnp.concatenate([g.reshape(len(g), -1) for g in jax.tree.leaves(grads)], axis=1)
