@@ -75,7 +75,8 @@ def numbers(observed: Observed, index: int) -> dict[str, Any]:
     back = W.T @ delta
     unit = int(np.argmax(a != 0))  # the first that is on, or the first
     inverse, other = other_way(W, delta)
-    raised, raised_W = a + NUDGE * np.eye(len(a))[unit], W.copy()
+    raised, raised_W = a.copy(), W.copy()
+    raised[unit] += NUDGE
     raised_W[0, unit] += NUDGE
     values = [a, raised, a - STEP * unit_vector(back), a - STEP * unit_vector(other), a]
     costs, outs = cost_from(observed, index, values, [W, W, W, W, raised_W])
