@@ -23,7 +23,7 @@ from jaxnet.layers.recurrent.lstm import begin, step
 from jaxnet.layers.recurrent.over_time import Cell, over_time, wide
 from jaxnet.layers.recurrent.rnn import back as rnn_back
 from jaxnet.layers.recurrent.rnn import step as rnn_step
-from jaxnet.readings import product
+from jaxnet.readings import Reading, each
 
 CASES: list[Case] = []
 wrong = entering(CASES)
@@ -61,6 +61,10 @@ def sequence(gates: int, more: int = 0) -> Callable:
     return make
 
 
+multiplied = Reading(each(lambda factor, p: factor.multiply()), out_axes=0, linear=True)
+"""∂C/∂p, of whatever shape: another W than the layer's own gives another."""
+
+
 class Kind:
     """A recurrence: its layer as a function, its cell, and the names of its parameters."""
 
@@ -79,7 +83,7 @@ class Kind:
         )
         named = dict(zip(self.names, params, strict=True))
         saved = layer.forward(named, x)[1]
-        dx, grads = layer.backward(named if W is None else named | {"W": W}, saved, d_out, product)
+        dx, grads = layer.backward(named if W is None else named | {"W": W}, saved, d_out, multiplied)
         return {**grads, "x": dx}
 
     def enter(self, name, words, leaves, mistaken: Callable) -> None:
