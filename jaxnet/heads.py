@@ -74,18 +74,18 @@ def fused_head(net: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 
     """
     one_at_least(chunks)
     without_params(loss)
-    return with_last(net, unfinished), of_held(loss, chunks)
+    return with_last(net, deferred_head), deferred_loss(loss, chunks)
 
 
 @maker(configs=False)
-def of_held(loss: Loss, chunks: int) -> Loss:
-    """`loss` of a network whose last layer is `unfinished`: it goes through the head itself."""
+def deferred_loss(loss: Loss, chunks: int) -> Loss:
+    """`loss` of a network whose last layer is `deferred_head`: it goes through the head itself."""
 
-    def turn(params, held, y, weight, read):
+    def turn(params, deferred, y, weight, read):
         if read.linear:
-            cost, dx, reading = through(held.head, loss, chunks, held.params, held.x, y, weight, read)
+            cost, dx, reading = through(deferred.head, loss, chunks, deferred.params, deferred.x, y, weight, read)
             return cost, Read(dx, reading), ()
-        z, saved = held.head.forward(held.params, held.x)
+        z, saved = deferred.head.forward(deferred.params, deferred.x)
         cost, delta, _ = loss.turn((), z, y, weight, read)
         return cost, Unread(saved, delta), ()
 
@@ -153,7 +153,7 @@ def cut(t: jax.Array, fill, chunks: int) -> jax.Array:
 
 
 @dataclass_tree
-class Held:
+class Deferred:
     """The head and its input, for the loss to go through."""
 
     x: Any
@@ -178,18 +178,18 @@ class Unread:
 
 
 @maker(configs=False)
-def unfinished(head: Layer) -> Layer:
+def deferred_head(head: Layer) -> Layer:
     """A layer that hands its input to the loss, and takes the readings from it. Parameters: the head's."""
 
     def forward(params, x, key=None, train=False):
-        return Held(x, params, head), ()
+        return Deferred(x, params, head), ()
 
     def backward(params, saved, d_out, read):
         if isinstance(d_out, Read):
             return d_out.dx, d_out.reading
         return head.backward(params, d_out.saved, d_out.delta, read)
 
-    return Layer(f"unfinished {head.name}", head.init, forward, backward, (head,), unfinished)
+    return Layer(f"deferred {head.name}", head.init, forward, backward, (head,), deferred_head)
 
 
 def with_last(net: Layer, change: Callable[[Layer], Layer]) -> Layer:

@@ -429,13 +429,12 @@ def listed(*names: str) -> Iterator[str]:
     Raises `LookupError` for an unknown name.
     """
     kinds: tuple[Kind, ...] = ("layer", "model", "loss", "feedback")
-    known = makers(*kinds)
+    known = [(name, entry) for kind in kinds for name, entry in makers(kind).items() if entry.configs or entry.examples]
     for name in names:
-        if name not in known:
-            raise LookupError(f"no layer, model, loss or feedback {name!r}: {did_you_mean(name, known)}")
+        if name not in dict(known):
+            raise LookupError(f"no layer, model, loss or feedback {name!r}: {did_you_mean(name, dict(known))}")
     for kind in kinds:
-        own = {name: entry for name, entry in makers(kind).items() if entry.configs or entry.examples}
-        chosen = [entry for name, entry in own.items() if not names or name in names]
+        chosen = [entry for name, entry in known if entry.kind == kind and (not names or name in names)]
         yield from [f"{kind.upper()}", ""] if chosen else []
         for entry in chosen:
             yield entry.call

@@ -68,12 +68,12 @@ def test_whatever_is_public_and_makes_a_layer_is_in_the_registry(room):
             entry = ALL.get(name)
             if isinstance(thing, Layer | Loss):
                 assert thing.made.by is entry, name
-            elif name not in ("on_leaves", "leaf", "pointwise", "unfinished", "of_held", "with_last"):
+            elif name not in ("on_leaves", "leaf", "pointwise", "deferred_head", "deferred_loss", "with_last"):
                 assert entry.make is thing, name
 
 
 def test_makers_have_examples():
-    internal = {"unfinished", "of_held"}
+    internal = {"deferred_head", "deferred_loss"}
     assert {name for name, entry in ALL.items() if not entry.examples} == internal
 
 
@@ -224,7 +224,7 @@ def test_the_registry_is_listed():
     kinds = [line for line in lines if line.isupper()]
     assert kinds == ["LAYER", "MODEL", "LOSS", "FEEDBACK"]
     said = {line.partition("(")[0] for line in lines if line and not line.startswith(" ")} - set(kinds)
-    assert said == {*ALL, *makers("feedback")} - {"unfinished", "of_held"}
+    assert said == {*ALL, *makers("feedback")} - {"deferred_head", "deferred_loss"}
     assert "dense(units, *, bias=True, init='lecun_normal', weights=None, biases=None)" in lines
     assert "serial(*layers)" in lines
     assert all(entry.about for entry in [*ALL.values(), *makers("feedback").values()])
