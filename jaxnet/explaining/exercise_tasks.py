@@ -1,4 +1,4 @@
-"""ExerciseTasks about a network's backward pass, at numbers of their own, each with the table of its answers.
+"""Tasks about a network's backward pass, at numbers of their own, each with the table of its answers.
 
 The wrong answers are the lines' own formulas with a mistake planted. Their hints are the checker's, the vague first.
 """
