@@ -116,7 +116,7 @@ class Names:
         try:
             return self.writer.write(number).text
         except CannotWriteError:
-            return f"what flows back through {self.line(number)[1]}"
+            return f"the gradient through {self.line(number)[1]}"
 
     def said(self, words: str, number: int) -> str:
         """A mistake in words: `{v}` stands for the value of a number, `{7}` for that of number 7."""
