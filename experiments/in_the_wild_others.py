@@ -14,6 +14,7 @@ from experiments.in_the_wild_points import TPU, Point, between, matrices, normal
 constant = jax.lax.stop_gradient
 TFP = "tensorflow_probability.substrates.jax"
 SAMPLER = "implicit reparameterisation, held against −∂F/∂κ over the density; a sampler has no derivative of its own"
+AXIS = "needs a named axis of devices"
 NO_GRADIENT = "it raises, as meant: no derivative there"
 
 
@@ -52,11 +53,16 @@ def inverse_gaussian_cdf(x: jax.Array, mean: jax.Array, shape: jax.Array) -> jax
     return Phi(root * (x / mean - 1)) + jnp.exp(2 * shape / mean) * Phi(-root * (x / mean + 1))
 
 
-def inverse_gaussian_sample(shape, mean, concentration, seed):
-    """The reference of a sampler of the inverse Gaussian distribution."""
-    sampler = part(f"{TFP}.distributions.inverse_gaussian:_random_inverse_gaussian_gradient")
-    held = sampler(shape, constant(mean), constant(concentration), seed)
-    return moved(held, inverse_gaussian_cdf, mean, concentration)
+def two_piece_normal_cdf(x: jax.Array, skewness: jax.Array) -> jax.Array:
+    """Left of 0: 2 Φ(s x) / (1 + s²); right of it: 1 − 2 s² Φ(−x/s) / (1 + s²)."""
+    Phi, share = jax.scipy.special.ndtr, 2 / (1 + skewness**2)
+    return jnp.where(x < 0, share * Phi(skewness * x), 1 - (2 - share) * Phi(-x / skewness))
+
+
+def sampled(sampler: str, cdf: Callable, shape, *given):
+    """The reference of a sampler of TensorFlow Probability: of its parameters, and a seed at the end."""
+    *params, seed = given
+    return moved(part(f"{TFP}.distributions.{sampler}")(shape, *constant(params), seed), cdf, *params)
 
 
 def in_box() -> tuple[jax.Array, jax.Array]:
@@ -249,11 +255,35 @@ def tfp(module: str, point: Point) -> dict[str, Point]:
     return {f"{TFP}.{module}": point}
 
 
+def of_held_order(*names: str) -> dict[str, Point]:
+    """TensorFlow Probability's Bessel functions, of which only z is differentiated."""
+    note = "as declared: no derivative by the order"
+    return {
+        f"{TFP}.math.bessel.{name}_custom_gradient": Point(None, intended=partial(by_z, name), note=note)
+        for name in names
+    }
+
+
+def by_z(name, v, z):
+    """One of them, its order held."""
+    return part(f"{TFP}.math.bessel:{name}_custom_gradient").__wrapped__(constant(v), z)
+
+
+def sampler(place: str, cdf: Callable) -> dict[str, Point]:
+    """The point of a sampler of TensorFlow Probability."""
+    reference = partial(sampled, place, cdf)
+    return tfp(
+        f"distributions.{place.replace(':', '.')}", Point(None, reference=reference, tolerance=1e-3, note=SAMPLER)
+    )
+
+
 KEPT = "what softmax keeps for other blocks has no derivative, as meant"
 SOFTMAX = Point(lambda: (normal(4, 5), True), intended=softmax_alone, note=KEPT)
 GRADIENTS_OF_BOX = Point(in_box, intended=partial(in_turned_box, held=False), note="as declared: gradients in the box")
 
 POINTS: dict[str, Point] = {
+    "chebax._src.recipes.quantiles._dPda": Point(None, note=NO_GRADIENT),
+    "chebax._src.series._pw_chebval": Point(lambda: (between(0.1, 1.9, 7), normal(2, 5), (0.0, 1.0, 2.0))),
     "distrax._src.distributions.von_mises._von_mises_sample": Point(
         lambda: ((4,), between(0.5, 3, 4), jax.random.PRNGKey(0), jnp.dtype("float32")),
         reference=von_mises_sample, tolerance=1e-3, note=SAMPLER,
@@ -343,12 +373,18 @@ POINTS: dict[str, Point] = {
     "tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_kernel._splash_attention_custom": Point(
         None, note=TPU
     ),
-    **tfp("internal.custom_gradient._prevent_gradient_helper", Point(None, note=NO_GRADIENT)),
-    **tfp(
-        "distributions.inverse_gaussian._random_inverse_gaussian_gradient",
-        Point(
-            lambda: ((4,), between(0.5, 2, 4), between(0.5, 2, 4, seed=1), jax.random.PRNGKey(0)),
-            reference=inverse_gaussian_sample, tolerance=1e-3, note=SAMPLER,
-        ),
+    "tensorflow_probability.python.internal.backend.jax.numpy_math._minimum_": Point(
+        lambda: (normal(4, 5), normal(4, 5, seed=1))
     ),
+    **tfp(
+        "distributions.mixture_same_family._MixtureSameFamily._reparameterize_sample.<locals>.<lambda>",
+        Point(None, intended=constant, note="as declared: a constant, that forbids the second derivative"),
+    ),
+    **tfp("internal.custom_gradient._prevent_gradient_helper", Point(None, note=NO_GRADIENT)),
+    **of_held_order("_bessel_iv_ratio", "_bessel_ive", "_bessel_kve", "_log_bessel_ive", "_log_bessel_kve"),
+    **tfp("internal.distribute_lib.rwb_pbroadcast", Point(None, note=AXIS)),
+    **tfp("internal.distribute_lib.rwb_psum", Point(None, note=AXIS)),
+    **sampler("inverse_gaussian:_random_inverse_gaussian_gradient", inverse_gaussian_cdf),
+    **sampler("two_piece_normal:_two_piece_normal_sample_with_gradient", two_piece_normal_cdf),
+    **sampler("von_mises:_von_mises_sample_with_gradient", von_mises_cdf),
 }  # fmt: skip

@@ -156,7 +156,7 @@ class Runs:
         """`which` ("rule", "expected" or "pushed") at a point, as numpy arrays in float64 or complex128."""
         if which == "expected" and self.subject.mode == "differences" and self.subject.declared is None:
             return self.differences(values, seed)
-        key = which, self.finer(values), tuple(str(v.dtype) for v in values)
+        key = which, self.subject.transforms, self.finer(values), tuple(str(v.dtype) for v in values)
         if key not in self.compiled:
             self.compiled[key] = self.executable(which, values, seed)
         out, grads = self.compiled[key](list(values), list(seed), self.leaves.rest)

@@ -26,6 +26,14 @@ def test_a_wrong_leaf_of_a_custom_vjp_is_named(mistake):
     assert verdicts(report) == {"∂x": False, "∂gamma": True, "∂beta": True}
 
 
+def test_a_rule_that_runs_only_without_jit_is_told_so():
+    rule = jax.custom_vjp(lambda x: x**3)
+    rule.defvjp(lambda x: (x**3, x), lambda x, d_out: (3 * x**2 * d_out if (x > 0).all() else x,))
+    report = check(rule, jnp.array([1.0, 2.0]), **QUICK)
+    assert [(each.name, each.ok) for each in report.properties if not each.ok] == [("jit", False)]
+    assert verdicts(report) == {"∂x": True}
+
+
 def test_a_right_custom_vjp_passes_with_all_that_is_held_beside_the_values():
     report = check(layer_norm(), shapes(), seeds=2, diagnose=False)
     assert report.ok, str(report)
