@@ -255,20 +255,6 @@ def tfp(module: str, point: Point) -> dict[str, Point]:
     return {f"{TFP}.{module}": point}
 
 
-def of_held_order(*names: str) -> dict[str, Point]:
-    """TensorFlow Probability's Bessel functions, of which only z is differentiated."""
-    note = "as declared: no derivative by the order"
-    return {
-        f"{TFP}.math.bessel.{name}_custom_gradient": Point(None, intended=partial(by_z, name), note=note)
-        for name in names
-    }
-
-
-def by_z(name, v, z):
-    """One of them, its order held."""
-    return part(f"{TFP}.math.bessel:{name}_custom_gradient").__wrapped__(constant(v), z)
-
-
 def sampler(place: str, cdf: Callable) -> dict[str, Point]:
     """The point of a sampler of TensorFlow Probability."""
     reference = partial(sampled, place, cdf)
@@ -381,7 +367,6 @@ POINTS: dict[str, Point] = {
         Point(None, intended=constant, note="as declared: a constant, that forbids the second derivative"),
     ),
     **tfp("internal.custom_gradient._prevent_gradient_helper", Point(None, note=NO_GRADIENT)),
-    **of_held_order("_bessel_iv_ratio", "_bessel_ive", "_bessel_kve", "_log_bessel_ive", "_log_bessel_kve"),
     **tfp("internal.distribute_lib.rwb_pbroadcast", Point(None, note=AXIS)),
     **tfp("internal.distribute_lib.rwb_psum", Point(None, note=AXIS)),
     **sampler("inverse_gaussian:_random_inverse_gaussian_gradient", inverse_gaussian_cdf),
