@@ -42,6 +42,14 @@ def answered(*answers, activation=sigmoid):
     return list(exercise(tried(activation, activation), ask))
 
 
+def test_an_answer_may_say_what_it_is():
+    line = questions(tried(sigmoid, sigmoid))[0]
+    said = answered(f"{line.key} = {formula(line.right)}")
+    assert said[2].strip().startswith("Right")
+    other = answered(f"dW2 = {formula(line.right)}")
+    assert f"this line is {line.key}, not dW2" in other[2]
+
+
 def test_the_lines_themselves_are_right():
     lines = questions(tried(sigmoid, sigmoid))
     said = answered(*(formula(line.right) for line in lines))

@@ -221,3 +221,15 @@ def test_latex_of_every_line_has_its_brackets_in_pairs(found):
     for each in (line for derivation in found.values() for line in derivation.backward):
         assert latex(each.right).count("{") == latex(each.right).count("}")
         assert latex(each.right).count("\\left") == latex(each.right).count("\\right")
+
+
+def log_of_one(z, y):
+    p = jax.nn.softmax(z)
+    c = -jnp.log(p[y])
+    return c
+
+
+def test_a_label_out_of_range_is_told_with_the_range():
+    subject = FunctionSubject(log_of_one, (jnp.array([0.2, 0.8]), jnp.array(5)), "log_of_one", 0)
+    with pytest.raises(ExplainError, match=r"from 0 to 1, got 5: draw it among them, by --inputs with int32\[\]<2"):
+        derivation_of_function(subject, notation())

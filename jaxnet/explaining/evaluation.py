@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxnet.explaining import expressions as ex
 from jaxnet.explaining.kinds import INDICES
+from jaxnet.explaining.notation import ExplainError
 from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.recording import FUNCTIONS
 from jaxnet.explaining.transcription import EXPECTED, REDUCING, SEVERAL, SIGNS, at, rebuilt, transposed
@@ -175,6 +176,11 @@ class Values:
         table, which = self.known.get(of), self.known.get(index)
         if table is None or which is None or not np.issubdtype(which.dtype, np.integer):
             raise MisfitError("an entry of what has no rows")
+        if which.size and not -len(table) <= which.min() <= which.max() < len(table):
+            raise ExplainError(
+                f"{ex.written(index)} counts the entries of {ex.written(of)}, from 0 to {len(table) - 1}, got "
+                f"{which.max()}: draw it among them, by --inputs with int32[]<{len(table)}"
+            )
         return self.matrix(table[which], len(lead))
 
     def laid(self, expression: ex.Expression, lead: Lead) -> ex.Expression:

@@ -66,11 +66,13 @@ def graded(answer: str, lines: Sequence[Line], tried: Tried, attempt: int) -> tu
     """The verdict on an answer to the first of these lines, and whether it is right. The others are not yet known."""
     line = lines[0]
     try:
-        tree = parse(answer).tree
-        trial = try_formula(f"{line.key} = {answer}", tried)
+        parsed = parse(answer)
+        if parsed.target and tried.scope.key(parsed.target) != line.key:
+            return f"this line is {line.key}, not {parsed.target}", False
+        trial = try_formula(answer if parsed.target else f"{line.key} = {answer}", tried)
     except FormulaError as error:
         return str(error).splitlines()[0], False
-    names = {tried.scope.key(each.id) for each in ast.walk(tree) if isinstance(each, ast.Name)}
+    names = {tried.scope.key(each.id) for each in ast.walk(parsed.tree) if isinstance(each, ast.Name)}
     unknown = [each.key for each in lines if each.key in names]
     if unknown:
         return f"{unknown[0]} is not yet known here: write {line.key} by what it is made from", False

@@ -142,8 +142,8 @@ class Recorder:
 
     def probe(self, value: Any) -> Any:
         """A forward value that a line names, with its probe added, a zero by which the cost is differentiated."""
-        if not self.forward or len(self.arrays) > 1 or not is_array(value) or not is_float(value):
-            return value
+        if not self.forward or len(self.arrays) > 1 or not isinstance(value, jax.Array) or not is_float(value):
+            return value  # an array of NumPy is a constant
         self.probed.append((self.root(value), jax.typeof(value)))
         return value if self.probes is None else value + self.probes[len(self.probed) - 1]
 

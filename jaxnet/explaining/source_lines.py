@@ -19,6 +19,7 @@ from jaxnet.explaining import expressions as ex
 from jaxnet.explaining.evaluation import Lead, MisfitError, Values, sizes_of, symbols
 from jaxnet.explaining.factor_equations import gradient_of
 from jaxnet.explaining.line_symbols import LineSymbols
+from jaxnet.explaining.notation import ExplainError
 from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.recorder import record
 from jaxnet.explaining.recording import RecordedOperation, Recording, close
@@ -260,6 +261,8 @@ class LineWriter:
             laid = values.laid(right, lead)
             got = values.of(laid, lead)
             got = np.broadcast_to(got, (*lead, *got.shape[-2:]))
+        except ExplainError:  # an input that no line could take
+            raise
         except (MisfitError, ValueError):
             return None
         return laid if got.shape == expected.shape and close(got, expected) else None

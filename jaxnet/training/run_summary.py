@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxnet.training.checkpoint import Progress
 from jaxnet.training.config import Config, EarlyStop
+from jaxnet.training.data.dataset import plural
 from jaxnet.training.display import percent
 from jaxnet.training.run_folder import VOCABULARY, quoted
 
@@ -67,7 +68,7 @@ def result_lines(config: Config, summary: dict[str, Any], folder: Path) -> Itera
         elif f"{split}_loss" in summary:
             best = f" (best {summary[name]:.4f})" if (name := f"best_{split}_loss") in summary else ""
             parts.append(f"{split} loss {summary[f'{split}_loss']:.4f}{best}")
-    yield "  ".join([*parts, f"{summary['epochs']} epochs in {summary['seconds']:.1f} s"])
+    yield "  ".join([*parts, f"{plural(summary['epochs'], 'epoch')} in {summary['seconds']:.1f} s"])
     stop = config.train.stop_early
     if stop is not None and summary.get("stopped_early"):
         yield f"stopped early: {stop.metric} has not been better for {stop.patience} of {config.train.epochs} epochs"
