@@ -60,9 +60,10 @@ def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Ta
     """Everything that jaxnet ships under a name: all uses of it where there are several."""
     found = shipped(name)
     if not found:
-        names = sorted(makers("layer", "model", "loss"))
-        near = difflib.get_close_matches(name, names, 3, 0.5)
-        meant = f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(names)}."
+        if name.endswith(".py"):
+            raise CannotCheckError(f"{name} is a file: name a function in it, as {name}:loss")
+        near = difflib.get_close_matches(name, makers("layer", "model", "loss"), 3, 0.5)
+        meant = f"Did you mean {', '.join(near)}?" if near else "`jaxnet layers` lists them all."
         raise CannotCheckError(f"no layer, loss or model {name!r}. {meant} Or name module:object")
     if inputs is not None:
         found = [replace(found[0], args=(inputs,))]
