@@ -175,11 +175,6 @@ def test_every_value_is_that_of_jax_grad(found, name):
         assert any(each.shape == leaf.shape and np.allclose(each, leaf, rtol=1e-5, atol=1e-6) for each in values)
 
 
-def test_a_function_of_several_numbers_is_refused():
-    with pytest.raises(ExplainError, match="gives one number, f gives"):
-        derivation_of_function(FunctionSubject(lambda x: x, drawn(3), "f", 0), notation())
-
-
 SOURCE = "import jax.numpy as jnp\n\n\ndef loss(W, x):\n    z = W @ x\n    return jnp.sum(z**2)\n"
 
 
@@ -233,3 +228,15 @@ def test_a_label_out_of_range_is_told_with_the_range():
     subject = FunctionSubject(log_of_one, (jnp.array([0.2, 0.8]), jnp.array(5)), "log_of_one", 0)
     with pytest.raises(ExplainError, match=r"from 0 to 1, got 5: draw it among them, by --inputs with int32\[\]<2"):
         derivation_of_function(subject, notation())
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: x if x[0] > 0 else -x, r"write jnp\.where or jax\.lax\.cond"),
+        (lambda x: x, r"gives one number, f gives float32\[3\]"),
+    ],
+)
+def test_a_function_that_cannot_be_explained_is_told_what_to_write(function, words):
+    with pytest.raises(ExplainError, match=words):
+        derivation_of_function(FunctionSubject(function, (jnp.ones(3),), "f", 0), notation())

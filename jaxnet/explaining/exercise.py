@@ -36,7 +36,7 @@ def exercise(tried: Tried, ask: Callable[[str], str] = input) -> Iterator[str]:
     ask: gives an answer to a prompt, and raises `EOFError` at the end. An empty answer shows the line.
     """
     lines, at_once = questions(tried), 0
-    yield f"{len(lines)} lines of the backward pass. Answer with formulas, as in Python or on paper. Enter shows a line, q ends."
+    yield f"{len(lines)} lines of the backward pass. Answer with formulas. Enter shows a line, q ends."
     for i, line in enumerate(lines, 1):
         yield f"{i} of {len(lines)}   {written(line.left)} = ?   {shape(line.shape)}"
         for attempt in range(TRIES):

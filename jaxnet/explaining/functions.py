@@ -78,12 +78,17 @@ def derivation_of_function(subject: FunctionSubject, notation: Notation) -> Deri
 
     try:
         out = jax.eval_shape(whole, given)
+    except jax.errors.ConcretizationTypeError:
+        raise ExplainError(
+            f"{subject.source} must not branch on a value or make it a Python number: write jnp.where or jax.lax.cond"
+        ) from None
     except (TypeError, ValueError) as error:
-        said = str(error).splitlines()[0]
+        said = str(error).splitlines()[0].rstrip(".")
         raise ExplainError(f"{subject.source} cannot be run at these inputs: {said}: give others to --inputs") from None
     if not hasattr(out, "shape") or out.shape or not jnp.issubdtype(out.dtype, jnp.inexact):
+        gives = jax.tree.map(lambda each: f"{each.dtype}{list(each.shape)}", out)
         raise ExplainError(
-            f"a function to be explained gives one number, {subject.source} gives {out}: explain its sum or its loss"
+            f"a function to be explained gives one number, {subject.source} gives {gives}: explain its sum or its loss"
         )
 
     def forward(params, x, key=None, train=False):
