@@ -195,12 +195,12 @@ def recorded() -> Iterator[dict[int, Found]]:
         return called
 
     for kind, call in before.items():
-        setattr(kind, "__call__", recording(call))  # noqa: B010
+        setattr(kind, "__call__", recording(call))  # noqa: B010 - a method is no name to assign to, for pyright
     try:
         yield calls
     finally:
         for kind, call in before.items():
-            setattr(kind, "__call__", call)  # noqa: B010
+            setattr(kind, "__call__", call)  # noqa: B010 - likewise
 
 
 def run_calls(lines: str) -> tuple[list[Found], list[str]]:

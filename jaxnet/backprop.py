@@ -414,7 +414,7 @@ def _brief(values: Tree) -> str:
 
 @dataclass_tree
 class Recorded:
-    """What a recorded layer saves: its own saved values, its name, and its output, which readings then meet."""
+    """The saved values of a recorded layer: its own, its name, and its output, which readings then meet."""
 
     saved: Tree
     layer: Static

@@ -50,7 +50,7 @@ class CheckOptions:
 
 @dataclass
 class Findings:
-    """What has been found so far."""
+    """The findings so far."""
 
     leaves: list[Leaf] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

@@ -41,7 +41,7 @@ class MarkedPlace:
 
 @dataclass(frozen=True, eq=False)
 class Atom:
-    """What an expression may use: its text, and where its value stands, or its value at each point."""
+    """A value that an expression may use: its text, and its place, or its value at each point."""
 
     text: str
     shape: tuple[int, ...]
@@ -110,7 +110,7 @@ class Aligned(Execution):
 
 
 class Effect:
-    """What a change at a place does to the outputs that depend on it."""
+    """The effect of a change at a place on the outputs that depend on it."""
 
     def __init__(self, aligned: Aligned, place: MarkedPlace, goal: Iterable[int]):
         self.aligned, self.place, self.goal = aligned, place, frozenset(goal)

@@ -88,7 +88,7 @@ def is_library(file: str) -> bool:
 
 
 def closed_over(function: FunctionType) -> list:
-    """What a function closes over."""
+    """The values that a function closes over."""
     found = []
     for cell in function.__closure__ or ():
         try:

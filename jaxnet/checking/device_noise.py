@@ -70,7 +70,7 @@ def in_params(params: Any, dtype: str) -> Any:
 
 
 def in_float64(backward: Callable, arrays: tuple) -> list[np.ndarray]:
-    """What a backward pass gives, in float64."""
+    """The gradients of a backward pass, in float64."""
     found = jax.tree.leaves(jax.jit(backward)(*arrays))
     return [np.asarray(t, np.float64) for t in found if jnp.issubdtype(t.dtype, jnp.inexact)]
 

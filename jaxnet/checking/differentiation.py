@@ -91,7 +91,7 @@ def short(error: BaseException) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """What a user's function raised: the type, the whole message, and the last line of theirs that it came through."""
+    """An error of a user's function: the type, the whole message, and the last line of theirs that it came through."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not is_library(f.filename) and os.path.dirname(f.filename) != HERE]
     at = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""

@@ -144,7 +144,7 @@ class Edit:
 
 
 class Scope:
-    """What may be used at a place: the variables and the expressions before it, sizes and numbers."""
+    """The values that may be used at a place: the variables and the expressions before it, sizes and numbers."""
 
     def __init__(self, aligned: Aligned, place: MarkedPlace):
         self.aligned, self.place = aligned, place

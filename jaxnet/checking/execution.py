@@ -49,7 +49,7 @@ class Inputs:
         return [*outs, *found]
 
     def called(self, run: Callable) -> list[np.ndarray]:
-        """What a rule gives here, called as it is."""
+        """The gradients of a rule here, called as it is."""
         return [np.asarray(each) for each in self.outputs(self.args, *run(self.args, self.d_out))]
 
     def trace(self, run: Callable) -> Graph:

@@ -157,7 +157,7 @@ def fed_back_at(eqn: Any, inputs: list[Any], at: list[int]) -> list[Any]:
 
 @dataclass_tree
 class Sink:
-    """What a layer sends to the last one: zero, with B for its derivative."""
+    """The message of a layer to the last one: zero, with B for its derivative."""
 
     value: Any
 

@@ -128,7 +128,7 @@ def is_unpacking(statement: ast.stmt) -> bool:
 
 
 def as_list(found: Any) -> list:
-    """What a visit gives, as a list of statements."""
+    """The result of a visit, as a list of statements."""
     return found if isinstance(found, list) else [found]
 
 
@@ -157,7 +157,7 @@ def marked(functions: Iterable[FunctionType]) -> Marked:
 
 @dataclass
 class SeenConstants:
-    """What the marks saw that was not traced: by a mark's number, numbers and constant arrays."""
+    """Values that the marks saw untraced: by a mark's number, numbers and constant arrays."""
 
     constants: dict[int, Any] = field(default_factory=dict)
 

@@ -64,7 +64,7 @@ def modes(net: Layer, template: tuple, batched: bool, seed: int) -> list[bool]:
 
 
 def starting(init: Callable) -> Callable[[Tree, int], Tree]:
-    """(example, seed) -> what `init(key, example)` gives, compiled once for each shape of an example."""
+    """(example, seed) -> `init(key, example)`, compiled once for each shape of an example."""
     compiled: dict[str, Callable] = {}
 
     def start(example: Tree, seed: int) -> Tree:

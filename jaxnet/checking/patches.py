@@ -73,7 +73,7 @@ def kind_of(before: str, after: str) -> tuple[str, str]:
 
 
 def cause(edit: Edit, before: str) -> str:
-    """What was wrong, in words."""
+    """The mistake, in words."""
     brief = len(edit.what) + len(before) <= LONGEST_CAUSE
     match edit.kind:
         case "sign":

@@ -1,4 +1,4 @@
-"""What mistake in autodiff's own backward pass gives the rule's gradients: for rules that no change of a source mends.
+"""Finds a mistake in autodiff's own backward pass that gives the rule's gradients: for rules that no patch mends.
 
 One value of autodiff's program is changed at a time: scaled, transposed, replaced by another value, joined with one. A
 mistake is a cause only if the gradients are then the rule's own, at the point where it failed and on fresh draws.
@@ -190,7 +190,7 @@ class Planting:
         ]
 
     def kind(self, number: int) -> str:
-        """What a value's entries are."""
+        """The kind of a value's entries."""
         value = self.aligned.values[0].get(number)
         return value.dtype.kind if isinstance(value, np.ndarray | np.generic) else ""
 
@@ -294,7 +294,7 @@ class Planting:
         return list(found.values())
 
     def beside(self, goal: Sequence[int]) -> Iterator[Plant]:
-        """What the rule gives at cotangent 0, where taking it away makes the gradients right."""
+        """The rule's gradients at cotangent 0, where taking them away makes the gradients right."""
         still = [
             replace(each, d_out=jax.tree.map(np.zeros_like, each.d_out)).called(self.rule)
             for each in self.aligned.points

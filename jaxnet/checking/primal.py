@@ -26,7 +26,7 @@ def parsed(text: str) -> ast.expr:
 
 
 def fingerprint(values: Sequence) -> tuple:
-    """What tells the values of an expression at several points from others."""
+    """A text that tells the values of an expression at several points from others."""
     return tuple((np.shape(value), np.asarray(value).tobytes()) for value in values)
 
 

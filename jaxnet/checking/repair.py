@@ -121,7 +121,7 @@ class RepairSearch:
         return list(effects)
 
     def scope(self, place: MarkedPlace) -> Scope:
-        """What may be used at a place."""
+        """The values that may be used at a place."""
         return self.scopes.setdefault(place.number, Scope(self.aligned, place))
 
     @staticmethod

@@ -24,7 +24,7 @@ MOST_PIXELS = 256  # a side of a heat map; larger arrays are shown by the larges
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found. `ok` says whether the backward pass is right; printing gives the table.
+    """The result of a check. `ok` says whether the backward pass is right; printing gives the table.
 
     - `leaves`: one verdict for each output and each gradient (path, ok, error, index, got, expected, allowed, cosine).
     - `layer`: the first wrong layer; `cause`: the mistake, in words.
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """What it comes to: "ok", "imprecise" (right in float64, but precision is lost), or "WRONG"."""
+        """The verdict: "ok", "imprecise" (right in float64, but precision is lost), or "WRONG"."""
         lost = self.wrong and all(leaf.verdict == "imprecise" for leaf in self.wrong)
         return "ok" if self.ok else "imprecise" if lost and replace(self, leaves=()).ok else "WRONG"
 
@@ -179,7 +179,7 @@ def leaf_dict(leaf: Leaf) -> dict[str, Any]:
 
 
 def known(leaf: Leaf) -> str:
-    """What a wrong leaf shows by itself: it is zero, a multiple, transposed; else its angle and its worst entry."""
+    """A wrong leaf by itself: it is zero, a multiple, transposed; else its angle and its worst entry."""
     if leaf.verdict == "imprecise":
         return f"{leaf.path} loses precision: right in float64, here {leaf.pattern} (error {sized(leaf.error)})"
     if leaf.arrays is not None:
@@ -324,7 +324,7 @@ def heat_maps(leaf: Leaf) -> list[tuple[str, str, float]]:
 
 
 def axes(shape: tuple[int, ...]) -> tuple[str, str]:
-    """What the rows and the columns of a heat map are, in words."""
+    """The rows and the columns of a heat map, in words."""
     if len(shape) < 2:
         return "", f"entries 0 to {shape[0] - 1}" if shape else "one number"
     down = "axis 0" if len(shape) == 2 else f"axes 0 to {len(shape) - 2}, one after another"

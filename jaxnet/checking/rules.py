@@ -123,7 +123,7 @@ def recomputed(rule: Any, subject: Subject) -> Subject | None:
 
 
 def captured(rule: Any, args: tuple, fixed: Sequence[int]) -> list[str]:
-    """What a custom rule captures by closure, or takes as static where it is an array."""
+    """The arrays that a custom rule captures by closure or takes as static."""
     found = []
     for part in (rule.__wrapped__, getattr(rule, "fwd", None), getattr(rule, "bwd", None), getattr(rule, "jvp", None)):
         code = getattr(part, "__code__", None)

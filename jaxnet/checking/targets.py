@@ -1,4 +1,4 @@
-"""What `jaxnet check TARGET` may name: something that jaxnet ships, or anybody's object with its inputs."""
+"""The targets of `jaxnet check TARGET`: something that jaxnet ships, or anybody's object with its inputs."""
 
 from __future__ import annotations
 

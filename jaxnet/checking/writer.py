@@ -46,7 +46,7 @@ class Writer(Naming):
 
     @cached_property
     def memo(self) -> dict[int, Written | CannotWriteError]:
-        """What has been written, or could not be."""
+        """Texts that were written, and values that could not be."""
         return {}
 
     depth = 0

@@ -84,7 +84,7 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
 
 
 def itself(part: Layer) -> Layer:
-    """What is around the whole network: nothing."""
+    """The whole network, with nothing around it."""
     return part
 
 

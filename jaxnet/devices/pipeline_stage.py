@@ -105,7 +105,7 @@ class Stage(NamedTuple):
 
 
 def summed(params: Tree, factors: Tree) -> Tree:
-    """The gradients of one layer from its factors, Σ over the examples: what `total` reads."""
+    """The gradients of one layer from its factors, Σ over the examples, as `total` reads them."""
 
     def one(factors):
         return total.at(Passing(params, (), (), (), factors))
@@ -152,7 +152,7 @@ class Ring:
 
 
 class StageState(NamedTuple):
-    """What a device holds between ticks. `out`, `dx`: what it sends on and back."""
+    """The state of a device between ticks. `out`, `dx`: the arrays that it sends on and back."""
 
     cost: jax.Array
     before: Tree  # gradients of the layers before the blocks
@@ -263,7 +263,7 @@ class Ticks:
         return state._replace(blocks=added(state.blocks, self.stage.weights(self.params[1], factors)))
 
     def tasks(self) -> dict[Task, Callable[[Any, StageState], StageState]]:
-        """What the schedule's tasks do."""
+        """The function of each of the schedule's tasks."""
 
         def b(i, state):
             state, factors = self.backward(i, state)

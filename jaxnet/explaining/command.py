@@ -101,7 +101,7 @@ def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
 
 
 def pictures(subject: ExplainedNetwork, observed: Observed, derivation: Derivation, options: Options) -> list[Picture]:
-    """What --figure draws: with --walk, or as a GIF without a run, the walk; of a run as a GIF its moments."""
+    """The pictures of --figure: with --walk, or as a GIF without a run, the walk; of a run as a GIF its moments."""
     moving, chain = options.figure is not None and options.figure.suffix == ".gif", chain_of(observed, options.notation)
     if moving and subject.history is not None and subject.history.moments and not options.walk:
         return pictures_of_run(observed, subject.history, options.notation)

@@ -90,7 +90,7 @@ def questioned(chain: Chain, layer: int | None) -> tuple[NumberedLayer, ...]:
 
 
 def header(chain: Chain, source: str, example: int | None, seed: int | None) -> Header:
-    """What the derivation is of."""
+    """The network, the example and the cost that are derived."""
     observed, notation = chain.observed, chain.notation
     out, y = observed.items[-1].out, observed.y
     target = int(y) if y.ndim == 0 and is_index(y) else None
@@ -122,7 +122,7 @@ def title(chain: tuple[NumberedLayer, ...]) -> str:
 
 
 def label(layer: Layer) -> str:
-    """What a layer is, in a word or two, of which its shapes say the rest: conv2d 5×5, 4 blocks."""
+    """A layer in a word or two; its shapes say the rest: conv2d 5×5, 4 blocks."""
     while layer.rebuild in (per_position, remat, in_training) or (layer.rebuild is serial and len(layer.parts) == 1):
         (layer,) = layer.parts
     made = own_maker(layer)

@@ -49,7 +49,7 @@ LISTED, REDUCED = ({name: getattr(np, name) for name in names} for names in (SEV
 
 @dataclass(frozen=True)
 class Values:
-    """What symbols are worth.
+    """The values of symbols.
 
     forms: the same numbers in the other shapes that they have. fixed: the symbols that are the same at every position.
     rows: whether vectors are rows. indexed: the symbols of another step, whose index says which.

@@ -62,7 +62,7 @@ class ExerciseTask(Frozen):
 
 
 class ExerciseTasks(Frozen):
-    """What is given, as symbols and numbers, and the tasks."""
+    """The given symbols and numbers, and the tasks."""
 
     given: tuple[tuple[Expression, np.ndarray], ...]
     tasks: tuple[ExerciseTask, ...]
@@ -293,7 +293,7 @@ def judged(task: ExerciseTask, text: str, attempt: int) -> tuple[str, bool]:
 
 
 def verdict(task: ExerciseTask, answer: GradedAnswer, attempt: int) -> tuple[str, bool]:
-    """What is said of an answer of the table."""
+    """The verdict on an answer of the table."""
     if not answer.hints:
         return f"Right. {task.solution}", True
     return answer.hints[min(attempt, len(answer.hints) - 1)], False

@@ -267,7 +267,7 @@ class AsText:
         return self.filled("brackets", text=text) if binds(expression) < least else text
 
     def signs(self, expression: Expression) -> dict[str, Any]:
-        """What a template writes beside a node's own fields."""
+        """The signs that a template writes beside a node's own fields."""
         return {"sign": self.script("exponent", expression.exponent)} if isinstance(expression, Power) else {}
 
     def name(self, of: Name) -> Any:

@@ -420,7 +420,7 @@ def function_named(name: str) -> Callable:
 
 
 def jacobian_in_words(J: np.ndarray) -> str:
-    """What a Jacobian does to the error."""
+    """A Jacobian in words."""
     ones = np.isin(J, (0, 1)).all()
     rows, columns = (np.count_nonzero(J, axis) for axis in (1, 0))
     if ones and (rows == 1).all() and J.shape[0] == J.shape[1] and (columns == 1).all():

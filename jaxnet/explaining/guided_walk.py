@@ -89,7 +89,7 @@ def walk_blocks(steps: list[WalkStep], width: int = 100) -> list[str]:
 
 
 def values(observed: Observed, derivation: Derivation, n: Notation) -> dict[str, Any]:
-    """What the sentences name: the symbols of a dense layer and of the activation below it, and their numbers."""
+    """The names in the sentences: the symbols of a dense layer and of the activation below it, and their numbers."""
     why, chain = derivation.why[0], chain_of(observed, n)
     W, d, a, z = (written(each) for each in (why.W, why.delta, why.a, why.gives))
     (out, _), u, place = why.shape, why.nudge.unit, chain.places[why.item]

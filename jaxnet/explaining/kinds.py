@@ -1,4 +1,4 @@
-"""What a layer is, as its maker says."""
+"""The kind of a layer, as its maker says."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ WAYS = {"forward": ("forward", "step"), "backward": ("backward", "back")}
 
 
 def quoted(layer: Layer, lines: Collection[tuple]) -> Quoted:
-    """What the source of a layer says; empty where Python has no source of it.
+    """The code and the text quoted from a layer's source; empty where Python has no source of it.
 
     lines: (file, line, …) of what it assigns, by which the source of a layer that no maker made is found.
     """

@@ -23,7 +23,7 @@ from jaxnet.explaining.ulp import ulps
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """What all equations are made from."""
+    """The observed network, its layers and the notation, from which all equations are made."""
 
     observed: Observed
     places: tuple[NumberedLayer, ...]
@@ -59,7 +59,7 @@ def backward_lines(chain: Chain) -> tuple[Line, ...]:
 
 
 def inside(chain: Chain, place: NumberedLayer) -> writing.Inside:
-    """What is inside a layer; the error at an activation stands as the layer above sends it, W³ᵀδ³."""
+    """The inside of a layer; the error at an activation stands as the layer above sends it, W³ᵀδ³."""
     below, records = writing.error_at(chain.notation, place_below(chain, place)), opened(place.item)
     arrives = arriving(chain, place) if place.kind in ("activation", "softmax") else None
     alone = len(chain.places) == len(records) == 1
@@ -162,7 +162,7 @@ def error_at_output(chain: Chain, place: NumberedLayer) -> list[Line]:
 
 
 def loss_remarks(chain: Chain, place: NumberedLayer) -> tuple[str, ...]:
-    """What the loss does together with the last layer."""
+    """The loss together with the last layer."""
     loss = chain.observed.loss
     if slope_of(loss, place.gives, chain.notation.target, 1) is None:
         return (f"from the loss, {loss.name}",)

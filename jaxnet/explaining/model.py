@@ -1,4 +1,4 @@
-"""What a derivation is: frozen dataclasses of symbols, shapes and numbers, which no renderer is known to.
+"""A derivation as frozen dataclasses of symbols, shapes and numbers. They know no renderer.
 
 Everything is made by `derive`; every array is NumPy's, in the dtype in which the network computed it. `to_dict` turns
 any of these into plain values for JSON.
@@ -96,7 +96,7 @@ class DrawnLayer(Frozen):
 
 
 class Header(Frozen):
-    """What the derivation is of.
+    """The network, the example and the cost that are derived.
 
     title: "2 → 3 relu → 2 sigmoid". source: the config or object it came from. cost: its equation's two sides. value:
     C. example: its index in the data, None for one given. y: the target as the equations take it, one-hot where it
@@ -160,7 +160,7 @@ class WholeRows(Frozen):
 
 
 class SentBack(Frozen):
-    """What W⁻¹ or the pseudo-inverse would send back instead of Wᵀδ.
+    """The vector that W⁻¹ or the pseudo-inverse would send back instead of Wᵀδ.
 
     inverse: "none" (W is not square), "singular", or "inverse"; `value` is W⁻¹δ, or W⁺δ where there is no inverse.
     angle: to Wᵀδ, in degrees; NaN where one of them is 0. step: the length by which a is moved against each;

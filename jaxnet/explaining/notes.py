@@ -1,4 +1,4 @@
-"""What no program knows of a layer: the sentence beside an equation, the numbers that show it, a few notations."""
+"""Written by hand, as no program knows it: the sentence beside an equation, its numbers, a few notations."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def carried(record: Record, line: WrittenLine) -> str:
 
 
 def taken_off(record: Record, line: WrittenLine) -> str:
-    """What is taken off the error, at the first position, and that nothing of it is left."""
+    """The part that is taken off the error, at the first position; nothing of it is left."""
     count = record.x.shape[-1]
     x, dx = (np.asarray(each, np.float64).reshape(-1, count)[0] for each in (record.x, record.dxs[0]))
     g = np.asarray(record.d_out, np.float64).reshape(-1, count)[0] * np.asarray(record.params["gamma"], np.float64)

@@ -44,7 +44,7 @@ def runs(thing: Any) -> bool:
 
 
 def held(thing: Any) -> dict[str, Any]:
-    """What an object holds by name, the entries of its dictionaries too."""
+    """The members of an object by name, the entries of its dictionaries too."""
     own = dict(getattr(thing, "__dict__", {}))
     for value in list(own.values()):
         own |= {str(key): each for key, each in value.items()} if isinstance(value, dict) else {}
@@ -72,7 +72,7 @@ def called(thing: Any) -> str:
 
 
 def given_by(thing: Any, xs: np.ndarray) -> np.ndarray:
-    """What a forward pass gives of each vector; where it takes no vector, of a column, or of a row."""
+    """The output of a forward pass for each vector; where it takes no vector, for a column, or a row."""
     forward: Callable = next(found for name in METHODS if callable(found := getattr(thing, name, None)))
     failed: Exception | None = None
     for shape in ((-1,), (-1, 1), (1, -1)):
@@ -142,7 +142,7 @@ def parts_of(arrays: dict[str, np.ndarray], xs: np.ndarray, outs: np.ndarray) ->
 
 
 def applied(parts: Sequence[Part], xs: np.ndarray) -> np.ndarray:
-    """What layers give in series, of each vector."""
+    """The output of layers in series for each vector."""
     values = jnp.asarray(xs, jnp.float32)
     for layer, params in parts:
         arrays = jax.tree.map(jnp.asarray, params)

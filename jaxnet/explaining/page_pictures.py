@@ -1,4 +1,4 @@
-"""What a page shows as pictures: an input, the rows of the first W, a convolution's window, attention's matrices.
+"""The pictures of a page: an input, the rows of the first W, a convolution's window, attention's matrices.
 
 Their numbers go into the page once, as the bytes of float32 arrays; the page's script draws them and computes the
 products that it shows.
@@ -28,7 +28,7 @@ MOST_TAPS = 7  # a side of a kernel
 
 @dataclass(frozen=True)
 class InputKind:
-    """What the numbers of an input mean. picture: (height, width) of one; characters: token i is the i-th of these."""
+    """The kind of an input. picture: its (height, width); characters: token i is the i-th of these."""
 
     picture: tuple[int, int] | None = None
     characters: str | None = None

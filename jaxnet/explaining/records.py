@@ -93,12 +93,12 @@ class Record:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What the layer was made with."""
+        """The options that the layer was made with."""
         return options_of(self.layer)
 
     @property
     def x(self) -> Any:
-        """What it takes, where that is one array."""
+        """The input, where that is one array."""
         return self.xs[0]
 
     def index(self, axes: int) -> str:

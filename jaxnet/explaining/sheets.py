@@ -26,7 +26,7 @@ class Question(Frozen):
 
 
 class Sheet(Frozen):
-    """What is given, as symbols and numbers, and the tasks."""
+    """The given symbols and numbers, and the tasks."""
 
     title: str
     given: tuple[tuple[Expression, np.ndarray], ...]

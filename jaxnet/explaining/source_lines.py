@@ -87,7 +87,7 @@ class LineWriter:
     # --------------------------------------------------------------------------------------------- lines
 
     def values(self) -> Values:
-        """What the symbols are worth, and whatever was transcribed so far."""
+        """The values of the symbols and of all lines transcribed so far."""
         written = self.transcription
         count = sum(map(len, (written.products, written.firsts, written.computed, written.numbers, written.moved)))
         if self.known is None or self.known[0] != count:
@@ -193,7 +193,7 @@ class LineWriter:
             return self.transcription.line(ref)
 
     def passed(self, ref: int, left: ex.Expression, right: ex.Expression, forward: bool) -> list[WrittenLine]:
-        """What is given as it came."""
+        """The line of an output that is passed on unchanged."""
         value, gives = self.recording.values[ref], "out" if forward else "dx"
         own = self.site.record.out if forward else self.site.record.dxs[0]
         if own.shape != value.shape:

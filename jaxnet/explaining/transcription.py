@@ -200,7 +200,7 @@ class Transcription:
         return made
 
     def call(self, ref: int) -> ex.Expression:
-        """What an author's function gives, by its name: a function whose own lines have no equation here."""
+        """An author's function by its name: its own lines have no equation here."""
         name, args = self.recording.calls.get(ref, ("", ()))
         made = self.by_name(name, [each for each in arrays_in(args) if self.recording.varies(each.ref)], ref)
         self.called[made] = name

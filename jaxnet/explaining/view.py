@@ -131,7 +131,7 @@ class View:
 
     @staticmethod
     def lights(step: WalkStep) -> str:
-        """What a step lights, for the script: [[layer, unit], …] and [[layer, edge, product], …]."""
+        """The units and edges lit by a step, for the script: [[layer, unit], …] and [[layer, edge, product], …]."""
         return json.dumps([step.units, [(*edge, product) for edge, product in step.edges.items()]])
 
     @property

@@ -300,7 +300,7 @@ def blocks(values: Any, said: str, back: str) -> tuple[str, tuple[str, ...]]:
 
 
 def opaque_forward(within: Inside, n: int) -> Line:
-    """What a record gives, by the layer's name, or in a notation of its own."""
+    """The output of a record, by the layer's name, or in a notation of its own."""
     record, site, value = within.records[n], within.site(n), np.asarray(within.records[n].out)
     more: dict[str, Any] = {"sizes": f"{shape(np.shape(record.x))} → {shape(value.shape)}"}
     if record.kind == "blocks":

@@ -82,7 +82,7 @@ def config_subject(
 
 
 def input_kind(dataset: Dataset) -> InputKind:
-    """What an example is: a picture, or characters."""
+    """The kind of an example: a picture, or characters."""
     return InputKind(dataset.picture, None if dataset.text is None else dataset.text.characters)
 
 

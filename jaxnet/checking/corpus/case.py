@@ -1,4 +1,4 @@
-"""What a case of the corpus is, and how one is entered."""
+"""A case of the corpus, and how one is entered."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ def iota(s, axis: int):
 
 
 def forward_kernel(q_ref, k_ref, v_ref, o_ref, L_ref, *, on: Compiler, queries: int, keys: int, causal: bool):
+    """out and L of a block of queries: m, l and o go along the keys."""
     start = pl.program_id(1) * on.block
     q = on.rows(q_ref, start, queries)
 
@@ -80,6 +81,7 @@ def forward_kernel(q_ref, k_ref, v_ref, o_ref, L_ref, *, on: Compiler, queries: 
 def queries_kernel(
     q_ref, k_ref, v_ref, o_ref, L_ref, do_ref, dq_ref, D_ref, *, on: Compiler, queries: int, keys: int, causal: bool
 ):
+    """dq and D of a block of queries: dq = Σₛ dS k/√d."""
     start = pl.program_id(1) * on.block
     q, o, do = (on.rows(ref, start, queries) for ref in (q_ref, o_ref, do_ref))
     L = on.column(L_ref, start, queries)
@@ -101,6 +103,7 @@ def queries_kernel(
 def keys_kernel(
     q_ref, k_ref, v_ref, L_ref, D_ref, do_ref, dk_ref, dv_ref, *, on: Compiler, queries: int, keys: int, causal: bool
 ):
+    """dk and dv of a block of keys: dk = Σₜ dSᵀ q/√d, dv = Σₜ Pᵀ do."""
     start = pl.program_id(1) * on.block
     k, v = (on.rows(ref, start, keys) for ref in (k_ref, v_ref))
 

@@ -55,6 +55,7 @@ def put(ref, start, values) -> None:
 
 
 def forward_kernel(x_ref, gamma_ref, *refs, centred: bool, epsilon: float):
+    """out, x̂ and σ of a block of rows."""
     *beta_refs, out_ref, x_hat_ref, sigma_ref = refs  # a norm has one β or none
     width = x_ref.shape[1]
     size = block_sizes(width)
@@ -71,6 +72,7 @@ def forward_kernel(x_ref, gamma_ref, *refs, centred: bool, epsilon: float):
 
 
 def backward_kernel(gamma_ref, delta_ref, x_hat_ref, sigma_ref, dx_ref, sums_ref, *, centred: bool):
+    """dx of ROWS rows, and their sums δ ⊙ x̂ and δ."""
     width = delta_ref.shape[1]
     size = block_sizes(width)
     part = pl.program_id(0)

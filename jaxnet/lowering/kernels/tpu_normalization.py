@@ -33,6 +33,7 @@ def fits(*arrays: jax.Array | None, groups: int | None, **options: Any) -> bool:
 
 
 def forward_kernel(x_ref, *refs, plain: Callable):
+    """out, x̂ and σ of a block of rows, by the plain equation."""
     *params, out_ref, x_hat_ref, sigma_ref = refs
     out_ref[...], x_hat_ref[...], sigma = plain(x_ref[...], *(ref[0] for ref in params))
     sigma_ref[...] = sigma.reshape(sigma_ref.shape)
@@ -41,6 +42,7 @@ def forward_kernel(x_ref, *refs, plain: Callable):
 def backward_kernel(
     gamma_ref, delta_ref, x_hat_ref, sigma_ref, dx_ref, d_gamma_ref, d_beta_ref, *, plain: Callable, n: int
 ):
+    """dx of a block of rows, by the plain equation; dγ and dβ are added up from block to block."""
     start = pl.program_id(0) * len(delta_ref)
 
     def rows(ref):  # what lies beyond the last row is not to be summed
