@@ -26,7 +26,7 @@ from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
 from jaxnet.layer import Layer, Loss, Reading, Tree, adapted, on_leaves, output, with_state
 from jaxnet.layers.conv import Patches
 from jaxnet.quantities.curvature import over_columns
-from jaxnet.quantities.sinks import Rearranged, Stacked
+from jaxnet.quantities.parameter_uses import Rearranged, Stacked
 from jaxnet.readings import Beside, bare, each, sum_over_examples, total_of
 
 
