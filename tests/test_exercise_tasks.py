@@ -46,9 +46,8 @@ def test_every_task_has_one_right_answer(name, symbols):
                 assert not near(each.value, right[0].value)
 
 
-def test_the_right_numbers_are_jax_grad_s():
-    """Of the network at the numbers that are given."""
-    made = tasks_of(observed("relu"), SYMBOLS[0], 3)
+def jax_gradients(made):
+    """∇W³ and δ² of the relu network, at the numbers that are given."""
     given = {written(symbol): jnp.asarray(value) for symbol, value in made.given}
 
     def cost(W3, b2):
@@ -56,10 +55,27 @@ def test_the_right_numbers_are_jax_grad_s():
         a3 = jax.nn.sigmoid(W3 @ a2 + given["b³"])
         return 0.5 * jnp.sum((a3 - given["y"]) ** 2)
 
-    dW3, delta2 = jax.grad(cost, (0, 1))(given["W³"], given["b²"])
+    return jax.grad(cost, (0, 1))(given["W³"], given["b²"])
+
+
+def test_the_right_numbers_are_jax_grad_s():
+    made = tasks_of(observed("relu"), SYMBOLS[0], 3)
+    dW3, delta2 = jax_gradients(made)
     found = [task.answers[0].value for task in made.tasks if task.shape]
     np.testing.assert_allclose(found[0], delta2, atol=1e-6)
     np.testing.assert_allclose(found[1], dW3, atol=1e-6)
+
+
+def test_the_sign_is_jax_grad_s():
+    signs = set()
+    for seed in range(4):
+        made = tasks_of(observed("relu"), SYMBOLS[0], seed)
+        sign = made.tasks[0]
+        row, column = ("₁₂₃".index(digit) for digit in sign.question.partition(" is raised")[0].removeprefix("W³"))
+        [right] = [each.text for each in sign.answers if not each.hints]
+        assert right == ("C rises" if jax_gradients(made)[0][row, column] > 0 else "C falls")
+        signs.add(right)
+    assert len(signs) == 2
 
 
 def test_mistakes_are_named_by_the_checker():

@@ -56,6 +56,12 @@ def test_the_way_back_has_its_layer_and_example():
     assert found.examples.tolist() == [2]
 
 
+def test_of_the_layers_that_an_error_spoils_the_last_is_named():
+    everywhere = bad(backward=lambda x, d: d / 0)
+    found = origin(serial(tanh, everywhere, dense(3)), softmax_cross_entropy, XS, YS)
+    assert found.where == "the backward pass of layer 2 of 3 (bad)"
+
+
 def test_the_time_of_a_stack_is_told_not_the_first_layer_of_its_block():
     net = repeat(serial(dense(4, init="lecun_normal"), bad(lambda x: jnp.where(x > 1, jnp.inf, x))), 3)
     params = jax.tree.map(jnp.zeros_like, net.init(jax.random.key(0), XS[0]))
