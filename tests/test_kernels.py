@@ -102,6 +102,7 @@ NORMS = {  # positions, width, centred, with β
     "a row more than a program": ((3, 11), 24, True, True),
     "several programs": ((67,), 130, False, False),
     "wide": ((5,), 5000, True, False),
+    "wide, several programs": ((150,), 2048, True, True),
 }
 
 

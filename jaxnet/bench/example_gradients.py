@@ -14,8 +14,10 @@ from jaxnet import per_example, softmax_cross_entropy, squared_norm, value_and_g
 from jaxnet.bench.measure import Row, TimedCase, Variant, compiled, measure
 from jaxnet.layer import Layer
 from jaxnet.models import cnn, gpt, mlp
+from jaxnet.quantities.curvature import ggn_diagonal
 from jaxnet.quantities.gradient_statistics import gradient_moments, noise_scale
 from jaxnet.quantities.kept_factors import kept, of_network, ranks
+from jaxnet.quantities.kronecker import kronecker
 from jaxnet.quantities.privacy import clipped_sum
 from jaxnet.quantities.projection import projected_gradient, random_projections
 from jaxnet.quantities.sinks import read
@@ -37,6 +39,8 @@ def cases() -> Iterator[TimedCase]:
     yield private("CNN 16-32-64, batch 64", *cnn_problem(), aim=1.4, chunks=2)
     yield private("GPT of 2 blocks of 128, batch 16", *gpt_problem(), aim=1.4, chunks=2)
     yield projection()
+    yield kronecker_factors()
+    yield diagonal()
 
 
 # ----------------------------------------------------------------------------------------------------------- problems
@@ -223,5 +227,35 @@ def projection(sizes: tuple[int, ...] = (2048, 2048, 2048, 10), rank: int = 16) 
         f"projected gradient, MLP {'-'.join(map(str, sizes))}, rank {rank}, batch 256",
         compiled("hand", projected_gradient(backward), params, projections, xs, ys),
         (plain_gradient("a plain gradient", made),),
+        rounds=9,
+    )
+
+
+def kronecker_factors() -> TimedCase:
+    """K-FAC's A and B for each layer, by one random column, and the gradient."""
+    made = net, *arguments = mlp_problem()
+
+    def both(params, xs, ys, key):
+        return kronecker(net, LOSS)(params, xs, ys, key=key), value_and_grad(net, LOSS)(params, xs, ys)
+
+    return TimedCase(
+        "K-FAC's factors and gradient, MLP 784-1024-1024-10, batch 256",
+        compiled("hand", both, *arguments, jax.random.key(3)),
+        (plain_gradient("a plain gradient", made, time_aim=2.1),),
+        rounds=9,
+    )
+
+
+def diagonal() -> TimedCase:
+    """The GGN's diagonal by one random column."""
+    made = net, *arguments = mlp_problem()
+
+    def one_column(params, xs, ys, key):
+        return ggn_diagonal(net, LOSS, samples=1)(params, xs, ys, key=key)
+
+    return TimedCase(
+        "GGN diagonal by one column, MLP 784-1024-1024-10, batch 256",
+        compiled("hand", one_column, *arguments, jax.random.key(3)),
+        (plain_gradient("a plain gradient", made, time_aim=2.5),),
         rounds=9,
     )
