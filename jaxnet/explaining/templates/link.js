@@ -14,7 +14,7 @@ const link = (() => {
     return decodeURIComponent(hash.slice(1)).split("&").map(part => {
       const [key, text] = part.split("="), number = Number(text);
       if (!known.has(key) || text === "" || !Number.isFinite(number)) {
-        throw new Error(`The link's “${part}” fits no number of this network: the numbers are as given.`);
+        throw new Error(`The link's “${part}” fits no number of this network: no number was changed.`);
       }
       return [known.get(key), number];
     });

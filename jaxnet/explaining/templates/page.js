@@ -87,10 +87,11 @@
     one("#link-said").textContent = "";
   }
 
-  function restore() {
+  function restore(hash) {  // the hash of the event: the numbers that wait to be kept may have replaced the address's
     let found;
+    if (hash.includes("=")) clearTimeout(waiting);
     try {
-      found = link.read(location.hash, all("[data-f]"));
+      found = link.read(hash, all("[data-f]"));
     } catch (error) {
       one("#link-said").textContent = error.message;
       return;
@@ -178,10 +179,10 @@
         number => change(field, number));
     }
     one("#copy").addEventListener("click", () => { keep(); link.copy(one("#link-said")); });
-    addEventListener("hashchange", restore);
+    addEventListener("hashchange", event => restore(new URL(event.newURL).hash));
     document.body.classList.add("live");
     choose(one('[data-f^="W."]'));
-    restore();
+    restore(location.hash);
   }
 
   // -------------------------------------------------------------------------- notations and layers
