@@ -128,6 +128,7 @@ WRONG = [
     (["train.epochs=true"], "train.epochs: must be a whole number, got true"),
     (["train.epochs=-1"], "train.epochs: must be at least 0, got -1"),
     (["train.batch=0"], "train.batch: must be at least 1, got 0"),
+    (["train.batch=10,20"], 'train.batch: must be a whole number, got "10,20": the values of a sweep stand in brackets'),
     (["train.shuffle=True"], 'train.shuffle: must be true or false, got "True": write true, without quotes'),
     (["train.l2=.5"], 'train.l2: must be a number, got ".5": write 0.5, without quotes'),
     (["train.l2=nan"], "train.l2: must be a finite number, got nan"),

@@ -168,6 +168,11 @@ def test_what_is_said(capsys, tmp_path):
     assert said[-1].startswith(f"next: jaxnet eval {folder}")
 
 
+@pytest.mark.parametrize(("override", "kept"), [("seed=3", True), ("mesh.data=2", True), ("train.epochs=1", False)])
+def test_an_override_that_makes_it_another_recipe_takes_the_promise_away(override, kept):
+    assert (small(override, promise={"test_accuracy": 0.5}).promise.test_accuracy is not None) == kept
+
+
 def test_a_terminal_gets_a_bar(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     loop.train(small("train.steps_per_call=2"), run_dir=tmp_path / "r")

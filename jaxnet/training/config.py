@@ -28,7 +28,7 @@ from jaxnet.training.options import (
     refuse,
     shown,
 )
-from jaxnet.training.overrides import UNREADABLE, ConfigError, apply, linked, not_too_deep, shortened
+from jaxnet.training.overrides import UNREADABLE, ConfigError, apply, linked, not_too_deep, parse, shortened
 
 Checked = TypeVar("Checked", bound=Table)
 METRIC = r"^(train|validation|test)_(loss|accuracy)$"
@@ -155,7 +155,7 @@ class Mesh(Table):
 
 
 class Promise(Table):
-    """The results that the recipe promises. Accuracies are fractions; a run reaches them or more."""
+    """The results that the recipe promises, as it stands. Accuracies are fractions; a run reaches them or more."""
 
     test_accuracy: float | None = Field(default=None, ge=0, le=1)
     """After the last epoch, of the test set."""
@@ -269,6 +269,10 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+# What may be overridden with the promise still held: who computes, and what is written.
+SAME_RECIPE = {"name", "seed", "promise", "checkpoint", "monitor", "mesh", "tensorboard"}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a TOML file, changed by overrides such as `train.epochs=3`.
 
@@ -280,9 +284,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def make_config(document: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> Config:
-    """The config of plain data as a TOML file holds it; `where` it came from is said in errors."""
+    """The config of plain data as a TOML file holds it; `where` it came from is said in errors.
+
+    An override that makes it another recipe takes its promise away.
+    """
     beside = f" with {shortened(' '.join(overrides))}" if overrides else ""
-    return validated(Config, linked(apply(document, overrides)), where + beside)
+    changed = apply(document, overrides)
+    if not {parse(override)[0][0] for override in overrides} <= SAME_RECIPE:
+        changed.pop("promise", None)
+    return validated(Config, linked(changed), where + beside)
 
 
 def validated(table: type[Checked], data: Any, where: str) -> Checked:
@@ -390,4 +400,6 @@ def mend(kind: str, came: Any) -> str:
     number = re.fullmatch(r"([+-]?)(\d*)\.?(\d*)", came.strip())
     if kind in ("int_type", "float_type") and number and (number[2] or number[3]):
         return f": write {float(came):g}, without quotes"
+    if kind in ("int_type", "float_type") and "," in came:
+        return f": the values of a sweep stand in brackets, [{came}]"
     return ""

@@ -321,9 +321,10 @@ class Run:
             return
         config = self.config()
         changed = load_config(self.folder / "config.toml", overrides)
-        if changed == config:
+        kept = {"promise": config.promise}
+        if changed.model_copy(update=kept) == config:
             return
-        if changed.model_copy(update={"train": config.train}) != config or (
+        if changed.model_copy(update=kept | {"train": config.train}) != config or (
             changed.train.model_copy(update={"epochs": config.train.epochs}) != config.train
         ):
             raise RunError(f"only train.epochs can be changed when {self.folder} is resumed: else train a new run")
