@@ -63,6 +63,8 @@ def parse_spec(text: str) -> Any:
         )
     shape = tuple(int(n) for n in (match["shape"] or "").replace(" ", "").split(",") if n)
     limits = {sign: float(limit) for sign, limit in re.findall(r"([<>])\s*([-+\d.e]+)", match["bounds"])}
+    if jnp.issubdtype(dtype, jnp.integer) and "<" not in limits:
+        raise CannotCheckError(f'integers are drawn below a bound, as "{text}<10" (0 to 9), got {text!r}: write one')
     return Spec(dtype.name, shape, limits.get("<"), limits.get(">"))
 
 

@@ -216,12 +216,14 @@ def table(report: Report) -> str:
 
 def remarks(report: Report) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Under the table of leaves, in text and on the page: why it is wrong, then all else, as (heading, words)."""
-    why = [("PROBLEM", problem) for problem in report.problems]
+    inside = [problem for inner in report.inside for problem in inner.problems]
+    why = [("PROBLEM", problem) for problem in report.problems if problem not in inside]
     why += [("FAILED", f"{h.name}: {h.words}") for h in report.properties if h.ok is False]
+    told = *report.problems, *(h.words for h in report.properties)
     if not report.ok:
         patches = [report.repair.patch, *report.repair.equal] if report.repair is not None else []
         others = report.planted.others if report.planted is not None and not any(patches) else ()
-        why += [("layer", report.layer), ("cause", "" if report.cause in report.problems else report.cause)]
+        why += [("layer", report.layer), ("cause", "" if report.cause in told else report.cause)]
         why += [*(("or", other) for other in others), ("line", report.line), ("patch", "".join(patches[:1]))]
         why += [("", report.proof), *(("or", patch) for patch in patches[1:])]
     held = ", ".join(h.name + (f" ({h.words})" if h.words else "") for h in report.properties if h.ok)

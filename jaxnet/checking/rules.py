@@ -66,6 +66,9 @@ def subject_of(rule: Any, args: tuple, *, reference=None, intended=None, kwargs=
 
 def of_custom(rule: Any, args: tuple, reference: Callable | None, kwargs: dict) -> Subject:
     """A custom_vjp or custom_jvp function; its reference is `reference`, or autodiff of its primal."""
+    if not defined(rule):
+        how = "defvjp(forward, backward)" if isinstance(rule, jax.custom_vjp) else "defjvp(jvp)"
+        raise CannotCheckError(f"{name_of(rule)} must have a derivative to be checked, and has none: call its {how}")
     places = (n + len(args) if n < 0 else n for n in rule.nondiff_argnums)
     fixed = tuple(sorted(n for n in places if n < len(args)))  # the others stand at their defaults
     function = partial(rule, **kwargs) if kwargs else rule
@@ -94,6 +97,13 @@ def of_custom(rule: Any, args: tuple, reference: Callable | None, kwargs: dict) 
     )
     alone = isinstance(rule, jax.custom_vjp) and rule.fwd is None  # `defremat` is the only derivative that it has
     return (recomputed(rule, subject) if alone else None) or subject
+
+
+def defined(rule: Any) -> bool:
+    """Whether a custom_vjp or custom_jvp function was given its derivative."""
+    if isinstance(rule, jax.custom_jvp):
+        return rule.jvp is not None
+    return rule.fwd is not None or getattr(rule, "remat_rules", None) is not None
 
 
 def recomputed(rule: Any, subject: Subject) -> Subject | None:

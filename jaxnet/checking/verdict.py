@@ -236,7 +236,8 @@ def explained(report: Report, subject: Subject, where: Points, options: CheckOpt
     wrong_inside = next((inner for inner in report.inside if not inner.ok), None)
     if wrong_inside is not None:
         changes |= {"layer": wrong_inside.layer or wrong_inside.name, "planted": wrong_inside.planted}
-    if found.witness is not None and options.diagnose and can_be_taken_apart(subject):
+    fits = all(h.ok is not False for h in report.properties if h.name == STRUCTURE)  # else that is the cause
+    if fits and found.witness is not None and options.diagnose and can_be_taken_apart(subject):
         with found.phase("repair"):
             changes["repair"], failure = repair_of(subject, options, found)
             changes["notes"] = (*report.notes, *([failure] if failure else []))

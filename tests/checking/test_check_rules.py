@@ -164,7 +164,7 @@ def test_structure_shape_and_dtype_are_named_with_what_to_return():
     assert check(pair(full), "float32[3], float32[2]", **QUICK).ok
     unsummed = check(pair(lambda x, y, g: (g * y.sum(), (g * x).sum())), "float32[3], float32[2]", **QUICK)
     assert not unsummed.ok
-    assert "must have (2,)" in str(unsummed)
+    assert str(unsummed).count("must have (2,)") == 1
     dtypes = pair(lambda x, y, g: (full(x, y, g)[0].astype(jnp.bfloat16), full(x, y, g)[1]))
     half = check(dtypes, "float32[3], float32[2]", **QUICK)
     assert not half.ok
@@ -399,6 +399,11 @@ def test_what_cannot_be_checked_says_why():
         check((lambda x: x, lambda x: x), "float32[3]")
     with pytest.raises(CannotCheckError, match="dtypes with shapes"):
         check(layer_norm(), "floaty[3]")
+    with pytest.raises(CannotCheckError, match='as "int32\\[3\\]<10"'):
+        check(layer_norm(), "float32[3], int32[3]")
+    for kind, how in ((jax.custom_vjp, "defvjp"), (jax.custom_jvp, "defjvp")):
+        with pytest.raises(CannotCheckError, match=f"has none: call its {how}"):
+            check(kind(jnp.sin), "float32[3]")
     with pytest.raises(CannotCheckError, match="must run on these inputs"):
         check(layer_norm(), "float32[4,3], float32[5], float32[5]")
 

@@ -233,6 +233,17 @@ def test_a_wrong_rule_in_the_forward_pass_of_a_right_one_is_a_warning():
     assert not check(lambda x: right(2 * x) + wrong(x), X, diagnose=False).ok
 
 
+def test_a_rule_inside_that_raises_is_told_once_and_no_reference_goes_through_it():
+    raising = rule(lambda x: x**2, lambda x, g: 2 * x * g)  # of one argument, a tuple is asked for
+    right = rule(lambda x: raising(x) * x, lambda x, g: (3 * x**2 * g,))
+    report = check(right, X, diagnose=False)
+    assert report.ok
+    assert "no forward mode" not in str(report)  # it is held against differences
+    right = rule(lambda x: rule(jnp.sin, lambda x, g: (g * jnp.cos(x),))(x), lambda x, g: (g * jnp.cos(x),))
+    assert "a custom_vjp inside has no forward mode" in str(check(right, X, diagnose=False))
+    assert str(check(lambda x: 2 * raising(x), X)).count("raises TypeError") == 1
+
+
 def tanh_layer(W, x, b):
     a = np.tanh(W @ x + b)
     return a, (W, x, a)
