@@ -28,6 +28,7 @@ import numpy as np
 from jaxnet.layer import Layer
 
 MOST_OBJECTS = 5000
+HERE = os.path.dirname(os.path.realpath(__file__))
 LIBRARIES = tuple(
     {os.path.realpath(sysconfig.get_paths()[key]) + os.sep for key in ("stdlib", "platstdlib")}
     | {os.path.dirname(os.path.realpath(module.__file__ or "")) + os.sep for module in (jax, np)}
@@ -81,10 +82,11 @@ def functions_of(*parts: Any, rules: bool = True) -> list[FunctionType]:
 
 @lru_cache(maxsize=4096)
 def is_library(file: str) -> bool:
-    """Whether a file belongs to Python, JAX or NumPy, or is none; a notebook's cell has a source without a file."""
+    """Whether a file belongs to Python, JAX, NumPy or this folder, or is none; a notebook's cell has a source."""
     if not file or file.startswith("<"):
         return not linecache.getlines(file)
-    return os.path.realpath(file).startswith(LIBRARIES)
+    path = os.path.realpath(file)
+    return path.startswith(LIBRARIES) or os.path.dirname(path) == HERE
 
 
 def closed_over(function: FunctionType) -> list:

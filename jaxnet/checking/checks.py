@@ -11,6 +11,7 @@ import jax
 
 from jaxnet.checking import points
 from jaxnet.checking.agreement import CheckOptions
+from jaxnet.checking.methods import has_methods, pair_of
 from jaxnet.checking.networks import check_network, is_network
 from jaxnet.checking.points import points_of
 from jaxnet.checking.report import Report
@@ -53,8 +54,8 @@ def check(
 
     Args:
         rule: a `Layer`, a network, or a pair (network, `Loss`); a `jax.custom_vjp` or `jax.custom_jvp` function; a pair
-            (forward, backward) or (f, f_vjp); a function that returns (value, grads) or grads of `reference`; or any
-            function with custom rules inside.
+            (forward, backward) or (f, f_vjp), in JAX or NumPy; an object with the methods `forward` and `backward`; a
+            function that returns (value, grads) or grads of `reference`; or any function with custom rules inside.
         args: its arguments, pytrees of arrays; or shapes to draw them from, "float32[8,256], int32[8]<10".
         reference: the function that the rule is the derivative of; by default the rule's own primal. Kernels that
             autodiff cannot follow need one.
@@ -77,6 +78,9 @@ def check(
         if is_network(rule):
             return check_network(rule, template, options, name=name, reference=reference)
         drawn = points.draw(template, seed)
+        if has_methods(rule):
+            rule, template = pair_of(rule, template, drawn)
+            drawn = points.draw(template, seed)
         subject = subject_of(rule, drawn, reference=reference, intended=intended, kwargs=kwargs, name=name)
         named = "" if reference is None else f"reference `{getattr(reference, '__name__', 'given')}`"
         return check_subject(subject, points_of(template), replace(options, reference_name=named))

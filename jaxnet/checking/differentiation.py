@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,8 +16,6 @@ from jaxnet.checking.subject import (
     Tree,
     leaves_of,
 )
-
-HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def abstract(function: Callable, *args) -> Any:
@@ -96,7 +93,7 @@ def short(error: BaseException) -> str:
 def raised(error: BaseException) -> str:
     """An error of a user's function: the type, the whole message, and the last line of theirs that it came through."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not is_library(f.filename) and os.path.dirname(f.filename) != HERE]
+    theirs = [f for f in frames if not is_library(f.filename)]
     at = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
     return f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) and error.args else error}{at}"
 

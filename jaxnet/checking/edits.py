@@ -152,7 +152,8 @@ class Scope:
         self.shape = tuple(place.operations[0].eqn.outvars[0].aval.shape)
         self.inside = aligned.dependents([each.outputs[0] for each in place.operations])
         globals_of = place.mark.source.modules
-        self.jnp = next((name for name in ("jnp", "np") if globals_of.get(name) is jnp), "")
+        libraries = (jnp, np) if aligned.subject.in_jax is not None else (jnp,)
+        self.jnp = next((name for name in ("jnp", "np") if globals_of.get(name) in libraries), "")
 
     def visible(self, mark: Any) -> bool:
         """Whether an expression has its value before the place, in the same function or in one around it."""

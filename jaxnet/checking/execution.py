@@ -71,10 +71,11 @@ def runs(subject: Subject) -> tuple[Callable, Callable]:
     """The rule and the reference, (args, cotangent) -> out, gradients; those of a `custom_jvp` give tangents."""
     if isinstance(subject.custom, jax.custom_jvp):
         return pushed_forward(subject.custom, subject.fixed), pushed_forward(subject.primal, subject.fixed)
+    rule = subject.in_jax or subject.run
     if subject.declared is not None:
         declared = subject.declared
-        return subject.run, lambda args, d_out: (subject.primal(*args), declared(args, d_out))
-    return subject.run, differentiated(subject.primal, subject.fixed)
+        return rule, lambda args, d_out: (subject.primal(*args), declared(args, d_out))
+    return rule, differentiated(subject.primal, subject.fixed)
 
 
 def seeded(subject: Subject, points: Sequence[tuple]) -> list[tuple]:

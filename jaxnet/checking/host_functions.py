@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnet.checking.author import functions_of
 from jaxnet.checking.subject import Tree, is_array
 
 
@@ -42,6 +44,37 @@ def on_host(function: Callable, sample: tuple = ()) -> Callable:
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), run(*(like(leaves[i], known[i : i + 1]) for i in places))
         )
         return jax.pure_callback(run, shapes, *(leaves[i] for i in places), vmap_method="sequential")
+
+    return call
+
+
+class NumpyInJax(ModuleType):
+    """`numpy`, with the functions of `jax.numpy` where it has them."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jnp, name, None) or getattr(np, name)
+
+
+def in_jax(function: Callable, parts: tuple) -> Callable:
+    """A function of NumPy as one that JAX traces: `numpy` is `jax.numpy` in the globals of all that `parts` call.
+
+    >>> def root(x):
+    ...     return np.sqrt(x)
+    >>> float(jax.grad(in_jax(root, (root,)))(4.0))
+    0.25
+    """
+    functions = functions_of(*parts)
+
+    def call(*args):
+        places = [(f.__globals__, name) for f in functions for name, value in f.__globals__.items() if value is np]
+        for space, name in places:
+            space[name] = NumpyInJax("numpy")
+        try:
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                return function(*args)
+        finally:
+            for space, name in places:
+                space[name] = np
 
     return call
 

@@ -7,19 +7,22 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
+from jaxnet.checking import points
 from jaxnet.checking.differentiation import (
     abstract,
     mode_of,
     ones_for,
     short,
 )
-from jaxnet.checking.host_functions import on_host, torch_gradients, torch_primal
+from jaxnet.checking.host_functions import in_jax, is_data, on_host, torch_gradients, torch_primal
 from jaxnet.checking.subject import (
     CannotCheckError,
     Subject,
     Tree,
     argument_names,
+    is_array,
     leaves_of,
     name_of,
 )
@@ -28,39 +31,71 @@ from jaxnet.checking.subject import (
 def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) -> Subject:
     """(forward, backward), or (f, f_vjp): which of the two is found by trying on shapes."""
     first, second = (partial(part, **kwargs) if kwargs else part for part in rule)
+    conventions = (saved_first, saved_last, pullback_pair, cotangent_first, cotangent_last)
     tried: list[str] = []
     for traced in (True, False):
         tried.clear()
-        for convention in (saved_pair, pullback_pair, cotangent_first, cotangent_last):
-            primal, run = convention(first, second)
-            if not traced:
-                primal, run = on_host(primal, args), on_host(run, (args,))
-            call = primal if reference is None else for_jax(reference, args)
-            try:
-                out = abstract(call, *args)
-                leaves = leaves_of(args)
-                jax.eval_shape(lambda values, run=run, out=out: gradients_only(run, args, values, out), leaves.values)
-            except Exception as error:
-                tried.append(f"{convention.__doc__}: {short(error)}")
-                continue
-            names = argument_names(rule[0], len(args))
-            mode = mode_of(call, args)
-            return Subject(name_of(rule[0]), args, run, call, plain=primal, mode=mode, names=names, parts=tuple(rule))
+        fitting = []
+        for convention in conventions:
+            primal, own = convention(first, second)
+            run = own if traced else on_host(own, (args,))
+            call = for_jax(primal if reference is None else reference, args)
+            if (why := why_not(run, call, args)) is not None:
+                tried.append(f"{convention.__doc__}: {why}")
+            elif not fitting or convention is saved_last:
+                fitting.append((primal if traced else on_host(primal, args), call, run, own))
+        if fitting:
+            several = fitting if len(fitting) > 1 else ()
+            plain, call, run, own = next((each for each in several if is_homogeneous(args, *each[:3])), fitting[0])
+            return Subject(
+                name_of(rule[0]), args, run, call, plain=plain, mode=mode_of(call, args),
+                names=argument_names(rule[0], len(args)), parts=tuple(rule),
+                in_jax=None if traced else traced_in_jax(own, rule, call, args),
+            )  # fmt: skip
     raise CannotCheckError("a pair must fit one of these on the given inputs:\n  " + "\n  ".join(tried))
 
 
-def for_jax(function: Callable, args: tuple) -> Callable:
-    """`function`; where JAX cannot trace it, but it runs on NumPy arrays, as a function that calls it."""
+def why_not(run: Callable, call: Callable, args: tuple) -> str | None:
+    """Why a rule and its primal do not run on the shapes of some arguments; None where they do."""
     try:
-        abstract(function, *args)
-    except Exception:  # the user's function may raise anything: it is called instead
-        called = on_host(function, args)
+        out = abstract(call, *args)
+        jax.eval_shape(lambda values: gradients_only(run, args, values, out), leaves_of(args).values)
+    except Exception as error:
+        return short(error)
+    return None
+
+
+def traced_in_jax(run: Callable, parts: tuple, call: Callable, args: tuple) -> Callable | None:
+    """A rule of NumPy as one that JAX traces; None where it cannot be: it writes into arrays, say."""
+    run = in_jax(run, parts)
+    return run if why_not(run, call, args) is None else None
+
+
+def is_homogeneous(args: tuple, primal: Callable, _call: Callable, run: Callable) -> bool:
+    """Whether twice the cotangent gives twice the gradients: not where it is taken for what forward saved."""
+    try:
+        out = leaves_of(primal(*args))
+        d_out = points.random_like(out.values, 0)
+        one, two = (run(args, out.zeros_elsewhere([k * d for d in d_out]))[1] for k in (1, 2))
+    except Exception:  # the user's functions may raise anything: that is told where they are compared
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(np.allclose(2 * np.asarray(a), b, 1e-3, 1e-6) for a, b in pairs if is_array(b) and is_data(b))
+
+
+def for_jax(function: Callable, args: tuple, *, traced: bool = True) -> Callable:
+    """`function`; where JAX cannot trace it, with `jax.numpy` for `numpy`, else as a function that calls it.
+
+    `traced`: whether it may run in `jax.numpy`.
+    """
+    for way in (lambda: function, *([lambda: in_jax(function, (function,))] if traced else ()),
+                lambda: on_host(function, args)):  # fmt: skip
         try:
-            abstract(called, *args)
-        except Exception:  # it raises either way: that is told where it is compared
-            return function
-        return called
-    return function
+            abstract(found := way(), *args)
+        except Exception:  # the user's function may raise anything: the next way is tried
+            continue
+        return found
+    return function  # it raises in every way: that is told where it is compared
 
 
 def of_torch(rule: Any, args: tuple, reference: Callable | None) -> Subject:
@@ -104,7 +139,7 @@ def as_tuple(grads: Tree, args: tuple) -> tuple:
     return grads if isinstance(grads, tuple) else (grads,)
 
 
-def saved_pair(forward, backward):
+def saved_first(forward, backward):
     """forward(*args) -> out, saved and backward(saved, d_out) -> grads"""
 
     def run(args, d_out):
@@ -112,6 +147,11 @@ def saved_pair(forward, backward):
         return out, as_tuple(backward(saved, d_out), args)
 
     return (lambda *args: forward(*args)[0]), run
+
+
+def saved_last(forward, backward):
+    """forward(*args) -> out, saved and backward(d_out, saved) -> grads"""
+    return saved_first(forward, lambda saved, d_out: backward(d_out, saved))
 
 
 def pullback_pair(f, f_vjp):

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxnet.checking.alignment import Aligned, Effect, MarkedPlace
-from jaxnet.checking.differentiation import HERE
+from jaxnet.checking.author import is_library
 from jaxnet.checking.execution import Execution, Inputs, close, runs, seeded
 from jaxnet.checking.primal import Primal, primal_of
 from jaxnet.checking.reference import in_float64
@@ -131,7 +131,7 @@ class Names:
         """The line of the primal that a value comes from, and its text."""
         operation, _ = self.execution.made.get(number, (None, 0))
         file = "" if operation is None else operation.position.file
-        if operation is None or not file or os.path.dirname(file) == HERE:  # the checker's own lines are no author's
+        if operation is None or is_library(file):
             return "", "the primal"
         position = operation.position
         return f"{os.path.basename(position.file)}:{position.line}", position.segment

@@ -407,6 +407,7 @@ def editable(subject: Subject) -> list[FunctionType]:
     else:
         parts, given = subject.parts, (subject.primal, subject.plain)
     shared = {id(function) for function in author.functions_of(*given, rules=False)}
+    shared -= {id(getattr(part, "method", None)) for part in parts}  # the primal's object has it
     return [function for function in author.functions_of(*parts) if id(function) not in shared]
 
 

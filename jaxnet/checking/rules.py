@@ -23,7 +23,7 @@ from jaxnet.checking.differentiation import (
     transposed,
 )
 from jaxnet.checking.host_functions import is_torch_function
-from jaxnet.checking.pairs import as_tuple, for_jax, of_pair, of_torch
+from jaxnet.checking.pairs import as_tuple, for_jax, of_pair, of_torch, traced_in_jax
 from jaxnet.checking.subject import (
     CannotCheckError,
     Subject,
@@ -202,7 +202,7 @@ def inside_out(function: Callable) -> Callable:
 
 def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | None:
     """A function that returns (value, grads) or grads of a scalar `cost`; None where its output is neither."""
-    given_function, function, cost = function, for_jax(function, args), for_jax(cost, args)
+    given_function, function, cost = function, for_jax(function, args, traced=False), for_jax(cost, args)
     try:
         value, given = abstract(cost, *args), abstract(function, *args)
     except Exception as error:
@@ -220,11 +220,13 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
     if count is None:
         return None
 
-    def run(args, d_out):
+    def run(args, d_out, function=function):
         result = function(*args)
         out, grads = result if has_value else (cost(*args), result)
         return out, grads if count else (grads,)
 
+    own = partial(run, function=given_function)
+    traced = None if function is given_function else traced_in_jax(own, (given_function,), cost, args)
     return Subject(
         name_of(given_function),
         args,
@@ -234,6 +236,7 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
         fixed=tuple(range(max(count, 1), len(args))),
         names=argument_names(given_function, len(args)),
         parts=(given_function,),
+        in_jax=traced,
         seed_one=True,
     )
 

@@ -140,6 +140,7 @@ class Subject:
     transforms: bool = True  # the rule may be jitted, mapped and differentiated
     custom: Any = None  # the jax.custom_vjp or custom_jvp object, where there is one
     parts: tuple = ()  # the author's functions that give the gradients
+    in_jax: Callable | None = None  # `run` with `jax.numpy` for `numpy`, where it calls NumPy: it may be traced
     notes: tuple[str, ...] = ()
 
     def label(self, path: str) -> str:

@@ -30,8 +30,9 @@ class Target:
 def find(target: str, inputs: str | None = None, dtype: str | None = None) -> list[Target]:
     """Finds the rules of a target: a name of jaxnet's own, "package.module:object", or "file.py:object".
 
-    An object of a module needs `inputs` ("float32[8,256], float32[256]"), or is a function without arguments that
-    returns (rule, args). Raises `CannotCheckError` with the names that there are.
+    Two objects, "file.py:forward,backward", are a pair. An object of a module needs `inputs`
+    ("float32[8,256], float32[256]"), or is a function without arguments that returns (rule, args).
+    Raises `CannotCheckError` with the names that there are.
     """
     if ":" in target:
         return [of_object(target, inputs, dtype)]
@@ -73,14 +74,11 @@ def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Ta
 def of_object(target: str, inputs: str | None, dtype: str | None) -> Target:
     """The object of a module or a file, with its inputs."""
     place, _, path = target.rpartition(":")
-    thing: Any = load(place)
-    for name in path.split("."):
-        if not hasattr(thing, name):
-            near = difflib.get_close_matches(name, [n for n in dir(thing) if not n.startswith("__")], 3, 0.5)
-            said = f": did you mean {', '.join(near)}?" if near else ""
-            raise CannotCheckError(f"{place} has no {path!r}{said}")
-        thing = getattr(thing, name)
+    module = load(place)
+    things = [named(module, name.strip(), place) for name in path.split(",")]
+    thing: Any = tuple(things) if len(things) > 1 else things[0]
     if inputs is not None:
+        path = path.partition(",")[0]
         return Target(path, thing, in_dtype((inputs,), dtype), typed=target)
     if not takes_nothing(thing):
         raise CannotCheckError(
@@ -93,6 +91,18 @@ def of_object(target: str, inputs: str | None, dtype: str | None) -> Target:
     rule, args, *options = made
     args = args if isinstance(args, tuple) else (args,)
     return Target(path, rule, in_dtype(args, dtype), options[0] if options else {}, typed=target)
+
+
+def named(module: Any, path: str, place: str) -> Any:
+    """The object of a module at a path of names; `place` is the module's name."""
+    thing = module
+    for name in path.split("."):
+        if not hasattr(thing, name):
+            near = difflib.get_close_matches(name, [n for n in dir(thing) if not n.startswith("__")], 3, 0.5)
+            said = f": did you mean {', '.join(near)}?" if near else ""
+            raise CannotCheckError(f"{place} has no {path!r}{said}")
+        thing = getattr(thing, name)
+    return thing
 
 
 def takes_nothing(thing: Any) -> bool:

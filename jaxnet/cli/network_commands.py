@@ -28,7 +28,11 @@ def layers(names: Annotated[list[str] | None, Argument(metavar="NAME", help="Def
 def check(
     targets: Annotated[
         list[str] | None,
-        Argument(metavar="TARGET...", help="A layer, loss or model by name, a config, or package.module:object."),
+        Argument(
+            metavar="TARGET...",
+            help="A layer, loss or model by name, a config, file.py:object, package.module:object, or a pair: "
+            "file.py:forward,backward.",
+        ),
     ] = None,
     inputs: Annotated[str | None, Option(help='Shapes of the arguments: "float32[8,256], int32[8]<10".')] = None,
     reference: Annotated[str | None, Option(help="package.module:function whose derivative is the right one.")] = None,
