@@ -30,7 +30,7 @@ from jaxnet.layer import (
     own_params,
     with_state,
 )
-from jaxnet.lowering.sharding import explicit_sharding
+from jaxnet.lowering.sharding import axes_of_examples, explicit_sharding
 from jaxnet.readings import apart, new_state, pair, product, total
 
 
@@ -101,10 +101,10 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
         is_batch(xs, ys)
         params = with_state(params, state)
         one = one_example(net, loss, read, train)
-        over_examples = jax.vmap(one, (None, 0, 0, 0, 0), (0, read.out_axes), axis_name=axis)
 
         def piece(pieces):
-            costs, readings = over_examples(params, *pieces)
+            in_axes, out_axes = (None, 0, 0, 0, 0), (0, read.out_axes)
+            costs, readings = mapped(one, size(pieces), in_axes, out_axes, axis)(params, *pieces)
             return costs.sum(), readings
 
         # One weight for each example, and mapped: so no factor is ever unmapped, not even of a δ equal for all.
@@ -116,6 +116,11 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
         return value, readings
 
     return batch
+
+
+def mapped(f: Callable, n: int, in_axes: Any = 0, out_axes: Any = 0, axis: str | None = None) -> Callable:
+    """`f` of one example for n of them, each device of a mesh with its share."""
+    return jax.vmap(f, in_axes, out_axes, axis_name=axis, spmd_axis_name=axes_of_examples(n))
 
 
 def check_labels(net: Layer, loss: Loss, params: Tree, xs: Tree, ys: Tree, costs: jax.Array) -> None:
@@ -266,7 +271,7 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
 
         with of_this_network(partial(initialize, net, loss), params, xs):
             axis = EXAMPLES if read.coupled else None
-            costs, readings = jax.vmap(one, axis_name=axis)(xs, ys, keys_for(key, xs))
+            costs, readings = mapped(one, size(xs), axis=axis)(xs, ys, keys_for(key, xs))
         check_labels(net, loss, params, xs, ys, costs)
         return costs, readings
 
@@ -284,7 +289,7 @@ def predict(net: Layer) -> Callable:
 
     def batch(params, xs, state=None):
         with of_this_network(net.init, params, xs):
-            return jax.vmap(lambda x: net.forward(with_state(params, state), x)[0])(xs)
+            return mapped(lambda x: net.forward(with_state(params, state), x)[0], size(xs))(xs)
 
     return batch
 

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnet.backprop import mapped
 from jaxnet.bench.launches import compiled_for
-from jaxnet.devices.program_text import CompiledText
+from jaxnet.devices.placement import forms_for, make_mesh
+from jaxnet.devices.program_text import EXCHANGES, CompiledText
 from jaxnet.layers.attention import attend, attend_backward
 from jaxnet.layers.normalization import norm_backward, norm_forward
-from jaxnet.lowering import compiling_for
+from jaxnet.lowering import compiling_for, form, op
 from jaxnet.lowering.attention import Seen
 from jaxnet.lowering.kernels import attention, gpu_normalization, tpu_normalization
 from tests.test_forms import agree, heads, normal, normalised, to_normalise
@@ -94,6 +97,34 @@ def test_kernels_are_traced_only_where_they_can_run():
     with compiling_for("cuda"):
         assert "pallas_call" in traced()
     assert "pallas_call" not in traced()
+
+
+@pytest.mark.parametrize(("on", "kv"), [("cuda", 4), ("tpu", 1)])
+def test_on_a_mesh_each_device_has_its_examples_and_heads(on, kv):
+    """Where the mesh does not divide the heads of keys, each device has all heads."""
+    mesh, seen, examples = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), Seen(causal=True), 8
+    arrays = tuple(jnp.stack([(1 + i / 8) * t for i in range(examples)]) for t in heads(5, 5, 4, kv, 16, 16, "float32"))
+    own = [
+        op(each.plain, cpu=form(partial(f, on=on, interpret=True), axes=each.forms[on].axes))
+        for each, f in ((attend, attention.forward), (attend_backward, attention.backward))
+    ]
+
+    def both(forward, backward):
+        def one(q, k, v):
+            o, L = forward(q, k, v, seen=seen)
+            return o, L, backward(q, k, v, o, L, o, seen=seen)
+
+        return mapped(one, examples)
+
+    placed = jax.device_put(
+        arrays, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor" if kv == 4 else None))
+    )
+    with forms_for(mesh):
+        program = jax.jit(lambda *qkv: both(*own)(*qkv)).lower(*placed).compile()
+    agree(program(*placed), both(attend.plain, attend_backward.plain)(*arrays), 5e-6)
+    text = program.as_text()
+    assert not any(f" {kind}" in text for kind in EXCHANGES)
+    assert f"f32[2,5,{2 if kv == 4 else 4},16]" in text
 
 
 NORMS = {  # positions, width, centred, with β

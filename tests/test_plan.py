@@ -1,6 +1,9 @@
 """Plans: what a step takes on devices, from its compiled program, and how a step that does not fit is refused."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -89,6 +92,38 @@ def test_a_missing_compiler_is_named_with_its_extra(monkeypatch, plugin):
     monkeypatch.setattr("jaxnet.devices.chips.find_spec", lambda name: None)
     with pytest.raises(TargetError, match=rf"needs {module}: pip install 'jaxnet-backprop\[{extra}\]'"):
         target(text).devices()
+
+
+GPT = """
+data = {{ name = "{text}", window = 64, limit = 64 }}
+loss = "softmax_cross_entropy"
+model = {{ name = "gpt2", width = 64, heads = 2, depth = 2, positions = 64, vocab = 64 }}
+train = {{ epochs = 1, batch = 8, optimizer = {{ name = "adamw", learning_rate = 1e-3 }} }}
+mesh = {{ data = 4, tensor = 2 }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "module"),
+    [
+        pytest.param("cuda:h100:8", "jax_cuda12_plugin", marks=pytest.mark.launches),
+        pytest.param("tpu:v5e:2x4", "libtpu", marks=pytest.mark.tpu),
+    ],
+)
+def test_compiled_for_several_devices_each_runs_the_kernels_on_its_share(devices, module, tmp_path):
+    pytest.importorskip(module, reason="XLA's compilers come with the extras `launches` and `tpu`")
+    config, text, program = (tmp_path / name for name in ("gpt.toml", "letters.txt", "step.hlo"))
+    text.write_text("".join(chr(48 + i * i % 64) for i in range(4000)))
+    config.write_text(GPT.format(text=text))
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [sys.executable, "-m", "jaxnet", "plan", config, "--devices", devices, "--program", program]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
+    kernels = [line for line in program.read_text().splitlines() if "custom-call(" in line and "pallas_call" in line]
+    attention = [line for line in kernels if "attention" in line]
+    assert len(attention) >= 3
+    heads = "[2,64,1,32]" if module != "libtpu" else "[2,1,128,32]"  # of 8 examples and 2 heads
+    assert all(heads in line for line in attention)
+    assert len([line for line in kernels if "norm" in line]) >= 2
 
 
 def test_every_chip_has_its_numbers():

@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxnet.backprop import initialize
 from jaxnet.factors import dataclass_tree
 from jaxnet.layer import Layer, Loss, ShapeError, Tree, adapted, leaves, on_leaves
-from jaxnet.lowering import plain_forms
+from jaxnet.lowering.sharding import Shares, shares
 from jaxnet.registry import Made, did_you_mean
 
 AXES = ("pipeline", "data", "fsdp", "tensor")  # devices along the last one lie next to each other
@@ -261,17 +261,10 @@ def like_params(tree: Tree, params: Tree, shardings: Tree, mesh: Mesh) -> Tree:
 
 
 def forms_for(mesh: Mesh | None) -> AbstractContextManager[None]:
-    """Inside, a program for the mesh is traced with the forms that the compiler can share out.
-
-    A loop over heads, and a GPU's kernel, would be given whole arrays; the plain equations are not.
-    """
-    shared = mesh is not None and (mesh.shape.get("tensor", 1) > 1 or (mesh.size > 1 and platform(mesh) != "cpu"))
-    return plain_forms() if shared else nullcontext()
-
-
-def platform(mesh: Mesh) -> str:
-    """The platform of a mesh's devices."""
-    return mesh.devices.flat[0].platform
+    """Inside, a program for the mesh is traced with kernels and loops over heads for each device's share."""
+    if mesh is None or mesh.size == 1:
+        return nullcontext()
+    return shares(Shares(mesh, batch_axes(mesh), (("heads", "tensor"),)))
 
 
 def stacked(sharding: NamedSharding) -> NamedSharding:

@@ -99,17 +99,21 @@ def attend_backward_plain(
     return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
+QKV = "queries heads d, keys heads d, keys heads e"
+OUT = "queries heads e, heads queries"
+FORWARD, BACKWARD = f"{QKV} -> {OUT}", f"{QKV}, {OUT}, queries heads e -> {QKV}"
+
 attend = op(
     attend_plain,
-    cpu=form(strips.heads_forward, manual=True),
-    cuda=kernel("attention", "forward", on="cuda"),
-    tpu=kernel("attention", "forward", on="tpu"),
+    cpu=form(strips.heads_forward, manual=True, axes=FORWARD),
+    cuda=kernel("attention", "forward", FORWARD, on="cuda"),
+    tpu=kernel("attention", "forward", FORWARD, on="tpu"),
 )
 attend_backward = op(
     attend_backward_plain,
-    cpu=form(strips.heads_backward, manual=True),
-    cuda=kernel("attention", "backward", on="cuda"),
-    tpu=kernel("attention", "backward", on="tpu"),
+    cpu=form(strips.heads_backward, manual=True, axes=BACKWARD),
+    cuda=kernel("attention", "backward", BACKWARD, on="cuda"),
+    tpu=kernel("attention", "backward", BACKWARD, on="tpu"),
 )
 
 # --------------------------------------------------------------------------------------------------- layers

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from jaxnet.lowering.sharding import shares
+
 PREFIX = "op_"  # before the operation's name, in the jaxpr; a space would end the name there
 
 PLATFORMS = {"gpu": ("cuda", "rocm"), "tpu": ("tpu",)}  # of a backend of JAX
@@ -53,11 +55,13 @@ class Form:
     - `f(*arrays, **options)`: gives the plain equation's result, with the same shapes and dtypes.
     - `when(*arrays, **options) -> bool`: whether to use it, by shapes and dtypes alone; None for always.
     - `manual`: whether it may be traced under the manual mesh axes of `shard_map`.
+    - `axes`: how it is cut on a mesh, as `Shares.on_each` takes it; None where the compiler can share it out.
     """
 
     f: Callable[..., Any]
     when: Callable[..., bool] | None = None
     manual: bool = False
+    axes: str | None = None
 
     def serves(self, arrays: tuple, options: dict[str, Any]) -> bool:
         """Whether this form is used here for these arguments."""
@@ -65,10 +69,21 @@ class Form:
             return False
         return self.when is None or self.when(*arrays, **options)
 
+    def of(self, arrays: tuple, options: dict[str, Any]) -> Callable:
+        """The form with its options; on a mesh of each device's share, where the compiler cannot tell."""
+        f = partial(self.f, **options)
+        return f if shares.value is None or self.axes is None else shares.value.on_each(f, self.axes, arrays)
 
-def form(f: Callable[..., Any], *, when: Callable[..., bool] | None = None, manual: bool = False) -> Form:
+
+def form(
+    f: Callable[..., Any],
+    *,
+    when: Callable[..., bool] | None = None,
+    manual: bool = False,
+    axes: str | None = None,
+) -> Form:
     """A form of an operation for one platform, as `Form` says."""
-    return Form(f, when, manual)
+    return Form(f, when, manual, axes)
 
 
 class Op:
@@ -95,7 +110,7 @@ class Op:
         if plain_only.value:
             return plain(*arrays)
         served = {
-            platform: partial(each.f, **options)
+            platform: each.of(arrays, options)
             for platform, each in self.forms.items()
             if reached(platform) and each.serves(arrays, options)
         }
