@@ -94,7 +94,7 @@ def test_every_other_command_of_a_page_runs_in_order(page, folder):
 
 def run_example(page: str) -> dict:
     """The names that a page's Python blocks define, run one after another."""
-    names: dict = {}
+    names: dict = {"__name__": "example"}
     with lenient():
         exec(compile("\n".join(blocks(page, "python")), page, "exec"), names)
     return names

@@ -65,7 +65,7 @@ def functions_of(*parts: Any, rules: bool = True) -> list[FunctionType]:
         elif isinstance(each, partial):
             queue += [each.func, *each.args, *each.keywords.values()]
         elif isinstance(each, tuple | list):
-            queue += each._replace(backward=None) if isinstance(each, Layer) and not rules else each
+            queue += each._replace(backward=None, origin=None) if isinstance(each, Layer) and not rules else each
         elif isinstance(each, dict):
             queue += each.values()
         elif isinstance(each, type):

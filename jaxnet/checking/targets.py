@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxnet.checking.subject import CannotCheckError
-from jaxnet.registry import example, makers
+from jaxnet.layer import Layer
+from jaxnet.losses import Loss
+from jaxnet.registry import Maker, example, maker_of, makers
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,10 @@ def find(target: str, inputs: str | None = None, dtype: str | None = None) -> li
     """Finds the rules of a target: a name of jaxnet's own, "package.module:object", or "file.py:object".
 
     Two objects, "file.py:forward,backward", are a pair. An object of a module needs `inputs`
-    ("float32[8,256], float32[256]"), or is a function without arguments that returns (rule, args).
-    Raises `CannotCheckError` with the names that there are.
+    ("float32[8,256], float32[256]"), or is a function without arguments that returns (rule, args), or a maker with
+    examples of its own. Raises `CannotCheckError` with the names that there are.
     """
-    if ":" in target:
-        return [of_object(target, inputs, dtype)]
-    return shipped_by_name(target, inputs, dtype)
+    return (of_object if ":" in target else shipped_by_name)(target, inputs, dtype)
 
 
 def in_dtype(args: tuple, dtype: str | None) -> tuple:
@@ -44,17 +44,26 @@ def in_dtype(args: tuple, dtype: str | None) -> tuple:
     return tuple(arg.replace("float32", dtype) if dtype and isinstance(arg, str) else arg for arg in args)
 
 
+def examples_of(entry: Maker, typed: str) -> list[Target]:
+    """A maker's examples, each a target."""
+    return [
+        Target(call if len(inputs) == 1 else f"{call} at {each}", example(entry, call), (each,), typed=typed)
+        for call, inputs in entry.examples.items()
+        for each in inputs
+    ]
+
+
+def at_inputs(found: list[Target], inputs: str | None, dtype: str | None) -> list[Target]:
+    """The targets in another dtype; with `inputs` the first one alone, there."""
+    if inputs is not None:
+        found = [replace(found[0], args=(inputs,))]
+    return [replace(each, args=in_dtype(each.args, dtype)) for each in found]
+
+
 def shipped(*names: str) -> list[Target]:
     """The examples of every layer, combinator, model and loss, or of those with these names, each as a target."""
-    found = []
-    for name, entry in makers("layer", "model", "loss").items():
-        if names and name not in names:
-            continue
-        for call, inputs in entry.examples.items():
-            for each in inputs:
-                title = call if len(inputs) == 1 else f"{call} at {each}"
-                found.append(Target(title, example(entry, call), (each,), typed=name))
-    return found
+    entries = makers("layer", "model", "loss").items()
+    return [each for name, entry in entries if not names or name in names for each in examples_of(entry, name)]
 
 
 def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Target]:
@@ -66,31 +75,35 @@ def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Ta
         near = difflib.get_close_matches(name, makers("layer", "model", "loss"), 3, 0.5)
         meant = f"Did you mean {', '.join(near)}?" if near else "`jaxnet layers` lists them all."
         raise CannotCheckError(f"no layer, loss or model {name!r}. {meant} Or name module:object")
-    if inputs is not None:
-        found = [replace(found[0], args=(inputs,))]
-    return [replace(each, args=in_dtype(each.args, dtype)) for each in found]
+    return at_inputs(found, inputs, dtype)
 
 
-def of_object(target: str, inputs: str | None, dtype: str | None) -> Target:
-    """The object of a module or a file, with its inputs."""
+def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target]:
+    """The object of a module or a file, with its inputs; a maker with its examples."""
     place, _, path = target.rpartition(":")
     module = load(place)
     things = [named(module, name.strip(), place) for name in path.split(",")]
     thing: Any = tuple(things) if len(things) > 1 else things[0]
+    entry = maker_of(thing)
+    if entry is not None and entry.examples:
+        return at_inputs(examples_of(entry, target), inputs, dtype)
     if inputs is not None:
         path = path.partition(",")[0]
-        return Target(path, thing, in_dtype((inputs,), dtype), typed=target)
+        makes = inspect.isfunction(thing) and not inspect.signature(thing).parameters
+        return [Target(path, thing() if makes else thing, in_dtype((inputs,), dtype), typed=target)]
     if not takes_nothing(thing):
         raise CannotCheckError(
             f'{path} takes arguments: give them as shapes, --inputs "float32[8,256], float32[256]", or name a function '
             "without arguments that returns (rule, args)"
         )
     made = thing()
+    if isinstance(made, Layer | Loss):
+        raise CannotCheckError(f'{path}() is a {type(made).__name__}: give its inputs, --inputs "float32[6]"')
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise CannotCheckError(f"{path}() must return (rule, args) or (rule, args, options), got {type(made).__name__}")
     rule, args, *options = made
     args = args if isinstance(args, tuple) else (args,)
-    return Target(path, rule, in_dtype(args, dtype), options[0] if options else {}, typed=target)
+    return [Target(path, rule, in_dtype(args, dtype), options[0] if options else {}, typed=target)]
 
 
 def named(module: Any, path: str, place: str) -> Any:

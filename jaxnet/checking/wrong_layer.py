@@ -80,7 +80,11 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
     notes = (*report.notes, *([f"wrong by themselves too: {', '.join(others)}"] if others else []))
     found = alone(net, node, subject, where, use, options) if options.diagnose else None
     report = replace(report, layer=" › ".join([*path, node.name]), notes=notes)
-    return report if found is None else replace(report, repair=found.repair, planted=found.planted)
+    if found is None:
+        return report
+    failed = () if found.repair or found.planted else found.notes  # why there is no cause
+    notes = tuple(dict.fromkeys((*notes, *failed)))
+    return replace(report, repair=found.repair, planted=found.planted, notes=notes)
 
 
 def itself(part: Layer) -> Layer:

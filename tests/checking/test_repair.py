@@ -6,7 +6,9 @@ import pytest
 from jax import lax
 
 from jaxnet.checking import check
-from jaxnet.layer import Layer
+from jaxnet.factors import Plain
+from jaxnet.layer import Layer, leaf
+from jaxnet.registry import maker
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "inside": False, "precise": False}
 
@@ -138,6 +140,26 @@ def test_a_layer_of_ones_own():
     repair = check(scale, "float32[5]", **QUICK).repair
     assert repair is not None
     assert repair.patch == "- dz = d_out * (1 - a)\n+ dz = d_out * (1 - a * a)"
+
+
+def test_a_layer_under_a_maker():
+    """What the maker keeps of the layer is not the primal."""
+
+    @maker
+    def scaled_tanh() -> Layer:
+        def forward(params, x, key=None, train=False):
+            t = jnp.tanh(x)
+            return params["gamma"] * t, t
+
+        def backward(params, t, d_out):
+            dx = params["gamma"] * d_out
+            return dx, {"gamma": Plain(d_out * t)}
+
+        return leaf("scaled_tanh", lambda key, x: {"gamma": jnp.ones_like(x)}, forward, backward)
+
+    repair = check(scaled_tanh(), "float32[5]", **QUICK).repair
+    assert repair is not None
+    assert "t**2" in repair.patch
 
 
 def test_a_rule_inside_a_function():
