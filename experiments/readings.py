@@ -18,7 +18,7 @@ import typer
 
 from jaxnet import per_example
 from jaxnet.quantities.influence import self_influence
-from jaxnet.readings import Reading
+from jaxnet.readings import nothing
 from jaxnet.training import loop
 from jaxnet.training.config import load_config
 from jaxnet.training.data import load
@@ -78,7 +78,6 @@ def influence_table(of: Mapping[str, Any], changes: Sequence[str], folder: Path,
     xs, ys = run.session.arrays["train"]
     wrong = np.asarray(ys) != load("mnist", data_dir=data_dir).train.y[: len(ys)]
     axes = curvature(net, loss, run.params, xs, ys)
-    nothing = Reading(lambda passing: (), out_axes=0)
     own, costs = jax.jit(self_influence(net, loss)), jax.jit(per_example(net, loss, nothing))
     measures = {
         "influence on itself": in_batches(lambda x, y: own(run.params, axes, x, y), xs, ys),

@@ -45,7 +45,7 @@ from jaxnet.layer import (
     split_state,
 )
 from jaxnet.lowering.products import accumulated
-from jaxnet.readings import Beside, bare
+from jaxnet.readings import Beside, bare, nothing
 from jaxnet.registry import Made, maker, makers
 
 
@@ -131,13 +131,13 @@ class Way(NamedTuple):
             own = bare(params)
             if self.matrix is None:
                 instead, [B] = own, [node.own for node in fed.values()]
-                right, _ = leaf.backward(own, saved, d_out, _nothing)
+                right, _ = leaf.backward(own, saved, d_out, nothing)
                 dx = jnp.tensordot(B, error.astype(B.dtype), 1).astype(right.dtype)
                 sent = Sent(dx, right)
             else:
                 matrices = {k: self.matrix(node.p, unstated(node.own), self.scale) for k, node in fed.items()}
                 instead = own | matrices
-                dx, _ = leaf.backward(instead, saved, d_out, _nothing)
+                dx, _ = leaf.backward(instead, saved, d_out, nothing)
                 sent = Sent(flat(matrices), flat({name: own[name] for name in matrices}))
 
             def at(passing):
@@ -353,7 +353,6 @@ def _put_beside(place: Place, params: Tree) -> Tree:
 
 
 _places = Reading(_place, out_axes=0)
-_nothing = Reading(lambda passing: (), out_axes=0)
 
 
 # ------------------------------------------------------------------------------------------------------- the ways

@@ -114,6 +114,9 @@ new_state = Reading(
 )
 """The layers' state after a step on the whole batch, in the structure of `split_state`'s second."""
 
+nothing = Reading(lambda passing: (), out_axes=0)
+"""For the cost or dx alone."""
+
 whole = Reading(lambda passing: passing, out_axes=0)
 """All that meets at a layer, factors not multiplied out; for combinators that read later."""
 

@@ -3,6 +3,7 @@
     A = mean of a aᵀ over examples and positions       (in, in)
     B = Σ of s sᵀ over examples, positions and columns (out, out)     s: the backward pass of S u in the place of δ
     KFLR: every column; KFAC: random ones               G ≈ A ⊗ B: exact of one example, and where all layers are linear
+    KFRA: B = Ḡ at the layer's output                   Ḡ at its input: the mean of Jᵀ Ḡ J; Wᵀ Ḡ W, Ḡ ⊙ mean of g′ g′ᵀ
     EKFAC: A and B give the axes, the second moment along them the lengths
 
 Of a bias, B alone is its block (exact); of anything else (scales of a norm, rows of an embedding) the diagonal stands.
@@ -21,13 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnet.backprop import size
-from jaxnet.factors import Factor, Outer, Plain, dataclass_tree
+from jaxnet.backprop import keys_for, mean_weights, size
+from jaxnet.factors import Factor, Outer, Plain, dataclass_tree, is_factor
 from jaxnet.layer import Layer, Loss, Reading, Tree, adapted, on_leaves, output, with_state
 from jaxnet.layers.conv import Patches
-from jaxnet.quantities.curvature import over_columns
+from jaxnet.quantities.curvature import over_columns, root_of
 from jaxnet.quantities.parameter_uses import Rearranged, Stacked
-from jaxnet.readings import Beside, bare, each, sum_over_examples, total_of
+from jaxnet.readings import Beside, bare, each, nothing, sum_over_examples, total_of
 
 
 @dataclass_tree
@@ -113,6 +114,89 @@ def kronecker(net: Layer, loss: Loss, *, samples: int | None = 1) -> Callable:
         )
 
     return batch
+
+
+# ------------------------------------------------------------------------------------------------------------ averages
+
+
+def kfra(net: Layer, loss: Loss) -> Callable:
+    """A and B for each parameter by one averaged matrix from layer to layer: no columns, and nothing random.
+
+    Takes chains (`serial`) in which each layer with parameters is linear in them, dense or a convolution. An activation
+    of n units needs n² numbers for each example. Returns `(params, xs, ys, *, key=None, train=False) -> blocks`.
+    Raises `ValueError` for other networks, and for a loss without a root.
+    Source: Botev, Ritter and Barber, 2017; of convolutions as in `kronecker`, Σ over the positions.
+
+    >>> net, xs, ys = serial(dense(5), tanh, dense(2)), jnp.ones((3, 4)), jnp.array([0, 1, 1])
+    >>> params = net.init(jax.random.key(0), xs[0])
+    >>> found = kfra(net, softmax_cross_entropy)(params, xs, ys)
+    >>> found[0]["W"].A.shape, found[0]["W"].B.shape
+    ((4, 4), (5, 5))
+    """
+    root = root_of(loss)
+
+    def batch(params, xs, ys, *, key=None, train=False):
+        outs, saved = jax.vmap(lambda x, key: net.forward(params, x, key, train))(xs, keys_for(key, xs))
+        shape = outs.shape[1:]
+        units = jnp.eye(math.prod(shape), dtype=outs.dtype).reshape(-1, *shape)
+
+        def hessian(out, y, weight):  # S Sᵀ
+            return jax.vmap(lambda u: root(out, y, weight, root(out, y, weight, u, True)))(units)
+
+        G = jax.vmap(hessian)(outs, ys, mean_weights(loss, ys)).sum(0)
+        return _averaged(net, params, saved, G, size(xs))[1]
+
+    return batch
+
+
+def _averaged(net: Layer, params: Tree, saved: Tree, G: jax.Array, examples: int) -> tuple[jax.Array, Tree]:
+    """From Ḡ at the output, (n, *out), to Ḡ at the input and the blocks; `saved` of each example."""
+    if net.rebuild is None:
+        return _averaged_leaf(net, params, saved, G, examples)
+    if net.maker != "serial":
+        raise ValueError(f"kfra takes a chain of layers, got {net.name} in it: take kronecker, which takes any network")
+    found = []
+    for layer, p, s in reversed([*zip(net.parts, params, saved, strict=True)]):
+        G, blocks = _averaged(layer, p, s, G, examples)
+        found.append(blocks)
+    return G, tuple(reversed(found))
+
+
+def _averaged_leaf(layer: Layer, params: Tree, saved: Tree, G: jax.Array, examples: int) -> tuple[jax.Array, Tree]:
+    def at_example(saved):
+        def J_T(d_outs):
+            return jax.vmap(lambda d_out: layer.backward(params, saved, d_out, nothing)[0])(d_outs)
+
+        GJ = J_T(G).reshape(len(G), -1)
+        JGJ = J_T(GJ.T.reshape(-1, *G.shape[1:]))
+        return jax.lax.pmean(JGJ, "examples"), layer.backward(params, saved, G[0], linear_blocks(layer))[1]
+
+    def of_mean(block):
+        C = len(block.B)
+        by_position = G.reshape(len(G) // C, C, -1, C)
+        if block.A is None:
+            return Block(B=jnp.einsum("pcqd->cd", by_position))
+        return Block(block.A / examples, jnp.einsum("pcpd->cd", by_position))
+
+    through = jax.vmap(at_example, out_axes=None, axis_name="examples", axis_size=examples)
+    G_in, sums = through(saved)
+    return G_in, jax.tree.map(of_mean, sums, is_leaf=is_block)
+
+
+def linear_blocks(layer: Layer) -> Reading:
+    """`blocks` of a layer whose error at the output is each parameter's δ; other layers are refused."""
+
+    def at(passing):
+        found = blocks.at(passing)
+        linear = all(f.delta is passing.d_out for f in jax.tree.leaves(passing.factors, is_leaf=is_factor))
+        if not linear or any(block.B is None for block in jax.tree.leaves(found, is_leaf=is_block)):
+            raise ValueError(
+                f"kfra takes layers that are linear in their parameters (dense, convolutions), got {layer.name}: take "
+                "kronecker, which takes any network"
+            )
+        return found
+
+    return Reading(at, out_axes=None)
 
 
 # ------------------------------------------------------------------------------------------------ axes and lengths

@@ -14,6 +14,7 @@ from jaxnet.quantities import curvature, kronecker
 from tests.agreement import assert_agree, cast, integers, normal, random_like, uniform
 from tests.problems import LOSSES
 
+KEY = jax.random.key(0)
 cross_entropy, quadratic = jaxnet.softmax_cross_entropy, jaxnet.quadratic
 NETWORKS = {
     "dense": (serial(dense(4), tanh, dense(3)), (3,)),
@@ -159,6 +160,55 @@ def test_where_all_is_linear_the_factors_are_the_block(x64):
     for i in (0, 1):
         matrix = jnp.kron(found[i]["W"].B, found[i]["W"].A)
         assert_agree(matrix, block_of(net, quadratic, params, xs, ys, f"[{i}]['W']"))
+
+
+def test_averaged_factors_by_their_recursion(x64):
+    """Ḡ of autodiff's Jacobians, averaged layer by layer; the block of W as the mean of J_Wᵀ Ḡ J_W."""
+    layers = [dense(4), tanh, dense(2, bias=False), sigmoid, dense(3)]
+    net = serial(layers[0], serial(*layers[1:3]), *layers[3:])
+    params = random_like(1, jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(3)))
+    params, xs = cast((params, normal(2, (5, 3))), jnp.float64)
+    ys = integers(3, (5,), 3)
+
+    @jax.jit
+    def recursion(params):
+        chain, inputs = [params[0], *params[1], *params[2:]], [xs]
+        for layer, p in zip(layers, chain, strict=True):
+            inputs.append(jaxnet.predict(layer)(p, inputs[-1]))
+        out, found = inputs.pop(), []
+        G = jax.vmap(lambda z, p: jnp.diag(p) - jnp.outer(p, p))(out, jax.nn.softmax(out)).mean(0)
+        for layer, p, x in reversed([*zip(layers, chain, inputs, strict=True)]):
+            J_p, J = jax.vmap(jax.jacrev(lambda p, x, layer=layer: layer.forward(p, x)[0], (0, 1)), (None, 0))(p, x)
+            flat = jax.tree.map(lambda J: J.reshape(*J.shape[:2], -1), (J_p, J))
+            means = jax.tree.map(lambda J, G=G: jnp.einsum("noi,op,npj->ij", J, G, J) / len(J), flat)
+            found, G = [means[0], *found], means[1]
+        return found
+
+    def matrices(params):
+        found = kronecker.kfra(net, cross_entropy)(params, xs, ys)
+        return jax.tree.map(
+            lambda b: b.B if b.A is None else jnp.kron(b.B, b.A),
+            [found[0], *found[1], *found[2:]],
+            is_leaf=kronecker.is_block,
+        )
+
+    assert_agree(jax.jit(matrices)(params), recursion(params))
+
+
+def test_averaged_factors_of_one_example_are_the_exact_ones(x64):
+    net = serial(conv2d(2, 2), tanh, conv2d(2, 2), sigmoid, flatten(), dense(3))
+    params = random_like(1, jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((4, 4, 1))))
+    params, xs = cast((params, normal(2, (1, 4, 4, 1))), jnp.float64)
+    averaged, exact = kronecker.kfra(net, cross_entropy), kronecker.kronecker(net, cross_entropy, samples=None)
+    assert_agree(*jax.jit(lambda *of: (averaged(*of), exact(*of)))(params, xs, jnp.array([1])))
+
+
+@pytest.mark.parametrize("layer", [jaxnet.layer_norm(), residual(dense(3)), jaxnet.embedding(4, 3)])
+def test_averaged_factors_are_of_chains_of_linear_layers(layer):
+    xs = jnp.zeros((2, 1), jnp.int32) if layer.maker == "embedding" else jnp.zeros((2, 3))
+    net = serial(layer, flatten(), dense(3))
+    with pytest.raises(ValueError, match=r"kfra takes .*, got .*: take kronecker"):
+        jax.eval_shape(kronecker.kfra(net, cross_entropy), jax.eval_shape(net.init, KEY, xs[0]), xs, jnp.array([0, 1]))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
