@@ -104,7 +104,7 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
 
         def piece(pieces):
             in_axes, out_axes = (None, 0, 0, 0, 0), (0, read.out_axes)
-            costs, readings = mapped(one, size(pieces), in_axes, out_axes, axis)(params, *pieces)
+            costs, readings = mapped(one, pieces, in_axes, out_axes, axis)(params, *pieces)
             return costs.sum(), readings
 
         # One weight for each example, and mapped: so no factor is ever unmapped, not even of a δ equal for all.
@@ -118,9 +118,9 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     return batch
 
 
-def mapped(f: Callable, n: int, in_axes: Any = 0, out_axes: Any = 0, axis: str | None = None) -> Callable:
-    """`f` of one example for n of them, each device of a mesh with its share."""
-    return jax.vmap(f, in_axes, out_axes, axis_name=axis, spmd_axis_name=axes_of_examples(n))
+def mapped(f: Callable, batch: Tree, in_axes: Any = 0, out_axes: Any = 0, axis: str | None = None) -> Callable:
+    """`f` of one example for as many as a batch has, each device of a mesh with its share."""
+    return jax.vmap(f, in_axes, out_axes, axis_name=axis, spmd_axis_name=axes_of_examples(batch))
 
 
 def check_labels(net: Layer, loss: Loss, params: Tree, xs: Tree, ys: Tree, costs: jax.Array) -> None:
@@ -271,7 +271,7 @@ def per_example(net: Layer, loss: Loss, read: Reading = product) -> Callable:
 
         with of_this_network(partial(initialize, net, loss), params, xs):
             axis = EXAMPLES if read.coupled else None
-            costs, readings = mapped(one, size(xs), axis=axis)(xs, ys, keys_for(key, xs))
+            costs, readings = mapped(one, xs, axis=axis)(xs, ys, keys_for(key, xs))
         check_labels(net, loss, params, xs, ys, costs)
         return costs, readings
 
@@ -289,7 +289,7 @@ def predict(net: Layer) -> Callable:
 
     def batch(params, xs, state=None):
         with of_this_network(net.init, params, xs):
-            return mapped(lambda x: net.forward(with_state(params, state), x)[0], size(xs))(xs)
+            return mapped(lambda x: net.forward(with_state(params, state), x)[0], xs)(xs)
 
     return batch
 

@@ -1,5 +1,6 @@
-"""Exported files: they run without jaxnet and give the original's outputs, and one that does not is refused."""
+"""Exported and compiled files: they run without jaxnet and give the original's outputs, else they are refused."""
 
+import pickle
 import subprocess
 import sys
 
@@ -7,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental.serialize_executable import deserialize_and_load
 
-from jaxnet.training import devices, loop, step
+from jaxnet.training import compiling, devices, loop, step
 from jaxnet.training.data import load
 from jaxnet.training.exporting import ExportError, export_run, export_step, run, written
 from jaxnet.training.session import Session
@@ -48,6 +50,28 @@ def test_a_step_is_a_file_that_trains(tmp_path):
         leaves = call(jax.tree.leaves(state), xs, ys, session.key)
         expected = jax.jit(step.training_step(session.recipe))(state, xs, ys, session.key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), leaves, jax.tree.leaves(expected))
+
+
+def test_a_compiled_step_is_a_file_that_trains(tmp_path, capsys):
+    config, file = small("mesh.data=2", "train.epochs=1"), tmp_path / "step.bin"
+    compiling.run(config, "cpu:2", file, None)
+    told = capsys.readouterr().out
+    assert "peak memory" in told
+    assert "read back and run" in told
+    loaded = deserialize_and_load(*pickle.loads(file.read_bytes()), execution_devices=jax.devices()[:2])
+    with devices.precision("float32"):
+        session = Session(config, load(config.resolved()["data"]))
+        xs, ys = (t[:10] for t in session.arrays["train"])
+        given = jax.tree.leaves(session.begin()), np.asarray(xs), np.asarray(ys), session.key
+        found = loaded(*jax.device_put(given, loaded.input_shardings[0]))
+        expected = jax.jit(step.step_of_leaves(session.recipe))(*given)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+def test_a_compiled_step_that_gives_other_outputs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxnet.training.compiling.difference", lambda *of: 0.25)
+    with pytest.raises(compiling.CompileError, match=r"must give the step.s own outputs, got a difference of 0\.25"):
+        compiling.run(small(), "cpu:1", tmp_path / "step.bin", None)
 
 
 def test_a_file_that_gives_other_outputs_is_refused(tmp_path, monkeypatch):

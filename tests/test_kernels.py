@@ -114,7 +114,7 @@ def test_on_a_mesh_each_device_has_its_examples_and_heads(on, kv):
             o, L = forward(q, k, v, seen=seen)
             return o, L, backward(q, k, v, o, L, o, seen=seen)
 
-        return mapped(one, examples)
+        return mapped(one, arrays)
 
     placed = jax.device_put(
         arrays, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor" if kv == 4 else None))

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxnet.lowering import form, op, op_name, plain_forms
+from jaxnet.lowering.sharding import Shares, shares
 
 
 def scaled(x, n=2):
@@ -84,6 +85,25 @@ def test_under_manual_axes_only_a_form_marked_for_it_runs(manual, expected):
     across = PartitionSpec("devices")
     mapped = jax.jit(jax.shard_map(operation, mesh=mesh, in_specs=across, out_specs=across))
     assert float(mapped(jnp.full(1, 2.0))[0]) == expected
+
+
+def test_on_a_mesh_a_form_has_each_devices_share_also_under_manual_axes():
+    """With the mesh's axis "stage" manual, the form has the share of "tensor" alone."""
+    seen = []
+
+    def share(x):
+        seen.append(x.shape)
+        return (x,)
+
+    operation = op(lambda x: (x,), cpu=form(share, axes="heads width -> heads width"))
+    mesh = jax.make_mesh((2, 4), ("stage", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    across = PartitionSpec("stage")
+    staged = jax.shard_map(operation, mesh=mesh, axis_names={"stage"}, in_specs=across, out_specs=across)
+    x = jnp.arange(48.0).reshape(8, 6)
+    with shares(Shares(mesh, (), (("heads", "tensor"), ("width", "stage")))):
+        assert np.array_equal(jax.jit(operation)(x)[0], x)
+        assert np.array_equal(jax.jit(staged)(x)[0], x)
+    assert {(2, 3), (1, 6)} == set(seen)
 
 
 def test_an_operation_is_known_in_a_program_by_its_name():

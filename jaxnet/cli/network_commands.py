@@ -205,6 +205,22 @@ def plan(
 
 
 @app.command()
+def compile(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    target: Annotated[str, Option(help="cpu:8, cuda:h100:8, tpu:v5e:16x16; they need not be here.")] = "cpu:1",
+    out: Annotated[Path, Option(help="The file to write.")] = Path("step.bin"),
+    data_dir: DataDir = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Compile a config's step for devices, print its plan, and write it as a file that runs there at once."""
+    from jaxnet.training.compiling import run
+    from jaxnet.training.config import load_config
+
+    run(load_config(config, tuple(overrides or ())), target, out, data_dir)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.
 

@@ -65,7 +65,8 @@ class Form:
 
     def serves(self, arrays: tuple, options: dict[str, Any]) -> bool:
         """Whether this form is used here for these arguments."""
-        if not self.manual and jax.sharding.get_abstract_mesh().manual_axes:
+        own = self.axes is not None and shares.value is not None  # each device's share, whatever else is manual
+        if not (self.manual or own) and jax.sharding.get_abstract_mesh().manual_axes:
             return False
         return self.when is None or self.when(*arrays, **options)
 

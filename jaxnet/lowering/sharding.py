@@ -7,6 +7,7 @@ device is given its share, of the examples and of the axes that operations give 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import jax
 from jax.custom_batching import custom_vmap
@@ -22,7 +23,7 @@ class Shares:
     cut: tuple[tuple[str, str], ...] = ()
 
     def on_each(self, f: Callable, axes: str, arrays: tuple) -> Callable:
-        """`f`, run by each device on its share of the arrays.
+        """`f`, which gives a tuple, run by each device on its share of the arrays.
 
         axes: the names of the axes of each array and result, "time heads, heads -> time heads"; "" for none. One is cut
         where the mesh divides its length in every array.
@@ -30,6 +31,8 @@ class Shares:
         context = jax.sharding.get_abstract_mesh()
         mesh = context if context.manual_axes else self.mesh
         free = {name for name in mesh.axis_names if name not in context.manual_axes}
+        if not free:
+            return f
         taken, _, given = axes.partition("->")
         lengths: dict[str, list[int]] = {}
         for names, t in zip(taken.split(","), arrays, strict=True) if axes else ():
@@ -53,12 +56,12 @@ shares = jax.make_user_context(default_value=None)
 """The `Shares` of programs that are traced inside; None where the compiler shares out all."""
 
 
-def axes_of_examples(n: int) -> tuple[str, ...] | None:
-    """The mesh's axes that share out n examples, for `vmap`; None where none do."""
+def axes_of_examples(batch: Any) -> tuple[str, ...] | None:
+    """The mesh's axes that share out a batch, a tree of arrays, for `vmap`; None where none do."""
     if shares.value is None:
         return None
     axes = shares.value.examples
-    return None if n % prod(shares.value.mesh.shape[name] for name in axes) else axes
+    return None if len(jax.tree.leaves(batch)[0]) % prod(shares.value.mesh.shape[name] for name in axes) else axes
 
 
 def explicit_sharding(p):

@@ -60,15 +60,9 @@ def export_step(config: Config, out: Path, platforms: Sequence[str], data_dir: P
     with precision(config.precision):
         session = Session(config, load(config.resolved()["data"], data_dir=data_dir))
         state, recipe = session.begin(), session.recipe
-        leaves, structure = jax.tree.flatten(state)
-        one = step.training_step(recipe)
         batch = [jnp.asarray(typed(config, t[: recipe.batch])) for t in session.dataset.train]
-
-        def of_leaves(leaves: list, xs: jax.Array, ys: jax.Array, seed: jax.Array) -> list:
-            return jax.tree.leaves(one(jax.tree.unflatten(structure, leaves), xs, ys, seed))
-
-        arguments = (leaves, *batch, session.key)
-        return written(out, of_leaves, arguments, arguments, platforms, config.precision)
+        arguments = (jax.tree.leaves(state), *batch, session.key)
+        return written(out, step.step_of_leaves(recipe), arguments, arguments, platforms, config.precision)
 
 
 def written(

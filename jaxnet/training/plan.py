@@ -95,9 +95,9 @@ def run(
     aim = target(devices)
     described = aim.devices()  # before the data: it may have to set how many CPU devices there are
     dataset = load(config.resolved()["data"], data_dir=data_dir)
-    plan, text = planned(config, dataset, aim, described)
+    plan, compiled = planned(config, dataset, aim, described)
     if program is not None:
-        write_whole(program, text.encode())
+        write_whole(program, compiled.as_text().encode())
     if json_file is not None:
         write_whole(json_file, json.dumps(plan._asdict(), indent=2).encode())
     for line in plan.lines():
@@ -108,12 +108,17 @@ def run(
         rows = scaling.scaled(seconds, plan.parameters, aim.total, aim.chip, config.mesh.data)
         for line in scaling.lines(rows, aim.chip):
             print(line)
+    fits(plan)
+
+
+def fits(plan: StepPlan) -> None:
+    """Raises PlanError for a plan that takes more than a device's memory."""
     if plan.peak > plan.memory:
         raise too_large(plan.devices, plan.memory, f"{size(plan.peak)}", plan.largest)
 
 
-def planned(config: Config, dataset: Dataset, aim: DeviceTarget, devices: Any = None) -> tuple[StepPlan, str]:
-    """The plan of a config's step on devices, and the compiled program's text.
+def planned(config: Config, dataset: Dataset, aim: DeviceTarget, devices: Any = None) -> tuple[StepPlan, Any]:
+    """The plan of a config's step on devices, and the compiled `step.step_of_leaves`.
 
     Raises ConfigError where the config's mesh takes another number of devices, PlanError where the compiler finds too
     little memory; else as `recipe_of` and `DeviceTarget.devices`.
@@ -129,9 +134,10 @@ def planned(config: Config, dataset: Dataset, aim: DeviceTarget, devices: Any = 
         with plain_forms():
             flops = products(jax.make_jaxpr(step.training_step(recipe))(*arguments)) / aim.total
         largest = sorted(arrays(recipe, arguments), key=lambda each: -each.bytes)
-        layout = jax.tree.map(lambda t: t.sharding, arguments[0])
+        leaves = jax.tree.leaves(arguments[0])
+        layout = [t.sharding for t in leaves]
         with compiling_for(aim.platform), forms_for(mesh), jax.set_mesh(mesh):  # Pallas asks it which TPU it is
-            lowered = jax.jit(step.training_step(recipe), out_shardings=layout).lower(*arguments)
+            lowered = jax.jit(step.step_of_leaves(recipe), out_shardings=layout).lower(leaves, *arguments[1:])
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -159,7 +165,7 @@ def planned(config: Config, dataset: Dataset, aim: DeviceTarget, devices: Any = 
     activations = sum(each.bytes for each in largest if each.name.startswith("saved"))
     peak = max(peak, getattr(held, "peak_memory_in_bytes", 0))  # a TPU's program gives this alone
     of_step = (flops, traffic, launches, exchanges, seconds)
-    return StepPlan(aim.text, params, optimizer, activations, peak, *of_step, largest[:LARGEST]), text
+    return StepPlan(aim.text, params, optimizer, activations, peak, *of_step, largest[:LARGEST]), compiled
 
 
 def shapes_of_step(recipe: Recipe) -> tuple:

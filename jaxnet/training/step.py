@@ -313,6 +313,17 @@ def training_step(recipe: Recipe) -> Callable[..., State]:
     return step
 
 
+def step_of_leaves(recipe: Recipe) -> Callable[..., list[jax.Array]]:
+    """(leaves of the state, xs, ys, seed) -> the leaves of the state after one step, for programs without jaxnet."""
+    structure = jax.tree.structure(jax.eval_shape(begin(recipe), jax.eval_shape(lambda: key_data(0))))
+    one = training_step(recipe)
+
+    def step(leaves, xs, ys, seed):
+        return jax.tree.leaves(one(jax.tree.unflatten(structure, leaves), xs, ys, seed))
+
+    return step
+
+
 def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[State, jax.Array]]:
     """(state, train, order, start, seed) -> the state after `count` steps in one scan, and whether it is sound.
 
