@@ -11,8 +11,9 @@ import jax
 
 from jaxnet.checking import points
 from jaxnet.checking.agreement import CheckOptions
-from jaxnet.checking.methods import has_methods, pair_of
+from jaxnet.checking.host_functions import OnHost
 from jaxnet.checking.networks import check_network, is_network
+from jaxnet.checking.numpy_layers import is_cost_of_object, is_numpy_layer, rule_of_layer
 from jaxnet.checking.points import points_of
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import is_custom, subject_of
@@ -78,12 +79,16 @@ def check(
         if is_network(rule):
             return check_network(rule, template, options, name=name, reference=reference)
         drawn = points.draw(template, seed)
-        if has_methods(rule):
-            rule, template = pair_of(rule, template, drawn)
-            drawn = points.draw(template, seed)
+        of_class = reference is None and (is_numpy_layer(rule) or is_cost_of_object(rule, drawn))
+        if of_class:
+            rule, params = rule_of_layer(rule, drawn)
+            template, drawn = (*template, *params), (*drawn, *params)
         subject = subject_of(rule, drawn, reference=reference, intended=intended, kwargs=kwargs, name=name)
         named = "" if reference is None else f"reference `{getattr(reference, '__name__', 'given')}`"
-        return check_subject(subject, points_of(template), replace(options, reference_name=named))
+        where = points_of(template)
+        if of_class or isinstance(subject.run, OnHost):  # NumPy is written for its own rank
+            where = replace(where, ranks=list)
+        return check_subject(subject, where, replace(options, reference_name=named))
 
 
 def assert_backward(rule: Any, *args: Any, **options: Any) -> Report:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxnet.checking.author import functions_of
 from jaxnet.checking.subject import Tree, is_array
 
 
-def on_host(function: Callable, sample: tuple = ()) -> Callable:
+def on_host(function: Callable, sample: tuple = ()) -> OnHost:
     """`function` as a JAX function that calls it, so it may be compiled and mapped, and has no derivative.
 
     Args:
@@ -27,25 +31,67 @@ def on_host(function: Callable, sample: tuple = ()) -> Callable:
     >>> jax.jit(on_host(np.cumsum))(jnp.asarray([1.0, 2.0, 4.0])).tolist()
     [1.0, 3.0, 7.0]
     """
-    known = jax.tree.leaves(sample)
+    return OnHost(function, tuple(jax.tree.leaves(sample)))
 
-    def call(*args):
+
+@dataclass(frozen=True, eq=False)
+class OnHost:
+    """A function of NumPy: called with arrays, it runs at once; what JAX traces, it is called back for."""
+
+    function: Callable
+    known: tuple
+
+    def directly(self, *args: Tree) -> Tree:
+        """The function of copies of NumPy arrays, since it may write to them; a scalar is a number."""
+        host = jax.tree.map(lambda leaf: np.array(leaf)[()] if is_held(leaf) else leaf, args)
+        with same_draws(), np.errstate(all="ignore"):
+            return jax.tree.map(as_array, self.function(*host))
+
+    def __call__(self, *args: Tree) -> Tree:
+        """The function's results; where JAX traces, those of a callback."""
         leaves, treedef = jax.tree.flatten(args)
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray) and is_data(leaf)]
+        if not any(isinstance(leaf, Tracer) for leaf in leaves):
+            return self.directly(*args)
+        places = [i for i, leaf in enumerate(leaves) if is_held(leaf)]
 
         def run(*values):
             full = list(leaves)
             for i, value in zip(places, values, strict=True):
-                full[i] = np.array(value)[()]  # a copy, since it may be written to; a scalar is a number
-            with np.errstate(all="ignore"):
-                return jax.tree.map(as_array, function(*jax.tree.unflatten(treedef, full)))
+                full[i] = value
+            return self.directly(*jax.tree.unflatten(treedef, full))
 
         shapes = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), run(*(like(leaves[i], known[i : i + 1]) for i in places))
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
+            run(*(like(leaves[i], self.known[i : i + 1]) for i in places)),
         )
         return jax.pure_callback(run, shapes, *(leaves[i] for i in places), vmap_method="sequential")
 
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Inside, NumPy's own generator begins at one state, so that a mask is the same in every call."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def with_same_draws(function: Callable) -> Callable:
+    """`function`, with NumPy's own generator at one state whenever it is called or traced."""
+
+    @wraps(function)
+    def call(*args):
+        with same_draws():
+            return function(*args)
+
     return call
+
+
+def is_held(leaf: Any) -> bool:
+    """Whether a leaf is an array of numbers."""
+    return isinstance(leaf, jax.Array | np.ndarray) and is_data(leaf)
 
 
 class NumpyInJax(ModuleType):
@@ -92,7 +138,7 @@ def as_array(value: Any) -> np.ndarray:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
 
 
-def like(leaf: Any, sample: list) -> np.ndarray:
+def like(leaf: Any, sample: Sequence) -> np.ndarray:
     """Numbers of a leaf's shape and dtype: the sample's, or random ones, and zeros for integers and booleans."""
     if sample and is_array(sample[0]) and np.shape(sample[0]) == leaf.shape:
         return np.asarray(sample[0]).astype(leaf.dtype)

@@ -12,11 +12,12 @@ import numpy as np
 from jaxnet.checking import points
 from jaxnet.checking.differentiation import (
     abstract,
+    flat_gradients,
     mode_of,
     ones_for,
     short,
 )
-from jaxnet.checking.host_functions import in_jax, is_data, on_host, torch_gradients, torch_primal
+from jaxnet.checking.host_functions import in_jax, is_data, on_host, torch_gradients, torch_primal, with_same_draws
 from jaxnet.checking.subject import (
     CannotCheckError,
     Subject,
@@ -36,19 +37,24 @@ def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) 
     for traced in (True, False):
         tried.clear()
         fitting = []
-        for convention in conventions:
-            primal, own = convention(first, second)
+        for convention in (
+            conventions if traced else (*conventions, saved_of_several, output_last, derivative, derivative_of_output)
+        ):
+            primal, own = map(with_same_draws, convention(first, second))
             run = own if traced else on_host(own, (args,))
             call = for_jax(primal if reference is None else reference, args)
             if (why := why_not(run, call, args)) is not None:
                 tried.append(f"{convention.__doc__}: {why}")
-            elif not fitting or convention is saved_last:
+            elif not fitting or convention is saved_last or not traced:
                 fitting.append((primal if traced else on_host(primal, args), call, run, own))
         if fitting:
             several = fitting if len(fitting) > 1 else ()
-            plain, call, run, own = next((each for each in several if is_homogeneous(args, *each[:3])), fitting[0])
+            meant = [each for each in several if not traced and is_right(args, each[0], each[2])]
+            meant = meant or [each for each in several if is_homogeneous(args, *each[:3])] or fitting
+            plain, call, run, own = meant[0]
             return Subject(
                 name_of(rule[0]), args, run, call, plain=plain, mode=mode_of(call, args),
+                fixed=options_in(args, run, call),
                 names=argument_names(rule[0], len(args)), parts=tuple(rule),
                 in_jax=None if traced else traced_in_jax(own, rule, call, args),
             )  # fmt: skip
@@ -81,6 +87,43 @@ def is_homogeneous(args: tuple, primal: Callable, _call: Callable, run: Callable
         return False
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
     return all(np.allclose(2 * np.asarray(a), b, 1e-3, 1e-6) for a, b in pairs if is_array(b) and is_data(b))
+
+
+def is_right(args: tuple, primal: Callable, run: Callable) -> bool:
+    """Whether functions of NumPy give the derivative along one random direction, but for a thousandth."""
+    leaves = leaves_of(args)
+    rng = points.generator(0, 505)
+    values = [np.asarray(value, np.float64) for value in leaves.values]
+    directions = [rng.standard_normal(value.shape) for value in values]
+    try:
+        outs = [np.asarray(out) for out in leaves_of(primal(*leaves.tree(values))).values]
+        d_outs = [rng.standard_normal(out.shape) for out in outs]
+        _, grads = run(leaves.tree(values), leaves_of(primal(*args)).zeros_elsewhere(d_outs))
+        flat, _ = flat_gradients(leaves, grads)
+        got = sum(np.sum(np.asarray(g) * v) for g, v in zip(flat, directions, strict=True) if g is not None)
+        moving = [v * (g is not None) for g, v in zip(flat, directions, strict=True)]
+        up, down = (
+            sum(
+                np.sum(d * np.asarray(o))
+                for d, o in zip(d_outs, leaves_of(primal(*leaves.tree(at))).values, strict=True)
+            )
+            for at in ([x + step * v for x, v in zip(values, moving, strict=True)] for step in (1e-4, -1e-4))
+        )
+    except Exception:  # the user's functions may raise anything: that is told where they are compared
+        return False
+    return bool(abs(got - (up - down) / 2e-4) <= 1e-3 * abs(got))
+
+
+def options_in(args: tuple, run: Callable, primal: Callable) -> tuple[int, ...]:
+    """The places of arguments without an array (a rate, a dict of options) that a rule gives no gradient for."""
+    leaves, out, given = leaves_of(args), abstract(primal, *args), []
+
+    def call(values):
+        given.extend(grad is not None for grad in run(leaves.tree(values), ones_for(out))[1])
+
+    jax.eval_shape(call, leaves.values)
+    without = [k for k, arg in enumerate(args) if not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(arg))]
+    return tuple(k for k in without if k >= len(given) or not given[k])
 
 
 def for_jax(function: Callable, args: tuple, *, traced: bool = True) -> Callable:
@@ -136,7 +179,12 @@ def as_tuple(grads: Tree, args: tuple) -> tuple:
         grads = tuple(grads)
     if len(args) == 1 and not (isinstance(grads, tuple) and len(grads) == 1 and not isinstance(args[0], tuple)):
         return (grads,)
-    return grads if isinstance(grads, tuple) else (grads,)
+    grads = grads if isinstance(grads, tuple) else (grads,)
+    places = [k for k, arg in enumerate(args) if leaves_of((arg,)).where]
+    if len(grads) < len(args) and len(grads) == len(places):  # none for labels
+        given = dict(zip(places, grads, strict=True))
+        return tuple(given.get(k) for k in range(len(args)))
+    return grads
 
 
 def saved_first(forward, backward):
@@ -152,6 +200,44 @@ def saved_first(forward, backward):
 def saved_last(forward, backward):
     """forward(*args) -> out, saved and backward(d_out, saved) -> grads"""
     return saved_first(forward, lambda saved, d_out: backward(d_out, saved))
+
+
+def saved_of_several(forward, backward):
+    """forward(*args) -> *outs, saved and backward(*d_outs, saved) -> grads"""
+
+    def run(args, d_outs):
+        *outs, saved = forward(*args)
+        return tuple(outs), as_tuple(backward(*d_outs, saved), args)
+
+    return (lambda *args: tuple(forward(*args)[:-1])), run
+
+
+def output_last(f, f_vjp):
+    """f(*args) -> out and f_vjp(d_out, out) -> grads"""
+
+    def run(args, d_out):
+        out = f(*args)
+        return out, as_tuple(f_vjp(d_out, out), args)
+
+    return f, run
+
+
+def derivative(f, f_prime):
+    """f(x) -> out and f_prime(x) -> the derivative, entry by entry"""
+
+    def run(args, d_out):
+        out = f(*args)
+        slopes = f_prime(*args)
+        if np.shape(slopes) != np.shape(out):
+            raise TypeError(f"a derivative has the shape of the output, {np.shape(out)}, got {np.shape(slopes)}")
+        return out, (d_out * slopes,)
+
+    return f, run
+
+
+def derivative_of_output(f, f_prime):
+    """f(x) -> out and f_prime(out) -> the derivative, entry by entry"""
+    return f, lambda args, d_out: (out := f(*args), (d_out * f_prime(out),))
 
 
 def pullback_pair(f, f_vjp):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,9 @@ class Spec:
 
 
 def parse_spec(text: str) -> Any:
-    """One input: "float32[8,256]", "int32[8]<10" (0 to 9), "float32[8]>0<1", "key", or a number as it is.
+    """One input: "float32[8,256]", "int32[8]<10" (0 to 9), "float32[8]>0<1", "key", or a number.
+
+    A number, True, None and 'text' stay as they are.
 
     Several in braces are a dict, "{W: float32[3,4], b: float32[3]}", in parentheses a tuple.
     """
@@ -49,8 +52,8 @@ def parse_spec(text: str) -> Any:
         return {name.strip(" \"'"): parse_spec(spec) for name, _, spec in (part.partition(":") for part in inner)}
     if text == "key":
         return jax.random.key(0)
-    if not isinstance(number := number_in(text), str):
-        return number
+    if (value := number_in(text)) != text or not isinstance(value, str):
+        return value
     match = SPEC.match(text)
     name = SHORT.get(match["dtype"], match["dtype"]) if match else ""
     try:
@@ -83,13 +86,12 @@ def parts_of(arg: Any) -> list:
 
 
 def number_in(text: str) -> Any:
-    """The number that a string is, or the string."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    """The number, True, False, None or quoted text that a string is, or the string."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float | str | None) else text
 
 
 def expand(args: Sequence, static: Sequence[int] = ()) -> tuple:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,17 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from jaxnet.checking.differentiation import flat_gradients
-from jaxnet.checking.subject import CannotCheckError, Leaves, Subject, Tree, cast, leaves_of
+from jaxnet.checking.host_functions import OnHost
+from jaxnet.checking.subject import (
+    CannotCheckError,
+    Leaves,
+    Subject,
+    Tree,
+    cast,
+    is_array,
+    leaves_of,
+    why_passed_over,
+)
 from jaxnet.program import draws_numbers, in_numpy, widened_program, with_longer_loops
 from jaxnet.program.calls import equations
 from jaxnet.program.evaluate import UNOPTIMISED
@@ -26,6 +37,7 @@ MOST_DIFFERENCES = 4096
 RATIO = 4.0
 STEPS = tuple(RATIO**-k for k in range(2, 10))
 COMPLEX_STEP = 1e-30
+SIDE = 1e-6
 MOST_ENTRIES, MANY_ENTRIES = 5e6, 4e7  # computed in NumPy in the time of a compilation: in some 60 runs, in five
 
 
@@ -48,6 +60,7 @@ class Runs:
         """The rule and its reference at the shapes of `args`."""
         leaves = leaves_of(args, subject.fixed)
         leaves.require()
+        subject = replace(subject, transforms=subject.transforms and not isinstance(subject.run, OnHost))
         program, shapes = jax.make_jaxpr(lambda values: subject.primal(*leaves.tree(values)), return_shape=True)(
             leaves.values
         )
@@ -223,6 +236,23 @@ class Runs:
                 f"finite differences are for up to {MOST_DIFFERENCES} real numbers, got {size}: give `reference=`"
             )
 
+        sampled = self.sampled_on_host if isinstance(self.subject.primal, OnHost) else self.sampled
+        outs, table, complex_step = sampled(values, seed)
+        best, levels = extrapolated(np.asarray(table, np.float64))
+        self.curve[:] = zip(STEPS[1:], levels, strict=True)
+        try:
+            exact = np.asarray(complex_step(), np.float64)
+        except Exception:  # the function is not for complex numbers
+            exact = best
+        if exact is not best and np.abs(exact - best).max() <= 8 * min(levels) + 1e-9 * np.abs(best).max():
+            best = exact
+            self.curve.append((COMPLEX_STEP, float(np.finfo(np.float64).eps * np.abs(best).max())))
+        ends = np.cumsum([v.size for v in values])[:-1]
+        grads = [part.reshape(v.shape) for part, v in zip(np.split(best, ends), values, strict=True)]
+        return [widened(o) for o in outs], grads
+
+    def sampled(self, values, seed) -> tuple[Sequence, Any, Callable[[], Any]]:
+        """The outputs, central differences by step and entry, and the slopes by a complex step, in one program each."""
         outputs = self.function("outputs", values, seed)
 
         def call(v):
@@ -242,16 +272,55 @@ class Runs:
             return call(values), jax.lax.map(lambda step: central_differences(cost, flat, step * scale), steps)
 
         outs, table = jax.jit(all_of)(jnp.asarray(STEPS, flat.dtype))
-        best, levels = extrapolated(np.asarray(table, np.float64))
-        self.curve[:] = zip(STEPS[1:], levels, strict=True)
-        try:
-            exact = np.asarray(jax.jit(lambda: jax.lax.map(complex_step, jnp.arange(size)))(), np.float64)
-        except Exception:  # the function is not for complex numbers
-            exact = best
-        if exact is not best and np.abs(exact - best).max() <= 8 * min(levels) + 1e-9 * np.abs(best).max():
-            best = exact
-            self.curve.append((COMPLEX_STEP, float(np.finfo(np.float64).eps * np.abs(best).max())))
-        return [widened(o) for o in outs], [widened(part) for part in back(jnp.asarray(best))]
+        return outs, table, jax.jit(lambda: jax.lax.map(complex_step, jnp.arange(flat.size)))
+
+    def sampled_on_host(self, values, seed) -> tuple[Sequence, Any, Callable[[], Any]]:
+        """The same of a function of NumPy: called entry by entry, and nothing is compiled."""
+        outs, places, slope = self.slopes(values, seed)
+
+        def complex_step() -> list:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # where a complex number loses its imaginary part
+                return [np.imag(slope(place, COMPLEX_STEP * 1j)) / COMPLEX_STEP for place in places]
+
+        table = []
+        for step in STEPS:
+            sizes = [step * max(abs(np.asarray(values[which]).flat[i]), 0.1) for which, i in places]
+            table.append([(slope(at, h) - slope(at, -h)) / (2 * h) for at, h in zip(places, sizes, strict=True)])
+        return outs, table, complex_step
+
+    def slopes(self, values, seed) -> tuple[Sequence, list[tuple[int, int]], Callable[[tuple[int, int], complex], Any]]:
+        """Of a function of NumPy: its outputs; (leaf, entry) for each input; ⟨cotangent, outputs⟩ with one moved."""
+        inner = leaves_of(self.args(values), self.subject.fixed)
+        inner = replace(inner, everything=tuple(np.asarray(x) if is_array(x) else x for x in inner.everything))
+        parts, cotangent = inner.values, [np.asarray(s) for s in seed]
+
+        def outputs(moved: Sequence) -> list[np.ndarray]:
+            leaves = jax.tree.leaves(self.subject.primal.directly(*inner.tree(moved)))  # type: ignore[attr-defined]
+            return [leaf for leaf in leaves if why_passed_over(leaf) is None]
+
+        def slope(place: tuple[int, int], step: complex) -> Any:
+            which, i = place
+            moved = list(parts)
+            moved[which] = parts[which].astype(np.result_type(parts[which], step))
+            moved[which].flat[i] += step
+            return sum(np.sum(s * o) for s, o in zip(cotangent, outputs(moved), strict=True))
+
+        return outputs(parts), [(which, i) for which, part in enumerate(parts) for i in range(part.size)], slope
+
+    def sides(self, values, seed) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of a function of NumPy: the slopes to the left and to the right of each input."""
+        _, places, slope = self.slopes(values, seed)
+        here, table = slope(places[0], 0), []
+        for place in places:
+            h = SIDE * max(abs(np.asarray(values[place[0]]).flat[place[1]]), 0.1)
+            table.append(((here - slope(place, -h)) / h, (slope(place, h) - here) / h))
+        ends = np.cumsum([v.size for v in values])[:-1]
+        halves = [np.split(each, ends) for each in np.asarray(table).T]
+        return [
+            tuple(half.reshape(v.shape) for half in pair)
+            for pair, v in zip(zip(*halves, strict=True), values, strict=True)
+        ]
 
 
 def central_differences(cost: Callable, x: jax.Array, steps: jax.Array) -> jax.Array:

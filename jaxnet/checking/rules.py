@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from jaxnet.checking.differentiation import (
     transposed,
 )
 from jaxnet.checking.host_functions import is_torch_function
+from jaxnet.checking.numpy_layers import LayerRule
 from jaxnet.checking.pairs import as_tuple, for_jax, of_pair, of_torch, traced_in_jax
 from jaxnet.checking.subject import (
     CannotCheckError,
@@ -43,7 +44,9 @@ def is_custom(rule: Any) -> bool:
 def subject_of(rule: Any, args: tuple, *, reference=None, intended=None, kwargs=None, name=None) -> Subject:
     """The rule in its one form. Raises `CannotCheckError` where there is nothing to compare."""
     kwargs = kwargs or {}
-    if is_torch_function(rule):
+    if isinstance(rule, LayerRule):
+        subject = replace(of_pair(rule.pair, args, reference, kwargs), fixed=rule.fixed, notes=rule.notes)
+    elif is_torch_function(rule):
         subject = of_torch(rule, args, reference)
     elif is_custom(rule):
         subject = of_custom(rule, args, reference, kwargs)
@@ -167,6 +170,8 @@ def of_function(function: Callable, args: tuple, reference: Callable | None) -> 
     """A function of gradients against a cost, a function against a reference, or one with custom rules inside."""
     if reference is not None and (subject := of_gradients(function, args, reference)) is not None:
         return subject
+    if reference is None and (subject := of_cost_and_gradients(function, args)) is not None:
+        return subject
     try:
         leaves = leaves_of(args)
         program = jax.make_jaxpr(lambda values: only_arrays(function(*leaves.tree(values))))(leaves.values)
@@ -239,6 +244,23 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
         in_jax=traced,
         seed_one=True,
     )
+
+
+def of_cost_and_gradients(function: Callable, args: tuple) -> Subject | None:
+    """A function that returns its cost and the gradients of it: (cost, grads) or (cost, dx, dW …); else None."""
+    try:
+        given = abstract(for_jax(function, args), *args)
+    except Exception:  # it is told why, where it is run as a rule
+        return None
+    if not isinstance(given, tuple) or len(given) < 2:
+        return None
+
+    @wraps(function)
+    def in_two(*args):
+        cost, *grads = function(*args)
+        return cost, grads[0] if len(grads) == 1 else tuple(grads)
+
+    return of_gradients(in_two, args, lambda *args: function(*args)[0])
 
 
 def close(value: Any, other: Any) -> bool:

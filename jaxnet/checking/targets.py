@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxnet.checking.differentiation import raised
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.layer import Layer
 from jaxnet.losses import Loss
@@ -32,9 +33,9 @@ class Target:
 def find(target: str, inputs: str | None = None, dtype: str | None = None) -> list[Target]:
     """Finds the rules of a target: a name of jaxnet's own, "package.module:object", or "file.py:object".
 
-    Two objects, "file.py:forward,backward", are a pair. An object of a module needs `inputs`
-    ("float32[8,256], float32[256]"), or is a function without arguments that returns (rule, args), or a maker with
-    examples of its own. Raises `CannotCheckError` with the names that there are.
+    An object is an expression in its module: a name, `Dense(3, 4)`, the pair `affine_forward, affine_backward`. It
+    needs `inputs` ("float32[8,256], float32[256]"), or is a function without arguments that returns (rule, args), or a
+    maker with examples of its own. Raises `CannotCheckError` with the names that there are.
     """
     return (of_object if ":" in target else shipped_by_name)(target, inputs, dtype)
 
@@ -80,15 +81,13 @@ def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Ta
 
 def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target]:
     """The object of a module or a file, with its inputs; a maker with its examples."""
-    place, _, path = target.rpartition(":")
-    module = load(place)
-    things = [named(module, name.strip(), place) for name in path.split(",")]
-    thing: Any = tuple(things) if len(things) > 1 else things[0]
+    place, _, path = target.partition(":")
+    thing: Any = evaluated(path, load(place), place)
     entry = maker_of(thing)
     if entry is not None and entry.examples:
         return at_inputs(examples_of(entry, target), inputs, dtype)
     if inputs is not None:
-        path = path.partition(",")[0]
+        path = path.partition(",")[0] if isinstance(thing, tuple) else path
         makes = inspect.isfunction(thing) and not inspect.signature(thing).parameters
         return [Target(path, thing() if makes else thing, in_dtype((inputs,), dtype), typed=target)]
     if not takes_nothing(thing):
@@ -106,15 +105,17 @@ def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target
     return [Target(path, rule, in_dtype(args, dtype), options[0] if options else {}, typed=target)]
 
 
-def named(module: Any, path: str, place: str) -> Any:
-    """The object of a module at a path of names; `place` is the module's name."""
-    thing = module
-    for name in path.split("."):
-        if not hasattr(thing, name):
-            near = difflib.get_close_matches(name, [n for n in dir(thing) if not n.startswith("__")], 3, 0.5)
-            said = f": did you mean {', '.join(near)}?" if near else ""
-            raise CannotCheckError(f"{place} has no {path!r}{said}")
-        thing = getattr(thing, name)
+def evaluated(path: str, module: Any, place: str) -> Any:
+    """What an expression is in a module: a name, `Dense(3, 4)`, a pair `relu, relu_backward`."""
+    try:
+        thing = eval(path, vars(module))
+    except (NameError, AttributeError) as error:
+        within = error.obj if isinstance(error, AttributeError) else module
+        near = difflib.get_close_matches(error.name or "", [n for n in dir(within) if not n.startswith("__")], 3, 0.5)
+        said = f": did you mean {', '.join(near)}?" if near else ""
+        raise CannotCheckError(f"{place} has no {error.name!r}{said}") from error
+    except Exception as error:
+        raise CannotCheckError(f"{path} in {place} must be a name or a call, but it raises {raised(error)}") from error
     return thing
 
 

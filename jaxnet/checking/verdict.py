@@ -71,7 +71,7 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
             if (again := recomputed(subject.custom, subject)) is not None:
                 inside.append(check_subject(again, where, options))
     leaves = tuple(worst(found.leaves))
-    found.notes += unseen(leaves, options)
+    found.notes += unseen(leaves, options) + divided(leaves, args)
     if runs.problems:
         found.properties.append(Property(STRUCTURE, False, "; ".join(runs.problems)))
     report = Report(
@@ -113,6 +113,20 @@ def unseen(leaves: Sequence[Leaf], options: CheckOptions) -> list[str]:
             "check in float32"
         )
     return notes
+
+
+def divided(leaves: Sequence[Leaf], args: tuple) -> list[str]:
+    """Where the wrong leaves are divided by the number of examples, and others are not."""
+    lengths = {n for leaf in leaves_of(args).values for n in jax.numpy.shape(leaf) if n > 1}
+    gradients = [leaf for leaf in leaves if not leaf.forward]
+    wrong = [leaf for leaf in gradients if not leaf.ok]
+    for n in lengths:
+        if len(wrong) < len(gradients) and wrong and all(abs(leaf.ratio * n - 1) < 1e-3 for leaf in wrong):
+            return [
+                f"divided by {n}, unlike the others: {', '.join(leaf.path for leaf in wrong)}. If {n} is the number of "
+                "examples, this is right behind a loss that is summed, and not averaged, over them"
+            ]
+    return []
 
 
 def reference_words(subject: Subject, options: CheckOptions) -> str:

@@ -1,5 +1,7 @@
 """Layers in NumPy, as courses have them: pairs in either order, classes, their lines mended."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -104,6 +106,245 @@ def test_a_class_is_checked_with_its_parameters():
     assert wrong.repair.patch == "- self.db = np.mean(dout, 0)\n+ self.db = np.sum(dout, 0)"
     listed = check(Listed(rng.standard_normal((3, 3))), "float32[4,3]", **QUICK)
     assert [leaf.path for leaf in listed.wrong] == ["∂x"]
+
+
+class Stepping:
+    """Columns; backward moves the parameters by the learning rate, and leaves no gradients."""
+
+    def __init__(self, W, b):
+        self.W, self.b = W, b
+
+    def forward(self, x):
+        self.x = x
+        return np.dot(self.W, x) + self.b
+
+    def backward(self, dout, learning_rate):
+        dx = np.dot(self.W.T, dout)
+        self.W -= learning_rate * np.dot(dout, self.x.T)
+        self.b = self.b - learning_rate * dout.sum(1, keepdims=True)
+        return dx
+
+
+class Lazy:
+    """Keeps its output and gradients as attributes, returns nothing, makes its parameters in the first forward pass."""
+
+    def __init__(self, width):
+        self.width, self.params, self.grads, self.seen = width, {}, {"W": 0.0, "b": 0.0}, []
+
+    def forward(self, inputs, training):
+        if not self.params:
+            self.params = {"W": np.random.randn(inputs.shape[1], self.width), "b": np.zeros((1, self.width))}
+        self.seen.append(inputs)
+        self.output = inputs @ self.params["W"] + self.params["b"]
+
+    def backward(self, dvalues):
+        self.grads["W"] += self.seen[0].T @ dvalues
+        self.grads["b"] += dvalues.sum(0, keepdims=True)
+        self.dinputs = dvalues @ self.params["W"].T
+
+
+class Dropout:
+    def forward(self, x):
+        self.mask = np.random.rand(*x.shape) < 0.7
+        return x * self.mask
+
+    def backward(self, dout):
+        dout *= self.mask
+        return dout
+
+
+class Chain:
+    """Layers one after the other."""
+
+    def __init__(self, *layers):
+        self.layers = layers
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dout):
+        for layer in reversed(self.layers):
+            dout = layer.backward(dout)
+        return dout
+
+
+class SquaredError:
+    def __init__(self, times=2.0):
+        self.times = times
+
+    def forward(self, y_pred, y_true):
+        self.diff = y_pred - y_true
+        return np.mean(self.diff**2)
+
+    def backward(self):
+        return self.times * self.diff / self.diff.size
+
+
+class Absolute:
+    """A loss for each example, and the gradient of their mean."""
+
+    sign = 1
+
+    def forward(self, y_pred, y_true):
+        return np.abs(y_pred - y_true).mean(-1)
+
+    def backward(self, y_pred, y_true):
+        return self.sign * np.sign(y_pred - y_true) / y_pred.size
+
+
+class Turned(Absolute):
+    sign = -1
+
+
+class Network:
+    """Columns; the loss is not computed: its gradient is in backward, and the parameters are moved by it."""
+
+    def __init__(self, n, h, m, lost=1.0):
+        self.W1, self.b1 = rng.standard_normal((h, n)), np.zeros((h, 1))
+        self.W2, self.b2 = rng.standard_normal((m, h)), np.zeros((m, 1))
+        self.lost = lost
+
+    def forward(self, X):
+        self.A1 = np.tanh(self.W1 @ X + self.b1)
+        Z = self.W2 @ self.A1 + self.b2
+        return np.exp(Z) / np.exp(Z).sum(0)
+
+    def backward(self, X, Y, A2, learning_rate=0.1):
+        m = X.shape[1]
+        dZ2 = A2 - Y
+        dZ1 = self.W2.T @ dZ2 * (1 - self.lost * self.A1**2)
+        for name, step in {"W2": dZ2 @ self.A1.T, "b2": dZ2.sum(1, keepdims=True),
+                           "W1": dZ1 @ X.T, "b1": dZ1.sum(1, keepdims=True)}.items():  # fmt: skip
+            setattr(self, name, getattr(self, name) - learning_rate * step / m)
+
+
+class Scores:
+    """A method gives the cost and the gradients of the parameters, by name."""
+
+    def __init__(self, n, m):
+        self.model = {"W1": rng.standard_normal((n, m)), "b1": np.zeros(m)}
+
+    def loss(self, X, y):
+        p = np.exp(X @ self.model["W1"] + self.model["b1"])
+        p /= p.sum(1, keepdims=True)
+        cost = -np.log(p[range(len(y)), y]).mean()
+        p[range(len(y)), y] -= 1
+        p /= len(y)
+        return cost, {"W1": X.T @ p, "b1": p.sum(0)}
+
+
+ONE_HOT = np.eye(3)[:, [0, 2, 1, 1, 0]]
+AFFINE = Affine(rng.standard_normal((6, 3)), np.zeros(3))
+CLASSES = {
+    "steps": (lambda: Stepping(rng.standard_normal((3, 4)), np.zeros((3, 1))), ("float32[4,5]",), "x W b"),
+    "lazy": (lambda: Lazy(4), ("float32[5,3]", True), "inputs params['W'] params['b']"),
+    "dropout": (Dropout, ("float64[4,3]",), "x"),
+    "chain": (lambda: Chain(AFFINE, Sigmoid(), Dropout()), ("float64[4,6]",), "x layers_0_W layers_0_b"),
+    "loss": (SquaredError, ("float64[4,3], float64[4,3]",), "y_pred"),
+    "losses": (Absolute, ("float64[4,3], float64[4,3]",), "y_pred"),
+    "network": (lambda: Network(4, 5, 3), ("float64[4,5]", ONE_HOT), "W1 b1 W2 b2"),
+    "method": (lambda: Scores(4, 3).loss, ("float64[5,4], int32[5]<3",), "model['W1'] model['b1']"),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_as_people_write_them(name):
+    make, args, leaves = CLASSES[name]
+    report = check(make(), *args, **QUICK)
+    assert report.ok, report
+    found = [leaf.path.removeprefix("∂") for leaf in report.leaves if not leaf.forward]
+    assert found == re.sub(r"\['(\w+)'\]", r"_\1", leaves).split()
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "wrong", "said"),
+    [
+        (lambda: SquaredError(1.0), "float64[4,3], float64[4,3]", ["∂y_pred"], "0.5 times what it should be"),
+        (Turned, "float64[4,3], float64[4,3]", ["∂y_pred"], "wrong sign"),
+        (lambda: Chain(Affine(np.eye(4), np.ones(4)), Averaged(np.eye(4), np.ones(4))), "float64[3,4]",
+         ["∂layers_1_b"], "0.3333 times"),
+        (lambda: Network(4, 5, 3, 0.5), ("float64[4,5]", ONE_HOT), ["∂W1", "∂b1"], "cosine"),
+    ],
+)  # fmt: skip
+def test_their_mistakes_are_found(make, args, wrong, said):
+    report = check(make(), *(args if isinstance(args, tuple) else (args,)), **QUICK)
+    assert [leaf.path for leaf in report.wrong] == wrong
+    assert said in report.cause
+
+
+def test_what_an_object_cannot_be_asked_about_is_told():
+    class Other:
+        def forward(self, x):
+            return x
+
+        def backward(self, a, b, c, d):
+            return a
+
+    with pytest.raises(CannotCheckError, match=r"called with d_out, the inputs.*got backward\(a, b, c, d\)"):
+        check(Other(), "float32[3]")
+
+
+def step(x, h, c):
+    return h + x * c, c * h, (x, h, c)
+
+
+PAIRS = {
+    "several outputs": ((step, lambda dn, dc, s: (dn * s[2], dn + dc * s[2], dn * s[0] + dc * s[1])), "float64[3]", 3),
+    "labels": ((lambda x, W: (np.asarray(W)[np.asarray(x)], (x, np.shape(W))), lambda d, s: scattered(d, *s)),
+               "int32[4]<5", "float64[5,3]"),
+    "options": ((lambda x, o: (np.asarray(x) * o["p"], o), lambda d, o: np.asarray(d) * o["p"]),
+                "float64[3], {p: 0.3, mode: 'train'}"),
+    "of the output": ((lambda z: 1 / (1 + np.exp(-z)), lambda d, a: d * a * (1 - a)), "float64[4]"),
+    "a derivative": ((np.tanh, lambda z: 1 - np.tanh(z) ** 2), "float64[4]"),
+    "a derivative of the output": ((np.tanh, lambda a: 1 - np.power(a, 2)), "float64[4]"),
+}  # fmt: skip
+
+
+def scattered(d_out, x, shape):
+    d = np.zeros(shape)
+    np.add.at(d, x, d_out)
+    return d
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_as_people_write_them(name):
+    pair, *args = PAIRS[name]
+    args = [args[0]] * args[1] if args[1:] == [3] else args
+    assert check(pair, *args, **QUICK).ok
+
+
+def test_a_function_gives_its_cost_and_gradients():
+    def half(W, b, x, y):
+        e = np.asarray(x @ W + b - y)
+        return (e**2).sum() / 2, x.T @ e, e.sum(1 if len(e) < 5 else 0)
+
+    args = "float64[3,2], float64[2], float64[{n},3], float64[{n},2]"
+    assert check(half, args.format(n=5), **QUICK).ok
+    assert [leaf.path for leaf in check(half, args.format(n=2), **QUICK).wrong] == ["∂b"]
+
+
+def test_at_a_kink_each_side_is_right_and_nothing_else():
+    def relu(slope):
+        return (lambda x: np.maximum(x, 0) + np.zeros_like(x), lambda d, x: np.where(x > 0, d, slope(d, x)))
+
+    at = np.asarray([0.0, 0.0, 1.0, -1.0])
+    assert check(relu(lambda d, x: 0 * d), at, **QUICK).ok
+    assert check(relu(lambda d, x: np.where(x == 0, d, 0)), at, **QUICK).ok
+    assert not check(relu(lambda d, x: np.where(x == 0, 3 * d, 0)), at, **QUICK).ok
+
+
+def test_gradients_divided_by_the_examples_are_told():
+    report = check((lambda A, W: (W @ A, (A, W)), lambda dZ, s: (s[1].T @ dZ, dZ @ s[0].T / s[0].shape[1])),
+                   "float64[3,5], float64[4,3]", **QUICK)  # fmt: skip
+    assert "divided by 5, unlike the others: ∂W" in str(report)
+
+
+def test_an_expression_names_an_object(capsys):
+    assert run([f"{__name__}:Lazy(4)"], inputs="float64[5,3], False", seeds=1) == 0
+    assert run([f"{__name__}:Lazy(5, 6, 7)"], inputs="float64[5,3]") == 2
+    assert "must be a name or a call, but it raises TypeError" in capsys.readouterr().err
 
 
 def test_a_class_with_parameters_is_given_as_an_object():
