@@ -52,7 +52,8 @@ class Values:
     """The values of symbols.
 
     forms: the same numbers in the other shapes that they have. fixed: the symbols that are the same at every position.
-    rows: whether vectors are rows. indexed: the symbols of another step, whose index says which.
+    rows: whether vectors are rows. indexed: the symbols of another step, whose index says which. broadcast: whether a
+    vector meets every row of a matrix, and one number for each row its row, as in NumPy.
     """
 
     known: dict[ex.Expression, np.ndarray]
@@ -60,6 +61,7 @@ class Values:
     rows: bool = False
     forms: dict[ex.Expression, list[np.ndarray]] = field(default_factory=dict)
     indexed: frozenset[ex.Expression] = frozenset()
+    broadcast: bool = False
 
     def part(self, symbol: ex.Expression, lead: Lead) -> tuple[np.ndarray | None, int]:
         """The form in which a symbol stands for its part at each position, and how many of these axes it has.
@@ -105,19 +107,19 @@ class Values:
             case ex.Transposed(of):
                 return self.of(of, lead).swapaxes(-1, -2)
             case ex.Product(factors, sign):
-                join = matrix_product if sign == "" else lambda left, right: np.multiply(*fitting(left, right))
+                join = matrix_product if sign == "" else lambda left, right: np.multiply(*self.fitting(left, right))
                 return functools.reduce(join, (self.of(each, lead) for each in factors))
             case ex.Sum(terms):
                 values = (self.of(each, lead) for each in terms)
-                return functools.reduce(lambda left, right: np.add(*fitting(left, right)), values)
+                return functools.reduce(lambda left, right: np.add(*self.fitting(left, right)), values)
             case ex.Minus(of):
-                return -self.of(of, lead)
+                return -1.0 * self.of(of, lead)
             case ex.Fraction(above, below):
-                return np.divide(*fitting(self.of(above, lead), self.of(below, lead)))
+                return np.divide(*self.fitting(self.of(above, lead), self.of(below, lead)))
             case ex.Power(of, exponent):
                 return self.of(of, lead) ** float(exponent)
             case ex.Comparison(left, sign, right):
-                return COMPARED[sign](*fitting(self.of(left, lead), self.of(right, lead)))
+                return 1.0 * COMPARED[sign](*self.fitting(self.of(left, lead), self.of(right, lead)))
             case ex.BigSum(index, of):
                 return self.over(index, of, lead, np.sum)
             case ex.Call(ex.Name(name, below=index), of) if name in REDUCED and not isinstance(of, ex.Listed):
@@ -160,19 +162,36 @@ class Values:
             if name not in LISTED:
                 raise MisfitError(f"{name} is not known")
             first, *others = (self.of(each, lead) for each in of.parts)
-            values = [first, *(fitting(first, each)[1] for each in others)]
+            values = [first, *(self.fitting(first, each)[1] for each in others)]
             return LISTED[name](*values)
         value = self.of(of, lead)
-        if name == "softmax":
-            return softmax(value, -1 if value.shape[-1] > 1 else -2)
+        if name in ("softmax", "log_softmax"):
+            shares = softmax(value, -1 if value.shape[-1] > 1 else -2)
+            return shares if name == "softmax" else np.log(shares)
         if name.endswith("'"):
             return entrywise(name.removesuffix("'"), slope=True)(value)
         if name not in NUMPY and name not in FUNCTIONS.values():
             raise MisfitError(f"{name} is not known")
         return NUMPY[name](value) if name in NUMPY else entrywise(name)(value)
 
+    def fitting(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Two values of one shape, or of which one is a number, or is broadcast."""
+        first, second = left.shape[-2:], right.shape[-2:]
+        if first == second or (1, 1) in (first, second):
+            return left, right
+        if self.broadcast and second == (first[1], 1):
+            return left, right.swapaxes(-1, -2)
+        if self.broadcast and first == (second[1], 1):
+            return left.swapaxes(-1, -2), right
+        if self.broadcast and first[0] == second[0] and 1 in (first[1], second[1]):
+            return left, right
+        raise MisfitError("shapes differ")
+
     def rows_of(self, of: ex.Expression, index: ex.Expression, lead: Lead) -> np.ndarray:
-        """W[i]: the row that an index names, as a vector."""
+        """W[i]: the row that an index names, as a vector; v[1…3]: entries of a vector."""
+        if isinstance(index, ex.Words) and "…" in index.text:
+            first, last = map(int, index.text.split("…"))
+            return self.of(of, lead)[..., first - 1 : last, :]
         table, which = self.known.get(of), self.known.get(index)
         if table is None or which is None or not np.issubdtype(which.dtype, np.integer):
             raise MisfitError("an entry of what has no rows")
@@ -237,13 +256,6 @@ def matrix_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     if (1, 1) in (left.shape[-2:], right.shape[-2:]):
         return left * right
     raise MisfitError("a matrix product takes as many columns as rows")
-
-
-def fitting(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two values of one shape, or of which one is a number."""
-    if left.shape[-2:] != right.shape[-2:] and (1, 1) not in (left.shape[-2:], right.shape[-2:]):
-        raise MisfitError("shapes differ")
-    return left, right
 
 
 # ------------------------------------------------------------------------------------------- shapes in words

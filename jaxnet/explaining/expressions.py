@@ -204,7 +204,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "BigSum": ("Σ {of:p}", "", r"\sum {of:p}", "<mo>∑</mo>{of:p}"),
     "BigSum over": ("Σ{index} {of:p}", "", r"\sum_{{{index}}} {of:p}",
                     "<munder><mo>∑</mo><mi>{index}</mi></munder>{of:p}"),
-    "Entry": ("{of}[{index}]", "", "{of}[{index}]", f"{{of}}{FENCE.format('[')}{{index}}{FENCE.format(']')}"),
+    "Entry": ("{of:t}[{index}]", "", "{of:t}[{index}]", f"{{of:t}}{FENCE.format('[')}{{index}}{FENCE.format(']')}"),
     "Comparison": ("{left} {sign} {right}", "", "{left} {sign} {right}", "{left}<mo>{sign}</mo>{right}"),
     "brackets": ("({text})", "({text})", r"\left({text}\right)",
                  f"<mrow>{FENCE.format('(')}{{text}}{FENCE.format(')')}</mrow>"),

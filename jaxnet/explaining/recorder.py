@@ -42,7 +42,7 @@ CAPTURE = Reading(lambda passing: passing, out_axes=0)
 class Recorder:
     """Runs functions and keeps their operations in a `Recording`."""
 
-    def __init__(self):
+    def __init__(self, by_steps: bool = False):
         self.recording = Recording()
         self.alive: list[Any] = []
         self.arrays: list[dict[int, Any]] = [{}]
@@ -51,6 +51,10 @@ class Recorder:
         self.depth = 0
         self.probed: list[tuple[int, Any]] = []
         self.probes: Sequence[Any] | None = None
+        self.by_steps = by_steps  # whether values at a scan's steps have probes too
+        self.in_step: list[tuple[int, Any]] = []
+        self.step_probes: Sequence[Any] = ()
+        self.counts: list[int] = []  # of probes in each scan
 
     def ref(self, value: Any) -> int:
         """The number of an array, a new one for a new array."""
@@ -113,7 +117,8 @@ class Recorder:
         several, taken = isinstance(result, tuple | list), self.numbered(args)
         chosen = {key: self.numbered(each) for key, each in options.items()}
         for each in result if several else (result,):
-            if is_array(each) and id(each) not in self.recording.refs and any(arrays_in((taken, chosen))):
+            constant = name in FUNCTIONS and np.shape(each) == ()  # √4
+            if is_array(each) and id(each) not in self.recording.refs and (constant or any(arrays_in((taken, chosen)))):
                 ref = self.ref(each)
                 self.recording.operations[ref] = RecordedOperation(ref, name, taken, chosen, self.forward, several)
                 if name in SAME and is_array(args[0]) and each.size == args[0].size:
@@ -126,7 +131,7 @@ class Recorder:
             value = tuple(value)
         for name, part in named_parts(names, value):
             self.named(name, line, part)
-        return tuple(map(self.probe, value)) if type(value) is tuple else self.probe(value)
+        return type(value)(map(self.probe, value)) if type(value) in (tuple, list) else self.probe(value)
 
     def named(self, name: str, line: tuple, value: Any) -> None:
         """The name of a value: the layer's own for it, or else that of the innermost function."""
@@ -142,8 +147,11 @@ class Recorder:
 
     def probe(self, value: Any) -> Any:
         """A forward value that a line names, with its probe added, a zero by which the cost is differentiated."""
-        if not self.forward or len(self.arrays) > 1 or not isinstance(value, jax.Array) or not is_float(value):
+        if not self.forward or not isinstance(value, jax.Array) or not is_float(value):
             return value  # an array of NumPy is a constant
+        if len(self.arrays) > 1:
+            self.in_step.append((self.root(value), jax.typeof(value)))
+            return value + self.step_probes[len(self.in_step) - 1] if self.step_probes else value
         self.probed.append((self.root(value), jax.typeof(value)))
         return value if self.probes is None else value + self.probes[len(self.probed) - 1]
 
@@ -181,13 +189,29 @@ class Recorder:
 
     def scan(self, f: Callable, init: Any, xs: Any = None, *args: Any, **options: Any) -> Any:
         """`jax.lax.scan` of an opened function."""
-        run = self.nested(self.opens(f))
+        inner, probed = self.opens(f), self.by_steps and self.forward and len(self.arrays) == 1
+        given: Sequence[Any] = ()
 
-        def step(carry, x):
+        def probing(carry, x):
+            carry, y = inner(carry, x)
+            return jax.tree.map(self.probe, carry), y
+
+        run = self.nested(probing if probed else inner)
+        if probed and self.probes is not None:
+            given = self.probes[len(self.probed) : len(self.probed) + self.counts.pop(0)]
+
+        def step(carry, each):
+            x, self.step_probes = each
+            self.in_step = []
             (carry, y), arrays = run(carry, x)
+            self.step_probes = ()
             return carry, (y, arrays)
 
-        carry, (ys, arrays) = jax.lax.scan(step, init, xs, *args, **options)
+        carry, (ys, arrays) = jax.lax.scan(step, init, (xs, given), *args, **options)
+        if probed:
+            steps = [len(each) for each in jax.tree.leaves(arrays)][:1]
+            self.probed += [(ref, jax.ShapeDtypeStruct((*steps, *of.shape), of.dtype)) for ref, of in self.in_step]
+            self.counts.append(len(self.in_step))
         self.keep(arrays)
         return carry, ys
 
@@ -239,16 +263,19 @@ def named_parts(names: Any, value: Any) -> Iterator[tuple[str, Any]]:
 # -------------------------------------------------------------------------------------------------- a layer
 
 
-def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0, training: bool = False) -> Recording:
+def record(
+    layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0, training: bool = False, by_steps: bool = False
+) -> Recording:
     """A layer's operations at one example, in float64.
 
     positions: how many leading axes of x the layer is applied along; the values then have them in front. training:
-    whether the first of these are the examples of a batch in training.
+    whether the first of these are the examples of a batch in training. by_steps: whether the slopes of values at a
+    scan's steps are wanted.
     """
     with jax.enable_x64(True), plain_forms():
         wide = jax.tree.map(in_float64, (params, x, d_out))
         leaves, structure = jax.tree.flatten(jax.tree.map(jax.typeof, wide))
-        run, plan = compiled(layer, positions, training, tuple(leaves), structure)
+        run, plan = compiled(layer, positions, training, by_steps, tuple(leaves), structure)
         values, grads, slopes = jax.device_get(run(*wide))
         others, _, other_slopes = jax.device_get(run(elsewhere(wide[0], 1), wide[1], elsewhere(wide[2], 2)))
     summed = (np.asarray(value).sum(tuple(range(positions))) for value in grads)
@@ -274,13 +301,13 @@ def record(layer: Layer, params: Tree, x: Any, d_out: Any, positions: int = 0, t
 
 @functools.lru_cache(maxsize=64)
 def compiled(
-    layer: Layer, positions: int, training: bool, types_of: tuple, structure: Any
+    layer: Layer, positions: int, training: bool, by_steps: bool, types_of: tuple, structure: Any
 ) -> tuple[Callable, Recording]:
     """The program that gives all values of a layer, without optimisation, and the recording that lacks these values."""
     made: list[Recording] = []
 
     def one(params, x, d_out):
-        recorder = Recorder()
+        recorder = Recorder(by_steps)
         recording = recorder.recording
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             recording.given[recorder.ref(leaf)] = ("param", path)
@@ -297,8 +324,8 @@ def compiled(
             recorder.ref(leaf)
 
         def cost(probes):  # ⟨out, d_out⟩
-            again = Recorder()
-            again.probes = probes
+            again = Recorder(by_steps)
+            again.probes, again.counts = probes, list(recorder.counts)
             return jax.numpy.vdot(again.opens(layer.forward)(params, x, None, training)[0], d_out)
 
         slopes = jax.grad(cost)([jax.numpy.zeros(each.shape, each.dtype) for _, each in recorder.probed])

@@ -19,7 +19,7 @@ SAME = {"astype", "asarray", "array", "reshape", "ravel", "squeeze", "expand_dim
 FUNCTIONS = {"exp": "exp", "log": "ln", "sqrt": "√", "tanh": "tanh", "sigmoid": "σ", "logistic": "σ", "abs": "abs",
              "absolute": "abs", "sign": "sign", "relu": "relu", "softplus": "softplus", "silu": "silu", "gelu": "gelu",
              "erf": "erf", "sin": "sin", "cos": "cos", "log1p": "log1p", "expm1": "expm1",
-             "softmax": "softmax"}  # fmt: skip
+             "softmax": "softmax", "log_softmax": "log_softmax"}  # fmt: skip
 """What a library's function of one array is called in an equation."""
 
 

@@ -51,12 +51,17 @@ class WrittenLine(ex.Frozen):
 
 
 @lru_cache(maxsize=64)
-def recorded(record_: Record) -> Recording | None:
-    """A leaf's lines at one example; None where it is no leaf of one array, or its source is not there."""
+def recorded(record_: Record, by_steps: bool = False) -> Recording | None:
+    """A leaf's lines at one example; None where it is no leaf of one array, or its source is not there.
+
+    by_steps: whether the slopes at a scan's steps are wanted.
+    """
     if record_.kind != "leaf" or not record_.single or record_.layer.rebuild is not None:
         return None
     try:
-        return record(record_.layer, record_.params, record_.x, record_.d_out, record_.positions, record_.training)
+        return record(
+            record_.layer, record_.params, record_.x, record_.d_out, record_.positions, record_.training, by_steps
+        )
     except Exception as error:  # an author's program may do anything; the layer is then explained as a whole
         said = f"{record_.layer.name} is explained without the lines of its source, which failed: {error}"
         warnings.warn(said, stacklevel=2)
@@ -82,6 +87,7 @@ class LineWriter:
         shapes = {each.shape for each in recording.values.values() if each.ndim == 3}
         self.grouped = [of for of in shapes if (1, of[1], 1) in shapes and of[1] > 1]
         self.known: tuple[int, Values] | None = None
+        self.as_written = False  # whether arrays stand whole first, and are broadcast, as in the author's lines
         self.transcription = Transcription(recording, self.symbols, {}, self.fixed)
 
     # --------------------------------------------------------------------------------------------- lines
@@ -122,7 +128,7 @@ class LineWriter:
         known |= {symbol: moved(known[of], steps) for symbol, (of, steps) in written.moved.items() if of in known}
         indexed = frozenset(written.moved)
         fixed, rows = frozenset(self.fixed) | frozenset(written.numbers), self.site.notation.rows
-        return Values(known, fixed, rows, forms, indexed)
+        return Values(known, fixed, rows, forms, indexed, self.as_written)
 
     def lettered(self, forms: list[np.ndarray], axes: int) -> np.ndarray:
         """A value with so many axes, those of one entry left out."""
@@ -170,6 +176,18 @@ class LineWriter:
         if isinstance(symbol, ex.Derivative):
             return replace(symbol, by=self.plain(symbol.by))
         return replace(symbol, below="") if isinstance(symbol, ex.Name) else symbol
+
+    @property
+    def stepped(self) -> dict[ex.Expression, int]:
+        """The symbols of values that a scan or `vmap` has at each step, and over how many of these."""
+        root = self.recording.root
+        return {self.symbols[root(ref)]: axes for ref, axes in self.recording.stacked.items()
+                if axes and root(ref) in self.symbols}  # fmt: skip
+
+    def bare(self, symbol: ex.Expression) -> ex.Expression:
+        """A symbol without its step; of ∂C/∂h that of h."""
+        symbol = self.transcription.moved.get(symbol, (symbol, 0))[0]
+        return self.bare(symbol.by) if isinstance(symbol, ex.Derivative) else symbol
 
     def indices(self) -> None:
         """Learns the indices of values from products: those of one shape in one line have the same."""
@@ -240,7 +258,11 @@ class LineWriter:
         whole = max(value.ndim - 1, 0)  # at each position first, where vectors stand for themselves
         indexed = any(each in self.transcription.products for each in symbols(right, values.known))
         least = value.ndim if indexed else least
-        for axes in sorted(range(least, value.ndim + 1), key=lambda n: (n > whole, whole - n)):
+        if self.as_written:
+            whole = max(
+                (self.stepped.get(self.bare(each), 0) for each in (left, *symbols(right, values.known))), default=0
+            )
+        for axes in sorted(range(least, value.ndim + 1), key=lambda n: (n > whole, abs(whole - n))):
             lead = value.shape[:axes]
             if (laid := self.gives(right, values, lead, value)) is not None:
                 index = self.index(left, right, lead, values) if axes else ""

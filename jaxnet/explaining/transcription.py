@@ -36,7 +36,8 @@ class Transcription:
     numbers: what each `Number` that was written is worth. products: of each product with indices its operands and
     the indices of these and of the result. letters: the indices of the axes of a value, those of one entry left out.
     firsts: of the first rows of a table, the table and how many. computed: of what a function gives its value, out of
-    the values of all numbers. called: the names of functions of the author's that are not written out.
+    the values of all numbers. called: the names of functions of the author's that are not written out. by_rows: of a
+    sum along the last axis, how many axes stand before it. of_each_row: of one entry of each row, which one.
     """
 
     recording: Recording
@@ -50,6 +51,8 @@ class Transcription:
     firsts: dict[ex.Expression, tuple[ex.Expression, int]] = field(default_factory=dict)
     computed: dict[ex.Expression, Callable[[Callable], np.ndarray]] = field(default_factory=dict)
     called: dict[ex.Expression, str] = field(default_factory=dict)
+    by_rows: dict[ex.Expression, int] = field(default_factory=dict)
+    of_each_row: dict[ex.Expression, ex.Expression] = field(default_factory=dict)
 
     def line(self, ref: int) -> ex.Expression:
         """The expression of a value, also of one that has a symbol. Raises `UnwritableError` where it has none."""
@@ -171,8 +174,14 @@ class Transcription:
         """Rows or entries that an index names; of an index that only adds axes, or takes the only entry, the whole."""
         parts = index if isinstance(index, tuple) else (index,)
         if all(each is None or each is ... or each == slice(None) for each in parts if not isinstance(each, Array)):
-            if not any(isinstance(each, Array) for each in parts):
+            arrays = [each for each in parts if isinstance(each, Array)]
+            if not arrays:
                 return self.of(of)
+            if len(arrays) == len(parts) == 2 and self.counts(arrays[0]):  # one of each row
+                made = ex.Entry(self.of(of), ex.Name(f"t, {ex.written(which := self.of(arrays[1]))}"))
+                self.of_each_row[made] = which
+                self.computed[made] = lambda value: value(of.ref)[value(arrays[0].ref), value(arrays[1].ref)]
+                return made
         elif parts == (0,) and of.shape[0] == 1:
             return self.of(of)
         elif isinstance(index, slice) and not index.start and not index.step:
@@ -180,6 +189,11 @@ class Transcription:
             self.firsts[made] = (made.of, index.stop)
             return made
         return ex.Entry(self.of(of), self.of(index))
+
+    def counts(self, index: Array) -> bool:
+        """Whether an index is 0, 1, 2, … whatever the function is given."""
+        value = self.recording.values[index.ref]
+        return value.ndim == 1 and not self.recording.varies(index.ref) and np.array_equal(value, np.arange(len(value)))
 
     def named(self, operation: RecordedOperation) -> ex.Expression:
         """Another function of a library, by its name."""
@@ -256,22 +270,29 @@ class Transcription:
         return self.numbered(ref)
 
     def reduced(self, operation: RecordedOperation) -> ex.Expression:
-        """A sum or a mean: of all entries, or over leading axes, by an index."""
-        (of, *rest), options = operation.args, operation.options
-        axes = options.get("axis", rest[0] if rest else None)
+        """A sum or a mean: of all entries, over leading axes by an index, or along the last axis."""
+        (of, *rest), options, name = operation.args, operation.options, operation.name
+        axes, rank, inner = options.get("axis", rest[0] if rest else None), len(of.shape), self.of(of)
+        before = max((self.by_rows.get(each, 0) for each in inner.every()), default=0)
+        if axes is None and before and name != "var":  # of each row first
+            rows = summary(name, "", inner) if math.prod(of.shape[before:]) > 1 else inner
+            return summary(name, INDICES.get(before, ""), rows)
         index = ""
-        if axes is not None and "keepdims" not in options:
-            rank = len(of.shape)
+        if axes is not None:
             axes = tuple(sorted(each % rank for each in (axes if isinstance(axes, tuple | list | range) else (axes,))))
-            if all(of.shape[axis] == 1 for axis in axes):
-                return self.of(of)
-            if axes == tuple(range(len(axes))) and len(axes) < rank:
+            if "keepdims" not in options and all(of.shape[axis] == 1 for axis in axes):
+                return inner
+            if "keepdims" not in options and axes == tuple(range(len(axes))) and len(axes) < rank:
                 index = INDICES.get(len(axes), "")
-        return (
-            ex.BigSum(index, self.of(of))
-            if operation.name == "sum"
-            else ex.Call(ex.Name(operation.name, below=index), self.of(of))
-        )
+        made = summary(name, index, inner)
+        if axes == (rank - 1,) and rank > 1:
+            self.by_rows[made] = rank - 1
+        return made
+
+
+def summary(name: str, index: str, of: ex.Expression) -> ex.Expression:
+    """Σ or another summary, mean, of all entries or over an index."""
+    return ex.BigSum(index, of) if name == "sum" else ex.Call(ex.Name(name, below=index), of)
 
 
 def padding_before(padding: Any) -> list[int]:
