@@ -37,6 +37,19 @@ def trying(subject, example=0):
     return of
 
 
+def test_a_turned_sign_is_named_and_mended(tried):
+    trial = tried("dz3 = y - a3")
+    assert trial.repair.formula == "(a3 - y) * sigmoid'(z3)"
+    assert trial.repair.changes == ("the sign: a3 - y, not y - a3", "sigmoid'(z3) was missing")
+    assert "the sign is turned: it is −δ³" in tried("(y - a3) * s'(z3)").words[0]
+
+
+def test_an_unknown_name_is_answered_in_one_line(tried):
+    with pytest.raises(FormulaError, match="and with a layer's number W, b, z, a, delta") as raised:
+        tried("qqq @ x", batch=True)
+    assert len(str(raised.value).splitlines()[0]) < 150
+
+
 @pytest.mark.parametrize(
     ("text", "quantity"),
     [
@@ -57,6 +70,8 @@ def trying(subject, example=0):
         ("∂C/∂a2 * 1", "da2"),
         ("-2 * -delta3 ** 2 / 2 / delta3", "delta3"),
         ("W3^T delta3", "da2"),
+        ("np.multiply(np.dot(W3.T, delta3), np.int64(a2 > 0))", "delta2"),
+        ("W3.T @ delta3 * (z2 > 0).astype(np.float32)", "delta2"),
         ("W3ᵀδ³ ⊙ relu′(z²)", "delta2"),
         ("relu′(z²) ⊙ W³ᵀδ³", "delta2"),
         ("W3.T delta3 * (z2>0)", "delta2"),

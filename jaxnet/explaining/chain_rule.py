@@ -42,6 +42,7 @@ from jaxnet.explaining.numbers import shape
 from jaxnet.explaining.recording import FUNCTIONS, close
 from jaxnet.explaining.source_lines import LineWriter
 from jaxnet.explaining.transcription import rebuilt, transposed
+from jaxnet.explaining.transcription import terms as terms_of
 
 ONE = Number("1")
 RULES = {"mean", "max", "min", *FUNCTIONS, *FUNCTIONS.values()}
@@ -71,7 +72,7 @@ class Backwards:
                 yield from (
                     self.line(symbols[last], recording.slopes[last])
                     for last, of in self.last_steps.items()
-                    if of == ref and last in recording.slopes
+                    if of == ref and last in recording.slopes and symbols[last] in self.errors
                 )
                 self.know(self.partial(symbol), recording.slopes[ref])
                 carried[ref] = before
@@ -353,7 +354,7 @@ def as_outer(of: Expression) -> Expression:
 
 def sum_of(terms: list[Expression]) -> Expression:
     """A sum; of one term that term."""
-    return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+    return terms[0] if len(terms) == 1 else Sum(tuple(each for term in terms for each in terms_of(term)))
 
 
 def has_rules(of: Any, known: dict[Expression, np.ndarray]) -> bool:

@@ -274,17 +274,20 @@ def table(task: ExerciseTask) -> dict[str, object]:
 LETTERS = "ABCDEFGH"
 
 
-def judged(task: ExerciseTask, text: str, attempt: int) -> tuple[str, bool]:
-    """The verdict on an answer, a letter or numbers, and whether it is right. exercise.js does the same on a page."""
+def judged(task: ExerciseTask, text: str, attempt: int) -> tuple[str, bool | None]:
+    """The verdict on an answer, a letter or numbers, and whether it is right; None where it is no such answer.
+
+    exercise.js does the same on a page.
+    """
     if not task.shape:
         at = LETTERS.find(text.upper()) if len(text) == 1 else -1
         if not 0 <= at < len(task.answers):
-            return f"answer with a letter from A to {LETTERS[len(task.answers) - 1]}, got {text}", False
+            return f"answer with a letter from A to {LETTERS[len(task.answers) - 1]}, got {text}", None
         return verdict(task, task.answers[at], attempt)
     found = re.findall(r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?", text.replace("−", "-"))
     right, given = task.answers[0].value, np.asarray(found, np.float64)
     if right is None or given.size != right.size:
-        return f"answer with {right.size if right is not None else 0} numbers, got {given.size}", False
+        return f"answer with {right.size if right is not None else 0} numbers, got {given.size}", None
     known = next((each for each in task.answers if each.value is not None and near(given, each.value)), None)
     if known is not None:
         return verdict(task, known, attempt)
@@ -299,14 +302,21 @@ def verdict(task: ExerciseTask, answer: GradedAnswer, attempt: int) -> tuple[str
     return answer.hints[min(attempt, len(answer.hints) - 1)], False
 
 
+def beside(head: str, lines: list[str]) -> Iterator[str]:
+    """Lines under one another, behind the first one's head."""
+    yield from (f"{head if i == 0 else ' ' * len(head)}{line}" for i, line in enumerate(lines))
+
+
 def asked_tasks(tasks: ExerciseTasks, ask: Callable[[str], str] = input) -> Iterator[str]:
     """Asks the tasks in a terminal, grades the answers, and counts those that were right at once."""
     at_once = 0
-    yield "   ".join(f"{written(symbol)} = {' '.join(array_lines(value, 3, 200))}" for symbol, value in tasks.given)
+    for symbol, value in tasks.given:
+        yield from beside(f"{written(symbol)} = ", array_lines(value, 3, 40))
     for i, task in enumerate(tasks.tasks, 1):
         yield f"{i} of {len(tasks.tasks)}   {task.question}"
         yield from (f"  {LETTERS[k]}  {each.text}" for k, each in enumerate(task.answers) if not task.shape)
-        for attempt in range(TRIES):
+        attempt = 0
+        while attempt < TRIES:
             try:
                 text = ask("  = ").strip()
             except EOFError:
@@ -316,7 +326,8 @@ def asked_tasks(tasks: ExerciseTasks, ask: Callable[[str], str] = input) -> Iter
                 return
             said, right = judged(task, text, attempt) if text else (task.solution, True)
             yield f"  {said}"
-            at_once += right and bool(text) and attempt == 0
+            at_once += bool(right and text) and attempt == 0
+            attempt += right is not None
             if right:
                 break
         else:

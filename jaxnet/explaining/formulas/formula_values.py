@@ -64,7 +64,11 @@ class Symbols:
         elif near := difflib.get_close_matches(name, self.values, 3, 0.5):
             mend = f"did you mean {', '.join(near)}?"
         else:
-            mend = f"there are {', '.join(self.values)}"
+            plain = [key for key in self.values if " " not in key and key not in self.batch]
+            kinds = dict.fromkeys(key.rstrip("0123456789") for key in plain if key[-1].isdigit())
+            several = f", of a batch {', '.join(sorted(self.batch)[:3])}, …" if self.batch else ""
+            mend = (f"there are {', '.join(key for key in plain if not key[-1].isdigit())}, and with a layer's number "
+                    f"{', '.join(kinds)}{several}")  # fmt: skip
         return f"the network has no {name}: {mend}"
 
 
@@ -194,6 +198,8 @@ class FormulaEvaluation:
             name = path.split(".")[-1]
         if name == "Shape":
             return np.full((self.scope.draws, *(int(ast.literal_eval(each)) for each in arguments)), np.nan)
+        if name == "astype":
+            return self.of(arguments[0])
         options = {each.arg: each.value for each in keywords if each.arg not in (None, "keepdims")}
         if name in ("sum", "mean", "max", "reshape") or (name == "ones" and arguments):
             return self.resized(node, name, arguments, options)
@@ -203,9 +209,11 @@ class FormulaEvaluation:
             raise error(node, f"{base}' is the first derivative, and there is no second one")
         layer = self.activation(node, base, arguments)
         if layer is None and (base not in FUNCTIONS or primes):
-            there = ", ".join(["s", *ACTIVATIONS, *FUNCTIONS])
             said = f"{base}'" if primes else base
-            raise error(node, f"there is no function {said}: there are {there}, and s', relu', …")
+            close = ", ".join(difflib.get_close_matches(base, [*ACTIVATIONS, *FUNCTIONS], 3, 0.6))
+            known = "relu, relu' and other activations, exp, log, sum, mean, dot, outer and other names of NumPy's"
+            mend = f"did you mean {close}?" if close else f"there are s and s' of a layer's own activation, {known}"
+            raise error(node, f"there is no function {said}: {mend}")
         count, computed = (1, applied(layer, primes > 0)) if layer is not None else FUNCTIONS[base]
         if len(values) != count or options:
             raise error(node, f"{name.replace(SLOPE, chr(39))} takes {count}, got {len(values)} arguments")
@@ -299,7 +307,8 @@ FUNCTIONS: dict[str, tuple[int, Callable]] = {
     "maximum": (2, lambda a, b: np.maximum(number_like(a, b), number_like(b, a))),
     "where": (3, lambda where, a, b: np.where(where, number_like(a, where), number_like(b, where))),
     **dict.fromkeys(("dot", "matmul", "multiply"), (2, np.multiply)),
-    **dict.fromkeys(("softmax", "asarray", "array", "copy"), (1, np.asarray)),
+    **dict.fromkeys(("softmax", "asarray", "array", "copy", "int", "float", "astype"), (1, np.asarray)),
+    **dict.fromkeys(("int32", "int64", "float32", "float64"), (1, np.asarray)),
     **dict.fromkeys(("sum", "mean", "reshape", "ones"), (0, np.asarray)),
 }
 """Functions besides the activations and their derivatives: the number of arguments, and the function."""

@@ -197,7 +197,10 @@ def wrong(
             return each.key, said, False
         ratio = multiple(value, each.value)
         if ratio:
-            return each.key, f"the shapes fit, but the value is {one(ratio)} times {each.symbol}", False
+            times = (
+                "the sign is turned: it is −" if near(np.ones(1), np.full(1, -ratio)) else f"the value is {one(ratio)} times "
+            )
+            return each.key, f"the shapes fit, but {times}{each.symbol}", False
     for each in found:
         if each.backward and mended is None and (said := difference(value, each.value, scope)):
             return each.key, f"the shapes fit, but the value is not yet {each.symbol}: {said}", False

@@ -130,6 +130,10 @@ def choices(evaluation: FormulaEvaluation, node: ast.expr, words: Sequence[Part]
     )
     own = Part(text, SUM if sums else PRODUCT if isinstance(node, ast.BinOp) else TIGHT, value)
     yield own
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+        text = f"{formula.source(node.right)} - {formula.source(node.left)}"
+        if isinstance(node.right, ast.Name | ast.Constant):
+            yield Part(text, SUM, -value, (f"the sign: {text}, not {own.text}",), TURNED)
     if not among:
         return
     inner = node.value if isinstance(node, ast.Attribute) else node

@@ -23,7 +23,7 @@ WORDS = re.compile(
     r"|(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|½)"
     r"|(?P<transpose>\.T\b|ᵀ|\^\{?T\}?|⊤)"
     r"|(?P<numbered>[A-Za-zδΔ]+\^?\[\d+\])"
-    r"|(?P<attribute>\.[A-Za-z_]+)"
+    r"|(?P<attribute>\.[A-Za-z_][A-Za-z_0-9]*)"
     r"|(?P<name>(?:[∂d][CJL]/[∂d])?[A-Za-zδσΔ∇](?:[A-Za-z_δ]*[⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾]+|[A-Za-z0-9_δ]*))"
     r"|(?P<prime>['′]+)"
     r"|(?P<square>[²³])"
@@ -171,7 +171,9 @@ class Rewriting:
         last = self.pieces[-1][0]
         if text == "[":
             return ":" in behind.split("]")[0] or "None" in behind.split("]")[0]
-        return last.endswith(SLOPE) or bool(re.fullmatch(r"\.(?!T$)[a-z_]+|[A-Za-z_]{2,}|[sg]", last))
+        return last.endswith(SLOPE) or bool(
+            re.fullmatch(r"\.(?!T$)[a-z_][a-z_0-9]*|[A-Za-z_]{2,}|(int|float)\d+|[sg]", last)
+        )
 
 
 def parse(text: str) -> Formula:
