@@ -198,7 +198,9 @@ def wrong(
         ratio = multiple(value, each.value)
         if ratio:
             times = (
-                "the sign is turned: it is −" if near(np.ones(1), np.full(1, -ratio)) else f"the value is {one(ratio)} times "
+                "the sign is turned: it is −"
+                if near(np.ones(1), np.full(1, -ratio))
+                else f"the value is {one(ratio)} times "
             )
             return each.key, f"the shapes fit, but {times}{each.symbol}", False
     for each in found:
