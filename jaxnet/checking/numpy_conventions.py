@@ -61,7 +61,8 @@ def costs(thing: Any, out: Any, inputs: Sequence, takes: int) -> list[Cost]:
     """What a backward pass without a cotangent may be the derivative of; forward takes the first inputs."""
     if takes == len(inputs):
         entries = np.ndim(out) == 0 or np.shape(out) in map(np.shape, inputs)  # a cost, or a function of each entry
-        return [OUT] * entries + OF_EXAMPLES * (np.ndim(out) > 0)
+        losses = np.size(out) == len(out) if np.ndim(out) else False  # one for each example
+        return [OUT] * entries + OF_EXAMPLES * losses
     methods = [name for name in dir(thing) if re.search("loss|cost", name.lower())]
     own = [
         Cost(f"{name}({words})", value)

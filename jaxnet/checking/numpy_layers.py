@@ -52,7 +52,7 @@ INPUT_GRADIENT = "dinputs"  # where a backward pass that returns nothing leaves 
 RATES = ("lr", "learning_rate", "eta", "alpha")
 LIBRARIES = ("jaxnet", "jax", "jaxlib", "torch", "flax", "equinox", "numpy")
 TARGET = re.compile(r"target|label|true|actual|expected|^y$|^t$")
-STEP, NEAR = 1e-4, 1e-3
+STEP, NEAR, ZERO = 1e-4, 1e-3, 1e-7
 LARGE = 2.0**20  # a learning rate so large that the parameter does not round the step
 
 
@@ -250,8 +250,6 @@ def ways(layer: NumpyLayer, inputs: Sequence, names: tuple[str, ...], tried: lis
     calls = [(len(outs), WITH_COTANGENT), (1, WITH_COTANGENT), (0, OF_A_COST)]
     if layer.takes < len(inputs):
         calls = [(0, OF_A_NETWORK)]
-    if layer.backward == layer.forward:
-        calls = [(0, {"*inputs": OF_A_COST["*inputs"]})]
     for cotangents, conventions in calls:
         for words, arguments in conventions.items():
             for rate in ("", RATE):
@@ -286,7 +284,7 @@ def gradients(way: BackwardCall, inputs: Sequence, found: dict[str, Any]) -> Ite
         rest = {place: value for place, value in found.items() if place not in places.values() and place not in params}
         others = params if some and len(in_order) == 1 else wanted | params
         places |= matched({name: value for name, value in others.items() if name not in places}, rest)
-        rated = way.words.endswith(RATE) or rate_of(way.layer.thing) or not way.cotangents
+        rated = way.words.endswith(RATE) or rate_of(way.layer.thing) or way.layer.takes < len(inputs)
         places |= {name: name for name in params if rated and name in found and name not in places}
         if places:
             yield places
@@ -314,7 +312,7 @@ def held_up(way: BackwardCall, args: Sequence) -> tuple[tuple[int, int], Backwar
             slopes.append((float(np.sum(grad * direction)), (cost(up) - cost(down)) / (2 * STEP)))
 
     def right(factor: float) -> int:
-        return sum(abs(g - factor * e) <= NEAR * max(abs(g), abs(factor * e)) + 1e-7 for g, e in slopes)
+        return sum(abs(g - factor * e) <= NEAR * max(abs(g), abs(factor * e)) for g, e in slopes if abs(g) > ZERO)
 
     factors = [1.0]
     if way.cost in OF_TARGETS:
