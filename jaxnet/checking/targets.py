@@ -87,9 +87,10 @@ def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target
     if entry is not None and entry.examples:
         return at_inputs(examples_of(entry, target), inputs, dtype)
     if inputs is not None:
-        path = path.partition(",")[0] if isinstance(thing, tuple) else path
         makes = inspect.isfunction(thing) and not inspect.signature(thing).parameters
-        return [Target(path, thing() if makes else thing, in_dtype((inputs,), dtype), typed=target)]
+        rule = thing() if makes else thing
+        path = path.partition(",")[0] if isinstance(rule, tuple) else path
+        return [Target(path, rule, in_dtype((inputs,), dtype), typed=target)]
     if not takes_nothing(thing):
         raise CannotCheckError(
             f'{path} takes arguments: give them as shapes, --inputs "float32[8,256], float32[256]", or name a function '
