@@ -21,9 +21,13 @@ import jax
 import jaxtyping
 import pytest
 from jax._src.interpreters import mlir
+from jaxlib.mlir import ir
 
 # One MLIR context for all programs. JAX makes one for each: a third of an eager operation's compilation, and 1 MB kept.
-mlir.make_ir_context = cache(mlir.make_ir_context)
+# A program that is compiled while another is being written has its own, or its copy would land inside the other.
+new_context = mlir.make_ir_context
+shared_context = cache(new_context)
+mlir.make_ir_context = lambda: new_context() if ir.Context.current else shared_context()
 
 gc.disable()  # until the tests are collected: of the time until then it takes a fifth
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxnet as j
-from jaxnet.feedback import unstated
+from jaxnet.feedback.way import unstated
 from jaxnet.layer import ShapeError
 from jaxnet.readings import bare
 from jaxnet.registry import makers

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxnet.factors import dataclass_tree
-from jaxnet.feedback import Way, beside_in, each_own, unstated, ways_in
+from jaxnet.feedback.way import Way, beside_in, each_own, unstated, ways_in
 from jaxnet.layer import Layer
 from jaxnet.lowering import plain_forms
 from jaxnet.program.calls import bind, opened, scan_counts
