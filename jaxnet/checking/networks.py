@@ -85,20 +85,21 @@ def check_loss(loss: Loss, template: tuple, options: CheckOptions, name: str | N
 
     where = points_for(template, 2, False, random_params(init)) if own else points.points_of(template)
 
-    def parts(args):
+    def with_params(args):
         return args if own else ((), *args)
 
     def primal(*args):
-        params, x, y = parts(args)
+        params, x, y = with_params(args)
         return loss.turn(params, x, y, 1.0, product)[0]
 
     def run(args, weight):
-        params, x, y = parts(args)
+        params, x, y = with_params(args)
         _, dx, d_params = loss.turn(params, x, y, weight, product)
         return primal(*args), (d_params, dx, None) if own else (dx, None)
 
     args, names = where.draw(options.seed, "plain"), ("params", "x", "y") if own else ("x", "y")
-    subject = Subject(name or loss.name, args, run, primal, fixed=(len(names) - 1,), names=names)
+    parts = (loss.turn,)
+    subject = Subject(name or loss.name, args, run, primal, fixed=(len(names) - 1,), names=names, parts=parts)
     return check_subject(replace(subject, mode=mode_of(primal, args, subject.fixed)), where, options)
 
 

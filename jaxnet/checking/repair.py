@@ -397,7 +397,10 @@ class RepairSearch:
 
 
 def editable(subject: Subject) -> list[FunctionType]:
-    """The functions that a change may be made in: those of the rule that its primal does not call."""
+    """The functions that a change may be made in: those of the rule that its primal does not call.
+
+    A loss gives its value and δ in one function: there it may be any. jaxnet's own only where there are no others.
+    """
     custom = subject.custom
     if isinstance(custom, jax.custom_vjp):
         parts: tuple = (getattr(custom, "fwd", None), getattr(custom, "bwd", None))
@@ -408,7 +411,9 @@ def editable(subject: Subject) -> list[FunctionType]:
         parts, given = subject.parts, (subject.primal, subject.plain)
     shared = {id(function) for function in author.functions_of(*given, rules=False)}
     shared -= {id(getattr(part, "method", None)) for part in parts}  # the primal's object has it
-    return [function for function in author.functions_of(*parts) if id(function) not in shared]
+    functions = author.functions_of(*parts)
+    functions = [function for function in functions if id(function) not in shared] or functions
+    return [function for function in functions if not (function.__module__ or "").startswith("jaxnet.")] or functions
 
 
 # ------------------------------------------------------------------------------------------------------------ the words

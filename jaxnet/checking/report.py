@@ -86,7 +86,9 @@ class Report:
         if self.wrong:
             found = [self.planted.words] if self.planted is not None else []
             explained = () if self.planted is None else self.planted.leaves
-            return "; ".join([*found, *(known(leaf) for leaf in self.wrong if leaf.path not in explained)])
+            left = [leaf for leaf in self.wrong if leaf.path not in explained]
+            found += [words for leaf in left if (words := known(leaf))]
+            return "; ".join([*found, *unknown([leaf for leaf in left if not known(leaf)])])
         return next((report.cause for report in self.inside if not report.ok), "")
 
     @property
@@ -179,7 +181,7 @@ def leaf_dict(leaf: Leaf) -> dict[str, Any]:
 
 
 def known(leaf: Leaf) -> str:
-    """A wrong leaf by itself: it is zero, a multiple, transposed; else its angle and its worst entry."""
+    """A wrong leaf by itself: it is zero, a multiple, transposed; empty where it is none of these."""
     if leaf.verdict == "imprecise":
         return f"{leaf.path} loses precision: right in float64, here {leaf.pattern} (error {sized(leaf.error)})"
     if leaf.arrays is not None:
@@ -192,11 +194,21 @@ def known(leaf: Leaf) -> str:
         return f"{leaf.path} is {leaf.ratio:.4g} times what it should be"
     if leaf.cosine < -0.9999:
         return f"{leaf.path} has the wrong sign" + ("" if abs(leaf.ratio + 1) < 1e-3 else f", {-leaf.ratio:.4g} times")
+    return ""
+
+
+def unknown(leaves: list[Leaf]) -> list[str]:
+    """The wrong leaves without a cause, in one remark: of a single one its angle and its worst entry."""
+    if len(leaves) != 1:
+        more = f" and {len(leaves) - 2} more" if len(leaves) > 2 else ""
+        paths = ", ".join(leaf.path for leaf in leaves[:2])
+        return [f"not known for {paths}{more}: the table has the worst entry of each"] if leaves else []
+    [leaf] = leaves
     index = f"[{','.join(map(str, leaf.index))}]"
-    return (
+    return [
         f"not known: {leaf.path} has cosine {leaf.cosine:.3f} with what is expected; "
         f"worst at {index}, {leaf.got:.4g} for {leaf.expected:.4g}; {leaf.pattern}"
-    )
+    ]
 
 
 def table(report: Report) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from markupsafe import escape
@@ -11,7 +12,7 @@ from jaxnet.checking import check
 from jaxnet.checking.command import run
 from jaxnet.checking.compare import Leaf
 from jaxnet.checking.patches import Repair
-from jaxnet.checking.report import as_matrix, page, remarks
+from jaxnet.checking.report import as_matrix, page, remarks, unknown
 from tests.checking.rules import layer_norm, layer_norm_reference, shapes
 
 pytest_plugins = ["pytester"]
@@ -42,8 +43,6 @@ def test_the_table_names_leaf_entry_and_pattern(wrong):
 
 
 def test_a_repair_is_printed_with_its_line_and_patch(wrong):
-    from dataclasses import replace
-
     patch = "- dx = r * g\n+ dx = r * (g - g.mean(-1))"
     repair = Repair("/there/norm.py", 12, "g", "g - g.mean(-1)", patch, "a term is missing in g: g.mean(-1)", ("+ or",))
     report = replace(wrong, repair=repair)
@@ -102,13 +101,19 @@ def test_a_large_map_keeps_the_largest_entry_of_each_tile():
 
 
 def test_many_leaves_are_counted():
-    from dataclasses import replace
-
     report = check(layer_norm(), shapes(), **QUICK)
     many = tuple(replace(report.leaves[1], path=f"∂leaf {i}") for i in range(100))
     text = str(replace(report, leaves=many))
     assert "and 60 more leaves, 0 wrong" in text
     assert all(isinstance(leaf, Leaf) for leaf in many)
+
+
+def test_wrong_leaves_without_a_cause_are_one_remark():
+    leaves = check(layer_norm(), shapes(), **QUICK).leaves
+    wrong = [replace(leaf, verdict="WRONG", cosine=0.5) for leaf in leaves]
+    assert unknown([]) == []
+    assert unknown(wrong[:1])[0].startswith(f"not known: {leaves[0].path} has cosine 0.500")
+    assert unknown(wrong[:4])[0].startswith(f"not known for {leaves[0].path}, {leaves[1].path} and 2 more: the table")
 
 
 def test_the_status_says_how_it_went(tmp_path, capsys):

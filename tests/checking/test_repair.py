@@ -8,6 +8,7 @@ from jax import lax
 from jaxnet.checking import check
 from jaxnet.factors import Plain
 from jaxnet.layer import Layer, leaf
+from jaxnet.losses import pointwise
 from jaxnet.registry import maker
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "inside": False, "precise": False}
@@ -160,6 +161,20 @@ def test_a_layer_under_a_maker():
     repair = check(scaled_tanh(), "float32[5]", **QUICK).repair
     assert repair is not None
     assert "t**2" in repair.patch
+
+
+def test_a_loss_of_ones_own():
+    """Its value and its δ stand in one function of the library's; the patch is in the author's."""
+
+    def value(x, y):
+        return jnp.sum(jnp.log(jnp.cosh(x - y)), axis=-1)
+
+    def delta(x, y):
+        return jnp.tanh(x + y)
+
+    repair = check(pointwise("log_cosh", value, delta), "float32[3,4], float32[3,4]", **QUICK).repair
+    assert repair is not None
+    assert repair.patch == "- return jnp.tanh(x + y)\n+ return jnp.tanh(x - y)"
 
 
 def test_a_rule_inside_a_function():
