@@ -21,6 +21,7 @@ from jaxnet.training.config import Config
 from jaxnet.training.data import Dataset, load
 from jaxnet.training.devices import precision
 from jaxnet.training.exporting import difference
+from jaxnet.training.program_cache import compiled_anew
 from jaxnet.training.session import Session, typed
 
 
@@ -36,7 +37,8 @@ def run(config: Config, devices: str, out: Path, data_dir: Path | None) -> None:
     aim = target(devices)
     described = aim.devices()  # before the data: it may have to set how many CPU devices there are
     dataset = load(config.resolved()["data"], data_dir=data_dir)
-    found, compiled = plan.planned(config, dataset, aim, described)
+    with compiled_anew():
+        found, compiled = plan.planned(config, dataset, aim, described)
     print(*found.lines(), sep="\n")
     plan.fits(found)
     try:

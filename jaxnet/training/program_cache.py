@@ -1,7 +1,8 @@
 """Compiled programs kept between runs. Each is stored with a hash, so that a changed file is not run."""
 
 import hashlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -51,3 +52,14 @@ def keep_compiled(folder: Path | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compilation_cache._cache, compilation_cache._cache_initialized = HashedCache(folder), True
+
+
+@contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Inside, no program is read from the cache, nor kept: a CPU's program that was read cannot be written again."""
+    kept = compilation_cache._cache, compilation_cache._cache_initialized
+    compilation_cache._cache, compilation_cache._cache_initialized = None, True
+    try:
+        yield
+    finally:
+        compilation_cache._cache, compilation_cache._cache_initialized = kept
