@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnet.checking.execution import Execution, Inputs, close, runs
+from jaxnet.checking.execution import Execution, Inputs, close, near, runs
 from jaxnet.checking.marks import Mark, marked, marked_by, seeing
 from jaxnet.checking.primal import Primal, primal_of
 from jaxnet.checking.subject import Subject
@@ -280,6 +280,7 @@ def aligned(subject: Subject, points: Sequence[tuple[tuple, Any]], functions: li
 
     - `functions`: those of the rule whose expressions are its places.
 
+    Where the reference is not finite at a later point, all later ones are near the first.
     Raises `ValueError` where a gradient is missing or has another shape, and whatever the user's functions raise.
     """
     inputs = [Inputs(subject, *point) for point in points]
@@ -287,8 +288,14 @@ def aligned(subject: Subject, points: Sequence[tuple[tuple, Any]], functions: li
     marks = marked(functions)
     with seeing(functions, marks) as seen:
         graph = inputs[0].trace(rule)
-    flat = [each.flat for each in inputs]
-    of_rule, other = Execution.of(graph, flat), Execution.of(inputs[0].trace(reference), flat)
+    program, flat = inputs[0].trace(reference), [each.flat for each in inputs]
+    other = Execution.of(program, flat)
+    finite = [all(np.all(np.isfinite(out)) for out in outs) for outs in other.outputs]
+    if finite[0] and not all(finite):
+        inputs = [Inputs(subject, *point) for point in near(subject, points)]
+        flat = [each.flat for each in inputs]
+        other = Execution.of(program, flat)
+    of_rule = Execution.of(graph, flat)
     rough = any(v.dtype != np.float64 for vs in of_rule.outputs for v in vs if v.dtype.kind == "f")
     return Aligned(
         graph, flat, of_rule.values, of_rule.outputs, subject, inputs, other.outputs, 1e-3 if rough else TOLERANCE,

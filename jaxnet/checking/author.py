@@ -13,6 +13,7 @@ import inspect
 import itertools
 import linecache
 import os
+import re
 import sys
 import sysconfig
 import warnings
@@ -34,6 +35,8 @@ LIBRARIES = tuple(
     | {os.path.dirname(os.path.realpath(module.__file__ or "")) + os.sep for module in (jax, np)}
     | {os.path.realpath(sys.modules[Layer.__module__].__file__ or "")}  # its functions are around every layer's own
 )
+MODULES: dict[str, dict[str, ModuleType]] = {}
+"""By file, the modules in the globals of its functions: a notebook's cell may import none itself."""
 trace_number = jax.make_user_context(default_value=0)
 numbers = itertools.count(1)
 
@@ -77,6 +80,9 @@ def functions_of(*parts: Any, rules: bool = True) -> list[FunctionType]:
                 queue += [getattr(each, name, None) for name in ("fwd", "bwd", "jvp")] if rules else []
             else:
                 queue += getattr(each, "__dict__", {}).values()
+    for each in found.values():
+        if (file := each.__code__.co_filename) not in MODULES:
+            MODULES[file] = {name: v for name, v in each.__globals__.items() if isinstance(v, ModuleType)}
     return list(found.values())
 
 
@@ -129,8 +135,8 @@ class Source(NamedTuple):
 
     @property
     def modules(self) -> dict[str, Any]:
-        """The modules that the file imports, by the name that it gives them."""
-        found = {}
+        """The modules that the file has or imports, by the name that it gives them."""
+        found: dict[str, Any] = dict(MODULES.get(self.file, {}))
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 for each in node.names:
@@ -333,12 +339,30 @@ def the_same(before: tuple[CodeType, ...], after: tuple[CodeType, ...]) -> tuple
     return tuple(next(functions) if is_function(code) else code for code in before)
 
 
+def imports_of(changes: Iterable[Change]) -> list[Change]:
+    """The line `import jax` for each source whose changes need it and that lacks it."""
+    sources = {each.source.file: each.source for each in changes if re.search(r"\bjax\.", each.text)}
+    found = []
+    for source in sources.values():
+        if "jax" not in source.modules:
+            lines = [
+                node.lineno
+                for node in source.tree.body
+                if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__"
+            ]
+            start = source.starts[lines[0] - 1] if lines else 0
+            found.append(Change(source, start, start, "import jax\n"))
+    return found
+
+
 @contextmanager
 def changed(functions: list[FunctionType], changes: Iterable[Change]) -> Iterator[None]:
     """Inside, functions run their changed source.
 
     Raises `SyntaxError` or `ValueError` where the changed source is no program of the same functions.
     """
+    changes = list(changes)
+    spaces = [f.__globals__ for f in functions if "jax" not in f.__globals__] if imports_of(changes) else []
     by_statement: dict[tuple[str, int], list[Change]] = {}
     for change in changes:
         by_statement.setdefault((change.source.file, change.source.statement_at(change.start)), []).append(change)
@@ -346,5 +370,11 @@ def changed(functions: list[FunctionType], changes: Iterable[Change]) -> Iterato
     for (file, k), some in by_statement.items():
         source = some[0].source
         codes[file, k] = the_same(source.codes[k], source.compiled(changed_statement(source, k, some)))
-    with with_code(functions, codes):
-        yield
+    try:
+        for space in spaces:
+            space["jax"] = jax
+        with with_code(functions, codes):
+            yield
+    finally:
+        for space in spaces:
+            space.pop("jax", None)

@@ -128,7 +128,7 @@ def joined(template: str, *terms: Term) -> Term:
 class Edit:
     """An expression in the place of another: its cost, its text, the mistake, and the missing or right part.
 
-    `kind`: "sign", "transposed", "factor", "term", "order" or "replaced"; equal costs are ordered by `rank`.
+    `kind`: "sign", "transposed", "factor", "term", "order", "shifted" or "replaced"; equal costs are ordered by `rank`.
     """
 
     cost: float
@@ -199,7 +199,7 @@ class Scope:
             if value.dtype.kind not in kinds or not value.size:
                 continue
             aval = place.operations[0].eqn.outvars[0].aval
-            key = (aval.shape, value.shape, value.tobytes(), numbers[0] in self.inside)
+            key = (aval.shape, value.shape, aligned.bits(numbers[0] or 0), numbers[0] in self.inside)
             found.setdefault(key, Atom(place.mark.text + place.path, tuple(aval.shape), place))
         for number, constant in aligned.seen.items():
             mark = aligned.marks[number]
@@ -369,6 +369,7 @@ class Scope:
                 yield self.edit(Term(f"{{0}}[{', '.join([':'] * axis + ['::-1'])}]"), "order", cost=2)
                 for by in (1, -1) if self.jnp else ():
                     yield self.edit(Term(f"{self.jnp}.roll({{0}}, {by}, {axis})"), "order", cost=4)
+                    yield self.edit(self.shifted(axis, by), "shifted", cost=5)
         for atom in self.constants:
             number, cost = Term("{1}", (atom,)), 1 + len(tokens(atom.text))
             yield self.edit(Term("{1} * {0}", (atom,)), "factor", number, cost)
@@ -398,6 +399,12 @@ class Scope:
                     yield self.edit(joined("{} @ {}", side, HERE), "factor", side, cost=2)
                 if n == shape[-1]:
                     yield self.edit(joined("{} @ {}", HERE, side), "factor", side, cost=2)
+
+    def shifted(self, axis: int, by: int) -> Term:
+        """The entries one step further along an axis, or one back, and a zero at the end that is left."""
+        widths = tuple(((1, 0) if by > 0 else (0, 1)) if k == axis else (0, 0) for k in range(len(self.shape)))
+        index = ", ".join([":"] * axis + [":-1" if by > 0 else "1:"])
+        return Term(f"{self.jnp}.pad({{0}}, {widths[0] if len(widths) == 1 else widths})[{index}]")
 
     # ----------------------------------------------------------------------------------------------------- values
 

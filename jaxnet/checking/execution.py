@@ -91,6 +91,17 @@ def seeded(subject: Subject, points: Sequence[tuple]) -> list[tuple]:
     return [(args, tangents(args)) for args, _ in points]
 
 
+def near(subject: Subject, points: Sequence[tuple]) -> list[tuple]:
+    """The first point, and for each of the others one near it, with the other's cotangent."""
+    first, *others = points
+    leaves, rng = leaves_of(first[0], subject.fixed), np.random.default_rng(0)
+
+    def moved(value: Any) -> jax.Array:
+        return on_device(np.asarray(value) * rng.uniform(0.95, 1.05, np.shape(value)), value.dtype)
+
+    return [first, *((leaves.tree([moved(value) for value in leaves.values]), d_out) for _, d_out in others)]
+
+
 @dataclass(eq=False)
 class Execution:
     """A program run at several points: its inputs, its values by number, its outputs.
@@ -208,8 +219,12 @@ class Execution:
             if there and isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
                 steps = self.steps(number)
                 if steps >= 0:
-                    found.setdefault((steps, value.shape, value.tobytes()), number)
+                    found.setdefault((steps, value.shape, self.bits(number)), number)
         return list(found.values())
+
+    def bits(self, number: int) -> tuple[bytes, ...]:
+        """A value at every point: two that are equal at one may differ at another."""
+        return tuple(np.asarray(values.get(number, 0.0)).tobytes() for values in self.values)
 
     @cached_property
     def uses(self) -> Uses:

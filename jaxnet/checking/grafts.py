@@ -45,6 +45,7 @@ def writer_at(scope: Scope, values: Sequence[dict[int, Any]], other: OtherShape 
             names.append((atom.text, tuple(atom.shape), found))
     modules = place.mark.source.modules
     lax = next((text if m is jax.lax else f"{text}.lax" for text, m in modules.items() if m in (jax, jax.lax)), "")
+    lax = lax or ("" if "jax" in modules else "jax.lax")  # the patch imports it
     sizes = sizes_in(scope, other) if other is not None else []
     return Writer(aligned.reference, names, scope.numbers, sizes, other, steps, scope.jnp, lax)
 

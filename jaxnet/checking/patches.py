@@ -86,6 +86,8 @@ def cause(edit: Edit, before: str) -> str:
             return f"a term is missing in {before}" + (f": {edit.what}" if brief else "")
         case "order":
             return f"the entries of {before} are in another order"
+        case "shifted":
+            return f"the entries of {before} stand one step off"
     if (said := too_much(before, edit.text)) is not None and brief:
         return said
     if edit.cost > CLEAR or not brief:
@@ -127,17 +129,18 @@ def same(one: Change, other: Change) -> bool:
 def as_repair(found: Sequence[Found], equal: Sequence[Found]) -> Repair:
     """Edits as a repair."""
     first = found[0]
+    every = [each.change for each in found]
+    every += author.imports_of(every)
     return Repair(
         first.change.source.file,
         first.change.line,
         first.before,
         first.change.text,
-        patch([each.change for each in found]),
+        patch(every),
         "; and ".join(each.cause for each in found),
-        tuple(dict.fromkeys(patch([each.change]) for each in equal)),
+        tuple(dict.fromkeys(patch([each.change, *author.imports_of([each.change])]) for each in equal)),
         author.changed_text(
-            first.change.source,
-            [shown(each.change) for each in found if each.change.source.file == first.change.source.file],
+            first.change.source, [shown(each) for each in every if each.source.file == first.change.source.file]
         ).decode(),
     )
 

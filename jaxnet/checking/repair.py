@@ -155,8 +155,7 @@ class RepairSearch:
                 break
             if self.holds(edit, effect, first=0):
                 hits.append(self.hit(edit, effect))
-        best = min((hit.cost for hit in hits), default=most)
-        if best > SHORT:
+        if (best := min((hit.cost for hit in hits), default=most)) > SHORT:
             hits += self.found_in_text(goal, SHORT if hits else best)
         return sorted(hits, key=lambda hit: hit[:4])
 

@@ -269,7 +269,7 @@ class Writer(Naming):
         if any(low < 0 or high < 0 for low, high, _ in widths):
             cut = [f"{max(-low, 0) or ''}:{min(high, 0) or ''}" for low, high, _ in widths]
             text = f"{bracketed(text)}[{', '.join(cut)}]"
-        grown = tuple((max(low, 0), max(high, 0)) for low, high, _ in widths)
+        grown = tuple((int(max(low, 0)), int(max(high, 0))) for low, high, _ in widths)
         return Written(f"{self.library}.pad({text}, {grown})" if any(map(any, grown)) else text, shape)
 
     def write_concatenate(self, params, inputs, shapes, shape) -> Written:

@@ -64,7 +64,9 @@ class NumpyEvaluation(Evaluation):
         self.values[number] = value
         if number in self.changes:
             new = np.asarray(self.changes[number](self.values))
-            self.values[number] = np.broadcast_to(new.astype(value.dtype, copy=False), np.shape(value))
+            self.values[number] = np.broadcast_to(
+                new.astype(value.dtype, casting="same_kind", copy=False), np.shape(value)
+            )
 
     def operation(self, operation: Operation, values: Sequence) -> Sequence:
         """The results of an operation without bodies."""
@@ -253,10 +255,13 @@ def split(params: dict, a: Any) -> list:
 
 
 def padded(params: dict, a: Any, fill: Any) -> Any:
-    """pad, outside alone"""
-    if any(low < 0 or high < 0 or inside for low, high, inside in params["padding_config"]):
-        return None
-    return np.pad(a, [config[:2] for config in params["padding_config"]], constant_values=fill)
+    """pad, between the entries too; a negative width takes entries away"""
+    low, high, inside = np.array(params["padding_config"]).reshape(a.ndim, 3).T
+    spread = a.shape + np.maximum(np.array(a.shape) - 1, 0) * inside
+    first = np.maximum(low, 0)
+    out = np.full(first + spread + np.maximum(high, 0), fill, a.dtype)
+    out[tuple(map(slice, first, first + spread, inside + 1))] = a
+    return out[tuple(map(slice, np.maximum(-low, 0), out.shape - np.maximum(-high, 0)))]
 
 
 def window(a: Any, sizes: Any, starts: Any) -> tuple[slice, ...]:
@@ -302,6 +307,7 @@ NUMPY: dict[str, Callable] = {
         }.items()
     },
     "name": lambda params, a: a,
+    "optimization_barrier": lambda params, *xs: list(xs),
     "one_minus_square": lambda params, a: 1 - a * a,
     "rsqrt": lambda params, a: 1 / np.sqrt(a),
     "logistic": lambda params, a: 1 / (1 + np.exp(-a)),
