@@ -34,6 +34,9 @@ import numpy as np
 import typer
 from jax.core import Tracer
 
+from experiments.in_the_wild_declared import POINTS as DECLARED_POINTS
+from experiments.in_the_wild_kernels import POINTS as KERNELS
+from experiments.in_the_wild_kernels import interpreted
 from experiments.in_the_wild_others import POINTS as OTHERS
 from experiments.in_the_wild_points import POINTS as FIRST
 from experiments.in_the_wild_points import Point, between, normal, spectrum
@@ -47,7 +50,7 @@ NAMESPACE: dict[str, Any] = {
     "p": between(0.5, 3, 4), "q": between(0.5, 3, 4, seed=1), "A": normal(4, 4), "S": spectrum(0),
     "between": between, "normal": normal,
 }  # fmt: skip
-POINTS = FIRST | OTHERS
+POINTS = FIRST | OTHERS | KERNELS | DECLARED_POINTS
 SECONDS = 60  # of CPU time, that one rule or line may take
 RIGHT, DECLARED, NOT_ASKED, CRASH = "right", "as declared", "not asked", "CRASH"
 WRAPPERS = "jax._src.custom_derivatives", "equinox._ad", "keras.src.backend.jax.core"  # around `fun` or `fn`
@@ -213,7 +216,7 @@ def run_calls(lines: str) -> tuple[list[Found], list[str]]:
         for line in filter(None, map(str.strip, lines.splitlines())):
             known, imports = len(calls), " import " in f" {line}" or line.split("=")[0].strip().isidentifier()
             try:
-                with limited(SECONDS):
+                with limited(SECONDS), interpreted():
                     exec(line, scope)
                     if len(calls) == known and not imports:
                         with jax.disable_jit():
@@ -330,7 +333,7 @@ def judged(found: Found, point: Point) -> tuple[str, str]:
     if point.args is None:
         return NOT_ASKED, point.note
     try:
-        with limited(SECONDS):
+        with limited(SECONDS), interpreted():
             report = check(
                 point.through or found.rule,
                 *point.args(),

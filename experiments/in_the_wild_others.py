@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.in_the_wild_points import TPU, Point, between, matrices, normal, one, root_in_closed_form, spectrum
+from experiments.in_the_wild_points import Point, between, matrices, normal, one, root_in_closed_form, spectrum
 
 constant = jax.lax.stop_gradient
 TFP = "tensorflow_probability.substrates.jax"
@@ -63,6 +63,17 @@ def sampled(sampler: str, cdf: Callable, shape, *given):
     """The reference of a sampler of TensorFlow Probability: of its parameters, and a seed at the end."""
     *params, seed = given
     return moved(part(f"{TFP}.distributions.{sampler}")(shape, *constant(params), seed), cdf, *params)
+
+
+def gamma_sample(concentration: jax.Array, rate: jax.Array) -> jax.Array:
+    """TensorFlow Probability's sample of a gamma distribution."""
+    return part(f"{TFP}.distributions:Gamma")(concentration, rate).sample(seed=jax.random.PRNGKey(0))
+
+
+def moved_gamma(concentration: jax.Array, rate: jax.Array) -> jax.Array:
+    """Its reference: the distribution function is P(concentration, rate x)."""
+    cdf = lambda x, a, rate: jax.scipy.special.gammainc(a, rate * x)  # noqa: E731
+    return moved(gamma_sample(concentration, rate), cdf, concentration, rate)
 
 
 def in_box() -> tuple[jax.Array, jax.Array]:
@@ -201,6 +212,19 @@ def backsolved(y0: jax.Array, rate: jax.Array) -> jax.Array:
     ).ys[0]  # fmt: skip
 
 
+def stepped(y0: jax.Array, rate: jax.Array) -> jax.Array:
+    """The same equation by bijx."""
+    ends = jnp.array([0.0, 1.0])
+    return part("bijx.solvers:_rk4_odeint")(lambda y, t, rate: -rate * y * t, 0.02, y0, ends, rate)
+
+
+def stepped_on_manifold(y0: jax.Array, rate: jax.Array) -> jax.Array:
+    """The same by bijx' other solver, on a flat manifold."""
+    cg = part("bijx.cg")
+    flat = cg.Euclidean()
+    return cg.crouch_grossmann(lambda t, y, rate: -rate * y * t, y0, rate, 0.0, 1.0, 0.02, flat, flat, cg.CG3)
+
+
 def bessel_of_held_order(order, x):
     """Galsim's K_ν(x), ν held constant."""
     return part("jax_galsim.bessel:_kv_impl")(constant(order), x)
@@ -242,6 +266,32 @@ def winner(x):
 def convolution(lhs, rhs):
     """The same by jax."""
     return jax.lax.conv_general_dilated(lhs, rhs, (2, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def least_eigenvalues(solved: bool, diagonal: jax.Array, upper: jax.Array) -> jax.Array:
+    """The two least eigenvalues of a symmetric matrix of 3 × 3 blocks, by solvax or as a whole."""
+    diagonal = (diagonal + jnp.swapaxes(diagonal, 1, 2)) / 2
+    if solved:
+        bands, zero, eye = (jnp.zeros_like(upper), diagonal, upper), jnp.zeros_like(upper), jnp.eye(2)
+        unit = zero, jnp.broadcast_to(eye, diagonal.shape), zero
+        return part("solvax.eigen:generalized_eigenpairs")(bands, unit, -9.0, count=2, tol=1e-5).values
+    whole = jax.scipy.linalg.block_diag(*diagonal)
+    for k in range(2):
+        whole = whole.at[2 * k : 2 * k + 2, 2 * k + 2 : 2 * k + 4].set(upper[k])
+        whole = whole.at[2 * k + 2 : 2 * k + 4, 2 * k : 2 * k + 2].set(upper[k].T)
+    return jnp.linalg.eigvalsh(whole)[:2]
+
+
+def largest_eigenvalue(solved: bool, S: jax.Array) -> jax.Array:
+    """The largest eigenvalue of a symmetric matrix, by solvax or as a whole."""
+    if not solved:
+        return jnp.linalg.eigvalsh((S + S.T) / 2)[-1]
+    module, n = part("solvax.sparse_direct"), len(S)
+    pattern = module.CsrPattern(np.arange(n + 1) * n, np.tile(np.arange(n), n), (n, n))
+    found = module.sparse_eigenvalue(
+        lambda S, x: (S + S.T) / 2 @ x, S, pattern, S.reshape(-1), 20.0, candidates=2, residual_tolerance=1e-3
+    )
+    return found.value.real
 
 
 def softmax_alone(x, normalize):
@@ -293,6 +343,14 @@ POINTS: dict[str, Point] = {
        for name in ("pf", "slogpf")},
     "diffrax._adjoint._loop_backsolve": Point(
         lambda: (between(0.5, 2, 3), between(0.3, 1.5, 3, seed=1)), through=backsolved,
+        reference=lambda y0, rate: y0 * jnp.exp(-rate / 2), tolerance=1e-3, note="within the solver's own error",
+    ),
+    "bijx.cg._crouch_grossmann": Point(
+        lambda: (between(0.5, 2, 3), between(0.3, 1.5, 3, seed=1)), through=stepped_on_manifold,
+        reference=lambda y0, rate: y0 * jnp.exp(-rate / 2), tolerance=1e-3, note="within the solver's own error",
+    ),
+    "bijx.solvers._rk4_odeint": Point(
+        lambda: (between(0.5, 2, 3), between(0.3, 1.5, 3, seed=1)), through=stepped,
         reference=lambda y0, rate: y0 * jnp.exp(-rate / 2), tolerance=1e-3, note="within the solver's own error",
     ),
     "jax_galsim.bessel.kv": Point(
@@ -353,12 +411,21 @@ POINTS: dict[str, Point] = {
     "qwix._src.core.ragged_dot_qt.ragged_dot_qt": Point(None, note="it always rounds: no autodiff to hold it against"),
     "s2fft.transforms.c_backend_spherical.ssht_forward": Point(None, note="needs a library in C"),
     "s2fft.transforms.c_backend_spherical.ssht_inverse": Point(None, note="needs a library in C"),
+    "solvax.direct._block_thomas_truncated_bounded": Point(
+        lambda: (0.3 * normal(6, 3, 3), normal(6, 3, 3, seed=1) + 5 * jnp.eye(3), 0.3 * normal(6, 3, 3, seed=2),
+                 normal(2, 3), 2, 4)
+    ),
+    "solvax.eigen._attach": Point(
+        lambda: (3 * normal(3, 2, 2), normal(3, 2, 2, seed=1)), tolerance=1e-3,
+        through=partial(least_eigenvalues, True), reference=partial(least_eigenvalues, False),
+    ),
+    "solvax.sparse_direct._eigenvalue": Point(
+        lambda: (spectrum(0),), tolerance=1e-3,
+        through=partial(largest_eigenvalue, True), reference=partial(largest_eigenvalue, False),
+    ),
     "tokamax._src.benchmarking._optimization_barrier": matrices(4, 5),
     "tokamax._src.ops.attention.base._softmax": SOFTMAX,
     "tokamax._src.ops.flex_attention.base._softmax": SOFTMAX,
-    "tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_kernel._splash_attention_custom": Point(
-        None, note=TPU
-    ),
     "tensorflow_probability.python.internal.backend.jax.numpy_math._minimum_": Point(
         lambda: (normal(4, 5), normal(4, 5, seed=1))
     ),
@@ -369,6 +436,10 @@ POINTS: dict[str, Point] = {
     **tfp("internal.custom_gradient._prevent_gradient_helper", Point(None, note=NO_GRADIENT)),
     **tfp("internal.distribute_lib.rwb_pbroadcast", Point(None, note=AXIS)),
     **tfp("internal.distribute_lib.rwb_psum", Point(None, note=AXIS)),
+    **tfp("distributions.gamma._random_gamma_gradient", Point(
+        lambda: (between(0.5, 3, 4), between(0.5, 3, 4, seed=1)), tolerance=1e-3, note=SAMPLER,
+        through=gamma_sample, reference=moved_gamma,
+    )),
     **sampler("inverse_gaussian:_random_inverse_gaussian_gradient", inverse_gaussian_cdf),
     **sampler("two_piece_normal:_two_piece_normal_sample_with_gradient", two_piece_normal_cdf),
     **sampler("von_mises:_von_mises_sample_with_gradient", von_mises_cdf),

@@ -184,7 +184,6 @@ SPECIAL = "jax.scipy.special"
 HIDDEN = "jax._src.scipy.special"
 LINALG = "jax._src.numpy.linalg"
 GPU = "needs a GPU"
-TPU = "needs a TPU"
 
 POINTS: dict[str, Point] = {
     "jax.nn.relu": one(-2, 2),
@@ -260,12 +259,10 @@ POINTS: dict[str, Point] = {
             False,
         ),
     ),
-    f"{PALLAS}.tpu.flash_attention._flash_attention": Point(None, note=TPU),
     f"{PALLAS}.tpu.megablox.gmm": Point(groups, reference=grouped),
     f"{PALLAS}.tpu.splash_attention.splash_attention_kernel._attention_reference_custom": Point(
         lambda: tuple(normal(6, 4, seed=k) for k in range(3)), through=masked_scores, reference=plain_attention
     ),
-    f"{PALLAS}.tpu.splash_attention.splash_attention_kernel._splash_attention_custom": Point(None, note=TPU),
     "jax.experimental.rnn.lstm": Point(None, note=GPU),
     "jax._src.cudnn.fused_attention_stablehlo._dot_product_attention": Point(None, note=GPU),
     "jax._src.cudnn.fused_attention_stablehlo._dot_product_attention_fp8": Point(None, note=GPU),

@@ -79,13 +79,19 @@ def point(runs: Runs, where: Points, seed: int, how: str = "plain") -> tuple[tup
 
 
 def inside_unit(runs: Runs, values: Sequence, seed: Sequence) -> float | None:
-    """The coarsest unit that the rule computes in at these dtypes; None where it does not run."""
-    rule = runs.function("rule", values, seed)
-    try:
-        program = jax.make_jaxpr(lambda v, s: rule(v, s, runs.leaves.rest))(list(values), list(seed))
-    except Exception:  # the user's rule may raise anything; its failure is told where it is compared
-        return None
-    if isinstance(rule, WidenedFunction):
+    """The coarsest unit that the rule computes in at these dtypes; None where it does not run.
+
+    A rule that is widened rounds nowhere: then it is the reference's, that may name a dtype.
+    """
+    for which in ("rule", "expected"):
+        function = runs.function(which, values, seed)
+        try:
+            program = jax.make_jaxpr(function)(list(values), list(seed), runs.leaves.rest)
+        except Exception:  # the user's rule may raise anything; its failure is told where it is compared
+            return None
+        if not isinstance(function, WidenedFunction):
+            break
+    else:
         return unit_of(jnp.float64)
     return max((unit_of(dtype) for dtype in float_dtypes(program)), default=unit_of(jnp.float64))
 

@@ -241,3 +241,22 @@ def test_a_tolerance_is_for_the_properties_too():
     off.defvjp(lambda x: (jnp.sin(x), x), lambda x, d_out: (1.0005 * d_out * jnp.cos(x),))
     assert check(off, "float32[4]", tolerance=2e-3, precise=False, **{**QUICK, "also": True}).ok
     assert not check(off, "float32[4]", tolerance=1e-5, precise=False, **QUICK).ok
+
+
+def test_a_reference_that_names_its_dtype_is_no_finer_than_that():
+    """Its rule does not trace in float64, where it is widened; the reference still rounds to float32."""
+
+    def divergence(x, y):
+        q, p = (jax.nn.log_softmax(each.astype(jnp.float32)) for each in (x, y))
+        return (jnp.exp(p) * (p - q)).sum(-1).astype(jnp.float32)
+
+    def backward(saved, g):
+        x, y = map(jax.nn.softmax, saved)
+        return ((x - y) * g[:, None]).astype(jnp.float32), None
+
+    rule = jax.custom_vjp(divergence)
+    rule.defvjp(lambda x, y: (rule(x, y), (x, y)), backward)
+    x, y = (np.random.default_rng(seed).standard_normal((4, 5)).astype(np.float32) for seed in (22, 1))
+    report = check(lambda x: rule(x, y), x, inside=False, **QUICK)
+    assert report.ok, str(report)
+    assert any("rounds to float32 inside" in note for note in report.notes)
