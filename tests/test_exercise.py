@@ -101,7 +101,7 @@ MISTAKES = {
     "no gradient of the bias": (PLAIN, "db3", "0 * delta3", "it is zero"),
     "cross-entropy without the class": ((sigmoid, None, softmax_cross_entropy), "delta3", "softmax(z3)",
                                         "y is to be subtracted"),
-    "the sign": (PLAIN, "delta3", "(y-a3) * s'(z3)", "−1.0000 times δ³"),
+    "the sign": (PLAIN, "delta3", "(y-a3) * s'(z3)", "the sign is turned: it is −δ³"),
     "a slope too much": ((sigmoid, sigmoid, binary_cross_entropy), "delta3", "(a3-y) * s'(z3)", "s'(z3) is too much"),
     "the diagonal of softmax": ((sigmoid, softmax), "delta3", "a3*(1-a3)*(a3-y)", "every a depends on every z"),
     "the error left out": (PLAIN, "delta2", "s'(z2)", "it is to be multiplied by da2"),

@@ -25,7 +25,7 @@ def plan_of(*overrides, devices="cpu:1", **document):
 def test_a_plan_counts_what_a_step_takes():
     batch, sizes = 16, [(8, 5), (3, 8)]
     optimizer = {"name": "adam", "learning_rate": 0.1}
-    plan, text = plan_of(train={"epochs": 1, "batch": batch, "optimizer": optimizer})
+    plan, program = plan_of(train={"epochs": 1, "batch": batch, "optimizer": optimizer})
     numbers = sum(out * inputs + out for out, inputs in sizes)
     assert plan.parameters == 4 * numbers
     assert plan.optimizer == 2 * 4 * numbers + 4  # two moments and a count
@@ -33,7 +33,7 @@ def test_a_plan_counts_what_a_step_takes():
     assert plan.flops == pytest.approx(2 * batch * 3 * sum(o * i for o, i in sizes))  # forward, dx and dW
     assert plan.exchanges == {}
     assert plan.peak >= plan.parameters + plan.optimizer
-    assert "ENTRY" in text
+    assert "ENTRY" in program.as_text()
 
 
 def test_a_plan_on_a_mesh_is_of_each_device():
