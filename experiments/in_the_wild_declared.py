@@ -75,7 +75,7 @@ def quadratic_programs() -> dict[str, Point]:
         found[solve.replace(":", ".")] = Point(
             lambda: (spectrum(0), normal(4), jnp.ones((1, 4)), jnp.array([0.2]), *box()),
             through=lambda *args, solve=solve: part(solve)(*args),
-            intended=lambda *args: smoothed(*args, jnp.full(4, 0.05)), tolerance=5e-3, note=note,
+            intended=lambda *args: smoothed(*args, x=jnp.full(4, 0.05)), tolerance=5e-3, note=note,
         )  # fmt: skip
         found[elastic.replace(":", ".")] = Point(
             lambda: (spectrum(0), normal(4), *box()),
