@@ -132,7 +132,7 @@ def dequantised(kind: str, x: jax.Array) -> jax.Array:
 
 
 def clipped(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """What rounding to 8 bits between two bounds is, passed straight through: the clipping to the nearest steps."""
+    """Rounding to 8 bits between two bounds, passed straight through: the clipping to the nearest steps."""
     step = (high - low) / 255
     least = -jnp.floor(-low / step + 0.5) * step
     return jnp.where(x <= least, low, jnp.where(x >= least + 255 * step, high, x))

@@ -164,7 +164,10 @@ def sharded(place: str, specs: str, out: str, *more: Any) -> Callable:
 
     def call(*arrays):
         mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
-        each = lambda *own: part(place)(*own, *more)  # noqa: E731
+
+        def each(*own):
+            return part(place)(*own, *more)
+
         return jax.shard_map(each, mesh=mesh, in_specs=tuple(map(spec.get, specs)), out_specs=spec[out])(*arrays)
 
     return call
@@ -186,7 +189,7 @@ def soft_labels() -> jax.Array:
 
 
 def held_second(rule: Callable, second: Callable, *more: Any) -> Callable:
-    """A loss of logits and of what its rule holds constant."""
+    """A loss of logits, and of a second argument that its rule holds constant."""
     return lambda logits: rule(logits, second(), *more)
 
 
@@ -208,19 +211,23 @@ def divergence_on_two(student: jax.Array) -> jax.Array:
     return sharded(place, "cc.", ".", "d")(student, normal(6, 8, seed=3), jnp.array(WEIGHTS, jnp.float32))
 
 
-LOGITS = lambda: (normal(6, 8),)  # noqa: E731
+def some_logits() -> tuple[jax.Array]:
+    """Logits of six rows and eight classes."""
+    return (normal(6, 8),)
+
+
 TWO = "on two devices; labels, teacher and weights are held constant"
 COLLECTIVES = {
     f"{EJ}._xla.fused_cross_entropy._xla_impl_fwd._fused_ce_core_tp": Point(
-        LOGITS, through=by_labels, reference=cross_entropy, note=TWO
+        some_logits, through=by_labels, reference=cross_entropy, note=TWO
     ),
     f"{EJ}._xla.fused_cross_entropy._xla_impl_fwd._fused_soft_ce_core_tp": Point(
-        LOGITS, note=TWO, reference=lambda z: -(soft_labels() * jax.nn.log_softmax(z)).sum(-1),
+        some_logits, note=TWO, reference=lambda z: -(soft_labels() * jax.nn.log_softmax(z)).sum(-1),
         through=held_second(sharded(f"{EJ}._xla.fused_cross_entropy._xla_impl_fwd:_fused_soft_ce_core_tp", "cc", ".",
                                     "d"), soft_labels),
     ),
     f"{EJ}._xla.fused_kl_divergence._xla_impl_fwd._fused_kl_core_tp": Point(
-        LOGITS, through=divergence_on_two, reference=divergence, note=TWO
+        some_logits, through=divergence_on_two, reference=divergence, note=TWO
     ),
     f"{EJ}._xla.all_gather_matmul._xla_impl_fwd._all_gather_matmul_core": Point(
         lambda: (normal(6, 4), normal(4, 8, seed=1)), reference=jnp.matmul, note="on two devices",

@@ -72,7 +72,10 @@ def gamma_sample(concentration: jax.Array, rate: jax.Array) -> jax.Array:
 
 def moved_gamma(concentration: jax.Array, rate: jax.Array) -> jax.Array:
     """Its reference: the distribution function is P(concentration, rate x)."""
-    cdf = lambda x, a, rate: jax.scipy.special.gammainc(a, rate * x)  # noqa: E731
+
+    def cdf(x, a, rate):
+        return jax.scipy.special.gammainc(a, rate * x)
+
     return moved(gamma_sample(concentration, rate), cdf, concentration, rate)
 
 

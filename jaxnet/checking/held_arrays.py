@@ -1,4 +1,4 @@
-"""The arrays that an object holds: found, and matched by name and shape; what a call has appended is taken away."""
+"""The arrays that an object holds: found, matched by name and shape, and freed of entries that a call appended."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def matched(wanted: dict[str, Any], offered: dict[str, Any]) -> dict[str, str]:
 
 
 def shorten(thing: Any, before: Any, depth: int = 0) -> None:
-    """Takes from the lists of an object what a call has appended to them; lists of objects stay."""
+    """Takes away the entries that a call appended to an object's lists; lists of objects stay."""
     if isinstance(thing, list) and isinstance(before, list):
         if not any(hasattr(each, "__dict__") for each in thing):
             del thing[len(before) :]

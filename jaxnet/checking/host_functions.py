@@ -18,6 +18,8 @@ from jax.core import Tracer
 from jaxnet.checking.author import functions_of
 from jaxnet.checking.subject import Tree, is_array
 
+STEP = 1e-4  # of central differences in float64
+
 
 def on_host(function: Callable, sample: tuple = ()) -> OnHost:
     """`function` as a JAX function that calls it, so it may be compiled and mapped, and has no derivative.
@@ -36,7 +38,7 @@ def on_host(function: Callable, sample: tuple = ()) -> OnHost:
 
 @dataclass(frozen=True, eq=False)
 class OnHost:
-    """A function of NumPy: called with arrays, it runs at once; what JAX traces, it is called back for."""
+    """A function of NumPy: with arrays it runs at once, with traced values JAX calls it back."""
 
     function: Callable
     known: tuple
@@ -87,6 +89,16 @@ def with_same_draws(function: Callable) -> Callable:
             return function(*args)
 
     return call
+
+
+def slope_along(function: Callable[[Sequence], Any], at: Sequence, directions: Sequence) -> float:
+    """The slope of a number, `function(values)`, along directions: its central difference.
+
+    >>> round(slope_along(lambda values: values[0] ** 2, [3.0], [1.0]), 6)
+    6.0
+    """
+    up, down = (function([x + h * d for x, d in zip(at, directions, strict=True)]) for h in (STEP, -STEP))
+    return float(up - down) / (2 * STEP)
 
 
 def is_held(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How NumPy classes call a backward pass, and what one that takes no cotangent is the derivative of."""
+"""Tables for NumPy classes: the arguments of a backward pass, and the cost that one without a cotangent belongs to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RATE = ", learning_rate"
 
 
 class Cost(NamedTuple):
-    """What a backward pass without a cotangent is the derivative of: (object, out, target) -> a number, in words."""
+    """The cost that a backward pass without a cotangent belongs to: (object, out, target) -> a number, in words."""
 
     words: str
     value: Callable[[Any, Any, Any], Any]
@@ -58,7 +58,7 @@ OF_TARGETS = [
 
 
 def costs(thing: Any, out: Any, inputs: Sequence, takes: int) -> list[Cost]:
-    """What a backward pass without a cotangent may be the derivative of; forward takes the first inputs."""
+    """The costs that a backward pass without a cotangent may belong to; forward takes the first `takes` inputs."""
     if takes == len(inputs):
         entries = np.ndim(out) == 0 or np.shape(out) in map(np.shape, inputs)  # a cost, or a function of each entry
         losses = np.size(out) == len(out) if np.ndim(out) else False  # one for each example

@@ -1,10 +1,10 @@
 """Layers, losses and networks written as NumPy classes: an object with a forward and a backward method.
 
-A parameter is an array of the object that changes the output. Its gradient is an array of its shape that the backward
-pass returns or writes, and that has its name in the name (dW, grads["W"], W_grad); or, where backward moves the
-parameter, the step. Every call runs on a copy of the object, so gradients that add up, and buffers that are written to,
-start anew.
-Of the ways to call the backward pass the one is taken by which most gradients are right.
+A parameter is an array of the object that changes the output. Its gradient is an array of the same shape that the
+backward pass returns or writes under a name like the parameter's (dW, grads["W"], W_grad). Where backward moves the
+parameter, its gradient is the step. Every call runs on a copy of the object, so that sums and buffers start anew.
+Classes call their backward pass in many ways. All are tried, and the one that makes the most gradients right is taken.
+The report names it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxnet.checking.differentiation import raised
 from jaxnet.checking.held_arrays import arrays_in, matched, shorten
-from jaxnet.checking.host_functions import same_draws
+from jaxnet.checking.host_functions import same_draws, slope_along
 from jaxnet.checking.numpy_conventions import (
     OF_A_COST,
     OF_A_NETWORK,
@@ -52,7 +52,7 @@ INPUT_GRADIENT = "dinputs"  # where a backward pass that returns nothing leaves 
 RATES = ("lr", "learning_rate", "eta", "alpha")
 LIBRARIES = ("jaxnet", "jax", "jaxlib", "torch", "flax", "equinox", "numpy")
 TARGET = re.compile(r"target|label|true|actual|expected|^y$|^t$")
-STEP, NEAR, ZERO = 1e-4, 1e-3, 1e-7
+NEAR, ZERO = 1e-3, 1e-7  # relative errors of a slope; slopes below the second tell nothing
 LARGE = 2.0**20  # a learning rate so large that the parameter does not round the step
 
 
@@ -157,7 +157,7 @@ class UnlikeArgumentsError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class BackwardCall:
-    """A way to call the backward pass, and where each gradient is then: in what it returns, or in the object."""
+    """A way to call the backward pass, and the place of each gradient: among the results, or in the object."""
 
     layer: NumpyLayer
     count: int  # of the inputs, targets included
@@ -166,7 +166,7 @@ class BackwardCall:
     cotangents: int  # how many the backward pass takes; 0 for a derivative
     names: tuple[str, ...]
     cost: Cost = OUT
-    places: dict[str, str] = None  # type: ignore[assignment]  # by argument; of a parameter that is moved, itself
+    places: dict[str, str] = field(default_factory=dict)  # by argument; of a parameter that is moved, itself
 
     def called_as(self) -> str:
         """The call, in words."""
@@ -184,7 +184,7 @@ class BackwardCall:
         return out if self.cost.factor == 1 else self.cost.factor * out, (thing, args, outs)
 
     def gives(self, thing: Any, args: Sequence, outs: Sequence, d_outs: Sequence) -> dict[str, Any]:
-        """What the backward pass returns, by place."""
+        """The results of the backward pass, by place."""
         inputs, takes = args[: self.count], self.layer.takes
         backward = getattr(thing, self.layer.backward)
         try:
@@ -219,7 +219,7 @@ class BackwardCall:
         return tuple(map(gradient, self.names))
 
     def changes(self, args: Sequence, d_outs: Sequence) -> dict[str, Any]:
-        """By place, all that the backward pass returns, or changes in the object."""
+        """By place, the results of the backward pass, and the arrays that it changes in the object."""
         args = copy.deepcopy(args)
         thing = self.layer.copied(args[self.count :])
         outs = self.layer.outputs(thing, args[: self.count])
@@ -291,8 +291,10 @@ def gradients(way: BackwardCall, inputs: Sequence, found: dict[str, Any]) -> Ite
 
 
 def held_up(way: BackwardCall, args: Sequence) -> tuple[tuple[int, int], BackwardCall]:
-    """How many gradients are right along a random direction, of how many of the right shape; and the call, with the
-    factor of its cost by which most are."""
+    """(right gradients, gradients of the right shape), and the call with the factor of its cost that suits most.
+
+    A gradient is right where it gives the slope along a random direction.
+    """
     rng = np.random.default_rng(2)
     out, saved = way.forward(*copy.deepcopy(args))
     if way.cost.words and np.ndim(out):
@@ -308,8 +310,8 @@ def held_up(way: BackwardCall, args: Sequence) -> tuple[tuple[int, int], Backwar
     for k, (grad, value) in enumerate(zip(grads, args, strict=True)):
         if grad is not None and np.shape(grad) == np.shape(value):
             direction = rng.standard_normal(np.shape(value))
-            up, down = ([*args[:k], value + step * direction, *args[k + 1 :]] for step in (STEP, -STEP))
-            slopes.append((float(np.sum(grad * direction)), (cost(up) - cost(down)) / (2 * STEP)))
+            slope = slope_along(lambda at, k=k: cost([*args[:k], *at, *args[k + 1 :]]), [value], [direction])
+            slopes.append((float(np.sum(grad * direction)), slope))
 
     def right(factor: float) -> int:
         return sum(abs(g - factor * e) <= NEAR * max(abs(g), abs(factor * e)) for g, e in slopes if abs(g) > ZERO)
@@ -427,7 +429,7 @@ def rule_of_layer(thing: Any, inputs: Tree) -> tuple[LayerRule, tuple]:
         layer = built(layer, inputs)
     except CannotCheckError:
         raise
-    except Exception as error:
+    except Exception as error:  # the user's forward pass may raise anything
         raise CannotCheckError(f"{forward} must run on these inputs, but it raises {raised(error)}") from error
     way = way_of(layer, inputs)
     unseen = [name for name in layer.params if name not in way.places]

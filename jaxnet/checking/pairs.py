@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,15 @@ from jaxnet.checking.differentiation import (
     ones_for,
     short,
 )
-from jaxnet.checking.host_functions import in_jax, is_data, on_host, torch_gradients, torch_primal, with_same_draws
+from jaxnet.checking.host_functions import (
+    in_jax,
+    is_data,
+    on_host,
+    slope_along,
+    torch_gradients,
+    torch_primal,
+    with_same_draws,
+)
 from jaxnet.checking.subject import (
     CannotCheckError,
     Subject,
@@ -66,7 +74,7 @@ def why_not(run: Callable, call: Callable, args: tuple) -> str | None:
     try:
         out = abstract(call, *args)
         jax.eval_shape(lambda values: gradients_only(run, args, values, out), leaves_of(args).values)
-    except Exception as error:
+    except Exception as error:  # the user's functions may raise anything
         return short(error)
     return None
 
@@ -78,7 +86,7 @@ def traced_in_jax(run: Callable, parts: tuple, call: Callable, args: tuple) -> C
 
 
 def is_homogeneous(args: tuple, primal: Callable, _call: Callable, run: Callable) -> bool:
-    """Whether twice the cotangent gives twice the gradients: not where it is taken for what forward saved."""
+    """Whether twice the cotangent gives twice the gradients. It does not where cotangent and saved are exchanged."""
     try:
         out = leaves_of(primal(*args))
         d_out = points.random_like(out.values, 0)
@@ -102,16 +110,15 @@ def is_right(args: tuple, primal: Callable, run: Callable) -> bool:
         flat, _ = flat_gradients(leaves, grads)
         got = sum(np.sum(np.asarray(g) * v) for g, v in zip(flat, directions, strict=True) if g is not None)
         moving = [v * (g is not None) for g, v in zip(flat, directions, strict=True)]
-        up, down = (
-            sum(
-                np.sum(d * np.asarray(o))
-                for d, o in zip(d_outs, leaves_of(primal(*leaves.tree(at))).values, strict=True)
-            )
-            for at in ([x + step * v for x, v in zip(values, moving, strict=True)] for step in (1e-4, -1e-4))
-        )
+
+        def cost(at: Sequence) -> Any:
+            outs = leaves_of(primal(*leaves.tree(at))).values
+            return sum(np.sum(d * np.asarray(o)) for d, o in zip(d_outs, outs, strict=True))
+
+        expected = slope_along(cost, values, moving)
     except Exception:  # the user's functions may raise anything: that is told where they are compared
         return False
-    return bool(abs(got - (up - down) / 2e-4) <= 1e-3 * abs(got))
+    return bool(abs(got - expected) <= 1e-3 * abs(got))
 
 
 def options_in(args: tuple, run: Callable, primal: Callable) -> tuple[int, ...]:

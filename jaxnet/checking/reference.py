@@ -291,12 +291,13 @@ class Runs:
 
     def slopes(self, values, seed) -> tuple[Sequence, list[tuple[int, int]], Callable[[tuple[int, int], complex], Any]]:
         """Of a function of NumPy: its outputs; (leaf, entry) for each input; ⟨cotangent, outputs⟩ with one moved."""
-        inner = leaves_of(self.args(values), self.subject.fixed)
+        primal, inner = self.subject.primal, leaves_of(self.args(values), self.subject.fixed)
+        assert isinstance(primal, OnHost)
         inner = replace(inner, everything=tuple(np.asarray(x) if is_array(x) else x for x in inner.everything))
         parts, cotangent = inner.values, [np.asarray(s) for s in seed]
 
         def outputs(moved: Sequence) -> list[np.ndarray]:
-            leaves = jax.tree.leaves(self.subject.primal.directly(*inner.tree(moved)))  # type: ignore[attr-defined]
+            leaves = jax.tree.leaves(primal.directly(*inner.tree(moved)))
             return [leaf for leaf in leaves if why_passed_over(leaf) is None]
 
         def slope(place: tuple[int, int], step: complex) -> Any:

@@ -107,17 +107,16 @@ def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target
 
 
 def evaluated(path: str, module: Any, place: str) -> Any:
-    """What an expression is in a module: a name, `Dense(3, 4)`, a pair `relu, relu_backward`."""
+    """An expression's value in a module: a name, `Dense(3, 4)`, a pair `relu, relu_backward`."""
     try:
-        thing = eval(path, vars(module))
+        return eval(path, vars(module))
     except (NameError, AttributeError) as error:
         within = error.obj if isinstance(error, AttributeError) else module
         near = difflib.get_close_matches(error.name or "", [n for n in dir(within) if not n.startswith("__")], 3, 0.5)
         said = f": did you mean {', '.join(near)}?" if near else ""
         raise CannotCheckError(f"{place} has no {error.name!r}{said}") from error
-    except Exception as error:
+    except Exception as error:  # the user's constructor may raise anything
         raise CannotCheckError(f"{path} in {place} must be a name or a call, but it raises {raised(error)}") from error
-    return thing
 
 
 def takes_nothing(thing: Any) -> bool:

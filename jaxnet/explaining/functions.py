@@ -123,7 +123,7 @@ def line_of(each: Any, of: str) -> Line:
 
 
 def with_index_explained(forward: Lines, backward: Lines, stepped: set[Expression]) -> tuple[Lines, Lines]:
-    """Both passes, where an index first stands with a remark on what it counts."""
+    """Both passes, with a remark where an index first stands: it counts rows, or steps."""
     lines = [*forward, *backward]
     for i, line in enumerate(lines):
         names = [each for side in (line.left, line.right) for each in side.every()

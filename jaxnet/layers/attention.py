@@ -99,6 +99,7 @@ def attend_backward_plain(
     return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
+# The axes of arrays -> results: a mesh cuts the heads, for the forms that its compiler cannot cut.
 QKV = "queries heads d, keys heads d, keys heads e"
 OUT = "queries heads e, heads queries"
 FORWARD, BACKWARD = f"{QKV} -> {OUT}", f"{QKV}, {OUT}, queries heads e -> {QKV}"

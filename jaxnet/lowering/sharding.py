@@ -61,7 +61,8 @@ def axes_of_examples(batch: Any) -> tuple[str, ...] | None:
     if shares.value is None:
         return None
     axes = shares.value.examples
-    return None if len(jax.tree.leaves(batch)[0]) % prod(shares.value.mesh.shape[name] for name in axes) else axes
+    devices = prod(shares.value.mesh.shape[name] for name in axes)
+    return axes if len(jax.tree.leaves(batch)[0]) % devices == 0 else None
 
 
 def explicit_sharding(p):

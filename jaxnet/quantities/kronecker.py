@@ -163,6 +163,8 @@ def _averaged(net: Layer, params: Tree, saved: Tree, G: jax.Array, examples: int
 
 
 def _averaged_leaf(layer: Layer, params: Tree, saved: Tree, G: jax.Array, examples: int) -> tuple[jax.Array, Tree]:
+    """Of one layer: the mean of Jᵀ Ḡ J over the examples, and A and B of each parameter."""
+
     def at_example(saved):
         def J_T(d_outs):
             return jax.vmap(lambda d_out: layer.backward(params, saved, d_out, nothing)[0])(d_outs)

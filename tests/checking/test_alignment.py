@@ -1,4 +1,4 @@
-"""The values of two programs at several points, and what a patch brings with it."""
+"""The values of two programs at several points, and the imports that a patch needs."""
 
 import jax
 import jax.numpy as jnp

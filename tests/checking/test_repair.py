@@ -144,7 +144,7 @@ def test_a_layer_of_ones_own():
 
 
 def test_a_layer_under_a_maker():
-    """What the maker keeps of the layer is not the primal."""
+    """The maker keeps the layer's functions: these do not belong to the primal."""
 
     @maker
     def scaled_tanh() -> Layer:
