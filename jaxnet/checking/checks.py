@@ -13,7 +13,7 @@ from jaxnet.checking import points
 from jaxnet.checking.agreement import CheckOptions
 from jaxnet.checking.host_functions import OnHost
 from jaxnet.checking.networks import check_network, is_network
-from jaxnet.checking.numpy_layers import is_cost_of_object, is_numpy_layer, rule_of_layer
+from jaxnet.checking.numpy_layers import kind_of_layer, rule_of_layer
 from jaxnet.checking.points import points_of
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import is_custom, subject_of
@@ -22,9 +22,9 @@ from jaxnet.checking.verdict import check_subject
 
 @contextmanager
 def settings(args: Any) -> Iterator[None]:
-    """Matmul precision at highest, so that TF32 and bfloat16 units don't blur it; float64 on where inputs are in it."""
+    """Matmul precision at highest: no TF32, no bfloat16 units. Float64 on where inputs are in it, or there are none."""
     leaves = jax.tree.leaves(args, is_leaf=points.is_spec)
-    wide = any(str(getattr(leaf, "dtype", "")) in ("float64", "complex128") for leaf in leaves)
+    wide = not leaves or any(str(getattr(leaf, "dtype", "")) in ("float64", "complex128") for leaf in leaves)
     with ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision("highest"))
         if wide:
@@ -79,10 +79,10 @@ def check(
         if is_network(rule):
             return check_network(rule, template, options, name=name, reference=reference)
         drawn = points.draw(template, seed)
-        of_class = reference is None and (is_numpy_layer(rule) or is_cost_of_object(rule, drawn))
+        of_class = reference is None and (kind := kind_of_layer(rule, drawn))
         if of_class:
-            rule, params = rule_of_layer(rule, drawn)
-            template, drawn = (*template, *params), (*drawn, *params)
+            rule, drawn, params = rule_of_layer(rule, drawn, is_cost=kind == "cost")
+            template, drawn = (*template[: len(drawn)], *params), (*drawn, *params)
         subject = subject_of(rule, drawn, reference=reference, intended=intended, kwargs=kwargs, name=name)
         named = "" if reference is None else f"reference `{getattr(reference, '__name__', 'given')}`"
         where = points_of(template)

@@ -14,17 +14,17 @@ from jaxnet.checking.subject import is_array
 MOST_DEPTH = 8
 
 
-def arrays_in(thing: Any) -> dict[str, Any]:
-    """The arrays of floats that an object holds, by path: `W`, `params['W']`, `layers[0].W`; each once."""
+def arrays_in(thing: Any, kinds: str = "f") -> dict[str, Any]:
+    """The arrays that an object holds, by path: `W`, `params['W']`, `layers[0].W`; each once. `kinds`: of dtypes."""
     found: dict[str, Any] = {}
     seen: set[int] = set()
 
     def walk(each: Any, path: str, depth: int) -> None:
         if id(each) in seen or depth > MOST_DEPTH:
             return
-        if is_array(each) and not isinstance(each, float | complex):
+        if is_array(each) and type(each) not in (float, complex):
             seen.add(id(each))
-            if np.issubdtype(each.dtype, np.floating):
+            if np.dtype(each.dtype).kind in kinds:
                 found[path.removeprefix(".")] = each
         elif isinstance(each, dict | list | tuple):
             seen.add(id(each))
@@ -40,31 +40,41 @@ def arrays_in(thing: Any) -> dict[str, Any]:
 
 
 def matched(wanted: dict[str, Any], offered: dict[str, Any]) -> dict[str, str]:
-    """For each wanted name the offered one of the same shape that has its name in it; else the only one of its shape.
+    """For each wanted name the offered one called its gradient, else the one of its shape that has its name in it.
+
+    The rest are taken in order where as many of a shape are left on both sides.
 
     >>> matched({"W": np.ones(3), "b": np.ones(2)}, {"db": np.ones(2), "grads['W']": np.ones(3)})
     {'b': 'db', 'W': "grads['W']"}
+    >>> matched({"w[0]": np.ones(3), "w[1]": np.ones(3)}, {"x[0]": np.ones(3), "x[1]": np.ones(3)})
+    {'w[0]': 'x[0]', 'w[1]': 'x[1]'}
     """
 
     def letters(path: str) -> str:
         return re.sub(r"[^a-z0-9]", "", path.lower())
 
+    def last(path: str) -> str:
+        return letters(re.findall(r"\w+", path)[-1])
+
     def likeness(name: str, other: str) -> float:
         return difflib.SequenceMatcher(None, letters(name), letters(other), autojunk=False).ratio()
 
+    called = {name: re.compile(rf"(d|grad|nabla|delta){last(name)}|{last(name)}grad(ient)?") for name in wanted}
     fitting = [
-        (letters(re.findall(r"\w+", name)[-1]) in letters(other), likeness(name, other), name, other)
+        (exact, last(name) in letters(other), likeness(name, other), name, other)
         for name, value in wanted.items()
         for other, candidate in offered.items()
-        if np.shape(value) == np.shape(candidate)
+        if (exact := bool(called[name].fullmatch(last(other)))) or np.shape(value) == np.shape(candidate)
     ]
     found: dict[str, str] = {}
-    for named in (True, False):
-        for contains, _, name, other in sorted(fitting, key=lambda each: -each[1]):
-            free = name not in found and other not in found.values()
-            alone = [n for n in offered if np.shape(offered[n]) == np.shape(wanted[name]) and n not in found.values()]
-            if free and (contains if named else len(alone) == 1):
-                found[name] = other
+    for exact, contains, _, name, other in sorted(fitting, key=lambda each: (-each[0], -each[2])):
+        if (exact or contains) and name not in found and other not in found.values():
+            found[name] = other
+    for shape in dict.fromkeys(map(np.shape, wanted.values())):
+        names = [name for name, value in wanted.items() if name not in found and np.shape(value) == shape]
+        rest = [name for name, value in offered.items() if name not in found.values() and np.shape(value) == shape]
+        if len(names) == len(rest):
+            found |= dict(zip(names, rest, strict=True))
     return found
 
 

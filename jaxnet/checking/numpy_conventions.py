@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxnet.checking.held_arrays import arrays_in
+
 OUTPUT = "output"  # where a forward pass that returns nothing leaves its output
 Arguments = Callable[[Any, Sequence, Sequence, Sequence, Sequence], Sequence]
 
@@ -28,7 +30,10 @@ OF_A_NETWORK: dict[str, Arguments] = {
     "target, out": lambda thing, x, y, outs, d: [*y, *outs[:1]],
     "out, target": lambda thing, x, y, outs, d: [*outs[:1], *y],
     "target": lambda thing, x, y, outs, d: y,
+    "[(*inputs, target)]": lambda thing, x, y, outs, d: [[(*x, *y)]],
+    "": lambda thing, x, y, outs, d: [],
 }
+WITHOUT_INPUTS: dict[str, Arguments] = {each: OF_A_COST[each] for each in ("", "out")}
 RATE = ", learning_rate"
 
 
@@ -38,12 +43,23 @@ class Cost(NamedTuple):
     words: str
     value: Callable[[Any, Any, Any], Any]
     factor: float = 1.0
+    out: int = 0  # which of the outputs
+    target: tuple[str, ...] = ()  # the array of the object that is the target, where it is no input
 
 
 def logarithms(p: Any, target: Any) -> Any:
-    """Σ target log p; labels are one-hot."""
-    of = np.eye(p.shape[-1])[target] if np.ndim(target) < np.ndim(p) else target
-    return (of * np.log(p)).sum()
+    """Σ target log p; labels are one-hot, of rows or of columns."""
+    if np.ndim(target) == np.ndim(p):
+        return (target * np.log(p)).sum()
+    rows = np.shape(p)[:-1] == np.shape(target)
+    of = np.eye(p.shape[-1 if rows else 0])[target]
+    return ((of if rows else np.moveaxis(of, -1, 0)) * np.log(p)).sum()
+
+
+def fits(out: Any, target: Any) -> bool:
+    """Whether an array may be the target of an output: of its shape, or labels of its rows or columns."""
+    shape, labels = np.shape(target), np.result_type(target).kind in "iu" and np.ndim(out) == 2
+    return shape == np.shape(out) or (labels and shape in (np.shape(out)[:-1], np.shape(out)[1:]))
 
 
 OUT = Cost("", lambda thing, out, target: out)
@@ -57,9 +73,13 @@ OF_TARGETS = [
 ]  # fmt: skip
 
 
-def costs(thing: Any, out: Any, inputs: Sequence, takes: int) -> list[Cost]:
-    """The costs that a backward pass without a cotangent may belong to; forward takes the first `takes` inputs."""
-    if takes == len(inputs):
+def costs(layer: Any, outs: Sequence, inputs: Sequence) -> list[Cost]:
+    """The costs that a backward pass without a cotangent may belong to.
+
+    The target is an input that the forward pass does not take; where there are no inputs, an array of the object.
+    """
+    out, thing = outs[0], layer.thing
+    if layer.takes == len(inputs) and (inputs or layer.is_cost):
         entries = np.ndim(out) == 0 or np.shape(out) in map(np.shape, inputs)  # a cost, or a function of each entry
         losses = np.size(out) == len(out) if np.ndim(out) else False  # one for each example
         return [OUT] * entries + OF_EXAMPLES * losses
@@ -70,4 +90,12 @@ def costs(thing: Any, out: Any, inputs: Sequence, takes: int) -> list[Cost]:
         for words, value in (("target, out", lambda thing, out, y, name=name: getattr(thing, name)(y, out)),
                              ("out, target", lambda thing, out, y, name=name: getattr(thing, name)(out, y)))
     ]  # fmt: skip
-    return own + OF_TARGETS
+    if inputs:
+        return own + OF_TARGETS
+    held = {path: value for path, value in arrays_in(thing, "biuf").items() if path not in layer.params}
+    return [
+        cost._replace(out=k, target=(path,))
+        for k, each in reversed(list(enumerate(outs)))
+        for path, value in held.items() if np.ndim(each) and fits(each, value)
+        for cost in own + OF_TARGETS
+    ]  # fmt: skip

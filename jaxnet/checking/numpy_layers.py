@@ -9,11 +9,14 @@ The report names it.
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -31,6 +34,7 @@ from jaxnet.checking.numpy_conventions import (
     OUTPUT,
     RATE,
     WITH_COTANGENT,
+    WITHOUT_INPUTS,
     Arguments,
     Cost,
     costs,
@@ -68,21 +72,22 @@ def has_passes(thing: Any) -> bool:
     return own and method_of(thing, FORWARD) is not None and method_of(thing, BACKWARD) is not None
 
 
-def is_numpy_layer(thing: Any) -> bool:
-    """Whether something is a class of somebody's own with a forward and a backward method, or an object of one."""
-    return not isinstance(thing, tuple | FunctionType | MethodType | ModuleType) and has_passes(thing)
-
-
-def is_cost_of_object(rule: Any, inputs: Sequence) -> bool:
-    """Whether something is a method, of an object that holds NumPy arrays, that gives a cost and gradients of it."""
-    thing = getattr(rule, "__self__", None)
-    if not isinstance(rule, MethodType) or not any(isinstance(a, np.ndarray) for a in arrays_in(thing).values()):
-        return False
+def kind_of_layer(rule: Any, inputs: Sequence) -> str:
+    """Of a class of somebody's own with a forward and a backward method, an object of one, or a backward method of it
+    "layer"; of a method that gives the cost and gradients of an object that holds NumPy arrays "cost"; else nothing.
+    """
+    if not isinstance(rule, MethodType):
+        return "layer" * (not isinstance(rule, tuple | FunctionType | ModuleType) and has_passes(rule))
+    thing = rule.__self__
+    if not any(isinstance(a, np.ndarray) for a in arrays_in(thing).values()):
+        return ""
     try:
         given = getattr(copy.deepcopy(thing), rule.__name__)(*host(inputs))
-    except Exception:  # it is told where it is run as a function
-        return False
-    return isinstance(given, tuple) and len(given) > 1 and is_array(given[0]) and np.ndim(given[0]) == 0
+    except Exception:  # it is told where it is run
+        given = None
+    if isinstance(given, tuple) and len(given) > 1 and is_array(given[0]) and np.ndim(given[0]) == 0:
+        return "cost"
+    return "layer" * (method_of(thing, FORWARD) not in (None, rule.__name__))
 
 
 def host(inputs: Sequence) -> list:
@@ -103,6 +108,11 @@ class NumpyLayer:
     takes: int
     params: dict[str, Any]
 
+    @property
+    def is_cost(self) -> bool:
+        """Whether one method gives the cost and its gradients."""
+        return self.forward == self.backward
+
     def copied(self, params: Sequence = ()) -> Any:
         """A copy of the object with copies of other parameters, at every place that holds them."""
         new = [np.array(each) if isinstance(each, np.ndarray) else each for each in params]  # it may be written to
@@ -114,6 +124,7 @@ class NumpyLayer:
             out = getattr(thing, self.forward)(*inputs[: self.takes])
         out = getattr(thing, OUTPUT, None) if out is None else out
         outs = tuple(each for each in (out if isinstance(out, tuple | list) else (out,)) if is_array(each))
+        outs = (np.asarray(out),) if isinstance(out, list) and all(np.ndim(each) == 0 for each in outs) else outs
         if not outs:
             raise CannotCheckError(f"{self.forward} must return its output, got {type(out).__name__}: return an array")
         return outs
@@ -168,6 +179,16 @@ class BackwardCall:
     cost: Cost = OUT
     places: dict[str, str] = field(default_factory=dict)  # by argument; of a parameter that is moved, itself
 
+    @property
+    def of_network(self) -> bool:
+        """Whether it gives the gradients of a cost that is not computed: the forward pass gives the output."""
+        return not self.cotangents and (self.layer.takes < self.count or self.count == 0)
+
+    @property
+    def rate(self) -> float | None:
+        """The learning rate of its steps, where it is known."""
+        return LARGE if self.words.endswith(RATE) else rate_of(self.layer.thing)
+
     def called_as(self) -> str:
         """The call, in words."""
         of = f"{self.cost.factor:g} · {self.cost.words}".removeprefix("1 · ")
@@ -179,8 +200,8 @@ class BackwardCall:
         outs = self.layer.outputs(thing, inputs)
         if self.cotangents > 1:
             return outs[: self.cotangents], (thing, args, outs)
-        targets = inputs[self.layer.takes :]
-        out = self.cost.value(copy.copy(thing), outs[0], targets[0] if targets else None)
+        targets = [*inputs[self.layer.takes :], *(arrays_in(thing, "biuf")[path] for path in self.cost.target)]
+        out = self.cost.value(copy.copy(thing), outs[self.cost.out], targets[0] if targets else None)
         return out if self.cost.factor == 1 else self.cost.factor * out, (thing, args, outs)
 
     def gives(self, thing: Any, args: Sequence, outs: Sequence, d_outs: Sequence) -> dict[str, Any]:
@@ -194,11 +215,13 @@ class BackwardCall:
         except (AttributeError, TypeError) as error:
             raise UnlikeArgumentsError from error
         returned = backward(*given)
-        if self.layer.backward == self.layer.forward:  # it returns the cost and the gradients
-            returned = returned[1] if len(returned) == 2 else returned[1:]
+        names = names_returned(backward) if not takes or takes < self.count or self.layer.is_cost else ()
+        if self.layer.is_cost:
+            names, returned = names[1:], returned[1] if len(returned) == 2 else returned[1:]
         if not isinstance(returned, dict):
-            returned = dict(enumerate(returned if isinstance(returned, tuple | list) else [returned]))
-        return {f"returned[{key!r}]": value for key, value in returned.items() if is_array(value)}
+            several = returned if isinstance(returned, tuple | list) else [returned]
+            returned = dict(zip(names, several, strict=False)) if len(names) == len(several) else several
+        return {f"returned{path}": value for path, value in arrays_in(returned).items()}
 
     def backward(self, saved, d_out):
         """The gradients, None for an argument that has none."""
@@ -213,7 +236,7 @@ class BackwardCall:
                 return None
             value = found[self.places[name]]
             if self.places[name] == name:
-                value = (before[name] - value) / (LARGE if self.words.endswith(RATE) else rate_of(thing) or 1.0)
+                value = (before[name] - value) / (self.rate or 1.0)
             return value if self.cotangents or np.shape(d_out) not in ((), np.shape(value)) else value * d_out
 
         return tuple(map(gradient, self.names))
@@ -229,6 +252,19 @@ class BackwardCall:
         after = arrays_in(thing).items()
         same = {path for path, value in after if path in before and np.array_equal(before[path], value, equal_nan=True)}
         return {path: value for path, value in after if path not in same} | returned
+
+
+def names_returned(method: Callable) -> tuple[str, ...]:
+    """The variables that a function returns last, by their names; none where it returns anything else."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    except (OSError, TypeError, SyntaxError):
+        return ()
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    last = values[-1] if values else None
+    parts = last.elts if isinstance(last, ast.Tuple | ast.List) else [last]
+    names = tuple(each.id for each in parts if isinstance(each, ast.Name))
+    return names if len(names) == len(parts) else ()
 
 
 def rate_of(thing: Any) -> float | None:
@@ -248,8 +284,8 @@ def ways(layer: NumpyLayer, inputs: Sequence, names: tuple[str, ...], tried: lis
     rng = np.random.default_rng(1)
     d_outs = tuple(np.asarray(rng.standard_normal(np.shape(o)), np.result_type(o))[()] for o in outs)
     calls = [(len(outs), WITH_COTANGENT), (1, WITH_COTANGENT), (0, OF_A_COST)]
-    if layer.takes < len(inputs):
-        calls = [(0, OF_A_NETWORK)]
+    if layer.takes < len(inputs) or not inputs:
+        calls = [(0, OF_A_NETWORK if inputs else WITHOUT_INPUTS)]
     for cotangents, conventions in calls:
         for words, arguments in conventions.items():
             for rate in ("", RATE):
@@ -262,7 +298,7 @@ def ways(layer: NumpyLayer, inputs: Sequence, names: tuple[str, ...], tried: lis
                 except Exception as error:  # the user's backward pass may raise anything: that way is not meant
                     tried.append(f"{layer.backward}({said}): {raised(error)}")
                     continue
-                of = [OUT] if cotangents else costs(layer.thing, outs[0], inputs, layer.takes)
+                of = [OUT] if cotangents else costs(layer, outs, inputs)
                 for places in gradients(way, inputs, found):
                     yield from (replace(way, places=places, cost=cost) for cost in of)
 
@@ -277,14 +313,14 @@ def gradients(way: BackwardCall, inputs: Sequence, found: dict[str, Any]) -> Ite
     by_order = [list(wanted)]
     if len(in_order) == 1:
         by_order = [[name] for name in wanted if not TARGET.search(name.lower())] or [[name] for name in wanted]
-    if way.layer.takes < len(inputs):  # what a network returns is for its parameters
+    if way.of_network:  # what a network returns is for its parameters
         by_order = [[], *by_order]
     for some in by_order or [[]]:
         places = dict(zip(some, in_order, strict=False))
         rest = {place: value for place, value in found.items() if place not in places.values() and place not in params}
         others = params if some and len(in_order) == 1 else wanted | params
         places |= matched({name: value for name, value in others.items() if name not in places}, rest)
-        rated = way.words.endswith(RATE) or rate_of(way.layer.thing) or way.layer.takes < len(inputs)
+        rated = way.rate or way.of_network
         places |= {name: name for name in params if rated and name in found and name not in places}
         if places:
             yield places
@@ -293,7 +329,7 @@ def gradients(way: BackwardCall, inputs: Sequence, found: dict[str, Any]) -> Ite
 def held_up(way: BackwardCall, args: Sequence) -> tuple[tuple[int, int], BackwardCall]:
     """(right gradients, gradients of the right shape), and the call with the factor of its cost that suits most.
 
-    A gradient is right where it gives the slope along a random direction.
+    A gradient is right where it gives the slopes along random directions.
     """
     rng = np.random.default_rng(2)
     out, saved = way.forward(*copy.deepcopy(args))
@@ -306,22 +342,41 @@ def held_up(way: BackwardCall, args: Sequence) -> tuple[tuple[int, int], Backwar
         outs = jax.tree.leaves(way.forward(*copy.deepcopy(at))[0])
         return sum(float(np.sum(d * o)) for d, o in zip(d_outs, outs, strict=True))
 
-    slopes = []
+    slopes = []  # of each gradient along two directions: its own, and that of the cost
     for k, (grad, value) in enumerate(zip(grads, args, strict=True)):
         if grad is not None and np.shape(grad) == np.shape(value):
-            direction = rng.standard_normal(np.shape(value))
-            slope = slope_along(lambda at, k=k: cost([*args[:k], *at, *args[k + 1 :]]), [value], [direction])
-            slopes.append((float(np.sum(grad * direction)), slope))
+            directions = rng.standard_normal((2, *np.shape(value)))
+            own = np.asarray([np.sum(grad * each) for each in directions])
+            along = [
+                slope_along(lambda at, k=k: cost([*args[:k], *at, *args[k + 1 :]]), [value], [each])
+                for each in directions
+            ]
+            slopes.append((own, np.asarray(along)))
 
     def right(factor: float) -> int:
-        return sum(abs(g - factor * e) <= NEAR * max(abs(g), abs(factor * e)) for g, e in slopes if abs(g) > ZERO)
+        sizes = [(np.abs(g - factor * e).max(), np.abs([g, factor * e]).max(), np.abs(g).max()) for g, e in slopes]
+        return sum(off <= NEAR * size for off, size, own in sizes if own > ZERO)
 
     factors = [1.0]
-    if way.cost in OF_TARGETS:
+    if way.cost.words in {each.words for each in OF_TARGETS}:
         sizes = dict.fromkeys([1, *np.shape(saved[2][0]), np.size(saved[2][0])])
         factors = [k / n for n in sizes for k in (1, 2, 0.5)]
+    if not way.rate and any(name == place for name, place in way.places.items()):
+        factors += [tidy(g[0] / e[0]) for g, e in slopes if g[0] * e[0] > 0]  # steps of a rate that is not known
     best = max(factors, key=right)
     return (right(best), len(slopes)), replace(way, cost=way.cost._replace(factor=best))
+
+
+def tidy(factor: float) -> float:
+    """A factor that was measured, as the simple fraction or decimal that it is.
+
+    >>> tidy(0.0333333341), tidy(0.0199999998)
+    (0.03333333333333333, 0.02)
+    """
+    power = 10.0 ** np.floor(np.log10(factor))
+    simple = Fraction(factor / power).limit_denominator(200)
+    near = float(f"{float(simple) * power:.16g}")
+    return near if abs(near - factor) <= 1e-6 * factor else factor
 
 
 def way_of(layer: NumpyLayer, inputs: Sequence) -> BackwardCall:
@@ -393,7 +448,7 @@ def rule_of_way(way: BackwardCall, unseen: Sequence[str]) -> LayerRule:
 def fed(thing: Any, forward: str, inputs: Sequence) -> int:
     """How many of the inputs a forward pass takes: the others are targets."""
     signature = inspect.signature(getattr(thing, forward))
-    for count in range(len(inputs), 0, -1):
+    for count in range(len(inputs), -1, -1):
         try:
             signature.bind(*inputs[:count])
         except TypeError:
@@ -402,28 +457,32 @@ def fed(thing: Any, forward: str, inputs: Sequence) -> int:
     raise CannotCheckError(f"{forward} must take the inputs, as {forward}(x), got {forward}{signature}: write it so")
 
 
-def made(kind: type) -> Any:
-    """An object of a class whose constructor takes no arguments."""
+def made(kind: type, inputs: Sequence) -> tuple[Any, Sequence]:
+    """An object of a class whose constructor takes no arguments, or the inputs; and the inputs of its methods."""
     try:
-        return kind()
+        return kind(), inputs
     except TypeError as error:
         needed = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+        if inputs and len(needed) == len(inputs):
+            return kind(*inputs), []
         said = f"{kind.__name__}({', '.join(needed)})"
         raise CannotCheckError(f"{kind.__name__} is a class: give an object of the class, as {said}") from error
 
 
-def rule_of_layer(thing: Any, inputs: Tree) -> tuple[LayerRule, tuple]:
-    """An object with a forward and a backward method as a rule, and its parameters as further arguments.
+def rule_of_layer(thing: Any, inputs: Tree, *, is_cost: bool = False) -> tuple[LayerRule, Sequence, tuple]:
+    """An object with a forward and a backward method as a rule, its inputs, and its parameters as further arguments.
 
-    Instead of the object a method of it may be given that returns a cost and its gradients. Constant parameters
+    Instead of the object a method of it may be given: the backward pass, or one that returns a cost and its gradients
+    (`is_cost`). A class whose constructor takes the inputs keeps them. Constant parameters
     (γ = 1, β = 0) get random entries: at them a mistake may not show.
     """
     forward, backward = method_of(thing, FORWARD) or "", method_of(thing, BACKWARD) or ""
-    if isinstance(thing, type):
-        thing = made(thing)
-    if isinstance(thing, MethodType):
-        thing, forward, backward = thing.__self__, thing.__name__, thing.__name__
     inputs = host(inputs)
+    if isinstance(thing, type):
+        thing, inputs = made(thing, inputs)
+    if isinstance(thing, MethodType):
+        thing, backward = thing.__self__, thing.__name__
+        forward = backward if is_cost else method_of(thing, FORWARD) or ""
     layer = NumpyLayer(thing, forward, backward, fed(thing, forward, inputs), {})
     try:
         layer = built(layer, inputs)
@@ -436,10 +495,12 @@ def rule_of_layer(thing: Any, inputs: Tree) -> tuple[LayerRule, tuple]:
     seen = {name: value for name, value in layer.params.items() if name in way.places}
     names = tuple(name for name in way.names if name not in unseen)
     way = replace(way, layer=replace(layer, params=seen), names=names)
-    dtype = next((x.dtype for x in inputs if is_array(x) and np.issubdtype(x.dtype, np.floating)), np.float32)
+    dtype = next((x.dtype for x in inputs if is_array(x) and np.issubdtype(x.dtype, np.floating)), None) or (
+        np.float32 if inputs else np.float64
+    )
     rng = np.random.default_rng(3)
     values = [
         (value + 0.3 * rng.standard_normal(value.shape) * np.all(value == value.flat[0])).astype(dtype)
         for value in seen.values()
     ]
-    return rule_of_way(way, unseen), tuple(values)
+    return rule_of_way(way, unseen), inputs, tuple(values)

@@ -1,5 +1,6 @@
 """Layers in NumPy, as courses have them: pairs in either order, classes, their lines mended."""
 
+import itertools
 import re
 
 import numpy as np
@@ -385,3 +386,76 @@ def test_an_expression_names_an_object(capsys):
 def test_a_class_with_parameters_is_given_as_an_object():
     with pytest.raises(CannotCheckError, match="give an object of the class"):
         check(Affine, "float32[4,6]")
+
+
+class Columns:
+    """Layers of sigmoids for one column; the gradients are lists, of the biases and of the weights."""
+
+    def __init__(self, sizes, lost=0.0):
+        self.biases = [rng.standard_normal((n, 1)) for n in sizes[1:]]
+        self.weights = [rng.standard_normal((n, m)) for m, n in itertools.pairwise(sizes)]
+        self.lost = lost
+
+    def feedforward(self, a):
+        for b, w in zip(self.biases, self.weights, strict=True):
+            a = 1 / (1 + np.exp(-(w @ a + b)))
+        return a
+
+    def backprop(self, x, y):
+        values = [x]
+        for b, w in zip(self.biases, self.weights, strict=True):
+            values.append(1 / (1 + np.exp(-(w @ values[-1] + b))))
+        delta, of_b, of_w = values[-1] - y, [], []
+        for k in reversed(range(len(self.weights))):
+            delta = delta * values[k + 1] * (1 - values[k + 1] + (self.lost if k == 0 else 0))
+            of_b, of_w = [delta, *of_b], [delta @ values[k].T, *of_w]
+            delta = self.weights[k].T @ delta
+        return of_b, of_w
+
+    def update_mini_batch(self, batch, eta):
+        for x, y in batch:
+            of_b, of_w = self.backprop(x, y)
+            self.biases = [b - eta / len(batch) * d for b, d in zip(self.biases, of_b, strict=True)]
+            self.weights = [w - eta / len(batch) * d for w, d in zip(self.weights, of_w, strict=True)]
+
+
+class Fitted:
+    """Keeps its examples; the step is added, since the error is turned, and its rate is in no attribute."""
+
+    def __init__(self, x, y, lost=0.0):
+        self.x, self.y, self.lost = x, y, lost
+        self.first, self.second = rng.standard_normal((x.shape[1], 4)), rng.standard_normal((4, y.shape[1]))
+
+    def feedforward(self):
+        self.hidden = np.tanh(self.x @ self.first)
+        self.out = self.hidden @ self.second
+        return self.out
+
+    def backprop(self):
+        error = self.y - self.out
+        back = error @ self.second.T * (1 - (1 - self.lost) * self.hidden**2)
+        self.second += 0.03 * self.hidden.T @ error
+        self.first += 0.03 * self.x.T @ back
+
+
+BIASES = ["∂biases_0", "∂biases_1", "∂weights_0", "∂weights_1"]
+
+
+@pytest.mark.parametrize("sizes", [[3, 4, 2], [3, 3, 3]])
+@pytest.mark.parametrize("method", ["", "update_mini_batch"])
+def test_gradients_in_lists_and_steps_of_a_batch(sizes, method):
+    inputs = f"float64[{sizes[0]},1], float64[{sizes[-1]},1]"
+    right, wrong = Columns(sizes), Columns(sizes, 0.5)
+    report = check(getattr(right, method) if method else right, inputs, **QUICK)
+    assert report.ok, report
+    assert [leaf.path for leaf in report.leaves if not leaf.forward] == BIASES
+    wrong = check(getattr(wrong, method) if method else wrong, inputs, **QUICK)
+    assert [leaf.path for leaf in wrong.wrong] == ["∂biases_0", "∂weights_0"]
+
+
+def test_a_class_that_keeps_its_examples():
+    report = check(Fitted, "float64[5,3], float64[5,2]", **QUICK)
+    assert report.ok, report
+    assert "held against 0.03 · Σ ½(out − target)²" in report.notes[0]
+    x, y = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+    assert [leaf.path for leaf in check(Fitted(x, y, 0.5), **QUICK).wrong] == ["∂first"]
