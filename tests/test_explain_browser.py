@@ -7,6 +7,7 @@ import pytest
 
 import jaxnet
 from jaxnet.explaining import live, observe
+from jaxnet.explaining.formulas.formula_values import FUNCTIONS
 from jaxnet.explaining.history import History, Moment
 from jaxnet.explaining.notation import notation
 from jaxnet.explaining.page import write_page
@@ -15,6 +16,7 @@ from jaxnet.layers.activations import ACTIVATIONS
 from jaxnet.losses import quadratic, softmax_cross_entropy
 from jaxnet.readings import product
 from tests.problems import LOSSES
+from tests.test_explaining_formulas import FORMULAS
 
 pytestmark = pytest.mark.peers
 
@@ -455,20 +457,32 @@ def test_the_exercise_is_graded_by_the_program_s_table(tab):
     [
         ("W3.T @ delta3", "Right: this is da2, 3×1: (−.0407 −.1768 .1361)."),
         ("W3ᵀδ³ ⊙ relu′(z²)", "Right: this is delta2, 3×1: (−.0407 0 .1361)."),
-        ("dW3 = delta3 a2.T", "Right: this is dW3, 2×3"),
-        ("delta3 @ a2", "First misfit: 2×1 @ 3×1 does not fit"),
-        ("relu'(z2) * x", "First misfit: 3×1 * 2×1 needs equal shapes."),
-        ("(W3.T @ delta3).T", "The transpose of this is da2: 1×3 for 3×1."),
-        ("2 * delta3", "but the value is none of them"),
+        ("delta3 @ a2", "First misfit: 2×1 @ 3×1 does not fit: 1 column on the left, 3 rows on the right."),
+        ("relu'(z2) * x", "First misfit: 3×1 * 2×1 does not fit: entry by entry (*) needs equal shapes."),
+        ("delta3.T @ W3", "Right in row, or numerator, layout: its transpose is da2."),
+        ("2 * delta3", "The shapes fit, but the value is 2.0000 times delta3."),
+        ("W2.T @ W3.T @ delta3", "but the value is none of them"),
         ("(a3-y*y)*a3*(1-a3)", "This is delta3 here by chance, and not at other numbers."),
         ("W4 @ x", "The network has no W4: there are x, y, z2"),
         ("W3 @ (", "The formula ends where a factor should follow."),
-        ("a2 $ y", "“$” has no meaning in a formula."),
+        ("a2 $ y", "'$' has no meaning in a formula"),
     ],
 )
 def test_a_formula_is_judged_at_once(tab, formula, verdict):
     tab.locator("#formula").fill(formula)
     assert verdict in tab.locator("#verdict").inner_text()
+
+
+def test_the_box_judges_every_formula_of_the_list_as_the_command_does(tab):
+    script = "rows => rows.map(([text,,, lies, first]) => trying.judge(text, jaxnet.spec, first, lies === 'in-out'))"
+    found = tab.evaluate(script, FORMULAS)
+    wrong = [
+        (text, each)
+        for (text, verdict, quantity, *_), each in zip(FORMULAS, found, strict=True)
+        if each["verdict"] != verdict or (verdict == "right" and each["quantity"] != quantity)
+    ]
+    assert wrong == []
+    assert set(tab.evaluate("trying.functions")) == set(FUNCTIONS)
 
 
 def test_the_run_s_slider_shows_each_moment(tab):

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from jaxnet.explaining.derive import chain_of, derive
 from jaxnet.explaining.exercise_tasks import by_hand, table, tasks_of
 from jaxnet.explaining.expressions import written
+from jaxnet.explaining.formulas import named_on_page, tables
 from jaxnet.explaining.history import History, run_charts
 from jaxnet.explaining.live import specification
 from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, Notation, notation
@@ -27,7 +28,7 @@ from jaxnet.explaining.terminal import check_line
 from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View, merged
 
 NUMBERS = InputKind()
-SCRIPTS = ("numbers", "network", "drawing", "paths", "trying", "exercise", "link", "page", "pictures")
+SCRIPTS = ("numbers", "network", "drawing", "paths", "reading", "trying", "exercise", "link", "page", "pictures")
 
 
 def write_page(path: str | Path, observed: Observed, notation: Notation, **options: Any) -> Path:
@@ -59,12 +60,15 @@ def page(
     spec = specification(observed, chain_of(observed, first).places, chosen.why)
     pictures = pictures_of(chain_of(observed, first), kind)
     exercise = tasks_of(observed, first, about.get("seed") or 0) if by_hand(chosen) else None
+    names: dict[int, dict[str, Any]] = {}
     for each in notations(first, observed):
         if each == first:
             derivation = chosen
         else:
             number = None if place is None else place + each.first
             derivation = dataclasses.replace(derive(observed, each, layer=number, **about), batch=chosen.batch)
+        if spec is not None and each.first not in names:
+            names[each.first] = named_on_page(chain_of(observed, each), derivation)
         view = View(derivation, chain_of(observed, each), digits, spec, moved, pictures)
         bodies[name_of(each)] = template("body.html.j2").render(
             v=view, d=derivation, written=written, check=check_line(derivation), MOST_ITEMS=MOST_ITEMS,
@@ -72,7 +76,8 @@ def page(
         )  # fmt: skip
     body, variants = merged(bodies, name_of(first))
     data = {"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames,
-            "tasks": [table(each) for each in exercise.tasks] if exercise else []}  # fmt: skip
+            "tasks": [table(each) for each in exercise.tasks] if exercise else [],
+            "formulas": tables() | {"names": names} if spec else None}  # fmt: skip
     return template("page.html.j2").render(
         title=chosen.header.title, body=Markup(body), style=text("style.css") + text("pictures.css"),
         data=in_script(data), pictures=in_script(pictures.encoded()),

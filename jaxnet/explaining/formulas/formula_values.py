@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.explaining.evaluation import softmax
-from jaxnet.explaining.formulas.parse import NO_MEANING, SLOPE, Formula
+from jaxnet.explaining.formulas.parse import LIBRARIES, MESSAGES, SLOPE, Beside, Formula, called, grammar
 from jaxnet.explaining.numbers import shape
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, identity
 from jaxnet.readings import product
 
 Shape = tuple[int, ...]
+NEAR = 2e-5  # of the largest entry: float32's values put together in float64
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class FormulaEvaluation:
                 return self.part(node, self.of(of), parts)
             case ast.Call(function, arguments, keywords):
                 return self.called(node, function, arguments, keywords)
-        raise self.formula.error(node, f"this {NO_MEANING}")
+        raise self.formula.error(node, MESSAGES["meaning"].format("this"))
 
     def named(self, node: ast.expr, name: str) -> np.ndarray:
         """A quantity of the network."""
@@ -146,7 +147,7 @@ class FormulaEvaluation:
     def times(self, node: ast.expr, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """left @ right; of a number and a matrix that stand side by side, their product."""
         if () in (size(left), size(right)):
-            if "@" not in self.formula.source(node):
+            if not isinstance(node, ast.BinOp) or isinstance(node.op, Beside):
                 return self.joined(node, ast.Mult(), left, right)
             raise Misfit(node, "@", size(left), size(right), "@ takes matrices; numbers are multiplied by *")
         columns, rows = left.shape[2], right.shape[1]
@@ -191,11 +192,11 @@ class FormulaEvaluation:
 
     def called(self, node: ast.Call, function: ast.expr, arguments: list[ast.expr], keywords: list) -> np.ndarray:
         """A function of its arguments, np.tanh(z), or a method of a value, a.sum(axis=0)."""
-        path, error = ast.unparse(function), self.formula.error
-        if isinstance(function, ast.Attribute) and path.split(".")[0] not in ("np", "jnp", "numpy", "torch"):
-            arguments, name = [function.value, *arguments], function.attr
-        else:
-            name = path.split(".")[-1]
+        name, of, error = called(function), function, self.formula.error
+        while isinstance(of, ast.Attribute):
+            of = of.value
+        if isinstance(function, ast.Attribute) and not (isinstance(of, ast.Name) and of.id in LIBRARIES):
+            arguments = [function.value, *arguments]
         if name == "Shape":
             return np.full((self.scope.draws, *(int(ast.literal_eval(each)) for each in arguments)), np.nan)
         if name == "astype":
@@ -242,7 +243,7 @@ class FormulaEvaluation:
             if name == "reshape":
                 return value.reshape(len(value), *(sizes if len(sizes) == 2 else [*sizes, 1]))
             whole = tuple(range(1, value.ndim))
-            return getattr(value, name)(axis=whole if axis is None else axis + 1, keepdims=axis is not None)
+            return getattr(value, name)(axis=whole if axis is None else range(1, 3)[axis], keepdims=axis is not None)
         except (ValueError, TypeError, IndexError) as fault:
             raise self.formula.error(node, f"{name} cannot be taken like this: {fault}") from None
 
@@ -309,7 +310,7 @@ FUNCTIONS: dict[str, tuple[int, Callable]] = {
     **dict.fromkeys(("dot", "matmul", "multiply"), (2, np.multiply)),
     **dict.fromkeys(("softmax", "asarray", "array", "copy", "int", "float", "astype"), (1, np.asarray)),
     **dict.fromkeys(("int32", "int64", "float32", "float64"), (1, np.asarray)),
-    **dict.fromkeys(("sum", "mean", "reshape", "ones"), (0, np.asarray)),
+    **dict.fromkeys(("sum", "mean", "max", "reshape", "ones"), (0, np.asarray)),
 }
 """Functions besides the activations and their derivatives: the number of arguments, and the function."""
 
@@ -342,3 +343,9 @@ def evaluate(formula: Formula, scope: Symbols) -> np.ndarray:
     Raises `FormulaError` for what has no meaning, `Misfit` where shapes do not fit.
     """
     return FormulaEvaluation(formula, scope).of(formula.tree)
+
+
+def tables() -> dict[str, Any]:
+    """The grammar, the functions with how many arguments they take, and the operators' names, for the page's script."""
+    counts = {name: count for name, (count, _) in FUNCTIONS.items()}
+    return grammar() | {"functions": counts, "signs": {sign: said for sign, said, _ in SIGNS.values()}, "near": NEAR}

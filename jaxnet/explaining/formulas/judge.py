@@ -22,8 +22,9 @@ from jaxnet.explaining.formulas.formula_values import (
     transposed,
 )
 from jaxnet.explaining.formulas.nearest_formula import NearestFormula, repair
-from jaxnet.explaining.formulas.parse import FormulaError, parse
-from jaxnet.explaining.formulas.quantities import Quantity, capital, near, scope_of
+from jaxnet.explaining.formulas.parse import FormulaError, called, parse
+from jaxnet.explaining.formulas.quantities import Quantity, at_the_example, capital, near, scope_of
+from jaxnet.explaining.lines import Chain
 from jaxnet.explaining.notation import Notation
 from jaxnet.explaining.numbers import array_lines, one, shape
 from jaxnet.explaining.observe import Observed
@@ -103,6 +104,13 @@ def tried_on(
     return Tried(derivation, scope_of(chain_of(observed, notation), derivation, batch))
 
 
+def named_on_page(chain: Chain, derivation: Derivation) -> dict[str, Any]:
+    """The quantities in the order in which a formula is compared with them, and their other names, for the page."""
+    _, scope = at_the_example(chain, derivation)
+    keys = [each.key for each in quantities_of(derivation, scope, False)]
+    return {"keys": keys, "others": scope.others}
+
+
 @np.errstate(all="ignore")
 def try_formula(text: str, subject: Tried) -> Trial:
     """Judges a formula at a network's values.
@@ -124,8 +132,8 @@ def try_formula(text: str, subject: Tried) -> Trial:
         for name, key in dict.fromkeys(zip(names, keys, strict=True))
         if key and not name[-1].isdigit() and name[-1:] != key[-1:]
     ]
-    called = {ast.unparse(each.func).split(".")[-1] for each in parts if isinstance(each, ast.Call)}
-    inverse = [each.answer for each in derivation.answers if each.key == "inverse" and called & {"inv", "pinv"}]
+    inverted = {called(each.func) for each in parts if isinstance(each, ast.Call)} & {"inv", "pinv"}
+    inverse = [each.answer for each in derivation.answers if inverted and each.key == "inverse"]
     try:
         value = evaluation.of(formula.tree)
     except Misfit as misfit:

@@ -1,23 +1,25 @@
-"""A formula of one's own as a Python expression: `(a3-y) * s'(z3) @ W3`, and W³ᵀδ³ ⊙ σ′(z²), W3^T delta3, np.dot(a, b).
+"""A formula of one's own as a tree: `(a3-y) * s'(z3) @ W3`, and W³ᵀδ³ ⊙ σ′(z²), W3^T delta3, np.dot(a, b).
 
-The words of the formula are rewritten as Python, Python's own parser makes the tree, and each part of the tree knows
-where it stands in the formula.
+The tables are the grammar. The page's script gets them as `grammar` and reads by the same steps. A tree is of Python's
+own nodes, and each node knows where it stands in the formula.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from keyword import iskeyword
+from keyword import kwlist
+from typing import Any
 
 from jaxnet.explaining.notation import ExplainError
 
 LONGEST = 2000
 DEEPEST = 60
-SLOPE = "_prime"  # relu′ in Python
+SLOPE = "_prime"  # relu′ as a name
 
-WORDS = re.compile(
+WORDS = (
     r"(?P<blank>\s+)"
     r"|(?P<shape>\d+\s*[x×]\s*\d+(?![\w.]))"
     r"|(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|½)"
@@ -30,9 +32,52 @@ WORDS = re.compile(
     r"|(?P<operator>\*\*|\.\*|[<>]=?|[-+*@/⊙∘·−×=])"
     r"|(?P<open>[(\[])|(?P<close>[)\]])|(?P<sign>[,:])"
 )
-NO_MEANING = "has no meaning in a formula: use names, numbers, functions, + - * @ / .T ( )"
-PYTHON = {"⊙": "*", "∘": "*", ".*": "*", "·": "@", "−": "-", "×": "*", "½": "0.5", "²": "**2", "³": "**3"}
-DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", "⁽⁾^[]")
+NAMES = (
+    ("^[∂d][CJL]/[∂d]|^∇_?|^grad_", "d"), ("^d?[δΔ](?=\\d|$)", "delta"), ("^σ$|^sigma$", "s"),
+)  # fmt: skip
+"""Beginnings of a name, and how the network writes them: ∇W3 is dW3."""
+CALLED = "[A-Za-z_]{2,}|(int|float)\\d+|[sg]"
+"""A name that a bracket calls; behind any other, W3 (a + b), it is a factor."""
+LIBRARIES = ("np", "jnp", "numpy", "torch")
+"""Names before a function that are left out."""
+READ_AS = {"⊙": "*", "∘": "*", ".*": "*", "−": "-", "×": "*", "½": "0.5", "²": "2", "³": "3"}
+DIGITS = {**{sign: str(i) for i, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, **dict.fromkeys("⁽⁾^[]", "")}
+
+SIDE_BY_SIDE, UNARY, DIVISOR, POWER = 4, 4, 5, 6
+BINDS = {"<": 1, ">": 1, "<=": 1, ">=": 1, "+": 2, "-": 2, "*": 3, "@": 3, "·": 3, "/": 3, "**": POWER}
+"""How tightly an operator binds. 1/m a b is (1/m) a b: a divisor ends before the factor beside it."""
+MESSAGES = {
+    "meaning": "{} has no meaning in a formula: use names, numbers, functions, + - * @ / .T ( )",
+    "factor": "{} stands where a factor should: a name, a number or a bracket",
+    "end": "{} stands where the formula should end or an operator follow",
+    "ends": "the formula ends where a factor should follow",
+    "open": "a bracket is open: put {} here",
+    "deep": f"brackets may stand {DEEPEST} deep, no deeper",
+    "target": "before = stands the name of what the formula gives",
+    "long": f"a formula has at most {LONGEST} characters, got {{}}",
+    "nothing": 'a formula is expected, such as "W3.T @ delta3 * s\'(z2)", got none',
+}
+
+
+KEYWORDS = [word for word in kwlist if word not in ("None", "True", "False")]
+
+
+def grammar() -> dict[str, Any]:
+    """The tables as the page's script takes them."""
+    return {
+        "words": WORDS.replace("(?P<", "(?<"), "spelled": NAMES, "called": f"^(?:{CALLED})$", "libraries": LIBRARIES,
+        "readAs": READ_AS, "digits": DIGITS, "binds": BINDS, "messages": MESSAGES, "slope": SLOPE, "longest": LONGEST,
+        "deepest": DEEPEST, "keywords": KEYWORDS, "sideBySide": SIDE_BY_SIDE, "unary": UNARY, "divisor": DIVISOR,
+        "power": POWER,
+    }  # fmt: skip
+
+
+class Beside(ast.MatMult):
+    """The product of factors side by side, and ·: of matrices, or of a number and a matrix."""
+
+
+OPERATORS = {"*": ast.Mult, "/": ast.Div, "+": ast.Add, "-": ast.Sub, "**": ast.Pow, "@": ast.MatMult, "·": Beside,
+             ">": ast.Gt, "<": ast.Lt, ">=": ast.GtE, "<=": ast.LtE}  # fmt: skip
 
 
 class FormulaError(ExplainError):
@@ -45,20 +90,15 @@ class FormulaError(ExplainError):
 
 @dataclass(frozen=True)
 class Formula:
-    """A formula's text, its tree, and for each column of the Python text the place in the formula.
-
-    target: the name before "=", or nothing.
-    """
+    """A formula's text, its tree, and the name before "=", or nothing."""
 
     text: str
     tree: ast.expr
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
     target: str = ""
 
     def span(self, node: ast.expr) -> tuple[int, int]:
         """Where a part begins and ends."""
-        return self.starts[node.col_offset], self.ends[(node.end_col_offset or 0) - 1]
+        return node.col_offset, node.end_col_offset or 0
 
     def source(self, node: ast.expr) -> str:
         """The text of a part."""
@@ -71,109 +111,210 @@ class Formula:
         return FormulaError(self.text, start, why, end)
 
 
+@dataclass(frozen=True)
+class Word:
+    """A word of a formula: its kind in `WORDS`, its text, and where it stands."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
 def plain_name(text: str) -> str:
     """The network's own name: δ³ is delta3, ∇W³ dW3, ∂C/∂a² and dC/da2 da2, W[2] W2, σ s."""
-    text = text.translate(DIGITS)
-    text = re.sub(r"^[∂d][CJL]/[∂d]|^∇_?|^grad_", "d", text)
-    text = re.sub(r"^d?[δΔ](?=\d|$)", "delta", text)
-    return re.sub(r"^σ$|^sigma$", "s", text)
+    text = text.translate(str.maketrans(DIGITS))
+    for pattern, name in NAMES:
+        text = re.sub(pattern, name, text)
+    return text
 
 
-class Rewriting:
-    """The Python text under construction. Each piece knows its place in the formula."""
+class FormulaReader:
+    """Reads words from left to right: a factor, then operators as long as they bind tightly enough."""
 
     def __init__(self, text: str):
-        self.text, self.pieces = text, list[tuple[str, int, int]]()
-        self.depths: list[list[int | None]] = [[None, None]]  # at each bracket: where a factor begins, a product begins
-        self.brackets: list[str] = []
-        self.factor_ends = False  # whether a factor may end here
-        self.target = ""
+        self.text, self.at, self.depth = text, 0, 0
+        self.words = list(self.split())
 
-    def put(self, python: str, start: int, end: int) -> None:
-        self.pieces.append((python, start, end))
+    def split(self) -> Iterator[Word]:
+        """The words of the text, without blanks."""
+        at = 0
+        while at < len(self.text):
+            match = re.compile(WORDS).match(self.text, at)
+            if match is None or match.group() in KEYWORDS:
+                end = at + 1 if match is None else match.end()
+                said = repr(self.text[at]) if match is None else match.group()
+                raise FormulaError(self.text, at, MESSAGES["meaning"].format(said), end)
+            if match.lastgroup != "blank":
+                yield Word(str(match.lastgroup), READ_AS.get(match.group(), match.group()), at, match.end())
+            at = match.end()
 
-    def begin_factor(self, start: int) -> None:
-        """A factor begins; right behind another one it is multiplied, and both are one product in brackets.
+    def formula(self) -> Formula:
+        """The whole formula."""
+        target = ""
+        if [each.kind for each in self.words[:1]] in (["name"], ["numbered"]) and self.ahead("=", 1):
+            target, self.at = plain_name(self.words[0].text), 2
+        tree = self.expression(0)
+        if self.at < len(self.words):
+            raise self.stopped("target" if self.ahead("=") else "end")
+        return Formula(self.text, tree, target)
 
-        1/m a b is (1/m) a b.
-        """
-        depth = self.depths[-1]
-        if self.factor_ends:
-            divided = depth[0] and self.pieces[depth[0] - 1][0] == " / "
-            if depth[1] is None and not divided:
-                depth[1] = depth[0] or 0
-                at = self.pieces[depth[1]][1]
-                self.pieces.insert(depth[1], ("(", at, at + 1))
-            self.put(" @ ", start, start)
+    def word(self, ahead: int = 0) -> Word | None:
+        """The next word, or one further on."""
+        return self.words[self.at + ahead] if self.at + ahead < len(self.words) else None
+
+    def ahead(self, text: str, ahead: int = 0) -> bool:
+        """Whether a word comes next."""
+        word = self.word(ahead)
+        return word is not None and word.text == text
+
+    def took(self, text: str) -> bool:
+        """Whether a word comes next, which is then read."""
+        found = self.ahead(text)
+        self.at += found
+        return found
+
+    def stopped(self, message: str) -> FormulaError:
+        """The error at the next word."""
+        word = self.word()
+        if word is None:
+            return FormulaError(self.text, len(self.text), MESSAGES["ends"])
+        return FormulaError(self.text, word.start, MESSAGES[message].format(repr(word.text)), word.end)
+
+    def node(self, node: Any, start: int) -> Any:
+        """A node that begins at a place and ends at the word read last."""
+        node.lineno = node.end_lineno = 1
+        node.col_offset, node.end_col_offset = start, self.words[self.at - 1].end
+        return node
+
+    def expression(self, least: int) -> ast.expr:
+        """A factor, and all that operators join to it that bind at least so tightly."""
+        word = self.word()
+        if word is None:
+            raise self.stopped("ends")
+        start = word.start
+        if word.text in ("-", "+"):
+            self.at += 1
+            of = self.expression(max(least, UNARY))
+            left = self.node(ast.UnaryOp(ast.USub() if word.text == "-" else ast.UAdd(), of), start)
         else:
-            depth[0] = len(self.pieces)
+            left = self.factor()
+        while (word := self.word()) is not None:
+            beside = word.kind in ("number", "shape", "name", "numbered", "open")
+            binds = SIDE_BY_SIDE if beside else BINDS.get(word.text, -1)
+            if binds < least:
+                break
+            self.at += not beside
+            sign = OPERATORS["·" if beside else word.text]
+            right = self.expression(DIVISOR if word.text == "/" else POWER if word.text == "**" else binds + 1)
+            joined = ast.Compare(left, [sign()], [right]) if binds == 1 else ast.BinOp(left, sign(), right)
+            left = self.node(joined, start)
+        return left
 
-    def end_product(self) -> None:
-        """An operator or a bracket ends the factors side by side."""
-        if self.depths[-1][1] is not None:
-            last = self.pieces[-1][2]
-            self.put(")", last - 1, last)
-        self.depths[-1] = [None, None]
-
-    def word(self, kind: str, text: str, start: int, end: int, behind: str) -> None:
-        """Rewrites one word. behind: the text that follows."""
-        inside = self.brackets[-1] if self.brackets else ""
-        if kind in ("number", "shape", "name", "numbered") or (text in ("(", "[") and not self.calls(text, behind)):
-            self.begin_factor(start)
-        elif not self.factor_ends and (
-            kind in ("transpose", "attribute", "prime", "square") or (kind == "operator" and text not in "+-−")
-            or (kind == "close" and self.pieces[-1:] and self.pieces[-1][0].strip() not in ("(", "[", ",", ":"))
-        ):  # fmt: skip
-            raise FormulaError(
-                self.text, start, f"{text!r} stands where a factor should: a name, a number or a bracket", end
-            )
-        self.factor_ends = kind not in ("operator", "open", "sign")
-        match kind:
+    def factor(self) -> ast.expr:
+        """A name, a number or a bracket, and all that stands right behind it: transposes, calls, parts."""
+        word = self.words[self.at]
+        constants = {"None": None, "True": True, "False": False}
+        match word.kind:
             case "shape":
-                self.put(f"Shape({','.join(re.split('[x×]', text))})".replace(" ", ""), start, end)
+                sizes: list[ast.expr] = [ast.Constant(int(size)) for size in re.split("[x×]", word.text)]
+                found: ast.expr = ast.Call(ast.Name("Shape"), sizes, [])
+            case "number":
+                found = ast.Constant(int(word.text) if word.text.isdigit() else float(word.text))
             case "name" | "numbered":
-                self.put(plain_name(text), start, end)
-            case "prime":  # of a function its derivative, else a transpose
-                self.put(SLOPE * len(text) if behind.lstrip().startswith("(") else ".T", start, end)
-            case "transpose":
-                self.put(".T", start, end)
+                known = word.text in constants
+                found = ast.Constant(constants[word.text]) if known else ast.Name(plain_name(word.text))
             case "open":
-                self.put(text, start, end)
-                self.brackets.append(text)
-                self.depths.append([None, None])
-                if len(self.brackets) > DEEPEST:
-                    raise FormulaError(self.text, start, f"brackets may stand {DEEPEST} deep, no deeper")
-            case "close":
-                if {")": "(", "]": "["}[text] != inside:
-                    why = f"{text!r} stands where the formula should end or an operator follow"
-                    raise FormulaError(self.text, start, why)
-                self.end_product()
-                self.brackets.pop()
-                self.depths.pop()
-                self.put(text, start, end)
-            case "operator" if text == "=" and inside != "(":
-                names = [piece for piece, *_ in self.pieces if piece.strip()]
-                if inside or self.target or len(names) != 1:
-                    raise FormulaError(self.text, start, "before = stands the name of what the formula gives")
-                self.target, self.pieces = names[0], []
-                self.depths = [[None, None]]
-            case "operator" | "sign":
-                if text != "**":
-                    self.end_product()
-                self.put(f" {PYTHON.get(text, text)} " if text != ":" else text, start, end)
+                found = self.bracket(word.text)
             case _:
-                self.put(PYTHON.get(text, text), start, end)
+                raise self.stopped("factor")
+        self.at += 1
+        of = found if hasattr(found, "lineno") else self.node(found, word.start)
+        while (made := self.behind(of)) is not None:
+            self.at += 1
+            of = self.node(made, word.start)
+        return of
 
-    def calls(self, text: str, behind: str) -> bool:
-        """Whether a bracket belongs to the name, the method or the derivative before it."""
-        if not self.factor_ends or not self.pieces:
-            return False
-        last = self.pieces[-1][0]
-        if text == "[":
-            return ":" in behind.split("]")[0] or "None" in behind.split("]")[0]
-        return last.endswith(SLOPE) or bool(
-            re.fullmatch(r"\.(?!T$)[a-z_][a-z_0-9]*|[A-Za-z_]{2,}|(int|float)\d+|[sg]", last)
-        )
+    def behind(self, of: ast.expr) -> ast.expr | None:
+        """A factor with the word right behind it; None where another factor or an operator stands there."""
+        word = self.word()
+        if word is None:
+            return None
+        name = called(of)
+        if word.kind == "prime" and name and self.ahead("(", 1):
+            slope = name + SLOPE * len(word.text)
+            return ast.Attribute(of.value, slope) if isinstance(of, ast.Attribute) else ast.Name(slope)
+        if word.kind in ("prime", "transpose"):
+            return ast.Attribute(of, "T")
+        if word.kind == "square":
+            return ast.BinOp(of, ast.Pow(), ast.Constant(int(word.text)))
+        if word.kind == "attribute":
+            return ast.Attribute(of, word.text[1:])
+        if word.text == "(" and name:
+            parts, _ = self.parts(")")
+            options = [each for each in parts if isinstance(each, ast.keyword)]
+            return ast.Call(of, [each for each in parts if not isinstance(each, ast.keyword)], options)
+        if word.text == "[":
+            inside = "".join(each.text for each in self.words[self.at :]).partition("]")[0]
+            return ast.Subscript(of, ast.Tuple(self.parts("]")[0])) if ":" in inside or "None" in inside else None
+        return None
+
+    def bracket(self, opened: str) -> ast.expr:
+        """What stands in a bracket: a list, a row of values, or one expression."""
+        parts, comma = self.parts(")" if opened == "(" else "]")
+        if opened == "[":
+            return ast.List(parts)
+        return parts[0] if len(parts) == 1 and not comma else ast.Tuple(parts)
+
+    def parts(self, close: str) -> tuple[list[Any], bool]:
+        """The parts of a bracket up to its end, and whether a comma stands among them."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise self.stopped("deep")
+        self.at += 1
+        found: list[Any] = []
+        comma = False
+        while not self.ahead(close):
+            if found and not comma:
+                raise self.unclosed(close)
+            found.append(self.part(close))
+            comma = self.took(",")
+        self.depth -= 1
+        return found, comma or len(found) > 1
+
+    def unclosed(self, close: str) -> FormulaError:
+        """The error where a bracket should end."""
+        if self.word() is None:
+            return FormulaError(self.text, len(self.text), MESSAGES["open"].format(close))
+        return self.stopped("end")
+
+    def part(self, close: str) -> Any:
+        """One part of a bracket: an expression, axis=0, or rows and columns, 1:3."""
+        word = self.word()
+        if close == ")" and word is not None and word.kind == "name" and self.ahead("=", 1):
+            self.at += 2
+            return ast.keyword(word.text, self.expression(0))
+        ends: list[ast.expr | None] = [None]
+        while not (self.ahead(",") or self.ahead(close)):
+            if close == "]" and self.took(":"):
+                ends.append(None)
+            elif ends[-1] is None:
+                ends[-1] = self.expression(0)
+            else:
+                break
+        if ends == [None]:
+            raise self.stopped("factor")
+        return ends[0] if len(ends) == 1 else ast.Slice(*ends)
+
+
+def called(of: ast.expr) -> str:
+    """The name of a function or method that a bracket right behind calls; "" where a bracket is another factor."""
+    match of:
+        case ast.Name(name) if re.fullmatch(CALLED, name) or name.endswith(SLOPE):
+            return name
+        case ast.Attribute(_, name) if name != "T":
+            return name
+    return ""
 
 
 def parse(text: str) -> Formula:
@@ -182,31 +323,7 @@ def parse(text: str) -> Formula:
     Raises `FormulaError`, whose message points at the place.
     """
     if len(text) > LONGEST:
-        raise ExplainError(f"a formula has at most {LONGEST} characters, got {len(text)}")
+        raise ExplainError(MESSAGES["long"].format(len(text)))
     if not text.strip():
-        raise ExplainError('a formula is expected, such as "W3.T @ delta3 * s\'(z2)", got none')
-    made, at = Rewriting(text), 0
-    while at < len(text):
-        match = WORDS.match(text, at)
-        if match is None:
-            raise FormulaError(text, at, f"{text[at]!r} {NO_MEANING}")
-        if iskeyword(match.group()) and match.group() not in ("None", "True", "False"):
-            raise FormulaError(text, at, f"{match.group()} {NO_MEANING}", match.end())
-        if match.lastgroup != "blank":
-            made.word(str(match.lastgroup), match.group(), at, match.end(), text[match.end() :])
-        at = match.end()
-    if not made.factor_ends:
-        raise FormulaError(text, len(text), "the formula ends where a factor should follow")
-    if made.brackets:
-        raise FormulaError(text, len(text), f"a bracket is open: put {')' if made.brackets[-1] == '(' else ']'} here")
-    made.end_product()
-    python = "".join(piece for piece, *_ in made.pieces)
-    indent = len(python) - len(python.lstrip())
-    starts = tuple(start for piece, start, _ in made.pieces for _ in piece)[indent:]
-    ends = tuple(end for piece, _, end in made.pieces for _ in piece)[indent:]
-    try:
-        tree = ast.parse(python.strip(), mode="eval").body
-    except (SyntaxError, MemoryError, RecursionError, ValueError) as error:
-        at = starts[min(max((getattr(error, "offset", None) or 1) - 1, 0), len(starts) - 1)]
-        raise FormulaError(text, at, "the formula cannot be read here: two factors need an operator between") from None
-    return Formula(text, tree, starts, ends, made.target)
+        raise ExplainError(MESSAGES["nothing"])
+    return FormulaReader(text).formula()

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnet.explaining.derive import Derivation
 from jaxnet.explaining.expressions import formula
-from jaxnet.explaining.formulas.formula_values import Misfit, Symbols, evaluate
+from jaxnet.explaining.formulas.formula_values import NEAR, Misfit, Symbols, evaluate
 from jaxnet.explaining.formulas.parse import FormulaError, parse
 from jaxnet.explaining.lines import Chain, loss_slope
 
@@ -23,7 +23,6 @@ DRAWS = 3  # beside the example that is shown
 CANDIDATES = 64  # from which they are chosen: none where a whole layer is off
 MOST_ENTRIES = 1 << 21  # of parameters over all candidates
 EXAMPLES = 4  # of a batch, where none is given
-NEAR = 2e-5  # of the largest entry: float32's values put together in float64
 
 Values = dict[str, np.ndarray]
 
@@ -48,8 +47,8 @@ def laid(values: Any, rows: bool) -> np.ndarray:
     return flat[None, :] if rows else flat[:, None]
 
 
-def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None = None) -> Symbols:
-    """x, y, C, every z, a, δ, parameter and gradient, under the names that the lines have. batch: (xs, ys)."""
+def at_the_example(chain: Chain, derivation: Derivation) -> tuple[Values, Symbols]:
+    """The inputs and parameters at the example, and all quantities, under the names that the lines have."""
     rows, header, last = chain.notation.rows, derivation.header, chain.places[-1]
     leaves = {"x": laid(header.x, rows), "y": laid(header.y, rows)}
     activations = {}
@@ -64,7 +63,13 @@ def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None
     shown |= {line.key: laid(line.value, rows)[None] for line in (*derivation.forward, *derivation.backward)}
     shown.setdefault(f"d{last.gives.key}", laid(last.item.d_out, rows)[None])
     shown["C"] = np.asarray([header.value])
-    bare = Symbols(shown, activations, rows, other_names(chain, shown))
+    return leaves, Symbols(shown, activations, rows, other_names(chain, shown))
+
+
+def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None = None) -> Symbols:
+    """x, y, C, every z, a, δ, parameter and gradient, at the example and at draws. batch: (xs, ys)."""
+    rows = chain.notation.rows
+    leaves, bare = at_the_example(chain, derivation)
     equations = equations_of(chain, derivation)
     drawn = None if equations is None else at_draws(leaves, bare, equations)
     if drawn is None or equations is None:

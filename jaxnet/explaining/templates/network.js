@@ -163,5 +163,5 @@ const network = (() => {
     return rows.map((row, i) => Math.abs(row[i]) > 1e-12 ? row[n] / row[i] : NaN);
   }
 
-  return {compute, ACTIVATIONS, LOSSES};
+  return {compute, gauss, softmax, ACTIVATIONS, LOSSES};
 })();
