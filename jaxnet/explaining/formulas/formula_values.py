@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.explaining.evaluation import softmax
-from jaxnet.explaining.formulas.parse import LIBRARIES, MESSAGES, SLOPE, Beside, Formula, called, grammar
+from jaxnet.explaining.formulas.parse import LIBRARIES, MESSAGES, SLOPE, SideBySide, Formula, called, grammar
 from jaxnet.explaining.numbers import shape
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, identity
@@ -147,7 +147,7 @@ class FormulaEvaluation:
     def times(self, node: ast.expr, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """left @ right; of a number and a matrix that stand side by side, their product."""
         if () in (size(left), size(right)):
-            if not isinstance(node, ast.BinOp) or isinstance(node.op, Beside):
+            if not isinstance(node, ast.BinOp) or isinstance(node.op, SideBySide):
                 return self.joined(node, ast.Mult(), left, right)
             raise Misfit(node, "@", size(left), size(right), "@ takes matrices; numbers are multiplied by *")
         columns, rows = left.shape[2], right.shape[1]

@@ -72,11 +72,11 @@ def grammar() -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Beside(ast.MatMult):
+class SideBySide(ast.MatMult):
     """The product of factors side by side, and ·: of matrices, or of a number and a matrix."""
 
 
-OPERATORS = {"*": ast.Mult, "/": ast.Div, "+": ast.Add, "-": ast.Sub, "**": ast.Pow, "@": ast.MatMult, "·": Beside,
+OPERATORS = {"*": ast.Mult, "/": ast.Div, "+": ast.Add, "-": ast.Sub, "**": ast.Pow, "@": ast.MatMult, "·": SideBySide,
              ">": ast.Gt, "<": ast.Lt, ">=": ast.GtE, "<=": ast.LtE}  # fmt: skip
 
 
