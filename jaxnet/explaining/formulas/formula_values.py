@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.explaining.evaluation import softmax
-from jaxnet.explaining.formulas.parse import LIBRARIES, MESSAGES, SLOPE, SideBySide, Formula, called, grammar
+from jaxnet.explaining.formulas.parse import LIBRARIES, MESSAGES, SLOPE, Formula, SideBySide, called, grammar
 from jaxnet.explaining.numbers import shape
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, identity
