@@ -2,9 +2,9 @@
 
     python -m experiments.why_transpose [KEY=VALUE …] [--out FILE] [--runs-dir DIR] [--data-dir DIR]
 
-Trains one network from one seed with every way back of `jaxnet.feedback` (experiments/why_transpose.toml; KEY=VALUE
-changes it, such as data=digits), and once more with orthogonal matrices, where W⁻¹ is Wᵀ. The page shows accuracies,
-the angle of each layer's gradient to the true one, and the angle of the feedback matrix to Wᵀ.
+Trains one network from one seed with every feedback path of `jaxnet.feedback` (experiments/why_transpose.toml;
+KEY=VALUE changes it, such as data=digits), and once more with orthogonal matrices, where W⁻¹ is Wᵀ. The page shows
+accuracies, the angle of each layer's gradient to the true one, and the angle of the feedback matrix to Wᵀ.
 """
 
 import json
@@ -25,7 +25,7 @@ from jaxnet.training.session import Session
 
 CONFIG = Path(__file__).with_suffix(".toml")
 SQUARE = '{ name = "inverse", layers = [1] }'
-WAYS = {
+PATHS = {
     "transpose": ("Wᵀ", "transpose"),
     "inverse": ("W⁻¹, where W is square", SQUARE),
     "pinv": ("W⁺, the pseudo-inverse", "pinv"),
@@ -37,9 +37,9 @@ ORTHOGONAL = ("transpose", "inverse")
 
 
 class Run(NamedTuple):
-    """One way back: accuracies and angles by epoch, the first before training; "diverged" where it did not last."""
+    """One feedback path: accuracies and angles by epoch, the first before training; "diverged" if it did."""
 
-    way: str
+    path: str
     accuracies: list[float]
     update_angles: list[list[float]]
     feedback_angles: list[list[float]]
@@ -58,7 +58,7 @@ class Results(NamedTuple):
     orthogonal: list[Run]
 
 
-def trained(config: Config, dataset: Dataset, way: str, folder: Path, data_dir: Path | None) -> Run:
+def trained(config: Config, dataset: Dataset, path: str, folder: Path, data_dir: Path | None) -> Run:
     """One run, from the first parameters on."""
     with devices.precision(config.precision):
         session = Session(config, dataset)
@@ -73,7 +73,7 @@ def trained(config: Config, dataset: Dataset, way: str, folder: Path, data_dir: 
     metrics = folder / "metrics.jsonl"
     lines += [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     return Run(
-        way,
+        path,
         [line["test_accuracy"] for line in lines],
         [line["update_angles"] for line in lines],
         [line["feedback_angles"] for line in lines],
@@ -83,16 +83,16 @@ def trained(config: Config, dataset: Dataset, way: str, folder: Path, data_dir: 
 
 
 def measure(
-    overrides: Sequence[str], runs_dir: Path, data_dir: Path | None, ways: Sequence[str] = tuple(WAYS)
+    overrides: Sequence[str], runs_dir: Path, data_dir: Path | None, paths: Sequence[str] = tuple(PATHS)
 ) -> Results:
-    """Trains with every way back."""
+    """Trains with every feedback path."""
     config = load_config(CONFIG, overrides)
     dataset = load(config.resolved()["data"], data_dir=data_dir)
 
-    def run(way: str, init: str) -> Run:
-        changed = load_config(CONFIG, [f"init={init}", *overrides, f"feedback={WAYS[way][1]}"])
-        print(f"{way}, {init}", flush=True)
-        return trained(changed, dataset, way, runs_dir / f"{init}-{way}", data_dir)
+    def run(path: str, init: str) -> Run:
+        changed = load_config(CONFIG, [f"init={init}", *overrides, f"feedback={PATHS[path][1]}"])
+        print(f"{path}, {init}", flush=True)
+        return trained(changed, dataset, path, runs_dir / f"{init}-{path}", data_dir)
 
     init = config.init or "he_normal"
     layers = [layer["dense"] for layer in config.model if isinstance(layer, dict) and "dense" in layer]
@@ -101,8 +101,8 @@ def measure(
         "-".join(map(str, [dataset.train.x[0].size, *layers])),
         config.train.epochs,
         " ".join(f"{value}" for value in dict(config.train.optimizer).values()),
-        [run(way, init) for way in ways],
-        [run(way, "orthogonal") for way in ways if way in ORTHOGONAL],
+        [run(path, init) for path in paths],
+        [run(path, "orthogonal") for path in paths if path in ORTHOGONAL],
     )
 
 
@@ -114,7 +114,7 @@ def accuracy_plot(results: Results) -> Plot:
 
     def draw(axes, theme):
         for run, color in zip(results.runs, theme.colors(len(results.runs)), strict=True):
-            axes.plot(range(len(run.accuracies)), [100 * a for a in run.accuracies], "o-", color=color, label=run.way)
+            axes.plot(range(len(run.accuracies)), [100 * a for a in run.accuracies], "o-", color=color, label=run.path)
         lows = [100 * a for run in results.runs for a in run.accuracies[1:]]
         if lows and min(lows) > 50:
             axes.set_ylim(min(lows) - 3, 100)
@@ -123,7 +123,7 @@ def accuracy_plot(results: Results) -> Plot:
         axes.legend()
 
     return plot("Test accuracy", "one network, one seed, so half a point is no verdict",
-                f"test accuracy of {len(results.runs)} ways back by epoch; the last is in the table", draw)  # fmt: skip
+                f"test accuracy of {len(results.runs)} paths by epoch; the last is in the table", draw)  # fmt: skip
 
 
 def angle_plot(runs: Sequence[Run], name: str, title: str, words: str, layer: int) -> Plot:
@@ -132,14 +132,14 @@ def angle_plot(runs: Sequence[Run], name: str, title: str, words: str, layer: in
     def draw(axes, theme):
         for run, color in zip(runs, theme.colors(len(runs)), strict=True):
             angles = [row[layer] for row in getattr(run, name)]
-            axes.plot(range(len(angles)), angles, "o-", color=color, label=run.way)
+            axes.plot(range(len(angles)), angles, "o-", color=color, label=run.path)
         axes.set(xlabel="epoch, 0 before training", ylabel="degrees", ylim=(-5, 125))
         axes.set_yticks([0, 30, 60, 90, 120])
         axes.axhline(90, color=theme.quiet, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(ncols=2)
 
-    return plot(title, words, f"{title} of {len(runs)} ways back by epoch, in degrees; numbers in the table", draw)
+    return plot(title, words, f"{title} of {len(runs)} feedback paths by epoch, in degrees; numbers in the table", draw)
 
 
 def degrees(angle: float) -> str:
@@ -154,10 +154,10 @@ def percent(accuracy: float) -> str:
 
 def table(title: str, runs: Sequence[Run], layer: int = 1) -> Table:
     """Final accuracy, and angles before and after training: gradient of the first layer, feedback of the middle one."""
-    headings = ("way back", "what comes back", "test accuracy, %", "∇W¹ to the true one, before", "after",
-                "way back to W²ᵀ, before", "after", "ended")  # fmt: skip
+    headings = ("feedback path", "what comes back", "test accuracy, %", "∇W¹ to the true one, before", "after",
+                "feedback path to W²ᵀ, before", "after", "ended")  # fmt: skip
     rows = [
-        (run.way, WAYS[run.way][0], percent(run.accuracies[-1]),
+        (run.path, PATHS[run.path][0], percent(run.accuracies[-1]),
          *(degrees(run.update_angles[i][0]) for i in (0, -1)),
          *(degrees(run.feedback_angles[i][layer]) for i in (0, -1)), run.trouble or "after the last epoch")
         for run in runs
@@ -166,7 +166,7 @@ def table(title: str, runs: Sequence[Run], layer: int = 1) -> Table:
 
 
 def by_way(runs: Sequence[Run]) -> dict[str, Run]:
-    return {run.way: run for run in runs}
+    return {run.path: run for run in runs}
 
 
 def answer(results: Results) -> list[str]:
@@ -188,7 +188,7 @@ def answer(results: Results) -> list[str]:
             f"{degrees(alike.update_angles[-1][0])}."
         )
     told += [
-        f"{WAYS[name][0]}: {percent(runs[name].accuracies[-1])} %, its gradient for W¹ "
+        f"{PATHS[name][0]}: {percent(runs[name].accuracies[-1])} %, its gradient for W¹ "
         f"{degrees(runs[name].update_angles[0][0])} off at first, "
         f"{degrees(runs[name].update_angles[-1][0])} at the end."
         for name in ("pinv", "sign", "random", "direct")
@@ -206,18 +206,18 @@ def sections(results: Results) -> list[Section]:
     )
     bend = feedback_alignment(by_way(results.runs).get("random"))
     parts = [
-        Section("Every way back, one network", [
+        Section("Every feedback path, one network", [
             accuracy_plot(results),
             angle_plot(results.runs, "update_angles", "∇W¹ to the true gradient", "on 1,000 training examples; under "
                        "90° a small step goes downhill", 0),
-            angle_plot(results.runs, "feedback_angles", "The way back to W²ᵀ", "as vectors of all entries; direct: "
-                       "B e to W²ᵀδ", 1),
-            table("Every way back", results.runs), Words(words), *bend,
+            angle_plot(results.runs, "feedback_angles", "The feedback path to W²ᵀ", "as vectors of all entries; "
+                       "direct: B e to W²ᵀδ", 1),
+            table("Every feedback path", results.runs), Words(words), *bend,
         ]),
     ]  # fmt: skip
     if results.orthogonal:
         square = (
-            "Is it the inverse after all? W² is square. Drawn orthogonal, W²⁻¹ = W²ᵀ and both ways send the same "
+            "Is it the inverse after all? W² is square. Drawn orthogonal, W²⁻¹ = W²ᵀ and both paths send the same "
             "error; as soon as steps bend W², they part. "
             f"Condition numbers of W¹, W², W³ at the start: {conditions(results.orthogonal[0])} orthogonal, "
             f"{conditions(results.runs[0])} drawn at random: W⁻¹ stretches by as much what W shrank."
@@ -263,13 +263,13 @@ def main(
     out: Path = Path("runs/why_transpose/page.html"),
     runs_dir: Path = Path("runs/why_transpose"),
     data_dir: Path | None = None,
-    ways: Annotated[str, typer.Option(help="Some of them, after transpose.")] = ",".join(WAYS),
+    paths: Annotated[str, typer.Option(help="Some of them, after transpose.")] = ",".join(PATHS),
 ) -> None:
-    """Train one network with every way back; without MNIST at hand, on the handwritten digits of scikit-learn."""
-    changes, chosen = list(overrides or ()), ways.split(",")
-    if unknown := sorted(set(chosen) - set(WAYS)):
-        raise typer.BadParameter(f"a way back is one of {', '.join(WAYS)}, got {', '.join(unknown)}")
-    chosen = ["transpose", *(way for way in WAYS if way in chosen and way != "transpose")]
+    """Train one network with every feedback path; without MNIST at hand, on the handwritten digits of scikit-learn."""
+    changes, chosen = list(overrides or ()), paths.split(",")
+    if unknown := sorted(set(chosen) - set(PATHS)):
+        raise typer.BadParameter(f"a feedback path is one of {', '.join(PATHS)}, got {', '.join(unknown)}")
+    chosen = ["transpose", *(path for path in PATHS if path in chosen and path != "transpose")]
     try:
         results = measure(changes, runs_dir, data_dir, chosen)
     except DataError as error:

@@ -29,7 +29,7 @@ Count = Annotated[int, "at least 1"]
 """The annotation of an option that counts something; `maker` holds it to that."""
 
 Kind = Literal["layer", "model", "loss", "feedback"]
-KINDS: Mapping[str, Kind] = MappingProxyType({"Layer": "layer", "Loss": "loss", "Way": "feedback"})
+KINDS: Mapping[str, Kind] = MappingProxyType({"Layer": "layer", "Loss": "loss", "FeedbackPath": "feedback"})
 """The kind of a maker by the name of the type that it returns. A model says so itself."""
 
 ENTRY_POINTS = "jaxnet.makers"
@@ -227,11 +227,11 @@ def maker(
 ) -> Any:
     """Enters a function into the registry. The layers that it returns carry its name and options as `made`.
 
-    The function's return annotation is `Layer`, `Loss` or `Way`. `examples`: calls as text, each with the inputs at
-    which it is checked: `{"dense(4)": "float32[6]"}`; they are evaluated late, in the function's module, where every
-    maker is known by name. `axes`: names of the axes of each parameter. `kind`: "model" for a whole network. `configs`:
-    whether a config may name it. Outside of jaxnet the maker's name is `module:name`; to define it again replaces it.
-    Raises `TypeError` for another return annotation.
+    The function's return annotation is `Layer`, `Loss` or `FeedbackPath`. `examples`: calls as text, each with the
+    inputs at which it is checked: `{"dense(4)": "float32[6]"}`; they are evaluated late, in the function's module,
+    where every maker is known by name. `axes`: names of the axes of each parameter. `kind`: "model" for a whole
+    network. `configs`: whether a config may name it. Outside of jaxnet the maker's name is `module:name`; to define it
+    again replaces it. Raises `TypeError` for another return annotation.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -313,7 +313,7 @@ def stamped(thing: Any, entry: Maker, options: Mapping[str, Any]) -> Any:
     return thing._replace(origin=Made(entry, MappingProxyType(dict(options)), thing[1:-1], thing.made))
 
 
-# ------------------------------------------------------------------------- shared by layers, losses and ways back
+# ------------------------------------------------------------------------- shared by layers, losses and feedback paths
 
 
 def made_of(self: Any) -> Made | None:

@@ -131,16 +131,16 @@ def test_why_transpose(tmp_path, monkeypatch):
     results = why_transpose.measure(small, tmp_path, None, ["transpose", "inverse", "random"])
     page = why_transpose.render(results, "a test")
     tables = tables_in(page)
-    for title, runs in (("Every way back", results.runs), ("Orthogonal at first", results.orthogonal)):
+    for title, runs in (("Every feedback path", results.runs), ("Orthogonal at first", results.orthogonal)):
         for row, run in zip(tables[title][1:], runs, strict=True):
-            assert row[0] == run.way
+            assert row[0] == run.path
             expected = [100 * run.accuracies[-1], run.update_angles[0][0], run.update_angles[-1][0],
                         run.feedback_angles[0][1], run.feedback_angles[-1][1]]  # fmt: skip
             np.testing.assert_allclose(numbers(row[:-1], 2), expected, atol=0.051)
-    runs, orthogonal = ({run.way: run for run in group} for group in (results.runs, results.orthogonal))
+    runs, orthogonal = ({run.path: run for run in group} for group in (results.runs, results.orthogonal))
     assert runs["transpose"].update_angles == [[0.0, 0.0, 0.0]] * 2
     assert runs["random"].update_angles[0][2] == 0  # the last layer's δ is the loss's own
-    assert min(runs[way].update_angles[0][0] for way in ("inverse", "random")) > 10
+    assert min(runs[path].update_angles[0][0] for path in ("inverse", "random")) > 10
     assert orthogonal["inverse"].update_angles[0][0] < 0.1
     assert orthogonal["inverse"].feedback_angles[0][1] < 0.1
     assert self_contained(page)

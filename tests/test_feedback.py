@@ -10,15 +10,15 @@ from jaxnet import dense, feedback, parallel, per_position, remat, repeat, resid
 from jaxnet.checking import check, network_subjects
 from jaxnet.checking.feedback_reference import declared, deviation
 from jaxnet.factors import Plain
-from jaxnet.feedback import by_transpose, ways_in
+from jaxnet.feedback import by_transpose, feedback_paths_in
 from jaxnet.layer import ShapeError, leaf, no_params, on_leaves, split_state
 from jaxnet.registry import makers
 from jaxnet.training.low_precision import in_precision
 from tests.agreement import normal
 
 QUICK = {"seeds": 1, "precise": False, "also": False, "shapes": False, "inside": False}
-WAYS = makers("feedback")
-OTHERS = [name for name in WAYS if name not in ("transpose", "straight_through", "kolen_pollack", "weight_mirror")]
+PATHS = makers("feedback")
+OTHERS = [name for name in PATHS if name not in ("transpose", "straight_through", "kolen_pollack", "weight_mirror")]
 
 
 def drawn(seed, number, shape, count):
@@ -34,7 +34,7 @@ def initialized(net, x):
 @pytest.mark.parametrize("name", OTHERS)
 def test_three_layers_by_hand(name, x64):
     x, delta = normal(1, (3,)).astype(float), normal(2, (3,)).astype(float)
-    net = WAYS[name]({"seed": 5} if name in ("random", "direct") else {})(
+    net = PATHS[name]({"seed": 5} if name in ("random", "direct") else {})(
         serial(dense(3), tanh, dense(3), tanh, dense(3))
     )
     params = initialized(net, x)
@@ -86,7 +86,7 @@ NETWORKS = {
 def test_as_declared(network, name, x64):
     """Against autodiff of the stand-in, which uses nothing of the backward pass; and it is not the derivative."""
     net, shape = NETWORKS[network]
-    fed, x = WAYS[name]()(net), normal(1, shape).astype(float)
+    fed, x = PATHS[name]()(net), normal(1, shape).astype(float)
     params = initialized(net, x)
 
     @jax.jit
@@ -105,8 +105,8 @@ def test_as_declared(network, name, x64):
 
 @pytest.mark.parametrize("magnitudes", ["fixed", "new"])
 def test_magnitudes_of_sign_symmetry(magnitudes, x64):
-    way, x = feedback.sign(magnitudes=magnitudes, seed=4, scale=2.0), jnp.ones(3)
-    net = way(dense(3, bias=False))
+    path, x = feedback.sign(magnitudes=magnitudes, seed=4, scale=2.0), jnp.ones(3)
+    net = path(dense(3, bias=False))
     params = initialized(net, x)
 
     def instead(params):  # its rows, by unit errors
@@ -119,8 +119,8 @@ def test_magnitudes_of_sign_symmetry(magnitudes, x64):
     np.testing.assert_array_equal(M, instead(params))
     changed = instead({"W": W.at[0, 0].multiply(1.01)})
     assert np.allclose(np.abs(changed), np.abs(M)) == (magnitudes == "fixed")
-    wide = initialized(way(dense(300, bias=False)), jnp.ones(100))
-    [sent] = [jaxnet.vjp(way(dense(300, bias=False)))(wide, jnp.ones(100))[1](jnp.eye(300)[0])[1]]
+    wide = initialized(path(dense(300, bias=False)), jnp.ones(100))
+    [sent] = [jaxnet.vjp(path(dense(300, bias=False)))(wide, jnp.ones(100))[1](jnp.eye(300)[0])[1]]
     np.testing.assert_allclose(np.mean(sent**2), 2.0**2 / 100, rtol=0.5)  # E[M²] = scale²/n
 
 
@@ -213,20 +213,20 @@ def test_B_is_the_same_over_examples_calls_and_precisions():
 def test_inverse_and_transpose_coincide_where_W_is_orthogonal():
     net, x = serial(dense(4, init="orthogonal"), tanh, dense(4, init="orthogonal")), normal(1, (4,))
     params = net.init(jax.random.key(0), x)
-    for way in (feedback.inverse(), feedback.pinv()):
-        got, right = (jaxnet.vjp(each)(params, x)[1](jnp.ones(4)) for each in (way(net), net))
+    for path in (feedback.inverse(), feedback.pinv()):
+        got, right = (jaxnet.vjp(each)(params, x)[1](jnp.ones(4)) for each in (path(net), net))
         jax.tree.map(lambda g, r: np.testing.assert_allclose(g, r, rtol=1e-4, atol=1e-6), got, right)
 
 
 def test_a_layer_with_its_own_way_back_keeps_it():
     net = serial(feedback.transpose()(dense(3)), dense(3))
     around = feedback.random()(net)
-    assert [way.name for way in ways_in(around)] == ["random"]
+    assert [path.name for path in feedback_paths_in(around)] == ["random"]
     params, x = net.init(jax.random.key(0), jnp.ones(3)), jnp.ones(3)
     got = jaxnet.vjp(around)(params, x)[1](jnp.ones(3))[1]
     expected = params[0]["W"].T @ (drawn(0, 0, (3, 3), 3).T @ np.ones(3))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    assert ways_in(by_transpose(around)) == []
+    assert feedback_paths_in(by_transpose(around)) == []
 
 
 def test_layers_are_chosen_by_their_places():

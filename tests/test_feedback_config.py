@@ -1,4 +1,4 @@
-"""Another way back by a config: what is refused, with its place; and the angles that `monitor.angles` takes."""
+"""Another feedback path by a config: what is refused, with its place; and the angles that `monitor.angles` takes."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxnet as j
-from jaxnet.feedback.way import unstated
+from jaxnet.feedback.feedback_path import unstated
 from jaxnet.layer import ShapeError
 from jaxnet.readings import bare
 from jaxnet.registry import makers
@@ -37,12 +37,12 @@ def one(inside):
 
 
 WRONG = {
-    one('block={dense=8},way="rendom"'): 'feedback.way: must be a way back, got "rendom": did you mean "random"?',
-    one('block={dense=8},way="sign",sede=1'): 'model.0.feedback: unknown key "sede": did you mean "seed"?',
-    one('way="sign"'): "model.0.feedback.block: is missing",
-    one('block={dens=8},way="sign"'): "model.0.feedback.block: ",
-    one('block={dense=8},way="transpose",seed=3'): 'model.0.feedback: way = "transpose" takes no seed: leave it out',
-    one('block={dense=8},way="pinv",scale=2.0'): 'model.0.feedback: way = "pinv" takes no scale: leave it out',
+    one('block={dense=8},path="rendom"'): 'must be a feedback path, got "rendom": did you mean "random"?',
+    one('block={dense=8},path="sign",sede=1'): 'model.0.feedback: unknown key "sede": did you mean "seed"?',
+    one('path="sign"'): "model.0.feedback.block: is missing",
+    one('block={dens=8},path="sign"'): "model.0.feedback.block: ",
+    one('block={dense=8},path="transpose",seed=3'): 'model.0.feedback: path = "transpose" takes no seed: leave it out',
+    one('block={dense=8},path="pinv",scale=2.0'): 'model.0.feedback: path = "pinv" takes no scale: leave it out',
     'feedback="rand"': 'feedback: must be a known feedback, got "rand": did you mean "random"?',
     'feedback={name="random",sed=1}': 'feedback: unknown key "sed": did you mean "seed"?',
     "monitor.angles=-1": "monitor.angles: must be at least 0, got -1",
@@ -59,11 +59,11 @@ def test_a_wrong_way_back_is_refused_with_its_place(override):
 
 def test_an_inverse_of_what_has_none_names_the_layer():
     with pytest.raises(ShapeError, match=r"inverse takes a square W, got dense 8 with W of shape \(8, 64\).*take pinv"):
-        built(one('block={dense=8},way="inverse"'))
+        built(one('block={dense=8},path="inverse"'))
 
 
 def test_one_layer_goes_back_another_way_and_the_others_by_the_transpose():
-    net = built("model=[{dense=8},{feedback={block={dense=6},way='random',seed=2}},{dense=10}]")[0]
+    net = built("model=[{dense=8},{feedback={block={dense=6},path='random',seed=2}},{dense=10}]")[0]
     plain = j.serial(j.dense(8), j.dense(6), j.dense(10))
     x, delta = jnp.linspace(-1, 1, 64), jnp.linspace(0.5, 1, 10)
     params = plain.init(jax.random.key(0), x)
@@ -99,9 +99,9 @@ def test_by_the_transpose_all_angles_are_zero():
     np.testing.assert_array_equal(found["feedback_angles"], [0, 0])
 
 
-@pytest.mark.parametrize("way", ["random", "sign", "pinv", "kolen_pollack", "weight_mirror"])
-def test_angles_are_those_to_the_gradient_and_to_the_transpose(way):
-    net = makers("feedback")[way]()(NET)
+@pytest.mark.parametrize("path", ["random", "sign", "pinv", "kolen_pollack", "weight_mirror"])
+def test_angles_are_those_to_the_gradient_and_to_the_transpose(path):
+    net = makers("feedback")[path]()(NET)
     found, params, xs, ys = taken(net)
     own = bare(params)
     grads, right = (j.value_and_grad(each, j.quadratic)(p, xs, ys)[1] for each, p in ((net, params), (NET, own)))
@@ -110,8 +110,8 @@ def test_angles_are_those_to_the_gradient_and_to_the_transpose(way):
     np.testing.assert_allclose(found["update_angles"], expected, atol=0.05)
     assert found["update_angles"][0] > 1
     W = np.asarray(own[2]["W"])
-    sent = np.linalg.pinv(W) if way == "pinv" else np.sign(W).T if way == "sign" else None
-    sent = unstated(params[2]["W"].own).T if way in ("kolen_pollack", "weight_mirror") else sent
+    sent = np.linalg.pinv(W) if path == "pinv" else np.sign(W).T if path == "sign" else None
+    sent = unstated(params[2]["W"].own).T if path in ("kolen_pollack", "weight_mirror") else sent
     if sent is not None:
         np.testing.assert_allclose(found["feedback_angles"][1], angle([sent], [W.T]), atol=0.05)
 
@@ -124,10 +124,10 @@ def test_a_block_inside_of_a_stack_has_its_own_angle():
     assert len(set(np.round(found["feedback_angles"], 3))) == 4
 
 
-@pytest.mark.parametrize("way", ["kolen_pollack", "weight_mirror"])
-def test_a_run_learns_its_feedback(tmp_path, way):
+@pytest.mark.parametrize("path", ["kolen_pollack", "weight_mirror"])
+def test_a_run_learns_its_feedback(tmp_path, path):
     """Beside the weights: each B comes nearer to its W than it was, with weight decay on both."""
-    config = small(f"feedback='{way}'", "train.epochs=6", "train.l2=20.0", "monitor.angles=20")
+    config = small(f"feedback='{path}'", "train.epochs=6", "train.l2=20.0", "monitor.angles=20")
     lines = metrics(loop.train(config, run_dir=tmp_path / "r", quiet=True))
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     assert lines[-1]["feedback_angles"][-1] < 0.7 * lines[0]["feedback_angles"][-1]

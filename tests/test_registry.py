@@ -149,9 +149,9 @@ def test_feedback_is_made_of_the_way_and_the_net():
     assert fed.made.options["block"] == net
     assert pickle.loads(pickle.dumps(fed)) == fed
     assert feedback.watched(fed) != fed
-    with pytest.raises(ValueError, match='way = "inverse" takes no seed: leave it out'):
+    with pytest.raises(ValueError, match='path = "inverse" takes no seed: leave it out'):
         feedback.feedback(net, "inverse", seed=1)
-    with pytest.raises(ValueError, match=r"a way back is one of transpose, .* got 'sing'"):
+    with pytest.raises(ValueError, match=r"a feedback path is one of transpose, .* got 'sing'"):
         feedback.feedback(net, "sing")
     with pytest.raises(ValueError, match="has its options already, got scale beside it"):
         feedback.feedback(net, feedback.sign(), scale=2.0)
@@ -173,7 +173,9 @@ def test_a_maker_of_ones_own():
     assert second() != first()
     with pytest.raises(TypeError, match=r"takes makers that can be imported, got .*here: define it at the top"):
         pickle.dumps(first())
-    with pytest.raises(TypeError, match=r"takes a function that is annotated to return Layer, Loss, Way, got .*lambda"):
+    with pytest.raises(
+        TypeError, match=r"takes a function that is annotated to return Layer, Loss, FeedbackPath, got .*lambda"
+    ):
         maker(lambda: dense(3))
     with pytest.raises(LookupError, match=r"there is no layer .*gone"):
         found("layer", "tests.test_registry:gone")

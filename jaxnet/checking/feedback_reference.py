@@ -1,4 +1,4 @@
-"""Declared deviations: networks whose error goes back another way than Wᵀ, as functions for autodiff.
+"""Declared deviations: networks whose error goes back by another path than Wᵀ, as functions for autodiff.
 
 The stand-in of a layer has its value, and for its derivative the declared one:
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxnet.factors import dataclass_tree
-from jaxnet.feedback.way import Way, beside_in, each_own, unstated, ways_in
+from jaxnet.feedback.feedback_path import FeedbackPath, beside_in, each_own, feedback_paths_in, unstated
 from jaxnet.layer import Layer
 from jaxnet.lowering import plain_forms
 from jaxnet.program.calls import bind, opened, scan_counts
@@ -31,7 +31,7 @@ constant = jax.lax.stop_gradient
 
 def deviation(net: Layer) -> str:
     """What is declared of a network's backward pass, in words; empty where it is the derivative."""
-    names = dict.fromkeys(way.name for way in ways_in(net))
+    names = dict.fromkeys(path.name for path in feedback_paths_in(net))
     if not names:
         return ""
     return f"intended: the error goes back by feedback {', '.join(names)}, and each gradient is held against that"
@@ -39,51 +39,51 @@ def deviation(net: Layer) -> str:
 
 def declared(net: Layer) -> Layer:
     """The network for autodiff: its value, with the declared backward pass for derivative. It is not to be run back."""
-    if isinstance(net.rebuild, Way):
+    if isinstance(net.rebuild, FeedbackPath):
         return stand_in(net.rebuild, net.parts[0])
     if net.maker == "remat":  # saves nothing of what is inside, where `direct` looks
         return declared(net.parts[0])
     return net if net.rebuild is None else net.rebuild(*map(declared, net.parts))
 
 
-def stand_in(way: Way, net: Layer) -> Layer:
-    """The network inside a way back, for autodiff."""
+def stand_in(path: FeedbackPath, net: Layer) -> Layer:
+    """The network inside a feedback path, for autodiff."""
     inner = declared(net)
-    swapped = each_own(lambda leaf: by_matrix(way, leaf), inner)
+    swapped = each_own(lambda leaf: by_matrix(path, leaf), inner)
     sinking = each_own(with_sink, inner)
 
     def forward(params, x, key=None, train=False):
-        if way.through:
+        if path.through:
             out, saved = inner.forward(params, constant(x), key, train)
             return out + (x - constant(x)), saved
         out, saved = jax.eval_shape(lambda p, x: net.forward(p, x, key, train), bare(params), x)
-        beside = params if way.learned else way.beside(net, params, saved, out)
-        if way.matrix is not None:
+        beside = params if path.learned else path.beside(net, params, saved, out)
+        if path.matrix is not None:
             return swapped.forward(beside, x, key, train)
         _, sinks = sinking.forward(beside, x, key, train)
         found = [node.value for node in jax.tree.leaves(sinks, is_leaf=is_sink) if is_sink(node)]
         sums = [value.reshape(-1, value.shape[-1]).sum(0) for value in found]
-        own = [place.about for place in way.places(net, params, saved, out)[0] if place.about is not None]
+        own = [place.about for place in path.places(net, params, saved, out)[0] if place.about is not None]
         last, number = max(i for i, about in enumerate(own) if about.weights), itertools.count()
         ending = each_own(lambda leaf: with_constant_input(leaf, sum(sums) if next(number) == last else None), inner)
         return ending.forward(beside, x, key, train)
 
-    return Layer(f"feedback {way.name}", way.around(net).init, forward, net.backward, (inner,), way)
+    return Layer(f"feedback {path.name}", path.around(net).init, forward, net.backward, (inner,), path)
 
 
-def by_matrix(way: Way, leaf: Layer) -> Layer:
-    """A leaf layer with the way's matrix for W wherever autodiff sends the error back through a product with W."""
+def by_matrix(path: FeedbackPath, leaf: Layer) -> Layer:
+    """A leaf layer with the path's matrix for W wherever autodiff sends the error back through a product with W."""
 
     def forward(params, x, key=None, train=False):
         own = bare(params)
         fed = beside_in(params)
-        if not fed or way.matrix is None:
+        if not fed or path.matrix is None:
             return leaf.forward(own, x, key, train)
         _, saved = leaf.forward(own, x, key, train)
         instead = {
-            name: constant(way.matrix(constant(node.p), unstated(node.own), way.scale)) for name, node in fed.items()
+            name: constant(path.matrix(constant(node.p), unstated(node.own), path.scale)) for name, node in fed.items()
         }
-        learned = {name: node.own for name, node in fed.items()} if way.learned == "gradient" else {}
+        learned = {name: node.own for name, node in fed.items()} if path.learned == "gradient" else {}
         with plain_forms():
             program = jax.make_jaxpr(lambda weights, own, x: leaf.forward(own | weights, x, key, train)[0])
             weights = {name: own[name] for name in fed}
@@ -99,7 +99,7 @@ def by_matrix(way: Way, leaf: Layer) -> Layer:
 def fed_back(program: ClosedJaxpr, values: list[Any]) -> list[Any]:
     """The results of a program, with z = W x replaced as above wherever a value is a W with something `Beside` it.
 
-    Raises `ValueError` for a W that is used in another way than as a factor of a product.
+    Raises `ValueError` for a W that is used other than as a factor of a product.
     """
     jaxpr = program.jaxpr
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.consts, *values), strict=True))

@@ -137,7 +137,7 @@ def layer_subject(
 
 
 def as_declared(subject: Subject, net: Layer, function: Callable[[Layer], Callable]) -> Subject:
-    """The subject, held against the declared backward pass where the way back is not Wᵀ. `function`: a network's."""
+    """The subject, held against the declared backward pass where the feedback is not Wᵀ. `function`: a network's."""
     words = deviation(net)
     if not words:
         return subject

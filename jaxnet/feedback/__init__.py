@@ -1,10 +1,10 @@
-"""Feedback paths: other ways for the error to pass back than Wᵀ.
+"""Feedback paths: paths other than Wᵀ that carry the error back.
 
     transpose   Wᵀ δ                                        backpropagation
     inverse     W⁻¹ δ, pinv: W⁺ δ                           undoing the layer, for a square W, or any
     random      Bᵀ δ      B: the shape of W, fixed          feedback alignment
     sign        (M ⊙ sign W)ᵀ δ   M: equal, fixed or new    sign-symmetry
-    kolen_pollack  Bᵀ δ   B: learned by ∇_W, as W is        Kolen and Pollack's way to W = B
+    kolen_pollack  Bᵀ δ   B: learned by ∇_W, as W is        W − B → 0 with weight decay
     weight_mirror  Bᵀ δ   B: learned from noise through W   the weight mirror
     straight_through  δ                                     of a layer without weights, as if it were the identity
     direct      B e       B: (shape of a, outputs), fixed   direct feedback alignment; e = δ of the last layer with a W
@@ -22,8 +22,8 @@ convolutional networks, 2018; Akrout et al., Deep Learning without Weight Transp
 Courville, Estimating or Propagating Gradients Through Stochastic Neurons, 2013.
 """
 
-from jaxnet.feedback.way import Sent, Way, by_transpose, feedback, watched, ways_in
-from jaxnet.feedback.ways import (
+from jaxnet.feedback.feedback_path import FeedbackPath, Sent, by_transpose, feedback, feedback_paths_in, watched
+from jaxnet.feedback.makers import (
     direct,
     inverse,
     kolen_pollack,
@@ -36,11 +36,12 @@ from jaxnet.feedback.ways import (
 )
 
 __all__ = [
+    "FeedbackPath",
     "Sent",
-    "Way",
     "by_transpose",
     "direct",
     "feedback",
+    "feedback_paths_in",
     "inverse",
     "kolen_pollack",
     "pinv",
@@ -49,6 +50,5 @@ __all__ = [
     "straight_through",
     "transpose",
     "watched",
-    "ways_in",
     "weight_mirror",
 ]

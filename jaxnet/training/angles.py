@@ -74,7 +74,7 @@ def with_zero_B(gradients: Tree, like: Tree) -> Tree:
 def angles(net: Layer, loss: Loss, ranks: Ranks) -> Callable[[Tree, jax.Array, jax.Array], dict[str, jax.Array]]:
     """(params, xs, ys) -> angles by layer, in degrees, over these examples in evaluation mode.
 
-    - `update_angles`: between the gradient with the network's way back, and the gradient.
+    - `update_angles`: between the gradient with the network's feedback path, and the gradient.
     - `feedback_angles`: between the feedback matrix and Wᵀ, as vectors of all their entries; of `direct`, which
       has no matrix for Wᵀ, between B e and Wᵀ δ (the mean cosine over the examples). 0° where it is Wᵀ.
     """

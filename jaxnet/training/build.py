@@ -184,7 +184,7 @@ def with_init(of: Maker, options: Mapping[str, Any], init: str | None) -> dict[s
 
 
 def network(config: Config) -> Layer:
-    """The network of a config, with its way back."""
+    """The network of a config, with its feedback path."""
     net = forward_network(config)
     name, options = split_name(config.feedback)
     return net if name == "transpose" else make("feedback", FEEDBACK[name], **options)(net)

@@ -151,8 +151,8 @@ def type_of(parameter: Parameter) -> Any:
         return Init
     if name in ("activation", "out"):
         return Activation
-    if name == "way":
-        return one_of(FEEDBACK, "a way back")
+    if name == "path":
+        return one_of(FEEDBACK, "a feedback path")
     if name == "widths":
         return Annotated[list[AtLeastOne], Field(min_length=1)]
     if name in ("dtype", "mu_dtype", "accumulator_dtype", "dtype_momentum"):

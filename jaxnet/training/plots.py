@@ -216,7 +216,7 @@ PANELS = (
     Panel("gradient_norms", "‖gradient‖ by layer", NUMBERED, by_layer("gradient_norms")),
     Panel("update_ratios", "‖update‖ / ‖parameters‖ by layer", NUMBERED, by_layer("update_ratios")),
     Panel("update_angles", "gradient to the true gradient, °", NUMBERED, by_layer("update_angles", log=False)),
-    Panel("feedback_angles", "way back to Wᵀ, °", NUMBERED, by_layer("feedback_angles", log=False)),
+    Panel("feedback_angles", "feedback path to Wᵀ, °", NUMBERED, by_layer("feedback_angles", log=False)),
     Panel(
         "dead_units",
         "dead units, %",

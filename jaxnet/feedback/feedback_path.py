@@ -1,4 +1,4 @@
-"""A way back: the same network, whose layers send the error through another matrix than Wᵀ."""
+"""The feedback path of a network: its layers send the error back through another matrix than Wᵀ."""
 
 import math
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from jaxnet.readings import Beside, bare, nothing
 from jaxnet.registry import Made, maker, makers
 
 
-class Way(NamedTuple):
-    """A way back. Called with a network it gives that network with this way back; its parameters stay the same.
+class FeedbackPath(NamedTuple):
+    """A feedback path. Called with a network, it gives the network with this path; its parameters stay the same.
 
     `matrix(W, B, scale)`: the matrix in W's place as the error passes; B is None where nothing is drawn, and `direct`
     has no matrix. `layers`: places among the layers with weights, from 0, first to last; None for all. A layer that has
-    a way back of its own already keeps it, and is not counted. `learned`: how B changes, "gradient": by ∇_W C
+    a feedback path of its own already keeps it, and is not counted. `learned`: how B changes, "gradient": by ∇_W C
     as W does; a function: B ← learned(W, B) in each step; None: not at all. `through`: δ passes the network as it is.
     """
 
@@ -51,7 +51,7 @@ class Way(NamedTuple):
     __eq__, __ne__, __copy__, __deepcopy__ = registry.equal, registry.unequal, registry.itself, registry.itself
 
     def __call__(self, net: Layer) -> Layer:
-        """The network with this way back.
+        """The network with this feedback path.
 
         Where it has none for a layer, the backward pass raises `ValueError` or `ShapeError` as soon as it is traced.
         """
@@ -95,7 +95,7 @@ class Way(NamedTuple):
         return Layer(f"feedback {self.name}", net.init, forward, backward, (net,), self)
 
     def fed(self, leaf: Layer, error: Any = None) -> Layer:
-        """A leaf layer with this way back for each W with a B beside it. `error`: e of `direct`, a vector."""
+        """A leaf layer with this feedback path for each W with a B beside it. `error`: e of `direct`, a vector."""
 
         def forward(params, x, key=None, train=False):
             return leaf.forward(bare(params), x, key, train)
@@ -143,10 +143,10 @@ class Way(NamedTuple):
     # ------------------------------------------------------------------------------------------ the matrices
 
     def beside(self, net: Layer, params: Tree, saved: Tree, d_out: Tree) -> Tree:
-        """The network's parameters with B beside each W that this way back is for (None where nothing is drawn).
+        """The network's parameters with B beside each W that this path is for (None where nothing is drawn).
 
         saved and d_out may be shapes. Raises `ValueError` for an unknown place, `ValueError` or `ShapeError` for a
-        layer that this way back is not for.
+        layer that this feedback path is not for.
         """
         places, structure = self.places(net, params, saved, d_out)
         weighted = [i for i, place in enumerate(places) if place.about and place.about.weights]
@@ -194,7 +194,7 @@ class Way(NamedTuple):
 
         So B sends an error back about as long as a W drawn by lecun_normal does. It is the same in every precision, and
         a constant of the compiled program. `direct` has one B for the layer; its n is the count of the layer's inputs.
-        None where this way back draws nothing.
+        None where this feedback path draws nothing.
         """
         found: dict[str, Any] = {}
         for i, (name, inner) in enumerate(place.about.weights):
@@ -232,7 +232,7 @@ class Way(NamedTuple):
 
 @dataclass_tree
 class Sent:
-    """How a watched layer sent the error back, and the right way: B and W, or B e and Wᵀ δ."""
+    """The feedback of a watched layer, and backpropagation's: B and W, or B e and Wᵀ δ."""
 
     instead: Any
     right: Any
@@ -249,7 +249,7 @@ class About(NamedTuple):
 
 @dataclass_tree
 class Place:
-    """A leaf layer's place in the tree of parameters. `about`: None where it has a way back of its own.
+    """A leaf layer's place in the tree of parameters. `about`: None where it has a feedback path of its own.
 
     Ws: its weights, arrays with the axes of the stacks around the layer. B: beside some of them.
     """
@@ -260,8 +260,8 @@ class Place:
 
 
 def each_own(change: Callable[[Layer], Layer], net: Layer) -> Layer:
-    """The network with `change(leaf)` for each leaf layer that has no way back of its own."""
-    if isinstance(net.rebuild, Way):
+    """The network with `change(leaf)` for each leaf layer that has no feedback path of its own."""
+    if isinstance(net.rebuild, FeedbackPath):
         return net
     return change(net) if net.rebuild is None else net.rebuild(*(each_own(change, part) for part in net.parts))
 
@@ -330,47 +330,47 @@ _places = Reading(_place, out_axes=0)
 
 
 @maker(examples={'feedback(serial(dense(5), tanh, dense(3)), "random")': "float32[6]"})
-def feedback(block: Layer, way: str | Way, *, seed: int | None = None, scale: float | None = None) -> Layer:
-    """A block whose error goes back another way than Wᵀ; its parameters stay the same.
+def feedback(block: Layer, path: str | FeedbackPath, *, seed: int | None = None, scale: float | None = None) -> Layer:
+    """A block whose error goes back by another path than Wᵀ; its parameters stay the same.
 
-    `way`: a `Way`, or its name. `seed`, `scale`: of a way by name that draws a matrix, or scales one.
-    Raises `ValueError` for another name, or an option that the way does not take.
+    `path`: a `FeedbackPath`, or its name. `seed`, `scale`: of a path given by name that draws or scales a matrix.
+    Raises `ValueError` for another name, or an option that the path does not take.
 
     >>> feedback(dense(3), "random", seed=5)
     feedback(dense(3), random(seed=5))
     """
     given = {name: value for name, value in (("seed", seed), ("scale", scale)) if value is not None}
-    if isinstance(way, str):
-        ways = makers("feedback")
-        if way not in ways:
-            raise ValueError(f"a way back is one of {', '.join(ways)}, got {way!r}")
-        unknown = [name for name in given if name not in ways[way].options]
+    if isinstance(path, str):
+        paths = makers("feedback")
+        if path not in paths:
+            raise ValueError(f"a feedback path is one of {', '.join(paths)}, got {path!r}")
+        unknown = [name for name in given if name not in paths[path].options]
         if unknown:
-            raise ValueError(f'way = "{way}" takes no {" and no ".join(unknown)}: leave it out')
-        return feedback(block, ways[way](given))
+            raise ValueError(f'path = "{path}" takes no {" and no ".join(unknown)}: leave it out')
+        return feedback(block, paths[path](given))
     if given:
-        raise ValueError(f"{way!r} has its options already, got {', '.join(given)} beside it: leave them out")
-    return way.around(block)
+        raise ValueError(f"{path!r} has its options already, got {', '.join(given)} beside it: leave them out")
+    return path.around(block)
 
 
 # ------------------------------------------------------------------------------------------------ looking at it
 
 
-def ways_in(net: Layer) -> list[Way]:
-    """The ways back other than Wᵀ in a network, the outermost first."""
-    own = [net.rebuild] if isinstance(net.rebuild, Way) and net.rebuild.name != "transpose" else []
-    return own + [way for part in net.parts for way in ways_in(part)]
+def feedback_paths_in(net: Layer) -> list[FeedbackPath]:
+    """The feedback paths other than Wᵀ in a network, the outermost first."""
+    own = [net.rebuild] if isinstance(net.rebuild, FeedbackPath) and net.rebuild.name != "transpose" else []
+    return own + [path for part in net.parts for path in feedback_paths_in(part)]
 
 
 def by_transpose(net: Layer) -> Layer:
-    """The same network with Wᵀ for its way back throughout; its parameters are the same."""
-    if isinstance(net.rebuild, Way):
+    """The same network with Wᵀ for its feedback path throughout; its parameters are the same."""
+    if isinstance(net.rebuild, FeedbackPath):
         return by_transpose(net.parts[0])
     return net if net.rebuild is None else net.rebuild(*map(by_transpose, net.parts))
 
 
 def watched(net: Layer) -> Layer:
-    """The same network, in which each layer with another way back hands a `Sent` to readings as its saved value."""
-    if isinstance(net.rebuild, Way):
+    """The same network; each layer with another feedback path hands readings a `Sent` as its saved value."""
+    if isinstance(net.rebuild, FeedbackPath):
         return net.rebuild._replace(watched=True)(watched(net.parts[0]))
     return net if net.rebuild is None else net.rebuild(*map(watched, net.parts))

@@ -1,4 +1,4 @@
-"""The ways back: each maker gives the matrix that stands in the place of W."""
+"""The makers of feedback paths: each gives the matrix in the place of W."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,23 +7,23 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxnet.feedback.way import Way
+from jaxnet.feedback.feedback_path import FeedbackPath
 from jaxnet.lowering.products import accumulated
 from jaxnet.registry import maker
 
 
 @maker
-def transpose() -> Way:
-    """Wᵀ δ: backpropagation. A part of a network that has it keeps it, whatever way back is chosen around it.
+def transpose() -> FeedbackPath:
+    """Wᵀ δ: backpropagation. A part of a network that has it keeps it, whatever feedback path is chosen around it.
 
     >>> transpose()(dense(3))
     feedback(dense(3), transpose())
     """
-    return Way("transpose", lambda W, B, scale: W)
+    return FeedbackPath("transpose", lambda W, B, scale: W)
 
 
 @maker
-def inverse(*, layers: Sequence[int] | None = None) -> Way:
+def inverse(*, layers: Sequence[int] | None = None) -> FeedbackPath:
     """W⁻¹ δ, for each W of shape (n, n); where W is orthogonal that is Wᵀ δ. A singular W gives infinities or NaN.
 
     `layers`: places among the layers with weights, from 0; None for all.
@@ -32,21 +32,21 @@ def inverse(*, layers: Sequence[int] | None = None) -> Way:
     >>> print(np.asarray(back(jnp.ones(2))[1]).round(3))
     [ 0.5  -0.25]
     """
-    return Way("inverse", lambda W, B, scale: wide(solved, W).T, layers=chosen(layers))
+    return FeedbackPath("inverse", lambda W, B, scale: wide(solved, W).T, layers=chosen(layers))
 
 
 @maker
-def pinv(*, layers: Sequence[int] | None = None) -> Way:
+def pinv(*, layers: Sequence[int] | None = None) -> FeedbackPath:
     """W⁺ δ, W⁺ the pseudo-inverse, (in, out): of all a with W a nearest to δ the shortest. `layers`: as `inverse`'s.
 
     >>> pinv()(dense(3))
     feedback(dense(3), pinv())
     """
-    return Way("pinv", lambda W, B, scale: wide(jnp.linalg.pinv, W).T, layers=chosen(layers))
+    return FeedbackPath("pinv", lambda W, B, scale: wide(jnp.linalg.pinv, W).T, layers=chosen(layers))
 
 
 @maker
-def random(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+def random(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> FeedbackPath:
     """Bᵀ δ with a fixed B of the shape of W, its entries N(0, scale²/n), n the numbers that a unit takes in.
 
     `layers`: as `inverse`'s; each has a B of its own, also in a stack. Source: Lillicrap et al., 2016.
@@ -54,7 +54,7 @@ def random(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = 
     >>> random(seed=5)(dense(3))
     feedback(dense(3), random(seed=5))
     """
-    return Way("random", lambda W, B, scale: B, True, seed, scale, chosen(layers))
+    return FeedbackPath("random", lambda W, B, scale: B, True, seed, scale, chosen(layers))
 
 
 MAGNITUDES: dict[str, Callable] = {
@@ -72,7 +72,7 @@ def sign(
     seed: int = 0,
     scale: float = 1.0,
     layers: Sequence[int] | None = None,
-) -> Way:
+) -> FeedbackPath:
     """(M ⊙ sign W)ᵀ δ · scale/√n, n the numbers that a unit takes in: of W only the signs come back.
 
     `magnitudes`: of M, "equal": 1; "fixed": |N(0, 1)|, drawn once; "new": drawn anew after each change of W, so for
@@ -91,7 +91,7 @@ def sign(
         found = jnp.sign(W) * MAGNITUDES[magnitudes](W, B, jax.random.key(seed))
         return found * ((1 if magnitudes == "fixed" else scale) / math.sqrt(W[0].size))  # B has the scale already
 
-    return Way("sign", matrix, magnitudes == "fixed", seed, scale, chosen(layers))
+    return FeedbackPath("sign", matrix, magnitudes == "fixed", seed, scale, chosen(layers))
 
 
 def bits_of(W: jax.Array) -> jax.Array:
@@ -101,7 +101,7 @@ def bits_of(W: jax.Array) -> jax.Array:
 
 
 @maker
-def kolen_pollack(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+def kolen_pollack(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> FeedbackPath:
     """Bᵀ δ, B learned beside W: its gradient is ∇_W C too, so with weight decay on both W − B goes to 0.
 
     Each W among the parameters becomes `Beside(W, B)`, B begun as `random`'s. `layers`: as `inverse`'s.
@@ -113,14 +113,16 @@ def kolen_pollack(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | 
     >>> bool((grads["W"].p == grads["W"].own).all())
     True
     """
-    return Way("kolen_pollack", lambda W, B, scale: B, True, seed, scale, chosen(layers), "gradient")
+    return FeedbackPath("kolen_pollack", lambda W, B, scale: B, True, seed, scale, chosen(layers), "gradient")
 
 
 NOISE = 64  # vectors of noise in a step of the mirror
 
 
 @maker
-def weight_mirror(*, rate: float = 0.1, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+def weight_mirror(
+    *, rate: float = 0.1, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None
+) -> FeedbackPath:
     """Bᵀ δ, B ← B + rate (mean of (W ξ) ξᵀ − B) in each step: B learns W from noise ξ ~ N(0, 1) sent through it.
 
     Each W among the parameters becomes `Beside(W, B)`, B begun as `random`'s, and kept as state (`split_state`). ξ is
@@ -137,11 +139,11 @@ def weight_mirror(*, rate: float = 0.1, seed: int = 0, scale: float = 1.0, layer
         seen = (W.reshape(len(W), -1) @ noise.T) @ noise / NOISE
         return B + rate * (seen.reshape(B.shape) - B)
 
-    return Way("weight_mirror", lambda W, B, scale: B, True, seed, scale, chosen(layers), mirrored)
+    return FeedbackPath("weight_mirror", lambda W, B, scale: B, True, seed, scale, chosen(layers), mirrored)
 
 
 @maker
-def straight_through() -> Way:
+def straight_through() -> FeedbackPath:
     """δ itself, as if the block were the identity: for a step or a rounding, whose derivative is 0 or none.
 
     The block keeps the shape of its input; gradients of its own parameters stay the same.
@@ -151,11 +153,11 @@ def straight_through() -> Way:
     >>> print(back(jnp.ones(2))[1])
     [1. 1.]
     """
-    return Way("straight_through", None, through=True)
+    return FeedbackPath("straight_through", None, through=True)
 
 
 @maker
-def direct(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> Way:
+def direct(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = None) -> FeedbackPath:
     """B e in the place of all that a layer sends back: e the δ of the last layer with weights, (outputs,).
 
     B: (shape of the layer's input, outputs), fixed, its entries N(0, scale²/n), n the count of numbers that the
@@ -164,11 +166,11 @@ def direct(*, seed: int = 0, scale: float = 1.0, layers: Sequence[int] | None = 
     >>> direct(layers=[0])(serial(dense(5), tanh, dense(3)))
     feedback(serial(dense(5), tanh, dense(3)), direct(layers=[0]))
     """
-    return Way("direct", None, True, seed, scale, chosen(layers))
+    return FeedbackPath("direct", None, True, seed, scale, chosen(layers))
 
 
 def chosen(layers: Sequence[int] | None) -> tuple[int, ...] | None:
-    """The chosen layers as a `Way` holds them."""
+    """The chosen layers as a `FeedbackPath` holds them."""
     return None if layers is None else tuple(layers)
 
 
