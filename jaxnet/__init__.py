@@ -10,7 +10,7 @@ Examples in docstrings assume `from jaxnet import *`, `import jax`, `import jax.
 import jaxnet.feedback
 import jaxnet.heads
 import jaxnet.models  # noqa: F401 - their makers enter the registry
-from jaxnet.backprop import as_custom_vjp, backpropagate, initialize, per_example, predict, trace, value_and_grad, vjp
+from jaxnet.backprop import as_custom_vjp, backpropagate, initialize, per_example, predict, value_and_grad, vjp
 from jaxnet.combinators import parallel, per_position, remat, repeat, residual, serial, tied
 from jaxnet.layer import Layer, Loss, Reading, ShapeError
 from jaxnet.layers import (
@@ -54,6 +54,7 @@ from jaxnet.losses import (
     softmax_cross_entropy,
 )
 from jaxnet.readings import deltas, pair, product, squared_norm, total
+from jaxnet.traces import trace
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,7 @@ import inspect
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from numbers import Integral
@@ -421,26 +421,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.55)
     return f'did you mean "{lowered[close[0]]}"?' if close else f"choose from {', '.join(lowered.values())}"
-
-
-def listed(*names: str) -> Iterator[str]:
-    """The lines of `jaxnet layers`: each maker's call with its defaults, its first line, its example inputs.
-
-    Raises `LookupError` for an unknown name.
-    """
-    kinds: tuple[Kind, ...] = ("layer", "model", "loss", "feedback")
-    known = [(name, entry) for kind in kinds for name, entry in makers(kind).items() if entry.configs or entry.examples]
-    for name in names:
-        if name not in dict(known):
-            raise LookupError(f"no layer, model, loss or feedback {name!r}: {did_you_mean(name, dict(known))}")
-    for kind in kinds:
-        chosen = [entry for name, entry in known if entry.kind == kind and (not names or name in names)]
-        yield from [f"{kind.upper()}", ""] if chosen else []
-        for entry in chosen:
-            yield entry.call
-            yield f"    {entry.about}"
-            yield from (f"    {call}: {', '.join(inputs)}" for call, inputs in entry.examples.items())
-            yield ""
 
 
 def maker_of(function: Any) -> Maker | None:

@@ -12,6 +12,7 @@ import pytest
 
 import jaxnet
 from jaxnet import Layer, Loss, dense, feedback, heads, losses, models, registry, sigmoid
+from jaxnet.cli.layer_listing import listed
 from jaxnet.layer import Static, leaf, no_params, summary
 from jaxnet.registry import example, found, maker, makers
 from tests.implementations import check_against_autodiff
@@ -222,7 +223,7 @@ def test_a_failure_says_what_the_checker_finds_wrong(x64):
 
 
 def test_the_registry_is_listed():
-    lines = list(registry.listed())
+    lines = list(listed())
     kinds = [line for line in lines if line.isupper()]
     assert kinds == ["LAYER", "MODEL", "LOSS", "FEEDBACK"]
     said = {line.partition("(")[0] for line in lines if line and not line.startswith(" ")} - set(kinds)
@@ -230,11 +231,11 @@ def test_the_registry_is_listed():
     assert "dense(units, *, bias=True, init='lecun_normal', weights=None, biases=None)" in lines
     assert "serial(*layers)" in lines
     assert all(entry.about for entry in [*ALL.values(), *makers("feedback").values()])
-    assert list(registry.listed("quadratic"))[:4] == [
+    assert list(listed("quadratic"))[:4] == [
         *("LOSS", "", "quadratic", "    C = ½‖a − y‖², δ = a − y. Source: Nielsen, ch. 1, (6).")
     ]
     with pytest.raises(LookupError, match="no layer, model, loss or feedback 'dens': did you mean \"dense\"\\?"):
-        list(registry.listed("dens"))
+        list(listed("dens"))
 
 
 def test_a_network_s_table():

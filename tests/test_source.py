@@ -15,7 +15,7 @@ AUTODIFF = {"grad", "value_and_grad", "vjp", "vjp3", "jvp", "linearize", "linear
             "jacobian", "hessian", "checkpoint", "remat", "custom_jvp", "custom_vjp", "custom_gradient",
             "closure_convert", "ad", "ad_checkpoint", "fwd_and_bwd"}  # fmt: skip
 BY_HAND = [*(PACKAGE / f"{room}.py" for room in ("registry", "layer", "factors", "readings", "losses", "combinators",
-           "heads", "backprop")), *PACKAGE.glob("layers/**/*.py"), *PACKAGE.glob("models/**/*.py"),
+           "heads", "backprop", "traces")), *PACKAGE.glob("layers/**/*.py"), *PACKAGE.glob("models/**/*.py"),
            *PACKAGE.glob("devices/*.py")]  # fmt: skip
 # From the bottom up; rooms of one line may use each other, though not in a circle.
 FLOORS = [
@@ -31,6 +31,7 @@ FLOORS = [
     ["heads"],
     ["models"],
     ["backprop"],
+    ["traces"],
     ["program"],
     ["devices", "feedback", "quantities", "checking", "explaining"],
     ["ascii_spelling"],

@@ -7,10 +7,11 @@ import optax
 import pytest
 from jax import export
 
-from jaxnet.backprop import one_example, predict, trace
+from jaxnet.backprop import one_example, predict
 from jaxnet.combinators import per_position, repeat, residual, serial, tied
 from jaxnet.layers import ACTIVATIONS, conv2d, dense, dropout, flatten
 from jaxnet.readings import total
+from jaxnet.traces import trace
 from jaxnet.training import accuracy, monitors, step
 from jaxnet.training.build import promoting
 from jaxnet.training.flops import products

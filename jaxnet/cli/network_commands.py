@@ -16,10 +16,10 @@ from jaxnet.cli.app import AllowCode, ConfigFile, DataDir, Overrides, app, refus
 @app.command()
 def layers(names: Annotated[list[str] | None, Argument(metavar="NAME", help="Default: all.")] = None) -> None:
     """List layers, models, losses and feedback: options with defaults, equation, example inputs."""
-    from jaxnet import registry
+    from jaxnet.cli.layer_listing import listed
 
     try:
-        print(*registry.listed(*(names or ())), sep="\n")
+        print(*listed(*(names or ())), sep="\n")
     except LookupError as error:
         raise refused(str(error)) from None
 

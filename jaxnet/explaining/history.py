@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnet.backprop import trace
 from jaxnet.explaining.cells import heat
 from jaxnet.explaining.expressions import Frozen
 from jaxnet.explaining.live import plain
@@ -18,6 +17,7 @@ from jaxnet.explaining.numbering import NumberedLayer, number_layers
 from jaxnet.explaining.numbers import number, one
 from jaxnet.explaining.observe import Item, Observed, chain
 from jaxnet.layer import Tree, leaves, own_params
+from jaxnet.traces import trace
 
 ROWS = 12  # of a table, beyond which rows are left out evenly
 ACCURACIES = ("validation_accuracy", "test_accuracy", "train_accuracy")

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.backprop import Recorded, per_example, recorded
+from jaxnet.backprop import per_example
 from jaxnet.layer import Layer, Loss, Passing, Reading, Tree, leaves, on_leaves
 from jaxnet.readings import in_order, pair
+from jaxnet.traces import Recorded, recorded
 
 
 class Finite(NamedTuple):

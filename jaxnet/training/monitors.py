@@ -8,11 +8,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxnet.backprop import Recorded, backpropagate, recorded
+from jaxnet.backprop import backpropagate
 from jaxnet.factors import Plain
 from jaxnet.layer import Layer, Loss, Passing, Reading, Static, Tree, on_leaves
 from jaxnet.lowering.products import accumulated
 from jaxnet.readings import in_order, sum_over_examples
+from jaxnet.traces import Recorded, recorded
 
 Ranks = list[tuple[int, ...]]
 
