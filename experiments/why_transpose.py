@@ -87,7 +87,7 @@ def measure(
 ) -> Results:
     """Trains with every feedback path."""
     config = load_config(CONFIG, overrides)
-    dataset = load(config.resolved()["data"], data_dir=data_dir)
+    dataset = load(config.data, data_dir=data_dir)
 
     def run(path: str, init: str) -> Run:
         changed = load_config(CONFIG, [f"init={init}", *overrides, f"feedback={PATHS[path][1]}"])

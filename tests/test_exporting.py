@@ -44,7 +44,7 @@ def test_a_step_is_a_file_that_trains(tmp_path):
     export_step(config, file, ["cpu"])
     call = export.deserialize(bytearray(file.read_bytes())).call
     with devices.precision("float32"):
-        session = Session(config, load(config.resolved()["data"]))
+        session = Session(config, load(config.data))
         state = session.begin()
         xs, ys = (t[:10] for t in session.arrays["train"])
         leaves = call(jax.tree.leaves(state), xs, ys, session.key)
@@ -60,7 +60,7 @@ def test_a_compiled_step_is_a_file_that_trains(tmp_path, capsys):
     assert "read back and run" in told
     loaded = deserialize_and_load(*pickle.loads(file.read_bytes()), execution_devices=jax.devices()[:2])
     with devices.precision("float32"):
-        session = Session(config, load(config.resolved()["data"]))
+        session = Session(config, load(config.data))
         xs, ys = (t[:10] for t in session.arrays["train"])
         given = jax.tree.leaves(session.begin()), np.asarray(xs), np.asarray(ys), session.key
         found = loaded(*jax.device_put(given, loaded.input_shardings[0]))

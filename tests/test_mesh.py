@@ -145,7 +145,7 @@ def two_steps(folder, name, *mesh):
         sgd = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
         train = {"epochs": 1, "batch": 16, "steps_per_call": 2, "optimizer": sgd}
         config = small("monitor.delta_norms=false", *mesh, train=train, **DOCUMENTS[name])
-        session = Session(config, load(config.resolved()["data"]))
+        session = Session(config, load(config.data))
         state, good, _ = session.steps(session.calls[0], session.begin(), session.order(0))
     assert good.all()
     return session, state, session.programs[(2, 16)]

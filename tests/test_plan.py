@@ -19,7 +19,7 @@ from tests.runs import small
 
 def plan_of(*overrides, devices="cpu:1", **document):
     config = small(*overrides, **document)
-    return planned(config, load(config.resolved()["data"]), target(devices))
+    return planned(config, load(config.data), target(devices))
 
 
 def test_a_plan_counts_what_a_step_takes():

@@ -113,8 +113,7 @@ def blocks_of(config: Config, net: Layer, loss: Loss, example: Any, dataset: Dat
 def one_input(config: Config, dataset: Dataset) -> jax.ShapeDtypeStruct:
     """One input of the network: tokens stay whole numbers, the rest is float64 or float32."""
     x = dataset.train.x
-    wide = np.dtype(np.float64 if config.precision == "float64" else np.float32)
-    return jax.ShapeDtypeStruct(x.shape[1:], wide if np.issubdtype(x.dtype, np.floating) else x.dtype)
+    return jax.ShapeDtypeStruct(x.shape[1:], config.typed(x[:0]).dtype)
 
 
 # ----------------------------------------------------------------------------------------------- by name

@@ -23,9 +23,9 @@ def config_target(
         data_dir: where the data lie, as `jaxnet train` takes it.
     """
     config = load_config(file)
-    dataset = load(config.resolved()["data"], data_dir=data_dir)
+    dataset = load(config.data, data_dir=data_dir)
     net, loss, _, example = build(config, dataset)
-    wide = "float64" if config.precision == "float64" else "float32"
+    wide = config.dtype.__name__
     x, y = dataset.train.x, dataset.train.y
     # Inputs are drawn about 0: of pixels that are 0 in every picture no gradient could be seen.
     xs = shapes(wide, example.shape) if np.issubdtype(example.dtype, np.floating) else ranged(x, wide)

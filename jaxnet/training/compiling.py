@@ -22,7 +22,7 @@ from jaxnet.training.data import Dataset, load
 from jaxnet.training.devices import precision
 from jaxnet.training.exporting import difference
 from jaxnet.training.program_cache import compiled_anew
-from jaxnet.training.session import Session, typed
+from jaxnet.training.session import Session
 
 
 class CompileError(ValueError):
@@ -36,7 +36,7 @@ def run(config: Config, devices: str, out: Path, data_dir: Path | None) -> None:
     """
     aim = target(devices)
     described = aim.devices()  # before the data: it may have to set how many CPU devices there are
-    dataset = load(config.resolved()["data"], data_dir=data_dir)
+    dataset = load(config.data, data_dir=data_dir)
     with compiled_anew():
         found, compiled = plan.planned(config, dataset, aim, described)
     print(*found.lines(), sep="\n")
@@ -58,7 +58,7 @@ def ran(config: Config, dataset: Dataset, aim: DeviceTarget, file: Path, compile
         return "not run, since none of these devices is here"
     with precision(config.precision):
         session = Session(config, dataset)
-        batch = [typed(config, t[: config.train.batch]) for t in dataset.train]
+        batch = [config.typed(t[: config.train.batch]) for t in dataset.train]
         [shardings, _] = compiled.input_shardings
         arguments = jax.device_put((jax.tree.leaves(session.begin()), *batch, session.key), shardings)
         again = deserialize_and_load(*pickle.loads(file.read_bytes()), execution_devices=devices)

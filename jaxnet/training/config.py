@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -244,6 +245,15 @@ class Config(Table):
                 f"[privacy] reads each example's own gradient, on one device, and nothing else: set {reads[0]}"
             )
         return self
+
+    @property
+    def dtype(self) -> type[np.floating]:
+        """The dtype of parameters and sums."""
+        return np.float64 if self.precision == "float64" else np.float32
+
+    def typed(self, array: np.ndarray) -> np.ndarray:
+        """Data in the precision of the run; whole numbers stay."""
+        return array.astype(self.dtype, copy=False) if np.issubdtype(array.dtype, np.floating) else array
 
     def resolved(self, *, written: bool = False) -> dict[str, Any]:
         """The config as plain data without fields that are None: with all defaults, or only the `written` keys."""

@@ -68,17 +68,15 @@ def config_subject(
     seed: instead of the config's own.
     """
     config = load_config(file, tuple(overrides))
-    dataset = load(config.resolved()["data"], data_dir=data_dir)
+    dataset = load(config.data, data_dir=data_dir)
     net, loss, _, shape = build(config, dataset)
     used = config.seed if seed is None else seed
     with devices.precision(config.precision):
         key = step.init_key(step.key_data(used))
         params = quickly(lambda key: initialize(net, loss, key, shape), (key,))
     xs, ys = chosen(dataset.train.x, dataset.train.y, example, batch)
-    wide = "float64" if config.precision == "float64" else "float32"
-    xs, ys = typed(xs, wide), typed(ys, wide)
-    kind = input_kind(dataset)
-    return ExplainedNetwork(net, loss, params, xs, ys, str(file), example, used, wide, kind=kind)
+    where, kind = (str(file), example, used, config.dtype.__name__), input_kind(dataset)
+    return ExplainedNetwork(net, loss, params, config.typed(xs), config.typed(ys), *where, kind=kind)
 
 
 def input_kind(dataset: Dataset) -> InputKind:
@@ -95,14 +93,11 @@ def run_subject(folder: Path, *, example: int = 0, batch: int = 1, data_dir: Pat
         past = history(folder, trained)
     split = session.dataset.train
     xs, ys = chosen(split.x, split.y, example, batch)
-    wide = "float64" if config.precision == "float64" else "float32"
     notes = (f"parameters of step {trained.step:,}, after epoch {trained.epoch:,}",)
     net, loss = session.recipe.net, session.recipe.loss
-    xs, ys = typed(xs, wide), typed(ys, wide)
-    kind = input_kind(session.dataset)
-    return ExplainedNetwork(
-        net, loss, trained.params, xs, ys, str(folder), example, config.seed, wide, past, notes, kind
-    )
+    where, kind = (str(folder), example, config.seed, config.dtype.__name__), input_kind(session.dataset)
+    typed = config.typed(xs), config.typed(ys)
+    return ExplainedNetwork(net, loss, trained.params, *typed, *where, past, notes, kind)
 
 
 def history(folder: Path, trained: Trained) -> History:
@@ -139,8 +134,3 @@ def chosen(x: np.ndarray, y: np.ndarray, example: int, batch: int) -> tuple[np.n
             f"--batch must be from 1 to {len(x) - example:,}, the examples from number {example:,} on, got {batch:,}"
         )
     return x[example : example + batch], y[example : example + batch]
-
-
-def typed(array: np.ndarray, wide: str) -> np.ndarray:
-    """Floats in the precision of the computation."""
-    return array.astype(wide) if np.issubdtype(array.dtype, np.floating) else array

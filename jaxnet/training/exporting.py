@@ -22,7 +22,7 @@ from jaxnet.training.atomic_write import write_whole
 from jaxnet.training.config import Config, load_config
 from jaxnet.training.data import load
 from jaxnet.training.devices import precision
-from jaxnet.training.session import Session, typed
+from jaxnet.training.session import Session
 from jaxnet.training.trained_network import for_evaluation, restore
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -58,9 +58,9 @@ def export_step(config: Config, out: Path, platforms: Sequence[str], data_dir: P
     """
     config = config.model_copy(update={"mesh": for_evaluation(config).mesh})
     with precision(config.precision):
-        session = Session(config, load(config.resolved()["data"], data_dir=data_dir))
+        session = Session(config, load(config.data, data_dir=data_dir))
         state, recipe = session.begin(), session.recipe
-        batch = [jnp.asarray(typed(config, t[: recipe.batch])) for t in session.dataset.train]
+        batch = [jnp.asarray(config.typed(t[: recipe.batch])) for t in session.dataset.train]
         arguments = (jax.tree.leaves(state), *batch, session.key)
         return written(out, step.step_of_leaves(recipe), arguments, arguments, platforms, config.precision)
 

@@ -70,7 +70,7 @@ def range_test(
     config = config.model_copy(update={"train": train})
     keep_compiled()
     with devices.precision(config.precision):
-        session = Session(config, load(config.resolved()["data"], data_dir=data_dir))
+        session = Session(config, load(config.data, data_dir=data_dir))
         start = trained_start(session, data_dir)
         costs = costs_of(session, session.begin(None if start is None else start.given), steps)
     rates = low * (high / low) ** (np.arange(len(costs)) / (steps - 1))

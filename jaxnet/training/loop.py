@@ -74,7 +74,7 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quie
     quiet = quiet or not writes()
     keep_compiled()
     began = time.perf_counter()
-    dataset = load(config.resolved()["data"], data_dir=data_dir)
+    dataset = load(config.data, data_dir=data_dir)
     with stopping() as stop, devices.precision(config.precision), ExitStack() as locks:
         session = Session(config, dataset, seeds, stop.patiently)
         has_its_metrics(session)
@@ -140,7 +140,7 @@ def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
             return list(folders)
         began = time.perf_counter()
         data_dir = data_dir or (Path(environment["data_dir"]) if environment.get("data_dir") else None)
-        dataset = load(config.resolved()["data"], data_dir=data_dir)
+        dataset = load(config.data, data_dir=data_dir)
         data = data_sha256(dataset)
         for run in runs:
             run.unchanged(run.config(), data)

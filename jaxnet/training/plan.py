@@ -94,7 +94,7 @@ def run(
     """Prints the plan of a config, and writes the compiled text and the plan. scale: the plan on more devices too."""
     aim = target(devices)
     described = aim.devices()  # before the data: it may have to set how many CPU devices there are
-    dataset = load(config.resolved()["data"], data_dir=data_dir)
+    dataset = load(config.data, data_dir=data_dir)
     plan, compiled = planned(config, dataset, aim, described)
     if program is not None:
         write_whole(program, compiled.as_text().encode())

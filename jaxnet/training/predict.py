@@ -62,14 +62,14 @@ def predict(
     dataset = trained.session.dataset
     x, notes = examples(file, dataset, data_options(trained))
     with devices.precision(trained.config.precision):
-        outputs, kind = answers(trained, trained.session.typed(x))
+        outputs, kind = answers(trained, trained.config.typed(x))
     classes = outputs.argmax(axis=-1) if trained.session.classified and outputs.ndim == 2 else None
     return Prediction(outputs, classes, kind if classes is not None else "value", notes, dataset.names)
 
 
 def data_options(trained: Trained) -> dict[str, Any]:
     """The options of the run's data."""
-    spec = trained.config.resolved()["data"]
+    spec = trained.config.data
     return spec if isinstance(spec, dict) else {}
 
 

@@ -79,13 +79,9 @@ class Session:
         """See `step.steps_per_call`; several seeds share the time of one."""
         return max(1, step.steps_per_call(self.recipe) // len(self.seeds))
 
-    def typed(self, array: np.ndarray) -> np.ndarray:
-        """See `typed`."""
-        return typed(self.config, array)
-
     def on_device(self, split: Split) -> Arrays:
         """A split, whole on every device."""
-        return Arrays(*(placed(self.typed(array), self.mesh) for array in split))
+        return Arrays(*(placed(self.config.typed(array), self.mesh) for array in split))
 
     def windows(self, text: Text) -> Windows:
         """The text to train on, whole on every device."""
@@ -105,7 +101,7 @@ class Session:
             return self.training, order, np.int32(call.start)
         places = np.arange(call.count * call.batch, dtype=np.int32)
         shape, sharding = (call.count, call.batch), step.batch_sharding(self.mesh, call.batch)
-        own = (processes.from_columns(self.typed(t), shape, sharding) for t in order.of(call))
+        own = (processes.from_columns(self.config.typed(t), shape, sharding) for t in order.of(call))
         return Batches(*own), placed(places, self.mesh), np.int32(0)
 
     def places_read(self, call: StepCall, order: np.ndarray) -> np.ndarray:
@@ -304,7 +300,7 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
         loss,
         optimizer,
         example,
-        jax.eval_shape(lambda y: y[0], typed(config, dataset.train.y[:1])),
+        jax.eval_shape(lambda y: y[0], config.typed(dataset.train.y[:1])),
         batch=config.train.batch,
         chunks=config.train.chunks,
         head_chunks=config.train.head_chunks,
@@ -339,12 +335,6 @@ def private_of(config: Config, dataset: Dataset) -> Private | None:
         raise ConfigError("privacy: the curvature of a batch goes around the noise: take another train.optimizer")
     own = config.privacy
     return Private(own.noise_multiplier, own.clip_norm, own.per_layer, len(dataset.train.y))
-
-
-def typed(config: Config, array: np.ndarray) -> np.ndarray:
-    """The array in the precision of the run; whole numbers stay."""
-    wide = np.float64 if config.precision == "float64" else np.float32
-    return array.astype(wide, copy=False) if np.issubdtype(array.dtype, np.floating) else array
 
 
 def counts_right(dataset: Dataset, loss: Loss) -> bool:

@@ -182,13 +182,13 @@ def tried(sweep: Sweep, data_dir: Path | None) -> list[str]:
     """The hash of each setting's data. Builds every network first, so that errors come before any training."""
     loaded = {}
     for setting in sweep.settings:
-        spec = setting.config.resolved()["data"]
+        spec = setting.config.data
         with devices.precision(setting.config.precision):
             if repr(spec) not in loaded:
                 dataset = load(spec, data_dir=data_dir)
                 loaded[repr(spec)] = dataset, data_sha256(dataset)
             build(setting.config, loaded[repr(spec)][0])
-    return [loaded[repr(setting.config.resolved()["data"])][1] for setting in sweep.settings]
+    return [loaded[repr(setting.config.data)][1] for setting in sweep.settings]
 
 
 def earlier(runs_dir: Path) -> dict[str, Earlier]:

@@ -80,7 +80,7 @@ def restore(
         data = None
         if dataset is None:
             given = run.environment().get("data_dir")
-            dataset = load(config.resolved()["data"], data_dir=data_dir or (Path(given) if given else None))
+            dataset = load(config.data, data_dir=data_dir or (Path(given) if given else None))
             data = data_sha256(dataset)
         run.unchanged(config, data)
         session = Session(for_evaluation(config), dataset)
@@ -175,7 +175,7 @@ def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None, say: C
     spec = {"name": data} if isinstance(data, str) else dict(data)
     kept = run.vocabulary()
     if kept is None or not is_text(str(spec.get("name"))):
-        own = run.config().resolved()["data"]
+        own = run.config().data
         options = {key: value for key, value in own.items() if key in LIKE_OWN} if isinstance(own, dict) else {}
         if options.get("task") != "regression" and (classes := run.classes()):
             options["classes"] = classes
