@@ -264,6 +264,26 @@ def test_the_table_cuts_no_number(tmp_path, width):
         assert str(record.folder) in said
 
 
+def test_the_table_has_a_line_for_each_run(tmp_path):
+    model = '[{ dense = 30 }, "tanh", { dense = 300 }, "relu", { dense = 10 }]'
+    changes = [["train.batch=20"], [f"model={model}", "train.batch=10", 'loss="quadratic"', "init='he_normal'"]]
+    records = [run_listing.read_run(fake_run(tmp_path / f"run{i}", each)) for i, each in enumerate(changes)]
+    written = StringIO()
+    run_listing.print_runs(records, Console(width=80, file=written))
+    *table, one, other, left_out = written.getvalue().splitlines()
+    assert [line.split()[0] for line in table[-2:]] == ["1", "2"]
+    assert max(map(len, table)) <= 80
+    assert one.endswith("run0")
+    assert other.endswith("run1")
+    assert "batch" in table[-3]
+    assert left_out.startswith("left out for width: model")
+    assert left_out.endswith("; jaxnet diff RUN RUN shows them")
+    wide = StringIO()
+    run_listing.print_runs(records, Console(width=240, file=wide))
+    assert '[{ dense = 30 }, "tanh"…' in wide.getvalue()
+    assert "quadratic" in wide.getvalue()
+
+
 # ------------------------------------------------------------------------------------------- reports
 
 

@@ -336,7 +336,6 @@ ModelSpec = Annotated[
 ]
 """A list of layers, a model's name or table, or your own object."""
 
-DataSpec = Annotated[
-    Annotated[str, tag("text")] | Annotated[OwnTable, *PLAIN, tag("table")], by_type(dict, "table", "text")
-]
+NamedData = Annotated[str, tag("text")] | Annotated[OwnTable, *PLAIN, tag("table")]
+DataSpec = Annotated[Any, CheckedAs(Annotated[NamedData, by_type(dict, "table", "text")])]
 """A data set's name, file or object, or a table with that as its name; `data.load` knows the options."""

@@ -25,6 +25,7 @@ from jaxnet.training.run_summary import ACCURACIES
 LOSSES = ("test_loss", "validation_loss", "train_loss")
 
 LONGEST_NAME = 72
+LONGEST_CELL = 24
 ABSENT = "—"
 BARE_KEY = re.compile(r"[\w-]+", re.ASCII)
 CONDITION = re.compile(r"([^=<>!]+)(!=|<=|>=|=|<|>)(.+)", re.DOTALL)
@@ -290,9 +291,9 @@ def told(name: str, value: float | None) -> str:
 
 
 def short_keys(keys: Iterable[str]) -> list[str]:
-    """Each key's last part, or the whole key where two end alike."""
+    """Each key's last part, two for a name, or the whole key where two end alike."""
     keys = list(keys)
-    last = [key.rpartition(".")[2] for key in keys]
+    last = [".".join(key.split(".")[-2 if key.endswith(".name") else -1 :]) for key in keys]
     return [
         short if last.count(short) == 1 and not short.isdecimal() else key
         for key, short in zip(keys, last, strict=True)
@@ -315,19 +316,30 @@ def table_of(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]])
     return table
 
 
-def runs_table(records: Sequence[RunRecord], labels: Sequence[str]) -> Table:
-    """A table of the runs' results and of the keys that differ. labels: a name for each run."""
-    names, keys = results(records), differing(records)
-    if any(record.tags for record in records):
-        keys["tags"] = [" ".join(record.tags) for record in records]
+def runs_table(records: Sequence[RunRecord], labels: Sequence[str], keys: dict[str, list[str]], fold: bool) -> Table:
+    """A table of the runs' results, a line for each. labels: their names. keys: of the config, with the runs' values.
+
+    fold: whether headings take several lines.
+    """
+    names = results(records)
 
     def row(i: int, record: RunRecord) -> list[str]:
-        settings = [values[i] for values in keys.values()]
+        settings = [cell(values[i]) for values in keys.values()]
         numbers = [told(name, record.result(name)) for name in names]
         return [labels[i], *settings, done(record), *numbers, told("seconds", record.result("seconds"))]
 
     headings = ["run", *short_keys(keys), "done", *map(heading, names), "s"]
-    return table_of(headings, 1 + len(keys), (row(i, record) for i, record in enumerate(records)))
+    table = table_of(headings, 1 + len(keys), (row(i, record) for i, record in enumerate(records)))
+    for column in table.columns if fold else ():
+        if column.justify == "right":
+            column.max_width = column.min_width
+    return table
+
+
+def cell(value: str) -> str:
+    """A value of a config in a table: text without quotes, cut where it is long."""
+    value = json.loads(value) if value.startswith('"') else value
+    return value if len(value) <= LONGEST_CELL else f"{value[: LONGEST_CELL - 1]}…"
 
 
 def done(record: RunRecord) -> str:
@@ -345,20 +357,33 @@ def console() -> Console:
 
 
 def print_runs(records: Sequence[RunRecord], to: Console) -> None:
-    """Prints the table of runs. If it is too wide with the folders' names, they are printed below it by number."""
-    folders = [str(record.folder) for record in records]
-    table = runs_table(records, folders)
-    if to.measure(table, options=to.options.update(max_width=10_000)).maximum <= to.width:
-        to.print(table)
-        return
-    numbers = [str(i) for i in range(1, len(records) + 1)]
-    table = runs_table(records, numbers)
-    for column in table.columns:  # headings fold before anything is cut off
-        if column.justify == "right":
-            column.max_width = column.min_width
+    """Prints the table of runs.
+
+    Where it is too wide, the folders' names stand below it by number and headings are folded; then the widest settings
+    are left out and named.
+    """
+    folders, numbers = [str(record.folder) for record in records], [str(i) for i in range(1, len(records) + 1)]
+    keys, left_out = differing(records), []
+    if any(record.tags for record in records):
+        keys["tags"] = [" ".join(record.tags) for record in records]
+
+    def fits(table: Table) -> bool:
+        return to.measure(table, options=to.options.update(max_width=10_000)).maximum <= to.width
+
+    forms = [(folders, False), (numbers, False), (numbers, True)]
+    tables = [runs_table(records, labels, keys, fold) for labels, fold in forms]
+    table = next(filter(fits, tables), tables[-1])
+    while keys and not fits(table):
+        left_out.append(max(keys, key=lambda key: max(len(cell(value)) for value in keys[key])))
+        del keys[left_out[-1]]
+        table = runs_table(records, numbers, keys, True)
     to.print(table)
-    for number, folder in zip(numbers, folders, strict=True):
-        to.print(f"{number:>3}  {folder}", markup=False, highlight=False, soft_wrap=True)
+    if table is not tables[0]:
+        for number, folder in zip(numbers, folders, strict=True):
+            to.print(f"{number:>3}  {folder}", markup=False, highlight=False, soft_wrap=True)
+    if left_out:
+        told = f"left out for width: {', '.join(left_out)}; jaxnet diff RUN RUN shows them"
+        to.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_runs(folder: Path, *, where: Sequence[str] = (), sort: str | None = None) -> None:
