@@ -72,8 +72,8 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     Returns `batch(params, xs, ys, *, state=None, key=None, train=False, weights=None) -> value, readings`: xs, ys and
     weights have the batch as leading axis; a weight is a number for each example, or one for each of its terms; the
     mean is then Σ w C / Σ w. Readings come with the structure of the parameters, one for each example or one for the
-    batch as the reading says; those of a pair as a tuple. `chunks`: run the batch in so many equal pieces, one after
-    another, to save memory; for additive readings.
+    batch as the reading says; those of a pair as a tuple. `chunks`: the number of equal pieces of the batch that
+    run one after another, to save memory; for additive readings.
     Raises `ValueError` for a reading that is not additive in several chunks, or chunks that do not divide the batch,
     and where a layer couples the examples (`batch_norm` in training) in several chunks or for a reading of each
     example by itself. Outside `jax.jit` it raises `LabelError` for a class label outside the network's classes, and
@@ -366,7 +366,7 @@ def as_custom_vjp(net: Layer, *, batched: bool = False, train: bool = False) -> 
 
 
 def varying_alike(arguments: Tree) -> Tree:
-    """The arguments, each varying over the mesh axes over which one of them does, as inside `jax.shard_map`.
+    """The arguments, all varying over the same mesh axes, as inside `jax.shard_map`.
 
     The derivative of this is the sum over these axes: a rule gives each device's own part of a gradient.
     """

@@ -305,7 +305,7 @@ def remat(block: Layer) -> Layer:
 
 @maker(examples={"tied(dense(6), tanh, dense(6), where=(0, 2))": "float32[6]"})
 def tied(*layers: Layer, share: str = "W", where: Sequence[int]) -> Layer:
-    """`serial`, in which the layers at `where` share one parameter: its gradient is the sum of its uses.
+    """`serial`; the layers at `where` share one parameter: its gradient is the sum of its uses.
 
     `share`: the name of the parameter, for layers whose parameters are a dict, inside `per_position` too. `where`:
     indices into `layers`, at least two. Parameters: as `serial`'s; the shared one stands in the first of those layers

@@ -35,7 +35,7 @@ class Factor(abc.ABC):
 
     @abc.abstractmethod
     def summed_once_more(self) -> Factor:
-        """The factor whose leaves have got one more leading axis, summed over."""
+        """The sum over a new leading axis of the factor's leaves."""
 
     def weighted(self, c: jax.Array) -> jax.Array:
         """Σ_x c_x ∂C_x/∂p, where the leaves have the examples as leading axis: each δ times its c."""

@@ -79,7 +79,7 @@ def fused_head(net: Layer, loss: Loss = softmax_cross_entropy, *, chunks: int = 
 
 @maker(configs=False)
 def deferred_loss(loss: Loss, chunks: int) -> Loss:
-    """`loss` of a network whose last layer is `deferred_head`: it goes through the head itself."""
+    """`loss` behind a `deferred_head`: it goes through the head itself."""
 
     def turn(params, deferred, y, weight, read):
         if read.linear:

@@ -129,7 +129,7 @@ def pointwise(
 
 @maker(configs=False, examples={"ignoring(softmax_cross_entropy, 0)": "float32[5,6], int32[5]<6"})
 def ignoring(loss: Loss, label: int = -100) -> Loss:
-    """The same loss, in which a term whose class label is `label` does not count.
+    """The same loss without the terms of class label `label`.
 
     Its weight is 0, in Σ weight · C, in δ and in n.
 

@@ -148,7 +148,7 @@ class Beside:
 
 
 def bare(params: Tree) -> Tree:
-    """The parameters alone, of a tree in which some have something beside them."""
+    """The parameters alone, without the values beside them."""
 
     def beside(node):
         return isinstance(node, Beside)

@@ -50,7 +50,7 @@ def _brief(values: Tree) -> str:
 
 @dataclass_tree
 class Recorded:
-    """The saved values of a recorded layer: its own, its name, and its output, which readings then meet."""
+    """The saved values of a recorded layer: its own, its name and its output, for readings."""
 
     saved: Tree
     layer: Static

@@ -40,7 +40,7 @@ def refused(message: str) -> typer.Exit:
 
 
 def output_lost() -> typer.Exit:
-    """The exit status of a program whose reader is gone, as the shell gives it: 128 + SIGPIPE."""
+    """The exit status after the reader of the output has gone, as the shell's: 128 + SIGPIPE."""
     return typer.Exit(141)
 
 

@@ -80,7 +80,7 @@ def evaluate(
     allow_code: AllowCode = False,
     best: Best = False,
 ) -> None:
-    """Print the loss of a run's network, its accuracy, and which classes it confuses."""
+    """Print loss, accuracy and confused classes of a run's network."""
     from jaxnet.training import trained_network
     from jaxnet.training.run_listing import console
 
@@ -122,7 +122,7 @@ def influence(
     allow_code: AllowCode = False,
     best: Best = False,
 ) -> None:
-    """Show which training examples a prediction rests on: a page."""
+    """Write a page of the training examples that helped or harmed a prediction most."""
     from jaxnet.training import influence
 
     found = influence.of_run(

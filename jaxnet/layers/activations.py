@@ -20,7 +20,7 @@ SQRT_2_OVER_PI = (2 / jnp.pi) ** 0.5
 
 
 class Activation(NamedTuple):
-    """A row of the table: `g(z)`, `g_prime(z, a)` with a = g(z), and which of z, a, g′ is saved for backward."""
+    """A row of the table: `g(z)`, `g_prime(z, a)` with a = g(z), and the one of z, a, g′ that is saved for backward."""
 
     name: str
     g: Callable

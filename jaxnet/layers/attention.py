@@ -159,7 +159,7 @@ def dot_product_attention(*, causal: bool = True, mask=None) -> Layer:
     Takes the tuple q: (queries, heads, d), k: (keys, kv_heads, d), v: (keys, kv_heads, e); kv_heads divides heads, and
     heads / kv_heads heads of queries in a row share one of keys and values. Gives (queries, heads, e).
     `causal`: a query sees no key after its own position. `mask`: (queries, keys), true where a query sees a key.
-    Raises `ShapeError` for shapes that do not fit, `ValueError` for a mask by which some query sees nothing.
+    Raises `ShapeError` for shapes that do not fit, `ValueError` for a mask with a query that sees nothing.
     Source: Dao et al., FlashAttention, 2022.
 
     >>> q, k = jnp.ones((5, 4, 3)), jnp.ones((5, 2, 3))

@@ -81,7 +81,7 @@ def initializer(of: str | Initializer | Callable) -> Initializer:
 
 @dataclass(frozen=True)
 class Divided:
-    """An initialiser whose W is that of `init` over `by`: for branches whose sum is to keep its variance."""
+    """W of `init` divided by `by`, for branches whose sum should keep its variance."""
 
     init: str | Initializer | Callable
     by: float

@@ -53,7 +53,7 @@ class WeightsError(ValueError):
 
 
 class GPT2Sizes(NamedTuple):
-    """The options by which `gpt2` is as large as some weights."""
+    """The options of `gpt2` for the sizes of these weights."""
 
     vocab: int
     positions: int

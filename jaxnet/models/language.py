@@ -77,12 +77,11 @@ def gpt(
 
     `hidden`: the width inside the blocks' MLPs, four times `width` by default. `norm_epsilon`: ε of the norms, their
     own by default. `gate`: the MLPs are `gated`. `rotary`: queries and keys turned by their positions, in place of a
-    learned vector added for each. `kv_heads`: keys and values of so many heads, shared by groups of queries' heads.
-    `bias`: whether the blocks' products have a b.
-    `tied_head`: the embedding's W as the head's. `drop_rate`: of dropout after the embedding and in each branch.
-    `remat`: keep each branch's input alone, and run the branch again in backward. `init`: as `dense`'s, of the blocks.
-    LLaMA's form is norm "rms_norm", activation "silu", gate, rotary, bias=False.
-    Raises `ValueError` for an unknown activation or norm, or sizes that do not go together.
+    learned vector added for each. `kv_heads`: heads of keys and values, each shared by a group of queries' heads.
+    `bias`: whether the blocks' products have a b. `tied_head`: the embedding's W as the head's. `drop_rate`: of dropout
+    after the embedding and in each branch. `remat`: keep each branch's input alone, and run the branch again in
+    backward. `init`: as `dense`'s, of the blocks. LLaMA's form is norm "rms_norm", activation "silu", gate, rotary,
+    bias=False. Raises `ValueError` for an unknown activation or norm, or sizes that do not go together.
 
     >>> net, tokens = gpt(11, 8, 2, 2, 6), jnp.zeros(6, int)
     >>> params = jax.eval_shape(net.init, jax.random.key(0), tokens)

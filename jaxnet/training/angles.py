@@ -75,8 +75,8 @@ def angles(net: Layer, loss: Loss, ranks: Ranks) -> Callable[[Tree, jax.Array, j
     """(params, xs, ys) -> angles by layer, in degrees, over these examples in evaluation mode.
 
     - `update_angles`: between the gradient with the network's feedback path, and the gradient.
-    - `feedback_angles`: between the feedback matrix and Wᵀ, as vectors of all their entries; of `direct`, which
-      has no matrix for Wᵀ, between B e and Wᵀ δ (the mean cosine over the examples). 0° where it is Wᵀ.
+    - `feedback_angles`: between the feedback matrix and Wᵀ, as vectors of all their entries; of `direct`,
+      without a matrix for Wᵀ, between B e and Wᵀ δ (the mean cosine over the examples). 0° where it is Wᵀ.
     """
     gradient = backpropagate(by_transpose(net), loss, total)
     fed = backpropagate(watched(net), loss, pair(total, _apart, _together))

@@ -280,7 +280,7 @@ def freezing(
 
 
 def parameter_names(params: Any) -> Any:
-    """The dotted place of each parameter, such as `0.W`, in a tree like theirs."""
+    """The dotted place of each parameter (`0.W`), in a tree of the same structure."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path, simple=True, separator="."), params
     )
@@ -292,7 +292,7 @@ def is_inside(name: str, places: Sequence[str]) -> bool:
 
 
 def promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer with JAX's usual promotion of dtypes and ranks, on which optax relies; the rest is strict."""
+    """The same optimizer with JAX's usual promotion of dtypes and ranks, as optax needs it; the rest is strict."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -314,7 +314,7 @@ def argument(value: Any, where: str) -> Any:
 
 
 def shrink(learning_rate: float | optax.Schedule, rate: float) -> optax.GradientTransformation:
-    """Nielsen's L2: w → (1 − ηλ/n) w, besides the optimizer's update. `rate`: λ/n.
+    """Nielsen's L2: w → (1 − ηλ/n) w, beside the optimizer's update. `rate`: λ/n.
 
     Source: Nielsen, Neural Networks and Deep Learning, ch. 3, (93).
     """

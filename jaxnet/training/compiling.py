@@ -53,7 +53,7 @@ def run(config: Config, devices: str, out: Path, data_dir: Path | None) -> None:
 
 
 def ran(config: Config, dataset: Dataset, aim: DeviceTarget, file: Path, compiled: Any, devices: Sequence[Any]) -> str:
-    """Reads the file back and runs it on the first examples; what is told of that."""
+    """Reads the file back and runs it on the first examples; gives a message."""
     if aim.platform != "cpu":
         return "not run, since none of these devices is here"
     with precision(config.precision):

@@ -36,7 +36,7 @@ def row(line: dict[str, Any], epochs: int) -> str:
 
 
 class Display:
-    """Says lines and shows progress.
+    """Prints lines and shows progress.
 
     log: receives every line too. lost: called once when stdout cannot be written; nothing is shown after that.
     quiet: shows nothing.

@@ -32,7 +32,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3, "float64": 1e-1
 
 
 class ExportError(ValueError):
-    """A program that cannot be exported, or a file whose outputs differ from the original."""
+    """A program cannot be exported, or its file gives other outputs than the original."""
 
 
 def export_run(folder: Path, out: Path, platforms: Sequence[str], data_dir: Path | None = None) -> str:

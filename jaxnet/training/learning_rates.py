@@ -32,7 +32,7 @@ class RangeTest(NamedTuple):
     smoothed: np.ndarray
 
     def steepest(self) -> float | None:
-        """The rate at which the smoothed cost falls fastest over the rate's logarithm; None where it never falls.
+        """The rate with the fastest fall of the smoothed cost over the rate's logarithm; None where it never falls.
 
         Falls are taken over a tenth of the steps at a time: those of single steps are mostly noise of the batches.
         """

@@ -171,7 +171,7 @@ def has_its_metrics(session: Session) -> None:
 
 
 def restored(session: Session, singles: Sequence[Single]) -> list[Any] | None:
-    """Each run's state at the newest step that all have a checkpoint of; None if there is no such step.
+    """Each run's state at the newest step that all have a checkpoint of; None if there is none.
 
     Sets the runs' progress and metrics to that step. A run that has ended lends its place to another's state.
     """

@@ -71,7 +71,7 @@ def pack(t: jax.Array, kind: str) -> Packed:
 
 
 def saving(net: Layer, kind: str) -> Layer:
-    """The network whose layers save their arrays of real numbers in 8 bits: "int8", "float8"; "full" as they are.
+    """The network with its layers' saved arrays of real numbers in 8 bits: "int8", "float8"; "full" as they are.
 
     >>> from jaxnet import dense, vjp
     >>> net, x = dense(2), jnp.arange(3.0)
@@ -116,7 +116,7 @@ class LossScale(NamedTuple):
         return LossScale(jnp.float32(value), jnp.int32(0))
 
     def after(self, finite: jax.Array, steps: int) -> "LossScale":
-        """Half after a gradient that is not finite; twice after so many steps that were."""
+        """Half after a gradient that is not finite; twice after `steps` finite ones."""
         grows = self.good + 1 >= steps
         value = jnp.where(finite, jnp.where(grows, 2 * self.value, self.value), self.value / 2)
         return LossScale(jnp.clip(value, 1, LARGEST_SCALE), jnp.where(finite & ~grows, self.good + 1, 0))

@@ -1,4 +1,4 @@
-"""The mistakes of a run's network: which classes it confuses, and the examples that it gets most wrong."""
+"""The mistakes of a run's network: the classes that it confuses, and its most wrong examples."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -79,7 +79,7 @@ def tag(name: str) -> Tag:
 
 
 def is_tag(part: Any) -> bool:
-    """Whether a part of an error's location is such a tag."""
+    """Whether a part of an error's location is a tag."""
     return isinstance(part, str) and part.startswith("<")
 
 
@@ -312,7 +312,7 @@ def keys(value: Any) -> str:
 
 
 def layer_choice(value: Any) -> str:
-    """The tag of the form in which a layer is written, for the discriminated union."""
+    """The tag of a layer's form, for the discriminated union."""
     if isinstance(value, str):
         return "<text>"
     return f"<{next(iter(value))}>" if next(iter(value)) in LAYERS else "<own>"

@@ -186,7 +186,7 @@ def dotted(config: Any, above: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
 
 
 def value_of(record: RunRecord, key: str) -> Any:
-    """A result, the status, the tags, or a config value by dotted key; None if the run has no such key."""
+    """A result, the status, the tags, or a config value by dotted key; None if the run has none."""
     if key in ("status", "tag"):
         return record.status if key == "status" else record.tags
     if (found := record.result(key)) is not None:

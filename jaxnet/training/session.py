@@ -31,7 +31,7 @@ SHUFFLED = 2  # tells the stream of orders from others with the same seed
 class Session:
     """The arrays and compiled programs of a run. Make and use one inside `devices.precision`.
 
-    seeds: None for the config's own seed; else a state has a leading axis of so many seeds throughout.
+    seeds: None for the config's own seed; else a state has a leading axis of seeds throughout.
     patiently: makes the long calls, compilations and computations, so that a signal may be heard meanwhile.
     """
 
@@ -322,8 +322,8 @@ def recipe_of(config: Config, dataset: Dataset, mesh: Mesh | None) -> Recipe:
 def private_of(config: Config, dataset: Dataset) -> Private | None:
     """The part of `[privacy]` that the step needs.
 
-    Raises ConfigError for a text, whose windows overlap from epoch to epoch, so that no example is fixed; for data on
-    disk, whose examples are read in an order; and for an optimizer that reads more than the private gradient.
+    Raises ConfigError for a text: its windows overlap from epoch to epoch, so no example is fixed. For data on disk:
+    their examples are read in an order. For an optimizer that reads more than the private gradient.
     """
     if config.privacy is None:
         return None

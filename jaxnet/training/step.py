@@ -327,8 +327,8 @@ def step_of_leaves(recipe: Recipe) -> Callable[..., list[jax.Array]]:
 def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[State, jax.Array]]:
     """(state, train, order, start, seed) -> the state after `count` steps in one scan, and whether it is sound.
 
-    batch: the size of each step's batch. train: the whole training set, Arrays or Windows. order: the epoch's order of
-    its examples' places, of which the steps take those from `start` on, one batch after another.
+    batch: the size of each step's batch. train: the whole training set, Arrays or Windows. order: the places of
+    the examples in the epoch's order; the steps take those from `start` on, one batch after another.
     """
     own = recipe if recipe.private is not None else replace(recipe, chunks=pieces(batch, recipe))
     step = training_step(own)

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: which keys matter, and its settings as parallel coordinates."""
+"""Pictures of a sweep: the importance of keys, and the settings as parallel coordinates."""
 
 import math
 import statistics

@@ -78,7 +78,7 @@ class Setting:
     config: Config
 
     def of_epochs(self, count: int) -> "Setting":
-        """The same for so many epochs."""
+        """The same for `count` epochs."""
         train = self.config.train.model_copy(update={"epochs": count})
         return replace(self, config=self.config.model_copy(update={"train": train}))
 

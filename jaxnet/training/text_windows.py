@@ -12,9 +12,9 @@ from jaxnet.layer import Tree
 
 @dataclass_tree
 class Windows:
-    """A text whose windows of one length are the examples. The place of a window is that of its first token.
+    """A text; its windows of one length are the examples. The place of a window is that of its first token.
 
-    tokens: (characters,). length: of x and of y, which is the token after each.
+    tokens: (characters,). length: of x and of y, the tokens one further.
     """
 
     tokens: jax.Array

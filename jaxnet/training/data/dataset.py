@@ -25,7 +25,7 @@ class Split(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text from which windows are cut.
+    """A text to be cut into windows.
 
     tokens: (characters,) int32, those to train on in a row. characters: token i stands for the i-th of these.
     """
@@ -106,7 +106,7 @@ def plural(n: int, one: str, many: str | None = None) -> str:
 
 
 def as_numbers(where: str, values: Any) -> np.ndarray:
-    """The values as an array of real numbers, of which there is at least one."""
+    """The values as an array of real numbers, not empty."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
         raise DataError(f"{where}: must hold real numbers, got dtype {array.dtype}")
@@ -118,7 +118,7 @@ def as_numbers(where: str, values: Any) -> np.ndarray:
 
 
 def check_finite(where: str, array: np.ndarray) -> None:
-    """Raise where a number is NaN or infinite, and say at which place."""
+    """Raises DataError with the place of the first NaN or infinity."""
     finite = np.isfinite(array)
     if finite.all():
         return
@@ -162,7 +162,7 @@ def as_labels(where: str, values: Any, classes: int | None = None, ignore: int |
 
 
 def check_class_count(where: str, classes: int, examples: int) -> int:
-    """The number of classes, refused where that is too many for so many examples."""
+    """The number of classes; refused if there are too few examples for it."""
     if classes > max(examples, 2) or (classes > 20 and 3 * classes > examples):
         raise DataError(
             f"{where}: {classes:,} classes are too many for {examples:,} examples: number the classes from 0, "
@@ -207,7 +207,7 @@ def split_counts(where: str, split: Sequence[int | float], n: int) -> tuple[int,
 
 
 def shuffled(labels: np.ndarray | None, n: int, seed: int) -> np.ndarray:
-    """An order of n examples in which every stretch holds the classes in nearly their shares.
+    """An order of n examples; every stretch of it holds the classes in nearly their shares.
 
     Each class is shuffled and then spread evenly over the whole; without labels it is a plain shuffle.
     """

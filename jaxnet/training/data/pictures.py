@@ -36,7 +36,7 @@ ADVICE = "Put the four files, plain or gzipped, into a folder and pass --data-di
 
 
 def expanded(split: Split, pixels: int) -> Split:
-    """The pictures, then the same moved by so many pixels up, down, left and right: five times as many, zeros move in.
+    """The pictures, then the same moved by `pixels` up, down, left and right: five times as many, zeros move in.
 
     split: x (n, height, width, channels). Source: Nielsen, Neural Networks and Deep Learning, ch. 6.
     """

@@ -132,7 +132,7 @@ def takes(name: str, option: str) -> bool:
 
 
 def check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
-    """Raise for an option that this kind of data does not take, or whose value is of the wrong kind."""
+    """Raises DataError for an unknown option or a value of the wrong kind."""
     for key, value in options.items():
         if key not in TAKES[kind]:
             raise DataError(f'data "{name}" has no option "{key}": {did_you_mean(key, TAKES[kind])}')
@@ -154,7 +154,7 @@ def existing_file(name: str, data_dir: str | Path | None) -> Path:
 
 
 def limited(dataset: Dataset, most: int) -> Dataset:
-    """At most so many examples of each split, the first ones."""
+    """The first examples of each split, at most `most`."""
 
     def few(split: Split) -> Split:
         return Split(split.x[:most], split.y[:most])

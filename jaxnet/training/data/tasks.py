@@ -10,7 +10,7 @@ from jaxnet.training.data.dataset import Dataset, cut, split_counts
 def modular_addition(*, modulus: int = 31, split: Sequence[int | float] = (0.8, 0.1, 0.1), seed: int = 0) -> Dataset:
     """All sums a + b = c modulo p as sequences of three tokens: a, b, "=", with the target c at the last.
 
-    x: (3,) tokens, the numbers 0 … p − 1 and p for "="; y: (3,), −1 at the first two, which is the label to ignore.
+    x: (3,) tokens, the numbers 0 … p − 1 and p for "="; y: (3,), −1, the label to ignore, at the first two.
     The p² sums are shuffled by `seed` and split by counts or fractions.
     Source of the task: Power et al., Grokking, 2022, §3.
     """
