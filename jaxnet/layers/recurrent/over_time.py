@@ -106,14 +106,6 @@ def over_time(
     `more_params(dtype)` are parameters beside W, U and b, or b's own beginning; `more_factors(δᵁ)` their factors.
     """
 
-    def new(key, x):
-        xs = as_piece(x).xs
-        dtype = xs.dtype if jnp.issubdtype(xs.dtype, jnp.floating) else jnp.float32
-        W_key, U_key = jnp.unstack(jax.random.split(key))
-        W = gates_of(init, W_key, (cell.blocks, units, xs.shape[-1]), dtype)
-        U = gates_of(recurrent_init, U_key, (cell.blocks, units, units), dtype)
-        return {"W": W, "U": U, "b": jnp.zeros(cell.blocks * units, dtype)} | more_params(dtype)
-
     def onward(params, carry, Wx, counts):
         after, gates, more = cell.step(params, Wx, carry)
         after = keep(counts, after, carry)
@@ -153,7 +145,22 @@ def over_time(
         of_U = Outer(delta_U, before.astype(params["U"].dtype), 1)
         return dx, {"W": Outer(delta, xs, 1), "U": of_U, "b": Plain(delta, 1)} | more_factors(delta_U)
 
+    new = weights(cell, units, init, recurrent_init, more_params)
     return leaf(name, new, forward, backward, lambda x, params: accepts_piece(name, units, cell, as_piece(x), params))
+
+
+def weights(cell: Cell, units: int, init: Any, recurrent_init: Any, more_params: Callable) -> Callable:
+    """The initialiser (key, x) -> params of `over_time`."""
+
+    def new(key, x):
+        xs = as_piece(x).xs
+        dtype = xs.dtype if jnp.issubdtype(xs.dtype, jnp.floating) else jnp.float32
+        W_key, U_key = jnp.unstack(jax.random.split(key))
+        W = gates_of(init, W_key, (cell.blocks, units, xs.shape[-1]), dtype)
+        U = gates_of(recurrent_init, U_key, (cell.blocks, units, units), dtype)
+        return {"W": W, "U": U, "b": jnp.zeros(cell.blocks * units, dtype)} | more_params(dtype)
+
+    return new
 
 
 def gates_of(init: str | Initializer | Callable, key: Array, shape: tuple[int, int, int], dtype) -> Array:
