@@ -89,7 +89,7 @@ def backpropagate(net: Layer, loss: Loss, read: Reading, *, chunks: int = 1) -> 
     """
     are_made(net, loss)
     if chunks > 1 and not read.additive:
-        raise ValueError("only additive readings (total, pairs of such) may run in chunks: call it with chunks=1")
+        raise ValueError("only additive readings (total, pairs of them) may run in chunks: call it with chunks=1")
 
     # The axis has a name where a layer may look across it: for a whole batch, and a reading that allows it.
     axis = EXAMPLES if read.coupled and chunks == 1 else None

@@ -199,7 +199,7 @@ VALUES = {
     ),
     "chunks_of_what_does_not_add_up": (
         lambda: batch_of(dense(2), chunks=2, read=jaxnet.product),
-        "only additive readings (total, pairs of such) may run in chunks: call it with chunks=1",
+        "only additive readings (total, pairs of them) may run in chunks: call it with chunks=1",
     ),
     "per_example_of_a_sum": (
         lambda: jaxnet.per_example(dense(2), jaxnet.quadratic, jaxnet.total),

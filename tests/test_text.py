@@ -295,7 +295,7 @@ def test_a_network_wider_than_the_text_draws_the_texts_own_characters(run, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", ""], "a prompt has at least one character"),
+        (["--prompt", ""], "a prompt must have at least one character"),
         (["--prompt", "abcé"], "the prompt has 'é', but the run's text has only 'a', 'b'"),
         (["--length", 0, "--prompt", "a"], "length must be at least 1, got 0"),
         (["--temperature", -1, "--prompt", "a"], "temperature must be at least 0 and finite, got -1"),

@@ -322,7 +322,7 @@ def export(
     source: Annotated[Path, Argument(metavar="RUN|CONFIG", help="A run's folder, or a config's TOML file.")],
     overrides: Overrides = None,
     out: Annotated[Path, Option(help="The file to write.")] = Path("network.jax"),
-    platforms: Annotated[str, Option(help="For which the file is: cpu, cuda, rocm, tpu.")] = "cpu,cuda,tpu",
+    platforms: Annotated[str, Option(help="Platforms of the file: cpu, cuda, rocm, tpu.")] = "cpu,cuda,tpu",
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:

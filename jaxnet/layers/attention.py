@@ -205,7 +205,7 @@ def self_attended(name: str, heads: int, rotary: bool, seen: Seen) -> Callable:
         if rotary and (width // heads) % 2:
             raise ShapeError(
                 f"{name} with rotary positions takes heads of an even width, whose entries make pairs, got "
-                f"{width // heads}: choose heads of which twice their number divides the width {width}"
+                f"{width // heads}: choose heads such that 2 · heads divides the width {width}"
             )
         fits_input(name, params, "W_q", (width, width), x)
         fits(name, seen, time, time)

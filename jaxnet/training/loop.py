@@ -49,14 +49,22 @@ def train(
     Raises ConfigError, ShapeError, DataError, RunError, CheckpointError, DivergedError; Stopped on Ctrl-C, SIGTERM and
     SIGHUP, and where stdout can no longer be written.
     """
-    [folder] = _train(config, None, run_dir, runs_dir, data_dir, overrides, numbered, quiet)
+    given: Any = {
+        "runs_dir": runs_dir,
+        "data_dir": data_dir,
+        "overrides": overrides,
+        "numbered": numbered,
+        "quiet": quiet,
+    }
+    [folder] = train_together(config, None, run_dir=run_dir, **given)
     return folder
 
 
 def train_together(
     config: Config,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     *,
+    run_dir: Path | None = None,
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     overrides: Sequence[str] = (),
@@ -66,11 +74,8 @@ def train_together(
     """Trains one network for each seed, all in one vmapped program; a run's folder for each, as `train` makes them.
 
     The runs equal those of `train` to floating-point noise. One that diverges ends by itself, the others go on.
+    seeds: None for the config's own, without vmap.
     """
-    return _train(config, list(seeds), None, runs_dir, data_dir, overrides, numbered, quiet)
-
-
-def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quiet) -> list[Path]:
     quiet = quiet or not writes()
     keep_compiled()
     began = time.perf_counter()
@@ -79,7 +84,7 @@ def _train(config, seeds, run_dir, runs_dir, data_dir, overrides, numbered, quie
         session = Session(config, dataset, seeds, stop.patiently)
         has_its_metrics(session)
         start, data = trained_start(session, data_dir), data_sha256(dataset)
-        beside = {"data_dir": str(data_dir) if data_dir else None, "together": seeds}
+        beside = {"data_dir": str(data_dir) if data_dir else None, "together": seeds and list(seeds)}
         beside |= {"started_from": start.source} if start is not None else {}
         runs = []
         for seed in session.seeds:
@@ -109,22 +114,21 @@ def resume(folder: Path, *, data_dir: Path | None = None, overrides: Sequence[st
     Raises RunError where the folder is no run, or its config or data have changed; LockedError where another process
     trains it; else as `train` does.
     """
-    return _resume([folder], None, data_dir, overrides, quiet)[0]
+    return resume_together([folder], data_dir=data_dir, overrides=overrides, quiet=quiet)[0]
 
 
-def resume_together(folders: Sequence[Path], *, data_dir: Path | None = None, quiet: bool = False) -> list[Path]:
+def resume_together(
+    folders: Sequence[Path], *, data_dir: Path | None = None, overrides: Sequence[str] = (), quiet: bool = False
+) -> list[Path]:
     """Resumes runs of `train_together`, in one vmapped program again, to the bits of uninterrupted ones.
 
     folders: of all runs that began together, in the order of their seeds. They go on from the newest step that all
     have a checkpoint of; diverged runs stay as they are.
     """
-    return _resume(folders, [Run.open(folder).config().seed for folder in folders], data_dir, (), quiet)
-
-
-def _resume(folders, seeds, data_dir, overrides, quiet) -> list[Path]:
     quiet = quiet or not writes()
     keep_compiled()
     runs = [Run.open(folder) for folder in folders]
+    seeds = [run.config().seed for run in runs] if len(runs) > 1 else None
     with stopping() as stop, ExitStack() as locks:
         for run in runs:
             locks.enter_context(run.locked())

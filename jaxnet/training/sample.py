@@ -70,7 +70,7 @@ def vocabulary(folder: Path) -> tuple[str, int]:
 def prompt_tokens(prompt: str, characters: str) -> np.ndarray:
     """The prompt's tokens."""
     if not prompt:
-        raise SampleError("a prompt has at least one character, from which the network goes on: got an empty one")
+        raise SampleError("a prompt must have at least one character for the network to go on from, got an empty one")
     strange = "".join(sorted(set(prompt) - set(characters)))
     if strange:
         raise SampleError(f"the prompt has {shown(strange)}, but the run's text has only {shown(characters, most=200)}")
