@@ -7,8 +7,7 @@ import pytest
 
 from jaxnet.bench import checkers, results
 from jaxnet.bench.checkers import CheckerRow, rows
-from jaxnet.checking.corpus import CASES
-from jaxnet.checking.corpus.right import RIGHT, Right
+from jaxnet.checking.corpus import CASES, RIGHT, Right
 
 SIGN, ONE_PER_CENT = CASES[14], CASES[22]
 DENSE = RIGHT[0]

@@ -19,8 +19,7 @@ import numpy as np
 
 from jaxnet.bench.measure import duration
 from jaxnet.checking import check
-from jaxnet.checking.corpus import CASES, Case, recreated
-from jaxnet.checking.corpus.right import RIGHT, Right
+from jaxnet.checking.corpus import CASES, RIGHT, Case, Right, recreated
 
 SIZES = {"small": 0, "large": 2}
 DTYPES = ("float32", "float64")
@@ -201,7 +200,7 @@ def rows(
     dtypes: Iterable[str] = DTYPES,
     sizes: Iterable[str] = tuple(SIZES),
     cases: Sequence[Case] = CASES,
-    right: Sequence[Right] = tuple(RIGHT),
+    right: Sequence[Right] = RIGHT,
 ) -> list[CheckerRow]:
     """All of `jaxnet bench checkers`, or a part of it: a row for each checker, dtype and size.
 
@@ -209,7 +208,7 @@ def rows(
     """
     found = [row(name, dtype, size, cases, right) for name in checkers for dtype in dtypes for size in sizes]
     if cases is CASES:
-        last = row("jaxnet check", "float32", "small", recreated.cases(), recreated.right())
+        last = row("jaxnet check", "float32", "small", recreated.CASES, recreated.RIGHT)
         found.append(last._replace(checker="jaxnet check, recreated"))
     return found
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnet.checking.corpus.case import Case, entering, mean, normal
+from jaxnet.checking.corpus.case import Rules, mean, normal
 
-CASES: list[Case] = []
-wrong = entering(CASES)
+RULES = Rules()
+
+# (batch, features)
+NORMS = ((5, 6), (8, 24), (8, 129))
+norm_args = normal(lambda n, d: (n, d), lambda n, d: (d,), lambda n, d: (d,), sizes=NORMS)
+rms_args = normal(lambda n, d: (n, d), lambda n, d: (d,), sizes=NORMS)
 
 
 def layer_norm(x, gamma, beta):
@@ -19,12 +23,36 @@ def layer_norm(x, gamma, beta):
     return (x - m) * r * gamma[None, :] + beta[None, :]
 
 
+def normed(x, axis=-1, ddof=0):
+    """x̂ and 1/σ over an axis, the variance over n − `ddof`."""
+    m = mean(x, axis)
+    v = jnp.sum((x - m) ** 2, axis, keepdims=True) / (x.shape[axis] - ddof)
+    r = lax.rsqrt(v + 1e-5)
+    return (x - m) * r, r
+
+
+@RULES.back_of(layer_norm, norm_args)
+def layer_norm_back(args, g):
+    x, gamma, _beta = args
+    xh, r = normed(x)
+    d = g * gamma[None, :]
+    return r * (d - mean(d) - xh * mean(d * xh)), jnp.sum(g * xh, 0), g.sum(0)
+
+
 def batch_norm(x, gamma, beta):
     """The same over the first axis."""
     m = jnp.mean(x, 0, keepdims=True)
     v = jnp.mean((x - m) ** 2, 0, keepdims=True)
     r = lax.rsqrt(v + 1e-5)
     return (x - m) * r * gamma[None, :] + beta[None, :]
+
+
+@RULES.back_of(batch_norm, norm_args)
+def batch_norm_back(args, g):
+    x, gamma, _beta = args
+    xh, r = normed(x, 0)
+    d = g * gamma[None, :]
+    return r * (d - mean(d, 0) - xh * mean(d * xh, 0)), jnp.sum(g * xh, 0), g.sum(0)
 
 
 def rms_norm(x, gamma):
@@ -34,81 +62,28 @@ def rms_norm(x, gamma):
     return x * r * gamma[None, :]
 
 
-# (batch, features)
-NORMS = ((5, 6), (8, 24), (8, 129))
-norm_args = normal(lambda n, d: (n, d), lambda n, d: (d,), lambda n, d: (d,), sizes=NORMS)
-rms_args = normal(lambda n, d: (n, d), lambda n, d: (d,), sizes=NORMS)
-
-
-def normed(x, axis=-1, ddof=0):
-    """x̂ and 1/σ over an axis, the variance over n − `ddof`."""
-    m = mean(x, axis)
-    v = jnp.sum((x - m) ** 2, axis, keepdims=True) / (x.shape[axis] - ddof)
-    r = lax.rsqrt(v + 1e-5)
-    return (x - m) * r, r
-
-
-def _norm_rule(
-    name, words, leaves, dx, primal=layer_norm, axis=-1, d_gamma=lambda g, x, xh: jnp.sum(g * xh, 0), ddof=0
-):
-    """Enter a wrong norm: `dx(x, g, gamma, x_hat, one_over_sigma)`, `d_gamma(g, x, x_hat)`."""
-
-    def backward(args, g):
-        x, gamma, _beta = args
-        xh, r = normed(x, axis, ddof)
-        return dx(x, g, gamma[None, :], xh, r), d_gamma(g, x, normed(x, axis)[0]), g.sum(0)
-
-    wrong(primal, norm_args, words, leaves, name)(backward)
-
-
-def right_dx(x, g, gamma, xh, r):
-    """∂C/∂x of a LayerNorm."""
-    d = g * gamma
-    return r * (d - mean(d) - xh * mean(d * xh))
-
-
-_norm_rule(
-    "26 LayerNorm without its mean",
-    (r"\bm\b", "missing|stop_gradient"),
-    ("[0]",),
-    lambda x, g, w, xh, r: r * (g * w - xh * mean(g * w * xh)),
-)
-_norm_rule(
-    "27 LayerNorm without its projection",
-    (r"\b[vr]\b", "missing|stop_gradient"),
-    ("[0]",),
-    lambda x, g, w, xh, r: r * (g * w - mean(g * w)),
-)
-_norm_rule(
-    "28 LayerNorm without both",
-    ("two at once|both|and", "missing|stop_gradient"),
-    ("[0]",),
-    lambda x, g, w, xh, r: r * g * w,
-)
-_norm_rule(
-    "29 gamma left out", ("gamma", "missing"), ("[0]",), lambda x, g, w, xh, r: right_dx(x, g, jnp.ones_like(w), xh, r)
-)
-_norm_rule(
-    "30 wrong axis", "axis", ("[0]",), lambda x, g, w, xh, r: r * (g * w - mean(g * w, 0) - xh * mean(g * w * xh, 0))
-)
-_norm_rule("31 variance over n - 1", "n − 1|n-1", ("[0]",), right_dx, ddof=1)
-_norm_rule(
-    "32 d_gamma from x", r"\bx stands in the place", ("[1]",), right_dx, d_gamma=lambda g, x, xh: jnp.sum(g * x, 0)
-)
-_norm_rule(
-    "33 BatchNorm as in evaluation",
-    ("missing|stop_gradient", r"\bm\b|\bv\b"),
-    ("[0]",),
-    lambda x, g, w, xh, r: r * g * w,
-    batch_norm,
-    0,
-)
-
-
-@wrong(rms_norm, rms_args, "mean", ("[0]",), "34 RMSNorm with LayerNorm's mean")
-def _(args, g):
+@RULES.back_of(rms_norm, rms_args)
+def rms_norm_back(args, g):
     x, gamma = args
     r = lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5)
     xh = x * r
     d = g * gamma[None, :]
-    return r * (d - mean(d) - xh * mean(d * xh)), jnp.sum(g * xh, 0)
+    return r * (d - xh * mean(d * xh)), jnp.sum(g * xh, 0)
+
+
+MISTAKES: tuple[tuple[str, ...], ...] = (
+    ("layer_norm", "26 LayerNorm without its mean", "d - mean(d) - xh", "d - xh", "[0]",
+     r"\bm\b", "missing|stop_gradient"),
+    ("layer_norm", "27 LayerNorm without its projection", " - xh * mean(d * xh)", "", "[0]",
+     r"\b[vr]\b", "missing|stop_gradient"),
+    ("layer_norm", "28 LayerNorm without both", "(d - mean(d) - xh * mean(d * xh))", "d", "[0]",
+     "two at once|both|and", "missing|stop_gradient"),
+    ("layer_norm", "29 gamma left out", "g * gamma[None, :]", "g", "[0]", "gamma", "missing"),
+    ("layer_norm", "30 wrong axis", "mean(d) - xh * mean(d * xh)", "mean(d, 0) - xh * mean(d * xh, 0)", "[0]", "axis"),
+    ("layer_norm", "31 variance over n - 1", "return r * (d - mean(d) - xh * mean(d * xh))",
+     "z, s = normed(x, ddof=1)\n    return s * (d - mean(d) - z * mean(d * z))", "[0]", "n − 1|n-1"),
+    ("layer_norm", "32 d_gamma from x", "jnp.sum(g * xh, 0)", "jnp.sum(g * x, 0)", "[1]", r"\bx stands in the place"),
+    ("batch_norm", "33 BatchNorm as in evaluation", "(d - mean(d, 0) - xh * mean(d * xh, 0))", "d", "[0]",
+     "missing|stop_gradient", r"\bm\b|\bv\b"),
+    ("rms_norm", "34 RMSNorm with LayerNorm's mean", "d - xh * mean", "d - mean(d) - xh * mean", "[0]", "mean"),
+)  # fmt: skip

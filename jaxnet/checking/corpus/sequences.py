@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnet.checking.corpus.case import Case, dot, entering, gaussian, integers, normal
+from jaxnet.checking.corpus.case import Rules, dot, gaussian, integers, normal
 from jaxnet.checking.corpus.dense_layers import OBLONG
 from jaxnet.checking.subject import on_device
 
-CASES: list[Case] = []
-wrong = entering(CASES)
+RULES = Rules()
 
 
 def causal(S):
@@ -29,35 +28,18 @@ def attention(Q, K, V):
 
 # (time, head)
 HEADS = ((5, 3), (9, 4), (32, 16))
-attention_args = normal(*[lambda t, d: (t, d)] * 3, sizes=HEADS)
 
 
-def _attention_rule(name, words, leaves, *, masked=True, scale=True, dS=None, dV=None, dK=None):
-    """Enter a wrong attention: without mask or scale, or with other dS(A, dA), dV(A, g), dK(dS, Q)."""
-
-    def backward(args, g):
-        Q, K, V = args
-        c = 1 / jnp.sqrt(jnp.asarray(Q.shape[-1], Q.dtype))
-        S = Q @ K.T * c
-        A = jax.nn.softmax(causal(S) if masked else S, axis=-1)
-        dA = g @ V.T
-        inner = A * (dA - dot(dA, A)) if dS is None else dS(A, dA)
-        inner = inner * c if scale else inner
-        return inner @ K, inner.T @ Q if dK is None else dK(inner, Q), A.T @ g if dV is None else dV(A, g)
-
-    wrong(attention, attention_args, words, leaves, name)(backward)
-
-
-_attention_rule("35 dV without the transpose", "transpos", ("[2]",), dV=lambda A, g: A @ g)
-_attention_rule("36 dK without the transpose", "transpos", ("[1]",), dK=lambda dS, Q: dS @ Q)
-_attention_rule("37 1/sqrt(d) missing", r"√|sqrt|1\.732|missing", ("[0]", "[1]"), scale=False)
-_attention_rule(
-    "38 softmax's row sum left out",
-    "diagonal only",
-    ("[0]", "[1]"),
-    dS=lambda A, dA: A * (1 - A) * dA,
-)
-_attention_rule("39 causal mask not applied", "mask", ("[0]", "[1]", "[2]"), masked=False)
+@RULES.back_of(attention, normal(*[lambda t, d: (t, d)] * 3, sizes=HEADS))
+def attention_back(args, g):
+    Q, K, V = args
+    c = 1 / jnp.sqrt(jnp.asarray(Q.shape[-1], Q.dtype))
+    S = Q @ K.T * c
+    A = jax.nn.softmax(causal(S), axis=-1)
+    dA = g @ V.T
+    inner = A * (dA - dot(dA, A))
+    dS = inner * c
+    return dS @ K, dS.T @ Q, A.T @ g
 
 
 def tied(E, x):
@@ -66,15 +48,12 @@ def tied(E, x):
     return h @ E.T
 
 
-tied_args = normal(lambda n, o, i: (o, i), lambda n, o, i: (n, o), sizes=OBLONG)
-
-
-@wrong(tied, tied_args, "missing|overwritten", ("[0]",), "40 tied weights overwritten")
-def _(args, g):
+@RULES.back_of(tied, normal(lambda n, o, i: (o, i), lambda n, o, i: (n, o), sizes=OBLONG))
+def tied_back(args, g):
     E, x = args
     h = jnp.tanh(x @ E)
     delta = (g @ E) * (1 - h**2)
-    return g.T @ h, delta @ E.T
+    return g.T @ h + x.T @ delta, delta @ E.T
 
 
 def embedding(E, tokens):
@@ -89,10 +68,10 @@ def embedding_args(size, seed, dtype):
     return gaussian(rng, (o, d), dtype), integers(rng, (n,), o)
 
 
-@wrong(embedding, embedding_args, "overwrite|set", ("[0]",), "41 embedding set, not added")
-def _(args, g):
+@RULES.back_of(embedding, embedding_args)
+def embedding_back(args, g):
     E, tokens = args
-    return jnp.zeros_like(E).at[tokens].set(g), None
+    return jnp.zeros_like(E).at[tokens].add(g), None
 
 
 def skip(W, x):
@@ -100,24 +79,11 @@ def skip(W, x):
     return x + jnp.tanh(x @ W.T)
 
 
-skip_args = normal(lambda n, o, i: (o, o), lambda n, o, i: (n, o), sizes=OBLONG)
-
-
-@wrong(skip, skip_args, "missing", ("[1]",), "42 skip connection lost")
-def _(args, g):
+@RULES.back_of(skip, normal(lambda n, o, i: (o, o), lambda n, o, i: (n, o), sizes=OBLONG))
+def skip_back(args, g):
     W, x = args
     delta = g * (1 - jnp.tanh(x @ W.T) ** 2)
-    return delta.T @ x, delta @ W
-
-
-def rnn(W, U, x):
-    """The last state of a tanh recurrence."""
-
-    def step(h, x):
-        h = jnp.tanh(W @ h + U @ x)
-        return h, None
-
-    return lax.scan(step, jnp.zeros(W.shape[0], W.dtype), x)[0]
+    return delta.T @ x, g + delta @ W
 
 
 # (time, hidden, in)
@@ -134,19 +100,24 @@ def _tamed(make):
     return tamed
 
 
-rnn_draws = normal(lambda t, h, i: (h, h), lambda t, h, i: (h, i), lambda t, h, i: (t, i), sizes=SEQUENCES)
+def rnn(W, U, x):
+    """The last state of a tanh recurrence."""
+
+    def step(h, x):
+        h = jnp.tanh(W @ h + U @ x)
+        return h, None
+
+    return lax.scan(step, jnp.zeros(W.shape[0], W.dtype), x)[0]
 
 
-rnn_args = _tamed(rnn_draws)
-
-
-@wrong(rnn, rnn_args, "step", ("[0]", "[1]", "[2]"), "43 RNN's last step only")
-def _(args, g):
+@RULES.back_of(rnn, _tamed(normal(lambda t, h, i: (h, h), lambda t, h, i: (h, i), lambda t, h, i: (t, i),
+                                  sizes=SEQUENCES)))  # fmt: skip
+def rnn_back(args, g):
     W, U, x = args
-    h = jnp.zeros(W.shape[0], W.dtype)
-    h = lax.fori_loop(0, len(x) - 1, lambda t, h: jnp.tanh(W @ h + U @ x[t]), h)
-    delta = g * (1 - jnp.tanh(W @ h + U @ x[-1]) ** 2)
-    return jnp.outer(delta, h), jnp.outer(delta, x[-1]), jnp.zeros_like(x).at[-1].set(U.T @ delta)
+    before = lax.scan(lambda h, x: (jnp.tanh(W @ h + U @ x), h), jnp.zeros(W.shape[0], W.dtype), x)[1]
+    slope = 1 - jnp.tanh(before @ W.T + x @ U.T) ** 2
+    delta = lax.scan(lambda dh, slope: (W.T @ (dh * slope), dh * slope), g, slope, reverse=True)[1]
+    return delta.T @ before, delta.T @ x, delta @ U
 
 
 def lstm(W, b, x):
@@ -165,13 +136,9 @@ def lstm(W, b, x):
     return lax.scan(step, (jnp.zeros(n, x.dtype), jnp.zeros(n, x.dtype)), x)[1]
 
 
-lstm_args = _tamed(
-    normal(lambda t, h, i: (4 * h, i + h), lambda t, h, i: (4 * h,), lambda t, h, i: (t, i), sizes=SEQUENCES)
-)
-
-
-def lstm_backward(args, g, through=lambda dc, f: dc * f):
-    """The right backward pass of `lstm`, but for what `through` makes of the cell's error a step before."""
+@RULES.back_of(lstm, _tamed(normal(lambda t, h, i: (4 * h, i + h), lambda t, h, i: (4 * h,), lambda t, h, i: (t, i),
+                                   sizes=SEQUENCES)))  # fmt: skip
+def lstm_back(args, g):
     W, b, x = args
     n = b.shape[0] // 4
 
@@ -192,7 +159,7 @@ def lstm_backward(args, g, through=lambda dc, f: dc * f):
         dz = jnp.concatenate([dc * u * i * (1 - i), dc * c * f * (1 - f), dh * t * o * (1 - o), dc * i * (1 - u**2)])
         da = W.T @ dz
         m = x.shape[1]
-        return (da[m:], through(dc, f), dW + jnp.outer(dz, a), db + dz), da[:m]
+        return (da[m:], dc * f, dW + jnp.outer(dz, a), db + dz), da[:m]
 
     zero = jnp.zeros(n, x.dtype)
     _, saved = lax.scan(forward, (zero, zero), x)
@@ -200,6 +167,18 @@ def lstm_backward(args, g, through=lambda dc, f: dc * f):
     return dW, db, dx
 
 
-@wrong(lstm, lstm_args, (r"\bf\b|sigmoid", "missing"), ("[0]", "[1]", "[2]"), "44 LSTM: dc lacks f")
-def _(args, g):
-    return lstm_backward(args, g, lambda dc, f: dc)
+MISTAKES: tuple[tuple[str, ...], ...] = (
+    ("attention", "35 dV without the transpose", "A.T @ g", "A @ g", "[2]", "transpos"),
+    ("attention", "36 dK without the transpose", "dS.T @ Q", "dS @ Q", "[1]", "transpos"),
+    ("attention", "37 1/sqrt(d) missing", "inner * c", "inner", "[0] [1]", r"√|sqrt|1\.732|missing"),
+    ("attention", "38 softmax's row sum left out", "A * (dA - dot(dA, A))", "A * (1 - A) * dA", "[0] [1]",
+     "diagonal only"),
+    ("attention", "39 causal mask not applied", "causal(S)", "S", "[0] [1] [2]", "mask"),
+    ("tied", "40 tied weights overwritten", "g.T @ h + x.T @ delta", "g.T @ h", "[0]", "missing|overwritten"),
+    ("embedding", "41 embedding set, not added", ".add(g)", ".set(g)", "[0]", "overwrite|set"),
+    ("skip", "42 skip connection lost", "g + delta @ W", "delta @ W", "[1]", "missing"),
+    ("rnn", "43 RNN's last step only",
+     "lax.scan(lambda dh, slope: (W.T @ (dh * slope), dh * slope), g, slope, reverse=True)[1]",
+     "jnp.zeros_like(slope).at[-1].set(g * slope[-1])", "[0] [1] [2]", "step"),
+    ("lstm", "44 LSTM: dc lacks f", "dc * f, dW", "dc, dW", "[0] [1] [2]", r"\bf\b|sigmoid", "missing"),
+)  # fmt: skip

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from jaxnet.checking.corpus.case import Case, entering, normal
+from jaxnet.checking.corpus.case import Case, normal, saving_arguments
 
 CASES: list[Case] = []
 
 
 def named_first(cases):
-    """`entering` into `cases`, the name first."""
-    enter = entering(cases)
-    return lambda name, primal, args, words, leaves: enter(primal, args, words, leaves, name)
+    """The decorator that enters a wrong backward pass of a primal into `cases`, under a name."""
+
+    def wrong(name, primal, args, words, leaves):
+        def enter(backward):
+            said = (words,) if isinstance(words, str) else tuple(words)
+            cases.append(Case(name, primal, saving_arguments(primal, backward), args, said, leaves))
+            return backward
+
+        return enter
+
+    return wrong
 
 
 wrong = named_first(CASES)
