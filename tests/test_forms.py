@@ -30,7 +30,7 @@ MASK[:, 2] = True  # each query sees one key at least
 
 
 def normal(shape, seed=0, dtype=jnp.float64):
-    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+    return jax.device_put(np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype))
 
 
 def heads(queries, keys, n, kv, d, e, dtype):
@@ -43,7 +43,7 @@ def heads(queries, keys, n, kv, d, e, dtype):
 
 def heads_back(*sizes, dtype, seen):
     q, k, v = heads(*sizes, dtype=dtype)
-    o, L = attend.plain(q, k, v, seen=seen)
+    o, L = jax.jit(partial(attend.plain, seen=seen))(q, k, v)
     return q, k, v, o, L, normal(o.shape, 4, dtype)
 
 
@@ -82,7 +82,7 @@ def matrices(left, right, dtype):
 
 def pooled(places, at, dtype):
     d_out = normal((*at.positions(places), 3), 9, dtype)
-    return d_out, jnp.asarray(np.random.default_rng(10).integers(len(at.taps()), size=d_out.shape), jnp.uint8)
+    return d_out, jax.device_put(np.random.default_rng(10).integers(len(at.taps()), size=d_out.shape, dtype=np.uint8))
 
 
 def averaged(places, at, dtype):
@@ -231,30 +231,35 @@ def test_each_operation_of_the_layers_has_a_case():
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-5), ("bfloat16", 6e-2)])
 @every_form
 def test_values(op, form, arrays, options, dtype, tolerance):
-    given = arrays(dtype=dtype)
-    agree(form.f(*given, **options), op.plain(*given, **options), tolerance)
+    found, expected = jax.jit(lambda given: [f(*given, **options) for f in (form.f, op.plain)])(arrays(dtype=dtype))
+    agree(found, expected, tolerance)
 
 
 @every_small_form
 def test_under_vmap_and_scan(op, form, arrays, options):
-    given = arrays(dtype=jnp.float64)
-    rows = jax.tree.map(lambda t: jnp.stack([t, 2 * t, t + 1]) if moves(t) else jnp.stack([t] * 3), given)
-    expected = [op.plain(*jax.tree.map(lambda t, i=i: t[i], rows), **options) for i in range(3)]
-    expected = jax.tree.map(lambda *each: jnp.stack(each), *expected)
-    agree(jax.vmap(partial(form.f, **options))(*rows), expected, 1e-11)
-    agree(jax.lax.scan(lambda _, xs: (None, form.f(*xs, **options)), None, tuple(rows))[1], expected, 1e-11)
+    given = jax.tree.map(np.asarray, arrays(dtype=jnp.float64))
+    rows = jax.tree.map(lambda t: np.stack([t, 2 * t, t + 1] if moves(t) else [t] * 3), given)
+    plain = jax.jit(partial(op.plain, **options))
+    expected = [plain(*jax.tree.map(lambda t, i=i: t[i], rows)) for i in range(3)]
+    expected = jax.tree.map(lambda *each: np.stack(each), *expected)
+    of_form = partial(form.f, **options)
+    mapped, scanned = jax.jit(
+        lambda rows: (jax.vmap(of_form)(*rows), jax.lax.scan(lambda _, xs: (None, of_form(*xs)), None, rows)[1])
+    )(tuple(rows))
+    agree(mapped, expected, 1e-11)
+    agree(scanned, expected, 1e-11)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @every_small_form
 def test_over_a_sharded_batch(op, form, arrays, options, kind):
     """A layer's operation is mapped over examples; a weight's gradient has them as an axis of its own."""
-    given = arrays(dtype=jnp.float64)
+    given = jax.tree.map(np.asarray, arrays(dtype=jnp.float64))
     whole = op is weight_gradient
-    join = jnp.concatenate if whole else jnp.stack
+    join = np.concatenate if whole else np.stack
     rows = jax.tree.map(lambda t: join([t, 2 * t if moves(t) else t]), given)
     batched = (lambda f: f) if whole else jax.vmap
-    expected = batched(partial(op.plain, **options))(*rows)
+    expected = jax.jit(batched(partial(op.plain, **options)))(*rows)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
         rows = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
