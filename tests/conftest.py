@@ -30,7 +30,7 @@ new_context = mlir.make_ir_context
 shared_context = cache(new_context)
 mlir.make_ir_context = lambda: new_context() if ir.Context.current else shared_context()
 
-# JAX asks the file system for each frame of an error whether it is one of its own: 8 % of the time of the checker's tests.
+# JAX asks the file system of each frame of an error whether it is its own: 8 % of the time of the checker's tests.
 traceback_util.include_filename = cache(traceback_util.include_filename)
 
 gc.disable()  # until the tests are collected: of the time until then it takes a fifth
