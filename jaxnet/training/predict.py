@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jaxnet import backprop
 from jaxnet.training import devices
+from jaxnet.training.build import split_name
 from jaxnet.training.data import Dataset
 from jaxnet.training.data.dataset import DataError, as_float32, as_numbers, check_finite
 from jaxnet.training.data.files import read_arrays
@@ -60,17 +61,11 @@ def predict(
     keep_compiled()
     trained = restore(folder, data_dir=data_dir, reading=reading)
     dataset = trained.session.dataset
-    x, notes = examples(file, dataset, data_options(trained))
+    x, notes = examples(file, dataset, split_name(trained.config.data)[1])
     with devices.precision(trained.config.precision):
         outputs, kind = answers(trained, trained.config.typed(x))
     classes = outputs.argmax(axis=-1) if trained.session.classified and outputs.ndim == 2 else None
     return Prediction(outputs, classes, kind if classes is not None else "value", notes, dataset.names)
-
-
-def data_options(trained: Trained) -> dict[str, Any]:
-    """The options of the run's data."""
-    spec = trained.config.data
-    return spec if isinstance(spec, dict) else {}
 
 
 def answers(trained: Trained, x: np.ndarray) -> tuple[np.ndarray, str]:
@@ -97,7 +92,11 @@ def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
     """The file's examples in the shape and the range of the training data, and notes of the changes."""
     if file.suffix.lower() not in ARRAYS:
         return from_picture(file, dataset)
-    array, name = read_csv(file, dataset, options) if file.suffix.lower() == ".csv" else read_array(file)
+    if file.suffix.lower() == ".csv":
+        of_columns = {key: options[key] for key in ("target", "drop", "header") if key in options}
+        array, name = csv_inputs(file, math.prod(dataset.train.x.shape[1:]), **of_columns), "the inputs"
+    else:
+        array, name = read_array(file)
     notes = [f"{file}: {name} of shape {array.shape}, {array.dtype}"]
     wanted = dataset.train.x.shape[1:]
     array = as_numbers(f"{file}, {name}", array if array.ndim else array[None])
@@ -121,12 +120,6 @@ def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
             "scale them alike, or the answer means little"
         )
     return x, notes
-
-
-def read_csv(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """The inputs in a table with the columns of the training data, and their name in messages."""
-    of_columns = {key: options[key] for key in ("target", "drop", "header") if key in options}
-    return csv_inputs(file, math.prod(dataset.train.x.shape[1:]), **of_columns), "the inputs"
 
 
 def read_array(file: Path) -> tuple[np.ndarray, str]:

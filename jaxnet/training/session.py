@@ -51,9 +51,8 @@ class Session:
         self.layout = None if self.mesh is None else step.state_shardings(self.recipe)
         if self.layout is not None and self.together:
             self.layout = jax.tree.map(stacked, self.layout)
-        self.calls = step.epoch_calls(
-            self.examples, config.train.batch, config.train.steps_per_call or self.usual_steps_per_call()
-        )
+        usual = max(1, step.steps_per_call(self.recipe) // len(self.seeds))  # seeds share the time of one
+        self.calls = step.epoch_calls(self.examples, config.train.batch, config.train.steps_per_call or usual)
         self.steps_per_epoch = sum(call.count for call in self.calls)
         keys = np.stack([np.asarray(step.key_data(seed)) for seed in self.seeds])
         self.key = placed(keys if self.together else keys[0], self.mesh)
@@ -74,10 +73,6 @@ class Session:
     def examples(self) -> int:
         """The size of the training set."""
         return len(self.dataset.train.y)
-
-    def usual_steps_per_call(self) -> int:
-        """See `step.steps_per_call`; several seeds share the time of one."""
-        return max(1, step.steps_per_call(self.recipe) // len(self.seeds))
 
     def on_device(self, split: Split) -> Arrays:
         """A split, whole on every device."""

@@ -120,7 +120,7 @@ def read_sweep(
     else:
         said = validated(SweepFile, document, str(path))
         base = path.parent / said.base
-    grid, zipped = by_key(said.grid, f"{path}: grid", swept), by_key(said.zip, f"{path}: zip", swept)
+    grid, zipped = by_key(said.grid, f"{path}: grid"), by_key(said.zip, f"{path}: zip")
     fixed: list[str] = []
     for override in overrides:
         key, value = parse(override)
@@ -141,7 +141,7 @@ def read_sweep(
         return Sweep(settings, seeds, together)
     if grid or zipped:
         raise ConfigError(f"{path}: a sweep has a search or lists of values, got both")
-    space = by_key(said.search.space, f"{path}: search.space", range_or_list)
+    space = by_key(said.search.space, f"{path}: search.space", ranges=True)
     trials = SettingSearch(base, tuple(fixed), said.search, space)
     if said.search.sampler == "random" and said.search.halving is None:
         return Sweep(list(trials.suggested(lambda setting: 0.0)), seeds, together)
@@ -197,13 +197,6 @@ class SettingSearch:
         return [setting.of_epochs(count) for count in epochs]
 
 
-def range_or_list(value: Any, where: str) -> list[Any] | Range:
-    """The list or the range of a key of a search."""
-    if not isinstance(value, dict):
-        return swept(value, where)
-    return validated(Range, value, where)
-
-
 def suggested(trial: Any, key: str, of: list[Any] | Range) -> Any:
     """The value that optuna suggests; of a list, its place is suggested, since lists may hold tables."""
     if isinstance(of, list):
@@ -212,15 +205,16 @@ def suggested(trial: Any, key: str, of: list[Any] | Range) -> Any:
     return (trial.suggest_int if whole else trial.suggest_float)(key, of.low, of.high, log=of.log)
 
 
-def by_key(table: Mapping[str, Any], where: str, read: Callable[[Any, str], Any], above: str = "") -> dict[str, Any]:
-    """The value of each dotted key, read by `read`; tables may be nested or written with dots. A range is a value."""
+def by_key(table: Mapping[str, Any], where: str, ranges: bool = False, above: str = "") -> dict[str, Any]:
+    """The list of each dotted key, or its range if `ranges`; tables may be nested or written with dots."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         name = f"{above}.{key}" if above else key
         if isinstance(value, dict) and "low" not in value:
-            found |= by_key(value, where, read, name)
+            found |= by_key(value, where, ranges, name)
         else:
-            found[name] = read(value, f"{where}.{name}")
+            place = f"{where}.{name}"
+            found[name] = validated(Range, value, place) if ranges and isinstance(value, dict) else swept(value, place)
     return found
 
 

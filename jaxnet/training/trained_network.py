@@ -10,6 +10,7 @@ from rich.table import Table
 
 from jaxnet.layer import Tree, own_params
 from jaxnet.training import devices
+from jaxnet.training.build import split_name
 from jaxnet.training.checkpoint import CheckpointError, DamagedError, Progress
 from jaxnet.training.config import Config, Mesh
 from jaxnet.training.data import DataError, Dataset, Split, load
@@ -175,8 +176,7 @@ def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None, say: C
     spec = {"name": data} if isinstance(data, str) else dict(data)
     kept = run.vocabulary()
     if kept is None or not is_text(str(spec.get("name"))):
-        own = run.config().data
-        options = {key: value for key, value in own.items() if key in LIKE_OWN} if isinstance(own, dict) else {}
+        options = {key: value for key, value in split_name(run.config().data)[1].items() if key in LIKE_OWN}
         if options.get("task") != "regression" and (classes := run.classes()):
             options["classes"] = classes
         options = {key: value for key, value in options.items() if key not in spec and takes(str(spec["name"]), key)}

@@ -69,9 +69,11 @@ class Dataset:
         return replace(self, **{part: change(split) for part, split in self.splits.items()}, **others)
 
     def summary(self) -> str:
-        """One line: `mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes`."""
+        """One line: `mnist  50,000 / 10,000 / 10,000  28×28 in 0…1  10 classes`; of a text the unit of the losses."""
         if self.text is not None:
-            return self.text_summary()
+            sizes = " / ".join(f"{split.y.size:,}" for split in self.splits.values())
+            windows = f"{sizes} characters by {self.train.x.shape[1]}"
+            return f"{self.name}  {windows}  {self.classes} different  losses in nats a character"
         sizes = " / ".join(f"{len(split.y):,}" for split in self.splits.values())
         x, y = self.train
         shape = self.picture or x.shape[1:]
@@ -89,12 +91,6 @@ class Dataset:
         if self.picture is not None:
             return x.reshape(*self.picture, -1)
         return x if x.ndim == 3 and x.shape[-1] in (1, 3) else None
-
-    def text_summary(self) -> str:
-        """One line, with the unit of the losses."""
-        sizes = " / ".join(f"{split.y.size:,}" for split in self.splits.values())
-        window = self.train.x.shape[1]
-        return f"{self.name}  {sizes} characters by {window}  {self.classes} different  losses in nats a character"
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:
