@@ -10,7 +10,7 @@ import pytest
 
 import jaxnet
 from jaxnet.explaining import derive, notation, observe
-from jaxnet.explaining.exercise import exercise, graded, questions
+from jaxnet.explaining.exercise import asked_lines, exercise, graded, questions
 from jaxnet.explaining.expressions import formula
 from jaxnet.explaining.formulas import tried_on, try_formula
 from jaxnet.explaining.notation import ExplainError
@@ -39,7 +39,7 @@ def answered(*answers, activation=sigmoid):
         except StopIteration:
             raise EOFError from None
 
-    return list(exercise(tried(activation, activation), ask))
+    return list(exercise(asked_lines(tried(activation, activation)), ask=ask))
 
 
 def test_an_answer_may_say_what_it_is():
@@ -150,4 +150,4 @@ def test_the_documentation_counts_them():
 def test_a_network_without_formulas_has_no_exercise():
     empty = replace(tried(sigmoid, sigmoid), derivation=replace(tried(sigmoid, sigmoid).derivation, backward=()))
     with pytest.raises(ExplainError, match="--exercise asks for formulas"):
-        list(exercise(empty, lambda prompt: ""))
+        asked_lines(empty)

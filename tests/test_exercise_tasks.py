@@ -7,6 +7,7 @@ import pytest
 
 import jaxnet
 from jaxnet.explaining import notation, observe
+from jaxnet.explaining.exercise import exercise
 from jaxnet.explaining.exercise_tasks import LETTERS, asked_tasks, judged, near, tasks_of
 from jaxnet.explaining.expressions import written
 from jaxnet.explaining.notation import ExplainError
@@ -101,12 +102,14 @@ def test_in_the_terminal_answers_are_counted():
         else LETTERS[next(i for i, each in enumerate(task.answers) if not each.hints)]
         for task in made.tasks
     )  # fmt: skip
-    said = list(asked_tasks(made, lambda prompt: next(answers)))
+    said = list(exercise(asked_tasks(made), ask=lambda prompt: next(answers)))
     assert said[-1] == f"{len(made.tasks)} of {len(made.tasks)} right at once"
     right = LETTERS[next(i for i, each in enumerate(made.tasks[0].answers) if not each.hints)]
     answers = iter(["Z", "1", "Z", "Z", right, "q"])  # none of the first four is an answer
-    said = list(asked_tasks(made, lambda prompt: next(answers)))
+    said = list(exercise(asked_tasks(made), ask=lambda prompt: next(answers)))
     assert said[-1] == "1 of 1 right at once"
+    answers = iter([right, "q"])  # q ends the parts that follow too
+    assert list(exercise(asked_tasks(made), asked_tasks(made), ask=lambda prompt: next(answers)))[-1] == said[-1]
     assert max(map(len, said[: len(made.given)])) < 60
 
 

@@ -94,14 +94,18 @@ def test_formulas_one_after_the_other():
     assert [line.split(":")[0] for line in verdicts] == ["right", "the network has no W4", "right"]
 
 
-def test_the_exercise_grades_answers():
-    given = "C\nB\nq\n(a3-y)*s'(z3)\ndelta3 @ a2\ndelta3 @ a2.T\nq\n"
-    result = CliRunner().invoke(cli.app, ["explain", str(CONFIG), "--exercise"], input=given, prog_name="jaxnet")
+@pytest.mark.parametrize("words", [["explain", str(CONFIG), "--exercise"], ["exercise", str(CONFIG)]])
+def test_the_exercise_grades_answers_and_q_ends_it(words):
+    given = "C\nB\n" + 6 * "\n" + "(a3-y)*s'(z3)\ndelta3 @ a2\ndelta3 @ a2.T\nq\n"
+    result = CliRunner().invoke(cli.app, words, input=given, prog_name="jaxnet")
     assert result.exit_code == 0, result.output
     assert "A weight has one path" in result.stdout
     assert "2 of 8   ∇W³ = ?   2×3" in result.stdout
     assert result.stdout.count("Right: BP") == 2
     assert result.stdout.rstrip().endswith("1 of 2 right at once")
+    ended = CliRunner().invoke(cli.app, words, input="q\n", prog_name="jaxnet")
+    assert ended.stdout.rstrip().endswith("0 of 0 right at once")
+    assert "lines of the backward pass" not in ended.stdout
 
 
 def test_json_holds_what_is_printed(tmp_path):

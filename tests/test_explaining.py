@@ -135,6 +135,20 @@ def test_every_equation_gives_its_value(observed, name, weights):
         assert near(evaluate(parse(text), scope), scope.values[each.key]), text
 
 
+@pytest.mark.parametrize("weights", ["out-in", "in-out"])
+@pytest.mark.parametrize("widths", [(1, 3, 1), (3, 1, 2), (1, 1, 1)])
+def test_layers_of_one_unit_have_their_equations(widths, weights):
+    """A product of one number and a matrix of one row is laid out as any other."""
+    given, hidden, out = widths
+    net, x, y = j.serial(j.dense(hidden), j.sigmoid, j.dense(out)), np.ones(given, "f"), np.ones(out, "f")
+    observed = observe(net, j.quadratic, j.initialize(net, j.quadratic, jax.random.key(0), x), x, y)
+    found = derive(observed, notation(weights=weights))
+    lines = {line.key: written(line.right) for line in (*found.forward, *found.backward)}
+    rows = weights == "in-out"
+    assert (lines["z2"], lines["z3"]) == (("xW² + b²", "a²W³ + b³") if rows else ("W²x + b²", "W³a² + b³"))
+    assert (lines["dx"], lines["da2"]) == (("δ²W²ᵀ", "δ³W³ᵀ") if rows else ("W²ᵀδ²", "W³ᵀδ³"))
+
+
 def test_values_are_those_of_the_trace_and_of_the_gradient(observed, derivation):
     traced = j.trace(observed.net, observed.loss)(observed.params, observed.x, observed.y)
     for step, layer in zip(traced.steps, derivation.layers, strict=True):
@@ -408,6 +422,7 @@ def test_expressions_as_text_and_as_formulas():
         "W³⁺a²": Product((Power(W, "+"), a)),
         "(W³ + a²b)/2": Fraction(Sum((W, Product((a, Name("b"))))), Number("2")),
         "−Σ (a²−W³)": Minus(BigSum("", Sum((a, Minus(W))))),
+        "W³∂C/∂a² a²": Product((W, Derivative(a, Name("C")), a)),
         "∂‖a²‖²/∂W³": Derivative(W, SquaredNorm(a)),
         "∇_W³ J": Derivative(W, Name("J"), nabla=True),
         "σ(a² ⊙ (1−a²))": Call(Name("σ"), Product((a, Sum((Number("1"), Minus(a)))), "⊙")),

@@ -86,6 +86,14 @@ class Explain(TyperCommand):
         return super().parse_args(ctx, list(chain.from_iterable(given)))
 
 
+class Exercise(Explain):
+    """`jaxnet exercise` is `jaxnet explain --exercise`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--exercise", *args])
+
+
+@app.command("exercise", cls=Exercise, help="Ask about a network's backward pass, and grade the answers.")
 @app.command(cls=Explain)
 def explain(
     ctx: typer.Context,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import sys
@@ -16,7 +15,7 @@ import jax
 
 from jaxnet.explaining import terminal
 from jaxnet.explaining.derive import chain_of, derive
-from jaxnet.explaining.exercise import exercise
+from jaxnet.explaining.exercise import asked_lines, exercise
 from jaxnet.explaining.exercise_tasks import asked_tasks, by_hand, tasks_of
 from jaxnet.explaining.expressions import latex
 from jaxnet.explaining.figures import Picture, pictures_of_run, pictures_of_walk, write_figure
@@ -163,7 +162,7 @@ def show(subject: ExplainedNetwork, observed: Observed, derivation: Derivation, 
             lines = tried_lines(options.formula, tried, digits, width)
         else:
             tasks = tasks_of(observed, options.notation, subject.seed or 0) if by_hand(derivation) else None
-            lines = itertools.chain(asked_tasks(tasks) if tasks else (), exercise(tried))
+            lines = exercise(*([asked_tasks(tasks)] if tasks else []), asked_lines(tried))
         for line in lines:
             print(line, flush=True)
     elif options.walk:

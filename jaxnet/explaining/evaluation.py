@@ -208,7 +208,10 @@ class Values:
             case ex.Product((left, right), ""):
                 left, right = self.laid(left, lead), self.laid(right, lead)
                 first, second = self.of(left, lead).shape[-2:], self.of(right, lead).shape[-2:]
-                if first[1] != second[0] and (1, 1) not in (first, second):
+                before = not self.is_matrix(left, lead) and self.is_matrix(right, lead) and not self.rows
+                if (first == (1, 1) and second[0] == 1 and before) or (
+                    first[1] != second[0] and (1, 1) not in (first, second)
+                ):  # one number before a matrix is a vector's one entry
                     if first[1] == 1 and first[0] == second[0]:
                         return ex.Product((transposed(right), left))
                     if second[0] == 1 and first[1] == second[1]:
@@ -217,6 +220,11 @@ class Values:
             case ex.BigSum(index, of) if index and not lead:
                 return replace(expression, of=self.laid(of, self.largest(of).shape[: AXES[index]]))
         return rebuilt(expression, lambda each: self.laid(each, lead)) if expression not in self.known else expression
+
+    def is_matrix(self, of: ex.Expression, lead: Lead) -> bool:
+        """Whether a symbol, or its transpose, is one matrix at all positions, and no vector."""
+        symbol = of.of if isinstance(of, ex.Transposed) else of
+        return symbol in self.known and self.known[symbol].ndim == 2 and self.part(symbol, lead)[0] is None
 
     def subscripted(self, expression: ex.Expression, lead: Lead, index: str) -> ex.Expression:
         """The expression with an index at every symbol that stands for its part at a position."""

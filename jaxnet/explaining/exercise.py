@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from jaxnet.explaining.expressions import formula, written
+from jaxnet.explaining.expressions import Frozen, formula, written
 from jaxnet.explaining.formulas import FormulaError, Trial, Tried, try_formula
 from jaxnet.explaining.formulas.parse import parse
 from jaxnet.explaining.model import Line
@@ -30,36 +30,63 @@ def questions(tried: Tried) -> list[Line]:
     return found
 
 
-def exercise(tried: Tried, ask: Callable[[str], str] = input) -> Iterator[str]:
-    """Asks for each line, grades the answers, and counts those that were right at once.
+class Asked(Frozen):
+    """A question, the lines below it, its solution, and a judge of an answer at an attempt.
 
-    ask: gives an answer to a prompt, and raises `EOFError` at the end. An empty answer shows the line.
+    judge: gives the verdict, and whether the answer is right; None where it is no answer.
     """
-    lines, at_once = questions(tried), 0
-    yield f"{len(lines)} lines of the backward pass. Answer with formulas. Enter shows a line, q ends."
-    for i, line in enumerate(lines, 1):
-        yield f"{i} of {len(lines)}   {written(line.left)} = ?   {shape(line.shape)}"
-        for attempt in range(TRIES):
-            try:
-                answer = ask("  = ").strip()
-            except EOFError:
-                answer = "q"
-            if answer.lower() == "q":
-                yield f"{at_once} of {i - 1} right at once"
-                return
-            verdict, right = graded(answer, lines[i - 1 :], tried, attempt) if answer else (shown(line), True)
-            yield f"  {verdict}"
-            at_once += right and bool(answer) and attempt == 0
-            if right:
-                break
-        else:
-            yield f"  {shown(line)}"
-    yield f"{at_once} of {len(lines)} right at once"
+
+    question: str
+    solution: str
+    judge: Callable[[str, int], tuple[str, bool | None]]
+    below: tuple[str, ...] = ()
 
 
-def shown(line: Line) -> str:
-    """The line itself."""
-    return f"It is {written(line.left)} = {written(line.right)}, or {formula(line.right)}."
+Part = tuple[Iterable[str], Sequence[Asked]]
+"""What stands above some questions, and the questions."""
+
+
+def exercise(*parts: Part, ask: Callable[[str], str] = input) -> Iterator[str]:
+    """Asks the questions of each part, grades the answers, and counts those that were right at once. q ends all.
+
+    ask: gives an answer to a prompt, and raises `EOFError` at the end. An empty answer shows the solution.
+    """
+    for above, questions in parts:
+        at_once = 0
+        yield from above
+        for i, each in enumerate(questions, 1):
+            yield f"{i} of {len(questions)}   {each.question}"
+            yield from each.below
+            attempt = 0
+            while attempt < TRIES:
+                try:
+                    answer = ask("  = ").strip()
+                except EOFError:
+                    answer = "q"
+                if answer.lower() == "q":
+                    yield f"{at_once} of {i - 1} right at once"
+                    return
+                said, right = each.judge(answer, attempt) if answer else (each.solution, True)
+                yield f"  {said}"
+                at_once += bool(right and answer) and attempt == 0
+                attempt += right is not None
+                if right:
+                    break
+            else:
+                yield f"  {each.solution}"
+        yield f"{at_once} of {len(questions)} right at once"
+
+
+def asked_lines(tried: Tried) -> Part:
+    """The lines of the backward pass, to be answered with formulas."""
+    lines = questions(tried)
+    found = [
+        Asked(f"{written(line.left)} = ?   {shape(line.shape)}",
+              f"It is {written(line.left)} = {written(line.right)}, or {formula(line.right)}.",
+              lambda answer, attempt, i=i: graded(answer, lines[i:], tried, attempt))
+        for i, line in enumerate(lines)
+    ]  # fmt: skip
+    return [f"{len(lines)} lines of the backward pass. Answer with formulas. Enter shows a line, q ends."], found
 
 
 def graded(answer: str, lines: Sequence[Line], tried: Tried, attempt: int) -> tuple[str, bool]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
 
 from jaxnet.explaining.derive import Derivation, derive
-from jaxnet.explaining.exercise import TRIES, hint, questions
+from jaxnet.explaining.exercise import TRIES, Asked, Part, hint, questions
 from jaxnet.explaining.expressions import Expression, Frozen, Name, entry, formula, written
 from jaxnet.explaining.formulas import Tried, tried_on, try_formula
 from jaxnet.explaining.lines import oriented
@@ -307,29 +308,13 @@ def beside(head: str, lines: list[str]) -> Iterator[str]:
     yield from (f"{head if i == 0 else ' ' * len(head)}{line}" for i, line in enumerate(lines))
 
 
-def asked_tasks(tasks: ExerciseTasks, ask: Callable[[str], str] = input) -> Iterator[str]:
-    """Asks the tasks in a terminal, grades the answers, and counts those that were right at once."""
-    at_once = 0
-    for symbol, value in tasks.given:
-        yield from beside(f"{written(symbol)} = ", array_lines(value, 3, 40))
-    for i, task in enumerate(tasks.tasks, 1):
-        yield f"{i} of {len(tasks.tasks)}   {task.question}"
-        yield from (f"  {LETTERS[k]}  {each.text}" for k, each in enumerate(task.answers) if not task.shape)
-        attempt = 0
-        while attempt < TRIES:
-            try:
-                text = ask("  = ").strip()
-            except EOFError:
-                text = "q"
-            if text.lower() == "q":
-                yield f"{at_once} of {i - 1} right at once"
-                return
-            said, right = judged(task, text, attempt) if text else (task.solution, True)
-            yield f"  {said}"
-            at_once += bool(right and text) and attempt == 0
-            attempt += right is not None
-            if right:
-                break
-        else:
-            yield f"  {task.solution}"
-    yield f"{at_once} of {len(tasks.tasks)} right at once"
+def asked_tasks(tasks: ExerciseTasks) -> Part:
+    """The tasks for a terminal, below the given numbers."""
+    above = [
+        line for symbol, value in tasks.given for line in beside(f"{written(symbol)} = ", array_lines(value, 3, 40))
+    ]
+    return above, [
+        Asked(task.question, task.solution, partial(judged, task),
+              () if task.shape else tuple(f"  {LETTERS[k]}  {each.text}" for k, each in enumerate(task.answers)))
+        for task in tasks.tasks
+    ]  # fmt: skip

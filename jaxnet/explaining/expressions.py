@@ -283,6 +283,10 @@ class AsText:
         least = MATRIX_PRODUCT if sign else TIGHT
         *first, last = factors  # a Σ reaches to the end of a product, so one that ends before is in brackets
         parts = [self.within(each, TIGHT if isinstance(each, BigSum) else least) for each in first]
+        if self.column == 0 and not sign:  # ∂C/∂z xᵀ, whose x is no part of z's name
+            parts = [
+                f"{part} " if isinstance(each, Derivative) else part for part, each in zip(parts, first, strict=True)
+            ]
         return self.sign(sign).join([*parts, self.within(last, least)])
 
     def signed(self, terms: Sequence[Expression]) -> Any:

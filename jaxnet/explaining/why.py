@@ -199,12 +199,12 @@ def counted(why: WhyTranspose, rows: bool, digits: int, cost: str) -> list[str]:
     *terms, total, gradient = texts
     if len(paths.terms) > MANY:
         terms.insert(2, "…")
-    added = " + ".join(terms).replace("+ −", "− ")
+    added = "" if len(terms) == 1 else " + ".join(terms).replace("+ −", "− ") + " = "
     first = f"{entry(a, unit)} reaches {cost} by {count}:"
     second = f"{weight(why, rows, 1, unit)} by one, no sum:"
     width = max(len(first), len(second))
     return [
-        f"{first:<{width}}  {symbols} = {added} = {total}{power and f', all {power}'}",
+        f"{first:<{width}}  {symbols} = {added}{total}{power and f', all {power}'}",
         f"{second:<{width}}  {entry(delta, 1)}{entry(a, unit)} = {gradient}{power and f', {power}'}",
     ]
 
