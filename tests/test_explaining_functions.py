@@ -1,6 +1,7 @@
 """Any JAX function is explained by its own lines, and by the chain rule through each of them."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -158,7 +159,7 @@ def said(derivation):
 def test_a_network_in_plain_jax_has_the_equations_of_backpropagation(found):
     assert {
         "z₁ = W₁x + b₁", "h = tanh(z₁)", "p = σ(z₂)", "C = 0.5 × Σ (p−y)²", "∂C/∂z₂ = ∂C/∂p ⊙ σ′(z₂)",
-        "∂C/∂h = W₂ᵀ∂C/∂z₂", "∂C/∂z₁ = ∂C/∂h ⊙ tanh′(z₁)", "∂C/∂W₁ = ∂C/∂z₁xᵀ", "∂C/∂b₂ = ∂C/∂z₂",
+        "∂C/∂h = W₂ᵀ∂C/∂z₂", "∂C/∂z₁ = ∂C/∂h ⊙ tanh′(z₁)", "∂C/∂W₁ = ∂C/∂z₁ xᵀ", "∂C/∂b₂ = ∂C/∂z₂",
         "∂C/∂x = W₁ᵀ∂C/∂z₁", "∂C/∂p = p−y", "∂C/∂y = −(p−y)",
     } <= said(found["network"])  # fmt: skip
 
@@ -259,16 +260,29 @@ def test_from_a_file_on_the_command_line(tmp_path):
     file.write_text(SOURCE)
     shown = run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]")
     assert shown.exit_code == 0, shown.output
-    assert "∂C/∂W = ∂C/∂zxᵀ" in shown.stdout
+    assert "∂C/∂W = ∂C/∂z xᵀ" in shown.stdout
     assert (
         "\\frac{\\partial C}{\\partial z} &= 2 \\times z"
         in run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]", "--latex").stdout
     )
+    written = run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]", "--html", tmp_path / "loss.html")
+    assert written.exit_code == 0, written.output
+    page = (tmp_path / "loss.html").read_text()
+    assert page.count('<li class="line') == len(re.findall(r"^  \S+ = ", shown.stdout, re.MULTILINE))
+    assert "every line equals jax.grad" in page.lower()
     refused = run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]", "--walk")
     assert refused.exit_code == 2
     assert "--walk is for networks" in refused.output
     as_json = json.loads(run(f"{file}:loss", "--inputs", "float32[3,2], float32[2]", "--json", "-").stdout)
     assert as_json["checked"]["ok"]
+
+
+def test_a_number_among_the_inputs_is_said_to_be_fixed(tmp_path):
+    file = tmp_path / "scaled.py"
+    file.write_text("def loss(x, by):\n    return (x * by.astype(x.dtype)).sum()\n")
+    shown = run(f"{file}:loss", "--inputs", "float32[3],4")
+    assert "by: fixed by --inputs, so without ∂C; float32[] draws a number that has one" in shown.stdout
+    assert "∂C/∂by" in run(f"{file}:loss", "--inputs", "float32[3],float32[]").stdout
 
 
 CONFIG = Path(__file__).parent.parent / "configs" / "two_three_two.toml"

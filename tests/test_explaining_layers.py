@@ -110,7 +110,7 @@ def test_an_error_is_carried_from_step_to_step(name):
 
 ATTENTION = [
     "q²ₜ = W_q²xₜ", "P²ₕₜ = exp(S²ₕₜ−L²ₕₜ)", "o²ₜₕⱼ = Σₛ P²ₕₜₛv²ₛₕⱼ", "a²ₜ = W_o²o²ₜ", "∂C/∂o²ₜ = W_o²ᵀ∂C/∂a²ₜ",
-    "∂C/∂v²ₛₕⱼ = Σₜ P²ₕₜₛ∂C/∂o²ₜₕⱼ", "∂C/∂S²ₕₜ = P²ₕₜ ⊙ (∂C/∂P²ₕₜ − D²ₕₜ)", "∇W_q² = Σₜ ∂C/∂q²ₜxₜᵀ",
+    "∂C/∂v²ₛₕⱼ = Σₜ P²ₕₜₛ∂C/∂o²ₜₕⱼ", "∂C/∂S²ₕₜ = P²ₕₜ ⊙ (∂C/∂P²ₕₜ − D²ₕₜ)", "∇W_q² = Σₜ ∂C/∂q²ₜ xₜᵀ",
     "∂C/∂xₜ = W_q²ᵀ∂C/∂q²ₜ + W_k²ᵀ∂C/∂k²ₜ + W_v²ᵀ∂C/∂v²ₜ",
 ]  # fmt: skip
 
@@ -124,9 +124,18 @@ def test_attention_is_written_with_the_indices_of_its_products():
 
 
 ROTARY = [
-    "q′² = turned(q²)", "S²ᵣₜₛ = Σᵢ q′²ₜᵣᵢk′²ₛᵢ/√4", "D²ᵣₜ = Σⱼ ∂C/∂o²ₜᵣⱼo²ₜᵣⱼ", "∂C/∂P²ᵣₜₛ = Σⱼ ∂C/∂o²ₜᵣⱼv²ₛⱼ",
-    "∂C/∂S²ᵣₜ = P²ᵣₜ ⊙ (∂C/∂P²ᵣₜ − D²ᵣₜ)", "∂C/∂k′²ₛᵢ = Σᵣₜ ∂C/∂S²ᵣₜₛq′²ₜᵣᵢ/√4", "∂C/∂k² = turned(∂C/∂k′²)",
+    "q′² = turned(q²)", "S²ᵣₜₛ = Σᵢ q′²ₜᵣᵢk′²ₛᵢ/√4", "D²ᵣₜ = Σⱼ ∂C/∂o²ₜᵣⱼ o²ₜᵣⱼ", "∂C/∂P²ᵣₜₛ = Σⱼ ∂C/∂o²ₜᵣⱼ v²ₛⱼ",
+    "∂C/∂S²ᵣₜ = P²ᵣₜ ⊙ (∂C/∂P²ᵣₜ − D²ᵣₜ)", "∂C/∂k′²ₛᵢ = Σᵣₜ ∂C/∂S²ᵣₜₛ q′²ₜᵣᵢ/√4", "∂C/∂k² = turned(∂C/∂k′²)",
 ]  # fmt: skip
+
+
+def test_grouped_heads_are_shown_one_by_one():
+    """Of two key heads with two query heads each P is the matrix of the first, and its rows sum to 1."""
+    found = of(j.attention(4, kv_heads=2), image(3, 8))
+    P, S = (next(line for line in found.forward if line.key == key) for key in ("P2", "S2"))
+    assert P.remarks[-1] == S.remarks[-1] == "h = 1 of 2, r = 1 of 2"
+    assert P.shape == S.shape == (3, 3)
+    np.testing.assert_allclose(P.value.sum(-1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("symbols", ["nielsen", "ng", "cs229"])

@@ -168,7 +168,7 @@ def test_a_function_of_numpy_has_its_own_lines(file):
     subject = named(f"{file}:loss", inputs="float32[4,3], float32[4], float32[2,4], float32[3], float32[2]")
     derivation = derivation_of_function(subject, notation())
     assert derivation.checked.ok
-    assert {"z = W₁x + b₁", "a = relu(z)", "∂C/∂z = ∂C/∂a ⊙ relu′(z)", "∂C/∂W₁ = ∂C/∂zxᵀ"} <= {
+    assert {"z = W₁x + b₁", "a = relu(z)", "∂C/∂z = ∂C/∂a ⊙ relu′(z)", "∂C/∂W₁ = ∂C/∂z xᵀ"} <= {
         f"{written(each.left)} = {written(each.right)}" for each in (*derivation.forward, *derivation.backward)
     }
     W1, b1, W2, x, y = (np.asarray(each, np.float64) for each in subject.args)

@@ -126,17 +126,22 @@ def show_sheets(observed: Observed, seed: int, options: Options) -> None:
 
 
 def show_function(derivation: Derivation, options: Options, width: int) -> None:
-    """Prints the lines of a function, or writes them as JSON or LaTeX.
+    """Prints the lines of a function, or writes them as a page, JSON or LaTeX.
 
     Raises `ExplainError` for an option that takes a network.
     """
-    shown = {"notation", "digits", "json_file", "latex", "shapes", "width"}
+    shown = {"notation", "digits", "json_file", "html_file", "latex", "shapes", "width"}
     for each in fields(Options):
         if each.name not in shown and getattr(options, each.name) != each.default:
-            option = {"html_file": "html", "formula": "try"}.get(each.name, each.name)
+            option = {"formula": "try"}.get(each.name, each.name)
             raise ExplainError(f"--{option} is for networks: leave it out for a function")
     if options.json_file is not None:
         write_json(options.json_file, derivation)
+    if options.html_file is not None:
+        from jaxnet.explaining.page import write_function_page
+
+        print(write_function_page(options.html_file, derivation, options.digits))
+        return
     if options.latex:
         print(latex_of(derivation))
     elif options.shapes:

@@ -99,7 +99,10 @@ def derivation_of_function(subject: FunctionSubject, notation: Notation) -> Deri
         subject.source, "", notation.cost, Call(Name(subject.function.__name__), Name("…")), float(value),
         np.zeros(0), np.zeros(0), None, None, notation.name, "", notation.weights, str(out.dtype), subject.seed,
     )  # fmt: skip
-    return Derivation(header, forward_lines, backward_lines, (), (), (), (), None, (), (), (), checked(backward_lines))
+    fixed = [name for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, int | float)]
+    note = f"{', '.join(fixed)}: fixed by --inputs, so without ∂C; float32[] draws a number that has one"
+    return Derivation(header, forward_lines, backward_lines, (), (), (), (), None, (), (), (), checked(backward_lines),
+                      notes=(note,) if fixed else ())  # fmt: skip
 
 
 def named_leaves(subject: FunctionSubject) -> tuple[list[str], dict[str, Any]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from jaxnet.explaining.derive import chain_of, derive
+from jaxnet.explaining.derive import Derivation, chain_of, derive
 from jaxnet.explaining.exercise_tasks import by_hand, table, tasks_of
 from jaxnet.explaining.expressions import written
 from jaxnet.explaining.formulas import named_on_page, tables
@@ -25,7 +26,7 @@ from jaxnet.explaining.page_pictures import InputKind, pictures_of
 from jaxnet.explaining.sheets import in_html
 from jaxnet.explaining.template_files import template, text
 from jaxnet.explaining.terminal import check_line
-from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, View, merged
+from jaxnet.explaining.view import FUNCTIONS, MOST_ITEMS, FunctionView, View, merged
 
 NUMBERS = InputKind()
 SCRIPTS = ("numbers", "network", "drawing", "paths", "reading", "trying", "exercise", "link", "page", "pictures")
@@ -33,9 +34,21 @@ SCRIPTS = ("numbers", "network", "drawing", "paths", "reading", "trying", "exerc
 
 def write_page(path: str | Path, observed: Observed, notation: Notation, **options: Any) -> Path:
     """Writes the page of a network at one example; gives its path. options: those of `page`."""
-    path = Path(path)
+    return written_to(Path(path), page(observed, notation, **options))
+
+
+def write_function_page(path: Path, derivation: Derivation, digits: int) -> Path:
+    """Writes the page of a function: its lines forward and backward; gives its path."""
+    body = template("function.html.j2").render(
+        v=FunctionView(digits), d=derivation, check=check_line(derivation), **FUNCTIONS
+    )
+    return written_to(path, whole(derivation.header.title, merged({"": body}, "")[0], {}, {}, ()))
+
+
+def written_to(path: Path, text: str) -> Path:
+    """Writes a file, in a new folder where there is none; gives its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(observed, notation, **options), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -78,10 +91,15 @@ def page(
     data = {"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames,
             "tasks": [table(each) for each in exercise.tasks] if exercise else [],
             "formulas": tables() | {"names": names} if spec else None}  # fmt: skip
+    scripts = [name for name in SCRIPTS if name != "pictures" or pictures.figures]
+    return whole(chosen.header.title, body, data, pictures.encoded(), scripts)
+
+
+def whole(title: str, body: str, data: Any, pictures: Any, scripts: Sequence[str]) -> str:
+    """A page of its body, with its style and its scripts, and their data."""
     return template("page.html.j2").render(
-        title=chosen.header.title, body=Markup(body), style=text("style.css") + text("pictures.css"),
-        data=in_script(data), pictures=in_script(pictures.encoded()),
-        scripts=[text(f"{name}.js") for name in SCRIPTS if name != "pictures" or pictures.figures],
+        title=title, body=Markup(body), style=text("style.css") + text("pictures.css"), data=in_script(data),
+        pictures=in_script(pictures), scripts=[text(f"{name}.js") for name in scripts],
     )  # fmt: skip
 
 

@@ -238,14 +238,23 @@ class LineWriter:
         name, shown = self.recording.names.get(line.ref, ""), ""
         if right in self.transcription.called:
             name = self.transcription.called[right]
-        letters = [each for each in self.transcription.letters.values() if len(each) == 3]
-        index = self.transcription.letters.get(self.plain(left), "")
-        heads = [letter for letter in index if letter != "t" and all(letter in each for each in letters)]
-        axis = index.index(heads[0]) if heads else None
-        if axis is not None and not gives and (part := value.squeeze()).ndim == len(index) == 3:  # one head of several
-            shown, value = f"{index[axis]} = 1 of {part.shape[axis]}", np.take(part, 0, axis)
-            sizes = shape(value.shape)
+        if not gives:
+            value, shown = self.one_head(self.transcription.letters.get(self.plain(left), ""), value)
+            sizes = shape(value.shape) if shown else sizes
         return [self.compared(WrittenLine("", left, right, value, line.forward, gives, sizes, name=name, shown=shown))]
+
+    def one_head(self, index: str, value: np.ndarray) -> tuple[np.ndarray, str]:
+        """Of a value with indices the matrix of the first head, and of its group, and these in words."""
+        letters, part, taken = self.transcription.letters.values(), value.squeeze(), []
+        longest = max(map(len, letters), default=0)
+        heads = [each for each in index if each != "t" and all(each in of for of in letters if len(of) == longest)]
+        if part.ndim != len(index):
+            return value, ""
+        for each in heads[: max(part.ndim - 2, 0)]:
+            axis = index.index(each)
+            taken.append(f"{each} = 1 of {part.shape[axis]}")
+            index, part = index.replace(each, ""), np.take(part, 0, axis)
+        return (part, ", ".join(taken)) if taken else (value, "")
 
     def at_positions(
         self, left: ex.Expression, right: ex.Expression, value: np.ndarray, least: int

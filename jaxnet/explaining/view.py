@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -83,8 +83,27 @@ FUNCTIONS: dict[str, Any] = {
     "m": m, "words": words, "entry": entry, "shape": shape, "one": one, "number": number, "varying": varying,
     "T": Transposed, "Product": Product, "Derivative": Derivative,
     "who": [(name, WHO[name]) for name in NOTATIONS], "Name": Name,
-    "transposes": Markup("(AB)ᵀ = BᵀAᵀ"),
+    "marked": headed, "transposes": Markup("(AB)ᵀ = BᵀAᵀ"),
 }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionView:
+    """The lines of a function, for the template."""
+
+    digits: int
+
+    def remarks(self, line: Line) -> list[tuple[str, str]]:
+        """A line's remarks; none is written anew by a script."""
+        return [(remark, "") for remark in line.remarks]
+
+    def equation(self, line: Line) -> Markup:
+        """A line's equation."""
+        return varying(equation(line.left, line.right))
+
+    def value(self, line: Line) -> Markup:
+        """A line's value."""
+        return cells.array("step", line.value, self.digits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +206,6 @@ class View:
         """A matrix as the notation lays it, of one that is kept as (out, in)."""
         laid = oriented(values, self.n)
         return varying(self.array(name, laid, digits, turned=self.n.rows))
-
-    def marked(self, lines: Sequence[Line]) -> Iterator[tuple[Line, str, str]]:
-        """Lines with the headings above them."""
-        return headed(lines)
 
     def remarks(self, line: Line) -> list[tuple[str, str]]:
         """A line's remarks. off.1 and slopes.1 name those that the script writes anew."""
