@@ -63,6 +63,8 @@ def run(subject: ExplainedNetwork | FunctionSubject, options: Options) -> None:
     """
     if not 1 <= options.digits <= MOST_DIGITS:
         raise ExplainError(f"--digits must be from 1 to {MOST_DIGITS}, got {options.digits}")
+    if options.walk or options.exercise or options.sheet:  # whoever learns takes no layer's number for a power
+        options = replace(options, notation=replace(options.notation, bracketed=True))
     width = options.width or max(NARROWEST, shutil.get_terminal_size((100, 24)).columns)
     if isinstance(subject, FunctionSubject):
         show_function(derivation_of_function(subject, options.notation), options, width)

@@ -22,12 +22,14 @@ class ExplainError(ValueError):
 class Notation(Frozen):
     """How quantities are written. Layers are counted here from the input as 0; `first` is the number it is written by.
 
-    weights: "out-in", z = W a + b of columns; "in-out", z = a W + b of rows.
+    weights: "out-in", z = W a + b of columns; "in-out", z = a W + b of rows. bracketed: whether a layer's number stands
+    in brackets where it would else look like a power: a⁽³⁾ for a³.
     """
 
     name: Literal["nielsen", "ng", "cs229"] = "nielsen"
     first: int = 1
     weights: Literal["out-in", "in-out"] = "out-in"
+    bracketed: bool = False
 
     @property
     def rows(self) -> bool:
@@ -43,7 +45,7 @@ class Notation(Frozen):
     def above(self, layer: Number) -> str:
         """A layer's number as it stands at a symbol."""
         number = self.number(layer)
-        marked = {"nielsen": number, "ng": f"[{number}]", "cs229": f"({number})"}
+        marked = {"nielsen": f"({number})" if self.bracketed else number, "ng": f"[{number}]", "cs229": f"({number})"}
         return marked[self.name] if number else ""
 
     def name_of(self, base: str, layer: Number, key: str = "") -> Name:
