@@ -100,7 +100,7 @@ def test_the_exercise_grades_answers_and_q_ends_it(words):
     result = CliRunner().invoke(cli.app, words, input=given, prog_name="jaxnet")
     assert result.exit_code == 0, result.output
     assert "A weight has one path" in result.stdout
-    assert "2 of 8   ∇W³ = ?   2×3" in result.stdout
+    assert "2 of 8   ∇W⁽³⁾ = ?   2×3" in result.stdout
     assert result.stdout.count("Right: BP") == 2
     assert result.stdout.rstrip().endswith("1 of 2 right at once")
     ended = CliRunner().invoke(cli.app, words, input="q\n", prog_name="jaxnet")
