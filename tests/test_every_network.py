@@ -12,9 +12,13 @@ LARGE = [p for p in IMAGE_LAYERS + SEQUENCE_LAYERS
                                    "gated")]  # fmt: skip
 ONE_OF_EACH = one_of_each(LAYERS + COMBINATORS + MODELS) + one_of_each(LARGE)
 """One shape of each small network, and of the kinds of large layers."""
+FIRST = one_of_each(EVERY)
+"""One shape of each network; the others are long."""
 
 
-@pytest.mark.parametrize("problem", EVERY, ids=lambda p: p.id)
+@pytest.mark.parametrize(
+    "problem", [pytest.param(p, id=p.id, marks=() if p in FIRST else pytest.mark.long) for p in EVERY]
+)
 def test_a_network_agrees_with_autodiff(problem, x64):
     """In float64. One shape of each network also in bfloat16, and of each layer one by one, uncompiled."""
     check_against_autodiff(problem)

@@ -32,6 +32,7 @@ def killed_run(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.long
 def test_of_two_resumes_one_trains(killed_run):
     both = [command("resume", killed_run) for _ in range(2)]
     ended = [finished(each) for each in both]

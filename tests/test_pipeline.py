@@ -23,7 +23,7 @@ from jaxnet.cli import app
 from jaxnet.devices import SCHEDULES, PipelineError, ScheduleError, Times, pipeline, schedule
 from jaxnet.devices.schedules import Task
 from jaxnet.models import gpt
-from tests.agreement import assert_agree
+from tests.agreement import assert_agree, cast
 from tests.test_mesh import collectives
 
 KEY = jax.random.key(3)
@@ -45,7 +45,7 @@ def mesh(type_=AxisType.Auto, **axes: int):
 
 def agree(net, xs, ys, over, **options):
     """Value and gradients by a pipeline are those of one device: with dropout and weights, in float64."""
-    params = jax.tree.map(lambda t: t.astype(jnp.float64), net.init(jax.random.key(1), xs[0]))
+    params = cast(jax.jit(net.init)(jax.random.key(1), xs[0]), jnp.float64)
     weights = jnp.linspace(0.1, 1.0, len(xs), dtype=jnp.float64)[(...,) + (None,) * (ys.ndim - 1)]
     weights = jnp.broadcast_to(weights, ys.shape)
     given = {"key": KEY, "train": True, "weights": weights}

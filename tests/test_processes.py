@@ -87,6 +87,7 @@ print(json.dumps(sorted(seen)))
 """
 
 
+@pytest.mark.long
 def test_each_process_reads_its_own_rows_of_data_on_disk(tmp_path):
     data = blobs()
     for name, array in data.items():
@@ -113,6 +114,7 @@ def test_each_process_reads_its_own_rows_of_data_on_disk(tmp_path):
         np.testing.assert_allclose(metrics(tmp_path / "run")[0][name], metrics(alone)[0][name], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(recipe, tmp_path):
     folder = tmp_path / "run"
     process = launched("train", recipe, "train.epochs=2000", "--run-dir", folder)

@@ -40,6 +40,7 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path):
     assert cache.get("one") is None
 
 
+@pytest.mark.long
 def test_swapped_programs_give_the_same_bits(tmp_path):
     """Each command is its own process, so that programs come from the files."""
     (tmp_path / "small.toml").write_text(dump_toml(small("train.epochs=1")), "utf-8")

@@ -38,7 +38,14 @@ def saved_step(run):
     return step
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long),
+    ],
+)
 def test_a_run_stops_in_order_and_goes_on_to_the_same_bits(tmp_path, number, status):
     process = training(tmp_path)
     process.send_signal(number)

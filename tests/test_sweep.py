@@ -210,7 +210,7 @@ def hashes_of(runs):
     return {record.result("seed"): record.summary["params_sha256"] for record in records}
 
 
-@pytest.mark.parametrize("together", ["--together", "--apart"])
+@pytest.mark.parametrize("together", ["--together", pytest.param("--apart", marks=pytest.mark.long)])
 def test_a_killed_sweep_goes_on_to_the_same_bits(tmp_path, together):
     options = ("train.epochs=16", "train.steps_per_call=4", "checkpoint.every_seconds=0.0")
     (tmp_path / "long.toml").write_text(dump_toml(small(*options)), "utf-8")
@@ -263,6 +263,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(base, tmp_path):
     assert not (folder / "summary.json").exists()
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_share_the_runs_out(base, tmp_path):
     both = [command("sweep", base, "train.batch=[5,10,20]", "--runs-dir", tmp_path / "runs") for _ in range(2)]
     for process in both:
