@@ -82,7 +82,13 @@ def test_the_first_command_learns_the_digits(folder):
     assert "jaxnet report" in printed
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if COMMANDS[page]])
+QUICK = ("README.md", "docs/check.md", "docs/change.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=() if page in QUICK else pytest.mark.long) for page in PAGES if COMMANDS[page]],
+)
 def test_every_other_command_of_a_page_runs_in_order(page, folder):
     for block in blocks(page, "python"):
         if named := re.match(r"# (\w+\.py)$", block, flags=re.MULTILINE):  # a file that a command reads
