@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -36,30 +37,26 @@ from jaxnet.checking.subject import (
     name_of,
 )
 
+COTANGENT = re.compile(r"d_?([a-z]|out\w*|ut|values|next_?\w*)|g|ct|\w*grad\w*|delta\w*|cotangent\w*|upstream\w*", re.I)
+
 
 def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) -> Subject:
     """(forward, backward), or (f, f_vjp): which of the two is found by trying on shapes."""
     first, second = (partial(part, **kwargs) if kwargs else part for part in rule)
-    conventions = (saved_first, saved_last, pullback_pair, cotangent_first, cotangent_last)
     tried: list[str] = []
     for traced in (True, False):
         tried.clear()
-        fitting = []
-        for convention in (
-            conventions if traced else (*conventions, saved_of_several, output_last, derivative, derivative_of_output)
-        ):
+        found = []
+        for convention in JAX_CONVENTIONS if traced else (*JAX_CONVENTIONS, *NUMPY_CONVENTIONS):
             primal, own = map(with_same_draws, convention(first, second))
             run = own if traced else on_host(own, (args,))
             call = for_jax(primal if reference is None else reference, args)
             if (why := why_not(run, call, args)) is not None:
                 tried.append(f"{convention.__doc__}: {why}")
-            elif not fitting or convention is saved_last or not traced:
-                fitting.append((primal if traced else on_host(primal, args), call, run, own))
-        if fitting:
-            several = fitting if len(fitting) > 1 else ()
-            meant = [each for each in several if not traced and is_right(args, each[0], each[2])]
-            meant = meant or [each for each in several if is_homogeneous(args, *each[:3])] or fitting
-            plain, call, run, own = meant[0]
+            else:
+                found.append((primal if traced else on_host(primal, args), call, run, own, convention))
+        if found:
+            plain, call, run, own, _ = found[0] if len(found) == 1 else likeliest(found, args, second)
             return Subject(
                 name_of(rule[0]), args, run, call, plain=plain, mode=mode_of(call, args),
                 fixed=options_in(args, run, call),
@@ -67,6 +64,19 @@ def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) 
                 in_jax=None if traced else traced_in_jax(own, rule, call, args),
             )  # fmt: skip
     raise CannotCheckError("a pair must fit one of these on the given inputs:\n  " + "\n  ".join(tried))
+
+
+def likeliest(found: list[tuple], args: tuple, backward: Callable) -> tuple:
+    """Of several ways to read a pair the first that is right; where none is, the one with most signs for it."""
+    right = next((each for each in found if is_right(args, each[0], each[2])), None)
+    names = [bool(COTANGENT.fullmatch(name)) for name in argument_names(backward, 2)]
+
+    def signs(each: tuple) -> tuple[bool, ...]:
+        primal, call, run, _, convention = each
+        named = convention in ((saved_last, cotangent_first) if names == [True, False] else ())
+        return gives_shapes(args, call, run), is_homogeneous(args, primal, run), named
+
+    return right or max(found, key=signs)
 
 
 def why_not(run: Callable, call: Callable, args: tuple) -> str | None:
@@ -85,7 +95,20 @@ def traced_in_jax(run: Callable, parts: tuple, call: Callable, args: tuple) -> C
     return run if why_not(run, call, args) is None else None
 
 
-def is_homogeneous(args: tuple, primal: Callable, _call: Callable, run: Callable) -> bool:
+def gives_shapes(args: tuple, call: Callable, run: Callable) -> bool:
+    """Whether every gradient has the shape of its argument."""
+    leaves, out = leaves_of(args), abstract(call, *args)
+    fits: list[bool] = []
+
+    def shapes(values):
+        grads, _ = flat_gradients(leaves, run(leaves.tree(values), ones_for(out))[1])
+        fits.append(all(grad is not None for grad in grads))
+
+    jax.eval_shape(shapes, leaves.values)
+    return fits[0]
+
+
+def is_homogeneous(args: tuple, primal: Callable, run: Callable) -> bool:
     """Whether twice the cotangent gives twice the gradients. It does not where cotangent and saved are exchanged."""
     try:
         out = leaves_of(primal(*args))
@@ -97,9 +120,12 @@ def is_homogeneous(args: tuple, primal: Callable, _call: Callable, run: Callable
     return all(np.allclose(2 * np.asarray(a), b, 1e-3, 1e-6) for a, b in pairs if is_array(b) and is_data(b))
 
 
+@jax.enable_x64(True)
 def is_right(args: tuple, primal: Callable, run: Callable) -> bool:
-    """Whether functions of NumPy give the derivative along one random direction, but for a thousandth."""
+    """Whether a rule gives the derivative along one random direction, but for a thousandth."""
     leaves = leaves_of(args)
+    if any(np.iscomplexobj(value) for value in leaves.values):
+        return False
     rng = points.generator(0, 505)
     values = [np.asarray(value, np.float64) for value in leaves.values]
     directions = [rng.standard_normal(value.shape) for value in values]
@@ -118,7 +144,7 @@ def is_right(args: tuple, primal: Callable, run: Callable) -> bool:
         expected = slope_along(cost, values, moving)
     except Exception:  # the user's functions may raise anything: that is told where they are compared
         return False
-    return bool(abs(got - expected) <= 1e-3 * abs(got))
+    return bool(0 < abs(got) >= 1e3 * abs(got - expected))
 
 
 def options_in(args: tuple, run: Callable, primal: Callable) -> tuple[int, ...]:
@@ -265,3 +291,7 @@ def cotangent_first(f, f_vjp):
 def cotangent_last(f, f_vjp):
     """f(*args) -> out and f_vjp(*args, d_out) -> grads"""
     return f, lambda args, d_out: (f(*args), as_tuple(f_vjp(*args, d_out), args))
+
+
+JAX_CONVENTIONS = saved_first, saved_last, pullback_pair, cotangent_first, cotangent_last
+NUMPY_CONVENTIONS = saved_of_several, output_last, derivative, derivative_of_output

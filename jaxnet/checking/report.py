@@ -233,7 +233,8 @@ def remarks(report: Report) -> tuple[list[tuple[str, str]], list[tuple[str, str]
     why += [("FAILED", f"{h.name}: {h.words}") for h in report.properties if h.ok is False]
     told = *report.problems, *(h.words for h in report.properties)
     if not report.ok:
-        patches = [report.repair.patch, *report.repair.equal] if report.repair is not None else []
+        repair = report.repair
+        patches = list(dict.fromkeys([repair.patch, *repair.equal])) if repair is not None else []
         others = report.planted.others if report.planted is not None and not any(patches) else ()
         why += [("layer", report.layer), ("cause", "" if report.cause in told else report.cause)]
         why += [*(("or", other) for other in others), ("line", report.line), ("patch", "".join(patches[:1]))]
