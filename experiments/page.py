@@ -20,7 +20,7 @@ from experiments.typeset import Equal, formula, typeset
 from jaxnet.explaining.expressions import Expression
 from jaxnet.explaining.mathml import Shapes
 from jaxnet.training.atomic_write import write_whole
-from jaxnet.training.config import ConfigError, read_toml, told_error
+from jaxnet.training.config import ConfigError, error_message, read_toml
 from jaxnet.training.options import Table as Settings
 from jaxnet.training.overrides import apply
 from jaxnet.training.plots import DARK, LIGHT, Theme, svg
@@ -167,7 +167,7 @@ def settings_of(kind: type[Kind], path: Path, overrides: Sequence[str] = ()) -> 
     try:
         return kind.model_validate(apply(read_toml(path), overrides))
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(told_error(each) for each in error.errors())) from None
+        raise ConfigError(f"{path}: " + "; ".join(error_message(each) for each in error.errors())) from None
 
 
 # ------------------------------------------------------------------------------------------- read back, for tests

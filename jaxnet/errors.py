@@ -65,7 +65,8 @@ def of_this_network(init: Callable[[jax.Array, Tree], Tree], params: Tree, xs: T
         if isinstance(error, ShapeError) or same_shapes(params, expected):
             raise
         raise ShapeError(
-            f"the parameters are another network's: this one takes {told(expected)}, got {told(params)}: initialise it"
+            f"the parameters are another network's: this one takes {shapes_of(expected)}, got {shapes_of(params)}: "
+            "initialise it"
         ) from error
 
 
@@ -80,7 +81,7 @@ def same_shapes(params: Tree, expected: Tree) -> bool:
     return one == other
 
 
-def told(params: Tree) -> str:
+def shapes_of(params: Tree) -> str:
     """The shapes of parameters, shortened."""
     shapes = str(jax.tree.map(jnp.shape, params))
     return shapes if len(shapes) <= 200 else f"{shapes[:200]}…"

@@ -30,7 +30,7 @@ class Commands(TyperGroup):
                 raise
             raise refused(str(error)) from None
         except OSError as error:
-            raise output_lost() if error.errno == errno.EPIPE else refused(told_by_the_system(error)) from None
+            raise output_lost() if error.errno == errno.EPIPE else refused(system_message(error)) from None
 
 
 def refused(message: str) -> typer.Exit:
@@ -44,7 +44,7 @@ def output_lost() -> typer.Exit:
     return typer.Exit(141)
 
 
-def told_by_the_system(error: OSError) -> str:
+def system_message(error: OSError) -> str:
     """The failure of the operating system, and how to mend it."""
     what = f"{error.filename}: " if error.filename else ""
     mend = {
@@ -148,6 +148,6 @@ def main() -> None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more as it ends
-        ended = output_lost() if error.errno == errno.EPIPE else refused(f"stdout: {told_by_the_system(error)}")
+        ended = output_lost() if error.errno == errno.EPIPE else refused(f"stdout: {system_message(error)}")
         status = ended.exit_code
     sys.exit(status)

@@ -310,7 +310,7 @@ def validated(table: type[Checked], data: Any, where: str) -> Checked:
     try:
         return table.model_validate(data)
     except ValidationError as error:
-        told = [told_error(each) for each in error.errors()]
+        told = [error_message(each) for each in error.errors()]
     separator = "\n  " if len(told) > 1 else " "
     raise ConfigError(f"{where}:{separator}" + separator.join(told))
 
@@ -383,7 +383,7 @@ MUST = {
 }
 
 
-def told_error(error: ErrorDetails) -> str:
+def error_message(error: ErrorDetails) -> str:
     """The message of one error: place, requirement, value given, repair."""
     place = ".".join(str(part) for part in error["loc"] if not is_tag(part))
     kind, came = error["type"], error["input"]

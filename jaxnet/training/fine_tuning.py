@@ -46,7 +46,7 @@ def trained_start(session: Session, data_dir: Path | None = None) -> Start | Non
     if not given:
         raise ConfigError(
             f"start_from: no parameter of {source} has the name and shape of one of this network: "
-            f"it has {told(values)}, this network {told(shapes)}"
+            f"it has {names_and_shapes(values)}, this network {names_and_shapes(shapes)}"
         )
     about = {"run": source, "step": trained.step, "params_sha256": leaves_sha256(trained.params)}
     return Start(given, about, [f"{name} {wanted.shape}" for name, wanted in shapes.items() if name not in given])
@@ -57,7 +57,7 @@ def by_name(tree: Any) -> Iterator[tuple[str, Any]]:
     return zip(jax.tree.leaves(parameter_names(tree)), jax.tree.leaves(tree), strict=True)
 
 
-def told(arrays: dict[str, Any], most: int = 6) -> str:
+def names_and_shapes(arrays: dict[str, Any], most: int = 6) -> str:
     """Names and shapes, the first few."""
     names = [f"{name} {array.shape}" for name, array in arrays.items()]
     return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])

@@ -34,17 +34,17 @@ class Mistakes(NamedTuple):
 
     def panels(self) -> list[Panel]:
         """The mistakes as panels of a report."""
-        title, draw = f"{self.split}: class and answer", self.pictured if self.pictures else self.told
-        found = [Panel("confusion", title, "how many of each class got each answer", self.matrix, False)]
+        title, draw = f"{self.split}: class and answer", self.draw_pictures if self.pictures else self.list_examples
+        found = [Panel("confusion", title, "how many of each class got each answer", self.draw_matrix, False)]
         if len(self.names) <= MOST_CLASSES:
             title = f"{self.split}: accuracy by class, %"
-            found.append(Panel("recalls", title, "share of right answers", self.recalls, False))
+            found.append(Panel("recalls", title, "share of right answers", self.draw_recalls, False))
         if self.worst:
             words = "class as answer: the wrong answers of highest cost"
             found.append(Panel("worst", f"{self.split}: most wrong", words, draw, False))
         return found
 
-    def matrix(self, axes: Axes, records: object, theme: Theme) -> None:
+    def draw_matrix(self, axes: Axes, records: object, theme: Theme) -> None:
         """Draws the confusion matrix; its numbers where there are few."""
         count, light = len(self.names), theme.paper == "#ffffff"
         wrong = self.confusion * (1 - np.eye(count))
@@ -59,7 +59,7 @@ class Mistakes(NamedTuple):
         axes.set_xlabel("answer", color=theme.quiet)
         axes.set_ylabel("class", color=theme.quiet)
 
-    def recalls(self, axes: Axes, records: object, theme: Theme) -> None:
+    def draw_recalls(self, axes: Axes, records: object, theme: Theme) -> None:
         """Draws the share of right answers of each class as bars."""
         shares = 100 * np.nan_to_num(recalls(self.confusion))
         axes.barh(range(len(shares)), shares, color=theme.few[0])
@@ -67,7 +67,7 @@ class Mistakes(NamedTuple):
         axes.invert_yaxis()
         axes.set_xlim(max(0.0, min(shares) - 5), 100)
 
-    def pictured(self, axes: Axes, records: object, theme: Theme) -> None:
+    def draw_pictures(self, axes: Axes, records: object, theme: Theme) -> None:
         """Draws the worst pictures, each with its class and its answer."""
         columns = 6
         rows = -(-len(self.worst) // columns)
@@ -80,7 +80,7 @@ class Mistakes(NamedTuple):
             inside.set_axis_off()
             inside.set_title(f"{self.names[label]} as {self.names[answer]}", fontsize=8, color=theme.ink, pad=2)
 
-    def told(self, axes: Axes, records: object, theme: Theme) -> None:
+    def list_examples(self, axes: Axes, records: object, theme: Theme) -> None:
         """Writes the numbers of the worst examples, each with its class and its answer."""
         axes.set_axis_off()
         for i, (number, label, answer, cost) in enumerate(self.worst):

@@ -18,13 +18,13 @@ from jaxnet.training.run_folder import CURVES, Run, RunError, replace_file, writ
 from jaxnet.training.run_listing import (
     RunRecord,
     differing,
-    done,
+    epochs_done,
     find_runs,
+    formatted,
     heading,
     read_run,
     results,
     short_names,
-    told,
 )
 
 PAGE = "report.html"
@@ -99,14 +99,14 @@ def about(records: Sequence[RunRecord]) -> str:
         return f"{len(records)} runs"
     [record] = records
     figures = [phrase(name, record.result(name)) for name in results(records)]
-    ended = "" if record.status == "finished" else f", {done(record)} epochs"
+    ended = "" if record.status == "finished" else f", {epochs_done(record)} epochs"
     return f"{record.name}{ended}\n{', '.join(figures)}"
 
 
 def phrase(name: str, value: float | None) -> str:
     """A result in running text: `best test 95.56 %`."""
     words = name.removesuffix("_accuracy").replace("_", " ")
-    return f"{words} {told(name, value)}" + (" %" if name.endswith("accuracy") else "")
+    return f"{words} {formatted(name, value)}" + (" %" if name.endswith("accuracy") else "")
 
 
 def surroundings(record: RunRecord) -> str:
@@ -145,7 +145,7 @@ def page(records: Sequence[RunRecord], names: Sequence[str], more: Sequence[Pane
             "light": light,
             "dark": dark,
             "settings": [values[i] for values in keys.values()],
-            "numbers": [done(record), *(told(name, record.result(name)) for name in figures), seconds(record)],
+            "numbers": [epochs_done(record), *(formatted(name, record.result(name)) for name in (*figures, "seconds"))],
             "surroundings": surroundings(record),
             "config": tomli_w.dumps(record.config),
         }
@@ -165,11 +165,6 @@ def page(records: Sequence[RunRecord], names: Sequence[str], more: Sequence[Pane
         headings=["epochs", *map(heading, figures), "seconds"],
         panels=drawn(panels, records),
     )
-
-
-def seconds(record: RunRecord) -> str:
-    """How long a run took."""
-    return told("seconds", record.result("seconds"))
 
 
 def drawn(panels: Iterable[Panel], records: Sequence[RunRecord]) -> list[dict[str, Any]]:

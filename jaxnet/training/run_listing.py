@@ -281,7 +281,7 @@ def heading(name: str) -> str:
     return name.replace("accuracy", "%").replace("validation", "valid.").replace("_", " ")
 
 
-def told(name: str, value: float | None) -> str:
+def formatted(name: str, value: float | None) -> str:
     """A result as text, in the unit of its heading."""
     if value is None:
         return ABSENT
@@ -325,8 +325,8 @@ def runs_table(records: Sequence[RunRecord], labels: Sequence[str], keys: dict[s
 
     def row(i: int, record: RunRecord) -> list[str]:
         settings = [cell(values[i]) for values in keys.values()]
-        numbers = [told(name, record.result(name)) for name in names]
-        return [labels[i], *settings, done(record), *numbers, told("seconds", record.result("seconds"))]
+        numbers = [formatted(name, record.result(name)) for name in names]
+        return [labels[i], *settings, epochs_done(record), *numbers, formatted("seconds", record.result("seconds"))]
 
     headings = ["run", *short_keys(keys), "done", *map(heading, names), "s"]
     table = table_of(headings, 1 + len(keys), (row(i, record) for i, record in enumerate(records)))
@@ -342,7 +342,7 @@ def cell(value: str) -> str:
     return value if len(value) <= LONGEST_CELL else f"{value[: LONGEST_CELL - 1]}…"
 
 
-def done(record: RunRecord) -> str:
+def epochs_done(record: RunRecord) -> str:
     """The number of epochs done; for an unfinished run its status and the number wanted too."""
     epochs = record.epochs()
     if record.status == "finished":

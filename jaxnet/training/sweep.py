@@ -18,7 +18,16 @@ from jaxnet.training.data import load
 from jaxnet.training.lock import LockedError
 from jaxnet.training.overrides import ConfigError
 from jaxnet.training.run_folder import Run, TakenError, config_sha256, data_sha256
-from jaxnet.training.run_listing import RunRecord, find_runs, heading, read_run, results, short_keys, table_of, told
+from jaxnet.training.run_listing import (
+    RunRecord,
+    find_runs,
+    formatted,
+    heading,
+    read_run,
+    results,
+    short_keys,
+    table_of,
+)
 from jaxnet.training.run_summary import result_lines
 from jaxnet.training.sweep_file import Setting, SettingSearch, Sweep
 
@@ -284,9 +293,9 @@ def outcome(setting: Setting, seeds: dict[int, str], runs: dict[str, Earlier]) -
 def spread(name: str, values: Sequence[float]) -> str:
     """Mean ± standard deviation over the seeds (of the sample, n − 1); of one run its number alone."""
     if not values:
-        return told(name, None)
-    mean = told(name, statistics.fmean(values))
-    return f"{mean} ± {told(name, statistics.stdev(values))}" if len(values) > 1 else mean
+        return formatted(name, None)
+    mean = formatted(name, statistics.fmean(values))
+    return f"{mean} ± {formatted(name, statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def sweep_table(outcomes: Sequence[Outcome]) -> Table:

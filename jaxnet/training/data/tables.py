@@ -207,7 +207,7 @@ class Columns(NamedTuple):
     target: int | None
     dropped: frozenset[int]
 
-    def told(self, i: int) -> str:
+    def title(self, i: int) -> str:
         """`column 2 (age)`."""
         return f"column {i + 1}" + (f" ({self.names[i]})" if self.names else "")
 
@@ -223,7 +223,7 @@ class Columns(NamedTuple):
             came = "an empty cell"
         elif i != self.target:
             mend = f"mend it, or leave the column out by drop = [{self.key(i)}]"
-        return DataError(f"{path}, line {line}, {self.told(i)}: must be {must}, got {came}: {mend}")
+        return DataError(f"{path}, line {line}, {self.title(i)}: must be {must}, got {came}: {mend}")
 
 
 def load_csv(
@@ -248,7 +248,7 @@ def load_csv(
     if not kept:
         raise DataError(f"{path}: every column but the target is left out by drop: keep one")
     notes = [
-        f"{path}, {columns.told(i)} counts the rows: if it is no input, leave it out by drop = [{columns.key(i)}]"
+        f"{path}, {columns.title(i)} counts the rows: if it is no input, leave it out by drop = [{columns.key(i)}]"
         for i in kept
         if counts_rows(table[:, i])
     ]
@@ -369,7 +369,7 @@ def columns_of(
     dropped = frozenset(places[key] for key in drop)
     columns = Columns(names, len(first), None if target is None else places[target], dropped)
     if columns.target is not None and columns.target in dropped:
-        raise DataError(f"{path}: the target, {columns.told(columns.target)}, is in drop")
+        raise DataError(f"{path}: the target, {columns.title(columns.target)}, is in drop")
     return columns
 
 
