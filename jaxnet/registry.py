@@ -419,7 +419,7 @@ def found(kind: Kind, name: str) -> Maker:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean "mnist"?`, or all names where none is close."""
     lowered = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.55)
+    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.65)
     return f'did you mean "{lowered[close[0]]}"?' if close else f"choose from {', '.join(lowered.values())}"
 
 

@@ -306,13 +306,19 @@ def test_a_file_is_also_looked_for_in_the_data_folder(tmp_path):
         (f"{ROWS}1,2,-1\n", "class labels must not be negative; got -1.0 at example 10"),
         ("", "the file is empty"),
         ("a,b,c\n", "only a line of column names"),
-        ("a;b\n1;2\n", "must have at least two columns, got 1"),
-        ("1\n2\n3\n", "must have at least two columns, got 1: are they separated by commas?"),
+        ("1\n2\n3\n", "must have at least two columns, got 1: are they separated by commas, semicolons or tabs?"),
     ],
     ids=lambda value: value if value and "\n" not in value else "table",
 )
 def test_bad_csv(text, message):
     refused(message, table(text))
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators(separator):
+    found, right = load(table(f"a,b,c\n{ROWS}".replace(",", separator))), load(table(f"a,b,c\n{ROWS}", "commas.csv"))
+    np.testing.assert_array_equal(found.train.x, right.train.x)
+    assert found.columns == right.columns == ("a", "b")
 
 
 def test_csv_that_is_no_text():

@@ -7,7 +7,7 @@ import pytest
 from jaxnet.training import loop
 from jaxnet.training.config import ConfigError, EarlyStop
 from jaxnet.training.run_folder import Run, RunError
-from jaxnet.training.run_summary import best_line, epochs_without_gain
+from jaxnet.training.run_summary import best_line, epochs_without_gain, unchanged_loss
 from jaxnet.training.trained_network import CheckpointChoice, evaluate
 from tests.runs import metrics, small, summary
 
@@ -124,3 +124,15 @@ def test_no_best_checkpoint(tmp_path):
     run = loop.train(small("train.epochs=1"), run_dir=tmp_path / "run", quiet=True)
     with pytest.raises(RunError, match="has no checkpoint of a best epoch"):
         evaluate(run, reading=CheckpointChoice(best=True))
+
+
+def test_a_loss_that_did_not_fall_is_told():
+    for losses, words in (
+        ([0.5, 0.5], "0.5 in the first epoch, 0.5 in the last"),
+        ([2.0, 1.0, 1e16], "1e+16 in the last"),
+    ):
+        [line] = unchanged_loss([{"train_loss": loss} for loss in losses])
+        assert words in line
+        assert "change train.optimizer.learning_rate" in line
+    for losses in ([1.0], [1.0, 2.0, 0.9]):
+        assert not list(unchanged_loss([{"train_loss": loss} for loss in losses]))

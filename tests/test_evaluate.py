@@ -114,6 +114,8 @@ def test_a_regression_from_a_table(regression, tmp_path):
     assert found["test_loss"] < 0.5
     (tmp_path / "other.csv").write_text("a,b,c\n" + "1,2,0\n0,1,-1\n0.5,3,-2\n")
     loss = evaluate(regression, data=str(tmp_path / "other.csv"))["test_loss"]
+    (tmp_path / "turned.csv").write_text("b,c,a\n" + "2,0,1\n1,-1,0\n3,-2,0.5\n")
+    assert evaluate(regression, data=str(tmp_path / "turned.csv"))["test_loss"] == pytest.approx(loss, rel=1e-6)
     params = restore(regression).params[0]
     x = np.array([[1, 2], [0, 1], [0.5, 3]])
     residual = x @ np.asarray(params["W"])[0] + np.asarray(params["b"]) - [0, -1, -2]
@@ -134,9 +136,18 @@ def test_prediction_of_a_table(classifier, regression, tmp_path):
     assert predict.lines(predict.predict(classifier, tmp_path / "one.csv"))[-1].startswith("class rose (probability 0.")
     (tmp_path / "line.csv").write_text("a,b\n0.5,3\n")
     assert predict.predict(regression, tmp_path / "line.csv").outputs == pytest.approx(-2, abs=1.5)
-    (tmp_path / "wide.csv").write_text("a,b,c,d,e,f\n1,2,3,4,5,6\n")
+    (tmp_path / "wide.csv").write_text("1,2,3,4,5,6\n")
     with pytest.raises(DataError, match=r"one example of flowers has shape \(2,\), got \(1, 6\)"):
         predict.predict(classifier, tmp_path / "wide.csv")
+    for name, text in {"turned": "b,a\n0,4\n", "more": "b,c,a\n0,9,4\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+        found = predict.predict(classifier, tmp_path / f"{name}.csv").outputs
+        np.testing.assert_array_equal(found, predict.predict(classifier, tmp_path / "one.csv").outputs)
+    (tmp_path / "others.csv").write_text("a,foo\n4,0\n")
+    with pytest.raises(
+        DataError, match=r"must have the columns of the training data, a, b, in any order; there is no b"
+    ):
+        predict.predict(classifier, tmp_path / "others.csv")
     (tmp_path / "text.csv").write_text("a,b\n1,two\n")
     with pytest.raises(DataError, match=r"line 2, column 2 \(b\): must be a finite number, got 'two'"):
         predict.predict(classifier, tmp_path / "text.csv")

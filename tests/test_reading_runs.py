@@ -67,6 +67,15 @@ def test_reading_a_damaged_run_writes_nothing(run):
     assert contents(run) == before
 
 
+def test_a_damaged_checkpoint_without_an_older_one_is_told_so(run):
+    first, *others = steps(run)
+    for step in others:
+        shutil.rmtree(run / "checkpoints" / str(step))
+    flip(run, first)
+    with pytest.raises(CheckpointError, match="there is no older one: put a good copy back, or jaxnet resume"):
+        evaluate(run)
+
+
 def test_reading_while_it_trains(tmp_path):
     """Every checkpoint is short-lived; reading them over and over disturbs neither side."""
     config = small("checkpoint.every_seconds=0.0", "train.epochs=10", "train.steps_per_call=4", "checkpoint.keep=1")

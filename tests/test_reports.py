@@ -264,6 +264,13 @@ def test_the_table_cuts_no_number(tmp_path, width):
         assert str(record.folder) in said
 
 
+def test_the_width_asked_for_is_taken_without_a_terminal(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert run_listing.console().width == 240
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run_listing.console().width == 60
+
+
 def test_the_table_has_a_line_for_each_run(tmp_path):
     model = '[{ dense = 30 }, "tanh", { dense = 300 }, "relu", { dense = 10 }]'
     changes = [["train.batch=20"], [f"model={model}", "train.batch=10", 'loss="quadratic"', "init='he_normal'"]]

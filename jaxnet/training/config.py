@@ -391,7 +391,7 @@ def error_message(error: ErrorDetails) -> str:
     if kind == "config":
         message = str(context["message"])
     elif kind == "missing":
-        message = "is missing: it must be given"
+        message = "is missing"
     else:
         must = MUST[kind].format(**context) if kind in MUST else error["msg"]
         message = f"{must}, got {shown(came)}"

@@ -19,7 +19,7 @@ from jaxnet.training.display import Display, row
 from jaxnet.training.divergence import first_trouble
 from jaxnet.training.fine_tuning import Start
 from jaxnet.training.run_folder import Run, lines_of, quoted
-from jaxnet.training.run_summary import best_line, epochs_without_gain, result_lines, summarize
+from jaxnet.training.run_summary import best_line, epochs_without_gain, result_lines, summarize, unchanged_loss
 from jaxnet.training.session import Session
 from jaxnet.training.signals import StillRunningError, Stop, Stopped
 from jaxnet.training.step import State
@@ -297,7 +297,8 @@ class Loop:
         """Writes a run's summary and shows the result."""
         params = self.session.one(plain(state.whole), seed)
         summary = single.summary("finished", params, self.step_of(single), self.first)
-        for line in result_lines(single.config, summary, single.run.folder):
+        lines = result_lines(single.config, summary, single.run.folder)
+        for line in (*unchanged_loss(single.progress.metrics), *lines):
             self.display_of(single).say(line)
         single.ended = True
 

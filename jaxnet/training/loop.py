@@ -86,6 +86,7 @@ def train_together(
         start, data = trained_start(session, data_dir), data_sha256(dataset)
         beside = {"data_dir": str(data_dir) if data_dir else None, "together": seeds and list(seeds)}
         beside |= {"started_from": start.source} if start is not None else {}
+        beside |= {"columns": list(dataset.columns)} if dataset.columns else {}
         runs = []
         for seed in session.seeds:
             own = config.model_copy(update={"seed": seed})

@@ -293,8 +293,12 @@ BARE_LAYERS = [name for name, of in LAYERS.items() if not required(of)]
 
 def layer_is_known(value: Any) -> Any:
     """Refuses a value that names no layer."""
+    keys = list(value) if isinstance(value, dict) else []
     if not isinstance(value, str) and not (isinstance(value, dict) and len(value) == 1):
-        raise refuse(f'must be one layer: "relu", or {{ dense = 30 }}, got {shown(value)}{keys(value)}')
+        unknown = [key for key in keys if key not in LAYERS and not is_own(key)]
+        close = [f'no layer "{key}": {did_you_mean(key, list(LAYERS))}' for key in unknown]
+        came = f" with {', '.join(keys) or 'nothing in it'}" if isinstance(value, dict) else ""
+        raise refuse("; ".join([f'must be one layer: "relu", or {{ dense = 30 }}, got {shown(value)}{came}', *close]))
     name = value if isinstance(value, str) else next(iter(value))
     if name not in LAYERS and not is_own(name):
         known = did_you_mean(name, list(LAYERS))
@@ -304,11 +308,6 @@ def layer_is_known(value: Any) -> Any:
     if isinstance(value, dict) and name in LAYERS and not options(LAYERS[name]):
         raise refuse(f'"{name}" takes no options: write "{name}"')
     return value
-
-
-def keys(value: Any) -> str:
-    """The keys of a table, for an error."""
-    return f" with {', '.join(value) or 'nothing in it'}" if isinstance(value, dict) else ""
 
 
 def layer_choice(value: Any) -> str:

@@ -94,7 +94,8 @@ def examples(file: Path, dataset: Dataset, options: dict[str, Any]) -> tuple[np.
         return from_picture(file, dataset)
     if file.suffix.lower() == ".csv":
         of_columns = {key: options[key] for key in ("target", "drop", "header") if key in options}
-        array, name = csv_inputs(file, math.prod(dataset.train.x.shape[1:]), **of_columns), "the inputs"
+        width, name = math.prod(dataset.train.x.shape[1:]), "the inputs"
+        array = csv_inputs(file, width, dataset.columns, **of_columns)
     else:
         array, name = read_array(file)
     notes = [f"{file}: {name} of shape {array.shape}, {array.dtype}"]

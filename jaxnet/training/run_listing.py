@@ -5,6 +5,7 @@ Functions raise RunError where a folder is no run, or cannot be read.
 
 import json
 import operator
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -352,8 +353,8 @@ def epochs_done(record: RunRecord) -> str:
 
 
 def console() -> Console:
-    """Standard output; wide if it is no terminal, so that lines in a file are not folded."""
-    return Console() if sys.stdout.isatty() else Console(width=240)
+    """Standard output; wide if it is no terminal and $COLUMNS is not set, so that lines in a file are not folded."""
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=240)
 
 
 def print_runs(records: Sequence[RunRecord], to: Console) -> None:

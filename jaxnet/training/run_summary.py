@@ -29,6 +29,16 @@ def epochs_without_gain(lines: Sequence[dict[str, Any]], stop: EarlyStop) -> int
     return since
 
 
+def unchanged_loss(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A message if the training loss of the last epoch is not below that of the first."""
+    losses = [line["train_loss"] for line in lines if "train_loss" in line]
+    if len(losses) > 1 and not losses[-1] < losses[0]:
+        yield (
+            f"the training loss did not fall: {losses[0]:.4g} in the first epoch, {losses[-1]:.4g} in the last: change "
+            "train.optimizer.learning_rate; jaxnet find-rate CONFIG shows a range"
+        )
+
+
 def summarize(config: Config, progress: Progress, status: str, params_sha256: str | None, step: int) -> dict[str, Any]:
     """A run in one table: the last epoch's figures, the best ones, and how it ended.
 

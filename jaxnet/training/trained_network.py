@@ -16,7 +16,7 @@ from jaxnet.training.config import Config, Mesh
 from jaxnet.training.data import DataError, Dataset, Split, load
 from jaxnet.training.data.dataset import PARTS
 from jaxnet.training.data.sources import is_text, takes
-from jaxnet.training.data.tables import ALL_FOR_TRAINING
+from jaxnet.training.data.tables import ALL_FOR_TRAINING, in_columns
 from jaxnet.training.data.text import in_vocabulary
 from jaxnet.training.display import percent
 from jaxnet.training.program_cache import keep_compiled
@@ -100,14 +100,16 @@ def saved(run: Run, shapes: Tree, reading: CheckpointChoice) -> tuple[int, Any, 
             raise RunError(f"{folder} has no checkpoint of step {wanted:,}: there are {', '.join(map(str, steps))}")
         return wanted, *checkpoints.read(wanted, shapes)
 
-    def older(what: str) -> str:
+    def older(what: str, there: bool = True) -> str:
+        if not there:
+            return f"{what}, and there is no older one: put a good copy back, or {mend} trains from the beginning"
         return (
             f"{what}: {mend} trains from an older one; --fallback reads the newest whole one, --step N that of step N"
         )
 
     def passed_over(step: int, error: DamagedError, after: int | None) -> None:
         if not reading.fallback:
-            raise DamagedError(older(str(error))) from error
+            raise DamagedError(older(str(error), after is not None)) from error
         reading.say(str(error))
 
     found = checkpoints.newest(shapes, passed_over=passed_over)
@@ -185,7 +187,9 @@ def other(run: Run, data: str | Mapping[str, Any], data_dir: Path | None, say: C
             say(f"{spec['name']} is read as the run's own data, with {told}")
         if takes(str(spec["name"]), "task"):
             options["split"] = ALL_FOR_TRAINING
-        return load(options | spec, data_dir=data_dir)
+        found = load(options | spec, data_dir=data_dir)
+        columns = run.environment().get("columns")
+        return in_columns(found, columns) if columns else found
     characters, window = kept
     return in_vocabulary(load({"window": window} | spec, data_dir=data_dir), characters)
 

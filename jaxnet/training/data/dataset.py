@@ -45,6 +45,7 @@ class Dataset:
     picture: (height, width) of one example where x is a picture, flat or not.
     text: where x are windows of a text; training then shifts them in each epoch.
     on_disk: whether the training examples stay on disk.
+    columns: the names of the inputs of a table with different ones; other tables are read by them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Dataset:
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     on_disk: bool = False
+    columns: tuple[str, ...] | None = None
 
     @property
     def splits(self) -> dict[str, Split]:

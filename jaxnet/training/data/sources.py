@@ -100,7 +100,7 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
         known = [known for known in TAKES if known.isidentifier()]
         raise DataError(
             f'data = "{name}" must be a data set\'s name, a path to a .npz, .csv or .txt file, '
-            f'or "package.module:object": {did_you_mean(name, known)}'
+            f'a folder with / at its end, or "package.module:object": {did_you_mean(name, known)}'
         )
     check_options(name, kind, options)
     limit = options.pop("limit", None)

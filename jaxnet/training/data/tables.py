@@ -235,7 +235,7 @@ def load_csv(
     task: str = "classification",
     **options: Any,
 ) -> Dataset:
-    """Columns separated by commas, one example on each line: numbers, and the target, numbers or class names.
+    """Columns separated by commas, semicolons or tabs, an example a line: numbers, and a target (numbers or names).
 
     Args:
         target: the column of y, by its name in the header or its place (-1: the last).
@@ -253,18 +253,49 @@ def load_csv(
         if counts_rows(table[:, i])
     ]
     dataset = from_arrays(str(path), {"x": table[:, kept], "y": y}, task=task, **options)
-    return replace(dataset, notes=(*notes, *dataset.notes))
+    names = [columns.names[i] for i in kept] if columns.names else []
+    different = tuple(names) if names and len(set(names)) == len(names) else None
+    return replace(dataset, notes=(*notes, *dataset.notes), columns=different)
+
+
+def places_of(where: str, names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """The place of each wanted column among the names of a table. Raises DataError where one is missing."""
+    if missing := [name for name in wanted if name not in names]:
+        raise DataError(
+            f"{where}: must have the columns of the training data, {', '.join(wanted)}, in any order; "
+            f"there is no {missing[0]}: {did_you_mean(missing[0], names)}"
+        )
+    return [names.index(name) for name in wanted]
+
+
+def in_columns(dataset: Dataset, wanted: Sequence[str]) -> Dataset:
+    """A table with its columns in the order of the training data's; as it is where it names none."""
+    if dataset.columns is None:
+        return dataset
+    places = places_of(dataset.name, dataset.columns, wanted)
+    return dataset.each(lambda split: split._replace(x=split.x[:, places]), columns=tuple(wanted))
 
 
 def csv_inputs(
-    path: Path, width: int, *, target: str | int = -1, drop: Sequence[str | int] = (), header: bool | None = None
+    path: Path,
+    width: int,
+    names: Sequence[str] | None = None,
+    *,
+    target: str | int = -1,
+    drop: Sequence[str | int] = (),
+    header: bool | None = None,
 ) -> np.ndarray:
     """The inputs, (examples, width), in a table with the columns of the training data, with or without the target.
 
+    names: of the training data's columns; a table with a line of names is read by them.
     target, drop, header: as in `load_csv`; columns to leave out may be missing.
     """
     with rows_of(path) as (_, rows):
         first = [cell.strip() for cell in next(rows, [])]
+    if names and (all(as_number(cell) is None for cell in first) if header is None else header):
+        places = places_of(str(path), first, names)
+        others = [i for i in range(len(first)) if i not in places]
+        return read_table(path, None, others, True, False)[1][:, places]
     left_out = [key for key in drop if isinstance(key, int) or key in first]
     if len(first) == width + len(left_out) + 1:
         left_out.append(target)
@@ -279,10 +310,15 @@ def counts_rows(column: np.ndarray) -> bool:
 
 @contextmanager
 def rows_of(path: Path) -> Iterator[tuple[Any, Iterator[list[str]]]]:
-    """The reader of a table, for its line numbers, and its rows, without empty lines."""
+    """The reader of a table, for its line numbers, and its rows, without empty lines.
+
+    Cells are separated by commas, semicolons or tabs, as most are in the first line.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            separator = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator)
             yield reader, (row for row in reader if row)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -303,7 +339,9 @@ def read_table(
         if first is None:
             raise DataError(f"{path}: holds no examples: the file is empty")
         if len(first) < 2 and target is not None:
-            raise DataError(f"{path}: must have at least two columns, got 1: are they separated by commas?")
+            raise DataError(
+                f"{path}: must have at least two columns, got 1: are they separated by commas, semicolons or tabs?"
+            )
         columns = columns_of(path, first, target, drop, header)
         no_numbers = [*columns.dropped, *([columns.target] if classified and columns.target is not None else [])]
         for row in rows if columns.names is not None else chain([first], rows):
