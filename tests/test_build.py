@@ -157,8 +157,8 @@ FORMS = [
      [jn.models.pre_norm(jn.dense(3, init="nielsen"), jn.rms_norm())], (3,)),
     ("[{tied = {layers = [{dense = 3}, 'tanh', {dense = 3}], where = [0, 2]}}]",
      [jn.tied(jn.dense(3, init="nielsen"), jn.tanh, jn.dense(3, init="nielsen"), where=(0, 2))], (3,)),
-    ("[{'jaxnet.layers:dense' = {units = 2}}, 'jaxnet:relu', 'jaxnet:flatten']",
-     [jn.dense(2), jn.relu, jn.flatten()], (3,)),
+    ("[{'jaxnet.layers:dense' = {units = 2}}, 'jaxnet:relu', 'jaxnet:flatten', {'jaxnet:dense' = 4}]",
+     [jn.dense(2), jn.relu, jn.flatten(), jn.dense(4)], (3,)),
 ]  # fmt: skip
 
 
@@ -359,6 +359,7 @@ REFUSED = [
     (["loss={name='huber', threshold=-1}"], "loss: Huber's threshold is positive, got -1.0"),
     (["train.head_chunks=2"], "train.head_chunks: a head is fused where a network ends in a layer that works position"),
     (["model=nowhere_at_all:net"], 'model: "nowhere_at_all:net": there is no module nowhere_at_all'),
+    (["model.0={'jaxnet:relu' = 3}"], '"jaxnet:relu" must have a table of options, such as { units = 32 }, got 3'),
     (["model=jaxnet:mpl"], '"jaxnet:mpl": jaxnet has no mpl: did you mean "mlp"?'),
     (["model=jaxnet:mlp"], 'model: "jaxnet:mlp" cannot be made with no options: missing a required argument'),
     (["model={name='jaxnet:mlp', widhts=[3]}"], "cannot be made with widhts = [3]"),

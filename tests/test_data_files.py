@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxnet.training.config import ConfigError, load_config
 from jaxnet.training.data import DataError, files, load
@@ -323,6 +324,24 @@ def test_other_separators(separator):
 
 def test_csv_that_is_no_text():
     refused("is no text in UTF-8", table("naïve,b\n1,2\n", encoding="latin-1"))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_a_folder_of_pictures(mode, channels):
+    for label, name in enumerate(("cat", "dog")):
+        Path(f"pets/{name}").mkdir(parents=True)
+        for i in range(5):
+            Image.new(mode, (4, 3), (60 * label + i,) * channels).save(f"pets/{name}/{i}.png")
+    dataset = load({"name": "pets/", "split": [6, 2, 2]})
+    assert dataset.names == ("cat", "dog")
+    assert dataset.train.x.shape == (6, 3, 4, channels)
+    for x, y in dataset.splits.values():
+        np.testing.assert_array_equal(x.max(axis=(1, 2, 3)) * 255 >= 60, y)
+    refused("holds pictures, which take no task and no window", {"name": "pets/", "task": "classification"})
+    Image.new(mode, (5, 3)).save("pets/dog/wide.png")
+    refused("pictures must be of one size, got 5×3, and 4×3 before: resize them", "pets/")
+    Path("pets/cat/broken.png").write_bytes(b"no picture")
+    refused("broken.png: must be a picture that can be read", "pets/")
 
 
 # -------------------------------------------------------------------------------- data of one's own

@@ -211,6 +211,8 @@ def layer_of(spec: Any, init: str | None, where: str) -> Layer:
     """One layer of a config's list, with the layers inside it."""
     name, value = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
     of = LAYERS.get(name) or maker_of(imported(where, name))
+    if not isinstance(value, Mapping) and (of is None or not of.options):
+        raise ConfigError(f'{where}: "{name}" must have a table of options, such as {{ units = 32 }}, got {value!r}')
     if of is None:
         return own(where, name, Layer, value)
     if not of.options:

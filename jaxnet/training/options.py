@@ -321,7 +321,7 @@ LAYER_NAMES = {"anyOf": [{"enum": BARE_LAYERS}, OWN]}
 AnyLayer = Annotated[
     Union[
         Annotated[str, WithJsonSchema(LAYER_NAMES), tag("text")],
-        Annotated[dict[str, dict[str, Any]], WithJsonSchema({"type": "object"}), tag("own")],
+        Annotated[dict[str, Any], WithJsonSchema({"type": "object"}), tag("own")],
         *(Annotated[layer_table(name, of), tag(name)] for name, of in LAYERS.items() if options(of)),
     ],
     Discriminator(layer_choice),

@@ -16,6 +16,7 @@ import numpy as np
 from jaxnet.training.data.dataset import PARTS, DataError, Dataset, Split, as_labels, check_split
 from jaxnet.training.data.download import cache_folder, cannot_write
 from jaxnet.training.data.files import UNREADABLE
+from jaxnet.training.data.pictures import load_pictures, picture_files
 from jaxnet.training.data.text import SPLIT, WINDOW, encode, from_tokens
 
 PIECE = 1 << 20  # rows or characters that are looked at together
@@ -25,7 +26,8 @@ AHEAD = 2  # calls whose examples are read while another computes
 def load_folder(
     path: Path, *, task: str | None = None, window: int | None = None, split: Sequence[int | float] | None = None
 ) -> Dataset:
-    """The arrays of a folder, x_train.npy and so on, or its .txt files in the order of their names as one text.
+    """The arrays of a folder, x_train.npy and so on, its .txt files in the order of their names as one text, or its
+    pictures, each in a folder of its class's name (`load_pictures`; these do not stay on disk).
 
     Validation and test sets must fit in memory. task: as for .npz; window, split: as for .txt.
     """
@@ -34,8 +36,15 @@ def load_folder(
         if window is not None or split is not None:
             raise DataError(f"{path}: holds arrays, which take no window and no split: take them out")
         return load_arrays(path, task or "classification")
+    if not shards and (files := picture_files(path)):
+        if task is not None or window is not None:
+            raise DataError(f"{path}: holds pictures, which take no task and no window: take them out")
+        return load_pictures(path, files, split)
     if not shards:
-        raise DataError(f"{path}: must hold x_train.npy and y_train.npy, or .txt files, got neither")
+        raise DataError(
+            f"{path}: must hold x_train.npy and y_train.npy, .txt files, or folders of pictures, one for each class, "
+            "got none of them"
+        )
     if task is not None:
         raise DataError(f"{path}: holds a text, which takes no task: take it out")
     return load_shards(path, shards, window or WINDOW, split or SPLIT)

@@ -65,7 +65,7 @@ class Allowed:
             whose = places[0] if any(map(os.path.isabs, places)) else top
             raise ImportError(
                 f'"{where}" runs code of {whose}: a config may name modules beside it, '
-                "in the current folder, or of packages that register makers; if you trust it, add --allow-code"
+                "in the current folder, or of packages that register layers; if you trust it, add --allow-code"
             )
 
     def check_object(self, where: str, found: Any) -> None:

@@ -1,7 +1,7 @@
-"""Handwritten digits: those of scikit-learn, and MNIST from IDX files or public mirrors."""
+"""Pictures: the digits of scikit-learn, MNIST from IDX files or public mirrors, and folders of picture files."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxnet.training.data.dataset import (
 )
 from jaxnet.training.data.download import cache_folder, fetch, local
 from jaxnet.training.data.idx import read_idx
+from jaxnet.training.data.tables import from_arrays
 
 # the four files and the SHA-256 of their uncompressed bytes: train pictures and labels, test pictures and labels
 MNIST = {
@@ -32,6 +33,7 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "http://yann.lecun.com/exdb/mnist/",
 )
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 ADVICE = "Put the four files, plain or gzipped, into a folder and pass --data-dir FOLDER or set JAXNET_DATA to it."
 
 
@@ -124,6 +126,42 @@ def pictures_and_labels(pictures: Path, labels: Path, classes: int) -> tuple[np.
     if len(x) != len(y):
         raise DataError(f"{pictures} holds {len(x):,} pictures, but {labels} holds {len(y):,} labels: must be as many")
     return as_numbers(str(pictures), x), as_labels(str(labels), y, classes)
+
+
+def picture_files(folder: Path) -> dict[str, list[Path]]:
+    """The picture files in each folder inside, by its name."""
+    inside = sorted(each for each in folder.iterdir() if each.is_dir())
+    found = {each.name: sorted(file for file in each.iterdir() if file.suffix.lower() in SUFFIXES) for each in inside}
+    return {name: files for name, files in found.items() if files}
+
+
+def load_pictures(
+    folder: Path, files: Mapping[str, Sequence[Path]], split: Sequence[int | float] | None = None
+) -> Dataset:
+    """Pictures of one size, those of a class in a folder of its name: pixels over 255, (n, height, width, 1 or 3).
+
+    They are grey where the first one is. split: counts or fractions, 0.7/0.15/0.15 by default.
+    """
+    from PIL import Image
+
+    pixels: list[np.ndarray] = []
+    for file in (file for of_class in files.values() for file in of_class):
+        try:
+            with Image.open(file) as opened:
+                grey = pixels[0].shape[-1] == 1 if pixels else opened.mode in ("1", "L")
+                found = np.asarray(opened.convert("L" if grey else "RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{file}: must be a picture that can be read: {error}") from error
+        pixels.append(found.reshape(*found.shape[:2], -1))
+        if pixels[-1].shape != pixels[0].shape:
+            (height, width), (due_height, due_width) = found.shape[:2], pixels[0].shape[:2]
+            raise DataError(
+                f"{file}: pictures must be of one size, got {width}×{height}, and {due_width}×{due_height} before: "
+                "resize them"
+            )
+    labels = np.repeat(list(files), [len(of_class) for of_class in files.values()])
+    arrays = {"x": np.stack(pixels), "y": labels}
+    return from_arrays(str(folder), arrays, split=split, classes=list(files), channels="last")
 
 
 def files_under(folder: Path) -> list[Path] | None:
