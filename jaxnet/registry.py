@@ -419,7 +419,10 @@ def found(kind: Kind, name: str) -> Maker:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean "mnist"?`, or all names where none is close."""
     lowered = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.65)
+    begun = str(name).lower()
+    close = difflib.get_close_matches(begun, lowered, n=1, cutoff=0.65) or [
+        k for k in lowered if begun and k.startswith(begun)
+    ]
     return f'did you mean "{lowered[close[0]]}"?' if close else f"choose from {', '.join(lowered.values())}"
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnet import backprop, conv2d, dense, flatten, mean_squared_error, per_position, relu, repeat, serial
+from jaxnet import backprop, conv2d, dense, flatten, mean_squared_error, per_position, relu, repeat, serial, traces
 from jaxnet.training import loop, mistakes, monitors, reports
 from jaxnet.training.data import Dataset, Split
 from jaxnet.training.lock import Lock
@@ -118,7 +118,7 @@ def test_dead_units_are_those_that_are_0_for_all_examples(net, shape):
     ys = 1 + backprop.predict(net)(params, xs)
     found = jax.jit(monitors.dead_units(net, mean_squared_error))(params, xs, ys)
     expected = []
-    for step in backprop.trace(net, mean_squared_error)(params, xs, ys).steps:
+    for step in traces.trace(net, mean_squared_error)(params, xs, ys).steps:
         if step.layer.value == "relu":
             out = np.asarray(step.out)
             blocks = [out[:, i] for i in range(3)] if net.parts[-1:] and net.parts[-1].maker == "repeat" else [out]
