@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -18,6 +19,8 @@ from jaxnet.program import (
     widened_program,
     without_rules,
 )
+from jaxnet.program.dependencies import dependents, uses
+from jaxnet.program.numpy_evaluation import NumpyEvaluation
 
 X = jnp.asarray([1.0, 2.0, 3.0])
 
@@ -55,6 +58,28 @@ def test_a_program_runs_in_numpy_as_in_jax():
 )
 def test_a_program_is_left_to_jax(function, x):
     assert in_numpy(jax.make_jaxpr(function)(x), 1e6) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: lax.scan(lambda c, row: (jnp.sin(c * 0.5) + row, c * 2), 0.0, x),
+        lambda x: lax.while_loop(lambda c: c.sum() < 50, lambda c: c * 2 + x[0], x),
+        lambda x: (lax.cond(x[1] > 5, lambda v: v, lambda v: -v, x[0]), square(x), x[2]),
+    ],
+    ids=["scan", "while", "cond"],
+)
+def test_a_changed_value_changes_only_its_dependents(function):
+    graph = graph_of(jax.make_jaxpr(function)(X))
+    evaluation = NumpyEvaluation()
+    before = evaluation.run(graph, [X])
+    following = uses(graph.everything())
+    for number in [*graph.inputs, *(n for o in graph.everything() for n in o.outputs)]:
+        if np.asarray(evaluation.values.get(number, 0)).dtype.kind == "f":
+            after = NumpyEvaluation(changes={number: lambda values, n=number: values[n] + 0.125}).run(graph, [X])
+            for out, a, b in zip(graph.outputs, before, after, strict=True):
+                assert out in dependents(following, [number]) or np.array_equal(a, b)
+    assert len(dependents(following, graph.inputs)) > 3
 
 
 def test_a_reducer_is_an_operand_and_runs_in_float64():
