@@ -136,16 +136,7 @@ class Source(NamedTuple):
     @property
     def modules(self) -> dict[str, Any]:
         """The modules that the file has or imports, by the name that it gives them."""
-        found: dict[str, Any] = dict(MODULES.get(self.file, {}))
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                for each in node.names:
-                    name = each.name if each.asname else each.name.partition(".")[0]
-                    found[each.asname or name] = sys.modules.get(name)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                for each in node.names:
-                    found[each.asname or each.name] = sys.modules.get(f"{node.module}.{each.name}")
-        return found
+        return MODULES.get(self.file, {}) | {name: sys.modules.get(of) for name, of in imported(self.file)}
 
     def span(self, node: Any) -> tuple[int, int]:
         """The bytes that a node takes."""
@@ -195,6 +186,20 @@ def source_of(file: str) -> Source | None:
         return source._replace(codes=tuple(map(source.compiled, map(source.statement, range(len(source.tree.body))))))
     except (SyntaxError, ValueError):
         return None
+
+
+@lru_cache(maxsize=64)
+def imported(file: str) -> tuple[tuple[str, str], ...]:
+    """The names that a file gives to what it imports, and what that is."""
+    source, found = source_of(file), []
+    for node in ast.walk(source.tree) if source is not None else ():
+        if isinstance(node, ast.Import):
+            for each in node.names:
+                name = each.name if each.asname else each.name.partition(".")[0]
+                found.append((each.asname or name, name))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [(each.asname or each.name, f"{node.module}.{each.name}") for each in node.names]
+    return tuple(found)
 
 
 @lru_cache(maxsize=64)
@@ -265,9 +270,6 @@ def with_code(functions: Iterable[FunctionType], codes: Codes) -> Iterator[None]
     finally:
         for function, code in before:
             function.__code__ = code
-
-
-# ----------------------------------------------------------------------------------------------------- the marks
 
 
 # ----------------------------------------------------------------------------------------------------- the change

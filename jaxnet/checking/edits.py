@@ -10,10 +10,10 @@ import ast
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,9 +73,15 @@ def tidy(text: str) -> str:
 def alike(one: str, other: str) -> bool:
     """Whether two texts are the same expression."""
     try:
-        return ast.dump(ast.parse(one, mode="eval")) == ast.dump(ast.parse(other, mode="eval"))
+        return structure(one) == structure(other)
     except SyntaxError:
         return False
+
+
+@lru_cache(maxsize=10_000)
+def structure(text: str) -> str:
+    """An expression's tree, as text."""
+    return ast.dump(ast.parse(text, mode="eval"))
 
 
 def transposed(text: str) -> str:
@@ -116,12 +122,28 @@ def function_of(template: str) -> Callable[[list], Any]:
 
 def joined(template: str, *terms: Term) -> Term:
     """A template of expressions: `"{} * {}"` of two is their product."""
-    start, parts = 1, []
-    for term in terms:
-        names = (f"{{{k}}}" for k in range(start, start + len(term.atoms)))
-        parts.append(bracketed(term.template.format("{0}", *names)))
-        start += len(term.atoms)
-    return Term(template.format(*parts), tuple(atom for term in terms for atom in term.atoms))
+    parts = tuple((term.template, len(term.atoms)) for term in terms)
+    return Term(joined_template(template, parts), tuple(atom for term in terms for atom in term.atoms))
+
+
+@lru_cache(maxsize=100_000)
+def joined_template(template: str, parts: tuple[tuple[str, int], ...]) -> str:
+    """A template of templates, each with the number of its atoms."""
+    start, texts = 1, []
+    for inner, count in parts:
+        names = (f"{{{k}}}" for k in range(start, start + count))
+        texts.append(bracketed(inner.format("{0}", *names)))
+        start += count
+    return template.format(*texts)
+
+
+class Draft(NamedTuple):
+    """An expression for a place whose text is not written yet: most are tried by their value alone."""
+
+    term: Term
+    kind: str = "replaced"
+    what: Term | None = None
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -351,54 +373,65 @@ class Scope:
         said = text if what is None else what.text(self.text)
         return Edit(distance(self.text, text) if cost is None else cost, text, kind, said, term)
 
-    @cached_property
-    def singles(self) -> list[Edit]:
-        """Edits with at most one term, the shortest first."""
-        return sorted(self._singles(), key=lambda edit: (edit.cost, edit.rank))
+    def singles(self, most: float) -> list[Edit]:
+        """Edits with at most one term that cost at most so much, the shortest first."""
+        drafts = itertools.chain(self.apart, *map(self.drafts_of, self.terms))
+        return self.written(draft for draft in drafts if draft.cost is None or draft.cost <= most)
 
-    def _singles(self) -> Iterator[Edit]:
+    def written(self, drafts: Iterable[Draft]) -> list[Edit]:
+        """Some expressions as edits, the shortest first."""
+        return sorted((self.edit(*draft) for draft in drafts), key=lambda edit: (edit.cost, edit.rank))
+
+    @cached_property
+    def apart(self) -> list[Draft]:
+        """Expressions of the value alone, of numbers, atoms, sums and square matrices."""
+        return list(self._apart())
+
+    def _apart(self) -> Iterator[Draft]:
         shape, nd = self.shape, len(self.shape)
-        yield self.edit(Term("-{0}"), "sign", cost=1)
+        yield Draft(Term("-{0}"), "sign", cost=1)
         if nd >= 2 and shape[-1] == shape[-2]:
-            yield self.edit(Term("{0}.T" if nd == 2 else "{0}.swapaxes(-1, -2)"), "transposed", cost=1)
+            yield Draft(Term("{0}.T" if nd == 2 else "{0}.swapaxes(-1, -2)"), "transposed", cost=1)
         for axis in range(nd):
             for how in ("mean", "sum"):
                 kept = Term(f"{{0}}.{how}({axis}, keepdims=True)")
-                yield self.edit(joined("{} - {}", HERE, kept), "term", kept, cost=5)
+                yield Draft(joined("{} - {}", HERE, kept), "term", kept, cost=5)
             if shape[axis] > 1:
-                yield self.edit(Term(f"{{0}}[{', '.join([':'] * axis + ['::-1'])}]"), "order", cost=2)
+                yield Draft(Term(f"{{0}}[{', '.join([':'] * axis + ['::-1'])}]"), "order", cost=2)
                 for by in (1, -1) if self.jnp else ():
-                    yield self.edit(Term(f"{self.jnp}.roll({{0}}, {by}, {axis})"), "order", cost=4)
-                    yield self.edit(self.shifted(axis, by), "shifted", cost=5)
+                    yield Draft(Term(f"{self.jnp}.roll({{0}}, {by}, {axis})"), "order", cost=4)
+                    yield Draft(self.shifted(axis, by), "shifted", cost=5)
         for atom in self.constants:
             number, cost = Term("{1}", (atom,)), 1 + len(tokens(atom.text))
-            yield self.edit(Term("{1} * {0}", (atom,)), "factor", number, cost)
-            yield self.edit(Term("{0} / {1}", (atom,)), "factor", joined("1 / {}", number), cost)
+            yield Draft(Term("{1} * {0}", (atom,)), "factor", number, cost)
+            yield Draft(Term("{0} / {1}", (atom,)), "factor", joined("1 / {}", number), cost)
         for atom in [*self.atoms, *self.borrowed]:
             if atom.shape == shape:
-                yield self.edit(Term("{1}", (atom,)))
+                yield Draft(Term("{1}", (atom,)))
             if atom.shape == shape[::-1] and nd == 2:
-                yield self.edit(Term("{1}.T", (atom,)))
-        for term in self.terms:
-            text = term.text(self.text)
-            cost = 1 + len(tokens(text))
-            yield self.edit(joined("{} * {}", HERE, term), "factor", term, cost)
-            if text == self.text:
-                continue
-            yield self.edit(joined("{} / {}", HERE, term), "factor", joined("1 / {}", term), cost)
-            for sign in "+-":
-                if f"{'-' if sign == '+' else '+'} {bracketed(text)}" not in self.text:  # else that part is left out
-                    yield self.edit(joined(f"{{}} {sign} {{}}", HERE, term), "term", term, cost)
-            if term.template != "{1}":  # an atom by itself has been there
-                yield self.edit(term)
-        yield from (self.edit(term) for term in self.sums if len(term.atoms) == 1)
+                yield Draft(Term("{1}.T", (atom,)))
+        yield from (Draft(term) for term in self.sums if len(term.atoms) == 1)
         for atom in self.names:
             n, m = atom.shape if len(atom.shape) == 2 and nd in (1, 2) else (0, -1)
             for side in (Term("{1}", (atom,)), Term("{1}.T", (atom,))) if n == m else ():
                 if n == shape[0]:
-                    yield self.edit(joined("{} @ {}", side, HERE), "factor", side, cost=2)
+                    yield Draft(joined("{} @ {}", side, HERE), "factor", side, cost=2)
                 if n == shape[-1]:
-                    yield self.edit(joined("{} @ {}", HERE, side), "factor", side, cost=2)
+                    yield Draft(joined("{} @ {}", HERE, side), "factor", side, cost=2)
+
+    def drafts_of(self, term: Term) -> Iterator[Draft]:
+        """An expression multiplied to the value, divided by, added, taken away, or in its place."""
+        text = term.text(self.text)
+        cost = 1 + len(tokens(text))
+        yield Draft(joined("{} * {}", HERE, term), "factor", term, cost)
+        if text == self.text:
+            return
+        yield Draft(joined("{} / {}", HERE, term), "factor", joined("1 / {}", term), cost)
+        for sign in "+-":
+            if f"{'-' if sign == '+' else '+'} {bracketed(text)}" not in self.text:  # else that part is left out
+                yield Draft(joined(f"{{}} {sign} {{}}", HERE, term), "term", term, cost)
+        if term.template != "{1}":  # an atom by itself has been there
+            yield Draft(term)
 
     def shifted(self, axis: int, by: int) -> Term:
         """The entries one step further along an axis, or one back, and a zero at the end that is left."""
@@ -424,6 +457,3 @@ def fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
         return np.broadcast_shapes(one, other) == one
     except ValueError:
         return False
-
-
-# -------------------------------------------------------------------------------------------------- edits of the text

@@ -8,7 +8,7 @@ against all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -41,7 +41,7 @@ class LinearEdits:
             self.A, self.b = A, A @ (new - v)
         else:
             self.A, self.b = right
-        self.Av = self.A @ v
+        self.v, self.Av = v, self.A @ v
         self.allowed = EXACT * max(float(np.linalg.norm(self.b)), 1.0)
         self.W = rng.standard_normal((FEW_SUMS, len(self.b))) / max(1, len(self.b))
         self.few = self.W @ self.A
@@ -76,17 +76,28 @@ class LinearEdits:
 
     def singles(self) -> Iterator[Edit]:
         """Those with at most one term."""
-        wanted = self.b + self.Av
-        yield from (edit for edit in self.scope.singles if self.as_wanted(self.image(edit.term), wanted))
+        wanted, v = self.b + self.Av, self.v
+        terms, R = self.rows_of(self.scope.terms)
+        with np.errstate(all="ignore"):
+            forms = np.stack([v * R, v / R, v + R, v - R, R])
+            near = np.abs(forms @ self.few.T - self.W @ wanted) <= 4 * self.allowed
+        hits = [terms[k] for k in np.flatnonzero(near.all(2).any(0))]
+        drafts = itertools.chain(self.scope.apart, *map(self.scope.drafts_of, hits))
+        yield from self.scope.written(d for d in drafts if self.as_wanted(self.image(d.term), wanted))
+
+    def rows_of(self, terms: Sequence[Term]) -> tuple[list[Term], np.ndarray]:
+        """Those of some expressions that have finite values, and these."""
+        rows = [(term, self.row(term)) for term in terms]
+        known = [(term, row) for term, row in rows if row is not None and np.all(np.isfinite(row))]
+        return [term for term, _ in known], np.array([row for _, row in known]).reshape(len(known), self.v.size)
 
     def several(self, late: Callable[[], bool]) -> Iterator[Edit]:
         """Those with two terms, or with two products, until it is late."""
         scope = self.scope
         terms = sorted([*scope.terms, *scope.sums], key=lambda term: len(tokens(term.text(scope.text))))
-        rows = ((term, self.row(term)) for term in terms[:MOST_TERMS])
-        known = [(term, row) for term, row in rows if row is not None and np.all(np.isfinite(row))]
+        known, rows = self.rows_of(terms[:MOST_TERMS])
         if known:
-            yield from self.products([term for term, _ in known], np.array([row for _, row in known]), late)
+            yield from self.products(known, rows, late)
         yield from self.matrices()
 
     # ------------------------------------------------------------------------------------------------------ products

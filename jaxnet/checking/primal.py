@@ -37,12 +37,16 @@ class Expression:
     mark: Mark
     values: tuple
     variables: dict[str, tuple]
+    texts: dict[tuple, str | None] = field(default_factory=dict)  # by the names of the variables
 
     def text_in(self, names: dict[tuple, str], assigned: dict[tuple, ast.expr]) -> str | None:
         """Its text in other names, by value; None where a variable has no value there."""
-        renaming = Renaming(self, names, assigned)
-        text = ast.unparse(renaming.visit(parsed(self.mark.text)))
-        return None if renaming.missing or len(text) > 200 else text
+        key = tuple(names.get(value) for value in self.variables.values())
+        if key not in self.texts:
+            renaming = Renaming(self, names, assigned)
+            text = ast.unparse(renaming.visit(parsed(self.mark.text)))
+            self.texts[key] = None if renaming.missing or len(text) > 200 else text
+        return self.texts[key]
 
 
 class Renaming(ast.NodeTransformer):

@@ -135,7 +135,7 @@ class RepairSearch:
     def found(self, goal: Sequence[int], most: float) -> list[Found]:
         """The edits that make a goal right at every point and cost at most so much, the shortest first."""
         hits: list[Found] = []
-        others: list[tuple[Edit, Effect]] = []
+        others: list[Effect] = []
         linear: list[LinearEdits] = []
         for effect in self.places(goal):
             right = effect.linear
@@ -143,13 +143,15 @@ class RepairSearch:
                 linear.append(LinearEdits(self.scope(effect.place), effect, right))
                 hits += self.exact(linear[-1].singles(), effect)
             elif right is not False:
-                others += [(edit, effect) for edit in self.scope(effect.place).singles]
+                others.append(effect)
         for each in linear:
             if self.late or min((hit.cost for hit in hits), default=most) <= SEVERAL:
                 break
             hits += self.exact(each.several(self.share(AT_A_PLACE)), each.effect)
         late = self.share(IN_TURN)
-        for edit, effect in sorted(others, key=lambda each: (each[0].cost, each[0].rank)):
+        best = min((hit.cost for hit in hits), default=most)
+        edits = [(edit, each) for each in others if best > SHORT for edit in self.scope(each.place).singles(best)]
+        for edit, effect in sorted(edits, key=lambda each: (each[0].cost, each[0].rank)):
             best = min((hit.cost for hit in hits), default=most)
             if late() or edit.cost > best or best <= SHORT:
                 break

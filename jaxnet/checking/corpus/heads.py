@@ -40,10 +40,12 @@ def grouped_attention_back(args, do):
     dS = P * (dP - jnp.sum(P * dP, -1, keepdims=True))
 
     def shared(d):
-        return d.reshape(len(d), k.shape[1], -1, d.shape[-1]).sum(2)
+        d = d.reshape(len(d), k.shape[1], -1, d.shape[-1])
+        return d.sum(2)
 
     dq, dk = jnp.einsum("hts,shd->thd", dS, K) * c, jnp.einsum("hts,thd->shd", dS, q) * c
-    return dq, shared(dk), shared(jnp.einsum("hts,thd->shd", P, do))
+    dk, dv = shared(dk), shared(jnp.einsum("hts,thd->shd", P, do))
+    return dq, dk, dv
 
 
 def rotary_attention(q, k, v):
@@ -91,8 +93,8 @@ MISTAKES: tuple[tuple[str, ...], ...] = (
      "mask", "shift|off by one"),
     ("grouped_attention", "95 width in the place of its root", "c, group = 1 / math.sqrt(q.shape[-1])",
      "c, group = 1 / q.shape[-1]", "[0] [1]", r"√|sqrt|½|0\.5|twice|1/"),
-    ("grouped_attention", "96 dq and dk scaled by heads, not by widths", "c, group = 1 / math.sqrt(q.shape[-1])",
-     "c, group = 1 / math.sqrt(3)", "[0] [1]", "times"),
+    ("grouped_attention", "96 dq and dk scaled by heads, not by widths", "return dq, dk",
+     "return dq * math.sqrt(q.shape[-1] / 3), dk * math.sqrt(q.shape[-1] / 3)", "[0] [1]", "times"),
     ("rotary_attention", "97 rotary: dk not turned back", "turned(dk, at, back=True)", "dk", "[1]",
      "missing|left out|passed|not turned"),
     ("rotary_attention", "98 rotary: dq turned on, not back", "turned(dq, at, back=True)", "turned(dq, at)", "[0]",
