@@ -374,8 +374,8 @@ def print_runs(records: Sequence[RunRecord], to: Console) -> None:
     forms = [(folders, False), (numbers, False), (numbers, True)]
     tables = [runs_table(records, labels, keys, fold) for labels, fold in forms]
     table = next(filter(fits, tables), tables[-1])
-    while keys and not fits(table):
-        left_out.append(max(keys, key=lambda key: max(len(cell(value)) for value in keys[key])))
+    while (settings := keys.keys() - {"tags"}) and not fits(table):
+        left_out.append(max(sorted(settings), key=lambda key: max(len(cell(value)) for value in keys[key])))
         del keys[left_out[-1]]
         table = runs_table(records, numbers, keys, True)
     to.print(table)
