@@ -46,11 +46,17 @@ each_platform = pytest.mark.parametrize("on", ["cuda", "tpu"])
 def test_attention(case, dtype, on):
     (q, k, v), seen = arrays_of(case, dtype)
     assert attention.fits(q, k, v, seen=seen, on=on)
-    o, L = attend.plain(q, k, v, seen=seen)
-    agree(attention.forward(q, k, v, seen=seen, on=on, interpret=True), (o, L), DTYPES[dtype])
-    do = normal(o.shape, 4, dtype)
-    found = attention.backward(q, k, v, o, L, do, seen=seen, on=on, interpret=True)
-    agree(found, attend_backward.plain(q, k, v, o, L, do, seen=seen), DTYPES[dtype])
+
+    @jax.jit
+    def kernels_and_plain(q, k, v, do):
+        o, L = attend.plain(q, k, v, seen=seen)
+        kernels = (
+            attention.forward(q, k, v, seen=seen, on=on, interpret=True),
+            attention.backward(q, k, v, o, L, do, seen=seen, on=on, interpret=True),
+        )
+        return kernels, ((o, L), attend_backward.plain(q, k, v, o, L, do, seen=seen))
+
+    agree(*kernels_and_plain(q, k, v, normal((*q.shape[:2], v.shape[-1]), 4, dtype)), DTYPES[dtype])
 
 
 @each_platform
@@ -151,13 +157,19 @@ KERNELS = {
 @pytest.mark.parametrize("case", NORMS)
 def test_norms(case, dtype, on):
     positions, width, centred, bias = NORMS[case]
-    given, options = to_normalise(positions, width, bias, dtype), {"groups": None, "centred": centred}
+    options = {"groups": None, "centred": centred}
     forward, backward = (partial(f, **options, interpret=True) for f in KERNELS[on])
-    expected = norm_forward.plain(*given, **options, epsilon=1e-5)
-    agree(forward(*given, epsilon=1e-5), expected, DTYPES[dtype])
-    gamma, delta, x_hat, sigma = normalised(positions, width, dtype)
-    given = gamma, delta, x_hat, sigma.astype(jnp.float32)
-    agree(backward(*given), norm_backward.plain(*given, **options), DTYPES[dtype])
+
+    @jax.jit
+    def kernels_and_plain(given, gamma, delta, x_hat, sigma):
+        to_backward = gamma, delta, x_hat, sigma.astype(jnp.float32)
+        return (
+            (forward(*given, epsilon=1e-5), backward(*to_backward)),
+            (norm_forward.plain(*given, **options, epsilon=1e-5), norm_backward.plain(*to_backward, **options)),
+        )
+
+    given = to_normalise(positions, width, bias, dtype), *normalised(positions, width, dtype)
+    agree(*kernels_and_plain(*given), DTYPES[dtype])
 
 
 @each_platform
