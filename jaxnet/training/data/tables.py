@@ -263,7 +263,7 @@ def places_of(where: str, names: Sequence[str], wanted: Sequence[str]) -> list[i
     if missing := [name for name in wanted if name not in names]:
         raise DataError(
             f"{where}: must have the columns of the training data, {', '.join(wanted)}, in any order; "
-            f"there is no {missing[0]}: {did_you_mean(missing[0], names)}"
+            f"there is no {missing[0]} among {', '.join(names)}"
         )
     return [names.index(name) for name in wanted]
 
