@@ -63,6 +63,8 @@ def jaxnet() -> None:
     """Backpropagation that you can read, check, change and run."""
 
 
+READ, DEVICES, RUNS = "Read and check", "Devices and speed", "Train, and look at runs"  # the parts of the help
+
 # ------------------------------------------------------------------------------- arguments of several commands
 
 

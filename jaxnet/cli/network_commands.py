@@ -10,12 +10,12 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from jaxnet.cli.app import AllowCode, ConfigFile, DataDir, Overrides, app, refused
+from jaxnet.cli.app import DEVICES, READ, RUNS, AllowCode, ConfigFile, DataDir, Overrides, app, refused
 
 
-@app.command()
+@app.command(rich_help_panel=READ)
 def layers(names: Annotated[list[str] | None, Argument(metavar="NAME", help="Default: all.")] = None) -> None:
-    """List layers, models, losses and feedback: options with defaults, equation, example inputs."""
+    """List layers, models, losses and feedback paths, with options and equations."""
     from jaxnet.cli.layer_listing import listed
 
     try:
@@ -24,7 +24,7 @@ def layers(names: Annotated[list[str] | None, Argument(metavar="NAME", help="Def
         raise refused(str(error)) from None
 
 
-@app.command()
+@app.command(rich_help_panel=READ)
 def check(
     targets: Annotated[
         list[str] | None,
@@ -55,7 +55,10 @@ def check(
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Check a backward pass entry by entry and name the mistake. Status 0: right, 1: wrong, 2: not checked."""
+    """Check a backward pass entry by entry and name the mistake.
+
+    Exit status 0: right, 1: wrong, 2: not checked.
+    """
     from jaxnet.checking import command, device_noise
     from jaxnet.checking import primitives as of_jax
 
@@ -93,8 +96,13 @@ class Exercise(Explain):
         return super().parse_args(ctx, ["--exercise", *args])
 
 
-@app.command("exercise", cls=Exercise, help="Ask about a network's backward pass, and grade the answers.")
-@app.command(cls=Explain)
+@app.command(
+    "exercise",
+    cls=Exercise,
+    help="Ask about a network's backward pass, and grade the answers.",
+    rich_help_panel=READ,
+)
+@app.command(cls=Explain, rich_help_panel=READ)
 def explain(
     ctx: typer.Context,
     target: Annotated[
@@ -141,7 +149,7 @@ def explain(
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Show the backward pass of a network, or of any JAX function, in symbols, shapes and numbers."""
+    """Show a backward pass in symbols, shapes and numbers: of a network or a JAX function."""
     from jaxnet.explaining import command
     from jaxnet.explaining.notation import notation as chosen
     from jaxnet.training.explain_target import subject_of
@@ -154,7 +162,7 @@ def explain(
     command.run(found, command.Options(**given | {"notation": symbols, "batch": batch is not None, "formula": try_}))
 
 
-@app.command()
+@app.command(rich_help_panel=DEVICES)
 def bench(
     name: Annotated[
         str, Argument(metavar="NAME", help="core, layers, models, quantities, growth, launches or checkers")
@@ -171,7 +179,7 @@ def bench(
     run(name, json_file, markdown, only)
 
 
-@app.command()
+@app.command(rich_help_panel=DEVICES)
 def pipeline(
     names: Annotated[
         list[str] | None, Argument(metavar="SCHEDULE...", help="gpipe, 1f1b, zb-h1, zb-h2. Default: all.")
@@ -183,7 +191,7 @@ def pipeline(
     ] = "1,1,1",
     figure: Annotated[Path | None, Option(help="Write a picture to this file: .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Show the schedules of a pipeline: bubble, time, microbatches kept, and each stage's tasks."""
+    """Show the schedules of a pipeline: bubble, time and tasks of each stage."""
     from jaxnet.devices import schedules
 
     chosen = schedules.read_times(times)
@@ -194,7 +202,7 @@ def pipeline(
         draw(figure, names or tuple(schedules.SCHEDULES), stages, microbatches, chosen)
 
 
-@app.command()
+@app.command(rich_help_panel=DEVICES)
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -205,14 +213,14 @@ def plan(
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Compile a config's step for devices: memory, exchanges, operations, launches and time of each step."""
+    """Compile a config's step for devices, and print its memory, operations and time."""
     from jaxnet.training.config import load_config
     from jaxnet.training.plan import run
 
     run(load_config(config, tuple(overrides or ())), devices, data_dir, program, json_file, scale)
 
 
-@app.command()
+@app.command(rich_help_panel=DEVICES)
 def compile(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -221,14 +229,14 @@ def compile(
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Compile a config's step for devices, print its plan, and write it as a file that runs there at once."""
+    """Compile a config's step for devices, and write it as a file that runs there."""
     from jaxnet.training.compiling import run
     from jaxnet.training.config import load_config
 
     run(load_config(config, tuple(overrides or ())), target, out, data_dir)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def schema() -> None:
     """Print the JSON Schema of configs, for editors.
 

@@ -9,6 +9,8 @@ import typer
 from typer import Argument, Option
 
 from jaxnet.cli.app import (
+    DEVICES,
+    RUNS,
     AllowCode,
     Best,
     ConfigFile,
@@ -24,7 +26,7 @@ from jaxnet.cli.app import (
 )
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -52,7 +54,7 @@ def train(
     loop.train(loaded, run_dir=run_dir, runs_dir=runs_dir, data_dir=data_dir, overrides=changes)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def resume(
     run: RunFolder,
     overrides: Annotated[
@@ -68,7 +70,7 @@ def resume(
     loop.resume(run, data_dir=data_dir, overrides=overrides or ())
 
 
-@app.command("eval")
+@app.command("eval", rich_help_panel=RUNS)
 def evaluate(
     run: RunFolder,
     data: Annotated[
@@ -90,7 +92,7 @@ def evaluate(
         console().print("", table, sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def predict(
     run: RunFolder,
     file: Annotated[Path, Argument(metavar="FILE", help="Examples: a .npy, .npz or .csv file, or a picture.")],
@@ -109,7 +111,7 @@ def predict(
     console().print(predict.prediction_table(prediction))
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def influence(
     run: RunFolder,
     test: Annotated[int, Option(help="Number of the test example, from 0.")] = 0,
@@ -131,7 +133,7 @@ def influence(
     print(*found.lines(), influence.write(found, out or run), sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def sample(
     run: RunFolder,
     prompt: Annotated[str, Option(help="Text that the network continues.")] = "\n",
@@ -157,7 +159,7 @@ def sample(
     print()
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def report(
     runs: Annotated[list[Path], Argument(metavar="RUN...", help="Runs, or folders of runs.")],
     out: Annotated[
@@ -170,7 +172,7 @@ def report(
     print(*reports.report(runs, out), sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def runs(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder that holds the runs.")] = Path("runs"),
     where: Annotated[
@@ -184,7 +186,7 @@ def runs(
     show_runs(folder, where=where or (), sort=sort)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def note(
     run: RunFolder,
     text: Annotated[str | None, Argument(help="A note to add.")] = None,
@@ -201,7 +203,7 @@ def note(
     print(*found["notes"], f"tags: {' '.join(found['tags']) or 'none'}", sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def delete(
     runs: Annotated[list[Path], Argument(metavar="RUN...", help="Runs' folders.")],
     yes: Annotated[bool, Option("--yes", help="Ask no question.")] = False,
@@ -217,21 +219,21 @@ def delete(
         print(f"deleted {run.folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def diff(one: RunFolder, other: RunFolder) -> None:
-    """Show how two runs differ: config, versions, devices, data, results, first epoch that differs."""
+    """Show how two runs differ: config, versions, devices, data, results."""
     from jaxnet.training.run_listing import difference_lines, read_run
 
     print(*(difference_lines([read_run(one), read_run(other)]) or ["no difference"]), sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def metrics(
     run: RunFolder,
     to: Annotated[str, Option(help="csv prints them; tensorboard, wandb, mlflow write files.")] = "csv",
     out: Annotated[Path | None, Option(help="Folder for the files. Default: one named as the program.")] = None,
 ) -> None:
-    """Print a run's metrics as CSV, a row for each epoch, or write them for another program."""
+    """Print a run's metrics as CSV, or write them for another program."""
     from jaxnet.training.run_listing import read_run
     from jaxnet.training.trackers import export, metrics_csv
 
@@ -242,9 +244,9 @@ def metrics(
         print(export(record, to, out))
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def watch(run: RunFolder, port: Annotated[int, Option(help="Port of the page; 0: any free one.")] = 0) -> None:
-    """Show a run's curves in the browser while it trains, on this machine alone; Ctrl-C ends it."""
+    """Show a run's curves in the browser while it trains."""
     from jaxnet.training.watching import address, server
 
     with server(run, port) as serving:
@@ -252,7 +254,7 @@ def watch(run: RunFolder, port: Annotated[int, Option(help="Port of the page; 0:
         serving.serve_forever()
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def sweep(
     file: Annotated[Path, Argument(metavar="FILE", help="A TOML file of a sweep, or a config.")],
     overrides: Annotated[
@@ -297,7 +299,7 @@ def sweep(
         print(write_figure(outcomes, figure, wanted.search.search.metric if wanted.search else None))
 
 
-@app.command("find-rate")
+@app.command("find-rate", rich_help_panel=RUNS)
 def find_rate(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -317,7 +319,7 @@ def find_rate(
     print(*found.lines(), write_curve(found, out), sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=DEVICES)
 def export(
     source: Annotated[Path, Argument(metavar="RUN|CONFIG", help="A run's folder, or a config's TOML file.")],
     overrides: Overrides = None,
@@ -326,13 +328,13 @@ def export(
     data_dir: DataDir = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write a run's network, or a config's training step, as one file that JAX runs without jaxnet."""
+    """Write a network or a training step as one file that JAX runs without jaxnet."""
     from jaxnet.training.exporting import run
 
     run(source, out, platforms, overrides or (), data_dir)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(context_settings={"ignore_unknown_options": True}, rich_help_panel=DEVICES)
 def launch(
     command: Annotated[list[str], Argument(metavar="COMMAND...", help="train CONFIG …, or resume RUN …")],
     processes: Annotated[int, Option(help="Number of processes.")] = 2,
