@@ -14,6 +14,7 @@ from jaxnet.program.graph import Graph, Operation, graph_of
 from jaxnet.program.not_finite import first_not_finite
 from jaxnet.program.numpy_evaluation import in_numpy
 from jaxnet.program.positions import Position
+from jaxnet.program.tape import Tape, record, replay
 from jaxnet.program.widening import widened_program
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Operation",
     "Position",
     "RuleUse",
+    "Tape",
     "UnknownPrimitiveError",
     "draws_numbers",
     "first_not_finite",
@@ -32,6 +34,8 @@ __all__ = [
     "in_numpy",
     "inner_programs",
     "opened",
+    "record",
+    "replay",
     "rules_inside",
     "widened_program",
     "with_longer_loops",

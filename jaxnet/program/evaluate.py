@@ -41,6 +41,10 @@ class Evaluation:
         """Whether a rule, a loop or a solver is opened, or run as it stands."""
         return True
 
+    def result(self, number: int, value: Any) -> Any:
+        """A value of the graph, by its number, before others use it."""
+        return value
+
     def keep(self, operation: Operation, values: Sequence, outs: Sequence) -> Kept:
         """The values to keep of an operation."""
         return {}
@@ -52,12 +56,12 @@ class Evaluation:
     def body(self, graph: Graph, args: Sequence) -> tuple[list, Kept]:
         """The outputs of a graph, and the kept values."""
         env = {number: self.value(value) for number, value in graph.constants.items()}
-        env.update((n, self.value(a)) for n, a in zip(graph.inputs, args, strict=True))
+        env.update((n, self.result(n, self.value(a))) for n, a in zip(graph.inputs, args, strict=True))
         kept: Kept = {}
         for operation in graph.operations:
             values = [env[number] for number in operation.inputs]
             outs, inner = self.outcome(operation, values)
-            outs = [self.value(out) for out in outs]
+            outs = [self.result(n, self.value(out)) for n, out in zip(operation.outputs, outs, strict=True)]
             env.update(zip(operation.outputs, outs, strict=True))
             kept.update(inner)
             if self.keeps:
