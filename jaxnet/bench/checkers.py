@@ -9,7 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -189,10 +189,6 @@ class CheckerRow(NamedTuple):
             duration(self.seconds),
             duration(self.most_seconds),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as plain values."""
-        return self._asdict()
 
 
 def rows(

@@ -56,10 +56,6 @@ class Grown(NamedTuple):
             compiling,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The row as plain values."""
-        return self._asdict()
-
 
 def rows() -> list[Grown]:
     """Both series, each fitted by itself."""

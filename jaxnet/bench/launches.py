@@ -50,10 +50,6 @@ class Counted(NamedTuple):
         sizes = (f"{bytes / 2**20:.3g} MiB" for bytes in (self.our_bytes, self.their_bytes))
         return self.case, self.against, str(self.ours), str(self.theirs), f"{self.ours / self.theirs:.3f}", *sizes
 
-    def to_dict(self) -> dict[str, Any]:
-        """The row as plain values."""
-        return self._asdict()
-
 
 STEPS: dict[str, Callable[[], TimedCase]] = {
     "mlp": core.mlp_step,

@@ -105,10 +105,6 @@ class Row(NamedTuple):
             "" if self.fraction is None else f"{self.fraction:.0%}",
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The row as plain values, with its verdict."""
-        return self._asdict() | {"verdict": self.verdict()}
-
 
 def compiled(name: str, f: Callable, *args, time_aim: float | None = None, memory_aim: float | None = None) -> Variant:
     """A variant that is a JAX function, compiled for these arguments."""

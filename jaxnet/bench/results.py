@@ -19,7 +19,7 @@ class Shown(Protocol):
 
     def headings(self) -> tuple[str, ...]: ...
     def cells(self) -> tuple[str, ...]: ...
-    def to_dict(self) -> dict[str, Any]: ...
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 class Benchmark(NamedTuple):
@@ -69,7 +69,8 @@ def markdown(rows: Sequence[Shown]) -> str:
 
 def write_json(file: Path, rows: Sequence[Shown]) -> None:
     """Machine and rows, with all that is known of each."""
-    content = {"machine": machine(), "rows": [row.to_dict() for row in rows]}
+    verdicts = [{"verdict": row.verdict()} if isinstance(row, Row) else {} for row in rows]
+    content = {"machine": machine(), "rows": [row._asdict() | of for row, of in zip(rows, verdicts, strict=True)]}
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
