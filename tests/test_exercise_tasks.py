@@ -110,6 +110,7 @@ def test_in_the_terminal_answers_are_counted():
     assert said[-1] == "1 of 1 right at once"
     answers = iter([right, "q"])  # q ends the parts that follow too
     assert list(exercise(asked_tasks(made), asked_tasks(made), ask=lambda prompt: next(answers)))[-1] == said[-1]
+    assert said[0] == made.network == "2 → 3 relu → 2 sigmoid   C = ½‖a³−y‖²"
     assert max(map(len, said[: len(made.given)])) < 60
 
 

@@ -172,14 +172,14 @@ def test_the_slider_moves_the_chosen_weight_by_keyboard_and_mouse(tab):
 def test_what_is_said_of_units_follows_the_numbers(tab):
     """Which units are off, and the slopes as a matrix, at the numbers of now."""
     off, slopes = (tab.locator(f'[data-remark="{name}"]') for name in ("off.1", "slopes.1"))
-    assert (off.inner_text(), slopes.inner_text()) == ("unit 2 is off", "relu′ = diag(1,0,1), not a column")
+    assert (off.inner_text(), slopes.inner_text()) == ("unit 2 is off", "as a matrix relu′ = diag(1,0,1)")
     tab.locator('[data-f="x"][data-k="0"]').fill("-2")
     on = values(tab, "out.1") > 0
     assert on.tolist() == [True, True, True]
-    assert (off.text_content(), slopes.inner_text()) == ("", "relu′ = diag(1,1,1), not a column")
+    assert (off.text_content(), slopes.inner_text()) == ("", "as a matrix relu′ = diag(1,1,1)")
     for k, value in ((0, "-9"), (2, "-9")):
         tab.locator(f'[data-f="b.0"][data-k="{k}"]').fill(value)
-    assert (off.inner_text(), slopes.inner_text()) == ("units 1, 3 are off", "relu′ = diag(0,1,0), not a column")
+    assert (off.inner_text(), slopes.inner_text()) == ("units 1, 3 are off", "as a matrix relu′ = diag(0,1,0)")
 
 
 def test_a_step_downhill_applies_the_gradient(tab):
@@ -242,7 +242,8 @@ def test_the_layer_picker_works_by_keyboard_and_mouse(tab):
 def test_notations_switch_the_symbols_and_keep_the_numbers(tab):
     before = shown(tab, "err.2")
     tab.locator('label:has(input[value="ng"])').click()
-    tab.locator('label:has(input[name="numbering"][value="0"])').click()
+    assert tab.locator('input[name="numbering"]:checked').input_value() == "0"  # Ng's input is layer 0
+    assert tab.locator("#formula").get_attribute("placeholder") == "W2.T @ delta2"
     assert tab.locator("#backward .eq").first.text_content().startswith("dz[2]")
     assert tab.locator(".unit .name").nth(2).text_content() == "a[1]₁"
     assert shown(tab, "err.2") == before

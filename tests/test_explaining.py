@@ -96,15 +96,15 @@ W³₁₁ by one, no sum:   δ³₁a²₁ = −.0558
 −.1395 × ( .2  .9 −.7) = (−.0279 −.1255  .0976)
 .1280 × (−.1 −.4  .3) = (−.0128 −.0512  .0384)  + ↓
 (−.0407 −.1768  .1361)
-2×3 has none; the pseudo-inverse gives (−3.57 −1.20 −2.37), 88° away.
+2×3 has no inverse; the pseudo-inverse gives (−3.57 −1.20 −2.37), 88° away.
 Step .1 downhill: W³ᵀδ³ lowers C by .0228, pinv by .0008
 δ: cost/z   W: z/a   Wᵀδ: cost/a
-relu′ = diag(1,0,1), not a column
+as a matrix relu′ = diag(1,0,1)
 ∇W² = δ²xᵀ               3·2 → 3×2   (−.0407 −.0814 │ 0 0 │ .1361 .2721)
 row:    δ³ᵀ · W³ · diag   1×2·2×3·3×3 → 1×3
 column: diag · W³ᵀ · δ³   3×3·3×2·2×1 → 3×1   the same, transposed: (AB)ᵀ = BᵀAᵀ
 ∂C/∂x from the loss 12 products, from the input 16 (⊙ not counted)
-every line equals jax.grad within 1 ulp"""
+every line equals jax.grad within 1 ulp; ulp: unit in the last place; │ begins a row"""
 
 
 def test_the_overview_says_all_and_fits_a_screen(derivation):
@@ -170,7 +170,7 @@ def test_a_wrong_backward_is_seen_by_the_check(observed):
 # ------------------------------------------------------------------------------------------- what people ask
 
 ASKED = {
-    "inverse": "No: W³ is 2×3 and has none; its pseudo-inverse sends back (−3.57 −1.20 −2.37), 88° from W³ᵀδ³",
+    "inverse": "No: W³ is 2×3, so it has no inverse; its pseudo-inverse sends back (−3.57 −1.20 −2.37), 88° from W³ᵀδ³",
     "operator": "No: W³ᵀδ³ is numbers times numbers. The derivative has been taken: z³ is linear in a²",
     "dimensions": "No: the pseudo-inverse has the shape 3×2 as well, and what it sends back is 88° away",
     "columns": "Nothing is exchanged: δ³₁ = −.1395 returns along the whole row 1 of W³, (.2 .9 −.7), that made z³₁",
@@ -317,12 +317,13 @@ def test_notations_name_the_same_quantities(observed):
     assert written(line(cs229, "dW2").left) + " = " + written(line(cs229, "dW2").right) == "∇_W⁽²⁾ J = a⁽¹⁾ᵀδ⁽²⁾"
     assert line(cs229, "dW2").value.shape == (3, 2)
     assert "row:    δ⁽²⁾ · W⁽²⁾ᵀ · diag" in overview(cs229)
-    assert "3×2 has none" in overview(cs229)
+    assert "3×2 has no inverse" in overview(cs229)
     assert "J + " not in overview(cs229, width=120)
     assert "J − .0000407" in overview(cs229, width=120)
     assert cs229.header.numbering == "CS229's symbols: input is layer 0"
     rows = {row.what: row.names for row in ng.notations}
     assert rows["BP4, weights"]["nielsen"] == "∇W³ = δ³a²ᵀ"
+    assert rows["BP2, one layer back"]["nielsen"] == "δ² = W³ᵀδ³ ⊙ σ′(z²)"
     assert [loop.moving for loop in ng.loops] == ["i", "j", ""]
 
 

@@ -164,6 +164,20 @@ def test_a_network_in_plain_jax_has_the_equations_of_backpropagation(found):
     } <= said(found["network"])  # fmt: skip
 
 
+def test_two_minus_signs_are_none_and_a_matrix_of_one_row_keeps_its_shape():
+    """Ng's output layer of one unit: W₂ is 1×3, and 1 − A₂ inside a minus is added."""
+
+    def cost(W2, A1, Y):
+        Z = W2 @ A1
+        A2 = jax.nn.sigmoid(Z)
+        return -jnp.mean(Y * jnp.log(A2) + (1 - Y) * jnp.log(1 - A2))
+
+    args = tuple(jnp.asarray(np.random.default_rng(0).random(s), jnp.float32) for s in ((1, 3), (3, 5), (1, 5)))
+    derivation = derivation_of_function(FunctionSubject(cost, args, "cost", 0), notation())
+    assert "∂C/∂A₂ = −(Y ⊙ 1/A₂)/5 + ((1−Y) ⊙ 1/(1−A₂))/5" in said(derivation)
+    assert [line.sizes for line in derivation.backward if written(line.left) == "∂C/∂W₂"] == ["1×5·5×3 → 1×3"]
+
+
 def test_rows_of_examples_stand_as_the_author_wrote_them(found):
     assert {
         "Z = XW + b", "A = relu(Z)", "∂C/∂A = (2 × (A−Y))/15", "∂C/∂Z = ∂C/∂A ⊙ relu′(Z)", "∂C/∂W = Xᵀ∂C/∂Z",

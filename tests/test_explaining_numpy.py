@@ -72,6 +72,20 @@ class Own:
         return 1 / (1 + np.exp(-(p["W2"] @ self.a1 + p["b2"])))
 
 
+class Listed:
+    """Columns, the weights in one list and the biases in another, as in Nielsen's book."""
+
+    def __init__(self, sizes):
+        self.biases = [rng.standard_normal((y, 1)) for y in sizes[1:]]
+        self.weights = [rng.standard_normal((y, x)) for x, y in zip(sizes, sizes[1:])]
+
+    def feedforward(self, a):
+        for b, w in zip(self.biases, self.weights):
+            a = 1 / (1 + np.exp(-(np.dot(w, a) + b)))
+        return a
+
+
+nielsen = Listed([3, 4, 2])
 model = Model(Dense(3, 4), ReLU(), Dense(4, 2), softmax)
 listed = [Dense(3, 4), np.tanh, Dense(4, 2)]
 wave = Model(Dense(3, 4), Wave(), Dense(4, 2))
@@ -114,6 +128,7 @@ NETWORKS = {
     "model": "serial(dense(4), relu, dense(2), softmax)",
     "listed": "serial(dense(4), tanh, dense(2))",
     "own": "serial(dense(4), tanh, dense(2), sigmoid)",
+    "nielsen": "serial(dense(4), sigmoid, dense(2), sigmoid)",
     "Own": "serial(dense(4), tanh, dense(2), sigmoid)",
 }
 

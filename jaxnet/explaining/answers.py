@@ -47,8 +47,8 @@ def numbers(chain: Chain, place: NumberedLayer, why: WhyTranspose) -> dict[str, 
     WT, (out, into), unit = written(Transposed(why.W)), why.shape, why.nudge.unit + 1
     laid, W1 = why.shape[::-1] if rows else why.shape, why.rows.W[0]
     in_order, as_column = (f"{delta}{WT}", f"{W}{delta}ᵀ") if rows else (f"{delta}ᵀ{W}", f"{WT}{delta}")
-    has = {"none": f"{W} is {shape(laid)} and has none; its pseudo-inverse", "inverse": f"{W}⁻¹",
-           "singular": f"{W} is singular and has none; its pseudo-inverse"}  # fmt: skip
+    has = {"none": f"{W} is {shape(laid)}, so it has no inverse; its pseudo-inverse", "inverse": f"{W}⁻¹",
+           "singular": f"{W} is singular, so it has no inverse; its pseudo-inverse"}  # fmt: skip
     return {
         "W": W, "WT": WT, "delta": delta, "a": a, "z": z, "aT": written(Transposed(why.a)), "C": n.cost.base,
         "back": written(n.sent_back(why.W, why.delta)), "back_value": vector(why.back), "out": out, "into": into,

@@ -147,7 +147,7 @@ class Backwards:
                 for term in terms:
                     self.through(term, error)
             case Minus(of):
-                self.through(of, Minus(error))
+                self.through(of, negative(error))
             case Transposed(of):
                 self.through(of, turned(error))
             case Product((left, other), ""):
@@ -160,7 +160,7 @@ class Backwards:
             case Fraction(above, below):
                 self.through(above, Fraction(error, below))
                 if not isinstance(below, Number):
-                    self.through(below, Minus(Fraction(self.scaled(error, above), Power(below, "2"))))
+                    self.through(below, negative(Fraction(self.scaled(error, above), Power(below, "2"))))
             case Power(of, exponent):
                 less = f"{float(exponent) - 1:g}"
                 self.through(of, self.scaled(error, self.number(exponent), of if less == "1" else Power(of, less)))
@@ -329,6 +329,16 @@ class Backwards:
 def product(left: Expression, right: Expression) -> Expression:
     """A matrix product; 1 is left out."""
     return right if left == ONE else left if right == ONE else Product((left, right))
+
+
+def negative(of: Expression) -> Expression:
+    """−of; of a fraction with a minus above the fraction without it."""
+    match of:
+        case Minus(inner):
+            return inner
+        case Fraction(Minus(above), below):
+            return Fraction(above, below)
+    return Minus(of)
 
 
 def turned(of: Expression) -> Expression:

@@ -21,6 +21,7 @@ from jaxnet.explaining.observe import Observed, features, terms_of
 from jaxnet.explaining.records import in_training
 from jaxnet.explaining.why import why_transpose
 from jaxnet.layer import Layer, leaves
+from jaxnet.layers import identity
 from jaxnet.layers.windows import by, for_each_axis
 from jaxnet.losses import is_index
 
@@ -94,9 +95,11 @@ def header(chain: Chain, source: str, example: int | None, seed: int | None) -> 
     observed, notation = chain.observed, chain.notation
     out, y = observed.items[-1].out, observed.y
     target = int(y) if y.ndim == 0 and is_index(y) else None
+    layers = any(place.item.layer is not identity for place in chain.places)  # else a loss by itself
+    titled = title(chain.places) if layers else f"{observed.loss.name} of {shape(observed.x.shape)}"
     right = value_of(observed.loss, chain.places[-1].gives, notation.target, features(out), terms_of(observed))
     return Header(
-        title=title(chain.places), source=source, loss=observed.loss.name, cost_left=notation.cost, cost_right=right,
+        title=titled, source=source, loss=observed.loss.name, cost_left=notation.cost, cost_right=right,
         value=observed.cost, x=observed.x, y=observed.target, target=target, example=example,
         notation=notation.name, numbering=notation.described(), weights=notation.weights, dtype=str(out.dtype),
         seed=seed,

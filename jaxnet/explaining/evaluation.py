@@ -285,8 +285,10 @@ def sizes_of(values: Values, right: ex.Expression, lead: Lead, value: np.ndarray
         own = shape(value.shape)
         return f"{own}{over}" if "terms" in over else own
     parts = [values.of(each, lead).shape[-2:] for each in product.factors]
-    texts = [shape(tuple(n for n in each if n != 1)) for each in parts]
-    result = shape(tuple(n for n in (parts[0][0], parts[-1][1]) if n != 1))
+    whole = [values.is_matrix(each, lead) for each in product.factors]  # a vector is a matrix of one row or column
+    texts = [shape(tuple(n for n in each if n != 1 or keep)) for each, keep in zip(parts, whole, strict=True)]
+    ends = ((parts[0][0], whole[0]), (parts[-1][1], whole[-1]))
+    result = shape(tuple(n for n, keep in ends if n != 1 or keep))
     return f"{'·'.join(texts)} → {result}{over}"
 
 

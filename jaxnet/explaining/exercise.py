@@ -62,6 +62,7 @@ def exercise(*parts: Part, ask: Callable[[str], str] = input) -> Iterator[str]:
                 try:
                     answer = ask("  = ").strip()
                 except EOFError:
+                    yield ""
                     answer = "q"
                 if answer.lower() == "q":
                     yield f"{at_once} of {i - 1} right at once"

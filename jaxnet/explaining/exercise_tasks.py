@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import jax
 import numpy as np
@@ -63,8 +64,9 @@ class ExerciseTask(Frozen):
 
 
 class ExerciseTasks(Frozen):
-    """The given symbols and numbers, and the tasks."""
+    """The network and its cost in a line, the given symbols and numbers, and the tasks."""
 
+    network: str
     given: tuple[tuple[Expression, np.ndarray], ...]
     tasks: tuple[ExerciseTask, ...]
 
@@ -133,7 +135,9 @@ def tasks_of(observed: Observed, notation: Notation, seed: int) -> ExerciseTasks
     at = next(filter(telling, draws), None) or drawn(observed, notation, seed)
     tried = tried_on(at.observed, at.derivation, notation)
     forward = tuple((line.left, line.value) for line in at.derivation.forward)
-    return ExerciseTasks((*at.given, *forward), tuple(made(at, tried)))
+    header = at.derivation.header
+    network = f"{header.title}   {written(header.cost_left)} = {written(header.cost_right)}"
+    return ExerciseTasks(network, (*at.given, *forward), tuple(made(at, tried)))
 
 
 def made(at: Drawn, tried: Tried) -> Iterator[ExerciseTask]:
@@ -310,10 +314,8 @@ def beside(head: str, lines: list[str]) -> Iterator[str]:
 
 def asked_tasks(tasks: ExerciseTasks) -> Part:
     """The tasks for a terminal, below the given numbers."""
-    above = [
-        line for symbol, value in tasks.given for line in beside(f"{written(symbol)} = ", array_lines(value, 3, 40))
-    ]
-    return above, [
+    given = (beside(f"{written(symbol)} = ", array_lines(value, 3, 40)) for symbol, value in tasks.given)
+    return [tasks.network, *chain.from_iterable(given)], [
         Asked(task.question, task.solution, partial(judged, task),
               () if task.shape else tuple(f"  {LETTERS[k]}  {each.text}" for k, each in enumerate(task.answers)))
         for task in tasks.tasks

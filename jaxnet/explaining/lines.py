@@ -175,7 +175,7 @@ def diagonal(item: Item) -> tuple[str, ...]:
     """The Jacobian of a relu of few units as the matrix it is."""
     if item.out.ndim != 1 or len(item.out) > SHOWN_UNITS or own_maker(item.layer) != "relu":
         return ()
-    return (f"relu′ = diag{diagonal_entries(item)}, not a column",)
+    return (f"as a matrix relu′ = diag{diagonal_entries(item)}",)
 
 
 def diagonal_entries(item: Item) -> str:

@@ -176,7 +176,7 @@ class SentBack(Frozen):
 
 
 class Orthogonal(Frozen):
-    """Where W is orthogonal the two are one: Q, the nearest such matrix to W, with Qᵀδ and Q⁻¹δ (Q⁺δ)."""
+    """Where W is orthogonal the two are equal: Q, the nearest such matrix to W, with Qᵀδ and Q⁻¹δ (Q⁺δ)."""
 
     Q: np.ndarray
     transposed: np.ndarray

@@ -150,7 +150,8 @@ def notation_rows(layer: int, weights: str) -> tuple[NotationRow, ...]:
 def rows_of(n: Notation, layer: int) -> dict[str, str]:
     """The quantities of a layer in one notation."""
     W, delta, a = n.param("W", layer), n.delta(layer), n.a(layer - 1)
-    above: Expression = n.param("W", layer + 1)
+    back = max(layer - 1, 1)
+    above: Expression = n.param("W", back + 1)
     mean = "1/m " if n.name == "ng" else ""
     batch = {
         "nielsen": written(n.gradient(W)) + " = 1/m Σₓ " + written(n.outer(delta, a)),
@@ -164,8 +165,8 @@ def rows_of(n: Notation, layer: int) -> dict[str, str]:
         "error, ∂C/∂z": written(delta),
         "∂C/∂a": written(n.partial(n.a(layer))),
         "BP1, at the end": f"{written(n.delta(layer))} = {written(n.partial(n.a(layer)))} ⊙ σ′({written(n.z(layer))})",
-        "BP2, one layer back": f"{written(n.delta(layer))} = {written(n.sent_back(above, n.delta(layer + 1)))} ⊙ "
-        f"σ′({written(n.z(layer))})",
+        "BP2, one layer back": f"{written(n.delta(back))} = {written(n.sent_back(above, n.delta(back + 1)))} ⊙ "
+        f"σ′({written(n.z(back))})",
         "BP3, biases": f"{written(n.gradient(n.param('b', layer)))} = {written(delta)}",
         "BP4, weights": f"{written(n.gradient(W))} = {written(n.outer(delta, a))}",
         "over a batch": batch,

@@ -23,7 +23,7 @@ from jaxnet.layers.activations import ACTIVATIONS, softmax
 from jaxnet.layers.dense import dense
 
 KNOWN: dict[str, Layer] = {"identity": identity, **ACTIVATIONS, "softmax": softmax}
-METHODS = ("forward", "__call__", "predict")
+METHODS = ("forward", "__call__", "predict", "feedforward")
 DRAWS = 8
 Part = tuple[Layer, Tree]
 
@@ -44,10 +44,13 @@ def runs(thing: Any) -> bool:
 
 
 def held(thing: Any) -> dict[str, Any]:
-    """The members of an object by name, the entries of its dictionaries too."""
+    """The members of an object by name, the entries of its dictionaries and lists of arrays too."""
     own = dict(getattr(thing, "__dict__", {}))
-    for value in list(own.values()):
-        own |= {str(key): each for key, each in value.items()} if isinstance(value, dict) else {}
+    for name, value in list(own.items()):
+        if isinstance(value, dict):
+            own |= {str(key): each for key, each in value.items()}
+        elif isinstance(value, list | tuple) and value and all(isinstance(each, np.ndarray) for each in value):
+            own |= {f"{name}{i}": each for i, each in enumerate(value)}
     return own
 
 

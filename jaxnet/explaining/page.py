@@ -20,7 +20,7 @@ from jaxnet.explaining.expressions import written
 from jaxnet.explaining.formulas import named_on_page, tables
 from jaxnet.explaining.history import History, run_charts
 from jaxnet.explaining.live import specification
-from jaxnet.explaining.notation import NOTATIONS, WEIGHTS, Notation, notation
+from jaxnet.explaining.notation import FIRST, NOTATIONS, WEIGHTS, Notation, notation
 from jaxnet.explaining.observe import Observed
 from jaxnet.explaining.page_pictures import InputKind, pictures_of
 from jaxnet.explaining.sheets import in_html
@@ -90,7 +90,7 @@ def page(
     body, variants = merged(bodies, name_of(first))
     data = {"spec": spec, "variants": variants, "first": name_of(first), "run": moved and moved.frames,
             "tasks": [table(each) for each in exercise.tasks] if exercise else [],
-            "formulas": tables() | {"names": names} if spec else None}  # fmt: skip
+            "numbering": FIRST, "formulas": tables() | {"names": names} if spec else None}  # fmt: skip
     scripts = [name for name in SCRIPTS if name != "pictures" or pictures.figures]
     return whole(chosen.header.title, body, data, pictures.encoded(), scripts)
 

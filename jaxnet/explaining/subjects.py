@@ -18,7 +18,7 @@ from jaxnet.explaining.functions import FunctionSubject
 from jaxnet.explaining.history import History
 from jaxnet.explaining.losses import made_by
 from jaxnet.explaining.notation import ExplainError
-from jaxnet.explaining.numpy_modules import is_numpy_module, network_in_numpy, traceable
+from jaxnet.explaining.numpy_modules import METHODS, is_numpy_module, network_in_numpy, traceable
 from jaxnet.explaining.page_pictures import InputKind
 from jaxnet.explaining.records import couples, in_training
 from jaxnet.explaining.torch_modules import is_torch_module, network_of
@@ -67,7 +67,10 @@ def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Explained
         args = points.draw(points.expand(first.args), seed)
         if is_torch_module(rule) or is_numpy_module(rule):
             net, params = network_of(rule) if is_torch_module(rule) else network_in_numpy(rule, np.size(args[0]))
-            note = f"x and y are drawn at random, seed {seed}; the parameters are the module's"
+            note = (
+                f"x and y are drawn at random, seed {seed}; the parameters are the module's, the backward pass is "
+                "jaxnet's: that of the module was not looked at"
+            )
             return replace(of_target(replace(first, rule=net), seed=seed), params=params, notes=(note,))
         if callable(rule):
             return FunctionSubject(traceable(rule, args), args, target, seed)
@@ -83,8 +86,8 @@ def of_target(target: Target, *, seed: int = 0) -> ExplainedNetwork:
     """
     if not is_network(target.rule):
         raise ExplainError(
-            f"{target.name} must be a Layer, a Loss, a pair (network, loss) or a function to be explained, got "
-            f"{type(target.rule).__name__}"
+            f"{target.name} must be a Layer, a Loss, a pair (network, loss), a function, or a PyTorch or NumPy module "
+            f"that holds its weights and has a {METHODS[0]} or the like, got {type(target.rule).__name__}"
         )
     drawn = points.draw(points.expand(target.args), seed)
     if isinstance(target.rule, Loss):

@@ -33,14 +33,18 @@ def overview(derivation: model.Derivation, *, digits: int = DIGITS, width: int =
     cost, error = written(header.cost_left), "dz" if header.notation == "ng" else "δ"
     columns = columns_of(derivation)
     lines = [*header_lines(header, digits, width), "FORWARD", *section(derivation.forward, columns, digits, width)]
-    lines[-1:] = with_remark(lines[-1], f"{cost} = {one(header.value, digits)}", width, columns[1])
-    meaning = f"{error} means ∂{cost}/∂z, how fast {cost} rises with z; ⊙ is entry by entry"
+    meaning = "⊙ is entry by entry"
+    if derivation.layers:
+        lines[-1:] = with_remark(lines[-1], f"{cost} = {one(header.value, digits)}", width, columns[1])
+        meaning = f"{error} means ∂{cost}/∂z, how fast {cost} rises with z; {meaning}"
     lines.append(f"{'BACKWARD':<{columns[0]}}{meaning}")
     before, after, why = split_at_why(derivation)
     lines += section(before, columns, digits, width)
     if why is not None:
         lines += ["", *(INDENT + line for line in why_block(derivation, why, digits, width - 2)), ""]
     lines += [*section(after, columns, digits, width), *closing(derivation)]
+    if any("│" in line for line in lines):
+        lines[-1 - len(derivation.notes)] += "; │ begins a row"
     return "\n".join(line.rstrip() for line in folded(lines, width))
 
 
@@ -68,7 +72,7 @@ def closing(derivation: model.Derivation) -> list[str]:
     if derivation.order is not None:
         by = next((written(line.left) for line in derivation.backward if line.key == "dx"), "∂C/∂x")
         found.append(f"ORDER   {order_line(derivation.order, by)}")
-    return [*found, f"CHECK   {check_line(derivation)}", *derivation.notes]
+    return [*found, f"CHECK   {check_line(derivation)}; ulp: unit in the last place", *derivation.notes]
 
 
 # ------------------------------------------------------------------------------------------------- header
@@ -131,8 +135,9 @@ def shapes(line: model.Line) -> str:
 
 def shown(lines: Sequence[model.Line]) -> list[model.Line]:
     """The backward lines of the overview; a ∇b that is δ itself is a remark beside δ."""
-    same = {line.right: line.left for line in lines if line.kind == "db"}
-    kept = [line for line in lines if line.key == "dx" or (not line.aside and line.kind != "db")]
+    errors = {line.left for line in lines if line.kind != "db"}
+    same = {line.right: line.left for line in lines if line.kind == "db" and line.right in errors}
+    kept = [line for line in lines if line.key == "dx" or not (line.aside or line.left in same.values())]
     return [
         replace(line, remarks=(f"= {written(same[line.left])}", *line.remarks)) if line.left in same else line
         for line in kept

@@ -145,7 +145,7 @@ def why_lines(why: WhyTranspose, back: str, rows: bool, digits: int, cost: str =
         "count paths": counted(why, rows, digits, cost),
         f"whole {'columns' if rows else 'rows'}": whole_rows(why, across, digits),
         f"not {W}⁻¹": not_inverse(why, back, rows, digits, cost),
-        "orthogonal": [f"where W's {orthonormal} are orthonormal the two are one: Qᵀδ = Q⁺δ = "
+        "orthogonal": [f"where W's {orthonormal} are orthonormal the two are equal: Qᵀδ = Q⁺δ = "
                        f"{vector(why.orthogonal.transposed, 3)}"],
         "adjoint": [f"⟨{delta}, {f'v{W}' if rows else f'{W}v'}⟩ = ⟨{back}, v⟩ for every v: "
                     f"{one(why.adjoint.left, digits)} at v = {vector(why.adjoint.v, 2)}"],
@@ -259,7 +259,7 @@ def not_inverse(why: WhyTranspose, back: str, rows: bool, digits: int, cost: str
     """4: not the inverse."""
     sent = why.sent_back
     size = shape(why.shape[::-1] if rows else why.shape)
-    has = {"none": f"{size} has none; the pseudo-inverse", "singular": "singular; the pseudo-inverse",
+    has = {"none": f"{size} has no inverse; the pseudo-inverse", "singular": "singular; the pseudo-inverse",
            "inverse": "the inverse"}[sent.inverse]  # fmt: skip
     away = "one of them is 0" if math.isnan(sent.angle) else f"{sent.angle:.0f}° away"
     other = "inverse" if sent.inverse == "inverse" else "pinv"

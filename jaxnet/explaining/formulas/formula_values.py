@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.explaining.evaluation import softmax
-from jaxnet.explaining.formulas.parse import LIBRARIES, MESSAGES, SLOPE, Formula, SideBySide, called, grammar
+from jaxnet.explaining.formulas.parse import MESSAGES, SLOPE, Formula, SideBySide, called, grammar
 from jaxnet.explaining.numbers import shape
 from jaxnet.layer import Layer
 from jaxnet.layers import ACTIVATIONS, identity
@@ -34,7 +34,7 @@ class Symbols:
     """The names of a formula. values: arrays (draws, rows, columns), numbers (draws,).
 
     activations: of the z of each name, its layer. rows: whether vectors are rows. others: further names, of values.
-    batch: the names that mean a batch.
+    batch: the names that mean a batch. examples: which examples it has, in words.
     """
 
     values: dict[str, np.ndarray]
@@ -42,6 +42,7 @@ class Symbols:
     rows: bool = False
     others: dict[str, str] = field(default_factory=dict)
     batch: frozenset[str] = frozenset()
+    examples: str = ""
 
     @property
     def draws(self) -> int:
@@ -61,7 +62,7 @@ class Symbols:
         kind = name.rstrip("0123456789")
         above = f"{kind}{int(name[len(kind) :] or 0) + 1}"
         if name != kind and self.key(above) and self.others.get("a1") == "x":
-            mend = f"the input is layer 1 here, so this is {above}; with --numbering 0 it is {name}"
+            mend = f"the input is layer 1 here, so the first {kind} is {above}; with --numbering 0 it is {name}"
         elif near := difflib.get_close_matches(name, self.values, 3, 0.5):
             mend = f"did you mean {', '.join(near)}?"
         else:
@@ -144,10 +145,10 @@ class FormulaEvaluation:
         with np.errstate(all="ignore"):
             return np.where(np.isnan(left + right), np.nan, function(left, right))
 
-    def times(self, node: ast.expr, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def times(self, node: ast.BinOp, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """left @ right; of a number and a matrix that stand side by side, their product."""
         if () in (size(left), size(right)):
-            if not isinstance(node, ast.BinOp) or isinstance(node.op, SideBySide):
+            if isinstance(node.op, SideBySide):
                 return self.joined(node, ast.Mult(), left, right)
             raise Misfit(node, "@", size(left), size(right), "@ takes matrices; numbers are multiplied by *")
         columns, rows = left.shape[2], right.shape[1]
@@ -192,11 +193,7 @@ class FormulaEvaluation:
 
     def called(self, node: ast.Call, function: ast.expr, arguments: list[ast.expr], keywords: list) -> np.ndarray:
         """A function of its arguments, np.tanh(z), or a method of a value, a.sum(axis=0)."""
-        name, of, error = called(function), function, self.formula.error
-        while isinstance(of, ast.Attribute):
-            of = of.value
-        if isinstance(function, ast.Attribute) and not (isinstance(of, ast.Name) and of.id in LIBRARIES):
-            arguments = [function.value, *arguments]
+        name, error = called(function), self.formula.error
         if name == "Shape":
             return np.full((self.scope.draws, *(int(ast.literal_eval(each)) for each in arguments)), np.nan)
         if name == "astype":
@@ -218,10 +215,6 @@ class FormulaEvaluation:
         count, computed = (1, applied(layer, primes > 0)) if layer is not None else FUNCTIONS[base]
         if len(values) != count or options:
             raise error(node, f"{name.replace(SLOPE, chr(39))} takes {count}, got {len(values)} arguments")
-        if base in ("dot", "matmul"):
-            return self.times(node, *values)
-        if base == "multiply":
-            return self.joined(node, ast.Mult(), *values)
         if base == "softmax":
             return softmax(values[0], 2 if self.scope.rows else 1)
         try:
@@ -252,7 +245,7 @@ class FormulaEvaluation:
         activations = self.scope.activations
         if base == "identity":
             return identity
-        if base not in ("s", "g"):
+        if base.rstrip("0123456789") not in ("s", "g"):
             own = {layer.name.replace(" ", "_"): layer for layer in activations.values()}
             return own.get(base, ACTIVATIONS.get(base))
         of = self.scope.key(arguments[0].id) if arguments and isinstance(arguments[0], ast.Name) else None
@@ -302,12 +295,10 @@ FUNCTIONS: dict[str, tuple[int, Callable]] = {
     "diag": (1, lambda v: v.reshape(len(v), -1, 1) * np.eye(v[0].size)),
     "inv": (1, inverse),
     "pinv": (1, np.linalg.pinv),
-    "transpose": (1, transposed),
     "clip": (2, lambda e, t: np.clip(e, -number_like(t, e), number_like(t, e))),
     "top": (1, lambda v: np.eye(v[0].size)[v.reshape(len(v), -1).argmax(1)].reshape(v.shape)),
     "maximum": (2, lambda a, b: np.maximum(number_like(a, b), number_like(b, a))),
     "where": (3, lambda where, a, b: np.where(where, number_like(a, where), number_like(b, where))),
-    **dict.fromkeys(("dot", "matmul", "multiply"), (2, np.multiply)),
     **dict.fromkeys(("softmax", "asarray", "array", "copy", "int", "float", "astype"), (1, np.asarray)),
     **dict.fromkeys(("int32", "int64", "float32", "float64"), (1, np.asarray)),
     **dict.fromkeys(("sum", "mean", "max", "reshape", "ones"), (0, np.asarray)),

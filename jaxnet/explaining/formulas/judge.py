@@ -132,6 +132,7 @@ def try_formula(text: str, subject: Tried) -> Trial:
         for name, key in dict.fromkeys(zip(names, keys, strict=True))
         if key and not name[-1].isdigit() and name[-1:] != key[-1:]
     ]
+    words += [scope.examples] if batched and scope.examples else []
     inverted = {called(each.func) for each in parts if isinstance(each, ast.Call)} & {"inv", "pinv"}
     inverse = [each.answer for each in derivation.answers if inverted and each.key == "inverse"]
     try:
@@ -275,12 +276,12 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def apart(value: np.ndarray, expected: np.ndarray) -> str:
     """How far a value is from the quantity that it has the shape of."""
     if value.size == 1:
-        return f"it is {one(float(value.item()))} for {one(float(expected.item()))}"
+        return f"it is {one(float(value.item()))}; it should be {one(float(expected.item()))}"
     at = np.unravel_index(int(np.argmax(np.abs(value - expected))), value.shape)
     place = ",".join(str(int(i) + 1) for i in at)
     angle = float(np.degrees(np.arccos(np.clip(cosine(value, expected), -1, 1))))
-    said = f"entry ({place}) is {one(float(value[at]))} for {one(float(expected[at]))}"
-    return f"{said}, {angle:.0f}° apart" if angle >= 1 else said
+    said = f"entry ({place}) is {one(float(value[at]))}; it should be {one(float(expected[at]))}"
+    return f"{said}, and the two are {angle:.0f}° apart" if angle >= 1 else said
 
 
 # ------------------------------------------------------------------------------------------------- as text

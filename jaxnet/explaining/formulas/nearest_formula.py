@@ -248,7 +248,7 @@ def more(part: Part, words: Sequence[Part]) -> Iterator[Part]:
 
 def without(part: Part, end: str) -> Part:
     """A part of whose product one end was left away."""
-    return replace(part, changes=(*part.changes, f"{end} is too much"), cost=part.cost + TOO_MUCH)
+    return replace(part, changes=(*part.changes, f"the factor {end} should not be there"), cost=part.cost + TOO_MUCH)
 
 
 def other_slopes(left: Part, right: Part, words: Sequence[Part]) -> Iterator[Part]:

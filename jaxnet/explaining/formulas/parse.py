@@ -20,28 +20,32 @@ DEEPEST = 60
 SLOPE = "_prime"  # relu′ as a name
 
 WORDS = (
-    r"(?P<blank>\s+)"
+    r"(?P<blank>\s+|\\(?!odot|circ|cdot|times)(?=[A-Za-z]))"
     r"|(?P<shape>\d+\s*[x×]\s*\d+(?![\w.]))"
     r"|(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|½)"
-    r"|(?P<transpose>\.T\b|ᵀ|\^\{?T\}?|⊤)"
-    r"|(?P<numbered>[A-Za-zδΔ]+\^?\[\d+\])"
+    r"|(?P<transpose>\.(?:m?T\b|t\b(?:\(\))?|transpose\(\))|ᵀ|⊤|\^\{?(?:T\b|\\?top\b)\}?)"
+    r"|(?P<inverse>⁻¹|\^\{?[-−]1\}?)"
+    r"|(?P<numbered>[A-Za-zδΔ]+(?:\[\d+\]|\^\{?(?:\d+|\[\d+\]|\(\d+\))\}?))"
     r"|(?P<attribute>\.[A-Za-z_][A-Za-z_0-9]*)"
     r"|(?P<name>(?:[∂d][CJL]/[∂d])?[A-Za-zδσΔ∇](?:[A-Za-z_δ]*[⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾]+|[A-Za-z0-9_δ]*))"
     r"|(?P<prime>['′]+)"
     r"|(?P<square>[²³])"
-    r"|(?P<operator>\*\*|\.\*|[<>]=?|[-+*@/⊙∘·−×=])"
+    r"|(?P<operator>\*\*|\^|\.\*|[<>]=?|[-+*@/⊙∘·−×=]|\\(?:odot|circ|cdot|times)\b)"
     r"|(?P<open>[(\[])|(?P<close>[)\]])|(?P<sign>[,:])"
 )
 NAMES = (
     ("^[∂d][CJL]/[∂d]|^∇_?|^grad_", "d"), ("^d?[δΔ](?=\\d|$)", "delta"), ("^σ$|^sigma$", "s"),
 )  # fmt: skip
 """Beginnings of a name, and how the network writes them: ∇W3 is dW3."""
-CALLED = "[A-Za-z_]{2,}|(int|float)\\d+|[sg]"
+CALLED = "[A-Za-z_]{2,}|(int|float)\\d+|[sg]\\d*"
 """A name that a bracket calls; behind any other, W3 (a + b), it is a factor."""
+CALLS = {"dot": "·", "matmul": "·", "multiply": "*", "add": "+", "subtract": "-", "divide": "/", "power": "**"}
+"""Functions of two arguments that are operators: np.dot(a, b) is a @ b, so that a misfit is one of a product."""
 LIBRARIES = ("np", "jnp", "numpy", "torch")
 """Names before a function that are left out."""
-READ_AS = {"⊙": "*", "∘": "*", ".*": "*", "−": "-", "×": "*", "½": "0.5", "²": "2", "³": "3"}
-DIGITS = {**{sign: str(i) for i, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, **dict.fromkeys("⁽⁾^[]", "")}
+READ_AS = {"⊙": "*", "∘": "*", ".*": "*", "−": "-", "×": "*", "½": "0.5", "²": "2", "³": "3", "^": "**",
+           "\\odot": "*", "\\circ": "*", "\\times": "*", "\\cdot": "·"}  # fmt: skip
+DIGITS = {**{sign: str(i) for i, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, **dict.fromkeys("⁽⁾^[]{}()", "")}
 
 SIDE_BY_SIDE, UNARY, DIVISOR, POWER = 4, 4, 5, 6
 BINDS = {"<": 1, ">": 1, "<=": 1, ">=": 1, "+": 2, "-": 2, "*": 3, "@": 3, "·": 3, "/": 3, "**": POWER}
@@ -66,9 +70,9 @@ def grammar() -> dict[str, Any]:
     """The tables as the page's script takes them."""
     return {
         "words": WORDS.replace("(?P<", "(?<"), "spelled": NAMES, "called": f"^(?:{CALLED})$", "libraries": LIBRARIES,
-        "readAs": READ_AS, "digits": DIGITS, "binds": BINDS, "messages": MESSAGES, "slope": SLOPE, "longest": LONGEST,
-        "deepest": DEEPEST, "keywords": KEYWORDS, "sideBySide": SIDE_BY_SIDE, "unary": UNARY, "divisor": DIVISOR,
-        "power": POWER,
+        "calls": CALLS, "readAs": READ_AS, "digits": DIGITS, "binds": BINDS, "messages": MESSAGES, "slope": SLOPE,
+        "longest": LONGEST, "deepest": DEEPEST, "keywords": KEYWORDS, "sideBySide": SIDE_BY_SIDE, "unary": UNARY,
+        "divisor": DIVISOR, "power": POWER,
     }  # fmt: skip
 
 
@@ -143,7 +147,7 @@ class FormulaReader:
             match = re.compile(WORDS).match(self.text, at)
             if match is None or match.group() in KEYWORDS:
                 end = at + 1 if match is None else match.end()
-                said = repr(self.text[at]) if match is None else match.group()
+                said = f"'{self.text[at]}'" if match is None else match.group()
                 raise FormulaError(self.text, at, MESSAGES["meaning"].format(said), end)
             if match.lastgroup != "blank":
                 yield Word(str(match.lastgroup), READ_AS.get(match.group(), match.group()), at, match.end())
@@ -179,7 +183,7 @@ class FormulaReader:
         word = self.word()
         if word is None:
             return FormulaError(self.text, len(self.text), MESSAGES["ends"])
-        return FormulaError(self.text, word.start, MESSAGES[message].format(repr(word.text)), word.end)
+        return FormulaError(self.text, word.start, MESSAGES[message].format(f"'{word.text}'"), word.end)
 
     def node(self, node: Any, start: int) -> Any:
         """A node that begins at a place and ends at the word read last."""
@@ -250,14 +254,29 @@ class FormulaReader:
             return ast.BinOp(of, ast.Pow(), ast.Constant(int(word.text)))
         if word.kind == "attribute":
             return ast.Attribute(of, word.text[1:])
+        if word.kind == "inverse":
+            return ast.Call(ast.Name("inv"), [of], [])
         if word.text == "(" and name:
-            parts, _ = self.parts(")")
-            options = [each for each in parts if isinstance(each, ast.keyword)]
-            return ast.Call(of, [each for each in parts if not isinstance(each, ast.keyword)], options)
+            return self.call(of, name)
         if word.text == "[":
             inside = "".join(each.text for each in self.words[self.at :]).partition("]")[0]
             return ast.Subscript(of, ast.Tuple(self.parts("]")[0])) if ":" in inside or "None" in inside else None
         return None
+
+    def call(self, of: ast.expr, name: str) -> ast.expr:
+        """A call of a function by its name, of a method with its array first; np.dot(a, b) as its operator."""
+        parts, _ = self.parts(")")
+        given = [each for each in parts if not isinstance(each, ast.keyword)]
+        root = of
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if isinstance(of, ast.Attribute) and not (isinstance(root, ast.Name) and root.id in LIBRARIES):
+            given = [of.value, *given]
+        if name in CALLS and len(given) == 2:
+            return ast.BinOp(given[0], OPERATORS[CALLS[name]](), given[1])
+        if name == "transpose" and len(given) == 1:
+            return ast.Attribute(given[0], "T")
+        return ast.Call(ast.Name(name), given, [each for each in parts if isinstance(each, ast.keyword)])
 
     def bracket(self, opened: str) -> ast.expr:
         """What stands in a bracket: a list, a row of values, or one expression."""

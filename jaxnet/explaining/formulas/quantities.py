@@ -80,7 +80,9 @@ def scope_of(chain: Chain, derivation: Derivation, batch: tuple[Any, Any] | None
     ]  # fmt: skip
     of_batch = batched(leaves, dataclasses.replace(bare, values=drawn), equations, examples)
     names = frozenset(name for name in of_batch if " " not in name)
-    return dataclasses.replace(bare, values={**drawn, **of_batch}, batch=names)
+    drawn_at_random = f"the batch is this example and {EXAMPLES - 1} drawn at random; --batch N takes the data's"
+    return dataclasses.replace(bare, values={**drawn, **of_batch}, batch=names,
+                               examples="" if examples else drawn_at_random)  # fmt: skip
 
 
 def other_names(chain: Chain, values: Values) -> dict[str, str]:

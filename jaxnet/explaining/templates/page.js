@@ -48,7 +48,7 @@
     const [what, item] = name.split("."), layer = spec.layers[item], out = values[`out.${item}`];
     if (layer.name === "identity") return "";
     const slopes = into(item).map((z, i) => network.ACTIVATIONS[layer.name][1](z, out[i], layer.option));
-    if (what === "slopes") return `${layer.name}′ = diag(${slopes.join(",")}), not a column`;
+    if (what === "slopes") return `as a matrix ${layer.name}′ = diag(${slopes.join(",")})`;
     const off = out.flatMap((a, i) => a === 0 && slopes[i] === 0 ? [i + 1] : []);
     if (!off.length) return "";
     if (off.length === out.length) return "all units are off";
@@ -196,8 +196,14 @@
     document.body.dataset.lies = picked("lies");
     document.body.dataset.notation = picked("notation");
     symbols();
+    suggest();
     if (changed) refresh();
     else follow();
+  }
+
+  function suggest() {  // a first formula, in the names and the layout of now
+    const error = data.formulas?.names[picked("numbering") ?? data.first.split(" ")[1]].keys[0], W = error?.replace("delta", "W");
+    if (error?.startsWith("delta")) one("#formula").placeholder = picked("lies") === "in-out" ? `${error} @ ${W}.T` : `${W}.T @ ${error}`;
   }
 
   function startChoices() {
@@ -205,12 +211,16 @@
     for (const [group, now] of [["notation", name], ["numbering", number], ["lies", lies]]) {
       for (const radio of all(`input[name="${group}"]`)) {
         radio.checked = radio.value === now;
-        radio.addEventListener("change", write);
+        radio.addEventListener("change", () => {
+          if (group === "notation") one(`input[name="numbering"][value="${data.numbering[radio.value]}"]`).checked = true;
+          write();
+        });
       }
     }
     document.body.dataset.lies = lies;
     document.body.dataset.notation = name;
     for (const radio of all('input[name="layer"]')) radio.addEventListener("change", () => pick(radio.value));
+    suggest();
     const start = picked("layer");
     if (start !== undefined) pick(start);
   }

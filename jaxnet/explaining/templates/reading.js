@@ -64,15 +64,22 @@ const reading = (() => {
       if (word.kind === "prime" || word.kind === "transpose") return {kind: "turned", of: found};
       if (word.kind === "square") return {kind: "joined", sign: "**", left: found, right: {kind: "number", value: Number(word.text)}};
       if (word.kind === "attribute") return {kind: "attribute", of: found, name: word.text.slice(1)};
-      if (word.text === "(" && name) {
-        const list = parts(")")[0];
-        return {kind: "call", of: found, name, args: list.filter(each => each.kind !== "option"), options: list.filter(each => each.kind === "option")};
-      }
+      if (word.kind === "inverse") return {kind: "call", name: "inv", args: [found], options: []};
+      if (word.text === "(" && name) return call(found, name);
       if (word.text === "[") {
         const inside = words.slice(at).map(each => each.text).join("").split("]")[0];
         return inside.includes(":") || inside.includes("None") ? {kind: "part", of: found, parts: parts("]")[0]} : null;
       }
       return null;
+    }
+    function call(found, name) {
+      const list = parts(")")[0];
+      let args = list.filter(each => each.kind !== "option"), root = found;
+      while (root.kind === "attribute") root = root.of;
+      if (found.kind === "attribute" && !of.libraries.includes(root.name)) args = [found.of, ...args];
+      if (name in of.calls && args.length === 2) return {kind: "joined", sign: of.calls[name], left: args[0], right: args[1]};
+      if (name === "transpose" && args.length === 1) return {kind: "turned", of: args[0]};
+      return {kind: "call", name, args, options: list.filter(each => each.kind === "option")};
     }
     function bracket(opened) {
       const [list, comma] = parts(opened === "(" ? ")" : "]");

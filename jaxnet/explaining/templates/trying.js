@@ -57,13 +57,12 @@ const trying = (() => {
     sqrt: entry(Math.sqrt), tanh: entry(Math.tanh), square: entry(each => each * each),
     outer: (u, v) => flat(u).map(a => flat(v).map(b => a * b)),
     diag: v => identity(flat(v).length).map((row, i) => row.map(each => each * flat(v)[i])),
-    inv: pseudoInverse, pinv: pseudoInverse, transpose: turned,
+    inv: pseudoInverse, pinv: pseudoInverse,
     clip: (e, t) => map(e, (each, i, j) => Math.min(Math.max(each, -like(t, e)[i][j]), like(t, e)[i][j])),
     top: v => { const most = flat(v).indexOf(Math.max(...flat(v))); let k = 0; return map(v, () => Number(k++ === most)); },
     maximum: (a, b) => { const [u, v] = [like(a, b), like(b, like(a, b))]; return map(u, (each, i, j) => Math.max(each, number(v) ? v : v[i][j])); },
     where: (on, a, b) => map(on, (each, i, j) => like(each ? a : b, on)[i][j]),
     softmax: (m, rows) => rows ? m.map(network.softmax) : turned(turned(m).map(network.softmax)),
-    multiply: (a, b) => joined("*", a, b), dot: (a, b) => times(a, b, true), matmul: (a, b) => times(a, b, true),
     sum: (m, along) => along(m, list => list.reduce((total, each) => total + each, 0)),
     mean: (m, along) => along(m, list => list.reduce((total, each) => total + each, 0) / list.length),
     max: (m, along) => along(m, list => Math.max(...list)),
@@ -103,7 +102,7 @@ const trying = (() => {
 
   function activation(base, args, scope) {  // a layer's own, or one of the table; s and g are that of the z they are taken of
     const own = Object.values(scope.activations);
-    if (base !== "s" && base !== "g") return own.find(each => each.name === base) ?? (base in network.ACTIVATIONS ? {name: base} : null);
+    if (!/^[sg]\d*$/.test(base)) return own.find(each => each.name === base) ?? (base in network.ACTIVATIONS ? {name: base} : null);
     const z = args[0]?.kind === "name" ? keyOf(args[0].name, scope)?.toLowerCase() : "";
     if (z in scope.activations) return scope.activations[z];
     if (new Set(own.map(each => each.name)).size === 1) return own[0];
@@ -112,9 +111,7 @@ const trying = (() => {
 
   function called(node, scope) {
     const {name, options} = node;
-    let root = node.of, args = node.args;
-    while (root.kind === "attribute") root = root.of;
-    if (node.of.kind === "attribute" && !of.libraries.includes(root.name)) args = [node.of.of, ...args];
+    let {args} = node;
     const base = name.replaceAll(of.slope, ""), primes = name.split(of.slope).length - 1;
     if (primes > 1) throw new Error(`${base}' is the first derivative, and there is no second one`);
     if (["sum", "mean", "max", "reshape"].includes(name) || (name === "ones" && args.length)) return resized(name, args, options, scope);
