@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,25 +105,45 @@ def transposed(function, args, fixed, values):
     return pull(ones_for(out))
 
 
-def flat_gradients(leaves: Leaves, grads: Tree, label: Callable[[str], str] = str) -> tuple[list, list[str]]:
-    """The gradients of the leaves that have one, in their order, and faults of structure, each leaf by its `label`."""
+class Fault(NamedTuple):
+    """What is wrong with the structure of a gradient: in words, and its shape where that is the wrong one."""
+
+    words: str
+    shape: tuple[int, ...] | None = None
+
+
+def flat_gradients(
+    leaves: Leaves, grads: Tree, label: Callable[[str], str] = str, unfit: Callable[[Any, Any], Any] = lambda g, v: None
+) -> tuple[list, dict[str, Fault]]:
+    """The gradients of the leaves that have one, in their order, and faults of structure by the leaf's `label`.
+
+    Where a gradient is missing, None; where its shape is wrong, `unfit(gradient, value)`.
+    """
     found = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(grads, is_leaf=lambda leaf: leaf is None)[0]
     }
-    problems, values = [], []
+    faults, values = {}, []
     for path, value in zip(leaves.paths, leaves.values, strict=True):
-        got = found.get(path)
+        got, name = found.get(path), label(path)
         if got is None and path in found:
             got = jnp.zeros(value.shape, value.dtype)  # None stands for zero, as in jax.custom_vjp
         if got is None:
             near = ", ".join(sorted(set(found) - set(leaves.paths) - set(leaves.passed_over))) or "nothing more"
-            problems.append(f"no gradient for {label(path)} (the rule returns {near})")
-        elif jnp.shape(got) != value.shape:
-            problems.append(f"{label(path)} has shape {jnp.shape(got)}, its gradient must have {value.shape} as well: "
-                            f"return it summed or reshaped to {value.shape}")  # fmt: skip
+            faults[name] = Fault(f"no gradient for {name} (the rule returns {near})")
+        elif (shape := jnp.shape(got)) != value.shape:
+            faults[name] = Fault(
+                f"the gradient of {name} has shape {shape}; it must have {name}'s, {value.shape}: sum or reshape it",
+                shape,
+            )
+            got = unfit(got, value)
         elif jnp.result_type(got) != value.dtype:
-            problems.append(f"{label(path)} is {value.dtype}, its gradient is {jnp.result_type(got)}: "
-                            f"return it `.astype({value.dtype})`")  # fmt: skip
-        values.append(None if got is None or jnp.shape(got) != value.shape else jnp.asarray(got))
-    return values, problems
+            words = f"{name} is {value.dtype}, its gradient is {jnp.result_type(got)}: return it"
+            faults[name] = Fault(f"{words} `.astype({value.dtype})`")
+        values.append(None if got is None else jnp.asarray(got))
+    unlike = {name: value.shape for name, value in zip(map(label, leaves.paths), leaves.values, strict=True)
+              if name in faults and faults[name].shape is not None}  # fmt: skip
+    if len(unlike) > 1 and sorted(unlike.values()) == sorted(faults[name].shape or () for name in unlike):
+        words = f"the gradients of {', '.join(unlike)} are exchanged: return them in the order of the arguments"
+        faults |= {name: Fault(words, faults[name].shape) for name in unlike}
+    return values, faults

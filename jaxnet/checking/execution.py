@@ -39,13 +39,16 @@ class Inputs:
         return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
     def outputs(self, args: tuple, out: Any, grads: Any) -> list:
-        """The outputs and gradients that a rule gives at some arguments. Raises `ValueError` where one is missing."""
+        """The outputs and gradients that a rule gives at some arguments. Raises `ValueError` where one is missing.
+
+        A gradient of another shape than its argument's is NaN.
+        """
         outs = [leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
         if isinstance(self.subject.custom, jax.custom_jvp):
             return outs + [leaf for leaf in jax.tree.leaves(grads) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        found, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads)
-        if problems:
-            raise ValueError(problems[0])
+        found, faults = flat_gradients(leaves_of(args, self.subject.fixed), grads, unfit=not_a_number)
+        if any(each is None for each in found):
+            raise ValueError(next(iter(faults.values())).words)
         return [*outs, *found]
 
     def called(self, run: Callable) -> list[np.ndarray]:
@@ -65,6 +68,11 @@ class Inputs:
             return self.outputs(args, *run(args, jax.tree.unflatten(tree, d_out)))
 
         return graph_of(jax.make_jaxpr(function)(*self.flat))
+
+
+def not_a_number(gradient: Any, value: Any) -> jax.Array:
+    """NaN of a value's shape that depends on a gradient of another shape."""
+    return jnp.full(value.shape, jnp.nan, value.dtype) * jnp.sum(gradient).astype(value.dtype)
 
 
 def runs(subject: Subject) -> tuple[Callable, Callable]:

@@ -101,8 +101,8 @@ def gives_shapes(args: tuple, call: Callable, run: Callable) -> bool:
     fits: list[bool] = []
 
     def shapes(values):
-        grads, _ = flat_gradients(leaves, run(leaves.tree(values), ones_for(out))[1])
-        fits.append(all(grad is not None for grad in grads))
+        flat, _ = flat_gradients(leaves, run(leaves.tree(values), ones_for(out))[1])
+        fits.append(all(grad is not None for grad in flat))
 
     jax.eval_shape(shapes, leaves.values)
     return fits[0]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from jaxnet.checking.differentiation import flat_gradients
+from jaxnet.checking.differentiation import Fault, flat_gradients
 from jaxnet.checking.host_functions import OnHost
 from jaxnet.checking.subject import (
     CannotCheckError,
@@ -48,7 +48,7 @@ class Runs:
     subject: Subject
     leaves: Leaves
     outs: Leaves
-    problems: list[str] = field(default_factory=list)
+    faults: dict[str, Fault] = field(default_factory=dict)  # in the structure of gradients, by argument
     curve: list[tuple[float, float]] = field(default_factory=list)  # of finite differences: step, change
     compiled: dict = field(default_factory=dict)
     iterates: bool = False  # the primal has a while loop
@@ -84,7 +84,7 @@ class Runs:
         """Another rule for the same function: its reference stays compiled."""
         for key in [key for key in self.compiled if key[0] == "rule"]:
             del self.compiled[key]
-        return replace(self, subject=replace(self.subject, run=run), problems=[])
+        return replace(self, subject=replace(self.subject, run=run), faults={})
 
     def seed_shapes(self) -> tuple:
         """The leaves that a random cotangent (or tangent) is drawn for."""
@@ -108,9 +108,9 @@ class Runs:
             out, tangents = self.subject.run(args, seed)
             return self.flat_out(out), self.flat_out(tangents)
         out, grads = self.subject.run(args, self.outs.zeros_elsewhere(seed))
-        flat, problems = flat_gradients(leaves_of(args, self.subject.fixed), grads, self.subject.label)
+        flat, faults = flat_gradients(leaves_of(args, self.subject.fixed), grads, self.subject.label)
         if not self.finer(values):  # structure and dtypes are those at the user's own inputs
-            self.problems.extend(problem for problem in problems if problem not in self.problems)
+            self.faults.update(faults)
         return self.flat_out(out), [
             jnp.zeros_like(v) * jnp.nan if g is None else g for g, v in zip(flat, values, strict=True)
         ]
@@ -132,11 +132,12 @@ class Runs:
         if subject.tangents:
             return self.pushed(values, seed, rest)
         if subject.declared is not None:
-            grads, problems = flat_gradients(
+            grads, faults = flat_gradients(
                 leaves_of(args, subject.fixed), subject.declared(args, self.outs.zeros_elsewhere(seed))
             )
-            if problems:
-                raise CannotCheckError(f"intended must give a gradient for each argument: {'; '.join(problems)}")
+            if faults:
+                said = "; ".join(fault.words for fault in faults.values())
+                raise CannotCheckError(f"intended must give a gradient for each argument: {said}")
             return self.flat_out(call(values)), grads
         if subject.mode == "forward":
             return self.flat_out(call(values)), by_columns(lambda v: self.flat_out(call(v)), values, seed)

@@ -73,10 +73,10 @@ class Report:
         """Why it is wrong, in words; empty where it is right."""
         if self.problems:
             return self.problems[0]
-        if (structure := next((h for h in self.properties if h.name == STRUCTURE and h.ok is False), None)) is not None:
-            return structure.words
         if self.repair is not None and self.repair.patch:
             return self.repair.cause
+        if (structure := next((h for h in self.properties if h.name == STRUCTURE and h.ok is False), None)) is not None:
+            return structure.words
         if self.planted is not None and self.planted.exact:
             return self.planted.words
         if self.repair is not None:
@@ -277,6 +277,8 @@ def row(leaf: Leaf, width: int) -> str:
         + (f"  {leaf.pattern}" if leaf.pattern else "")
         + (f"  at {leaf.dtype}" if leaf.dtype and differs else "")
     )
+    if leaf.arrays is None:  # there is nothing to compare
+        return f"  {leaf.path:{width}}{'':50}{words}"
     values = f"{short(leaf.got):11}{short(leaf.expected):11}" if differs else f"{'':22}"
     sizes = f"{sized(leaf.error):9}{sized(leaf.allowed):9}{cosine:8}"
     return f"  {leaf.path:{width}}{sizes}{index if differs else '':11}{values}{words}"

@@ -11,14 +11,24 @@ from jaxnet.checking.edits import OTHER, bracketed, distance
 from jaxnet.checking.patches import Found
 
 
-def changes(node: ast.expr, text: str) -> Iterator[str]:
-    """Changes of one expression that its value does not show: of a number, an option, an argument, a function."""
+def number_of(node: ast.AST) -> int | float | None:
+    """The number that an expression is, with its sign."""
     match node:
         case ast.Constant(value) if isinstance(value, int | float) and not isinstance(value, bool):
-            for other in dict.fromkeys((value + 1, value - 1, -value, 2 * value, value / 2)):
-                yield repr(other)
-            if isinstance(value, int):
-                yield from ("2", "None") if value not in (2,) else ("None",)
+            return value
+        case ast.UnaryOp(ast.USub(), ast.Constant(value)) if isinstance(value, int | float):
+            return -value
+    return None
+
+
+def changes(node: ast.expr, text: str) -> Iterator[str]:
+    """Changes of one expression that its value does not show: of a number, an option, an argument, a function."""
+    if (value := number_of(node)) is not None:
+        for other in dict.fromkeys((value + 1, value - 1, -value, 2 * value, value / 2)):
+            yield repr(other)
+        if isinstance(value, int):
+            yield from ("2", "None") if value not in (2,) else ("None",)
+    match node:
         case ast.Constant(bool() as value):
             yield repr(not value)
         case ast.IfExp(_, body, orelse):
@@ -59,23 +69,27 @@ def changes_of(source: Source, function: ast.FunctionDef | ast.Lambda) -> Iterat
     """The changes of each expression of a function's body, and of a number wherever it stands in a statement."""
     for statement in function.body if isinstance(function.body, list) else [function.body]:
         equal: dict[str, list[ast.expr]] = {}
-        for node in ast.walk(statement):
-            if not isinstance(node, ast.expr):
+        nodes = list(ast.walk(statement))
+        signed = [node.operand for node in nodes if isinstance(node, ast.UnaryOp) and number_of(node) is not None]
+        options = {id(node.value): f"{node.arg}=" for node in nodes if isinstance(node, ast.keyword) and node.arg}
+        for node in nodes:
+            if not isinstance(node, ast.expr) or node in signed:
                 continue
             before = source.segment(node)
             start, end = source.span(node)
             for text in changes(node, before):
                 if text != before:
-                    said = f"{before} stands in the place of {text}"
+                    option = options.get(id(node), "")
+                    said = f"{option}{before} stands in the place of {option}{text}"
                     change = Change(source, start, end, text)
                     yield Found(distance(before, text), OTHER, 0, len(text), change, before, said)
-            if isinstance(node, ast.Constant) and isinstance(node.value, int) and not isinstance(node.value, bool):
-                equal.setdefault(repr(node.value), []).append(node)
+            if isinstance(value := number_of(node), int):
+                equal.setdefault(repr(value), []).append(node)
         start, end = source.span(statement)
-        for before, nodes in equal.items():
-            for after in dict.fromkeys(changes(nodes[0], before)) if len(nodes) > 1 else ():
+        for before, those in equal.items():
+            for after in dict.fromkeys(changes(those[0], before)) if len(those) > 1 else ():
                 text = source.text[start:end]
-                for a, b in sorted(map(source.span, nodes), reverse=True):
+                for a, b in sorted(map(source.span, those), reverse=True):
                     text = text[: a - start] + after.encode() + text[b - start :]
-                yield Found(2 * len(nodes), OTHER, 0, len(nodes), Change(source, start, end, text.decode()), before,
-                            f"{before} stands in the place of {after}, {len(nodes)} times")  # fmt: skip
+                yield Found(2 * len(those), OTHER, 0, len(those), Change(source, start, end, text.decode()), before,
+                            f"{before} stands in the place of {after}, {len(those)} times")  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxnet.checking import points
 from jaxnet.checking.adequacy import adequacy, grouped
@@ -23,7 +24,7 @@ from jaxnet.checking.agreement import (
 )
 from jaxnet.checking.author import arguments_at
 from jaxnet.checking.compare import Leaf, worst
-from jaxnet.checking.differentiation import differentiated, mode_of, only_arrays, short
+from jaxnet.checking.differentiation import Fault, differentiated, mode_of, only_arrays, short
 from jaxnet.checking.patches import Repair
 from jaxnet.checking.planting import Cause, planted
 from jaxnet.checking.points import Points, points_of
@@ -70,10 +71,13 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
             inside = check_inside(subject, where, options, found)
             if (again := recomputed(subject.custom, subject)) is not None:
                 inside.append(check_subject(again, where, options))
-    leaves = tuple(worst(found.leaves))
+    leaves = tuple(unlike(leaf, runs.faults.get(leaf.path.removeprefix("∂"))) for leaf in worst(found.leaves))
     found.notes += unseen(leaves, options) + divided(leaves, args)
-    if runs.problems:
-        found.properties.append(Property(STRUCTURE, False, "; ".join(runs.problems)))
+    if runs.faults:
+        words = dict.fromkeys(fault.words for fault in runs.faults.values())
+        found.properties.append(Property(STRUCTURE, False, "; ".join(words)))
+    if any(fault.shape is None for fault in runs.faults.values()):  # then that is the cause
+        found.witness = None
     report = Report(
         name=subject.name,
         where=where.words,
@@ -113,6 +117,13 @@ def unseen(leaves: Sequence[Leaf], options: CheckOptions) -> list[str]:
             "check in float32"
         )
     return notes
+
+
+def unlike(leaf: Leaf, fault: Fault | None) -> Leaf:
+    """A leaf whose gradient is missing or has another shape: that is said in place of numbers."""
+    if fault is None or np.isfinite(leaf.error):
+        return leaf
+    return replace(leaf, pattern="no gradient" if fault.shape is None else f"its shape is {fault.shape}", arrays=None)
 
 
 def divided(leaves: Sequence[Leaf], args: tuple) -> list[str]:
@@ -250,8 +261,7 @@ def explained(report: Report, subject: Subject, where: Points, options: CheckOpt
     wrong_inside = next((inner for inner in report.inside if not inner.ok), None)
     if wrong_inside is not None:
         changes |= {"layer": wrong_inside.layer or wrong_inside.name, "planted": wrong_inside.planted}
-    fits = all(h.ok is not False for h in report.properties if h.name == STRUCTURE)  # else that is the cause
-    if fits and found.witness is not None and options.diagnose and can_be_taken_apart(subject):
+    if found.witness is not None and options.diagnose and can_be_taken_apart(subject):
         with found.phase("repair"):
             changes["repair"], failure = repair_of(subject, options, found)
             changes["notes"] = (*report.notes, *([failure] if failure else []))

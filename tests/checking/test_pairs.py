@@ -1,5 +1,7 @@
 """Pairs of NumPy: what they save, how they are called, what they give back."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -48,3 +50,63 @@ def test_a_mistake_beside_one_saved_array_is_named(backward):
     assert not report.ok
     assert report.exact
     assert report.line.startswith("test_pairs.py:")
+
+
+def project(x, w):
+    return x @ w, (x, w)
+
+
+def project_back(dout, cache):
+    x, w = cache
+    return dout @ w.T, x.T @ dout
+
+
+def project_exchanged(dout, cache):
+    return project_back(dout, cache)[::-1]
+
+
+def project_alone(dout, cache):
+    return dout @ cache[1].T
+
+
+def project_summed(dout, cache):
+    x, w = cache
+    return dout @ w.T, x.T @ dout.sum(axis=-1, keepdims=True)
+
+
+def test_a_gradient_of_another_shape_is_told_by_its_shape():
+    report = check((project, project_summed), "float32[4,3], float32[3,2]", **QUICKEST)
+    assert report.cause == "the gradient of w has shape (3, 1); it must have w's, (3, 2): sum or reshape it"
+    row = next(line for line in str(report).splitlines() if "∂w" in line)
+    assert row.split() == ["∂w", "WRONG", "its", "shape", "is", "(3,", "1)"]
+
+
+def test_a_missing_gradient_and_exchanged_ones_are_told():
+    missing = check((project, project_alone), "float32[4,3], float32[3,2]", **QUICK)
+    assert missing.cause.startswith("no gradient for w")
+    assert re.search(r"∂w +WRONG  no gradient", str(missing))
+    exchanged = check((project, project_exchanged), "float32[4,3], float32[3,2]", **QUICKEST)
+    assert exchanged.cause == "the gradients of x, w are exchanged: return them in the order of the arguments"
+
+
+class Shift:
+    """x + b, whose b gets a sum over the wrong axis."""
+
+    def __init__(self, width):
+        self.b = np.zeros(width)
+
+    def forward(self, x):
+        return x + self.b
+
+    def backward(self, dout):
+        self.db = dout.sum(axis=-1)
+        return dout
+
+
+@pytest.mark.parametrize("rows", [5, 3])
+def test_a_sum_over_the_wrong_axis_is_mended(rows):
+    report = check(Shift(3), f"float32[{rows},3]", **QUICK)
+    assert report.exact
+    assert report.line.startswith("test_pairs.py:")
+    if rows != 3:
+        assert report.cause == "axis=-1 stands in the place of axis=-2"
