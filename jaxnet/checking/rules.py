@@ -22,16 +22,19 @@ from jaxnet.checking.differentiation import (
     raised,
     transposed,
 )
+from jaxnet.checking.held_arrays import matched
 from jaxnet.checking.host_functions import is_torch_function
-from jaxnet.checking.numpy_layers import LayerRule
+from jaxnet.checking.numpy_layers import LayerRule, names_returned
 from jaxnet.checking.pairs import as_tuple, for_jax, of_pair, of_torch, traced_in_jax
 from jaxnet.checking.subject import (
     CannotCheckError,
     Subject,
     Tree,
     argument_names,
+    is_array,
     leaves_of,
     name_of,
+    why_passed_over,
 )
 from jaxnet.program import has_custom, without_rules
 
@@ -205,8 +208,13 @@ def inside_out(function: Callable) -> Callable:
     return primal
 
 
-def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | None:
-    """A function that returns (value, grads) or grads of a scalar `cost`; None where its output is neither."""
+def of_gradients(
+    function: Callable, args: tuple, cost: Callable, fixed: tuple[int, ...] | None = None
+) -> Subject | None:
+    """A function that returns (value, grads) or grads of a scalar `cost`; None where its output is neither.
+
+    `fixed`: the arguments for which it gives None, where these are known; else it is for the first ones.
+    """
     given_function, function, cost = function, for_jax(function, args, traced=False), for_jax(cost, args)
     try:
         value, given = abstract(cost, *args), abstract(function, *args)
@@ -221,9 +229,10 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
     if has_value and which_arguments(given, args) == 2:  # two scalars: (value, gradient) or two gradients
         has_value = close(function(*args)[0], cost(*args))
     grads = given[1] if has_value else given
-    count = which_arguments(grads, args)
+    count = which_arguments(grads, args) if fixed is None else len(args)
     if count is None:
         return None
+    fixed = tuple(range(max(count, 1), len(args))) if fixed is None else fixed
 
     def run(args, d_out, function=function):
         result = function(*args)
@@ -237,8 +246,8 @@ def of_gradients(function: Callable, args: tuple, cost: Callable) -> Subject | N
         args,
         run,
         cost,
-        mode=mode_of(cost, args, range(max(count, 1), len(args))),
-        fixed=tuple(range(max(count, 1), len(args))),
+        mode=mode_of(cost, args, fixed),
+        fixed=fixed,
         names=argument_names(given_function, len(args)),
         parts=(given_function,),
         in_jax=traced,
@@ -255,12 +264,42 @@ def of_cost_and_gradients(function: Callable, args: tuple) -> Subject | None:
     if not isinstance(given, tuple) or len(given) < 2:
         return None
 
+    places = places_of(function, given[1:], args)
+
     @wraps(function)
     def in_two(*args):
         cost, *grads = function(*args)
+        if places is not None:
+            by_place = dict(zip(places, grads, strict=True))
+            return cost, tuple(by_place.get(k) for k in range(len(args)))
         return cost, grads[0] if len(grads) == 1 else tuple(grads)
 
-    return of_gradients(in_two, args, lambda *args: function(*args)[0])
+    others = [k for k, arg in enumerate(args) if why_passed_over(arg) is None and k not in (places or ())]
+    fixed = None if places is None else tuple(others)
+    return of_gradients(in_two, args, lambda *args: function(*args)[0], fixed)
+
+
+def places_of(function: Callable, grads: Sequence, args: tuple) -> list[int] | None:
+    """For which arguments the gradients are that a function returns after its cost, by their names and shapes.
+
+    None where they are those of the first arguments in order, or where their names and shapes do not tell.
+    """
+    names, called = argument_names(function, len(args)), names_returned(function)[1:]
+    if not names or not all(is_array(leaf) for leaf in (*grads, *args)):
+        return None
+    called = called if len(called) == len(grads) and all(called) else [str(k) for k in range(len(grads))]
+    fits = [np.shape(grad) == np.shape(arg) for grad, arg in zip(grads, args, strict=False)]
+    wanted = {name: shape_of(arg) for name, arg in zip(names, args, strict=True) if why_passed_over(arg) is None}
+    found = matched(wanted, {name: shape_of(grad) for name, grad in zip(called, grads, strict=True)})
+    by_gradient = {gradient: name for name, gradient in found.items()}
+    if all(fits) or not all(name in by_gradient for name in called):
+        return None
+    return [names.index(by_gradient[name]) for name in called]
+
+
+def shape_of(leaf: Any) -> np.ndarray:
+    """An array of the shape of a leaf, without numbers of its own."""
+    return np.broadcast_to(np.float64(0), leaf.shape if hasattr(leaf, "shape") else ())
 
 
 def close(value: Any, other: Any) -> bool:

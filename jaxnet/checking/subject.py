@@ -99,7 +99,7 @@ def leaves_of(tree: Tree, fixed: Sequence[int] = ()) -> Leaves:
     for i, (path, leaf) in enumerate(with_paths):
         name = jax.tree_util.keystr(path)
         why = (
-            "given as not differentiable" if path and getattr(path[0], "idx", None) in fixed else why_passed_over(leaf)
+            "no gradient is given for it" if path and getattr(path[0], "idx", None) in fixed else why_passed_over(leaf)
         )
         if why is None:
             where.append(i)

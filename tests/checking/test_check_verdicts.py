@@ -80,7 +80,7 @@ def test_a_rule_inside_is_asked_for_the_gradients_that_are_used(wrong):
     points = jnp.asarray([[0.3, 1.0], [-0.2, 0.5], [1.1, -0.7]])
     report = check(lambda g: loss(g, points), X[:2], diagnose=False)
     assert report.ok is not wrong
-    assert [inner.passed_over for inner in report.inside] == [{"points": "given as not differentiable"}]
+    assert [inner.passed_over for inner in report.inside] == [{"points": "no gradient is given for it"}]
     moving = check(lambda g: loss(g, points * g[None]), X[:2], diagnose=False)
     assert not moving.ok  # now the data depend on the argument, and None is wrong
 

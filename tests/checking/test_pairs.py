@@ -110,3 +110,38 @@ def test_a_sum_over_the_wrong_axis_is_mended(rows):
     assert report.line.startswith("test_pairs.py:")
     if rows != 3:
         assert report.cause == "axis=-1 stands in the place of axis=-2"
+
+
+def two_layers(x, start, W, V, target):
+    h = np.tanh(start + x @ W)
+    out = h @ V
+    error = out - target
+    dV = h.T @ error
+    dh = (error @ V.T) * (1 - h * h)
+    return 0.5 * np.sum(error**2), x.T @ dh, dV
+
+
+def two_layers_named(x, start, W, V, target):
+    cost, dW, dV = two_layers(x, start, W, V, target)
+    return cost, dV, dW
+
+
+def two_layers_wrong(x, start, W, V, target):
+    cost, dW, dV = two_layers(x, start, W, V, target)
+    return cost, dW, 2 * dV
+
+
+SHAPES = "float64[4,3], float64[4,5], float64[3,5], float64[5,2], float64[4,2]"
+
+
+@pytest.mark.parametrize("cost", [two_layers, two_layers_named])
+def test_gradients_of_a_cost_are_for_the_arguments_that_they_are_called_after(cost):
+    report = check(cost, SHAPES, **QUICKEST)
+    assert report.ok, report
+    assert [leaf.path for leaf in report.leaves] == ["forward", "∂W", "∂V"]
+    assert report.passed_over["start"] == "no gradient is given for it"
+
+
+def test_the_wrong_one_of_them_is_named():
+    report = check(two_layers_wrong, SHAPES, **QUICKEST)
+    assert [leaf.path for leaf in report.wrong] == ["∂V"]
