@@ -19,7 +19,7 @@ from jaxnet.checking.points import Points
 from jaxnet.checking.properties import Property
 from jaxnet.checking.reference import Runs, WidenedFunction, in_float64, widened
 from jaxnet.checking.rounding import Exact, coarsest, exact_at, scale_of, unit_of
-from jaxnet.checking.subject import Tree, leaves_of
+from jaxnet.checking.subject import CannotCheckError, Tree, leaves_of
 from jaxnet.program import first_not_finite, float_dtypes
 from jaxnet.program.evaluate import UNOPTIMISED
 
@@ -119,6 +119,7 @@ def judge_seeds(runs: Runs, where: Points, options: CheckOptions, found: Finding
             at = runs.moved(where.draw(seed, "plain"))
             got = at.run("rule", values, d_out)
         exact = exact_at(at, values, d_out, unit)
+        inside_domain(at, values, got[0], exact.out)
         leaves = judge(at, values, d_out, got, exact, unit, options)
         if first is None:
             first = (values, d_out, got[1], allowing(exact, options.tolerance))
@@ -190,6 +191,21 @@ def ask_differences(runs: Runs, where: Points, options: CheckOptions, found: Fin
     return True
 
 
+def inside_domain(runs: Runs, values: Sequence, got: Sequence, expected: Sequence) -> None:
+    """Raises `CannotCheckError` where the rule's outputs and the reference's are not finite at the same entries."""
+    if any((~np.isfinite(g) & ~np.isfinite(e)).any() for g, e in zip(got, expected, strict=True)):
+        raise CannotCheckError(
+            f"the outputs must be finite, but {first_term(runs, values)}: give inputs from the function's domain, "
+            'as "float32[5,4]>0", "float32[5,4]>0<1", "float32[5,4] probabilities" or "float32[5,4] one-hot"'
+        )
+
+
+def first_term(runs: Runs, values: Sequence) -> str:
+    """The first operation in which a NaN or an infinity arises on the way to the outputs."""
+    term = first_not_finite(lambda v: runs.subject.primal(*runs.args(v)), list(values))
+    return term or "they are NaN or infinite"
+
+
 def not_finite_anywhere(runs: Runs, values, d_out, exact: Exact, found: Findings) -> None:
     """A NaN or an infinity in the reference itself is a failure, and its first term is named."""
     if all(np.isfinite(a).all() for a in [*exact.out, *exact.grads]):
@@ -197,7 +213,7 @@ def not_finite_anywhere(runs: Runs, values, d_out, exact: Exact, found: Findings
     if all(np.isfinite(a).all() for a in exact.out):
         term = first_not_finite(lambda v, s: runs.expected(v, s), list(values), list(d_out))
     else:
-        term = first_not_finite(lambda v: runs.subject.primal(*runs.args(v)), list(values))
+        term = first_term(runs, values)
     found.problems.append(f"{NOT_FINITE}: {term or 'only in float64'}")
 
 

@@ -105,7 +105,7 @@ def transposed(function, args, fixed, values):
     return pull(ones_for(out))
 
 
-class Fault(NamedTuple):
+class GradientFault(NamedTuple):
     """What is wrong with the structure of a gradient: in words, and its shape where that is the wrong one."""
 
     words: str
@@ -114,7 +114,7 @@ class Fault(NamedTuple):
 
 def flat_gradients(
     leaves: Leaves, grads: Tree, label: Callable[[str], str] = str, unfit: Callable[[Any, Any], Any] = lambda g, v: None
-) -> tuple[list, dict[str, Fault]]:
+) -> tuple[list, dict[str, GradientFault]]:
     """The gradients of the leaves that have one, in their order, and faults of structure by the leaf's `label`.
 
     Where a gradient is missing, None; where its shape is wrong, `unfit(gradient, value)`.
@@ -130,20 +130,20 @@ def flat_gradients(
             got = jnp.zeros(value.shape, value.dtype)  # None stands for zero, as in jax.custom_vjp
         if got is None:
             near = ", ".join(sorted(set(found) - set(leaves.paths) - set(leaves.passed_over))) or "nothing more"
-            faults[name] = Fault(f"no gradient for {name} (the rule returns {near})")
+            faults[name] = GradientFault(f"no gradient for {name} (the rule returns {near})")
         elif (shape := jnp.shape(got)) != value.shape:
-            faults[name] = Fault(
+            faults[name] = GradientFault(
                 f"the gradient of {name} has shape {shape}; it must have {name}'s, {value.shape}: sum or reshape it",
                 shape,
             )
             got = unfit(got, value)
         elif jnp.result_type(got) != value.dtype:
             words = f"{name} is {value.dtype}, its gradient is {jnp.result_type(got)}: return it"
-            faults[name] = Fault(f"{words} `.astype({value.dtype})`")
+            faults[name] = GradientFault(f"{words} `.astype({value.dtype})`")
         values.append(None if got is None else jnp.asarray(got))
     unlike = {name: value.shape for name, value in zip(map(label, leaves.paths), leaves.values, strict=True)
               if name in faults and faults[name].shape is not None}  # fmt: skip
     if len(unlike) > 1 and sorted(unlike.values()) == sorted(faults[name].shape or () for name in unlike):
         words = f"the gradients of {', '.join(unlike)} are exchanged: return them in the order of the arguments"
-        faults |= {name: Fault(words, faults[name].shape) for name in unlike}
+        faults |= {name: GradientFault(words, faults[name].shape) for name in unlike}
     return values, faults

@@ -16,7 +16,9 @@ import numpy as np
 
 from jaxnet.checking.subject import CannotCheckError, Tree, on_device, why_passed_over
 
-SPEC = re.compile(r"^(?P<dtype>[a-z_]+\d*)(?:\[(?P<shape>[\d\s,]*)\])?\s*(?P<bounds>(?:[<>]\s*[-+\d.e]+\s*)*)$")
+SPEC = re.compile(
+    r"^(?P<dtype>[a-z_]+\d*)(?:\[(?P<shape>[\d\s,]*)\])?\s*(?P<bounds>(?:[<>]\s*[-+\d.e]+\s*)*)(?:\s(?P<rows>probabilities|one-hot))?$"
+)
 SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i32": "int32", "c64": "complex64"}
 LONG = 8  # an axis that `smaller` leaves as it is, at most
 SMALL = 3e-3  # a scale at which a variance is of the size of the usual ε = 1e-5
@@ -30,6 +32,7 @@ class Spec:
     shape: tuple[int, ...]
     below: float | None = None
     above: float | None = None
+    rows: str = ""  # "probabilities": positive, their sum is 1; "one-hot": a single 1
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -37,6 +40,8 @@ class Spec:
 
 def parse_spec(text: str) -> Any:
     """One input: "float32[8,256]", "int32[8]<10" (0 to 9), "float32[8]>0<1", "key", or a number.
+
+    The rows of "float32[8,10] probabilities" are positive and sum to 1; those of "float32[8,10] one-hot" have one 1.
 
     A number, True, None and 'text' stay as they are.
 
@@ -68,7 +73,7 @@ def parse_spec(text: str) -> Any:
     limits = {sign: float(limit) for sign, limit in re.findall(r"([<>])\s*([-+\d.e]+)", match["bounds"])}
     if jnp.issubdtype(dtype, jnp.integer) and "<" not in limits:
         raise CannotCheckError(f'integers are drawn below a bound, as "{text}<10" (0 to 9), got {text!r}: write one')
-    return Spec(dtype.name, shape, limits.get("<"), limits.get(">"))
+    return Spec(dtype.name, shape, limits.get("<"), limits.get(">"), match["rows"] or "")
 
 
 def parts_of(arg: Any) -> list:
@@ -160,6 +165,10 @@ def draw_spec(spec: Spec, rng: np.random.Generator, how: str) -> jax.Array:
     if how == "bounds" and spec.shape and values.size:
         values[-1] = values[-1] if spec.below is None else spec.below
         values[0] = values[0] if spec.above is None else spec.above
+    if spec.rows:
+        values = np.exp(values) / np.exp(values).sum(-1, keepdims=True)
+    if spec.rows == "one-hot":
+        values = np.eye(spec.shape[-1])[values.argmax(-1)]
     return on_device(values, dtype)
 
 

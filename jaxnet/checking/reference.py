@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from jaxnet.checking.differentiation import Fault, flat_gradients
+from jaxnet.checking.differentiation import GradientFault, flat_gradients
 from jaxnet.checking.host_functions import OnHost
 from jaxnet.checking.subject import (
     CannotCheckError,
@@ -48,7 +48,7 @@ class Runs:
     subject: Subject
     leaves: Leaves
     outs: Leaves
-    faults: dict[str, Fault] = field(default_factory=dict)  # in the structure of gradients, by argument
+    faults: dict[str, GradientFault] = field(default_factory=dict)  # in the structure of gradients, by argument
     curve: list[tuple[float, float]] = field(default_factory=list)  # of finite differences: step, change
     compiled: dict = field(default_factory=dict)
     iterates: bool = False  # the primal has a while loop

@@ -24,7 +24,7 @@ from jaxnet.checking.agreement import (
 )
 from jaxnet.checking.author import arguments_at
 from jaxnet.checking.compare import Leaf, worst
-from jaxnet.checking.differentiation import Fault, differentiated, mode_of, only_arrays, short
+from jaxnet.checking.differentiation import GradientFault, differentiated, mode_of, only_arrays, short
 from jaxnet.checking.patches import Repair
 from jaxnet.checking.planting import Cause, planted
 from jaxnet.checking.points import Points, points_of
@@ -119,7 +119,7 @@ def unseen(leaves: Sequence[Leaf], options: CheckOptions) -> list[str]:
     return notes
 
 
-def unlike(leaf: Leaf, fault: Fault | None) -> Leaf:
+def unlike(leaf: Leaf, fault: GradientFault | None) -> Leaf:
     """A leaf whose gradient is missing or has another shape: that is said in place of numbers."""
     if fault is None or np.isfinite(leaf.error):
         return leaf

@@ -48,7 +48,7 @@ def first_not_finite(function: Callable, *args: Any) -> str | None:
     """
     flat = jax.tree.leaves(args)
     if any(map(np.any, kinds([leaf for leaf in flat if hasattr(leaf, "dtype")]))):
-        return "it stands in the inputs"
+        return "a NaN or an infinity stands in the inputs"
     graph = graph_of(jax.make_jaxpr(function)(*args))
     arising = Arising(turns_of(graph, flat))
     kept = {key: np.asarray(value) for key, value in quickly(lambda *a: arising.body(graph, a)[1], flat).items()}

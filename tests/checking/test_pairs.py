@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from jaxnet.checking import check
+from jaxnet.checking import CannotCheckError, check
+from jaxnet.checking.points import draw, expand
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "precise": False}
 QUICKEST = {**QUICK, "diagnose": False}
@@ -145,3 +146,29 @@ def test_gradients_of_a_cost_are_for_the_arguments_that_they_are_called_after(co
 def test_the_wrong_one_of_them_is_named():
     report = check(two_layers_wrong, SHAPES, **QUICKEST)
     assert [leaf.path for leaf in report.wrong] == ["∂V"]
+
+
+def surprise(p):
+    return -np.log(p), p
+
+
+def surprise_back(dout, p):
+    return -dout / p
+
+
+def test_outside_its_domain_a_rule_is_not_judged():
+    with pytest.raises(
+        CannotCheckError, match=r"must be finite, but a NaN arises in `log` at .*test_pairs.py:\d+: give"
+    ):
+        check((surprise, surprise_back), "float32[4,3]", **QUICKEST)
+    with pytest.raises(CannotCheckError, match="a NaN or an infinity stands in the inputs"):
+        check((surprise, surprise_back), np.array([0.5, np.nan]), **QUICKEST)
+    assert check((surprise, surprise_back), "float32[4,3]>0", **QUICKEST).ok
+    assert not check((surprise, lambda dout, p: dout / p), "float32[4,3] probabilities", **QUICKEST).ok
+
+
+def test_rows_are_drawn_as_probabilities_or_one_hot():
+    p, hot = draw(expand(["float32[5,4] probabilities, float32[5,4]  one-hot"]), 0)
+    assert np.all(np.asarray(p) > 0)
+    np.testing.assert_allclose(np.asarray(p).sum(-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(np.sort(hot), [[0, 0, 0, 1]] * 5)
