@@ -151,6 +151,7 @@ def test_splits_that_cannot_be(tmp_path):
     ("spec", "message"),
     [
         ("mnsit", 'did you mean "mnist"?'),
+        ("iris", "choose from digits, mnist"),
         ("MNIST", 'did you mean "mnist"?'),
         ("weather", "choose from digits, mnist"),
         ("table.parquet", "a path to a .npz, .csv or .txt file"),
