@@ -1,6 +1,6 @@
 """Data sets by the value of a config's `data`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,19 +57,17 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "modulus": (Annotated[Count, Field(ge=2)], "a whole number of at least 2"),
 }
 OF_ARRAYS = ("split", "limit", "flat", "classes", "task", "scale", "seed")
-TAKES = {
-    "digits": ("split", "limit", "flat", "expand"),
-    "mnist": ("split", "limit", "flat", "expand", "classes", "mirrors"),
-    "tinyshakespeare": ("window", "split", "limit", "mirrors"),
-    "modular_addition": ("modulus", "split", "limit", "seed"),
-    ".npz": (*OF_ARRAYS, "channels"),
-    ".csv": (*OF_ARRAYS, "target", "drop", "header"),
-    ".txt": ("window", "split", "limit"),
-    "/": ("window", "split", "limit", "task"),
+KINDS: dict[str, tuple[Callable[..., Dataset], tuple[str, ...]]] = {
+    "digits": (digits, ("split", "limit", "flat", "expand")),
+    "mnist": (mnist, ("split", "limit", "flat", "expand", "classes", "mirrors")),
+    "tinyshakespeare": (tinyshakespeare, ("window", "split", "limit", "mirrors")),
+    "modular_addition": (modular_addition, ("modulus", "split", "limit", "seed")),
+    ".npz": (load_npz, (*OF_ARRAYS, "channels")),
+    ".csv": (load_csv, (*OF_ARRAYS, "target", "drop", "header")),
+    ".txt": (load_text, ("window", "split", "limit")),
+    "/": (load_folder, ("window", "split", "limit", "task")),
 }
-MADE = {"digits": digits, "modular_addition": modular_addition}
-FETCHED = {"mnist": mnist, "tinyshakespeare": tinyshakespeare}
-READ = {".npz": load_npz, ".csv": load_csv, ".txt": load_text, "/": load_folder}
+"""By name, or by the end of a file's name: the function that reads it, and the options of a config."""
 
 
 def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, seed: int = 0) -> Dataset:
@@ -94,23 +92,23 @@ def load(spec: str | Mapping[str, Any], *, data_dir: str | Path | None = None, s
         raise DataError(f'data must be a name, or a table with a name such as {{ name = "mnist" }}, got {spec!r}')
 
     kind = kind_of(name)
-    if kind not in TAKES:
+    if kind not in KINDS:
         if ":" in name:
             return load_own(name, options)
-        known = [known for known in TAKES if known.isidentifier()]
+        known = [known for known in KINDS if known.isidentifier()]
         raise DataError(
             f'data = "{name}" must be a data set\'s name, a path to a .npz, .csv or .txt file, '
             f'a folder with / at its end, or "package.module:object": {did_you_mean(name, known)}'
         )
     check_options(name, kind, options)
     limit = options.pop("limit", None)
-    if kind in MADE:
-        dataset = MADE[kind](**options)
-    elif kind in FETCHED:
-        dataset = FETCHED[kind](data_dir=None if data_dir is None else Path(data_dir).expanduser(), **options)
+    read, known_options = KINDS[kind]
+    if kind.isidentifier():
+        given = {"data_dir": data_dir and Path(data_dir).expanduser()} if "mirrors" in known_options else {}
+        dataset = read(**given, **options)
     else:
-        given = {"seed": seed} if "seed" in TAKES[kind] else {}
-        dataset = READ[kind](existing_file(name, data_dir), **given | options)
+        given = {"seed": seed} if "seed" in known_options else {}
+        dataset = read(existing_file(name, data_dir), **given | options)
     return dataset if limit is None else limited(dataset, limit)
 
 
@@ -118,7 +116,7 @@ def kind_of(name: str) -> str:
     """A data set's own name, or the suffix of a file's, without that of its packing; "/" of a folder's."""
     if name.endswith("/"):
         return "/"
-    return name if name in TAKES else Path(name.lower().removesuffix(".gz")).suffix
+    return name if name in KINDS else Path(name.lower().removesuffix(".gz")).suffix
 
 
 def is_text(name: str) -> bool:
@@ -128,14 +126,15 @@ def is_text(name: str) -> bool:
 
 def takes(name: str, option: str) -> bool:
     """Whether data of this name take an option."""
-    return option in TAKES.get(kind_of(name), ())
+    kind = kind_of(name)
+    return kind in KINDS and option in KINDS[kind][1]
 
 
 def check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
     """Raises DataError for an unknown option or a value of the wrong kind."""
     for key, value in options.items():
-        if key not in TAKES[kind]:
-            raise DataError(f'data "{name}" has no option "{key}": {did_you_mean(key, TAKES[kind])}')
+        if key not in KINDS[kind][1]:
+            raise DataError(f'data "{name}" has no option "{key}": {did_you_mean(key, KINDS[kind][1])}')
         kind_of_value, words = OPTIONS[key]
         try:
             TypeAdapter(kind_of_value).validate_python(value)
