@@ -118,6 +118,7 @@ class Effect:
         self.changed = aligned.dependents(numbers)
         reached = [k for k, number in enumerate(aligned.graph.outputs) if number in self.changed]
         self.outputs = [k for k in reached if k in self.goal or k not in aligned.wrong]
+        self.alone = len(self.outputs) == len(reached)  # no other wrong output depends on the place
         self.marks = {operation.number for operation in place.operations}
         operations = tuple(filter(self.touched, aligned.graph.operations))
         self.kept = {operation.outputs[0] for operation in place.operations}

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxnet.checking.subject import Subject
 from jaxnet.layer import Layer
 
 MOST_OBJECTS = 5000
@@ -84,6 +85,26 @@ def functions_of(*parts: Any, rules: bool = True) -> list[FunctionType]:
         if (file := each.__code__.co_filename) not in MODULES:
             MODULES[file] = {name: v for name, v in each.__globals__.items() if isinstance(v, ModuleType)}
     return list(found.values())
+
+
+def editable(subject: Subject) -> list[FunctionType]:
+    """The functions that a change may be made in: those of the rule that its primal does not call.
+
+    A loss gives its value and δ in one function: there it may be any. jaxnet's own only where there are no others.
+    """
+    custom = subject.custom
+    if isinstance(custom, jax.custom_vjp):
+        parts: tuple = (getattr(custom, "fwd", None), getattr(custom, "bwd", None))
+        given: tuple = (custom.__wrapped__, subject.primal)
+    elif isinstance(custom, jax.custom_jvp):
+        parts, given = (getattr(custom, "jvp", None),), (custom.__wrapped__, subject.primal)
+    else:
+        parts, given = subject.parts, (subject.primal, subject.plain)
+    shared = {id(function) for function in functions_of(*given, rules=False)}
+    shared -= {id(getattr(part, "method", None)) for part in parts}  # the primal's object has it
+    functions = functions_of(*parts)
+    functions = [function for function in functions if id(function) not in shared] or functions
+    return [function for function in functions if not (function.__module__ or "").startswith("jaxnet.")] or functions
 
 
 @lru_cache(maxsize=4096)

@@ -60,8 +60,12 @@ class Cause:
 
 
 class Plant(NamedTuple):
-    """A mistake: its cost, whether it stands in the forward pass, its length, in words, the primal's line."""
+    """A mistake, ordered by whether it changes wrong gradients beside its goal, its cost, and whether it is forward.
 
+    `length`: of `words`; `where`: the primal's line.
+    """
+
+    beside: bool
     cost: int
     rank: int
     length: int
@@ -212,8 +216,9 @@ class Planting:
                     if number in self.aligned.graph.outputs and cost == 1:
                         said = said.replace("the term ", "").replace("is missing", "is zero")
                     yield Plant(
-                        cost, int(number not in self.names.flowing), len(said), said, self.names.line(number)[0]
-                    )
+                        not effect.alone, cost, int(number not in self.names.flowing), len(said), said,
+                        self.names.line(number)[0],
+                    )  # fmt: skip
 
     def gives(self, effect: Effect, point: int, operation: Operation, change: Callable) -> bool:
         """Whether a change of an operation's value gives the rule's gradients."""
@@ -307,22 +312,25 @@ class Planting:
             ):
                 return
         names = ", ".join(map(self.names.of_output, goal))
-        yield Plant(1, 0, 0, f"{names}: a term beside the cotangent is added (at cotangent 0 it is there too)", "")
+        yield Plant(
+            False, 1, 0, 0, f"{names}: a term beside the cotangent is added (at cotangent 0 it is there too)", ""
+        )
 
     def cause(self) -> Cause | None:
-        """The simplest mistake for all wrong gradients; else one for each."""
+        """The simplest mistake for all wrong gradients; else one for each, exact where none changes another's."""
         wrong = self.aligned.wrong
-        whole = sorted(self.plants(wrong), key=lambda plant: plant[:3]) if wrong else []
+        whole = sorted(self.plants(wrong), key=lambda plant: plant[:4]) if wrong else []
         if whole:
             same = [plant.words for plant in whole[1:] if plant.cost == whole[0].cost and plant.words != whole[0].words]
             return Cause(whole[0].words, whole[0].where, True, tuple(dict.fromkeys(same))[:MOST_OTHERS])
-        apart = [min(self.plants([k]), key=lambda plant: plant[:3], default=None) for k in wrong if len(wrong) > 1]
+        apart = [min(self.plants([k]), key=lambda plant: plant[:4], default=None) for k in wrong if len(wrong) > 1]
         known = {k: plant for k, plant in zip(wrong, apart, strict=False) if plant is not None}
         if not known:
             return None
         words = "; and ".join(dict.fromkeys(plant.words for plant in known.values()))
         where = next(iter(known.values())).where
-        return Cause(words, where, len(known) == len(wrong), (), tuple(map(self.names.of_output, known)))
+        exact = len(known) == len(wrong) and not any(plant.beside for plant in known.values())
+        return Cause(words, where, exact, (), tuple(map(self.names.of_output, known)))
 
 
 def planted(subject: Subject, points: Sequence[tuple], *, seconds: float = 3.0) -> Cause | None:

@@ -14,10 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from types import FunctionType
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxnet.checking import author
@@ -50,7 +48,7 @@ class RepairSearch:
         self.subject = subject
         self.end = self.until = time.process_time() + seconds
         self.located: MarkedPlace | None = None  # the first place at which autodiff's value makes a goal right
-        self.functions = editable(subject)
+        self.functions = author.editable(subject)
         self.points, self.elsewhere = points, elsewhere
         self.effects: dict[tuple[int, ...], list[Effect]] = {}
         self.scopes: dict[int, Scope] = {}
@@ -395,26 +393,6 @@ class RepairSearch:
             return line_alone(places)
         right = self.confirmed([each.change for each in apart], wrong)
         return as_repair(apart, []) if right else line_alone(places)
-
-
-def editable(subject: Subject) -> list[FunctionType]:
-    """The functions that a change may be made in: those of the rule that its primal does not call.
-
-    A loss gives its value and δ in one function: there it may be any. jaxnet's own only where there are no others.
-    """
-    custom = subject.custom
-    if isinstance(custom, jax.custom_vjp):
-        parts: tuple = (getattr(custom, "fwd", None), getattr(custom, "bwd", None))
-        given: tuple = (custom.__wrapped__, subject.primal)
-    elif isinstance(custom, jax.custom_jvp):
-        parts, given = (getattr(custom, "jvp", None),), (custom.__wrapped__, subject.primal)
-    else:
-        parts, given = subject.parts, (subject.primal, subject.plain)
-    shared = {id(function) for function in author.functions_of(*given, rules=False)}
-    shared -= {id(getattr(part, "method", None)) for part in parts}  # the primal's object has it
-    functions = author.functions_of(*parts)
-    functions = [function for function in functions if id(function) not in shared] or functions
-    return [function for function in functions if not (function.__module__ or "").startswith("jaxnet.")] or functions
 
 
 # ------------------------------------------------------------------------------------------------------------ the words

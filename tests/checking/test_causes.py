@@ -60,6 +60,20 @@ def test_a_number_that_is_wrong_is_found_in_autodiffs_program(factor, words):
     assert words in cause.words
 
 
+def test_two_mistakes_are_two_that_hold_together():
+    def gradients(W, x):  # one δ cannot be both twice and three times what it should be
+        delta = 1 - np.tanh(W @ x) ** 2
+        return np.outer(2 * delta, x), W.T @ (3 * delta)
+
+    W = jax.random.normal(jax.random.key(0), (5, 4))
+    subject = subject_of(gradients, (W, X), reference=lambda W, x: jnp.sum(jnp.tanh(W @ x)))
+    cause = planted(subject, [((W, X), jnp.float32(1)), ((W + 1, X / 3), jnp.float32(1))])
+    assert cause is not None
+    assert cause.exact
+    assert "∂W is 2 times" in cause.words
+    assert "∂x is 3 times" in cause.words
+
+
 def test_no_cause_is_exact_where_none_gives_the_gradient():
     def backward(w, x):
         wrong = np.zeros(4, np.float32)
