@@ -118,7 +118,7 @@ def integers(rng: np.random.Generator, shape: tuple[int, ...], below: int) -> ja
     return on_device(rng.integers(0, below, shape), np.int32)
 
 
-def mean(x, axis=-1):
+def mean(x, axis: int | tuple[int, ...] = -1):
     """The mean over an axis, which is kept."""
     return jnp.mean(x, axis, keepdims=True)
 
