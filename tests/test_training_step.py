@@ -40,6 +40,17 @@ def recipe(net="plain", optimizer=None, dtype=jnp.float32, **options):
     )
 
 
+def test_the_shapes_of_a_recipe_are_traced_once(monkeypatch):
+    """To begin or to step again traces neither the parameters' shapes nor a backward pass for the sums' anew."""
+    traced, usual = [], step.backpropagate
+    monkeypatch.setattr(step, "backpropagate", lambda *of, **options: traced.append(of) or usual(*of, **options))
+    of, key = recipe(), step.key_data(0)
+    first, second = (jax.eval_shape(step.begin(of), key) for _ in range(2))
+    assert first == second
+    assert len(traced) == 1
+    assert of.shapes[0] == first.params
+
+
 def data(of, n=23):
     random = np.random.RandomState(0)
     x = random.normal(size=(n, *of.example.shape)).astype(of.example.dtype)

@@ -72,7 +72,7 @@ def place(session: Session, before: State, after: State, xs: jax.Array, ys: jax.
         before.whole, xs, ys, key=key
     )
     for what, tree in (("the gradient", grads), ("the updated parameters", after.params)):
-        numbers = np.asarray(in_order(net, monitors.by_layer(step.layer_ranks(session.recipe), tree)))
+        numbers = np.asarray(in_order(net, monitors.by_layer(session.recipe.layer_ranks, tree)))
         if not np.isfinite(numbers).all():
             return f"{what} of layer {int(np.argmin(np.isfinite(numbers))) + 1} of those with parameters"
     return "the optimiser's state"

@@ -153,7 +153,7 @@ class Session:
 
     def params(self) -> Tree:
         """Shapes and dtypes of one seed's parameters and non-trainable state."""
-        return with_state(*step.whole_shapes(self.recipe))
+        return with_state(*self.recipe.shapes)
 
     def measures(self) -> list[str]:
         """The losses and accuracies that each epoch's metrics have."""
@@ -223,7 +223,7 @@ class Session:
             shares = monitors.dead_units(recipe.net, recipe.loss)
             found["dead_units"] = lambda *of: {"dead_units": shares(*of)}
         if monitor.angles:
-            found["angles"] = angles(recipe.net, recipe.loss, step.layer_ranks(recipe))
+            found["angles"] = angles(recipe.net, recipe.loss, recipe.layer_ranks)
         return found
 
     def rows(self, array: jax.Array) -> np.ndarray:
@@ -267,7 +267,7 @@ class Session:
         """Data, model, parameters, device, precision and seed, in one line."""
         device = jax.devices()[0]
         count = 1 if self.mesh is None else self.mesh.size
-        params = sum(t.size for t in jax.tree.leaves(step.shapes(self.recipe)))
+        params = sum(t.size for t in jax.tree.leaves(self.recipe.shapes[0]))
         seeds = ", ".join(map(str, self.seeds))
         return " | ".join(
             (

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -111,6 +111,25 @@ class Recipe:
     loss_scale: float | None = None
     loss_scale_steps: int = 2000
 
+    @cached_property
+    def shapes(self) -> tuple[Tree, Tree]:
+        """Shapes and dtypes of the parameters and of the non-trainable state, traced once."""
+        return jax.eval_shape(lambda key: fresh(self, key), jax.eval_shape(lambda: jax.random.key(0)))
+
+    @cached_property
+    def sums(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the epoch's sums, traced once: a whole backward pass."""
+        batch = [jax.ShapeDtypeStruct((self.chunks, *t.shape), t.dtype) for t in (self.example, self.target)]
+        seen = jax.eval_shape(lambda *of: measured(self)(*of, jax.random.key(0))[1], *self.shapes, *batch)
+        if self.update_ratios:
+            seen |= {"update_ratios": jax.eval_shape(ratios(self), self.shapes[0], self.shapes[0])}
+        return seen
+
+    @cached_property
+    def layer_ranks(self) -> monitors.Ranks:
+        """See `monitors.ranks`."""
+        return monitors.ranks(self.net, self.loss, with_state(*self.shapes), self.example, self.target)
+
 
 # ---------------------------------------------------------------------------------------------- keys
 
@@ -144,24 +163,15 @@ def fresh(recipe: Recipe, key: jax.Array, given: Mapping[str, jax.Array] = EMPTY
     return params, kept if jax.tree.leaves(kept) else None
 
 
-def shapes(recipe: Recipe) -> Tree:
-    """Shapes and dtypes of the parameters."""
-    return whole_shapes(recipe)[0]
-
-
-def whole_shapes(recipe: Recipe) -> tuple[Tree, Tree]:
-    """Shapes and dtypes of the parameters and of the non-trainable state."""
-    return jax.eval_shape(lambda key: fresh(recipe, key), jax.eval_shape(lambda: jax.random.key(0)))
-
-
 def begin(recipe: Recipe) -> Callable[..., State]:
     """(seed, given) -> the state before the first step; given: as `fresh` takes it."""
 
     def of(seed, given=EMPTY):
         params, kept = fresh(recipe, init_key(seed), given)
         scale = None if recipe.loss_scale is None else LossScale.begin(recipe.loss_scale)
+        sums = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), recipe.sums)
         optimizer = recipe.optimizer.init(params)
-        return strong(State(params, optimizer, jnp.zeros((), jnp.int32), zero_sums(recipe), kept, scale))
+        return strong(State(params, optimizer, jnp.zeros((), jnp.int32), sums, kept, scale))
 
     return of
 
@@ -169,21 +179,6 @@ def begin(recipe: Recipe) -> Callable[..., State]:
 def strong(tree: Tree) -> Tree:
     """The tree without weak types. An update would make them strong, and a scan's state must keep its type."""
     return jax.tree.map(lambda t: jax.lax.convert_element_type(t, t.dtype) if hasattr(t, "dtype") else t, tree)
-
-
-def zero_sums(recipe: Recipe) -> dict[str, jax.Array]:
-    """The epoch's sums at its beginning."""
-    batch = [jax.ShapeDtypeStruct((recipe.chunks, *t.shape), t.dtype) for t in (recipe.example, recipe.target)]
-    params, kept = whole_shapes(recipe)
-    seen = jax.eval_shape(lambda *args: measured(recipe)(*args, jax.random.key(0))[1], params, kept, *batch)
-    if recipe.update_ratios:
-        seen |= {"update_ratios": jax.eval_shape(ratios(recipe), params, params)}
-    return {name: jnp.zeros(t.shape, t.dtype) for name, t in seen.items()}
-
-
-def layer_ranks(recipe: Recipe) -> monitors.Ranks:
-    """See `monitors.ranks`."""
-    return monitors.ranks(recipe.net, recipe.loss, with_state(*whole_shapes(recipe)), recipe.example, recipe.target)
 
 
 def measured(recipe: Recipe) -> Callable:
@@ -196,7 +191,7 @@ def measured(recipe: Recipe) -> Callable:
     net, loss = recipe.net, recipe.loss
     if recipe.head_chunks > 1:
         net, loss = fused_head(net, loss, chunks=recipe.head_chunks)
-    keeps = whole_shapes(recipe)[1] is not None
+    keeps = recipe.shapes[1] is not None
     readings = {"grads": total}
     if recipe.delta_norms:
         readings["squares"] = monitors.sum_of_squares
@@ -207,7 +202,7 @@ def measured(recipe: Recipe) -> Callable:
     read_all = pair(*readings.values())
     backward = backpropagate(net, loss, read_all, chunks=recipe.chunks)
     staged, whole = in_stages(recipe, net, loss)
-    layers = layer_ranks(recipe) if recipe.gradient_norms else []
+    layers = recipe.layer_ranks if recipe.gradient_norms else []
 
     def of(params, kept, xs, ys, key, counts=None, scale=None):
         n = len(xs)
@@ -274,7 +269,7 @@ def in_stages(recipe: Recipe, net: Layer, loss: Loss) -> tuple[Callable | None, 
 
 def ratios(recipe: Recipe) -> Callable[[Tree, Tree], jax.Array]:
     """(updates, params) -> ‖update‖ / ‖parameters‖ by layer; 0 where the parameters are 0."""
-    layers = layer_ranks(recipe)
+    layers = recipe.layer_ranks
 
     def of(updates, params):
         up, down = (in_order(recipe.net, monitors.by_layer(layers, t)) for t in (updates, params))
@@ -330,7 +325,8 @@ def many_steps(recipe: Recipe, count: int, batch: int) -> Callable[..., tuple[St
     batch: the size of each step's batch. train: the whole training set, Arrays or Windows. order: the places of
     the examples in the epoch's order; the steps take those from `start` on, one batch after another.
     """
-    own = recipe if recipe.private is not None else replace(recipe, chunks=pieces(batch, recipe))
+    chunks = recipe.chunks if recipe.private is not None else pieces(batch, recipe)
+    own = recipe if chunks == recipe.chunks else replace(recipe, chunks=chunks)
     step = training_step(own)
     shard = sharded(recipe.mesh, batch)
 
@@ -426,7 +422,7 @@ def steps_per_call(recipe: Recipe) -> int:
 
     A clock would give other calls after a resumption, and so other bits.
     """
-    params = with_state(*whole_shapes(recipe))
+    params = with_state(*recipe.shapes)
     net_params, _ = own_params(recipe.loss, params)
     forward = products(jax.make_jaxpr(lambda p, x: recipe.net.forward(p, x)[0])(net_params, recipe.example))
     return max(1, int(1 / (STEP_SECONDS + 3 * forward * recipe.batch / FLOPS_PER_SECOND)))
