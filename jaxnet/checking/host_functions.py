@@ -66,7 +66,11 @@ class OnHost:
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
             run(*(like(leaves[i], self.known[i : i + 1]) for i in places)),
         )
-        return jax.pure_callback(run, shapes, *(leaves[i] for i in places), vmap_method="sequential")
+
+        def typed(*values):  # with float64 on, NumPy may give that where float32 was traced
+            return jax.tree.map(lambda out, shape: out.astype(shape.dtype), run(*values), shapes)
+
+        return jax.pure_callback(typed, shapes, *(leaves[i] for i in places), vmap_method="sequential")
 
 
 @contextmanager

@@ -172,3 +172,27 @@ def test_rows_are_drawn_as_probabilities_or_one_hot():
     assert np.all(np.asarray(p) > 0)
     np.testing.assert_allclose(np.asarray(p).sum(-1), 1, rtol=1e-6)
     np.testing.assert_array_equal(np.sort(hot), [[0, 0, 0, 1]] * 5)
+
+
+def halve(x, options):
+    size = options["size"]
+    out = np.zeros((x.shape[0], x.shape[1] // size))  # float64 whatever x is
+    for j in range(out.shape[1]):
+        out[:, j] = x[:, j * size : (j + 1) * size].max(axis=1)
+    return out, (x, options)
+
+
+def halve_back(dout, cache):
+    x, options = cache
+    size, dx = options["size"], np.zeros_like(x)
+    for j in range(dout.shape[1]):
+        part = x[:, j * size : (j + 1) * size]
+        dx[:, j * size : (j + 1) * size] += (part == part.max(axis=1, keepdims=True)) * dout[:, j : j + 1]
+    return dx
+
+
+def test_a_pool_that_makes_its_own_arrays_is_right_at_ties_too():
+    report = check((halve, halve_back), "float32[3,4], {size: 2}", seeds=1, diagnose=False)
+    assert report.ok, report
+    assert any("inputs with ties" in note for note in report.notes)
+    assert [leaf.verdict for leaf in report.leaves] == ["ok", "kink"]
