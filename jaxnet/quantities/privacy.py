@@ -71,20 +71,14 @@ def clipped_sum(
 
 def shares(squares: Tree, clip: float, per_layer: bool) -> Tree:
     """min(1, C / ‖g_x‖) for each parameter and example, of the squared norms: (batch, *stacks)."""
-    layers: dict[str, list[str]] = {}
-    found = {}
-    for path, square in jax.tree_util.tree_flatten_with_path(squares)[0]:
-        name = jax.tree_util.keystr(path)
-        found[name] = square
-        layers.setdefault(jax.tree_util.keystr(path[:-1]) if per_layer else "", []).append(name)
-    blocks = {layer: [found[name] if per_layer else found[name].reshape(len(found[name]), -1).sum(1) for name in names]
-              for layer, names in layers.items()}  # fmt: skip
-    count = sum(math.prod(parts[0].shape[1:]) for parts in blocks.values())
-    bound = clip / math.sqrt(count)
-    by_layer = {layer: jnp.minimum(1, bound / jnp.sqrt(jnp.maximum(sum(parts), 1e-30)))
-                for layer, parts in blocks.items()}  # fmt: skip
-    of_name = {name: by_layer[layer] for layer, names in layers.items() for name in names}
-    return jax.tree_util.tree_map_with_path(lambda path, _: of_name[jax.tree_util.keystr(path)], squares)
+    found, structure = jax.tree_util.tree_flatten_with_path(squares)
+    layers = [path[:-1] if per_layer else () for path, _ in found]
+    blocks: dict[tuple, list[jax.Array]] = {}
+    for layer, (_, square) in zip(layers, found, strict=True):
+        blocks.setdefault(layer, []).append(square if per_layer else square.reshape(len(square), -1).sum(1))
+    bound = clip / math.sqrt(sum(math.prod(parts[0].shape[1:]) for parts in blocks.values()))
+    of = {layer: jnp.minimum(1, bound / jnp.sqrt(jnp.maximum(sum(parts), 1e-30))) for layer, parts in blocks.items()}
+    return jax.tree.unflatten(structure, [of[layer] for layer in layers])
 
 
 def with_noise(clipped: Tree, key: jax.Array, *, noise_multiplier: float, clip: float, expected: float) -> Tree:
