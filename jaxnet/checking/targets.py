@@ -92,9 +92,10 @@ def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target
         path = path.partition(",")[0] if isinstance(rule, tuple) else path
         return [Target(path, rule, in_dtype((inputs,), dtype), typed=target)]
     if not takes_nothing(thing):
+        named = f" {', '.join(inspect.signature(thing).parameters)}" if inspect.isfunction(thing) else ""
         raise CannotCheckError(
-            f'{path} takes arguments: give them as shapes, --inputs "float32[8,256], float32[256]", or name a function '
-            "without arguments that returns (rule, args)"
+            f'{path} takes arguments{named}: give the shape of each, --inputs "float32[8,256], float32[256]", or name '
+            "a function without arguments that returns it and its arguments"
         )
     made = thing()
     if isinstance(made, Layer | Loss):

@@ -218,7 +218,7 @@ def folded(lines: Sequence[str], width: int, hang: int | None = None) -> list[st
 def wrapped(line: str, width: int, hang: int) -> list[str]:
     """A line folded between words, not within brackets where these are short."""
     kept = re.sub(
-        r"\([^()]{1,40}\)|⟨[^⟨⟩]{1,30}⟩|→ [CJ] [−+] \S+|→ [\d×]+| = [−.\d]+$",
+        r"\([^()]{1,40}\)|‖[^‖]+‖ [−.\d]+|⟨[^⟨⟩]{1,30}⟩|→ [CJ] [−+] \S+|→ [\d×]+| = [−.\d]+$",
         lambda found: found.group().replace(" ", KEEP),
         line,
     )

@@ -97,7 +97,17 @@ const trying = (() => {
     if (name in of.functions || name.replace(of.slope, "") in network.ACTIVATIONS) {
       throw new Error(`the network has no ${name}: ${name} is a function: write ${name}(…)`);
     }
-    throw new Error(`the network has no ${name}: there are ${Object.keys(scope.values).filter(each => !each.includes(" ")).join(", ")}`);
+    const known = Object.keys(scope.values).filter(each => !each.includes(" "));
+    const alike = known.filter(each => edits(name, each) <= Math.max(1, Math.floor(name.length / 3)));
+    throw new Error(`the network has no ${name}: ${alike.length ? `did you mean ${alike.slice(0, 3).join(", ")}?` : `there are ${known.join(", ")}`}`);
+  }
+
+  function edits(a, b) {  // how many letters are put in, left out or changed from one name to another
+    let row = [...b, ""].map((_, j) => j);
+    for (const [i, letter] of [...a].entries()) {
+      row = row.reduce((next, above, j) => [...next, j ? Math.min(above + 1, next[j - 1] + 1, row[j - 1] + (letter !== b[j - 1])) : i + 1], []);
+    }
+    return row[b.length];
   }
 
   function activation(base, args, scope) {  // a layer's own, or one of the table; s and g are that of the z they are taken of
@@ -274,7 +284,7 @@ const trying = (() => {
     } catch (error) {
       const words = error.message;
       if (error instanceof Misfit) return {verdict: "misfit", quantity: "", said: `First misfit: ${words}.`};
-      return {verdict: "error", quantity: "", said: `${words.replace(/^(a|the|there|before|brackets|this) /, upper)}.`};
+      return {verdict: "error", quantity: "", said: `${words.replace(/^(a|the|there|before|brackets|this) /, upper)}${words.endsWith("?") ? "" : "."}`};
     }
   }
 
