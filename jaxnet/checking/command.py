@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxnet.checking.checks import check
+from jaxnet.checking.differentiation import raised
 from jaxnet.checking.report import Report, clipped, page, sized, summary
 from jaxnet.checking.subject import CannotCheckError
-from jaxnet.checking.targets import Target, find, in_dtype, load, shipped
+from jaxnet.checking.targets import Target, evaluated, find, in_dtype, load, shipped
 
 ADEQUACY_SECONDS = 1.5  # for each of all targets
 
@@ -40,7 +44,7 @@ def run(
     Args:
         targets: names that jaxnet ships, "package.module:object", "file.py:object", or a `Target` made elsewhere.
         inputs: shapes of their arguments, "float32[8,256], float32[256]".
-        reference, intended: "module:object" of the reference, or of the declared deviation.
+        reference, intended: "module:object" or "file.py:object" of the reference, or of the declared deviation.
         json_file, html_file: where to write the reports; "-" prints the JSON instead of the tables.
         fix: where to write a copy of the source with the patch, which is then checked; the file itself stays as it is.
         adequacy: list the mistakes that these points could not have seen; with `all` always, as far as time allows.
@@ -53,8 +57,10 @@ def run(
         options["budget"] = ADEQUACY_SECONDS
     quiet, start = str(json_file) == "-", time.perf_counter()
     typed = {"inputs": inputs, "reference": reference, "intended": intended, "dtype": dtype, "tolerance": tolerance}
+    aside = partial(redirect_stdout, sys.stderr) if quiet else nullcontext  # stdout is for the JSON alone
     try:
-        found = gathered(targets, inputs, dtype, all)
+        with aside(), stopped():
+            found = gathered(targets, inputs, dtype, all)
         for key, place in (("reference", reference), ("intended", intended)):
             if place is not None:
                 options[key] = function_at(place)
@@ -62,7 +68,8 @@ def run(
         return could_not(str(error))
     if all and not quiet:
         print(f"{'':39}{'verdict':9}{'leaves':>7}{'error':>10}{'allowed':>10}{'seconds':>9}")
-    reports, failures = reported(found, typed, options, all, quiet)
+    with aside():
+        reports, failures = reported(found, typed, options, all, quiet)
     if all and not quiet:
         closing(reports, time.perf_counter() - start)
     try:
@@ -90,7 +97,8 @@ def reported(
         begun = time.perf_counter()
         chosen = {"again": again(target, typed, options["seed"]), **options, **target.options}
         try:
-            report = check(target.rule, *target.args, name=target.name, **chosen)
+            with stopped():
+                report = check(target.rule, *target.args, name=target.name, **chosen)
         except CannotCheckError as error:
             failures.append((target.name, str(error)))
             if all and not quiet:
@@ -98,7 +106,7 @@ def reported(
             continue
         reports.append(report)
         if not quiet:
-            print(line(report, time.perf_counter() - begun) if all else str(report))
+            print(line(report, time.perf_counter() - begun) if all else in_flags(str(report)))
     return reports, failures
 
 
@@ -119,7 +127,7 @@ def fixed(
     if not Path(load(place).__file__).samefile(repair.file):
         raise CannotCheckError(f"the patch is for {repair.file}, which is not the target's own file")
     if path.exists():
-        raise CannotCheckError(f"{path} is there already: give --fix a path where nothing stands")
+        raise CannotCheckError(f"{path} is there already: give --fix a path that does not exist yet")
     path.write_text(repair.mended, encoding="utf-8")
     before = Path(repair.file).read_text(encoding="utf-8").splitlines(keepends=True)
     after = repair.mended.splitlines(keepends=True)
@@ -129,10 +137,26 @@ def fixed(
     return f"{difference}\n{summary(report) if report.ok else report}\n"
 
 
+@contextmanager
+def stopped() -> Iterator[None]:
+    """Raises `CannotCheckError` where the user's code ends the program, or asks for more memory than there is."""
+    try:
+        yield
+    except SystemExit as error:
+        raise CannotCheckError(f"a function must return, but it raises {raised(error)}: take the exit out") from error
+    except MemoryError as error:
+        raise CannotCheckError(f"arrays must fit into memory, but {error}: give smaller inputs") from error
+
+
 def could_not(why: str) -> int:
     """Says on stderr why something could not be checked; the status for it."""
-    print(f"could not be checked: {why}", file=sys.stderr)
+    print(f"could not be checked: {in_flags(why)}", file=sys.stderr)
     return 2
+
+
+def in_flags(words: str) -> str:
+    """A message of `check` with the options of the command: `reference=` is --reference."""
+    return re.sub(r"`(reference|intended|tolerance)=`", r"--\1", words)
 
 
 def gathered(targets: Sequence[str | Target], inputs: str | None, dtype: str | None, all: bool) -> list[Target]:
@@ -147,11 +171,11 @@ def gathered(targets: Sequence[str | Target], inputs: str | None, dtype: str | N
 
 
 def function_at(place: str) -> Any:
-    """The function at "module:object"."""
+    """The function at "module:object" or "file.py:object"."""
     module, _, name = place.rpartition(":")
-    thing = getattr(load(module), name, None) if module else None
+    thing = evaluated(name, load(module), module) if module else None
     if not callable(thing):
-        raise CannotCheckError(f"a reference is given as module:function, got {place!r}")
+        raise CannotCheckError(f"a reference is given as module:function or file.py:function, got {place!r}")
     return thing
 
 

@@ -137,6 +137,8 @@ def load(place: str) -> Any:
         file = Path(place)
         if not file.is_file():
             raise CannotCheckError(f"there is no file {place}")
+        if (folder := str(file.parent.resolve())) not in sys.path:
+            sys.path.insert(0, folder)  # as Python does: it may import the files beside it
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None
         assert spec.loader is not None

@@ -99,3 +99,51 @@ def test_a_config_that_could_not_be_trained_is_status_2(tmp_path):
     assert result.exit_code == 2
     assert result.stderr.startswith("jaxnet: ")
     assert "no_such_layer" in result.stderr
+
+
+OWN = """
+import sys
+import numpy as np
+from {beside} import slope
+
+def square(x):
+    return x * x, x
+
+def square_back(dout, x):
+    print("in the backward pass")
+    return dout * slope(x)
+
+def leaving(dout, x):
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "slope_beside.py").write_text("def slope(x):\n    return 2 * x\n")
+    file = tmp_path / "own_rule.py"
+    file.write_text(OWN.format(beside="slope_beside"))
+    return file
+
+
+def test_a_file_may_import_the_one_beside_it_and_print(own):
+    result = checked(f"{own}:square,square_back", "--inputs", "float32[3]", "--json", "-", "--seeds", 1)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["ok"]
+    assert "in the backward pass" in result.stderr
+
+
+def test_a_rule_that_ends_the_program_or_asks_for_too_much_is_not_checked(own):
+    result = checked(f"{own}:square,leaving", "--inputs", "float32[3]", "--seeds", 1)
+    assert result.exit_code == 2
+    assert "SystemExit: 3" in result.stderr
+    assert "own_rule.py:14" in result.stderr
+    result = checked(f"{own}:square,square_back", "--inputs", "float32[3000000,3000000]")
+    assert result.exit_code == 2
+    assert "arrays must fit into memory" in result.stderr
+
+
+def test_a_reference_is_a_function_of_a_file_too(own):
+    result = checked("jax.numpy:square", "--inputs", "float32[3]", "--reference", f"{own}:nothing")
+    assert result.exit_code == 2
+    assert f"{own} has no 'nothing'" in result.stderr
