@@ -351,18 +351,11 @@ def axes(shape: tuple[int, ...]) -> tuple[str, str]:
 def as_matrix(array: np.ndarray) -> np.ndarray:
     """An array as a matrix of at most `MOST_PIXELS` a side: leading axes stacked, of each tile the largest entry."""
     matrix = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(1, -1)
-    for axis in (0, 1):
-        step = -(-matrix.shape[axis] // MOST_PIXELS)
-        if step > 1:
-            pad = [(0, 0), (0, 0)]
-            pad[axis] = (0, -matrix.shape[axis] % step)
-            tiles = np.stack(
-                np.split(np.pad(matrix, pad), range(step, matrix.shape[axis] + pad[axis][1], step), axis), axis
-            )
-            inner = axis + 1
-            where = np.expand_dims(np.abs(tiles).argmax(inner), inner)
-            matrix = np.take_along_axis(tiles, where, inner).squeeze(inner)
-    return matrix
+    rows, columns = (max(1, -(-n // MOST_PIXELS)) for n in matrix.shape)
+    padded = np.pad(matrix, [(0, -matrix.shape[0] % rows), (0, -matrix.shape[1] % columns)])
+    high, wide = padded.shape[0] // rows, padded.shape[1] // columns
+    tiles = padded.reshape(high, rows, wide, columns).swapaxes(1, 2).reshape(high, wide, rows * columns)
+    return np.take_along_axis(tiles, np.abs(tiles).argmax(-1)[..., None], -1)[..., 0]
 
 
 def image(array: np.ndarray, top: float) -> str:

@@ -41,14 +41,6 @@ class Nested(NamedTuple):
             parts[len(outer.path)] = f"{STACKS[outer.kind]} {index}"
         return tuple(parts)
 
-    def order(self, step: tuple[int, ...]) -> tuple[float, ...]:
-        """A key that sorts operations as they run."""
-        steps = iter(step)
-        key: list[float] = []
-        for outer, _ in self.around:
-            key += [outer.number, next(steps) if outer.kind in STACKS else 0]
-        return (*key, self.operation.number, np.inf)
-
 
 def nested(graph: Graph, around: tuple[tuple[Operation, int], ...] = ()) -> Iterator[Nested]:
     """Every operation of a graph with the loops around it; inner ones come after the one that runs them."""

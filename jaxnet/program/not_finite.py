@@ -9,31 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnet.program.evaluate import Keeping, Kept, quickly, turns_of
 from jaxnet.program.graph import Operation, graph_of
-from jaxnet.program.nesting import nested
-
-ARISES = "arises"
+from jaxnet.program.numpy_evaluation import NumpyEvaluation
 
 
-class Arising(Keeping):
-    """Keeps, of each operation, whether a NaN and whether an infinity arises in it."""
+class Arising(NumpyEvaluation):
+    """Finds the first operation in which a NaN arises from numbers, or an infinity from finite numbers."""
 
-    def keep(self, operation: Operation, values: Sequence, outs: Sequence) -> Kept:
-        """Two truths: a NaN from numbers; an infinity from finite numbers."""
+    found = ""
+
+    def operation(self, operation: Operation, values: Sequence) -> Sequence:
+        """The results of an operation."""
+        outs = super().operation(operation, values)
         nan_in, infinite_in = kinds(values)
         nan, infinite = kinds(outs)
-        return {(operation.number, ARISES): jnp.stack([nan & ~nan_in, infinite & ~(nan_in | infinite_in)])}
+        nan, infinite = nan and not nan_in, infinite and not (nan_in or infinite_in)
+        if not self.found and (nan or infinite):
+            kind, where = "a NaN" if nan else "an infinity", operation.position or "no known line"
+            self.found = f"{kind} arises in `{operation.name}` at {where}"
+        return outs
 
 
-def kinds(values: Sequence) -> tuple[Any, Any]:
+def kinds(values: Sequence) -> tuple[bool, bool]:
     """Whether a NaN, and whether an infinity, stands in the values."""
-    floats = [v for v in map(jnp.asarray, values) if jnp.issubdtype(v.dtype, jnp.inexact)]
-    nan, infinite = jnp.asarray(False), jnp.asarray(False)
-    for value in floats:
-        nan |= jnp.isnan(value).any()
-        infinite |= jnp.isinf(value).any()
-    return nan, infinite
+    floats = [v for v in values if jnp.issubdtype(jnp.result_type(v), jnp.inexact)]
+    return any(bool(np.isnan(v).any()) for v in floats), any(bool(np.isinf(v).any()) for v in floats)
 
 
 def first_not_finite(function: Callable, *args: Any) -> str | None:
@@ -47,21 +47,9 @@ def first_not_finite(function: Callable, *args: Any) -> str | None:
     'a NaN arises in `div`'
     """
     flat = jax.tree.leaves(args)
-    if any(map(np.any, kinds([leaf for leaf in flat if hasattr(leaf, "dtype")]))):
-        return "a NaN or an infinity stands in the inputs"
-    graph = graph_of(jax.make_jaxpr(function)(*args))
-    arising = Arising(turns_of(graph, flat))
-    kept = {key: np.asarray(value) for key, value in quickly(lambda *a: arising.body(graph, a)[1], flat).items()}
-    found = [
-        (each.order(step), each.operation, bool(truths[step][0]))
-        for each in nested(graph)
-        if (truths := kept.get((each.operation.number, ARISES))) is not None and truths.any()
-        for step in each.steps(kept, truths.shape)
-        if truths[step].any()
-    ]
-    if not found:
-        return None
-    _, operation, nan = min(found, key=lambda each: each[0])
-    return (
-        f"{'a NaN' if nan else 'an infinity'} arises in `{operation.name}` at {operation.position or 'no known line'}"
-    )
+    if any(kinds([leaf for leaf in flat if hasattr(leaf, "dtype")])):
+        return "it stands in the inputs"
+    arising = Arising()
+    with np.errstate(all="ignore"):
+        arising.run(graph_of(jax.make_jaxpr(function)(*args)), flat)
+    return arising.found or None

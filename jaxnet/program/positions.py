@@ -27,7 +27,6 @@ class Position(NamedTuple):
     column: int = 0
     end_line: int = 0
     end_column: int = 0
-    function: str = ""
 
     @property
     def text(self) -> str:
@@ -63,7 +62,7 @@ def position_of(eqn: Any) -> Position:
         if file.startswith(LIBRARIES) or f"{os.sep}jaxlib{os.sep}" in file:
             continue
         line, column, end_line, end_column = type(traceback).code_addr2location(code, offset)
-        return Position(file, line, column, end_line, end_column, code.co_name)
+        return Position(file, line, column, end_line, end_column)
     return NOWHERE
 
 
