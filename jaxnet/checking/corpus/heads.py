@@ -78,7 +78,8 @@ def whole_back(args, d_out):
     o = grouped_attention(q, k, v)
     do = (d_out @ W_o).reshape(o.shape)
     dq, dk, dv = (t.reshape(len(x), -1) for t in grouped_attention_back((q, k, v), do))
-    return dq.T @ x, dk.T @ x, dv.T @ x, d_out.T @ o.reshape(len(o), -1), dq @ W_q + dk @ W_k + dv @ W_v
+    through = [dq @ W_q, dk @ W_k, dv @ W_v]
+    return dq.T @ x, dk.T @ x, dv.T @ x, d_out.T @ o.reshape(len(o), -1), sum(through)
 
 
 MISTAKES: tuple[tuple[str, ...], ...] = (
@@ -102,6 +103,6 @@ MISTAKES: tuple[tuple[str, ...], ...] = (
     ("whole", "99 W_o not transposed going back", "d_out @ W_o", "d_out @ W_o.T", "[0] [1] [2] [4]", "transpos"),
     ("whole", "100 heads laid together in another order", "o.reshape(len(o), -1)",
      "jnp.swapaxes(o, 1, 2).reshape(len(o), -1)", "[3]", "order|transpos"),
-    ("whole", "101 dx of the values alone", "dq @ W_q + dk @ W_k + dv @ W_v", "dv @ W_v", "[4]",
+    ("whole", "101 dx of the values alone", "sum(through)", "through[2]", "[4]",
      "missing|overwritten|lost"),
 )  # fmt: skip
