@@ -81,6 +81,9 @@ class Report:
             return self.planted.words
         if self.repair is not None:
             return self.repair.cause
+        inside = [report for report in self.inside if not report.ok]
+        if inside and (self.planted is None or len(inside) > 1):
+            return "; ".join(f"{report.name}: {report.cause}" if len(inside) > 1 else report.cause for report in inside)
         if (failed := next((h for h in self.properties if h.ok is False), None)) and not self.wrong:
             return f"{failed.name}: {failed.words}"
         if self.wrong:
@@ -89,7 +92,7 @@ class Report:
             left = [leaf for leaf in self.wrong if leaf.path not in explained]
             found += [words for leaf in left if (words := known(leaf))]
             return "; ".join([*found, *unknown([leaf for leaf in left if not known(leaf)])])
-        return next((report.cause for report in self.inside if not report.ok), "")
+        return ""
 
     @property
     def proof(self) -> str:
@@ -102,7 +105,8 @@ class Report:
             return "a guess: a gradient is right with autodiff's value at this line, and no edit of it was found"
         if self.planted is not None:
             return "a guess: this mistake gives some of the wrong gradients, not all"
-        return next((report.proof for report in self.inside if not report.ok), "")
+        proofs = [report.proof for report in self.inside if not report.ok]
+        return next((proof for proof in proofs if not proof.startswith("exact")), proofs[0] if proofs else "")
 
     @property
     def exact(self) -> bool:
@@ -213,7 +217,7 @@ def unknown(leaves: list[Leaf]) -> list[str]:
 
 def table(report: Report) -> str:
     """The report's table and the remarks under it."""
-    lines = [f"{report.name}: backward {report.verdict}".ljust(35) + f"{report.where}   seed {report.seed}"]
+    lines = [f"{report.name}: backward {report.verdict}".ljust(32) + f"   {report.where}   seed {report.seed}"]
     if report.leaves:
         lines += rows(report.leaves)
     lines.append("")

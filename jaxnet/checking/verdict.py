@@ -22,7 +22,7 @@ from jaxnet.checking.agreement import (
     judge_seeds,
     point,
 )
-from jaxnet.checking.author import arguments_at
+from jaxnet.checking.author import arguments_at, functions_of
 from jaxnet.checking.compare import Leaf, worst
 from jaxnet.checking.differentiation import GradientFault, differentiated, mode_of, only_arrays, short
 from jaxnet.checking.patches import Repair
@@ -33,7 +33,7 @@ from jaxnet.checking.reference import Runs, in_float64
 from jaxnet.checking.repair import FRESH, repaired
 from jaxnet.checking.report import Report
 from jaxnet.checking.rounding import scale_of
-from jaxnet.checking.rules import inside_out, recomputed
+from jaxnet.checking.rules import inside_out, is_custom, recomputed, subject_of
 from jaxnet.checking.subject import CannotCheckError, Subject, leaves_of
 from jaxnet.program import RuleUse, rules_inside
 
@@ -190,6 +190,7 @@ def check_inside(subject: Subject, where: Points, options: CheckOptions, found: 
         chosen = [group[i] for i in sorted({0, len(group) // 2, len(group) - 1})]
         each = [check_site(site, options) for site in chosen]
         bad = next((report for report in each if report is not None and not report.ok), None)
+        bad = bad and (check_as_defined(chosen[each.index(bad)], function, bad, options) or bad)
         report = bad or next((report for report in each if report is not None), None)
         if report is None:
             continue
@@ -247,6 +248,22 @@ def check_site(site: RuleUse, options: CheckOptions) -> Report | None:
     return replace(report, layer="" if report.ok else " › ".join(part for part in (site.path, site.name) if part))
 
 
+def check_as_defined(site: RuleUse, function: Callable, bad: Report, options: CheckOptions) -> Report | None:
+    """A wrong rule inside, checked as its author wrote it: its lines can be mended. None where it is not found so."""
+    spaces = [part.__globals__.values() for part in functions_of(function)]
+    for rule in {id(each): each for space in spaces for each in space if is_custom(each)}.values():
+        code = getattr(rule.__wrapped__, "__code__", None)
+        if code is None or f"{code.co_filename}:{code.co_firstlineno}" != site.where:
+            continue
+        alone = replace(options, seeds=1, also=False, shapes=False, inside=False, adequacy=False, again="")
+        try:
+            report = check_subject(subject_of(rule, site.inputs), points_of(site.inputs), alone)
+        except Exception:  # it may take trees or options, which are not known from the arrays that reach it
+            return None
+        return None if report.ok else replace(report, layer=bad.layer)
+    return None
+
+
 def site_mode(site: RuleUse) -> str:
     """How autodiff follows a rule's primal: in float64 too, where the rules inside it are opened."""
     mode = mode_of(site.primal, site.inputs, site.fixed)
@@ -258,15 +275,19 @@ def site_mode(site: RuleUse) -> str:
 def explained(report: Report, subject: Subject, where: Points, options: CheckOptions, found: Findings) -> Report:
     """The report with layer, repair or cause, and adequacy."""
     changes: dict[str, Any] = {}
-    wrong_inside = next((inner for inner in report.inside if not inner.ok), None)
-    if wrong_inside is not None:
-        changes |= {"layer": wrong_inside.layer or wrong_inside.name, "planted": wrong_inside.planted}
+    wrong_inside = [inner for inner in report.inside if not inner.ok]
+    if wrong_inside:
+        changes["layer"] = ", ".join(inner.layer or inner.name for inner in wrong_inside)
+    if len(wrong_inside) == 1:
+        changes["planted"] = wrong_inside[0].planted
+    if any(inner.exact for inner in wrong_inside):
+        return replace(report, **changes)
     if found.witness is not None and options.diagnose and can_be_taken_apart(subject):
         with found.phase("repair"):
             changes["repair"], failure = repair_of(subject, options, found)
             changes["notes"] = (*report.notes, *([failure] if failure else []))
         mended = changes["repair"] is not None and changes["repair"].patch
-        if not mended and wrong_inside is None:
+        if not mended and not wrong_inside:
             with found.phase("cause"):
                 try:
                     changes["planted"] = planted_in(subject, options, found)
