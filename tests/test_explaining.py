@@ -115,6 +115,13 @@ def test_the_overview_says_all_and_fits_a_screen(derivation):
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_a_class_is_named_where_its_target_is_shown_in_part():
+    net, x = j.serial(j.dense(10)), np.ones(3, "f")
+    params = j.initialize(net, j.softmax_cross_entropy, jax.random.key(0), x)
+    found = derive(observe(net, j.softmax_cross_entropy, params, x, np.asarray(2)))
+    assert "y = (0 0 1.00 0 … 0 0), class 2" in overview(found)
+
+
 def test_a_narrow_terminal_loses_nothing(derivation):
     lines = overview(derivation, width=80).splitlines()
     assert max(map(len, lines)) <= 80

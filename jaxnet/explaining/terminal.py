@@ -83,6 +83,7 @@ def header_lines(header: model.Header, digits: int, width: int) -> list[str]:
     cost = f"{written(header.cost_left)} = {written(header.cost_right)}"
     x = f"x = {given(header.x, digits)}"
     y = f"y = {given(header.y, digits)}"
+    y += f", class {header.target}" if header.target is not None and header.y.size > 8 else ""  # shown in part
     parts = [header.title, cost, f"{x}  {y}" if header.x.size else "", header.numbering]
     lines, line = [], ""
     for part in filter(None, parts):

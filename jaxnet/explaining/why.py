@@ -145,7 +145,7 @@ def why_lines(why: WhyTranspose, back: str, rows: bool, digits: int, cost: str =
         "count paths": counted(why, rows, digits, cost),
         f"whole {'columns' if rows else 'rows'}": whole_rows(why, across, digits),
         f"not {W}⁻¹": not_inverse(why, back, rows, digits, cost),
-        "orthogonal": [f"where W's {orthonormal} are orthonormal the two are equal: Qᵀδ = Q⁺δ = "
+        "orthogonal": [f"if W's {orthonormal} are orthonormal the two are equal: Qᵀδ = Q⁺δ = "
                        f"{vector(why.orthogonal.transposed, 3)}"],
         "adjoint": [f"⟨{delta}, {f'v{W}' if rows else f'{W}v'}⟩ = ⟨{back}, v⟩ for every v: "
                     f"{one(why.adjoint.left, digits)} at v = {vector(why.adjoint.v, 2)}"],
