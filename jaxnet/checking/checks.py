@@ -13,10 +13,13 @@ from jaxnet.checking import points
 from jaxnet.checking.agreement import CheckOptions
 from jaxnet.checking.host_functions import OnHost
 from jaxnet.checking.networks import check_network, is_network
-from jaxnet.checking.numpy_layers import kind_of_layer, rule_of_layer
+from jaxnet.checking.numpy_functions import as_object
+from jaxnet.checking.numpy_layers import kind_of_layer
+from jaxnet.checking.numpy_rules import LayerRule, rule_of_layer
 from jaxnet.checking.points import points_of
 from jaxnet.checking.report import Report
 from jaxnet.checking.rules import is_custom, subject_of
+from jaxnet.checking.scripts import ScriptRule
 from jaxnet.checking.verdict import check_subject
 
 
@@ -79,16 +82,29 @@ def check(
         if is_network(rule):
             return check_network(rule, template, options, name=name, reference=reference)
         drawn = points.draw(template, seed)
-        of_class = reference is None and (kind := kind_of_layer(rule, drawn))
-        if of_class:
+        lines, kind = {}, ""
+        if reference is None:
+            rule, drawn = as_object(rule, drawn)
+            kind = kind_of_layer(rule, drawn)
+        of_class = bool(kind)
+        if isinstance(rule, ScriptRule):
+            of_class, drawn = True, rule.values()
+            template, rule, lines = drawn, rule.as_pair(), rule.lines()
+        elif of_class:
             rule, drawn, params = rule_of_layer(rule, drawn, is_cost=kind == "cost")
             template, drawn = (*template[: len(drawn)], *params), (*drawn, *params)
+        drawn = tuple(drawn)
         subject = subject_of(rule, drawn, reference=reference, intended=intended, kwargs=kwargs, name=name)
         named = "" if reference is None else f"reference `{getattr(reference, '__name__', 'given')}`"
         where = points_of(template)
         if of_class or isinstance(subject.run, OnHost):  # NumPy is written for its own rank
             where = replace(where, ranks=list)
-        return check_subject(subject, where, replace(options, reference_name=named))
+        if tolerance is None and isinstance(rule, LayerRule) and rule.rounding:
+            options = replace(options, tolerance=rule.rounding)
+        report = check_subject(subject, where, replace(options, reference_name=named))
+        first = sorted(lines[leaf.path] for leaf in report.wrong if leaf.path in lines)[:1]
+        said = tuple(f"the first wrong gradient is {where}" for _, where in first)
+        return replace(report, notes=(*said, *report.notes))
 
 
 def assert_backward(rule: Any, *args: Any, **options: Any) -> Report:

@@ -39,6 +39,37 @@ def arrays_in(thing: Any, kinds: str = "f") -> dict[str, Any]:
     return found
 
 
+def letters(path: str) -> str:
+    """The letters and digits of a path."""
+    return re.sub(r"[^a-z0-9]", "", path.lower())
+
+
+def last(path: str) -> str:
+    """Those of the last name in it."""
+    return letters(re.findall(r"\w+", path)[-1])
+
+
+def is_gradient(name: str, other: str) -> bool:
+    """Whether an array is called the gradient of another: dW, grad_W, W_grad, grads['W'].
+
+    >>> is_gradient("params['W']", "grads['W']"), is_gradient("W", "dW2")
+    (True, False)
+    """
+    of = last(name)
+    named = re.fullmatch(rf"(d|grad|nabla|delta|derror|dloss|dl){of}|{of}(grad|gradient)", last(other))
+    return bool(named) or (name != other and last(other) == of and bool(re.search("grad|nabla|^d", letters(other))))
+
+
+def rebound(names: dict[str, Any]) -> dict[str, Any]:
+    """The same names, which the functions of their module among them have for globals."""
+    new = dict(names)
+    for name, value in names.items():
+        if isinstance(value, FunctionType) and value.__globals__.get("__name__") == names.get("__name__"):
+            new[name] = made = FunctionType(value.__code__, new, name, value.__defaults__, value.__closure__)
+            made.__kwdefaults__ = value.__kwdefaults__
+    return new
+
+
 def matched(wanted: dict[str, Any], offered: dict[str, Any]) -> dict[str, str]:
     """For each wanted name the offered one called its gradient, else the one of its shape that has its name in it.
 
@@ -50,21 +81,14 @@ def matched(wanted: dict[str, Any], offered: dict[str, Any]) -> dict[str, str]:
     {'w[0]': 'x[0]', 'w[1]': 'x[1]'}
     """
 
-    def letters(path: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", path.lower())
-
-    def last(path: str) -> str:
-        return letters(re.findall(r"\w+", path)[-1])
-
     def likeness(name: str, other: str) -> float:
         return difflib.SequenceMatcher(None, letters(name), letters(other), autojunk=False).ratio()
 
-    called = {name: re.compile(rf"(d|grad|nabla|delta){last(name)}|{last(name)}grad(ient)?") for name in wanted}
     fitting = [
         (exact, last(name) in letters(other), likeness(name, other), name, other)
         for name, value in wanted.items()
         for other, candidate in offered.items()
-        if (exact := bool(called[name].fullmatch(last(other)))) or np.shape(value) == np.shape(candidate)
+        if (exact := is_gradient(name, other)) or np.shape(value) == np.shape(candidate)
     ]
     found: dict[str, str] = {}
     for exact, contains, _, name, other in sorted(fitting, key=lambda each: (-each[0], -each[2])):
@@ -76,6 +100,16 @@ def matched(wanted: dict[str, Any], offered: dict[str, Any]) -> dict[str, str]:
         if len(names) == len(rest):
             found |= dict(zip(names, rest, strict=True))
     return found
+
+
+def with_arrays(value: Any) -> Any:
+    """A float, and each list of floats, as an array, in lists and dictionaries too: it may be another one."""
+    if isinstance(value, dict):
+        return {key: with_arrays(each) for key, each in value.items()}
+    floats = isinstance(value, list) and any(isinstance(each, float) for each in value)
+    if type(value) is float or (floats and all(isinstance(each, float | int) for each in value)):
+        return np.asarray(value, float)
+    return [with_arrays(each) for each in value] if type(value) is list else value
 
 
 def shorten(thing: Any, before: Any, depth: int = 0) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnet.checking.held_arrays import arrays_in
 
+NEAR, ZERO = 1e-3, 1e-7  # relative errors of a slope; slopes below the second tell nothing
 OUTPUT = "output"  # where a forward pass that returns nothing leaves its output
 Arguments = Callable[[Any, Sequence, Sequence, Sequence, Sequence], Sequence]
 
@@ -49,11 +53,12 @@ class Cost(NamedTuple):
 
 def logarithms(p: Any, target: Any) -> Any:
     """Σ target log p; labels are one-hot, of rows or of columns."""
+    log = (jnp.log if isinstance(p, jax.Array) else np.log)(p)
     if np.ndim(target) == np.ndim(p):
-        return (target * np.log(p)).sum()
+        return (target * log).sum()
     rows = np.shape(p)[:-1] == np.shape(target)
     of = np.eye(p.shape[-1 if rows else 0])[target]
-    return ((of if rows else np.moveaxis(of, -1, 0)) * np.log(p)).sum()
+    return ((of if rows else np.moveaxis(of, -1, 0)) * log).sum()
 
 
 def fits(out: Any, target: Any) -> bool:
@@ -99,3 +104,34 @@ def costs(layer: Any, outs: Sequence, inputs: Sequence) -> list[Cost]:
         for path, value in held.items() if np.ndim(each) and fits(each, value)
         for cost in own + OF_TARGETS
     ]  # fmt: skip
+
+
+Slopes = Sequence[tuple[np.ndarray, np.ndarray]]
+"""Of each gradient the slopes along some directions: its own, and those of the cost."""
+
+
+def best_factor(slopes: Slopes, factors: Sequence[float], *, measured: bool) -> tuple[int, float]:
+    """How many gradients are right at most with one factor of the cost, and this factor, the first of several.
+
+    `measured`: the ratios of the slopes are tried too.
+    """
+
+    def right(factor: float) -> int:
+        sizes = [(np.abs(g - factor * e).max(), np.abs([g, factor * e]).max(), np.abs(g).max()) for g, e in slopes]
+        return sum(off <= NEAR * size for off, size, own in sizes if own > ZERO)
+
+    tried = [*factors, *(tidy(g[0] / e[0]) for g, e in slopes if measured and g[0] * e[0] > 0)]
+    best = max(tried, key=right)
+    return right(best), best
+
+
+def tidy(factor: float) -> float:
+    """A factor that was measured, as the simple fraction or decimal that it is.
+
+    >>> tidy(0.0333333341), tidy(0.0199999998)
+    (0.03333333333333333, 0.02)
+    """
+    power = 10.0 ** np.floor(np.log10(factor))
+    simple = Fraction(factor / power).limit_denominator(200)
+    near = float(f"{float(simple) * power:.16g}")
+    return near if abs(near - factor) <= 1e-6 * factor else factor

@@ -16,7 +16,6 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -37,9 +36,10 @@ from jaxnet.checking.numpy_conventions import (
     WITHOUT_INPUTS,
     Arguments,
     Cost,
+    best_factor,
     costs,
 )
-from jaxnet.checking.subject import CannotCheckError, Tree, is_array
+from jaxnet.checking.subject import CannotCheckError, is_array
 
 FORWARD = (
     "forward",
@@ -56,7 +56,6 @@ INPUT_GRADIENT = "dinputs"  # where a backward pass that returns nothing leaves 
 RATES = ("lr", "learning_rate", "eta", "alpha")
 LIBRARIES = ("jaxnet", "jax", "jaxlib", "torch", "flax", "equinox", "numpy")
 TARGET = re.compile(r"target|label|true|actual|expected|^y$|^t$")
-NEAR, ZERO = 1e-3, 1e-7  # relative errors of a slope; slopes below the second tell nothing
 LARGE = 2.0**20  # a learning rate so large that the parameter does not round the step
 
 
@@ -68,7 +67,8 @@ def method_of(thing: Any, names: Sequence[str]) -> str | None:
 def has_passes(thing: Any) -> bool:
     """Whether an object, or a class of somebody's own, has a forward and a backward method."""
     kind = thing if isinstance(thing, type) else type(thing)
-    own = not any(each.__module__.partition(".")[0] in LIBRARIES for each in kind.__mro__)
+    library = any(each.__module__.partition(".")[0] in LIBRARIES for each in kind.__mro__)
+    own = not library or hasattr(kind, "is_authors")
     return own and method_of(thing, FORWARD) is not None and method_of(thing, BACKWARD) is not None
 
 
@@ -124,7 +124,7 @@ class NumpyLayer:
             out = getattr(thing, self.forward)(*inputs[: self.takes])
         out = getattr(thing, OUTPUT, None) if out is None else out
         outs = tuple(each for each in (out if isinstance(out, tuple | list) else (out,)) if is_array(each))
-        outs = (np.asarray(out),) if isinstance(out, list) and all(np.ndim(each) == 0 for each in outs) else outs
+        outs = (np.asarray(out),) if isinstance(out, list) and not any(map(np.shape, outs)) else outs
         if not outs:
             raise CannotCheckError(f"{self.forward} must return its output, got {type(out).__name__}: return an array")
         return outs
@@ -220,7 +220,8 @@ class BackwardCall:
             names, returned = names[1:], returned[1] if len(returned) == 2 else returned[1:]
         if not isinstance(returned, dict):
             several = returned if isinstance(returned, tuple | list) else [returned]
-            returned = dict(zip(names, several, strict=False)) if len(names) == len(several) else several
+            named = len(names) == len(several) and any(names)
+            returned = {name: each for name, each in zip(names, several, strict=False) if name} if named else several
         return {f"returned{path}": value for path, value in arrays_in(returned).items()}
 
     def backward(self, saved, d_out):
@@ -255,7 +256,7 @@ class BackwardCall:
 
 
 def names_returned(method: Callable) -> tuple[str, ...]:
-    """The variables that a function returns last, by their names; none where it returns anything else."""
+    """The names of the variables that a function returns last; "" of anything else."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, SyntaxError):
@@ -263,8 +264,7 @@ def names_returned(method: Callable) -> tuple[str, ...]:
     values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
     last = values[-1] if values else None
     parts = last.elts if isinstance(last, ast.Tuple | ast.List) else [last]
-    names = tuple(each.id for each in parts if isinstance(each, ast.Name))
-    return names if len(names) == len(parts) else ()
+    return tuple(each.id if isinstance(each, ast.Name) else "" for each in parts)
 
 
 def rate_of(thing: Any) -> float | None:
@@ -353,30 +353,13 @@ def held_up(way: BackwardCall, args: Sequence) -> tuple[tuple[int, int], Backwar
             ]
             slopes.append((own, np.asarray(along)))
 
-    def right(factor: float) -> int:
-        sizes = [(np.abs(g - factor * e).max(), np.abs([g, factor * e]).max(), np.abs(g).max()) for g, e in slopes]
-        return sum(off <= NEAR * size for off, size, own in sizes if own > ZERO)
-
     factors = [1.0]
     if way.cost.words in {each.words for each in OF_TARGETS}:
         sizes = dict.fromkeys([1, *np.shape(saved[2][0]), np.size(saved[2][0])])
         factors = [k / n for n in sizes for k in (1, 2, 0.5)]
-    if not way.rate and any(name == place for name, place in way.places.items()):
-        factors += [tidy(g[0] / e[0]) for g, e in slopes if g[0] * e[0] > 0]  # steps of a rate that is not known
-    best = max(factors, key=right)
-    return (right(best), len(slopes)), replace(way, cost=way.cost._replace(factor=best))
-
-
-def tidy(factor: float) -> float:
-    """A factor that was measured, as the simple fraction or decimal that it is.
-
-    >>> tidy(0.0333333341), tidy(0.0199999998)
-    (0.03333333333333333, 0.02)
-    """
-    power = 10.0 ** np.floor(np.log10(factor))
-    simple = Fraction(factor / power).limit_denominator(200)
-    near = float(f"{float(simple) * power:.16g}")
-    return near if abs(near - factor) <= 1e-6 * factor else factor
+    steps = not way.rate and any(name == place for name, place in way.places.items())  # of a rate that is not known
+    count, factor = best_factor(slopes, factors, measured=steps)
+    return (count, len(slopes)), replace(way, cost=way.cost._replace(factor=factor))
 
 
 def way_of(layer: NumpyLayer, inputs: Sequence) -> BackwardCall:
@@ -386,7 +369,8 @@ def way_of(layer: NumpyLayer, inputs: Sequence) -> BackwardCall:
     args, tried, found = (*inputs, *params.values()), [], []
     for way in ways(layer, inputs, (*input_names(layer, len(inputs)), *layer.params), tried):
         try:
-            counts, chosen = held_up(way, args)
+            with np.errstate(all="ignore"):
+                counts, chosen = held_up(way, args)
         except Exception as failure:  # as in `ways`
             tried.append(f"{layer.backward}({way.words}): {raised(failure)}")
             continue
@@ -411,96 +395,3 @@ def input_names(layer: NumpyLayer, count: int) -> tuple[str, ...]:
     given = list(inspect.signature(getattr(layer.thing, layer.forward)).parameters)[: layer.takes]
     given = given if len(given) == layer.takes else [f"x{i}" for i in range(layer.takes)]
     return (*given, *["target", "target2", "target3"][: count - layer.takes])
-
-
-# ------------------------------------------------------------------------------------------------------- the rule
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRule:
-    """A layer of NumPy as a pair of functions of its inputs and its parameters."""
-
-    pair: tuple[Callable, Callable]
-    fixed: tuple[int, ...]  # arguments without a gradient
-    notes: tuple[str, ...]
-
-
-def rule_of_way(way: BackwardCall, unseen: Sequence[str]) -> LayerRule:
-    """The rule; `unseen` are the parameters that have no gradient, and stay as they are."""
-
-    def forward(*args):
-        return way.forward(*args)
-
-    def backward(saved, d_out):
-        return way.backward(saved, d_out)
-
-    kind = inspect.Parameter.POSITIONAL_ONLY
-    names = [inspect.Parameter(re.sub(r"\W+", "_", name).strip("_"), kind) for name in way.names]
-    forward.__name__ = type(way.layer.thing).__name__
-    vars(forward)["__signature__"] = inspect.Signature(names)
-    vars(backward)["method"] = getattr(type(way.layer.thing), way.layer.backward)
-    fixed = tuple(k for k, name in enumerate(way.names) if name not in way.places)
-    notes = [way.called_as()]
-    notes += [f"no gradient was found for {', '.join(unseen)}: backward leaves no array of its shape"] * bool(unseen)
-    return LayerRule((forward, backward), fixed, tuple(notes))
-
-
-def fed(thing: Any, forward: str, inputs: Sequence) -> int:
-    """How many of the inputs a forward pass takes: the others are targets."""
-    signature = inspect.signature(getattr(thing, forward))
-    for count in range(len(inputs), -1, -1):
-        try:
-            signature.bind(*inputs[:count])
-        except TypeError:
-            continue
-        return count
-    raise CannotCheckError(f"{forward} must take the inputs, as {forward}(x), got {forward}{signature}: write it so")
-
-
-def made(kind: type, inputs: Sequence) -> tuple[Any, Sequence]:
-    """An object of a class whose constructor takes no arguments, or the inputs; and the inputs of its methods."""
-    try:
-        return kind(), inputs
-    except TypeError as error:
-        needed = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
-        if inputs and len(needed) == len(inputs):
-            return kind(*inputs), []
-        said = f"{kind.__name__}({', '.join(needed)})"
-        raise CannotCheckError(f"{kind.__name__} is a class: give an object of the class, as {said}") from error
-
-
-def rule_of_layer(thing: Any, inputs: Tree, *, is_cost: bool = False) -> tuple[LayerRule, Sequence, tuple]:
-    """An object with a forward and a backward method as a rule, its inputs, and its parameters as further arguments.
-
-    Instead of the object a method of it may be given: the backward pass, or one that returns a cost and its gradients
-    (`is_cost`). A class whose constructor takes the inputs keeps them. Constant parameters
-    (γ = 1, β = 0) get random entries: at them a mistake may not show.
-    """
-    forward, backward = method_of(thing, FORWARD) or "", method_of(thing, BACKWARD) or ""
-    inputs = host(inputs)
-    if isinstance(thing, type):
-        thing, inputs = made(thing, inputs)
-    if isinstance(thing, MethodType):
-        thing, backward = thing.__self__, thing.__name__
-        forward = backward if is_cost else method_of(thing, FORWARD) or ""
-    layer = NumpyLayer(thing, forward, backward, fed(thing, forward, inputs), {})
-    try:
-        layer = built(layer, inputs)
-    except CannotCheckError:
-        raise
-    except Exception as error:  # the user's forward pass may raise anything
-        raise CannotCheckError(f"{forward} must run on these inputs, but it raises {raised(error)}") from error
-    way = way_of(layer, inputs)
-    unseen = [name for name in layer.params if name not in way.places]
-    seen = {name: value for name, value in layer.params.items() if name in way.places}
-    names = tuple(name for name in way.names if name not in unseen)
-    way = replace(way, layer=replace(layer, params=seen), names=names)
-    dtype = next((x.dtype for x in inputs if is_array(x) and np.issubdtype(x.dtype, np.floating)), None) or (
-        np.float32 if inputs else np.float64
-    )
-    rng = np.random.default_rng(3)
-    values = [
-        (value + 0.3 * rng.standard_normal(value.shape) * np.all(value == value.flat[0])).astype(dtype)
-        for value in seen.values()
-    ]
-    return rule_of_way(way, unseen), inputs, tuple(values)

@@ -24,7 +24,8 @@ from jaxnet.checking.differentiation import (
 )
 from jaxnet.checking.held_arrays import matched
 from jaxnet.checking.host_functions import is_torch_function
-from jaxnet.checking.numpy_layers import LayerRule, names_returned
+from jaxnet.checking.numpy_layers import names_returned
+from jaxnet.checking.numpy_rules import LayerRule
 from jaxnet.checking.pairs import as_tuple, for_jax, of_pair, of_torch, traced_in_jax
 from jaxnet.checking.subject import (
     CannotCheckError,

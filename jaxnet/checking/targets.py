@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 import sys
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jaxnet.checking.differentiation import raised
+from jaxnet.checking.numpy_functions import is_engine, operators
+from jaxnet.checking.numpy_layers import has_passes
+from jaxnet.checking.points import parts_of
+from jaxnet.checking.scripts import FileRun, rule_of_script
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.layer import Layer
 from jaxnet.losses import Loss
 from jaxnet.registry import Maker, example, maker_of, makers
+
+LEFT_OUT = "__left_out__"  # in a module: the statements of its file that did not run
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,18 @@ def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Ta
     found = shipped(name)
     if not found:
         if name.endswith(".py"):
-            raise CannotCheckError(f"{name} is a file: name a function in it, as {name}:loss")
+            return [Target(Path(name).name, script_in(name), (), typed=name)]
         near = difflib.get_close_matches(name, makers("layer", "model", "loss"), 3, 0.5)
         meant = f"Did you mean {', '.join(near)}?" if near else "`jaxnet layers` lists them all."
         raise CannotCheckError(f"no layer, loss or model {name!r}. {meant} Or name module:object")
     return at_inputs(found, inputs, dtype)
+
+
+def script_in(name: str) -> Any:
+    """The gradients that a file computes by itself, as a function without arguments that gives a rule."""
+    if not Path(name).is_file():
+        raise CannotCheckError(f"there is no file {name}")
+    return rule_of_script(Path(name))
 
 
 def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target]:
@@ -86,11 +98,19 @@ def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target
     entry = maker_of(thing)
     if entry is not None and entry.examples:
         return at_inputs(examples_of(entry, target), inputs, dtype)
+    if is_engine(thing):
+        given = inputs or ", ".join(["float64[]>0.3<1.5"] * 2)
+        return [
+            Target(name, pair, tuple(in_dtype(tuple(parts_of(given)), dtype)[:count]), typed=target)
+            for name, pair, count in operators(thing)
+        ]
     if inputs is not None:
         makes = inspect.isfunction(thing) and not inspect.signature(thing).parameters
         rule = thing() if makes else thing
         path = path.partition(",")[0] if isinstance(rule, tuple) else path
         return [Target(path, rule, in_dtype((inputs,), dtype), typed=target)]
+    if has_passes(thing) and not isinstance(thing, type):
+        return [Target(path, thing, (), typed=target)]
     if not takes_nothing(thing):
         named = f" {', '.join(inspect.signature(thing).parameters)}" if inspect.isfunction(thing) else ""
         raise CannotCheckError(
@@ -115,6 +135,7 @@ def evaluated(path: str, module: Any, place: str) -> Any:
         within = error.obj if isinstance(error, AttributeError) else module
         near = difflib.get_close_matches(error.name or "", [n for n in dir(within) if not n.startswith("__")], 3, 0.5)
         said = f": did you mean {', '.join(near)}?" if near else ""
+        said += "".join(f"\n  left out: {each}" for each in getattr(module, LEFT_OUT, ()))
         raise CannotCheckError(f"{place} has no {error.name!r}{said}") from error
     except Exception as error:  # the user's constructor may raise anything
         raise CannotCheckError(f"{path} in {place} must be a name or a call, but it raises {raised(error)}") from error
@@ -139,18 +160,19 @@ def load(place: str) -> Any:
             raise CannotCheckError(f"there is no file {place}")
         if (folder := str(file.parent.resolve())) not in sys.path:
             sys.path.insert(0, folder)  # as Python does: it may import the files beside it
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = ModuleType(file.stem)
+        module.__file__ = str(file)
         sys.modules.setdefault(file.stem, module)
-        action = partial(spec.loader.exec_module, module)
-    else:
-        if "" not in sys.path:
-            sys.path.insert(0, "")
-        module, action = None, partial(importlib.import_module, place)
+        script = FileRun(file, vars(module))
+        try:
+            script.all()
+        except SyntaxError as error:
+            raise CannotCheckError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+        vars(module)[LEFT_OUT] = script.left_out
+        return module
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
-        loaded = action()
+        return importlib.import_module(place)
     except Exception as error:
         raise CannotCheckError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
-    return module if module is not None else loaded
