@@ -235,6 +235,7 @@ AUTHORS_CODE = {
     "lowering.op": "names the function that it makes",
     "program.calls": "names a rule",
     "checking.author": "runs an author's functions with their text changed",
+    "checking.held_arrays": "gives an author's functions other globals",
     "checking.rules": "finds the arrays that an author's rule captures",
     "explaining.marked_source": "finds the source of an author's function",
     "explaining.recorder": "runs an author's function with its values kept",

@@ -104,7 +104,8 @@ def check(
         report = check_subject(subject, where, replace(options, reference_name=named))
         first = sorted(lines[leaf.path] for leaf in report.wrong if leaf.path in lines)[:1]
         said = tuple(f"the first wrong gradient is {where}" for _, where in first)
-        return replace(report, notes=(*said, *report.notes))
+        loose = () if tolerance == options.tolerance else ("WARNING: the tolerance",)  # one that nobody set
+        return replace(report, notes=(*said, *(note for note in report.notes if not note.startswith(loose))))
 
 
 def assert_backward(rule: Any, *args: Any, **options: Any) -> Report:

@@ -100,7 +100,8 @@ def reported(
             with stopped():
                 report = check(target.rule, *target.args, name=target.name, **chosen)
         except CannotCheckError as error:
-            failures.append((target.name, str(error)))
+            left_out = "".join(f"\n  left out: {each}" for each in target.left_out[:3])
+            failures.append((target.name, f"{error}{left_out}"))
             if all and not quiet:
                 print(f"{target.name:34}could not be checked: {error}")
             continue

@@ -22,6 +22,7 @@ from jaxnet.checking.subject import CannotCheckError
 
 RATE = re.compile(r"^(lr|l_rate|eta|alpha|step_size)$|learning_?rate", re.IGNORECASE)
 UNARY = ("exp", "log", "tanh", "sigmoid", "relu", "sin", "cos", "sqrt", "abs", "__neg__", "softmax")
+THERE = 0.7390851  # a gradient that a number has before; no factor that a patch would try
 BINARY = ("__add__", "__mul__", "__sub__", "__truediv__", "__matmul__", "matmul", "dot")
 
 
@@ -94,10 +95,11 @@ def as_object(rule: Any, inputs: Sequence) -> tuple[Any, Sequence]:
     functions = rule if isinstance(rule, tuple) else (rule,)
     if not functions or not all(isinstance(each, FunctionType) for each in functions):
         return rule, inputs
-    if len(functions) > 1:
-        several = len(functions) > 2 or len(inputs) > len(inspect.signature(functions[0]).parameters)
+    first, *others = functions
+    if others:
+        several = len(others) > 1 or len(inputs) > len(inspect.signature(first).parameters)
         return (Functions(functions, inputs), ()) if several else (rule, inputs)
-    if len(inputs) != len(required(functions[0])) or len(names_returned(functions[0])) < 2:
+    if len(inputs) != len(required(first)) or len(names_returned(first)) < 2:
         return rule, inputs
     thing = Functions(functions, inputs)
     return (thing.cost, ()) if thing._globals else (rule, inputs)
@@ -132,8 +134,10 @@ def has_context(kind: Any) -> bool:
 
 
 def is_engine(kind: Any) -> bool:
-    """Whether a class is a number, or an array, that knows its gradient: it has operators and `backward`."""
-    return isinstance(kind, type) and "__add__" in vars(kind) and callable(getattr(kind, "backward", None))
+    """Whether a class is a number, or an array, that knows its gradient: it has operators and a backward pass."""
+    if not isinstance(kind, type) or "__add__" not in vars(kind) or not isinstance(kind.__init__, FunctionType):
+        return False
+    return callable(getattr(kind, "backward", None)) or "_backward" in kind.__init__.__code__.co_names
 
 
 def operators(kind: type) -> list[tuple[str, tuple, int]]:
@@ -141,13 +145,29 @@ def operators(kind: type) -> list[tuple[str, tuple, int]]:
     own = {name: method for name, method in vars(kind).items() if isinstance(method, FunctionType)}
     found = [(name, own[name], 2 if name in BINARY else 1) for name in (*BINARY, *UNARY) if name in own]
     found += [("x**3", lambda x: x**3, 1)] * ("__pow__" in own) + [("x * x", lambda x: x * x, 1)] * ("__mul__" in own)
-    return [(f"{kind.__name__}: {name.strip('_')}", operator(kind, of, count), count) for name, of, count in found]
+    pairs = [(name.strip("_"), operator(kind, of, count), count) for name, of, count in found]
+    return [
+        (f"{kind.__name__}: {name}{' (overwrites gradients: write +=)' * overwrites(pair, count)}", pair, count)
+        for name, pair, count in pairs
+    ]
+
+
+def overwrites(pair: tuple, count: int) -> bool:
+    """Whether an operator's gradients take the place of those that there are."""
+    found = []
+    for there in (0.0, 1.0):
+        try:
+            _, saved = pair[0](*(0.7, 0.9)[:count])
+            found.append(pair[1](saved, 1.0, there))
+        except Exception:  # it is told where it is compared
+            return False
+    return any(abs(one - other) > 0.5 for one, other in zip(*found, strict=True))
 
 
 def operator(kind: type, of: Any, count: int) -> tuple:
     """(forward, backward) of an operator of an engine; of an array ⟨d_out, out⟩ is gone back through.
 
-    Gradients are added to those that there are: each begins at one.
+    Gradients must be added to those that there are: each begins at a number.
     """
 
     def forward(*values):
@@ -155,13 +175,17 @@ def operator(kind: type, of: Any, count: int) -> tuple:
         out = of(*given)
         return out.data, (out, given)
 
-    def backward(saved, d_out):
+    def backward(saved, d_out, there=THERE):
         out, given = saved
         several = bool(jax.numpy.ndim(d_out))
         for each in given:
-            each.grad = 1.0 + 0 * each.data
+            each.grad = there + 0 * each.data
+        if not hasattr(kind, "backward"):
+            out.grad = d_out
+            out._backward()
+            return tuple(each.grad - there for each in given)
         ((out * kind(d_out)).sum() if several else out).backward()
-        return tuple((x.grad - 1.0) * (1.0 if several else d_out) for x in given)
+        return tuple((each.grad - there) * (1.0 if several else d_out) for each in given)
 
     names = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in ("a", "b")[:count]]
     vars(forward)["__signature__"] = inspect.Signature(names)

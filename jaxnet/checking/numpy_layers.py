@@ -20,7 +20,9 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxnet.checking.differentiation import raised
 from jaxnet.checking.held_arrays import arrays_in, matched, shorten
@@ -55,6 +57,7 @@ BACKWARD = ("backward", "backward_pass", "backward_propagation", "backward_prop"
 INPUT_GRADIENT = "dinputs"  # where a backward pass that returns nothing leaves it
 RATES = ("lr", "learning_rate", "eta", "alpha")
 LIBRARIES = ("jaxnet", "jax", "jaxlib", "torch", "flax", "equinox", "numpy")
+RATE_NAME = re.compile(r"rate|lr|eta|alpha|step|^mu$", re.IGNORECASE)
 TARGET = re.compile(r"target|label|true|actual|expected|^y$|^t$")
 LARGE = 2.0**20  # a learning rate so large that the parameter does not round the step
 
@@ -116,7 +119,10 @@ class NumpyLayer:
     def copied(self, params: Sequence = ()) -> Any:
         """A copy of the object with copies of other parameters, at every place that holds them."""
         new = [np.array(each) if isinstance(each, np.ndarray) else each for each in params]  # it may be written to
-        return copy.deepcopy(self.thing, {id(old): each for old, each in zip(self.params.values(), new, strict=False)})
+        traced = any(isinstance(each, Tracer) for each in params)
+        others = {id(old): jnp.asarray(old) for old in arrays_in(self.thing, "biuf").values() if traced}
+        held = {id(old): each for old, each in zip(self.params.values(), new, strict=False)}
+        return copy.deepcopy(self.thing, others | held)
 
     def outputs(self, thing: Any, inputs: Sequence) -> tuple:
         """The outputs of the forward pass of a copy: arrays and numbers alone."""
@@ -124,7 +130,7 @@ class NumpyLayer:
             out = getattr(thing, self.forward)(*inputs[: self.takes])
         out = getattr(thing, OUTPUT, None) if out is None else out
         outs = tuple(each for each in (out if isinstance(out, tuple | list) else (out,)) if is_array(each))
-        outs = (np.asarray(out),) if isinstance(out, list) and not any(map(np.shape, outs)) else outs
+        outs = (np.asarray(out),) if isinstance(out, list) and not any(np.shape(each) for each in outs) else outs
         if not outs:
             raise CannotCheckError(f"{self.forward} must return its output, got {type(out).__name__}: return an array")
         return outs
@@ -196,6 +202,8 @@ class BackwardCall:
 
     def forward(self, *args):
         """The outputs that have a cotangent, or the cost; and all that the backward pass reads."""
+        traced = any(isinstance(each, Tracer) for each in args)
+        args = [jnp.asarray(each) if traced and isinstance(each, np.ndarray) else each for each in args]
         inputs, thing = args[: self.count], self.layer.copied(args[self.count :])
         outs = self.layer.outputs(thing, inputs)
         if self.cotangents > 1:
@@ -211,7 +219,9 @@ class BackwardCall:
         try:
             given = list(self.arguments(thing, inputs[:takes], inputs[takes:], outs, d_outs))
             given += [LARGE] * self.words.endswith(RATE)
-            inspect.signature(backward).bind(*given)
+            bound = inspect.signature(backward).bind(*given)
+            if self.words.endswith(RATE) and not RATE_NAME.search([*bound.arguments][-1]):
+                raise TypeError("its last argument is no learning rate")
         except (AttributeError, TypeError) as error:
             raise UnlikeArgumentsError from error
         returned = backward(*given)

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -129,32 +130,39 @@ def stored(statement: ast.AST) -> set[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Statements:
     """Statements with the names before them: a loop's body, or a whole file."""
 
     script: FileRun
-    statements: list[ast.stmt]
+    body: list[ast.stmt]
     names: dict[str, Any]
     stored: frozenset[str]
 
     def last(self, name: str, before: int | None = None) -> int:
         """The last statement that gives a variable a value; −1 where none does."""
-        every = enumerate(self.statements[:before])
+        every = enumerate(self.body[:before])
         return max((k for k, statement in every if name in stored(statement)), default=-1)
 
     def run(self, moved: Sequence[Moved] = (), until: int | None = None) -> dict[str, Any]:
         """The names after the statements up to `until`, with other values of some variables."""
         traced = any(isinstance(each.value, Tracer) for each in moved)
-        numpy = {name: NumpyInJax("numpy") for name, value in self.names.items() if value is np and traced}
+        numpy = {name: NumpyInJax("numpy") if value is np else jnp.asarray(value) for name, value in self.names.items()
+                 if traced and (value is np or is_numeric(value))}  # fmt: skip
         held = {id(each.known): each.value if traced else np.array(each.value) for each in moved if each.after < 0}
-        names = rebound(copied(self.names, held, self.stored) | numpy)
-        with same_draws(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            for k, statement in enumerate(self.statements[:until]):
+        names = rebound(numpy | copied({k: v for k, v in self.names.items() if k not in numpy or id(v) in held},
+                                       held, self.stored))  # fmt: skip
+        with quiet(), same_draws(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            for k, statement in enumerate(self.body[:until]):
                 self.script.run(statement, names)
                 for each in moved:
                     if each.after == k:
                         names[each.path] = names[each.path] + (each.value - each.known)
         return names
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether something is an array of numbers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
 class Moved(NamedTuple):
@@ -184,10 +192,10 @@ def arrays_of(names: dict[str, Any]) -> dict[str, Any]:
     return arrays_in(SimpleNamespace(**{k: with_arrays(each) for k, each in names.items() if not k.startswith("__")}))
 
 
-def blocks(script: FileRun, statements: list[ast.stmt], depth: int = 0) -> Iterator[Block]:
+def blocks(script: FileRun, statements: list[ast.stmt], depth: int = 0) -> Iterator[Statements]:
     """A file and the bodies of its loops, each with the names that it begins with; a loop is run after that."""
     before = {name: with_arrays(value) for name, value in copied(script.names, stored=script.names).items()}
-    yield Block(script, statements, before, frozenset().union(*map(stored, statements)))
+    yield Statements(script, statements, before, frozenset().union(*map(stored, statements)))
     for statement in statements:
         if isinstance(statement, ast.For | ast.While) and depth < DEEPEST:
             inner = FileRun(script.file, copied(script.names, stored=script.names))
@@ -203,7 +211,7 @@ def blocks(script: FileRun, statements: list[ast.stmt], depth: int = 0) -> Itera
 class ScriptRule:
     """The gradients of a script: of which variables, where each is, of which cost."""
 
-    block: Block
+    block: Statements
     moved: tuple[Moved, ...]
     gradients: dict[str, str]  # by path; the path itself where a step moves it
     cost: Callable[[dict[str, Any]], Any]
@@ -249,13 +257,13 @@ class ScriptRule:
         found = {}
         for path, *_ in self.moved:
             of = self.gradients[path]
-            line = self.block.statements[self.block.last(re.split(r"\W", of)[0])].lineno
+            line = self.block.body[self.block.last(re.split(r"\W", of)[0])].lineno
             said = f"the step of {of}" if of == path else of
             found[f"∂{identifier(path)}"] = line, f"{said} at {self.block.script.file.name}:{line}"
         return found
 
 
-def rules_of(block: Block) -> Iterator[ScriptRule]:
+def rules_of(block: Statements) -> Iterator[ScriptRule]:
     """What the statements may compute: gradients by name, or steps, each of a cost of theirs or of a known one."""
     after = block.run()
     arrays, known = arrays_of(after), arrays_of(block.names)
@@ -268,7 +276,7 @@ def rules_of(block: Block) -> Iterator[ScriptRule]:
         (name, lambda names, name=name: names[name], (name,))
         for name in own if COST.search(name) and np.size(after[name]) == 1 and np.ndim(after[name]) == 0
     ]  # fmt: skip
-    others = block.run([Moved(path, each, 1.01 * each + 0.01, -1) for path, each in before.items()])
+    others = block.run([Moved(path, each, 1.01 * each + 0.01, -1) for path, each in before.items() if path in steps])
     same = {name for name, each in after.items()
             if isinstance(each, np.ndarray) and np.array_equal(each, others[name])}  # fmt: skip
     costs += [
@@ -312,7 +320,11 @@ def rule_of_script(file: Path) -> ScriptRule:
     end = time.process_time() + MOST_SECONDS
     failing = contextlib.suppress(Exception, TooLongError)  # what one block or cost cannot, another may
     with quiet():
-        for block in itertools.takewhile(lambda _: time.process_time() < end, blocks(script, script.tree().body)):
+        try:
+            statements = script.tree().body
+        except SyntaxError as error:
+            raise CannotCheckError(f"{file.name} is no Python 3: {error}") from error
+        for block in itertools.takewhile(lambda _: time.process_time() < end, blocks(script, statements)):
             rules: list[ScriptRule] = []
             with failing, limited(SECONDS):
                 rules += rules_of(block)
@@ -325,6 +337,6 @@ def rule_of_script(file: Path) -> ScriptRule:
         said = "".join(f"\n  {each}" for each in script.left_out)
         raise CannotCheckError(
             f"{file.name} must compute a cost (loss) and gradients named after its variables (dW, grad_W), or move "
-            f"its arrays along them: name a function or a class in it, as {file.name}:loss{said}"
+            f"its arrays along them{said}\nname a function or a class in it, as {file.name}:loss"
         )
     return rule

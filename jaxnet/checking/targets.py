@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ class Target:
     args: tuple
     options: dict[str, Any] = field(default_factory=dict)
     typed: str = ""
+    left_out: tuple[str, ...] = ()  # the statements of its file that did not run
 
 
 def find(target: str, inputs: str | None = None, dtype: str | None = None) -> list[Target]:
@@ -42,7 +44,11 @@ def find(target: str, inputs: str | None = None, dtype: str | None = None) -> li
     needs `inputs` ("float32[8,256], float32[256]"), or is a function without arguments that returns (rule, args), or a
     maker with examples of its own. Raises `CannotCheckError` with the names that there are.
     """
-    return (of_object if ":" in target else shipped_by_name)(target, inputs, dtype)
+    if ":" not in target:
+        return shipped_by_name(target, inputs, dtype)
+    module = load(target.partition(":")[0])
+    left_out = tuple(getattr(module, LEFT_OUT, ()))
+    return [replace(each, left_out=left_out) for each in of_object(target, module, inputs, dtype)]
 
 
 def in_dtype(args: tuple, dtype: str | None) -> tuple:
@@ -85,16 +91,27 @@ def shipped_by_name(name: str, inputs: str | None, dtype: str | None) -> list[Ta
 
 
 def script_in(name: str) -> Any:
-    """The gradients that a file computes by itself, as a function without arguments that gives a rule."""
+    """The gradients that a file computes by itself; else those of the one object with both passes that it makes."""
     if not Path(name).is_file():
         raise CannotCheckError(f"there is no file {name}")
-    return rule_of_script(Path(name))
+    try:
+        return rule_of_script(Path(name))
+    except CannotCheckError as error:
+        own = {
+            key: each for key, each in vars(load(name)).items() if getattr(each, "__module__", "") == Path(name).stem
+        }
+        objects = [each for each in own.values() if has_passes(each) and not isinstance(each, type)]
+        if len(objects) == 1:
+            return objects[0]
+        found = [key for key, each in own.items() if has_passes(each) or is_engine(each)]
+        found += [key for key in own if re.search("back|grad|loss|prime|deriv", key.lower()) and key not in found]
+        raise CannotCheckError(f"{error}{''.join(f', {name}:{key}' for key in found[:8])}") from None
 
 
-def of_object(target: str, inputs: str | None, dtype: str | None) -> list[Target]:
+def of_object(target: str, module: Any, inputs: str | None, dtype: str | None) -> list[Target]:
     """The object of a module or a file, with its inputs; a maker with its examples."""
     place, _, path = target.partition(":")
-    thing: Any = evaluated(path, load(place), place)
+    thing: Any = evaluated(path, module, place)
     entry = maker_of(thing)
     if entry is not None and entry.examples:
         return at_inputs(examples_of(entry, target), inputs, dtype)

@@ -23,7 +23,7 @@ from jaxnet.checking.agreement import (
     point,
 )
 from jaxnet.checking.author import arguments_at, functions_of
-from jaxnet.checking.compare import Leaf, worst
+from jaxnet.checking.compare import Leaf, alignment, worst
 from jaxnet.checking.differentiation import GradientFault, differentiated, mode_of, only_arrays, short
 from jaxnet.checking.patches import Repair
 from jaxnet.checking.planting import Cause, planted
@@ -72,7 +72,7 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
             if (again := recomputed(subject.custom, subject)) is not None:
                 inside.append(check_subject(again, where, options))
     leaves = tuple(unlike(leaf, runs.faults.get(leaf.path.removeprefix("∂"))) for leaf in worst(found.leaves))
-    found.notes += unseen(leaves, options) + divided(leaves, args)
+    found.notes += unseen(leaves, options) + divided(leaves, args) + fused(leaves, args)
     if runs.faults:
         words = dict.fromkeys(fault.words for fault in runs.faults.values())
         found.properties.append(Property(STRUCTURE, False, "; ".join(words)))
@@ -127,17 +127,38 @@ def unlike(leaf: Leaf, fault: GradientFault | None) -> Leaf:
 
 
 def divided(leaves: Sequence[Leaf], args: tuple) -> list[str]:
-    """Where the wrong leaves are divided by the number of examples, and others are not."""
-    lengths = {n for leaf in leaves_of(args).values for n in jax.numpy.shape(leaf) if n > 1}
-    gradients = [leaf for leaf in leaves if not leaf.forward]
+    """Where all gradients that have no axis of the examples are divided by their number, and the others are right."""
+    lengths = {n for leaf in leaves_of(args).values for n in np.shape(leaf) if n > 1}
+    gradients = [leaf for leaf in leaves if not leaf.forward and leaf.arrays is not None]
     wrong = [leaf for leaf in gradients if not leaf.ok]
     for n in lengths:
-        if len(wrong) < len(gradients) and wrong and all(abs(leaf.ratio * n - 1) < 1e-3 for leaf in wrong):
+        of_parameters = [leaf for leaf in gradients if leaf.arrays is not None and n not in leaf.arrays[1].shape]
+        if (
+            0 < len(wrong) < len(gradients)
+            and wrong == of_parameters
+            and all(abs(leaf.ratio * n - 1) < 1e-3 for leaf in wrong)
+        ):
             return [
                 f"divided by {n}, unlike the others: {', '.join(leaf.path for leaf in wrong)}. If {n} is the number of "
                 "examples, this is right behind a loss that is summed, and not averaged, over them"
             ]
     return []
+
+
+def fused(leaves: Sequence[Leaf], args: tuple) -> list[str]:
+    """Where a wrong gradient with respect to p is a multiple of p − target."""
+    arrays, notes = [np.asarray(each) for each in jax.tree.leaves(args) if np.ndim(each)], []
+    for leaf in leaves:
+        got = np.zeros(0) if leaf.ok or leaf.arrays is None else leaf.arrays[0]
+        rows = [p for p in arrays if p.shape == got.shape and p.dtype.kind == "f"]
+        targets = [np.eye(got.shape[-1])[y] for y in arrays if y.dtype.kind in "iu" and y.shape == got.shape[:-1]]
+        for difference in (p - y for p in rows for y in (*rows, *targets)):
+            if np.any(difference) and abs(alignment(got, difference)[0] - 1) < 1e-6:
+                notes.append(
+                    f"{leaf.path} is a multiple of p − target: the gradient with respect to the logits z of a softmax "
+                    "or sigmoid p(z). It is right if p(z) is not differentiated again"
+                )
+    return list(dict.fromkeys(notes))
 
 
 def reference_words(subject: Subject, options: CheckOptions) -> str:

@@ -375,6 +375,17 @@ def test_gradients_divided_by_the_examples_are_told():
     report = check((lambda A, W: (W @ A, (A, W)), lambda dZ, s: (s[1].T @ dZ, dZ @ s[0].T / s[0].shape[1])),
                    "float64[3,5], float64[4,3]", **QUICK)  # fmt: skip
     assert "divided by 5, unlike the others: ∂W" in str(report)
+    wrong = check(Averaged(rng.standard_normal((6, 3)), np.ones(3)), "float64[4,6]", **QUICK)
+    assert [leaf.path for leaf in wrong.wrong] == ["∂b"]
+    assert "divided by 4" not in str(wrong)  # ∂W is not: no convention
+
+
+@pytest.mark.parametrize(("times", "told"), [(1.0, True), (0.9, False)])
+def test_a_gradient_with_respect_to_the_logits_is_told(times, told):
+    report = check((lambda p, y: -(y * np.log(p)).sum(), lambda d, p, y: (times * p - y, None)),
+                   "float64[4,3]>0<1, float64[4,3]>0<1", **QUICK)  # fmt: skip
+    assert not report.ok
+    assert any("with respect to the logits" in note for note in report.notes) is told
 
 
 def test_an_expression_names_an_object(capsys):
