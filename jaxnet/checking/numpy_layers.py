@@ -48,12 +48,24 @@ FORWARD = (
     "forward_pass",
     "forward_propagation",
     "forward_prop",
+    "forward_propagate",
     "feedforward",
     "feed_forward",
     "loss",
     "__call__",
 )
-BACKWARD = ("backward", "backward_pass", "backward_propagation", "backward_prop", "backpropagate", "backprop", "grad")
+BACKWARD = (
+    "backward",
+    "backward_pass",
+    "backward_propagation",
+    "backward_prop",
+    "backpropagate",
+    "backpropagation",
+    "back_propagation",
+    "back_prop",
+    "backprop",
+    "grad",
+)
 INPUT_GRADIENT = "dinputs"  # where a backward pass that returns nothing leaves it
 RATES = ("lr", "learning_rate", "eta", "alpha")
 LIBRARIES = ("jaxnet", "jax", "jaxlib", "torch", "flax", "equinox", "numpy")

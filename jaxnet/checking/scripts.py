@@ -266,6 +266,9 @@ class ScriptRule:
 def rules_of(block: Statements) -> Iterator[ScriptRule]:
     """What the statements may compute: gradients by name, or steps, each of a cost of theirs or of a known one."""
     after = block.run()
+    for name in block.stored & set(block.names):  # w = 0, of which a step makes a float
+        if type(block.names[name]) is int and isinstance(after[name], float):
+            block.names[name] = np.asarray(block.names[name], float)
     arrays, known = arrays_of(after), arrays_of(block.names)
     own = {path: each for path, each in arrays.items() if re.split(r"\W", path)[0] in block.stored}
     before = {path: each for path, each in known.items() if path in arrays and np.shape(arrays[path]) == np.shape(each)}
