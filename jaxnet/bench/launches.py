@@ -1,4 +1,4 @@
-"""Kernel launches of a step on a GPU, by hand and by autodiff: counted in programs compiled for an H100 without one.
+"""A step's kernels on a GPU, by hand and by autodiff: counted in programs compiled for an H100 without one.
 
 A launch takes 2 to 5 µs whatever it does, so a small step's time is its launches'. XLA compiles for a GPU that is only
 described; that takes the extra `launches` (the CUDA plugin's wheels, no driver and no GPU).
@@ -12,13 +12,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxnet.bench import core
 from jaxnet.bench.cases import attention, convolution, gpt, recurrent
-from jaxnet.bench.measure import TimedCase
+from jaxnet.bench.measure import TimedCase, duration
 from jaxnet.devices.chips import target
 from jaxnet.devices.program_text import CompiledText
-from jaxnet.lowering import compiling_for
+from jaxnet.lowering import compiling_for, plain_forms
+from jaxnet.training.flops import products
 
 GPU = "cuda:h100:1"
-AIM = 1.1  # our launches over those of autodiff
 
 
 def compiled_for(devices: str, f: Callable, *args: Any) -> Any:
@@ -31,24 +31,30 @@ def compiled_for(devices: str, f: Callable, *args: Any) -> Any:
         return jax.jit(f).lower(*shapes).compile()
 
 
-class Counted(NamedTuple):
-    """A step's launches and temporary bytes: ours, and by autodiff."""
+class CompiledStep(NamedTuple):
+    """A step's program: launches, temporary bytes, bytes moved, operations of its products, and seconds at the peaks.
+
+    `seconds`: operations / peak + bytes / bandwidth + launches · 3 µs, as if nothing overlapped. The peak of a float32
+    product is TF32's; the bytes are those of each kernel's operands and results, of which a cache saves some.
+    """
 
     case: str
-    against: str
-    ours: int
-    theirs: int
-    our_bytes: int
-    their_bytes: int
+    program: str
+    launches: int
+    temporary: int
+    moved: int
+    flops: float
+    seconds: float
 
     def headings(self) -> tuple[str, ...]:
         """The headings."""
-        return "case", "against", "launches", "theirs", f"over theirs (aim ≤ {AIM})", "temporary", "theirs"
+        return "case", "program", "launches", "temporary", "moved", "products", "time at the peaks"
 
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
-        sizes = (f"{bytes / 2**20:.3g} MiB" for bytes in (self.our_bytes, self.their_bytes))
-        return self.case, self.against, str(self.ours), str(self.theirs), f"{self.ours / self.theirs:.3f}", *sizes
+        sizes = (f"{bytes / 2**20:.3g} MiB" for bytes in (self.temporary, self.moved))
+        operations = f"{self.flops / 1e9:.3g} GFLOP"
+        return self.case, self.program, str(self.launches), *sizes, operations, duration(self.seconds)
 
 
 STEPS: dict[str, Callable[[], TimedCase]] = {
@@ -60,24 +66,24 @@ STEPS: dict[str, Callable[[], TimedCase]] = {
 }
 
 
-def counted(case: TimedCase) -> Iterator[Counted]:
-    """A case against each of its variants by autodiff."""
-    ours, *others = (
-        (variant.name, compiled_for(GPU, variant.source[0], *variant.source[1]))
-        for variant in (case.ours, *case.others)
-        if variant.source is not None and variant.name.startswith(("hand", "autodiff"))
-    )
-    texts = {
-        name: (CompiledText.read(p.as_text()).launches(), p.memory_analysis().temp_size_in_bytes)
-        for name, p in (ours, *others)
-    }
-    for name, _ in others:
-        (n, memory), (their_n, their_memory) = texts[ours[0]], texts[name]
-        yield Counted(case.name, name, n, their_n, memory, their_memory)
+def counted(case: TimedCase) -> Iterator[CompiledStep]:
+    """Our program of a case, then each by autodiff."""
+    chip = target(GPU).chip
+    for variant in (case.ours, *case.others):
+        if variant.source is None or not variant.name.startswith(("hand", "autodiff")):
+            continue
+        f, arguments = variant.source
+        program = compiled_for(GPU, f, *arguments)
+        text, temporary = CompiledText.read(program.as_text()), program.memory_analysis().temp_size_in_bytes
+        launches, moved = text.launches(), text.traffic()
+        with plain_forms():  # in a kernel they would not be seen
+            flops = products(jax.make_jaxpr(f)(*arguments))
+        seconds = flops / chip.flops[0] + moved / chip.bandwidth + launches * chip.launch
+        yield CompiledStep(case.name, variant.name, launches, temporary, moved, flops, seconds)
 
 
-def rows(only: str | None = None) -> list[Counted]:
-    """The launches of each step, or of one.
+def rows(only: str | None = None) -> list[CompiledStep]:
+    """The programs of each step, or of one.
 
     Raises `TargetError` where the CUDA plugin is not installed, or was kept from loading.
     """
