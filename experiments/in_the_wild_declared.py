@@ -145,6 +145,16 @@ LAYERS = {
     "keras.src.layers.core.dense.Dense._int8_call.<locals>.matmul_with_inputs_gradient": "dense",
     "keras.src.layers.core.einsum_dense.EinsumDense._int8_call.<locals>.einsum_with_inputs_gradient": "einsum",
 }
+COTANGENT = "as declared: it changes the error that goes back"
+TJAX: dict[str, Point] = {
+    "scale_cotangent": Point(
+        lambda: (normal(4, 5),), through=lambda x: part("tjax:scale_cotangent")(x, 0.3), intended=lambda x: 0.3 * x
+    ),
+    "replace_cotangent": Point(
+        lambda: (normal(4, 5), normal(4, 5, seed=1)), intended=lambda x, new, d_out: (new, d_out)
+    ),
+    "copy_cotangent": Point(lambda: (normal(4, 5), normal(4, 5, seed=1)), intended=lambda x, y, d_out: (d_out, d_out)),
+}
 BESSEL = "bessel_iv_ratio", "bessel_ive", "bessel_kve", "log_bessel_ive", "log_bessel_kve"
 
 POINTS: dict[str, Point] = {
@@ -152,6 +162,7 @@ POINTS: dict[str, Point] = {
        for name in ("experimental.parallel_reset._DEFAULT_ACTIVATION", "experimental.raven._DEFAULT_SPIKE",
                     "experimental.rf_ssm._DEFAULT_ACTIVATION", "nn._DEFAULT_ACTIVATION",
                     "phasor._DEFAULT_ACTIVATION")},
+    **{f"tjax._src.cotangent_tools.{name}": point._replace(note=COTANGENT) for name, point in TJAX.items()},
     "spyx.axn.custom.<locals>.f": Point(lambda: (normal(4, 5),), intended=straight_through, note=STEP),
     **quadratic_programs(),
     **{f"{TFP}.math.bessel._{name}_custom_gradient":
