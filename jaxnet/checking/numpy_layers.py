@@ -142,7 +142,9 @@ class NumpyLayer:
             out = getattr(thing, self.forward)(*inputs[: self.takes])
         out = getattr(thing, OUTPUT, None) if out is None else out
         outs = tuple(each for each in (out if isinstance(out, tuple | list) else (out,)) if is_array(each))
-        outs = (np.asarray(out),) if isinstance(out, list) and not any(np.shape(each) for each in outs) else outs
+        outs = (
+            (np.asarray(out),) if isinstance(out, list) and not any(getattr(each, "ndim", 0) for each in outs) else outs
+        )
         if not outs:
             raise CannotCheckError(f"{self.forward} must return its output, got {type(out).__name__}: return an array")
         return outs

@@ -62,7 +62,7 @@ def bisected(net: Layer, report: Report, subject: Subject, where: Points, use: U
             return False
         if asks_finer(options, *first[:2]):
             judge_finer(runs, where, few, found)
-        return all(leaf.ok for leaf in found.leaves) and not found.problems and not runs.problems
+        return all(leaf.ok for leaf in found.leaves) and not found.problems and not runs.faults
 
     path, others = [], []
     node: Layer = net

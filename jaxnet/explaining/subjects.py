@@ -61,6 +61,8 @@ def named(target: str, *, inputs: str | None = None, seed: int = 0) -> Explained
     """
     try:
         first, *_ = find(target, inputs)
+        if not first.args:
+            raise ExplainError(f"{target} has no inputs to be explained at: name an object in it, and give --inputs")
         rule = first.rule() if isinstance(first.rule, type) and takes_nothing(first.rule) else first.rule
         if is_network(rule):
             return of_target(replace(first, rule=rule), seed=seed)

@@ -4,6 +4,8 @@ import pytest
 
 from jaxnet.checking import check
 from jaxnet.checking.targets import find
+from jaxnet.explaining.notation import ExplainError
+from jaxnet.explaining.subjects import named
 
 QUICK = {"seeds": 1, "also": False, "shapes": False, "diagnose": False, "precise": False}
 
@@ -187,3 +189,9 @@ def test_each_kind_right_and_wrong(tmp_path, text, name, inputs, change, leaves)
     assert not wrong(right), str(right)
     [(_, found)] = wrong(reports(tmp_path, text, change, name, inputs))
     assert found == leaves or (not leaves and found)
+
+
+def test_a_script_is_not_explained(tmp_path):
+    (tmp_path / "named.py").write_text(NAMED)
+    with pytest.raises(ExplainError, match="name an object in it, and give --inputs"):
+        named(str(tmp_path / "named.py"))
