@@ -151,7 +151,7 @@ def test_a_run_shows_how_it_moved(tmp_path):
     [
         (["no-such.toml"], "there is no config no-such.toml"),
         (["rellu"], "Did you mean relu"),
-        (["my_file.py"], "name a function in it, as my_file.py:loss"),
+        (["my_file.py"], "there is no file my_file.py"),
         (["no.such.module:f"], "cannot be imported"),
         (["jax.numpy:dot", "--inputs", "float32[2,3]"], "cannot be run at these inputs"),
         (["jax.numpy:sin", "--inputs", "float32[3]"], "gives one number"),
