@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from jaxnet.checking.checks import check
@@ -20,6 +21,7 @@ from jaxnet.checking.report import Report, clipped, page, sized, summary
 from jaxnet.checking.subject import CannotCheckError
 from jaxnet.checking.targets import Target, evaluated, find, in_dtype, load, shipped
 
+WAIT = 8.0  # seconds after which a check says that it is at work
 ADEQUACY_SECONDS = 1.5  # for each of all targets
 
 
@@ -97,7 +99,7 @@ def reported(
         begun = time.perf_counter()
         chosen = {"again": again(target, typed, options["seed"]), **options, **target.options}
         try:
-            with stopped():
+            with stopped(), told(target.name):
                 report = check(target.rule, *target.args, name=target.name, **chosen)
         except CannotCheckError as error:
             left_out = "".join(f"\n  left out: {each}" for each in target.left_out[:3])
@@ -147,6 +149,19 @@ def stopped() -> Iterator[None]:
         raise CannotCheckError(f"a function must return, but it raises {raised(error)}: take the exit out") from error
     except MemoryError as error:
         raise CannotCheckError(f"arrays must fit into memory, but {error}: give smaller inputs") from error
+
+
+@contextmanager
+def told(name: str, seconds: float = WAIT) -> Iterator[None]:
+    """Says once on a terminal's stderr that a check is still at work, after some seconds."""
+    words = f"{name}: still at work after {seconds:g} s; --seeds 1 takes less time"
+    timer = Timer(seconds, lambda: print(words, file=sys.stderr))
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def could_not(why: str) -> int:

@@ -109,7 +109,7 @@ def pattern_of(wrong: np.ndarray) -> str:
         return "the only entry"
     if count == 1:
         return f"one entry of {wrong.size}"
-    names = AXES.get(wrong.ndim) or tuple(f"axis {i}" for i in range(wrong.ndim))
+    names = AXES.get(wrong.ndim) or tuple(f"axis {i}:" for i in range(wrong.ndim))
     words, box = [], np.ones_like(wrong)
     for axis, name in enumerate(names):
         others = tuple(i for i in range(wrong.ndim) if i != axis)
@@ -124,11 +124,7 @@ def pattern_of(wrong: np.ndarray) -> str:
     if words and filled > 0.5:
         return ", ".join(words)
     if not words and filled > 0.5:
-        return (
-            "everywhere, no tile pattern"
-            if filled > 0.9
-            else f"{100 * count / wrong.size:.0f} % of the entries, no tile pattern"
-        )
+        return "everywhere" if filled > 0.9 else f"{100 * count / wrong.size:.0f} % of the entries"
     return f"{count} of {wrong.size} entries, scattered"
 
 
@@ -150,7 +146,7 @@ def span(profile: np.ndarray, name: str) -> str:
         return f"{name} {first} to {last}"
     steps = np.diff(where)
     if (steps == steps[0]).all():
-        return f"every {ordinal(int(steps[0]))} of {name} from {first}"
+        return f"every {ordinal(int(steps[0]))} of {name.rstrip(':')} from {first}"
     return ""
 
 

@@ -16,7 +16,7 @@ from jaxnet.checking.differentiation import (
     flat_gradients,
     mode_of,
     ones_for,
-    short,
+    raised,
 )
 from jaxnet.checking.host_functions import (
     in_jax,
@@ -43,7 +43,7 @@ COTANGENT = re.compile(r"d_?([a-z]|out\w*|ut|values|next_?\w*)|g|ct|\w*grad\w*|d
 def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) -> Subject:
     """(forward, backward), or (f, f_vjp): which of the two is found by trying on shapes."""
     first, second = (partial(part, **kwargs) if kwargs else part for part in rule)
-    tried: list[str] = []
+    tried: dict[str, list[str]] = {}  # by why it does not run
     for traced in (True, False):
         tried.clear()
         found = []
@@ -52,7 +52,7 @@ def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) 
             run = own if traced else on_host(own, (args,))
             call = for_jax(primal if reference is None else reference, args)
             if (why := why_not(run, call, args)) is not None:
-                tried.append(f"{convention.__doc__}: {why}")
+                tried.setdefault(why, []).append(convention.__doc__ or "")
             else:
                 found.append((primal if traced else on_host(primal, args), call, run, own, convention))
         if found:
@@ -63,7 +63,12 @@ def of_pair(rule: tuple, args: tuple, reference: Callable | None, kwargs: dict) 
                 names=argument_names(rule[0], len(args)), parts=tuple(rule),
                 in_jax=None if traced else traced_in_jax(own, rule, call, args),
             )  # fmt: skip
-    raise CannotCheckError("a pair must fit one of these on the given inputs:\n  " + "\n  ".join(tried))
+    if len(tried) == 1:
+        raise CannotCheckError(
+            f"a pair must run on the given inputs, but {name_of(rule[0])} raises {next(iter(tried))}"
+        )
+    said = [line for why, forms in tried.items() for line in (*forms, f"  raises {why}")]
+    raise CannotCheckError("a pair must fit one of these on the given inputs:\n  " + "\n  ".join(said))
 
 
 def likeliest(found: list[tuple], args: tuple, backward: Callable) -> tuple:
@@ -85,7 +90,7 @@ def why_not(run: Callable, call: Callable, args: tuple) -> str | None:
         out = abstract(call, *args)
         jax.eval_shape(lambda values: gradients_only(run, args, values, out), leaves_of(args).values)
     except Exception as error:  # the user's functions may raise anything
-        return short(error)
+        return raised(error)
     return None
 
 

@@ -19,7 +19,17 @@ from jaxnet.checking.subject import CannotCheckError, Tree, on_device, why_passe
 SPEC = re.compile(
     r"^(?P<dtype>[a-z_]+\d*)(?:\[(?P<shape>[\d\s,]*)\])?\s*(?P<bounds>(?:[<>]\s*[-+\d.e]+\s*)*)(?:\s(?P<rows>probabilities|one-hot))?$"
 )
-SHORT = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i32": "int32", "c64": "complex64"}
+SHORT = {
+    "float": "float32",
+    "int": "int32",
+    "complex": "complex64",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f32": "float32",
+    "f64": "float64",
+    "i32": "int32",
+    "c64": "complex64",
+}
 LONG = 8  # an axis that `smaller` leaves as it is, at most
 SMALL = 3e-3  # a scale at which a variance is of the size of the usual ε = 1e-5
 
@@ -70,6 +80,8 @@ def parse_spec(text: str) -> Any:
             f'inputs are dtypes with shapes, as "float32[8,256], int32[8]<10", got {text!r}: write so, or give arrays'
         )
     shape = tuple(int(n) for n in (match["shape"] or "").replace(" ", "").split(",") if n)
+    if 0 in shape:
+        raise CannotCheckError(f"an input must have entries to be checked at, got {text!r}: give every axis some")
     limits = {sign: float(limit) for sign, limit in re.findall(r"([<>])\s*([-+\d.e]+)", match["bounds"])}
     if jnp.issubdtype(dtype, jnp.integer) and "<" not in limits:
         raise CannotCheckError(f'integers are drawn below a bound, as "{text}<10" (0 to 9), got {text!r}: write one')

@@ -169,7 +169,11 @@ class Runs:
     def run(self, which: str, values, seed) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """`which` ("rule", "expected" or "pushed") at a point, as numpy arrays in float64 or complex128."""
         if which == "expected" and self.subject.mode == "differences" and self.subject.declared is None:
-            return self.differences(values, seed)
+            point = "differences", *map(bits, (*values, *seed, *self.leaves.rest))
+            if point not in self.compiled:
+                self.compiled[point] = self.differences(values, seed), list(self.curve)
+            found, self.curve[:] = self.compiled[point]
+            return found
         key = which, self.subject.transforms, self.finer(values), tuple(str(v.dtype) for v in values)
         if key not in self.compiled:
             self.compiled[key] = self.executable(which, values, seed)
@@ -323,6 +327,13 @@ class Runs:
             tuple(half.reshape(v.shape) for half in pair)
             for pair, v in zip(zip(*halves, strict=True), values, strict=True)
         ]
+
+
+def bits(array: Any) -> tuple[str, bytes]:
+    """An array's dtype and bytes; of a random key its data's."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        array = jax.random.key_data(array)
+    return str(array.dtype), np.asarray(array).tobytes()
 
 
 def central_differences(cost: Callable, x: jax.Array, steps: jax.Array) -> jax.Array:

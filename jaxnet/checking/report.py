@@ -246,14 +246,14 @@ def remarks(report: Report) -> tuple[list[tuple[str, str]], list[tuple[str, str]
     held = ", ".join(h.name + (f" ({h.words})" if h.words else "") for h in report.properties if h.ok)
     blind = None if report.blind is None else clipped(report.blind, 6) or "nothing: every mutant differs here"
     rest = [
-        ("also held", held),
+        ("also checked", held),
         *(("not asked", f"{h.name}: {h.words}") for h in report.properties if h.ok is None),
         ("cannot tell", blind),
-        ("passed over", ", ".join(f"{path} ({why})" for path, why in report.passed_over.items())),
+        ("not checked", ", ".join(f"{path} ({why})" for path, why in report.passed_over.items())),
         ("reference", "" if report.reference == "autodiff of its primal" else report.reference),
         *(("note", note) for note in report.notes),
         ("step, change", ", ".join(f"{h:.0e} {c:.0e}" for h, c in report.curve)),
-        ("again", report.again),
+        ("to repeat", report.again),
     ]
     return [row for row in why if row[1]], [row for row in rest if row[1]]
 

@@ -40,6 +40,7 @@ from jaxnet.program import RuleUse, rules_inside
 MOST_INSIDE = 64
 REPAIR = 0.7  # of the budget, for the repair; where there is none, the rest is for a mistake in autodiff's program
 BLIND, COARSE = 0.5, 5e-3  # relative to a leaf's largest entry: nothing is seen; a per cent may not be
+KINK = "kink: at these entries the function has two slopes; the rule's value is one of them or between: not counted"
 IMPLICIT = "jax/_src/lax/control_flow/solves.py"  # custom_root: its gradients are not those of its iterations
 
 
@@ -59,7 +60,7 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
         with found.phase("differences"):
             autodiff = not ask_differences(runs, where, options, found)
         if options.also and all(leaf.ok for leaf in found.leaves):
-            with found.phase("also held"):
+            with found.phase("also checked"):
                 smooth = autodiff and all(leaf.verdict != "kink" for leaf in found.leaves)
                 found.properties += properties_of(runs, *first, smooth=smooth)
         if autodiff and options.shapes and where.fresh and all(leaf.ok for leaf in found.leaves):
@@ -72,7 +73,8 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
             if (again := recomputed(subject.custom, subject)) is not None:
                 inside.append(check_subject(again, where, options))
     leaves = tuple(unlike(leaf, runs.faults.get(leaf.path.removeprefix("∂"))) for leaf in worst(found.leaves))
-    found.notes += unseen(leaves, options) + divided(leaves, args) + fused(leaves, args)
+    found.notes += unseen(leaves, options, subject.mode) + divided(leaves, args) + fused(leaves, args)
+    found.notes += [KINK] * any(leaf.verdict == "kink" for leaf in leaves)
     if runs.faults:
         words = dict.fromkeys(fault.words for fault in runs.faults.values())
         found.properties.append(Property(STRUCTURE, False, "; ".join(words)))
@@ -96,7 +98,7 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
     return explained(report, subject, where, options, found)
 
 
-def unseen(leaves: Sequence[Leaf], options: CheckOptions) -> list[str]:
+def unseen(leaves: Sequence[Leaf], options: CheckOptions, mode: str) -> list[str]:
     """Where rounding allows so much that mistakes pass: leaves no larger than it, half precision by itself."""
     gradients = [leaf for leaf in leaves if not leaf.forward and leaf.ok]
     blind = [
@@ -107,8 +109,9 @@ def unseen(leaves: Sequence[Leaf], options: CheckOptions) -> list[str]:
     notes = []
     if blind:
         notes.append(
-            f"WARNING: {', '.join(blind)} {'is' if len(blind) == 1 else 'are'} no larger than what rounding allows "
-            "here: a mistake in it would pass; take other inputs, or a finer dtype"
+            f"WARNING: {', '.join(blind)} {'is' if len(blind) == 1 else 'are'} no larger than "
+            f"{'finite differences are unsure of' if mode == 'differences' else 'what rounding allows'} here: "
+            "a mistake in it would pass; take other inputs, or a finer dtype"
         )
     coarse = max((leaf.allowed for leaf in gradients if leaf.allowed < BLIND), default=0.0)
     if not options.precise and coarse > COARSE:

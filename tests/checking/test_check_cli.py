@@ -1,6 +1,7 @@
 """`jaxnet check`: configs, names and one's own objects, and how it ends."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 import jaxnet as j
 from jaxnet import cli
+from jaxnet.checking import command
 from jaxnet.training.check_target import config_target, ranged
 
 HERE = "tests.checking.test_check_cli"
@@ -147,3 +149,12 @@ def test_a_reference_is_a_function_of_a_file_too(own):
     result = checked("jax.numpy:square", "--inputs", "float32[3]", "--reference", f"{own}:nothing")
     assert result.exit_code == 2
     assert f"{own} has no 'nothing'" in result.stderr
+
+
+def test_a_long_check_says_on_a_terminal_that_it_is_at_work(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with command.told("slow", 0.01):
+        time.sleep(0.3)
+    with command.told("quick", 60):
+        pass
+    assert capsys.readouterr().err == "slow: still at work after 0.01 s; --seeds 1 takes less time\n"

@@ -196,3 +196,33 @@ def test_a_pool_that_makes_its_own_arrays_is_right_at_ties_too():
     assert report.ok, report
     assert any("inputs with ties" in note for note in report.notes)
     assert [leaf.verdict for leaf in report.leaves] == ["ok", "kink"]
+
+
+def test_a_pair_that_does_not_run_is_told_once_with_its_line():
+    def failing(x):
+        raise RuntimeError("not written yet")
+
+    with pytest.raises(CannotCheckError, match="failing raises RuntimeError: not written yet") as told:
+        check((failing, squash_back), "float32[3]", **QUICKEST)
+    assert str(told.value).count("not written yet") == 1
+    assert "test_pairs.py:" in str(told.value)
+
+    def backward(dout, saved):
+        raise RuntimeError("not written yet")
+
+    with pytest.raises(CannotCheckError, match=r"test_pairs\.py:\d+\)") as told:
+        check((squash, backward), "float32[3]", **QUICKEST)
+    assert str(told.value).count("not written yet") == 1
+
+
+def test_float_is_float32_and_an_input_has_entries():
+    [x, n] = draw(expand(["float[3], int[2]<4"]), 0)
+    assert (str(x.dtype), str(n.dtype)) == ("float32", "int32")
+    with pytest.raises(CannotCheckError, match="must have entries"):
+        expand(["float32[0,3]"])
+
+
+def test_a_kink_is_explained():
+    report = check((np.abs, lambda x: np.where(x < 0, -1.0, 1.0)), np.array([0.0, 1.0, -2.0]), **QUICKEST)
+    assert [leaf.verdict for leaf in report.leaves] == ["ok", "kink"]
+    assert "the function has two slopes" in "".join(report.notes)
