@@ -194,11 +194,17 @@ def known(leaf: Leaf) -> str:
             return f"{leaf.path} is zero"
         if got.ndim == 2 and got.shape[0] == got.shape[1] and np.allclose(got.T, expected, 1e-4, leaf.allowed):
             return f"{leaf.path} is transposed"
-    if np.isfinite(leaf.ratio) and leaf.cosine > 0.9999 and abs(leaf.ratio - 1) > 1e-3:
+    many = leaf.arrays is None or leaf.arrays[1].size > 1  # one number is some multiple of any other
+    if np.isfinite(leaf.ratio) and leaf.cosine > 0.9999 and abs(leaf.ratio - 1) > 1e-3 and (many or whole(leaf.ratio)):
         return f"{leaf.path} is {leaf.ratio:.4g} times what it should be"
-    if leaf.cosine < -0.9999:
+    if leaf.cosine < -0.9999 and (many or whole(leaf.ratio)):
         return f"{leaf.path} has the wrong sign" + ("" if abs(leaf.ratio + 1) < 1e-3 else f", {-leaf.ratio:.4g} times")
     return ""
+
+
+def whole(ratio: float) -> bool:
+    """Whether a ratio or its inverse is a whole number."""
+    return ratio != 0 and any(abs(each - round(each)) < 1e-3 * abs(each) for each in (ratio, 1 / ratio))
 
 
 def unknown(leaves: list[Leaf]) -> list[str]:

@@ -73,7 +73,7 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
             if (again := recomputed(subject.custom, subject)) is not None:
                 inside.append(check_subject(again, where, options))
     leaves = tuple(unlike(leaf, runs.faults.get(leaf.path.removeprefix("∂"))) for leaf in worst(found.leaves))
-    found.notes += unseen(leaves, options, subject.mode) + divided(leaves, args) + fused(leaves, args)
+    found.notes += unseen(leaves, options, subject.mode) + divided(leaves, args) + fused(leaves, args) + summed(leaves, args)
     found.notes += [KINK] * any(leaf.verdict == "kink" for leaf in leaves)
     if runs.faults:
         words = dict.fromkeys(fault.words for fault in runs.faults.values())
@@ -162,6 +162,16 @@ def fused(leaves: Sequence[Leaf], args: tuple) -> list[str]:
                     "or sigmoid p(z). It is right if p(z) is not differentiated again"
                 )
     return list(dict.fromkeys(notes))
+
+
+def summed(leaves: Sequence[Leaf], args: tuple) -> list[str]:
+    """Where every wrong gradient is as many times too large as an axis of the inputs has entries."""
+    wrong = [leaf for leaf in leaves if not leaf.ok]
+    for n in sorted({n for leaf in leaves_of(args).values for n in np.shape(leaf) if n > 1}) if wrong else ():
+        if all(abs(leaf.ratio / n - 1) < 1e-3 and leaf.cosine > 0.9999 for leaf in wrong):
+            paths = ", ".join(leaf.path for leaf in wrong)
+            return [f"{n} times too large: {paths}. An axis of the inputs has {n} entries: 1/{n} may be forgotten"]
+    return []
 
 
 def reference_words(subject: Subject, options: CheckOptions) -> str:

@@ -226,3 +226,22 @@ def test_a_kink_is_explained():
     report = check((np.abs, lambda x: np.where(x < 0, -1.0, 1.0)), np.array([0.0, 1.0, -2.0]), **QUICKEST)
     assert [leaf.verdict for leaf in report.leaves] == ["ok", "kink"]
     assert "the function has two slopes" in "".join(report.notes)
+
+
+def entropy(x, y):
+    p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    rows = np.arange(len(x))
+    dx = p.copy()
+    dx[rows, y] -= 1
+    return -np.mean(np.log(p[rows, y])), dx
+
+
+def test_a_forgotten_mean_is_told():
+    report = check(entropy, "float64[5,3], int32[5]<3", **QUICKEST)
+    assert "5 times too large: ∂x. An axis of the inputs has 5 entries: 1/5 may be forgotten" in report.notes
+
+
+@pytest.mark.parametrize(("factor", "words"), [(1.014, "not known"), (3.0, "∂x is 3 times what it should be")])
+def test_one_number_is_a_multiple_of_another_only_where_it_is_a_whole_one(factor, words):
+    report = check((np.exp, lambda x: factor * np.exp(x)), np.array([0.5]), **QUICKEST)
+    assert report.cause.startswith(words)
