@@ -366,9 +366,23 @@ def repair_of(subject: Subject, options: CheckOptions, found: Findings) -> tuple
         found_there, _ = repaired(subject, first, draw, lambda seed: (args, cotangent), seconds=seconds)
         if found_there is not None and found_there.patch:
             return found_there, ""
-    other = first_drawn(subject, (there for _, there in where.elsewhere()), FRESH[0])
+    elsewhere = [there for _, there in where.elsewhere()] or [where]
+    varied = [each for there in elsewhere for each in (with_other_options(there, subject.fixed), there)]
+    other = first_drawn(subject, varied, FRESH[0])
     redraw = None if other is None else other[0]
     return repaired(subject, (args, cotangent), fresh_points(subject, where), redraw, seconds=seconds)
+
+
+def with_other_options(there: Points, fixed: Sequence[int]) -> Points:
+    """Points at which the numbers among arguments without a gradient are smaller: a patch must not hold for one rate."""
+
+    def other(leaf: Any) -> Any:
+        return 0.8 * leaf if type(leaf) is float else leaf
+
+    def draw(seed: int, how: str = "plain") -> tuple:
+        return tuple(jax.tree.map(other, arg) if k in fixed else arg for k, arg in enumerate(there.draw(seed, how)))
+
+    return replace(there, draw=draw)
 
 
 def first_drawn(subject: Subject, places: Iterable[Points], seed: int) -> tuple[Callable, tuple] | None:

@@ -245,3 +245,20 @@ def test_a_forgotten_mean_is_told():
 def test_one_number_is_a_multiple_of_another_only_where_it_is_a_whole_one(factor, words):
     report = check((np.exp, lambda x: factor * np.exp(x)), np.array([0.5]), **QUICKEST)
     assert report.cause.startswith(words)
+
+
+def damped(x, options):
+    scale = np.ones_like(x) / options["keep"]
+    return x * scale, (scale,)
+
+
+def damped_back(dout, cache):
+    (scale,) = cache
+    return dout * (scale > 0)
+
+
+def test_a_patch_holds_for_another_rate_too():
+    report = check((damped, damped_back), "float32[4,3], {keep: 0.5}", **QUICK)
+    assert report.repair is not None
+    assert "scale" in report.repair.patch.splitlines()[1].replace("(scale > 0)", "")
+    assert not any("2" in patch or "0.5" in patch for patch in (report.repair.patch, *report.repair.equal))
