@@ -73,7 +73,8 @@ def check_subject(subject: Subject, where: Points, options: CheckOptions) -> Rep
             if (again := recomputed(subject.custom, subject)) is not None:
                 inside.append(check_subject(again, where, options))
     leaves = tuple(unlike(leaf, runs.faults.get(leaf.path.removeprefix("∂"))) for leaf in worst(found.leaves))
-    found.notes += unseen(leaves, options, subject.mode) + divided(leaves, args) + fused(leaves, args) + summed(leaves, args)
+    found.notes += unseen(leaves, options, subject.mode)
+    found.notes += [*divided(leaves, args), *fused(leaves, args), *summed(leaves, args)]
     found.notes += [KINK] * any(leaf.verdict == "kink" for leaf in leaves)
     if runs.faults:
         words = dict.fromkeys(fault.words for fault in runs.faults.values())
@@ -374,7 +375,7 @@ def repair_of(subject: Subject, options: CheckOptions, found: Findings) -> tuple
 
 
 def with_other_options(there: Points, fixed: Sequence[int]) -> Points:
-    """Points at which the numbers among arguments without a gradient are smaller: a patch must not hold for one rate."""
+    """Points with smaller numbers among the arguments without a gradient: a patch must hold for every rate."""
 
     def other(leaf: Any) -> Any:
         return 0.8 * leaf if type(leaf) is float else leaf

@@ -48,7 +48,7 @@ def first_not_finite(function: Callable, *args: Any) -> str | None:
     """
     flat = jax.tree.leaves(args)
     if any(kinds([leaf for leaf in flat if hasattr(leaf, "dtype")])):
-        return "it stands in the inputs"
+        return "a NaN or an infinity stands in the inputs"
     arising = Arising()
     with np.errstate(all="ignore"):
         arising.run(graph_of(jax.make_jaxpr(function)(*args)), flat)
