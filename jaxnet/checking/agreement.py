@@ -25,6 +25,7 @@ from jaxnet.program.evaluate import UNOPTIMISED
 
 MOST_ASKED = 256  # numbers that finite differences are taken in
 SLACK = 32  # a rule that is right in float64 may lose so many times what rounding allows
+DIFFERENCES_SECONDS = 6.0  # of the processor's time, after which no further seed is held against differences
 ELSEWHERE_SECONDS = 6.0  # of the processor's time
 TIED = "ties", "zeros", "bounds"  # kinds of points at which many branches are open at once
 NOT_FINITE = "not finite in the reference itself"
@@ -57,6 +58,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     properties: list[Property] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    seeds: int = 0  # how many were drawn
     witness: tuple[tuple, Tree, Points] | None = None  # arguments and cotangent of the first wrong point, and its kin
 
     @contextmanager
@@ -107,7 +109,12 @@ def judge_seeds(runs: Runs, where: Points, options: CheckOptions, found: Finding
         unit = own
     elif unit > own:
         found.notes.append(f"the rule rounds to {unit_name(unit)} inside: that is what it is held to")
+    end = time.process_time() + DIFFERENCES_SECONDS
     for seed in range(options.seed, options.seed + options.seeds):
+        if found.seeds and runs.subject.mode == "differences" and time.process_time() > end:
+            found.notes.append(f"no time for more than {found.seeds} of {options.seeds} seeds: give `reference=`")
+            break
+        found.seeds += 1
         at = runs.moved(where.draw(seed, "plain"))
         values, d_out = point(at, where, seed)
         try:
@@ -348,7 +355,7 @@ def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Finding
     else:
         # A constant in the rule may be given to the user's dtype only: finer than that nothing is asked.
         finer, finer_leaves = (4 * own if own < 1e-4 else own / 8), []
-        for seed in range(options.seed, options.seed + options.seeds):
+        for seed in range(options.seed, options.seed + found.seeds):
             at = runs.moved(where.draw(seed, "plain"))
             values, d_out = point(at, where, seed)
             try:

@@ -192,4 +192,5 @@ def load(place: str) -> Any:
     try:
         return importlib.import_module(place)
     except Exception as error:
-        raise CannotCheckError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+        mend = f": install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
+        raise CannotCheckError(f"{place} cannot be imported: {type(error).__name__}: {error}{mend}") from error

@@ -262,3 +262,10 @@ def test_a_patch_holds_for_another_rate_too():
     assert report.repair is not None
     assert "scale" in report.repair.patch.splitlines()[1].replace("(scale > 0)", "")
     assert not any("2" in patch or "0.5" in patch for patch in (report.repair.patch, *report.repair.equal))
+
+
+def test_slow_differences_are_taken_at_fewer_seeds(monkeypatch):
+    monkeypatch.setattr("jaxnet.checking.agreement.DIFFERENCES_SECONDS", 0.0)
+    report = check((halve, halve_back), "float32[3,4], {size: 2}", **{**QUICKEST, "seeds": 3})
+    assert report.ok
+    assert "no time for more than 1 of 3 seeds: give `reference=`" in report.notes
