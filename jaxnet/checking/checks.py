@@ -11,7 +11,7 @@ import jax
 
 from jaxnet.checking import points
 from jaxnet.checking.agreement import CheckOptions
-from jaxnet.checking.host_functions import OnHost
+from jaxnet.checking.host_functions import OnHost, is_torch_function
 from jaxnet.checking.networks import check_network, is_network
 from jaxnet.checking.numpy_functions import as_object
 from jaxnet.checking.numpy_layers import kind_of_layer
@@ -83,7 +83,7 @@ def check(
             return check_network(rule, template, options, name=name, reference=reference)
         drawn = points.draw(template, seed)
         lines, kind = {}, ""
-        if reference is None:
+        if reference is None and not is_torch_function(rule):
             rule, drawn = as_object(rule, drawn)
             kind = kind_of_layer(rule, drawn)
         of_class = bool(kind)

@@ -80,6 +80,7 @@ def test_a_gradient_of_another_shape_is_told_by_its_shape():
     assert report.cause == "the gradient of w has shape (3, 1); it must have w's, (3, 2): sum or reshape it"
     row = next(line for line in str(report).splitlines() if "∂w" in line)
     assert row.split() == ["∂w", "WRONG", "its", "shape", "is", "(3,", "1)"]
+    assert "nan" not in report.to_html()
 
 
 def test_a_missing_gradient_and_exchanged_ones_are_told():
