@@ -156,7 +156,7 @@ def test_as_many_exchanges_as_autodiff_and_no_gathering(axes):
 
 SEQUENCE, IDS = jnp.zeros((4, 6)), jnp.zeros(4, jnp.int32)
 BAD = [
-    (attention(4), SEQUENCE, "attention 4 takes a width that 4 heads divide, got 6"),
+    (attention(4), SEQUENCE, "attention 4 takes a width that 4 heads divide, got 6.*: give it 1, 2, 3, 6 heads"),
     (attention(2, rotary=True), SEQUENCE, "heads of an even width, whose entries make pairs, got 3"),
     (attention(2), jnp.zeros(6), "attention 2 takes a sequence of vectors"),
     (attention(2, mask=np.ones((3, 3), bool)), SEQUENCE, r"mask of shape \(3, 3\), .* got 4 queries and 4 keys"),

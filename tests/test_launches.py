@@ -107,7 +107,7 @@ def test_a_step_by_hand_launches_no_more_than_autodiff(step, tmp_path):
     pytest.importorskip("jax_cuda12_plugin", reason="XLA's compiler for GPUs comes with the extra `launches`")
     file = tmp_path / "launches.json"
     environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
-    command = [sys.executable, "-m", "jaxnet", "bench", "launches", "--only", step, "--json", str(file)]
+    command = [sys.executable, "-m", "jaxnet", "bench", "devices", "--only", step, "--json", str(file)]
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
     hand, *by_autodiff = json.loads(file.read_text())["rows"]
     # A stack of blocks is one scan: it is held against autodiff's scan. Unrolled, a deep stack compiles for minutes.

@@ -37,7 +37,7 @@ BENCHMARKS = {
     "models": Benchmark(f"models: {OVER}, a step's cost and gradients", cases.rows_of(cases.MODELS), cases.MODELS),
     "quantities": Benchmark(f"quantities of each example: {OVER}", example_gradients.rows),
     "growth": Benchmark("growth: a step's time over its operations", growth.rows),
-    "launches": Benchmark("launches: a step's kernels on an H100, compiled without one", launches.rows, launches.STEPS),
+    "devices": Benchmark("devices: a step's kernels on an H100, compiled without one", launches.rows, launches.STEPS),
     "checkers": Benchmark("checkers: mistakes and correct code through each", checkers.rows),
 }
 

@@ -165,12 +165,12 @@ def explain(
 @app.command(rich_help_panel=DEVICES)
 def bench(
     name: Annotated[
-        str, Argument(metavar="NAME", help="core, layers, models, quantities, growth, launches or checkers")
+        str, Argument(metavar="NAME", help="core, layers, models, quantities, growth, devices or checkers")
     ] = "core",
     json_file: Annotated[Path | None, Option("--json", help="Write the rows to this file.")] = None,
     markdown: Annotated[Path | None, Option(help="Write the tables to this file as Markdown.")] = None,
     only: Annotated[
-        str | None, Option(metavar="SUBJECT", help="Run one subject of layers, models or launches only.")
+        str | None, Option(metavar="SUBJECT", help="Run one subject of layers, models or devices only.")
     ] = None,
 ) -> None:
     """Measure the hand-written backward pass against autodiff's best variants and torch."""

@@ -201,7 +201,10 @@ def self_attended(name: str, heads: int, rotary: bool, seen: Seen) -> Callable:
         is_sequence(name, x)
         time, width = x.shape
         if width % heads:
-            raise ShapeError(f"{name} takes a width that {heads} heads divide, got {width} in shape {x.shape}")
+            fitting = ", ".join(str(h) for h in range(1, width + 1) if width % h == 0)
+            raise ShapeError(
+                f"{name} takes a width that {heads} heads divide, got {width} in shape {x.shape}: give it {fitting} heads"
+            )
         if rotary and (width // heads) % 2:
             raise ShapeError(
                 f"{name} with rotary positions takes heads of an even width, whose entries make pairs, got "
