@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
     f"{'--xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''}"
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.pop("COLUMNS", None)  # xdist gives its workers a width; users' pipes have none
 
 from pathlib import Path
 

@@ -116,7 +116,7 @@ def test_regression_and_lone_columns(arrays):
 @pytest.mark.parametrize(
     ("name", "array", "words"),
     [
-        ("x_train", None, "must hold x_train.npy and y_train.npy, or .txt files"),
+        ("x_train", None, "must hold x_train.npy and y_train.npy, .txt files, or folders of pictures"),
         ("y_test", None, "y_test.npy: must be an array that can be read"),
         ("x_train", np.zeros((103, 5)), "must be an array of float32 or int32 .*, got float64"),
         ("x_train", np.full((103, 5), np.nan, np.float32), "every number must be finite, got another in row 0"),
