@@ -203,7 +203,8 @@ def self_attended(name: str, heads: int, rotary: bool, seen: Seen) -> Callable:
         if width % heads:
             fitting = ", ".join(str(h) for h in range(1, width + 1) if width % h == 0)
             raise ShapeError(
-                f"{name} takes a width that {heads} heads divide, got {width} in shape {x.shape}: give it {fitting} heads"
+                f"{name} takes a width that {heads} heads divide, got {width} in shape {x.shape}: "
+                f"give it {fitting} heads"
             )
         if rotary and (width // heads) % 2:
             raise ShapeError(
