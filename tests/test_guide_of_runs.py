@@ -44,6 +44,7 @@ def run(line: str) -> None:
     assert found.exit_code == 0, (line, found.output)
 
 
+@pytest.mark.long
 def test_every_command_of_the_tables_runs(folder, monkeypatch):
     assert len(COMMANDS) > 12
     monkeypatch.chdir(folder)

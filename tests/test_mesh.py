@@ -163,7 +163,12 @@ def on_one(letters):
         ("deep", "data=2 fsdp=2 tensor=2", {"1.0.0.W": (4, 4, 4), "0.W": (4, 5), "2.b": (3,)}),
         ("deep", "pipeline=2 fsdp=2 tensor=2 microbatches=4", {"1.0.0.W": (2, 4, 4)}),
         ("gpt2", "fsdp=2 tensor=4", {"0.W": (4, 8), "2.0.1.W_q": (4, 4, 8), "2.0.1.W_o": (4, 8, 4)}),
-        ("gpt2", "pipeline=2 data=2 tensor=2 microbatches=2 schedule=1f1b", {"2.0.1.W_q": (2, 8, 16)}),
+        pytest.param(
+            "gpt2",
+            "pipeline=2 data=2 tensor=2 microbatches=2 schedule=1f1b",
+            {"2.0.1.W_q": (2, 8, 16)},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_parameters_over_devices_train_as_on_one(letters, on_one, name, sizes, cut):

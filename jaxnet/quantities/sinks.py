@@ -222,6 +222,12 @@ def traced(loss: Callable, params: Tree, example: Sequence[Tree]) -> Traced:
             f"an example's own gradient must not depend on the other examples, but the loss looks across the batch "
             f"({error}): normalise by running statistics, as in evaluation, or by group or layer norm"
         ) from error
+    except (TypeError, ValueError) as error:
+        shapes = ", ".join(str(each.shape) for each in jax.tree.leaves(tuple(example)))
+        raise ValueError(
+            f"the loss must be the cost of one example, here of the shapes {shapes}, but it raises "
+            f"{type(error).__name__}: {error}\nwrite it without the axis of the examples: `read` maps it over them"
+        ) from error
     if getattr(out, "shape", None) != ():
         raise ValueError(f"the loss of one example must be a number, got {jax.tree.map(lambda t: t.shape, out)}")
     views = {v: ParameterView(i) for i, v in enumerate(program.jaxpr.invars[: len(at)])}

@@ -217,6 +217,14 @@ def test_a_loss_is_a_number():
         read(lambda p, x: p * x, squared_norm)(jnp.ones(3), jnp.ones((4, 3)))
 
 
+def test_a_loss_of_a_batch_is_told():
+    def loss(p, xs, ys):
+        return jnp.mean(jax.vmap(lambda x, y: (p @ x - y) ** 2)(xs, ys))
+
+    with pytest.raises(ValueError, match=r"the cost of one example, here of the shapes \(3,\), \(\), but it raises"):
+        read(loss, squared_norm)(jnp.ones(3), jnp.ones((4, 3)), jnp.ones(4))
+
+
 def test_rows_by_one_number_and_the_first_rows(x64):
     def loss(p, i, x):
         return jnp.sum(jnp.tanh(p["E"][i] * x) @ p["E"][:2].T) + jnp.sum(jnp.sin(p["P"][1:3] + x))
