@@ -81,15 +81,19 @@ class Found(NamedTuple):
 def imported(package: str) -> tuple[list[str], list[str]]:
     """Imports all that is in a package but its tests; the names, and the modules that fail, with the reason."""
     failed = []
+
+    def tried(name: str) -> None:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            failed.append(f"{name} does not import: {type(error).__name__}: {error}".splitlines()[0])
+
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        path = getattr(importlib.import_module(package), "__path__", ())
+        tried(package)
+        path = getattr(sys.modules.get(package), "__path__", ())
         for module in pkgutil.walk_packages(path, f"{package}.", onerror=lambda _: None):
-            if "test" in module.name or ".mlir" in module.name or module.name.endswith("__main__"):
-                continue
-            try:
-                importlib.import_module(module.name)
-            except (Exception, SystemExit) as error:
-                failed.append(f"{module.name} does not import: {type(error).__name__}: {error}".splitlines()[0])
+            if not ("test" in module.name or ".mlir" in module.name or module.name.endswith("__main__")):
+                tried(module.name)
     jax.config.update("jax_enable_x64", False)  # some packages switch it on
     # Folders without an `__init__` are not walked into; other modules import theirs.
     return [name for name in sorted(sys.modules) if f"{name}.".startswith(f"{package}.")], failed

@@ -77,3 +77,11 @@ def test_the_table_counts_the_last_verdict_on_each_rule(tmp_path):
         "| a 1 | 2 | 1 | 1 |",
         "| all | 2 | 1 | 1 |",
     ]
+
+
+def test_a_package_that_does_not_import_is_told_and_left_out(tmp_path, monkeypatch):
+    (tmp_path / "of_another_day").mkdir()
+    (tmp_path / "of_another_day" / "__init__.py").write_text("raise ImportError('an older jax is wanted')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = "of_another_day does not import: ImportError: an older jax is wanted"
+    assert find("of_another_day") == ([], [said])
