@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -33,6 +33,29 @@ def settings(args: Any) -> Iterator[None]:
         if wide:
             stack.enter_context(jax.enable_x64(True))
         yield
+
+
+class Given(NamedTuple):
+    """A rule with its arguments, as shapes and as drawn; of a script, the line of each gradient by its leaf."""
+
+    rule: Any
+    template: tuple
+    drawn: Sequence
+    in_numpy: bool
+    lines: dict[str, tuple[int, str]]
+
+
+def as_functions(rule: Any, template: tuple, drawn: Sequence) -> Given:
+    """NumPy objects and scripts as functions, their parameters among the arguments; other rules as they are."""
+    rule, drawn = as_object(rule, drawn)
+    if isinstance(rule, ScriptRule):
+        values = rule.values()
+        return Given(rule.as_pair(), values, values, True, rule.lines())
+    kind = kind_of_layer(rule, drawn)
+    if not kind:
+        return Given(rule, template, drawn, False, {})
+    rule, inputs, params = rule_of_layer(rule, drawn, is_cost=kind == "cost")
+    return Given(rule, (*template[: len(inputs)], *params), (*inputs, *params), True, {})
 
 
 def check(
@@ -82,27 +105,19 @@ def check(
         if is_network(rule):
             return check_network(rule, template, options, name=name, reference=reference)
         drawn = points.draw(template, seed)
-        lines, kind = {}, ""
+        given = Given(rule, template, drawn, False, {})
         if reference is None and not is_torch_function(rule):
-            rule, drawn = as_object(rule, drawn)
-            kind = kind_of_layer(rule, drawn)
-        of_class = bool(kind)
-        if isinstance(rule, ScriptRule):
-            of_class, drawn = True, rule.values()
-            template, rule, lines = drawn, rule.as_pair(), rule.lines()
-        elif of_class:
-            rule, drawn, params = rule_of_layer(rule, drawn, is_cost=kind == "cost")
-            template, drawn = (*template[: len(drawn)], *params), (*drawn, *params)
-        drawn = tuple(drawn)
+            given = as_functions(rule, template, drawn)
+        rule, template, drawn = given.rule, given.template, tuple(given.drawn)
         subject = subject_of(rule, drawn, reference=reference, intended=intended, kwargs=kwargs, name=name)
         named = "" if reference is None else f"reference `{getattr(reference, '__name__', 'given')}`"
         where = points_of(template)
-        if of_class or isinstance(subject.run, OnHost):  # NumPy is written for its own rank
+        if given.in_numpy or isinstance(subject.run, OnHost):  # NumPy is written for its own rank
             where = replace(where, ranks=list)
         if tolerance is None and isinstance(rule, LayerRule) and rule.rounding:
             options = replace(options, tolerance=rule.rounding)
         report = check_subject(subject, where, replace(options, reference_name=named))
-        first = sorted(lines[leaf.path] for leaf in report.wrong if leaf.path in lines)[:1]
+        first = sorted(given.lines[leaf.path] for leaf in report.wrong if leaf.path in given.lines)[:1]
         said = tuple(f"the first wrong gradient is {where}" for _, where in first)
         loose = () if tolerance == options.tolerance else ("WARNING: the tolerance",)  # one that nobody set
         return replace(report, notes=(*said, *(note for note in report.notes if not note.startswith(loose))))

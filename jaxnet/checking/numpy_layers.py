@@ -88,11 +88,14 @@ def has_passes(thing: Any) -> bool:
 
 
 def kind_of_layer(rule: Any, inputs: Sequence) -> str:
-    """Of a class of somebody's own with a forward and a backward method, an object of one, or a backward method of it
-    "layer"; of a method that gives the cost and gradients of an object that holds NumPy arrays "cost"; else nothing.
+    """The kind of a rule that is an object: "layer", "cost", or "" where it is neither.
+
+    - "layer": a class of somebody's own with a forward and a backward method, an object of one, or its backward method.
+    - "cost": a method that gives the cost and gradients of an object that holds NumPy arrays.
     """
     if not isinstance(rule, MethodType):
-        return "layer" * (not isinstance(rule, tuple | FunctionType | ModuleType) and has_passes(rule))
+        is_object = not isinstance(rule, tuple | FunctionType | ModuleType)
+        return "layer" if is_object and has_passes(rule) else ""
     thing = rule.__self__
     if not any(isinstance(a, np.ndarray) for a in arrays_in(thing).values()):
         return ""
@@ -102,7 +105,7 @@ def kind_of_layer(rule: Any, inputs: Sequence) -> str:
         given = None
     if isinstance(given, tuple) and len(given) > 1 and is_array(given[0]) and np.ndim(given[0]) == 0:
         return "cost"
-    return "layer" * (method_of(thing, FORWARD) not in (None, rule.__name__))
+    return "" if method_of(thing, FORWARD) in (None, rule.__name__) else "layer"
 
 
 def host(inputs: Sequence) -> list:
