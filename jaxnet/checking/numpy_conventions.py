@@ -38,7 +38,7 @@ OF_A_NETWORK: dict[str, Arguments] = {
     "": lambda thing, x, y, outs, d: [],
 }
 WITHOUT_INPUTS: dict[str, Arguments] = {each: OF_A_COST[each] for each in ("", "out")}
-RATE = ", learning_rate"
+AND_RATE = ", learning_rate"
 
 
 class Cost(NamedTuple):

@@ -20,7 +20,7 @@ from jaxnet.checking.held_arrays import arrays_in, rebound, with_arrays
 from jaxnet.checking.numpy_layers import LARGE, host, names_returned
 from jaxnet.checking.subject import CannotCheckError
 
-RATE = re.compile(r"^(lr|l_rate|eta|alpha|step_size)$|learning_?rate", re.IGNORECASE)
+RATE_ARGUMENT = re.compile(r"^(lr|l_rate|eta|alpha|step_size)$|learning_?rate", re.IGNORECASE)
 UNARY = ("exp", "log", "tanh", "sigmoid", "relu", "sin", "cos", "sqrt", "abs", "__neg__", "softmax")
 THERE = 0.7390851  # a gradient that a number has before; no factor that a patch would try
 BINARY = ("__add__", "__mul__", "__sub__", "__truediv__", "__matmul__", "matmul", "dot")
@@ -38,7 +38,7 @@ class Functions:
         given = {name for each in functions for name in names_returned(each)}
         needed = dict.fromkeys(name for each in functions for name in required(each))
         asked = [name for name in needed if name in required(functions[0]) or name not in given]
-        rates = [name for name in asked if RATE.search(name)]
+        rates = [name for name in asked if RATE_ARGUMENT.search(name)]
         asked = [name for name in asked if name not in rates]
         if len(asked) != len(inputs):  # arrays of that name in the module are taken
             asked = [name for name in asked if not arrays_in(with_arrays([space.get(name)]))]

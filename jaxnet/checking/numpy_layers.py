@@ -28,12 +28,12 @@ from jaxnet.checking.differentiation import raised
 from jaxnet.checking.held_arrays import arrays_in, matched, shorten
 from jaxnet.checking.host_functions import same_draws, slope_along
 from jaxnet.checking.numpy_conventions import (
+    AND_RATE,
     OF_A_COST,
     OF_A_NETWORK,
     OF_TARGETS,
     OUT,
     OUTPUT,
-    RATE,
     WITH_COTANGENT,
     WITHOUT_INPUTS,
     Arguments,
@@ -210,7 +210,7 @@ class BackwardCall:
     @property
     def rate(self) -> float | None:
         """The learning rate of its steps, where it is known."""
-        return LARGE if self.words.endswith(RATE) else rate_of(self.layer.thing)
+        return LARGE if self.words.endswith(AND_RATE) else rate_of(self.layer.thing)
 
     def called_as(self) -> str:
         """The call, in words."""
@@ -235,9 +235,9 @@ class BackwardCall:
         backward = getattr(thing, self.layer.backward)
         try:
             given = list(self.arguments(thing, inputs[:takes], inputs[takes:], outs, d_outs))
-            given += [LARGE] * self.words.endswith(RATE)
+            given += [LARGE] * self.words.endswith(AND_RATE)
             bound = inspect.signature(backward).bind(*given)
-            if self.words.endswith(RATE) and not RATE_NAME.search([*bound.arguments][-1]):
+            if self.words.endswith(AND_RATE) and not RATE_NAME.search([*bound.arguments][-1]):
                 raise TypeError("its last argument is no learning rate")
         except (AttributeError, TypeError) as error:
             raise UnlikeArgumentsError from error
@@ -315,7 +315,7 @@ def ways(layer: NumpyLayer, inputs: Sequence, names: tuple[str, ...], tried: lis
         calls = [(0, OF_A_NETWORK if inputs else WITHOUT_INPUTS)]
     for cotangents, conventions in calls:
         for words, arguments in conventions.items():
-            for rate in ("", RATE):
+            for rate in ("", AND_RATE):
                 said = (words + rate).removeprefix(", ")
                 way = BackwardCall(layer, len(inputs), said, arguments, cotangents, names)
                 try:
