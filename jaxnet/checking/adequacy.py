@@ -1,8 +1,8 @@
 """Which mistakes could a test point not have shown? Planted ones that change no gradient there.
 
 Small mistakes are planted into autodiff's backward program: a term or a factor left out, a matrix that is not
-transposed, an ε left out, a cotangent of ones. One that changes nothing at the point, and something where an input is
-drawn at random, is told with what to draw.
+transposed, an ε left out, a cotangent of ones. A mistake that changes nothing at the point, but something at random
+inputs, is told with the input to draw at random.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def generic(labels: Sequence[str], leaves: Leaves, d_out: Any) -> Iterator[tuple
         yield f"draw {name} at random: it is {state} here", (one, d_out)
     yield "draw all inputs and the cotangent at random", (leaves.tree(mixed), seeds)
     small = [stirred(value, 1e-2) for value in values]
-    yield "raise ε or take smaller inputs: what it is added to is large here", (leaves.tree(small), seeds)
+    yield "raise ε or take smaller inputs: the term beside it is large here", (leaves.tree(small), seeds)
 
 
 def single(labels: Sequence[str], leaves: Leaves) -> Iterator[Blind]:

@@ -24,7 +24,7 @@ from jaxnet.program import first_not_finite, float_dtypes
 from jaxnet.program.evaluate import UNOPTIMISED
 
 MOST_ASKED = 256  # numbers that finite differences are taken in
-SLACK = 32  # a rule that is right in float64 may lose so many times what rounding allows
+SLACK = 32  # times the allowed rounding that a rule which is right in float64 may lose
 DIFFERENCES_SECONDS = 6.0  # of the processor's time, after which no further seed is held against differences
 ELSEWHERE_SECONDS = 6.0  # of the processor's time
 TIED = "ties", "zeros", "bounds"  # kinds of points at which many branches are open at once
@@ -108,7 +108,7 @@ def judge_seeds(runs: Runs, where: Points, options: CheckOptions, found: Finding
     if coarse:
         unit = own
     elif unit > own:
-        found.notes.append(f"the rule rounds to {unit_name(unit)} inside: that is what it is held to")
+        found.notes.append(f"the rule rounds to {unit_name(unit)} inside, and is held to that")
     end = time.process_time() + DIFFERENCES_SECONDS
     for seed in range(options.seed, options.seed + options.seeds):
         if found.seeds and runs.subject.mode == "differences" and time.process_time() > end:
@@ -334,7 +334,7 @@ def allowing(exact: Exact, tolerance: float | None) -> Exact:
 def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Findings) -> None:
     """The rule in float64 (or float32, for one in half precision that casts to it): mistakes that rounding would hide.
 
-    Where it is right there, an error a little beyond what is allowed in the user's dtype is loss of precision only.
+    Where it is right there, an error a little above the limit of the user's dtype is loss of precision only.
     """
     values, d_out = point(runs, where, options.seed)
     own = coarsest([*values, *d_out])
@@ -360,7 +360,7 @@ def judge_finer(runs: Runs, where: Points, options: CheckOptions, found: Finding
             values, d_out = point(at, where, seed)
             try:
                 leaves = in_float64(lambda v, s, at=at: finer_leaves_at(at, v, s, inner, finer, options), values, d_out)
-            except Exception as error:  # what can be traced in float64 may still not compile or run there
+            except Exception as error:  # a program that is traced in float64 may still not compile or run
                 found.notes.append(f"not run in float64: the rule raises {short(error)}")
                 return
             finer_leaves += leaves

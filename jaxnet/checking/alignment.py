@@ -1,7 +1,7 @@
 """A rule's program beside autodiff's, on the same numbers: where the rule is wrong, and the effect of a change.
 
 Both are traced in float64 and run in NumPy at several points. Every expression of the author's source is a place with
-a value. A change there is run through what depends on it, and nothing else.
+a value. After a change only the operations that depend on it run again.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Effect:
     def given(self, point: int, value: Callable[[Any, Any], Any], array: np.ndarray) -> dict[int, Callable]:
         """The change that gives the place an array, or in a loop the array's entry for each step.
 
-        `value(v, u)`: what stands at the place, of what stood there and of the array's entry.
+        `value(v, u)`: the new value, from the old one v and the array's entry u.
         """
         (operation,) = self.place.operations
         number = operation.outputs[0]

@@ -211,7 +211,7 @@ def source_of(file: str) -> Source | None:
 
 @lru_cache(maxsize=64)
 def imported(file: str) -> tuple[tuple[str, str], ...]:
-    """The names that a file gives to what it imports, and what that is."""
+    """The names that a file's imports define, each with the full name of the object."""
     source, found = source_of(file), []
     for node in ast.walk(source.tree) if source is not None else ():
         if isinstance(node, ast.Import):

@@ -106,7 +106,7 @@ def transposed(function, args, fixed, values):
 
 
 class GradientFault(NamedTuple):
-    """What is wrong with the structure of a gradient: in words, and its shape where that is the wrong one."""
+    """A fault in a gradient's structure: in words, and the gradient's shape where that is wrong."""
 
     words: str
     shape: tuple[int, ...] | None = None

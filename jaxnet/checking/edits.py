@@ -234,7 +234,7 @@ class Scope:
 
     @cached_property
     def borrowed(self) -> list[Atom]:
-        """What the primal computes and the place has no name for, in the names that the place has."""
+        """The primal's values without a name at the place, written in the names that it has."""
         known = {atom.text for atom in self.atoms}
         by_value = {}
         for atom in self.atoms:
@@ -271,7 +271,7 @@ class Scope:
 
     @cached_property
     def primal_constants(self) -> dict[str, float]:
-        """Numbers that the primal computes of what has a name here too, by its text."""
+        """Numbers that the primal computes from names that are known here too, by their text."""
         known = {"len", *self.place.mark.source.modules, *(atom.text for atom in self.names)}
         return {
             text: value
@@ -368,7 +368,7 @@ class Scope:
     # ------------------------------------------------------------------------------------------------ single edits
 
     def edit(self, term: Term, kind: str = "replaced", what: Term | None = None, cost: float | None = None) -> Edit:
-        """An expression in the place of this one; `what` is missing, or belongs there."""
+        """Puts an expression in the place of this one; `what`: the missing factor or term, or the right one."""
         text = term.text(self.text)
         said = text if what is None else what.text(self.text)
         return Edit(distance(self.text, text) if cost is None else cost, text, kind, said, term)

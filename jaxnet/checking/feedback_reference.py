@@ -30,7 +30,7 @@ constant = jax.lax.stop_gradient
 
 
 def deviation(net: Layer) -> str:
-    """What is declared of a network's backward pass, in words; empty where it is the derivative."""
+    """The declared feedback of a network, in words; empty where its backward pass is the derivative."""
     names = dict.fromkeys(path.name for path in feedback_paths_in(net))
     if not names:
         return ""
@@ -41,7 +41,7 @@ def declared(net: Layer) -> Layer:
     """The network for autodiff: its value, with the declared backward pass for derivative. It is not to be run back."""
     if isinstance(net.rebuild, FeedbackPath):
         return stand_in(net.rebuild, net.parts[0])
-    if net.maker == "remat":  # saves nothing of what is inside, where `direct` looks
+    if net.maker == "remat":  # saves no inner value, and `direct` needs one
         return declared(net.parts[0])
     return net if net.rebuild is None else net.rebuild(*map(declared, net.parts))
 
@@ -137,7 +137,7 @@ def fed_back_at(eqn: Any, inputs: list[Any], at: list[int]) -> list[Any]:
     if call is not None and call.kind == "call":
         return fed_back(call.programs[0], inputs)
     node = inputs[at[0]]
-    if len(inputs) == 1:  # reshaped, transposed, in another dtype: the same is done to what stands beside
+    if len(inputs) == 1:  # reshaped, transposed, in another dtype: the same is done to the feedback matrix
         instead, learned = node.own
         [W], [B] = of(node.p), of(instead)
         return [Beside(W, (B, None if learned is None else of(learned)[0]))]

@@ -1,7 +1,7 @@
 """Autodiff's own values, written in the author's names, to stand in the place of an expression.
 
 Autodiff's program runs on the same numbers as the rule's. Each of its values is looked up among those that a place has
-names for; one that has no name is written as the operation that made it, of what that operation was given.
+names for. A value without a name is written as its operation, applied to that operation's inputs.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def kinked(
 ) -> set[int]:  # fmt: skip
     """Which of the `wrong` leaves differ only by branches that flip within rounding.
 
-    The reference in float64 at shaken inputs must take values on both sides of what the rule gave, entry by entry; and
+    The reference in float64 at shaken inputs must take values on both sides of the rule's, entry by entry; and
     the sum of a leaf, where no flip changes it (a maximum that goes to one of several), must be the reference's.
     At points with exact ties (`ties`), many branches are open at once and their combinations are not all met: there an
     entry that the reference itself moves at is granted.
@@ -61,8 +61,8 @@ def kinked(
     def moves(i: int) -> np.ndarray:
         """The entries that move further than smooth dependence on the inputs takes them.
 
-        At 8 units that is up to 16 times what one unit does, which is at most half of the limit; a flip moves an entry
-        as far as its branches differ.
+        Smoothly, 8 units move an entry up to 16 times as far as one unit, at most half of the limit. A flip moves it
+        as far as the branches differ.
         """
         return (high[i] - low[i] > 12 * limits[i]) | tied[i]
 

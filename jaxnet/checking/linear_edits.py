@@ -1,8 +1,8 @@
 """Edits of a place whose right values solve a linear system: all are tried at once.
 
 Where the gradients are linear in a place's value v, they are right for the values x with A (x − v) = b. The image A x
-of an expression is compared by a random sum of its entries, that of four factors by a few; what fits is held
-against all.
+of an expression is compared by a random sum of its entries, that of four factors by a few sums. An expression that
+fits is compared in all entries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LinearEdits:
 
     def __init__(self, scope: Scope, effect: Effect, right: tuple[np.ndarray, np.ndarray] | dict[int, Callable]):
         self.scope, self.effect = scope, effect
-        graft = right if isinstance(right, dict) else {}  # with it, what the loop carries is right, and may be used
+        graft = right if isinstance(right, dict) else {}  # with it the loop's carry is right, and may be used
         every = (*scope.atoms, *scope.borrowed, *scope.constants)
         self.usable = [atom for atom in every if graft or not scope.depends(atom)]
         self.index = {id(atom): k for k, atom in enumerate(self.usable)}
@@ -71,7 +71,7 @@ class LinearEdits:
 
     @cached_property
     def joins(self) -> tuple[tuple[str, np.ndarray], ...]:
-        """Templates of v and an expression, and what the expression's image must be."""
+        """Templates of v and an expression, with the image that the expression must have."""
         return (*zip(ADDED, (self.b, -self.b), strict=True), ("{}", self.b + self.Av), ("-{}", -self.b - self.Av))
 
     def singles(self) -> Iterator[Edit]:

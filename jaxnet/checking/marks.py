@@ -164,7 +164,7 @@ class SeenConstants:
 
 @contextmanager
 def seeing(functions: list[FunctionType], with_marks: Marked) -> Iterator[SeenConstants]:
-    """Inside, functions mark what their expressions give: a traced array by an operation `name` in the program."""
+    """Inside, functions mark the values of their expressions: a traced array by an operation `name` in the program."""
     seen = SeenConstants()
 
     def see(number: int, value: Any) -> Any:

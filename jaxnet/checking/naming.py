@@ -39,7 +39,7 @@ class Naming:
     """The names for autodiff's values.
 
     - `names`: text, shape and the values at the points, over the `steps` of a loop where there is one.
-    - `numbers`: numbers that have a name; `sizes`: text of a size, the size, and what it is at another shape.
+    - `numbers`: numbers that have a name; `sizes`: text of a size, the size, and the size at another shape.
     - `jnp`, `lax`: the names of `jax.numpy` and `jax.lax`, empty where there is none.
     """
 
@@ -129,7 +129,7 @@ class Naming:
         return None
 
     def number(self, value: float, elsewhere: float | None = None) -> str:
-        """A number by the size or the constant that it is, or in digits; `elsewhere`: what it is at another shape."""
+        """A number by the size or the constant that it is, or in digits; `elsewhere`: its value at another shape."""
         named = {v: (v, text) for text, v in reversed(self.numbers) if v not in (2.0, 3.0, 0.5)}
         if elsewhere is None:
             known = named

@@ -65,7 +65,7 @@ class Functions:
         return found
 
     def forward(self) -> tuple:
-        """What the first function returns."""
+        """The results of the first function."""
         return tuple(map(with_arrays, self._called(1)[0].values()))
 
     def backward(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def as_object(rule: Any, inputs: Sequence) -> tuple[Any, Sequence]:
     """Functions to be called by the names of their arguments, and classes with a context, as objects; other rules.
 
     The functions are several that take more inputs than the first, or one that reads arrays of its module. They hold
-    their inputs: the second of what is returned are those that are left.
+    their inputs: the second result are the arguments that remain.
     """
     if has_context(rule):
         return WithContext(rule), inputs

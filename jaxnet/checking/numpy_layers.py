@@ -301,7 +301,7 @@ def rate_of(thing: Any) -> float | None:
     )
 
 
-# --------------------------------------------------------------------------------------------------- what is found
+# --------------------------------------------------------------------------------------------------- the findings
 
 
 def ways(layer: NumpyLayer, inputs: Sequence, names: tuple[str, ...], tried: list[str]) -> Iterator[BackwardCall]:
@@ -340,7 +340,7 @@ def gradients(way: BackwardCall, inputs: Sequence, found: dict[str, Any]) -> Ite
     by_order = [list(wanted)]
     if len(in_order) == 1:
         by_order = [[name] for name in wanted if not TARGET.search(name.lower())] or [[name] for name in wanted]
-    if way.of_network:  # what a network returns is for its parameters
+    if way.of_network:  # a network returns gradients of its parameters
         by_order = [[], *by_order]
     for some in by_order or [[]]:
         places = dict(zip(some, in_order, strict=False))

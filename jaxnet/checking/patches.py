@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 
 def kind_of(before: str, after: str) -> tuple[str, str]:
-    """How an expression differs from another: a sign, a term or a factor is missing, or it is replaced; and by what."""
+    """How an expression differs from another: a missing sign, term or factor, or a replacement, and its text."""
     v = bracketed(before)
     if after in (f"-{v}", f"-{before}"):
         return "sign", after

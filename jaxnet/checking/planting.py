@@ -34,7 +34,7 @@ LONGEST = 90  # letters of a value in a cause
 SMALL = 1e-2  # constants below it are taken for an ε
 MISSING = {"mul": "factor", "div": "factor", "add": "term", "add_any": "term", "sub": "term"}
 ALONE = {"sub": np.negative, "div": np.reciprocal}
-"""What is left of an operation without its first operand."""
+"""The operation's result when its first operand is left out."""
 JOINED: tuple[tuple[int, Callable, str], ...] = (
     (4, lambda v, w: w, "{w} stands in the place of {v}"),
     (5, lambda v, w: v + w, "{w} is added to {v}"),
@@ -48,7 +48,7 @@ JOINED: tuple[tuple[int, Callable, str], ...] = (
 class Cause:
     """A mistake that gives the rule's gradients.
 
-    `words`: what it is; `where`: the primal's line that it belongs to; `exact`: whether it gives every wrong gradient
+    `words`: the mistake; `where`: the primal's line that it belongs to; `exact`: whether it gives every wrong gradient
     on fresh draws too, else `leaves` are those that it gives; `others`: mistakes as simple that give the same.
     """
 

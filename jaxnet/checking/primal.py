@@ -1,4 +1,4 @@
-"""The primal's own lines: its expressions, what it assigns to its variables, and its numbers."""
+"""The primal's own lines: its expressions, the values of its variables, and its numbers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Expression:
 
 
 class Renaming(ast.NodeTransformer):
-    """Writes an expression of the primal in other names: a variable without one as what the primal assigns to it."""
+    """Writes an expression of the primal in other names: a variable without one as the expression assigned to it."""
 
     def __init__(self, of: Expression, names: dict[tuple, str], assigned: dict[tuple, ast.expr]):
         self.of, self.names, self.assigned = of, names, dict(assigned)
@@ -80,7 +80,7 @@ class Primal:
 
     @cached_property
     def names(self) -> dict[tuple, ast.expr]:
-        """By function and name, what the primal assigns to a variable, where it does so once."""
+        """By function and name, the expression that the primal assigns to a variable, where it does so once."""
         paths = {(each.mark.source.file, each.mark.node.lineno): each.mark.path for each in self.expressions}
         found: dict[tuple, list] = {}
         for source in {each.mark.source for each in self.expressions}:

@@ -35,7 +35,7 @@ MODULES: dict[str, Any] = {
 DOMAINS = ((-2.0, 2.0), (0.1, 2.0), (0.1, 0.9), (1.1, 3.0))
 EDGES = (0.0, 1.0, -1.0, 0.5, 2.0, 1e-6, 20.0, -20.0)
 STEPS = tuple(2e-2 * RATIO**-k for k in range(7))
-CLOSE = 1e-5  # relative: what differences of differences can tell
+CLOSE = 1e-5  # relative: the accuracy of differences of differences
 SHAPES = (4,), (3, 3), ()
 INSTEAD: dict[str, Any] = {
     "axis": 0, "axes": (0,), "axis1": 0, "axis2": -1, "source": 0, "destination": -1, "dimension": 0,
@@ -297,7 +297,7 @@ def at_worst(
 ) -> list[Disagreement]:
     """One disagreement where two derivatives differ by more than `close` of their size; none where they agree.
 
-    It tells the point: of a single point with `count` arrays of one size, what they hold at the entry.
+    It tells the point: at a single point with `count` arrays of one size, their values at the entry.
     """
     a, b = pair
     scale = np.maximum(np.abs(a), np.abs(b)) + 1e-3

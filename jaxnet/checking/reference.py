@@ -183,8 +183,8 @@ class Runs:
     def executable(self, which: str, values, seed) -> Callable:
         """The method of this name: in NumPy where that is quicker, else compiled.
 
-        What the user's own dtype rounds is measured with compiled programs: the rule's, and at the first shape the
-        reference's too.
+        The rounding of the user's own dtype is measured with compiled programs: the rule's, and at the first shape
+        the reference's too.
         """
         function = self.function(which, values, seed)
         if which == "rule" and not self.subject.transforms:

@@ -310,7 +310,7 @@ class RepairSearch:
     def written(self, effect: Effect, number: int, kind: str) -> Iterator[Found]:
         """A value of autodiff at a place, in the author's names."""
         place, values = effect.place, self.aligned.values
-        if self.aligned.steps(place.number):  # what the loop carries is then right too
+        if self.aligned.steps(place.number):  # the loop's carry is then right too
             values = [
                 self.aligned.changed(point, self.graft(effect, number, GRAFTS[kind], point))
                 for point in range(len(self.points))

@@ -33,7 +33,7 @@ DRAWS = 3
 SMALLEST_STEP = 1e-10  # below, the rounding of float64 itself is seen
 CONVERGED = 1e-4  # relative: an output that moves further is not that of an iteration that has converged
 SOME = 16  # units of rounding that a backward pass may lose whose primal autodiff cannot follow
-SUSPECT = 64  # times a step: what moves further is looked at for ties
+SUSPECT = 64  # times a step: an entry that moves further is searched for ties
 
 
 def unit_of(dtype) -> float:
@@ -84,7 +84,7 @@ def exact_at(runs: Runs, values: Sequence, seed: Sequence, unit: float, still: b
     if coarsest([*values, *seed]) > unit_of(jnp.float64):
         near_out, near = runs.run("outputs" if by_differences else "expected", values, seed)
         own_out = largest(near_out, out)
-        # Differences in the user's own dtype tell nothing of what a backward pass rounds there.
+        # Differences in the user's own dtype tell nothing of a backward pass's rounding there.
         own = [SOME * unit * scale_of(grad) for grad in grads] if by_differences else largest(near, grads)
     if runs.iterates:
         cut = cut_short(runs, tuple(values), tuple(seed), Near(out, grads))
@@ -147,7 +147,7 @@ def spreads(runs: Runs, values: tuple, seed: tuple, unit: float, at: Near) -> tu
 
 
 def smooth(far: np.ndarray, near: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """`far` with what it is `at` in the entries that move as far for a thousandth of the step."""
+    """`far`, with the value of `at` in entries that move as far for a thousandth of the step."""
     with np.errstate(invalid="ignore", over="ignore"):
         return np.where(np.abs(near - at) > 0.1 * np.abs(far - at), at, far)
 

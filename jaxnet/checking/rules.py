@@ -335,7 +335,7 @@ def declared_by(intended: Callable, subject: Subject) -> Callable[[tuple, Tree],
     out = abstract(subject.primal, *subject.args)
     try:
         stands_in = alike(abstract(intended, *subject.args), out)
-    except Exception:  # what does not run as a stand-in is tried as a backward pass
+    except Exception:  # a function that does not run as a stand-in is tried as a backward pass
         stands_in = False
     if stands_in:
         return lambda args, d_out: differentiated(intended, subject.fixed)(args, d_out)[1]

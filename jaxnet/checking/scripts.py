@@ -1,7 +1,7 @@
 """A file run statement by statement: its definitions, and its own computation as a cost with gradients.
 
-A script may train while it is imported, print, read what is not there. Its loops are stopped after some seconds, and a
-statement that raises is left out.
+A script may train while it is imported, print, or read files that are not there. Its loops are stopped after some
+seconds, and a statement that raises is left out.
 
 Its computation is its last loop's body, or all its statements. The gradient of a variable v is a variable named after
 it (dv, grad_v), or the step that moves it. Each is held against the cost where v is moved right after its assignment.
@@ -115,7 +115,7 @@ class FileRun:
                 self.tried(statement)
 
 
-# --------------------------------------------------------------------------------------------- what a script computes
+# --------------------------------------------------------------------------------------------- a script's results
 
 
 def stored(statement: ast.AST) -> set[str]:
@@ -166,7 +166,7 @@ def is_numeric(value: Any) -> bool:
 
 
 class Moved(NamedTuple):
-    """A variable moved from what it is, before the statements or after the one with this number."""
+    """A variable moved from its value, before the statements or after the one with this number."""
 
     path: str
     known: Any
@@ -264,7 +264,7 @@ class ScriptRule:
 
 
 def rules_of(block: Statements) -> Iterator[ScriptRule]:
-    """What the statements may compute: gradients by name, or steps, each of a cost of theirs or of a known one."""
+    """The rules that the statements may be: gradients by name, or steps, each with a cost of theirs or a known one."""
     after = block.run()
     for name in block.stored & set(block.names):  # w = 0, of which a step makes a float
         if type(block.names[name]) is int and isinstance(after[name], float):
@@ -321,7 +321,7 @@ def rule_of_script(file: Path) -> ScriptRule:
     found: list[tuple[int, int, ScriptRule]] = []
     script = FileRun(file, {"__name__": file.stem, "__file__": str(file)})
     end = time.process_time() + MOST_SECONDS
-    failing = contextlib.suppress(Exception, TooLongError)  # what one block or cost cannot, another may
+    failing = contextlib.suppress(Exception, TooLongError)  # one block or cost may fail where another does not
     with quiet():
         try:
             statements = script.tree().body

@@ -1,4 +1,4 @@
-"""An expression as text: its shape, its axes laid out, what it is beside a sign."""
+"""An expression as text: its shape, the layout of its axes, and its form without a sign."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CannotWriteError(ValueError):
 class Written:
     """An expression whose value, broadcast, is the one that is meant; `shape` is the expression's own.
 
-    `base`: what it is when axes of length 1 are taken away or added; `kept`: the same with the axes kept, for a sum.
+    `base`: the expression before axes of length 1 are removed or added; `kept`: with the axes kept, for a sum.
     `value`: that of a number; `count`: how many entries a sum has.
     """
 

@@ -29,7 +29,7 @@ def array(
 ) -> Markup:
     """An array as cells, or where it is long its ends and a heat map.
 
-    name: what the script calls it. indices: which entries of that array `values` are, where they are not all of them.
+    name: its name in the script. indices: which entries of that array `values` are, where they are not all of them.
     turned: `values` is that array transposed.
     """
     values = np.asarray(values)

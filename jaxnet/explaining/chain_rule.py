@@ -1,7 +1,7 @@
 """The chain rule through the lines of a function, the last first.
 
 Each line is differentiated by the rules below; where there is none, the error goes back by the Jacobian of the whole
-line. A line that does not give what `jax.grad` gives is shown by value alone.
+line. A line whose value is not `jax.grad`'s is shown by value alone.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Backwards:
     def partial(self, symbol: Expression) -> Expression:
         """∂C/∂ of a symbol, whose value the following lines may name."""
         of = symbol.of if isinstance(symbol, Transposed) else symbol
-        return self.writer.site.notation.partial(of)  # type: ignore[arg-type]  # what is transposed here is a name
+        return self.writer.site.notation.partial(of)  # type: ignore[arg-type]  # only names are transposed here
 
     def line(self, symbol: Expression, value: np.ndarray) -> Line:
         """One line back: the sum over the ways, where its text gives the value."""

@@ -43,7 +43,7 @@ class Asked(Frozen):
 
 
 Part = tuple[Iterable[str], Sequence[Asked]]
-"""What stands above some questions, and the questions."""
+"""The lines above some questions, and the questions."""
 
 
 def exercise(*parts: Part, ask: Callable[[str], str] = input) -> Iterator[str]:
@@ -112,7 +112,7 @@ def graded(answer: str, lines: Sequence[Line], tried: Tried, attempt: int) -> tu
 def hint(trial: Trial, line: Line, attempt: int) -> str:
     """The first hint is about shapes and values, the second names the change, the third gives the formula.
 
-    Where no change of the answer is right, the later hints are what the page remarks on the line.
+    Where no change of the answer is right, the later hints are the page's remarks on the line.
     """
     if attempt == 0 or (trial.repair is None and not line.remarks):
         return trial.words[0]

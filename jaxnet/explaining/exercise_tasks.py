@@ -38,7 +38,7 @@ MISTAKES = (
     (r"'\(z(\d*)\)$", r"'(a\1)"),  # the slope at a
     (r"^(.*)$", r"2 * (\1)"),  # twice the value
 )
-"""What is written in a formula for what it should be."""
+"""Mistakes to plant in a formula: a pattern, and the wrong text in its place."""
 
 
 class GradedAnswer(Frozen):
@@ -53,7 +53,7 @@ class ExerciseTask(Frozen):
     """A question and the table of its answers.
 
     shape: of the numbers to be filled in; () where an answer is chosen. hints: for numbers that no answer has.
-    solution: what is right.
+    solution: the right answer.
     """
 
     question: str
@@ -81,7 +81,7 @@ class Mistake(Frozen):
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A network at numbers with one decimal. draw: what chooses among its tasks."""
+    """A network at numbers with one decimal. draw: the generator that chooses among its tasks."""
 
     observed: Observed
     derivation: Derivation

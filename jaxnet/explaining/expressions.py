@@ -1,7 +1,7 @@
 """Equations as small trees, and their forms: unicode text, formulas for `--try`, LaTeX and MathML.
 
 A tree is made of the frozen dataclasses below, without brackets: these are set where an operand binds more loosely
-than what stands around it (`binds`). `TEMPLATES` says how each node is written in each form.
+than the operator around it (`binds`). `TEMPLATES` says how each node is written in each form.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EquationNode(Frozen):
 
 
 Expression = EquationNode
-"""What stands on a side of an equation."""
+"""One side of an equation."""
 
 
 class Name(EquationNode):

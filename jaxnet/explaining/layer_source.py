@@ -18,13 +18,13 @@ from jaxnet.registry import makers
 
 PACKAGE = Path(__file__).parent.parent.parent
 WAYS = {"forward": ("forward", "step"), "backward": ("backward", "back")}
-"""What the functions are called that a layer, or a recurrence's cell, is made of."""
+"""The names of the functions of a layer, or of a recurrence's cell."""
 
 
 def quoted(layer: Layer, lines: Collection[tuple]) -> Quoted:
     """The code and the text quoted from a layer's source; empty where Python has no source of it.
 
-    lines: (file, line, …) of what it assigns, by which the source of a layer that no maker made is found.
+    lines: (file, line, …) of its assignments, to find the source of a layer that no maker made.
     """
     made = None if layer.made is None else layer.made.root.by
     file, at = next(iter(lines), ("", 0))[:2]

@@ -41,16 +41,16 @@ class Quoted(Frozen):
 class Line(Frozen):
     """One equation with its value.
 
-    key: what it gives, as a formula names it: z2, a2, delta3, dW3, db3, da2. kind: "z", "a", "delta", "dW", "db",
+    key: its value's name in a formula: z2, a2, delta3, dW3, db3, da2. kind: "z", "a", "delta", "dW", "db",
     "da", or "layer" for one that stands for a layer without equations of its own. item: the layer's index among the
     network's leaf and composed layers, from 0; −1 for the loss. layer: its number as written. left, right: the
     equation. factors: the right side's, where it is a product. shape, value: of the result. remarks: "unit 2 is off".
     ulp: the distance from autodiff's value, in units of the last place of the array's largest entry; None forward of
-    what autodiff knows. rule: "BP2" and its like.
+    the values that autodiff knows. rule: "BP2" and its like.
 
     Of a layer of several steps besides: of: the layer, as it stands above its lines. within: the
-    block that it stands in. sizes: the shapes in words. notes:
-    lines below it. quoted: its source, at the step that gives what the layer gives. opaque: the source is all there is.
+    block that it stands in. sizes: the shapes in words. notes: lines below it. quoted: its source, at the step that
+    gives the layer's own output. opaque: the source is all there is.
     aside: left out where there is little room. gives: "out", "dx", or the parameter whose gradient it is, where the
     layer is an item of the chain.
     """
@@ -195,7 +195,7 @@ class Adjoint(Frozen):
 class WhyTranspose(Frozen):
     """Why Wᵀ at one dense layer, in the order of asking.
 
-    back: the error sent back, Wᵀδ. units: of δ, W, Wᵀδ and W⁻¹δ. gives: the symbol of z, a: of what W takes.
+    back: the error sent back, Wᵀδ. units: of δ, W, Wᵀδ and W⁻¹δ. gives: the symbol of z, a: of W's input.
     """
 
     item: int
@@ -335,7 +335,7 @@ class Derivation(Frozen):
         return to_dict(self)
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: the equations, the shapes of what they give, and its values."""
+        """A table for notebooks: the equations, their shapes, and their values."""
         cells = [
             (f"{written(line.left)} = {written(line.right)}", "×".join(map(str, line.shape)),
              np.array2string(line.value, precision=4, threshold=12, edgeitems=2))

@@ -107,7 +107,7 @@ def units_off(of: Record) -> str:
     return f"unit{'' if one else 's'} {places} {'is' if one else 'are'} off"
 
 
-# ---------------------------------------------------------------------------------- numbers that show what is said
+# ---------------------------------------------------------------------------------- numbers for a statement
 
 
 def notes_of(record: Record, line: WrittenLine) -> tuple[str, ...]:

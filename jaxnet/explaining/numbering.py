@@ -30,7 +30,7 @@ class NumberedLayer:
     number: int
     takes: Name
     gives: Name
-    is_z: bool  # whether what it gives is z, so that the error there is δ
+    is_z: bool  # whether its output is z, so that the error there is δ
 
 
 def kind_of(item: Item) -> Kind:

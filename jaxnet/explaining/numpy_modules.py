@@ -1,4 +1,4 @@
-"""NumPy modules as networks of jaxnet, with their own weights, where each of their layers is known by what it gives.
+"""NumPy modules as networks of jaxnet, with their own weights, where each of their layers is known by its values.
 
 A layer is known by its numbers at random inputs, whatever its name: an activation, or W x + b of the arrays that it
 holds. A module is a list of layers, or an object that holds them, or one that holds its W and b itself.
@@ -98,7 +98,7 @@ def network_in_numpy(module: Any, width: int) -> tuple[Layer, Tree]:
     xs = first = 3 * np.random.default_rng(0).standard_normal((DRAWS, width))
     layers, own, parts, unknown = layers_of(module), arrays_of(module), [], []
     for layer in layers:
-        arrays, outs = arrays_of(layer), given_by(layer, xs)  # in this order: a forward pass may keep what it computes
+        arrays, outs = arrays_of(layer), given_by(layer, xs)  # in this order: a forward pass may keep its values
         found = parts_of(arrays, xs, outs)
         unknown += [called(layer)] if found is None else []
         parts, xs = [*parts, *(found or ())], outs
@@ -162,7 +162,7 @@ def same(got: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def traceable(function: Callable, args: tuple) -> Callable:
-    """A function as it is, or, where its NumPy cannot take what JAX traces, with JAX's NumPy in its place."""
+    """A function as it is, or with JAX's NumPy in place of NumPy where that cannot take traced arrays."""
     try:
         jax.eval_shape(function, *args)
     except (TypeError, ValueError) as error:  # whoever explains it says why it cannot be run

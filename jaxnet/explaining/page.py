@@ -61,7 +61,7 @@ def page(
     Args:
         observed: by `observe`. first: the notation that the page opens with.
         run: the moments of a run, for its slider. layer: the number, as written, of the dense layer that it opens with.
-        batch: (xs, ys), for the sum over a batch. examples: their indices in the data. kind: what the input is.
+        batch: (xs, ys), for the sum over a batch. examples: their indices in the data. kind: of the input.
         about: source, example and seed, for its head.
 
     Raises `ExplainError` for a layer that is none.

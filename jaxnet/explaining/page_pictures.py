@@ -35,7 +35,7 @@ class InputKind:
 
 
 class PictureOf(Frozen):
-    """One figure: of a layer of the chain, and the record inside it; data: what the script draws, arrays by name."""
+    """A figure of a layer of the chain and the record inside it; data: the arrays that the script draws, by name."""
 
     kind: str
     item: int
@@ -91,7 +91,7 @@ def picture_sides(x: np.ndarray, kind: InputKind) -> tuple[int, int, int] | None
 
 
 def rows_of(place: NumberedLayer) -> dict[str, np.ndarray]:
-    """The first rows of W, with what they make of the input and the errors there."""
+    """The first rows of W, with their products with the input and the errors there."""
     item, most = place.item, slice(MOST_ROWS)
     found = {"W": item.params["W"][most], "z": item.out[most], "delta": item.d_out[most]}
     return found | ({"b": item.params["b"][most]} if "b" in item.params else {})
@@ -142,7 +142,7 @@ def attention(record: Record, P: np.ndarray, dS: np.ndarray, x: np.ndarray, kind
 
 
 def symbols_of(chain: Chain, figure: PictureOf) -> dict[str, Expression]:
-    """The symbols of what a figure shows."""
+    """The symbols of a figure's values."""
     if figure.item < 0:
         return {"x": chain.notation.a(0)}
     place, notation = chain.places[figure.item], chain.notation

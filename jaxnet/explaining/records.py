@@ -59,7 +59,7 @@ def couples(layer: Layer, params: Tree, x: Any) -> bool:
     )
 
 
-BLOCK = -1  # the number of what a composed layer takes itself; records count from 0
+BLOCK = -1  # the number of a composed layer's own input; records count from 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +265,7 @@ def opened(item: Item) -> tuple[Record, ...]:
 class Site:
     """A record with its symbols.
 
-    takes: what it takes. gives: what it gives. error: ∂C/∂gives. back: the left side of what it sends back.
+    takes, gives: its input and output. error: ∂C/∂gives. back: the left side of the error that it sends back.
     """
 
     record: Record

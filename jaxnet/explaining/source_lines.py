@@ -1,7 +1,7 @@
 """The equations of a layer read off its source: the author's own lines, each with its value.
 
 Each line is written in the notation's symbols, evaluated from its text, and held against the value that the line gave;
-one that does not agree is left out. What the layer itself gives is held against `jax.grad` too.
+one that does not agree is left out. The layer's own results are held against `jax.grad` too.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class LineWriter:
 
         while True:
             taken = {self.plain(each) for line in lines for each in line.right.every()}
-            for ref, made in self.recording.operations.items():  # of a part what it is a part of
+            for ref, made in self.recording.operations.items():  # of a part, the whole
                 if made.part and ref not in self.recording.same and self.symbols.get(ref) in taken:
                     taken |= {self.symbols[each] for each in self.recording.made_of(ref) if each in self.symbols}
             left = [line for line in lines if line.gives or names(self.plain(line.left)) & taken]

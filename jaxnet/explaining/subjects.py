@@ -35,7 +35,7 @@ class ExplainedNetwork:
     """A network with its loss, parameters and examples. The first example is explained, or all as a batch.
 
     xs, ys: examples first; xs a tree of arrays where the network takes several. example: the index of the first in the
-    data, None where they were made up. history: of a run. kind: what an input is.
+    data, None where they were made up. history: of a run. kind: of an input.
     """
 
     net: Layer

@@ -364,7 +364,7 @@ def step_lines(line: model.Line, digits: int, width: int) -> list[str]:
         found += quoted_lines(line.quoted)
     if line.ulp is not None:
         found.append(f"  jax.grad gives the same{within(line.ulp)}")
-    with suppress(ValueError):  # what has no form as a formula is not offered as one
+    with suppress(ValueError):  # an expression without a form as a formula is not offered as one
         found.append(f'  --try "{formula(line.right)}"')
     return found
 

@@ -33,9 +33,9 @@ class UnwritableError(Exception):
 class Transcription:
     """Equations of a recording's values. symbols: of values, by their numbers; more are added by whoever writes lines.
 
-    numbers: what each `Number` that was written is worth. products: of each product with indices its operands and
+    numbers: the value of each `Number` that was written. products: of each product with indices its operands and
     the indices of these and of the result. letters: the indices of the axes of a value, those of one entry left out.
-    firsts: of the first rows of a table, the table and how many. computed: of what a function gives its value, out of
+    firsts: of the first rows of a table, the table and how many. computed: a function's value, out of
     the values of all numbers. called: the names of functions of the author's that are not written out. by_rows: of a
     sum along the last axis, how many axes stand before it. of_each_row: of one entry of each row, which one.
     """
@@ -244,7 +244,7 @@ class Transcription:
         of = of.of if isinstance(of, ex.Call) else of
         stride, spread = multiple(options.get("window_strides")), multiple(options.get("lhs_dilation"))
         dilation, before = options.get("rhs_dilation"), padding_before(options.get("padding"))
-        if flipped and before:  # of the window that is turned round: what it reaches less what was put before
+        if flipped and before:  # of the flipped window: its reach less the padding before
             numbers = options.get("dimension_numbers")
             letters = numbers[1] if isinstance(numbers, tuple) else ""
             sizes = [size for letter, size in zip(letters, kernel.shape, strict=False) if letter not in "IO"]

@@ -15,7 +15,7 @@ def ulps(got: ArrayLike, expected: ArrayLike, beside: float = 0.0) -> float:
     """The largest distance between entries, in units of the last place of the array's largest entry.
 
     An entry that is a sum of others' sizes cannot be nearer than these are: so the largest sets the unit. beside: the
-    largest entry of what was computed along with it, which sets the unit of an array that is 0 but for its rounding.
+    largest entry of the values computed along with it: the unit of an array that is 0 but for its rounding.
     NaN where only one side is finite.
     """
     got, expected = np.asarray(got), np.asarray(expected)

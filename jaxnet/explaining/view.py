@@ -118,7 +118,7 @@ class View:
     pictures: Pictures
 
     def symbols(self, figure: PictureOf) -> dict[str, Expression]:
-        """The symbols of what a figure shows."""
+        """The symbols of a figure's values."""
         return symbols_of(self.chain, figure)
 
     @property

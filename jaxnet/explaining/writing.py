@@ -25,7 +25,7 @@ from jaxnet.explaining.ulp import largest, ulps
 class Inside:
     """An item's records with their symbols. below: the error at the item's input.
 
-    alone: whether the item is the whole network, and one layer. arrives: the error at what the item gives, where that
+    alone: whether the item is the whole network, and one layer. arrives: the error at the item's output, where that
     is written as the layer above sends it.
     """
 

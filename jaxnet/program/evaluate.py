@@ -247,10 +247,10 @@ def blank(shape: Any) -> jax.Array:
 
 
 class LongerLoops(Evaluation):
-    """Runs each while loop on for as many turns again; rules, and what has no such loop inside, run as they stand."""
+    """Runs each while loop on for as many turns again; rules, and operations without a loop, run as they stand."""
 
     def opens(self, operation: Operation) -> bool:
-        """Only what has a while loop inside."""
+        """Only operations with a while loop inside."""
         return operation.kind == "while" or (operation.kind != "rule" and any(b.has("while") for b in operation.bodies))
 
     def outcome(self, operation: Operation, values: Sequence) -> tuple[Sequence, Kept]:

@@ -56,8 +56,8 @@ def signs(key: jax.Array | None, shape: tuple[int, ...], dtype) -> jax.Array:
 def of_columns(net: Layer, loss: Loss, read: Reading, samples: int | None) -> Callable:
     """A reading of each column Jᵀ S u: of every unit vector u, or of `samples` random ones.
 
-    Returns `(params, xs, ys, *, key=None, state=None, train=False, weights=None) -> readings`. `key` draws u, and what
-    the network draws in training mode.
+    Returns `(params, xs, ys, *, key=None, state=None, train=False, weights=None) -> readings`. `key` draws u, and
+    the network's own draws in training mode.
     """
     back = backpropagate(net, sent(loss), read)
 

@@ -82,7 +82,7 @@ def finite(net: Layer, loss: Loss) -> Callable[..., Finite]:
 def first_nonfinite(net: Layer, loss: Loss, found: Finite) -> Origin | None:
     """The first place that is not finite, forward and then back, and its examples; None where all is finite.
 
-    `found`: what `finite(net, loss)` gives.
+    `found`: the reading `finite(net, loss)`.
 
     >>> net, xs, ys = serial(dense(2, init="glorot_normal"), relu), jnp.ones((3, 4)), jnp.ones((3, 2))
     >>> params = net.init(jax.random.key(0), xs[0])

@@ -41,7 +41,7 @@ class Rearranged(Factor):
         return self.placed(self.factor.weighted(c))
 
     def placed(self, array: jax.Array) -> jax.Array:
-        """A gradient of what `factor` is of in the parameter's own layout."""
+        """The factor's gradient, in the parameter's own layout."""
         for kind, numbers in self.steps:
             array = array.reshape(numbers) if kind == "reshape" else array.transpose(numbers)
         return array

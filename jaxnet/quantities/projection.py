@@ -140,7 +140,7 @@ def low_rank(inner: optax.GradientTransformation, projections: Tree) -> optax.Gr
 def channel_scaled(inner: optax.GradientTransformation, projections: Tree) -> optax.GradientTransformation:
     """The whole gradient G, each of its columns as much longer as `inner` makes that of PᵀG: APOLLO.
 
-    G ⊙ s, s_j = ‖u_j‖ / ‖(PᵀG)_j‖, u what `inner` makes of PᵀG: such as `optax.scale_by_adam`, whose moments then take
+    G ⊙ s, s_j = ‖u_j‖ / ‖(PᵀG)_j‖, u the update that `inner` makes of PᵀG: `optax.scale_by_adam`'s moments then take
     rank/out of the memory. Follow it by `optax.scale_by_learning_rate`. A vector gets `inner`'s update.
     Source: Zhu et al., APOLLO: SGD-like Memory, AdamW-level Performance, 2024, §4.
 

@@ -279,7 +279,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-# What may be overridden with the promise still held: who computes, and what is written.
+# Overriding these keeps the promise: the machine that computes, and the files that are written.
 SAME_RECIPE = {"name", "seed", "promise", "checkpoint", "monitor", "mesh", "tensorboard"}
 
 

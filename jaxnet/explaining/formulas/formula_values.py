@@ -74,7 +74,7 @@ class Symbols:
         return f"the network has no {name}: {mend}"
 
 
-class Misfit(Exception):  # noqa: N818 - no error of the program, but what the judge looks for
+class Misfit(Exception):  # noqa: N818 - no error of the program: the judge looks for it
     """Two shapes that do not go together, at an operator."""
 
     def __init__(self, node: ast.expr, sign: str, left: Shape, right: Shape, why: str):
@@ -331,7 +331,7 @@ def entries_of(layer: Layer, slope: bool) -> Callable:
 def evaluate(formula: Formula, scope: Symbols) -> np.ndarray:
     """The value of a formula, (draws, rows, columns) or (draws,) of a number.
 
-    Raises `FormulaError` for what has no meaning, `Misfit` where shapes do not fit.
+    Raises `FormulaError` for a formula without a meaning, `Misfit` where shapes do not fit.
     """
     return FormulaEvaluation(formula, scope).of(formula.tree)
 

@@ -53,7 +53,8 @@ class Trial(Frozen):
     """The verdict on a formula.
 
     verdict: "right", "value" (shapes fit, the value is none of the network's), "misfit", or "shapes" (only shapes
-    were given, and they fit). quantity: the key of what it is, or was compared with. words: what is told of it.
+    were given, and they fit). quantity: the key of the quantity that it is, or was compared with.
+    words: the sentence to print.
     """
 
     formula: str

@@ -30,7 +30,7 @@ from jaxnet.explaining.formulas.quantities import Quantity, near
 MOST = 6  # factors; more are not put together anew
 MOST_ENTRIES = 1 << 16  # of any product on the way
 MOST_PARTS = 30  # of the same factors and shape
-STAGES = ((3, False), (6, True), (9, False))  # what all changes may cost, and whether a factor may be missing
+STAGES = ((3, False), (6, True), (9, False))  # the most that all changes may cost, and whether a factor may be missing
 TURNED, BEHIND, OTHER_PRODUCT, OTHER_FACTOR, MISSING, TOO_MUCH, THE_ERROR = 2, 2, 1, 4, 4, 5, 2
 SUM, PRODUCT, TIGHT = range(3)  # how a part's text binds
 
@@ -142,7 +142,7 @@ def choices(evaluation: FormulaEvaluation, node: ast.expr, words: Sequence[Part]
         kin = family is not None and kind(word.text.removesuffix(".T")) == kind(family)
         turned = word.text.endswith(".T") == (inner is not node)
         if word.text != text and (word.size == size(value) or (kin and turned)):
-            cost = OTHER_FACTOR + THE_ERROR * word.text.startswith("d")  # rather what is missing than the answer
+            cost = OTHER_FACTOR + THE_ERROR * word.text.startswith("d")  # a missing factor is likelier
             yield replace(word, changes=(f"{word.text} stands where {own.operand(TIGHT)} stood",), cost=cost)
 
 

@@ -57,7 +57,7 @@ MESSAGES = {
     "ends": "the formula ends where a factor should follow",
     "open": "a bracket is open: put {} here",
     "deep": f"brackets may stand {DEEPEST} deep, no deeper",
-    "target": "before = stands the name of what the formula gives",
+    "target": "before = stands the name of the formula's value",
     "long": f"a formula has at most {LONGEST} characters, got {{}}",
     "nothing": 'a formula is expected, such as "W3.T @ delta3 * s\'(z2)", got none',
 }
@@ -279,7 +279,7 @@ class FormulaReader:
         return ast.Call(ast.Name(name), given, [each for each in parts if isinstance(each, ast.keyword)])
 
     def bracket(self, opened: str) -> ast.expr:
-        """What stands in a bracket: a list, a row of values, or one expression."""
+        """The content of a bracket: a list, a row of values, or one expression."""
         parts, comma = self.parts(")" if opened == "(" else "]")
         if opened == "[":
             return ast.List(parts)

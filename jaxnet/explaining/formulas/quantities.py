@@ -159,7 +159,7 @@ def at_draws(leaves: Values, bare: Symbols, equations: list[tuple[str, str]]) ->
     kept = np.concatenate([[0], best])
     found = {key: value[kept] for key, value in values.items()}
     for key, value in bare.values.items():
-        if key not in found:  # what no equation gives, at the example alone
+        if key not in found:  # a value without an equation is known at the example alone
             found[key] = np.full((len(kept), *value.shape[1:]), np.nan)
         found[key] = np.concatenate([value, found[key][1:].reshape(-1, *value.shape[1:])])
     return found

@@ -1,6 +1,6 @@
 """Pallas' two compilers, as the text of a kernel sees them: how it reads and writes a block of a head's rows.
 
-    Triton    GPU: arrays in the device's memory, (time, heads, width); what lies beyond the end is masked
+    Triton    GPU: arrays in the device's memory, (time, heads, width); rows beyond the end are masked
     Mosaic    TPU: heads copied to the core's memory, (heads, time, width), filled up with zeros to whole blocks
 
 Of numbers for each row, (heads, time), a kernel sees columns (block, 1).

@@ -45,7 +45,7 @@ def backward_kernel(
     """dx of a block of rows, by the plain equation; dγ and dβ are added up from block to block."""
     start = pl.program_id(0) * len(delta_ref)
 
-    def rows(ref):  # what lies beyond the last row is not to be summed
+    def rows(ref):  # rows beyond the last one are not to be summed
         inside = start + jax.lax.broadcasted_iota(jnp.int32, ref.shape, 0) < n
         return jnp.where(inside, ref[...], 0)
 

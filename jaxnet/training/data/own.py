@@ -34,7 +34,7 @@ class Allowed:
     """The modules whose objects a config may name, and so run: a config may come from a stranger.
 
     They are those in the current folder and beside a config that was read; of jaxnet, optax and packages that register
-    makers, what these define themselves. everything: any module.
+    makers, the objects that these define themselves. everything: any module.
     """
 
     def __init__(self):
