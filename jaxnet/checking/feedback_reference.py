@@ -13,17 +13,19 @@ So ∇_W C is taken at W and ∂C/∂a at B, by JAX's rules alone; of the hand-w
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxnet.factors import dataclass_tree
 from jaxnet.feedback.feedback_path import FeedbackPath, beside_in, each_own, feedback_paths_in, unstated
 from jaxnet.layer import Layer
 from jaxnet.lowering import plain_forms
-from jaxnet.program.calls import bind, opened, scan_counts
+from jaxnet.program import Evaluation, Operation, graph_of
+from jaxnet.program.calls import bind
+from jaxnet.program.evaluate import Kept
 from jaxnet.readings import Beside, bare
 
 constant = jax.lax.stop_gradient
@@ -90,54 +92,31 @@ def by_matrix(path: FeedbackPath, leaf: Layer) -> Layer:
             rest = {name: p for name, p in own.items() if name not in fed}
             program = program(weights, rest, x)
         fields = [Beside(weights[name], (instead[name], learned.get(name))) for name in sorted(fed)]
-        [out] = fed_back(program, [*fields, *jax.tree.leaves((rest, x))])
+        [out] = FedBack().run(graph_of(program), [*fields, *jax.tree.leaves((rest, x))])
         return out, saved
 
     return leaf._replace(forward=forward)
 
 
-def fed_back(program: ClosedJaxpr, values: list[Any]) -> list[Any]:
-    """The results of a program, with z = W x replaced as above wherever a value is a W with something `Beside` it.
+class FedBack(Evaluation):
+    """Replaces z = W x as above wherever a value is a W with something `Beside` it."""
 
-    Raises `ValueError` for a W that is used other than as a factor of a product.
-    """
-    jaxpr = program.jaxpr
-    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.consts, *values), strict=True))
-
-    def value(v):
-        return v.val if isinstance(v, Literal) else env[v]
-
-    for eqn in jaxpr.eqns:
-        inputs = [value(v) for v in eqn.invars]
-        at = [i for i, t in enumerate(inputs) if isinstance(t, Beside)]
-        outs = bind(eqn, inputs) if not at else fed_back_at(eqn, inputs, at)
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [value(v) for v in jaxpr.outvars]
+    def outcome(self, operation: Operation, values: Sequence) -> tuple[Sequence, Kept]:
+        """The results of an operation. Raises `ValueError` for a W that is used other than as a factor of a product."""
+        at = [i for i, t in enumerate(values) if isinstance(t, Beside)]
+        if at and operation.kind == "scan":
+            return super().outcome(operation, values)
+        return fed_back(operation.eqn, values, at) if at else bind(operation.eqn, values), {}
 
 
-def fed_back_at(eqn: Any, inputs: list[Any], at: list[int]) -> list[Any]:
-    """The results of an operation with weights among its inputs."""
+def fed_back(eqn: Any, values: Sequence, at: list[int]) -> list[Any]:
+    """The results of an equation with weights among its inputs."""
 
     def of(W):
-        return bind(eqn, [W if i in at else t for i, t in enumerate(inputs)])
+        return bind(eqn, [W if i in at else t for i, t in enumerate(values)])
 
-    call = opened(eqn)
-    if call is not None and call.kind == "scan":
-        consts, carries = scan_counts(eqn)
-        [body] = call.programs
-
-        def step(carry, own):
-            outs = fed_back(body, [*inputs[:consts], *carry, *own])
-            return outs[:carries], outs[carries:]
-
-        first, own = inputs[consts : consts + carries], inputs[consts + carries :]
-        options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-        carry, stacked = jax.lax.scan(step, first, own, **options)
-        return [*carry, *stacked]
-    if call is not None and call.kind == "call":
-        return fed_back(call.programs[0], inputs)
-    node = inputs[at[0]]
-    if len(inputs) == 1:  # reshaped, transposed, in another dtype: the same is done to the feedback matrix
+    node = values[at[0]]
+    if len(values) == 1:  # reshaped, transposed, in another dtype: the same is done to what stands beside
         instead, learned = node.own
         [W], [B] = of(node.p), of(instead)
         return [Beside(W, (B, None if learned is None else of(learned)[0]))]
@@ -146,9 +125,9 @@ def fed_back_at(eqn: Any, inputs: list[Any], at: list[int]) -> list[Any]:
     [other] = [i for i in (0, 1) if i not in at]
 
     def product(W, x):
-        return bind(eqn, [x if i == other else W for i in range(len(inputs))])[0]
+        return bind(eqn, [x if i == other else W for i in range(len(values))])[0]
 
-    x, (instead, learned) = inputs[other], node.own
+    x, (instead, learned) = values[other], node.own
     through = product(instead, x)
     if learned is not None:
         through = through + product(learned, constant(x))
