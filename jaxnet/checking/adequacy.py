@@ -81,7 +81,7 @@ def slips(execution: Execution, names: Names) -> Iterator[tuple[int, Callable, s
     """The mistakes of a backward pass: number of the value that is another, function of all values, words."""
     for number in names.seeds:
         yield number, lambda values, n=number: np.ones_like(values[n]), "the cotangent is ignored: as if it were 1"
-    for operation in execution.everything:
+    for operation in execution.graph.everything:
         if operation.kind == "operation" and len(operation.outputs) == 1:
             number, is_term = operation.outputs[0], MISSING.get(operation.name) == "term"
             for lost, change, words in names.slips(operation):

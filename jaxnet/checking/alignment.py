@@ -80,7 +80,7 @@ class Aligned(Execution):
     def places(self) -> dict[tuple[int, str], MarkedPlace]:
         """By mark and path of the leaf, where the values of an expression stand."""
         found: dict[tuple[int, str], MarkedPlace] = {}
-        for operation in self.everything:
+        for operation in self.graph.everything:
             mark = marked_by(operation)
             if mark is not None and operation.outputs[0] in self.values[0]:  # not in a branch that does not run
                 place = found.setdefault(mark, MarkedPlace(self.marks[mark[0]], mark[1]))
@@ -97,13 +97,13 @@ class Aligned(Execution):
     @cached_property
     def given(self) -> dict[int, int]:
         """By the number of a marked value, that of the value that the mark was given."""
-        return {o.outputs[0]: o.inputs[0] for o in self.everything if marked_by(o) is not None}
+        return {o.outputs[0]: o.inputs[0] for o in self.graph.everything if marked_by(o) is not None}
 
     def seen_at(self, place: MarkedPlace, operation: Operation) -> int | None:
         """The number of a place's value as an operation would see it: the last before it, in the loops around it."""
-        around = self.around[operation.outputs[0]]
+        around = self.graph.around[operation.outputs[0]]
         for each in reversed(place.operations):
-            inside = self.around[each.outputs[0]]
+            inside = self.graph.around[each.outputs[0]]
             if each.number < operation.number and around[: len(inside)] == inside:
                 return each.outputs[0]
         return None
@@ -132,7 +132,7 @@ class Effect:
         return bool(
             operation.number in self.marks
             or self.changed.intersection(operation.inputs)
-            or any(each.number in self.marks for body in operation.bodies for each in body.everything())
+            or any(each.number in self.marks for body in operation.bodies for each in body.everything)
         )
 
     def number(self, number: int) -> int:

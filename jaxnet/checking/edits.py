@@ -214,7 +214,7 @@ class Scope:
         for place in every:
             numbers = [aligned.seen_at(place, operation) for operation in self.place.operations]
             if any(number is None for number in numbers):
-                if not self.place.mark.defines or place.number in self.inside or aligned.around[place.number]:
+                if not self.place.mark.defines or place.number in self.inside or aligned.graph.around[place.number]:
                     continue
                 numbers = [place.number]
             value = np.asarray(aligned.values[0].get(numbers[0] or 0, 0.0))

@@ -139,40 +139,9 @@ class Execution:
         evaluation.run(self.graph, self.flat[point])
         return evaluation.values
 
-    @cached_property
-    def everything(self) -> tuple[Operation, ...]:
-        """Every operation."""
-        return tuple(self.graph.everything())
-
-    @cached_property
-    def made(self) -> dict[int, tuple[Operation, int]]:
-        """By a value's number, the operation that gives it, and which of its results it is."""
-        return {number: (each, k) for each in self.everything for k, number in enumerate(each.outputs)}
-
-    @cached_property
-    def constants(self) -> dict[int, Any]:
-        """The constants, those of inner programs included."""
-        graphs = [self.graph, *(body for operation in self.everything for body in operation.bodies)]
-        return {number: value for graph in graphs for number, value in graph.constants.items()}
-
-    @cached_property
-    def around(self) -> dict[int, tuple[tuple[Operation, int], ...]]:
-        """By a value's number, the operations that it stands in, from the outside, and in which of their bodies."""
-        found: dict[int, tuple] = {}
-
-        def walk(graph: Graph, around: tuple) -> None:
-            found.update(dict.fromkeys(graph.inputs, around))
-            for operation in graph.operations:
-                found.update(dict.fromkeys(operation.outputs, around))
-                for k, body in enumerate(operation.bodies):
-                    walk(body, (*around, (operation, k)))
-
-        walk(self.graph, ())
-        return found
-
     def loops(self, number: int) -> tuple[Operation, ...]:
         """The loops that a value stands in, from the outside."""
-        return tuple(each for each, _ in self.around.get(number, ()) if each.kind in ("scan", "while"))
+        return tuple(each for each, _ in self.graph.around.get(number, ()) if each.kind in ("scan", "while"))
 
     def steps(self, number: int) -> int:
         """How many steps the one scan has that a value stands in; 0 where there is none, −1 in any other loop."""
@@ -190,7 +159,7 @@ class Execution:
     def same(self) -> dict[int, int]:
         """By a value's number, that of the value that a loop, a rule or the branch that runs takes in or hands on."""
         found: dict[int, int] = {}
-        for operation in self.everything:
+        for operation in self.graph.everything:
             if operation.kind == "scan":
                 found.update(passed_in(operation))
             body = self.chosen(operation)
@@ -208,7 +177,7 @@ class Execution:
         if operation.kind != "cond":
             return None
         number = operation.inputs[0]
-        which = {int(np.max(values.get(number, self.constants.get(number, -1)))) for values in self.values}
+        which = {int(np.max(values.get(number, self.graph.all_constants.get(number, -1)))) for values in self.values}
         return operation.bodies[min(max(which.pop(), 0), len(operation.bodies) - 1)] if len(which) == 1 else None
 
     def known(self, number: int) -> int:
@@ -221,7 +190,7 @@ class Execution:
     def floats(self) -> list[int]:
         """The different values of floating point, one number each."""
         found: dict[tuple, int] = {}
-        for number in self.around:
+        for number in self.graph.around:
             value = self.values[0].get(number)
             there = number not in self.same and all(number in values for values in self.values)
             if there and isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
@@ -237,7 +206,7 @@ class Execution:
     @cached_property
     def uses(self) -> Uses:
         """By a value's number, those of the values that depend on it directly."""
-        return uses(self.everything)
+        return uses(self.graph.everything)
 
     def dependents(self, numbers: Iterable[int]) -> frozenset[int]:
         """The numbers of the values that depend on some, these included."""

@@ -61,7 +61,7 @@ class Naming:
         """Autodiff's value, over the steps of the place's loop."""
         number = self.reference.known(number)
         values = self.reference.values[point]
-        value = values[number] if number in values else self.reference.constants[number]
+        value = values[number] if number in values else self.reference.graph.all_constants[number]
         if jnp.issubdtype(value.dtype, jax.dtypes.extended):
             raise CannotWriteError("a random key")
         value = np.asarray(value)
@@ -86,8 +86,8 @@ class Naming:
         if first.dtype.kind == "f" and not np.isfinite(one) and all(np.all(array == one) for array in arrays):
             return Written(f"{'-' if one < 0 else ''}{self.library}.inf")
         if first.dtype.kind != "b" and np.isfinite(one) and all(np.all(array == one) for array in arrays):
-            maker = self.reference.made.get(number)
-            if maker is not None and maker[0].name in ("broadcast_in_dim", "reshape", *UNCHANGED):
+            maker = self.reference.graph.made_by.get(number)
+            if maker is not None and maker.name in ("broadcast_in_dim", "reshape", *UNCHANGED):
                 return None
             elsewhere = self.other and self.other.constants.get(number)
             return Written(self.number(float(one), None if elsewhere is None else float(np.ravel(elsewhere)[0])), (),

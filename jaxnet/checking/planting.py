@@ -133,7 +133,7 @@ class Names:
 
     def line(self, number: int) -> tuple[str, str]:
         """The line of the primal that a value comes from, and its text."""
-        operation, _ = self.execution.made.get(number, (None, 0))
+        operation = self.execution.graph.made_by.get(number)
         file = "" if operation is None else operation.position.file
         if operation is None or is_library(file):
             return "", "the primal"
@@ -148,13 +148,13 @@ class Names:
         execution, inputs, (number, *_) = self.execution, operation.inputs, operation.outputs
 
         def shape(each: int) -> tuple[int, ...]:
-            return np.shape(execution.values[0].get(each, execution.constants.get(each, 0.0)))
+            return np.shape(execution.values[0].get(each, execution.graph.all_constants.get(each, 0.0)))
 
         for k, lost in enumerate(inputs if operation.name in MISSING and len(inputs) == 2 else ()):
             kept = inputs[1 - k]
             alone = ALONE.get(operation.name, np.asarray) if k == 0 else np.asarray
             if shape(kept) == shape(number) or not shape(lost):
-                value = execution.constants.get(lost, 0.0)
+                value = execution.graph.all_constants.get(lost, 0.0)
                 small = not np.ndim(value) and 0 < abs(value) < SMALL
                 what = f"ε = {value:g}" if small else f"the {MISSING[operation.name]} {{{lost}}}"
                 yield lost, lambda values, kept=kept, f=alone: f(values[kept]), f"{what} is missing in {{v}}"
@@ -189,7 +189,7 @@ class Planting:
         """The operations whose value may be wrong: of floating point, in the order of the program."""
         return [
             o
-            for o in self.aligned.everything
+            for o in self.aligned.graph.everything
             if o.kind == "operation" and len(o.outputs) == 1 and self.kind(o.outputs[0]) in ("f", "c")
         ]
 

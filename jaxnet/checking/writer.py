@@ -73,9 +73,10 @@ class Writer(Naming):
 
     def made(self, number: int) -> Written:
         """A value as the operation that made it, with its operands written."""
-        if number not in self.reference.made:
+        if number not in self.reference.graph.made_by:
             raise CannotWriteError(f"a value that was given: {number}")
-        operation, k = self.reference.made[number]
+        operation = self.reference.graph.made_by[number]
+        k = operation.outputs.index(number)
         if operation.kind != "operation" or (k and operation.name != "split"):
             raise CannotWriteError(operation.name)
         inputs = operation.inputs

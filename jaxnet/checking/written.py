@@ -69,11 +69,10 @@ class OtherShape:
         """Two traced programs."""
         shapes = {
             number: tuple(getattr(variable.aval, "shape", ()))
-            for operation in author.everything()
+            for operation in author.everything
             for number, variable in zip(operation.outputs, operation.eqn.outvars, strict=True)
         }
-        graphs = [reference, *(body for operation in reference.everything() for body in operation.bodies)]
-        return cls(shapes, {number: v for graph in graphs for number, v in graph.constants.items() if not np.ndim(v)})
+        return cls(shapes, {number: v for number, v in reference.all_constants.items() if not np.ndim(v)})
 
 
 def indexed(text: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str | None:

@@ -85,7 +85,7 @@ class WithoutRules(Evaluation):
 
 def require_open(program: ClosedJaxpr) -> None:
     """Raises `CannotOpenError` where a rule stands inside a kernel, or a reducer."""
-    for operation in graph_of(program).everything():
+    for operation in graph_of(program).everything:
         if not operation.bodies:
             for each in inner_programs(operation.eqn):
                 for eqn in filter(is_rule, equations(each)):
@@ -148,7 +148,7 @@ def rules_inside(function: Callable, args: tuple, limit: int = 4096) -> list[Rul
     require_open(program)
     graph, flat = graph_of(program), jax.tree.leaves(args)
     floats = [n for n, aval in zip(graph.inputs, program.in_avals, strict=True) if is_float(aval)]
-    moving = dependents(uses(graph.everything(), differentiable), floats)
+    moving = dependents(uses(graph.everything, differentiable), floats)
     reaching = Reaching(turns_of(graph, flat))
     kept = quickly(lambda *a: reaching.body(graph, a)[1], flat)
     sites: list[RuleUse] = []

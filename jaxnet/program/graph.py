@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Literal
@@ -48,16 +48,38 @@ class Graph:
     constants: dict[int, Any]
     operations: tuple[Operation, ...]
 
-    def everything(self) -> Iterator[Operation]:
+    @cached_property
+    def everything(self) -> tuple[Operation, ...]:
         """Every operation, those of inner bodies after the one that runs them."""
+        found = []
         for operation in self.operations:
-            yield operation
-            for body in operation.bodies:
-                yield from body.everything()
+            found += [operation, *(each for body in operation.bodies for each in body.everything)]
+        return tuple(found)
+
+    @cached_property
+    def made_by(self) -> dict[int, Operation]:
+        """By a value's number, the operation that makes it; inputs and constants have none."""
+        return {number: operation for operation in self.everything for number in operation.outputs}
+
+    @cached_property
+    def around(self) -> dict[int, tuple[tuple[Operation, int], ...]]:
+        """By a value's number, the operations that it stands in, from the outside, and in which of their bodies."""
+        found: dict[int, tuple] = dict.fromkeys(self.inputs, ())
+        for operation in self.operations:
+            found.update(dict.fromkeys(operation.outputs, ()))
+            for i, body in enumerate(operation.bodies):
+                found.update((number, ((operation, i), *inner)) for number, inner in body.around.items())
+        return found
+
+    @cached_property
+    def all_constants(self) -> dict[int, Any]:
+        """The constants, those of inner bodies included."""
+        graphs = (self, *(body for operation in self.everything for body in operation.bodies))
+        return {number: value for graph in graphs for number, value in graph.constants.items()}
 
     def has(self, kind: str) -> bool:
         """Whether an operation of this kind stands anywhere in it."""
-        return any(operation.kind == kind for operation in self.everything())
+        return any(operation.kind == kind for operation in self.everything)
 
 
 class Builder:

@@ -191,7 +191,7 @@ def is_plain(aval: Any) -> bool:
 @lru_cache(maxsize=256)
 def numbers_in(graph: Graph) -> tuple[int, ...]:
     """The numbers of a body's values: its inputs, and all that its operations give."""
-    return (*graph.inputs, *(n for operation in graph.everything() for n in operation.outputs))
+    return (*graph.inputs, *(n for operation in graph.everything for n in operation.outputs))
 
 
 @lru_cache(maxsize=1024)

@@ -31,15 +31,15 @@ class Tape:
     out_tree: Any
     kept: Kept
 
-    @cached_property
+    @property
     def operations(self) -> tuple[Operation, ...]:
         """Every operation, those inside a loop or a rule after the one that runs them."""
-        return tuple(self.graph.everything())
+        return self.graph.everything
 
-    @cached_property
+    @property
     def made_by(self) -> dict[int, Operation]:
         """The operation that makes each value; inputs and constants have none."""
-        return {number: operation for operation in self.operations for number in operation.outputs}
+        return self.graph.made_by
 
     @cached_property
     def same(self) -> dict[int, int]:
@@ -49,8 +49,7 @@ class Tape:
     @cached_property
     def values(self) -> dict[int, Any]:
         """Every value by its number, constants included."""
-        graphs = (self.graph, *(body for operation in self.operations for body in operation.bodies))
-        found = {number: value for graph in graphs for number, value in graph.constants.items()}
+        found = dict(self.graph.all_constants)
         found.update({key[0]: value for key, value in self.kept.items() if key[1] == VALUE})
         for inner, outer in self.same.items():  # outer ones come first
             if outer in found:
@@ -91,7 +90,7 @@ class KeepingAll(Keeping):
 
     def __init__(self, graph: Graph, turns: dict[int, int]):
         super().__init__(turns)
-        self.passed = {inner for operation in graph.everything() for inner, _ in passed_in(operation)}
+        self.passed = {inner for operation in graph.everything for inner, _ in passed_in(operation)}
 
     def body(self, graph: Graph, args: Sequence) -> tuple[list, Kept]:
         """The outputs of a graph; its inputs are kept too."""

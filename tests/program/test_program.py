@@ -73,8 +73,8 @@ def test_a_changed_value_changes_only_its_dependents(function):
     graph = graph_of(jax.make_jaxpr(function)(X))
     evaluation = NumpyEvaluation()
     before = evaluation.run(graph, [X])
-    following = uses(graph.everything())
-    for number in [*graph.inputs, *(n for o in graph.everything() for n in o.outputs)]:
+    following = uses(graph.everything)
+    for number in [*graph.inputs, *(n for o in graph.everything for n in o.outputs)]:
         if np.asarray(evaluation.values.get(number, 0)).dtype.kind == "f":
             after = NumpyEvaluation(changes={number: lambda values, n=number: values[n] + 0.125}).run(graph, [X])
             for out, a, b in zip(graph.outputs, before, after, strict=True):
